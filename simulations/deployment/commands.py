@@ -39,8 +39,7 @@ def server_init(
     ] = 9444,
 ) -> None:
     """Make certificates, settings, a proxy file and a service file."""
-    from simulations.deployment.server.folder import ServerSettings, server_folder
-    from simulations.deployment.server.init import init_server
+    from simulations.deployment.server.folder import ServerSettings, init_server, server_folder
 
     settings = ServerSettings(hosts=tuple(host), port=port, superlink_port=superlink_port)
     print_lines(init_server(server_folder(folder), settings))
@@ -50,7 +49,7 @@ def server_init(
 def server_start(folder: Folder = ".") -> None:
     """Run the server until Ctrl-C."""
     from simulations.deployment.server.folder import server_folder
-    from simulations.deployment.server.start import start_server, starting_lines
+    from simulations.deployment.server.superlink import start_server, starting_lines
 
     where = server_folder(folder)
     print_lines(starting_lines(where, where.settings()))
@@ -61,7 +60,7 @@ def server_start(folder: Folder = ".") -> None:
 def server_add_site(name: str, key: Path, folder: ServerDir = ".") -> None:
     """Let the holder of KEY sign in as NAME (the server must be running)."""
     from simulations.deployment.server.folder import server_folder
-    from simulations.deployment.server.site_registry import add_site
+    from simulations.deployment.server.superlink import add_site
 
     print_lines(add_site(server_folder(folder), name, key))
 
@@ -70,7 +69,7 @@ def server_add_site(name: str, key: Path, folder: ServerDir = ".") -> None:
 def server_remove_site(name: str, folder: ServerDir = ".") -> None:
     """Refuse NAME's key from now on: it left, or its key was stolen or renewed."""
     from simulations.deployment.server.folder import server_folder
-    from simulations.deployment.server.site_registry import remove_site
+    from simulations.deployment.server.superlink import remove_site
 
     print_lines(remove_site(server_folder(folder), name))
 
@@ -79,7 +78,7 @@ def server_remove_site(name: str, folder: ServerDir = ".") -> None:
 def server_sites(folder: ServerDir = ".") -> None:
     """List the registered sites with the fingerprints of their keys."""
     from simulations.deployment.server.folder import server_folder
-    from simulations.deployment.server.site_registry import listed
+    from simulations.deployment.server.superlink import listed
 
     print_lines(listed(server_folder(folder)))
 
@@ -101,8 +100,7 @@ def site_init(
     ] = "",
 ) -> None:
     """Make a key pair and site.toml."""
-    from simulations.deployment.site.init import SiteRequest, init_site
-    from simulations.deployment.site.labels import agreed_labels
+    from simulations.deployment.site.init import SiteRequest, agreed_labels, init_site
     from simulations.run.experiment import Request, load_experiment
 
     where = at_home(folder).resolve()
@@ -122,8 +120,7 @@ def site_check(
     offline: Annotated[bool, typer.Option("--offline", help="Data and keys only.")] = False,
 ) -> None:
     """Read the data, try the connection, say what would leave; nothing is sent."""
-    from simulations.deployment.site.check import check_site
-    from simulations.deployment.site.note import label_of
+    from simulations.deployment.site.check import check_site, label_of
     from simulations.run.experiment import Request, load_experiment
 
     asked = load_experiment(Request(experiment)) if experiment else None
@@ -196,7 +193,7 @@ def status(
 def stop(run: str, folder: ServerDir = ".") -> None:
     """End a run; its checkpoint stays."""
     from simulations.deployment.server.folder import server_folder
-    from simulations.deployment.server.stop import stop
+    from simulations.deployment.server.submit import stop
 
     print_lines(stop(server_folder(folder), run))
 

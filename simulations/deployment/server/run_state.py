@@ -1,19 +1,31 @@
-"""What the events of a run say about where it stands."""
+"""What the events of a run say about where it and its sites stand; the same as figures for
+Prometheus, read from the run folders when asked, on this machine only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from deal_core.errors import UserError
+from deal_core.privacy.accounting.unit import unit_text
 from server.events import RunEvent, plain_reason, read_events, site_name, without_undone
 from server.folder import RunFolder
 from server.lock import held
 from server.results import read_results
-from server.spending import Spending, spending_told
-from simulations.deployment.server.round_state import RoundState, round_after
+from server.spending import Spending, rounded_up, spending_told, whole_extent, whole_trust
+from simulations.deployment.server.folder import ServerFolder
 
+ROUND_ENDS = frozenset(
+    {"round_finished", "round_skipped", "run_started", "run_finished", "run_stopped"}
+)
+"""Events after which no round is under way."""
+WHERE = ("stage", "phase", "server_round")
 FAULTS = ("client_failed", "reply_dropped", "leg_failed")
 KILLED = "its process has ended without a word: the server was killed or restarted"
 MEANING = {
@@ -27,6 +39,44 @@ SITS_OUT = {
     "budget-spent": "its privacy budget is spent (deal ledger, there)",
 }
 """Words by which a site takes no part for longer than a task."""
+LATEST = 20
+"""Runs that are shown: the newest."""
+PHASES = ("starting", "running", "stopped", "finished")
+
+
+@dataclass
+class RoundState:
+    """One round, from the event that starts it to the one that ends it.
+
+    Attributes:
+        since: when it began, seconds since 1970.
+        asked: how many sites it asks.
+        where: stage, phase and number within the stage.
+        replied: clients with a valid reply.
+        declined: clients that take no part in it, by their own rules.
+        failed: clients without a valid reply.
+    """
+
+    since: float
+    asked: int
+    where: list[Any]
+    replied: list[str] = field(default_factory=list)
+    declined: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        """Count a reply to this round; events of others are passed over."""
+        kinds = {
+            "client_finished": self.replied,
+            "client_idle": self.declined,
+            "client_failed": self.failed,
+        }
+        if event["event"] not in kinds or [event.get(key) for key in WHERE] != self.where:
+            return
+        for clients in kinds.values():  # the last word of a client counts
+            if event["client"] in clients:
+                clients.remove(event["client"])
+        kinds[event["event"]].append(event["client"])
 
 
 @dataclass
@@ -133,6 +183,18 @@ def state_of(run: Path) -> RunState:
     return state
 
 
+def round_after(event: Mapping[str, Any], current: RoundState | None) -> RoundState | None:
+    """Return the round that is under way after an event; None: none is."""
+    if event["event"] == "round_started":
+        where = [event.get(key) for key in WHERE]
+        return RoundState(event["time"], int(event.get("clients", 0)), where)
+    if event["event"] in ROUND_ENDS:
+        return None
+    if current is not None:
+        current.hear(event)
+    return current
+
+
 def _begin(state: RunState, event: RunEvent, names: list[str]) -> None:
     state.phase, state.reason = "running", ""
     state.tasks, state.unit = list(event["tasks"]), str(event.get("unit") or "")
@@ -183,3 +245,95 @@ def _told(state: RunState, event: RunEvent, names: list[str]) -> None:
         state.phase = "finished"
     elif kind == "run_stopped":
         state.phase, state.reason = "stopped", plain_reason(event["reason"])
+
+
+class RunFigures(Collector):
+    """Reads the newest runs below ``runs``."""
+
+    def __init__(self, runs: Path) -> None:
+        self._runs = runs
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Yield one family per figure."""
+        folders = sorted(self._runs.glob("*"), key=lambda p: p.stat().st_mtime)[-LATEST:]
+        states = {folder.name: state_of(folder) for folder in folders if folder.is_dir()}
+        yield from _of_runs(states)
+        yield from _of_sites(states)
+
+
+def _of_runs(states: dict[str, RunState]) -> Iterator[GaugeMetricFamily]:
+    figures: dict[str, tuple[str, Callable[[RunState], float]]] = {
+        "rounds_finished": ("rounds that have finished", lambda s: s.rounds),
+        "rounds_planned": ("rounds of the whole run", lambda s: s.planned),
+        "stage": ("stage, from 0", lambda s: s.stage),
+        "bytes_up": ("payload sent, mean per site", lambda s: s.bytes_up),
+        "bytes_down": ("payload received, mean per site", lambda s: s.bytes_down),
+        "quarantined": ("sites left out of the last round", lambda s: len(s.quarantined)),
+        "last_event_seconds": ("time of the last event", lambda s: s.last_event),
+    }
+    for name, (text, value) in figures.items():
+        family = GaugeMetricFamily(f"deal_run_{name}", text, labels=["run"])
+        for run, state in states.items():
+            family.add_metric([run], float(value(state)))
+        yield family
+    phases = GaugeMetricFamily(
+        "deal_run_phase", "1 for the phase it is in", labels=["run", "phase"]
+    )
+    accuracy = GaugeMetricFamily("deal_run_accuracy", "0 to 1", labels=["run", "task"])
+    among_all = GaugeMetricFamily(
+        "deal_run_accuracy_among_all",
+        "0 to 1, among all labels seen so far",
+        labels=["run", "task"],
+    )
+    for run, state in states.items():
+        for phase in PHASES:
+            phases.add_metric([run, phase], float(state.phase == phase))
+        for task, share in state.accuracy.items():
+            accuracy.add_metric([run, task], share)
+        for task, share in state.among_all.items():
+            among_all.add_metric([run, task], share)
+    yield phases
+    yield accuracy
+    yield among_all
+
+
+def _of_sites(states: dict[str, RunState]) -> Iterator[GaugeMetricFamily]:
+    figures: dict[str, tuple[str, Callable[[SiteState], float | None]]] = {
+        "last_reply_seconds": ("time of the last valid reply", lambda s: s.last_seen),
+        "rounds": ("valid updates", lambda s: s.rounds),
+        "faults": ("rounds without a valid reply, and dropped replies", lambda s: s.faults),
+    }
+    for name, (text, value) in figures.items():
+        family = GaugeMetricFamily(f"deal_site_{name}", text, labels=["run", "site"])
+        for run, state in states.items():
+            for named, site in state.sites.items():
+                figure = value(site)
+                if figure is not None:
+                    family.add_metric([run, named], float(figure))
+        yield family
+    yield _spending(states)
+
+
+def _spending(states: dict[str, RunState]) -> GaugeMetricFamily:
+    """An epsilon says nothing without its labels."""
+    text = "privacy spent so far, where a site tells it"
+    labels = ["run", "site", "delta", "unit", "over", "assumes", "void", "simulation_only"]
+    family = GaugeMetricFamily("deal_site_epsilon", text, labels=labels)
+    for run, state in states.items():
+        for name, site in state.sites.items():
+            if site.spent is not None:
+                spent, seeded = site.spent, str(site.spent.simulation_only).lower()
+                over = whole_extent(spent.disjoint_tasks)
+                trust = whole_trust(state.assumes, spent.assumes_more)
+                unit = unit_text(state.unit, state.unit_column)
+                delta, void = rounded_up(spent.delta, 2), str(spent.void).lower()
+                own = [run, name, delta, unit, over, trust, void, seeded]
+                family.add_metric(own, spent.epsilon)
+    return family
+
+
+def serve(folder: ServerFolder, port: int) -> None:
+    """Answer on ``http://127.0.0.1:PORT/metrics`` from a thread of this process."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(RunFigures(folder.runs))
+    start_http_server(port, addr="127.0.0.1", registry=registry)

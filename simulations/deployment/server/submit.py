@@ -1,4 +1,4 @@
-"""``deal submit``: an experiment becomes a run of the federation."""
+"""``deal submit``, ``deal stop``: an experiment becomes a run of the federation, goes on, ends."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from deal_core.errors import UserError
 from server.events import read_events
 from server.folder import RunFolder
 from server.lock import exclusive_lock
-from simulations.deployment.flower_home import CONNECTION
-from simulations.deployment.server.flower_status import flower_status
-from simulations.deployment.server.folder import ServerFolder
-from simulations.deployment.server.next_command import command
-from simulations.deployment.server.site_registry import registered
+from simulations.deployment.programs import CONNECTION
+from simulations.deployment.server.folder import ServerFolder, command
+from simulations.deployment.server.superlink import registered
 from simulations.engines.flower import BUNDLE
 from simulations.output.toml import toml_lines
 from simulations.run.experiment import Request, load_experiment
@@ -125,6 +123,31 @@ def continued_experiment(folder: ServerFolder, name: str, sites: list[str]) -> E
     return experiment.model_copy(update={"run": experiment.run.model_copy(update={"resume": True})})
 
 
+def stop(folder: ServerFolder, name: str) -> list[str]:
+    """Ask the SuperLink to end the run.
+
+    Returns:
+        The lines to print.
+
+    Raises:
+        UserError: no such run, or the server does not answer.
+    """
+    folder.settings()
+    run = run_folder(folder, name)
+    begun = starts(run)
+    if not begun:
+        return [f"{run.name} was never started; its folder is {run}"]
+    numbers = [start["run"] for start in reversed(begun)]
+    alive = (n for n in numbers if not flower_status(folder, n).startswith("finished"))
+    number = next(alive, numbers[0])
+    folder.flower.ask("stop", number, CONNECTION)
+    folder.events.write("run_stopped", run=run.name, flower=number)
+    return [
+        f"stopped {run.name}; the checkpoint after its last step stands",
+        f"next: {command(folder, f'submit --resume {run.name}')} goes on from there",
+    ]
+
+
 def run_folder(folder: ServerFolder, name: str) -> Path:
     """Return the folder of a run; an empty name: of the latest.
 
@@ -179,6 +202,29 @@ def starts(run: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines]
+
+
+def was_stopped(folder: ServerFolder, run: Path) -> bool:
+    """Return whether ``deal stop`` was called for the run since it was started last."""
+    begun = max((float(start["time"]) for start in starts(run)), default=0.0)
+    return any(
+        event["event"] == "run_stopped" and event["run"] == run.name and event["time"] >= begun
+        for event in read_events(folder.events.path)
+    )
+
+
+def flower_status(folder: ServerFolder, number: str) -> str:
+    """Return what Flower says of a start of a run; empty where it cannot be asked.
+
+    Args:
+        folder: of the server.
+        number: Flower's id of the start.
+    """
+    try:
+        runs = folder.flower.ask("list", CONNECTION, "--run-id", number)["runs"]
+    except UserError:
+        return ""
+    return str(runs[0]["status"]) if runs else "unknown"
 
 
 def _begun_at(run: Path) -> tuple[float, float]:

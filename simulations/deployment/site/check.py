@@ -11,47 +11,32 @@ from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
-from client.egress import FIELDS
-from client.site_file import (
-    SiteFile,
-    agreed_model,
-    own_data,
-    read_site,
-    site_files,
-)
+from client.site_file import SiteFile, read_site, site_files
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
 from deal_core.data.files import FilesSource
 from deal_core.data.identifiers import repeated_identifiers
-from deal_core.data.site import SiteSource
 from deal_core.data.source import TaskData
 from deal_core.data.split import split_off_each
 from deal_core.errors import UserError
-from deal_core.methods import method_of, statistics_of
-from deal_core.privacy.accounting.unit import GROUP, RECORD, unit_text
-from deal_core.privacy.policy import (
-    Policy,
-    counts_in_sum,
-    figures_allowed,
-    protects,
-    require_adapter,
-    require_comparable,
-    require_mechanism,
-    require_shares,
-    require_unit,
-    terms,
-)
-from deal_core.secure_sum.terms import LEAST_SITES
+from deal_core.privacy.policy import counts_in_sum
 from simulations.check.odd_settings import CLEAR_COUNTS
 from simulations.check.rows import grouped
-from simulations.deployment.secret_files import check_secret
-from simulations.deployment.site.address import host_and_port
-from simulations.deployment.site.disjoint import check_disjoint
-from simulations.deployment.site.labels import agreed_labels, compare_labels, declared_labels
-from simulations.deployment.site.note import Note
-from simulations.deployment.site.secure_sums import check_secure_sums
-from simulations.deployment.site.start import make_private
-from simulations.deployment.site_keys import fingerprint_of_private_key
+from simulations.deployment.keys import check_secret, fingerprint_of_private_key
+from simulations.deployment.site.agreement import (
+    Note,
+    check_agreed,
+    check_policy,
+    check_secure_sums,
+    check_sums,
+    check_terms,
+    check_unit,
+    compare_labels,
+    declared_labels,
+    what_leaves,
+)
+from simulations.deployment.site.init import agreed_labels, host_and_port
+from simulations.deployment.site.start import check_disjoint, make_private
 from simulations.run.privacy_warnings import (
     alike_people_warning,
     both_sides_warning,
@@ -76,6 +61,11 @@ class Report:
     lines: list[str]
     problems: list[str]
     warnings: list[str] = field(default_factory=list)
+
+
+def label_of(line: str) -> str:
+    """Return the word before a line."""
+    return "note" if isinstance(line, Note) else "ok"
 
 
 def check_site(folder: Path, experiment: Experiment | None = None, offline: bool = False) -> Report:
@@ -127,24 +117,6 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
     return report
 
 
-def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Yield that base model and public texts of the experiment are among those of the site.
-
-    Raises:
-        UserError: the site has not agreed to one of them, or to how a task is asked and answered;
-            or the model's folder is not there.
-    """
-    place = Path(agreed_model(experiment, site).name)
-    agreed, own = agreed_labels(experiment), site.data.labels
-    if all(own.get(task) == labels for task, labels in agreed.items()):  # else that is told
-        own_data(experiment.data, site.data)
-    if place.is_absolute() and not place.is_dir():
-        raise UserError(
-            f"[models] of site.toml: no folder {place}; write where the model lies here"
-        )
-    yield f"base model '{experiment.model.name}': agreed to"
-
-
 def check_keys(site: SiteFile) -> Iterator[str]:
     """Yield what was found of the private key and of the authority's certificate.
 
@@ -178,81 +150,6 @@ def check_state(site: SiteFile) -> Iterator[str]:
     except OSError as error:
         raise UserError(f"{state}: cannot be written ({error.strerror}); see site.state") from None
     yield f"state folder {state}: can be written"
-
-
-def check_policy(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Yield that the policy allows what the experiment asks; secure sums have a check of their own.
-
-    Raises:
-        UserError: the site would take no part in it.
-    """
-    require_mechanism(experiment.privacy.mechanism, site.policy)
-    require_adapter(experiment.adapter, site.policy)
-    require_shares(experiment.privacy, site.policy)
-    require_comparable(experiment, site.policy)
-    yield f"the policy allows the experiment: privacy.mechanism '{experiment.privacy.mechanism}'"
-
-
-def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Yield what becomes of the class sums that the experiment asks for, if it does.
-
-    Raises:
-        UserError: they are exact, or nothing can be learnt without them and the policy keeps them.
-    """
-    statistics = statistics_of(method_of(experiment))
-    if statistics is None:
-        return
-    name = experiment.method.name
-    if statistics.exact is not None:
-        raise UserError(
-            f"method.name '{name}' asks for exact sums, which tell who is in them; no site gives "
-            'any: set method.prototype.covariance to "public", or take another method'
-        )
-    if protects(experiment.privacy, site.policy):
-        yield "the experiment asks for class sums: they leave under masks, with noise, charged"
-    elif site.policy is None or site.policy.share_sums:
-        yield (
-            "the experiment asks for class sums: they leave under masks, once for each task, with "
-            f"a noise multiplier of {statistics.noise_multiplier:g}"
-        )
-    elif statistics.names:
-        yield Note(
-            "the experiment asks for class sums: they stay here (policy.share_sums), and its class "
-            "means are those of other sites"
-        )
-    else:
-        raise UserError(
-            f"method.name '{name}' is made of class sums, and the policy keeps them: set "
-            "policy.share_sums to true in site.toml, or take no part"
-        )
-
-
-def check_unit(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Yield what the experiment protects here: single records, or groups.
-
-    Raises:
-        OutsidePolicy: the policy demands the other.
-    """
-    column = require_unit(experiment.privacy.unit_column, site.policy)
-    if column:
-        yield f"unit of privacy: {unit_text(GROUP, column)}, all records here with one value of it"
-
-
-def check_terms(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Yield the delta that records, or groups, are protected at, and what it comes to.
-
-    Raises:
-        UserError: the policy does not allow the clipping bound, or delta is too large for the
-            number of records.
-    """
-    if experiment.privacy.mechanism != "record":
-        return
-    column = site.policy.unit_column if site.policy is not None else ""
-    source = SiteSource(site_files(site.data), column)
-    units = sum(source.load(task).units(bool(column)) for task in source.task_names())
-    delta = terms(experiment.privacy, site.policy, units).delta
-    unit = GROUP if column else RECORD
-    yield f"delta = {delta:g} for {units} {unit}s: n delta = {units * delta:.2g}"
 
 
 def check_data(
@@ -370,49 +267,6 @@ def check_clock(skew: float) -> Iterator[str]:
             "set both by NTP"
         )
     yield "clock: agrees with the server's"
-
-
-def _sums(policy: Policy | None, protected: bool) -> str:
-    """How class sums leave."""
-    if protected:
-        return "with noise, charged"
-    if policy is None or policy.share_sums:
-        return "with noise, once for each task"
-    return "none leaves"
-
-
-def what_leaves(site: SiteFile) -> list[str]:
-    """Everything that a reply may hold under the site's policy."""
-    policy = site.policy
-    protected = policy is not None and policy.demanded == "record"
-    noised = ", clipped, noised and charged to the ledger" if protected else ""
-    ordinary = dict.fromkeys(("num_examples", "loss", "seconds"), 0.0)
-    figures = ["num_examples"] if protected else list(figures_allowed(ordinary, policy))
-    if policy is not None and (protected or not policy.share_num_examples):
-        figures[figures.index("num_examples")] = "num_examples (always 1)"
-    charged = ["simulation_only", "epsilon", "delta", "n_delta", "void", "assumes_more"]
-    charged += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []
-    allowed = figures_allowed(dict.fromkeys(charged, 0.0), policy)
-    private = [name for name in charged if name in allowed]
-    summed = _sums(policy, protected)
-    counts = {"clear": "as they are", "noised": "with noise, charged", "none": "stay here"}
-    counts["summed"] = "as part of a secure sum alone"
-    own = counts[policy.metrics if policy is not None else "clear"]
-    masked = {} if protected else figures_allowed(ordinary, policy, masked=True)
-    loss = " and the mean loss" if "loss" in masked else ""
-    least = max(LEAST_SITES, policy.min_cohort) if policy is not None else LEAST_SITES
-    return [
-        f"would leave: LoRA factors of {', '.join(site.models)}{noised}",
-        f"would leave with them: {', '.join(figures)}; in a run with differential privacy also "
-        f"{', '.join(private)}",
-        f"right answers (correct, correct_all, examples) for each task: {own}",
-        "class sums (of each label a count and a sum of vectors), where a method "
-        f"is made of them, under masks and with noise: {summed}",
-        f"in a secure sum: keys, shares and, in the place of the factors, masked ones{loss}: what "
-        f"can be read is their sum over {least} sites or more",
-        f"with every reply: {', '.join(FIELDS['status'])}; no text, no path, no column, no message "
-        "of an error",
-    ]
 
 
 def _note(check: Callable[[], Iterator[str]], report: Report) -> None:

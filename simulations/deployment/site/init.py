@@ -8,54 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.site_file import NAME
-from deal_core.config.experiment import ModelConfig
+from deal_core.config.experiment import Experiment, ModelConfig
+from deal_core.data.sites import SitesSource
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
-from simulations.deployment.secret_files import write_secret
-from simulations.deployment.service_units import service_unit
-from simulations.deployment.site.address import host_and_port
-from simulations.deployment.site_keys import fingerprint_of_line, make_key_pair
+from simulations.deployment.keys import fingerprint_of_line, make_key_pair, write_secret
+from simulations.deployment.programs import filled, service_unit
 from simulations.output.toml import toml_value
 
-SITE_TOML = """\
-# What this site lends to the federation, and under which limits. The server can change nothing
-# of it: it names tasks and labels, never a path or a column.
-
-[site]
-name = {name}            # as the server registers it
-state = "state"          # ledger, log, what lasts; back it up
-
-[server]
-address = {address}      # host:port, from the server's administrator
-certificate = "ca.crt"   # from the server's administrator, by a way you trust
-key = "site.key"         # made here, never leaves
-
-[data]
-path = {data}            # one folder per task, with train and test as JSONL, CSV or Parquet
-text_column = {text}
-label_column = {label}
-# pair_column = "answer"        # a second text column
-# id_column = "patient"         # whose record it is: policy.disjoint_tasks needs it
-# [data.files.TASK]             # a task whose files have other columns or label values
-# text_column = "question"
-# label_text = {{ "1" = "Surgery", "2" = "Radiology" }}
-
-{labels}
-[compute]
-device = "auto"          # auto, cpu, cuda, cuda:N
-threads = 0              # 0: as the experiment asks
-keep_seconds = 900       # the model stays in memory so long after a request; 0: not at all
-
-[models]                 # base models that this site accepts; "" or the folder where one lies
-{models}
-# [peers]                # the sites with which secure sums are made (the server sees the sum
-# west = "SHA256:..."    # alone), each with the fingerprint of its key. Let each institution read
-#                        # its own out by telephone (deal site check shows it); take none from the
-#                        # server, which could stand in the middle
-
-[policy]                 # limits that no experiment can widen (deal_core/privacy/policy.py)
-{policy}
-"""
 POLICY = """\
 mechanism = "record"     # differential privacy for each record; without this and max_epsilon,
                          # updates leave as the experiment asks, also unprotected
@@ -144,7 +104,8 @@ def init_site(request: SiteRequest) -> list[str]:
 
 
 def _toml(request: SiteRequest, data: Path) -> str:
-    return SITE_TOML.format(
+    return filled(
+        "site.toml",
         name=toml_value(request.name),
         address=toml_value(request.address),
         data=toml_value(str(data)),
@@ -159,6 +120,42 @@ def _toml(request: SiteRequest, data: Path) -> str:
 def label_lines(labels: Mapping[str, Sequence[str]]) -> str:
     """Return lines of ``[data.labels]``."""
     return "".join(f"{toml_value(task)} = {toml_value(own)}\n" for task, own in labels.items())
+
+
+def agreed_labels(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """Return task to labels, of every task that the experiment trains.
+
+    Raises:
+        UserError: it is no experiment for sites, or it names no labels.
+    """
+    if experiment.data.source != "sites":
+        raise UserError(
+            f"data.source is '{experiment.data.source}'; the experiment of a consortium has "
+            'data.source = "sites" and [data.labels] with TASK = ["label", ...]'
+        )
+    labels = experiment.data.labels
+    return {task: labels.get(task, ()) for task in SitesSource(experiment.data).task_names()}
+
+
+def host_and_port(address: str, place: str) -> tuple[str, int]:
+    """Return the host, an IPv6 address without its brackets, and the port.
+
+    Args:
+        address: ``HOST:PORT``.
+        place: where it was written, for the message.
+
+    Raises:
+        UserError: a part is missing, or the port is none.
+    """
+    host, _, port = address.rpartition(":")
+    bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
+    number = int(port) if port.isascii() and port.isdigit() else 0
+    if not host or bare or not 0 < number < 65536:
+        raise UserError(
+            f"{place} '{address}': write it as HOST:PORT, as the server's administrator gives it"
+            f"{' (an IPv6 address in brackets)' if bare else ''}"
+        )
+    return host.strip("[]"), number
 
 
 def _next(request: SiteRequest, shown: str) -> list[str]:

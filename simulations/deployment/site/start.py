@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from client.site_file import SiteFile, read_site
+from client.site_file import SiteFile, read_site, site_files
+from deal_core.data.site import SiteSource
 from deal_core.errors import UserError
 from deal_core.installed import package_digest
-from simulations.deployment.flower_home import FlowerHome
-from simulations.deployment.secret_files import check_secret
-from simulations.deployment.site.disjoint import check_disjoint
-from simulations.deployment.supervise import supervise
+from simulations.deployment.keys import check_secret
+from simulations.deployment.programs import FlowerHome, supervise
 
 IN_USE = "Failed to activate SuperNode"
 UNKNOWN = "CERTIFICATE_VERIFY_FAILED"
@@ -57,6 +57,31 @@ def start_site(folder: Path) -> int:
     home = FlowerHome(state / "flower")
     command = supernode_command(folder)
     return _keep_going(site, command, home, state / "supernode.log", state / "site.pid")
+
+
+def check_disjoint(site: SiteFile) -> Iterator[str]:
+    """Yield that no two tasks have a record (or group) in common; nothing where the policy does not
+    declare it. All training files are read.
+
+    Raises:
+        UserError: two have: the site would refuse the later of them for good, and the server would
+            see that.
+    """
+    if site.policy is None or not site.policy.disjoint_tasks:
+        return
+    source = SiteSource(site_files(site.data), site.policy.unit_column)
+    owner: dict[str, str] = {}
+    for task in source.task_names():
+        own = {example.whose for example in source.load(task).train}
+        for other in dict.fromkeys(owner.values()):
+            common = sum(1 for each in own if owner.get(each) == other)
+            if common:
+                raise UserError(
+                    f"policy.disjoint_tasks: tasks '{other}' and '{task}' have {common} ids of "
+                    "training records in common; separate them, or set disjoint_tasks to false"
+                )
+        owner.update(dict.fromkeys(own, task))
+    yield f"policy.disjoint_tasks: no id is in two of {len(source.task_names())} tasks"
 
 
 def make_private(state: Path) -> None:

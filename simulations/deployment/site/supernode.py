@@ -26,8 +26,8 @@ from flwr.supercore.constant import TaskType
 
 from client.site_file import NODE_KEY, SiteFile, read_site
 from client.site_log import SiteLog
-from simulations.deployment.secret_files import write_secret
-from simulations.deployment.site.own_app import (
+from simulations.deployment.keys import write_secret
+from simulations.deployment.site.clientapp import (
     REFUSAL,
     AppNotAllowed,
     own_digest,

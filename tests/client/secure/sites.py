@@ -19,8 +19,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.config.run_config import from_run_config
 from deal_core.privacy.accounting.ledger import Ledger
-from simulations.deployment.secret_files import write_secret
-from simulations.deployment.site_keys import KeyPair, fingerprint_of_line, make_key_pair
+from simulations.deployment.keys import KeyPair, fingerprint_of_line, make_key_pair, write_secret
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
 from tests.client.real_site import LABELS, rows
 from tests.run_configs import placed

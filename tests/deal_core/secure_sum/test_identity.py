@@ -21,7 +21,7 @@ from deal_core.secure_sum.keys import (
 )
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.secure_sum.site_state import SiteState, meet_peers, open_run
-from simulations.deployment.site_keys import make_key_pair
+from simulations.deployment.keys import make_key_pair
 from tests.deal_core.secure_sum.rounds import RUN, identities
 
 ALICE, BOB, CAROL = identities(3)

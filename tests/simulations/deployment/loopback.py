@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from simulations.deployment.server.folder import ServerFolder, server_folder
-from simulations.deployment.server.site_registry import registered
+from simulations.deployment.server.superlink import registered
 from simulations.engines.flower_sandbox import stop_all
 
 ROOT = Path(__file__).parents[3]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from simulations.deployment.site_keys import fingerprint_of_line, read_public_key
+from simulations.deployment.keys import fingerprint_of_line, read_public_key
 from tests.simulations.deployment.loopback import Federation, done
 
 

@@ -23,7 +23,7 @@ from flwr.supernode.nodestate import NodeState, NodeStateFactory
 
 from client.site_log import LOG, SiteLog
 from simulations.deployment.site import clientapp, supernode
-from simulations.deployment.site.own_app import (
+from simulations.deployment.site.clientapp import (
     REFUSAL,
     AppNotAllowed,
     digest_of,

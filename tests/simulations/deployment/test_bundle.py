@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from simulations.deployment.flower_home import FlowerHome
-from simulations.deployment.site.own_app import digest_of, own_app, own_digest
-from simulations.deployment.site_keys import make_key_pair
+from simulations.deployment.keys import make_key_pair
+from simulations.deployment.programs import FlowerHome
+from simulations.deployment.site.clientapp import digest_of, own_app, own_digest
 from simulations.engines.flower import BUNDLE
 from simulations.engines.flower_sandbox import program
 

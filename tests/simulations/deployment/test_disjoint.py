@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deal_core.errors import UserError
-from simulations.deployment.server.certificates import make_authority
+from simulations.deployment.keys import make_authority
 from simulations.deployment.site.check import check_site
 from simulations.deployment.site.init import SiteRequest, init_site
 from simulations.deployment.site.start import start_site

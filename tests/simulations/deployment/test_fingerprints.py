@@ -15,13 +15,21 @@ from client.site_file import read_site
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from simulations.deployment.server import site_registry
-from simulations.deployment.server.certificates import make_authority
-from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
-from simulations.deployment.server.init import init_server
+from simulations.deployment.keys import (
+    fingerprint_of_line,
+    make_authority,
+    make_key_pair,
+    read_public_key,
+)
+from simulations.deployment.server import superlink
+from simulations.deployment.server.folder import (
+    ServerFolder,
+    ServerSettings,
+    init_server,
+    server_folder,
+)
 from simulations.deployment.site.check import Report, check_site
 from simulations.deployment.site.init import SiteRequest, init_site
-from simulations.deployment.site_keys import fingerprint_of_line, make_key_pair, read_public_key
 
 LABELS = {"triage": ("a", "b")}
 OTHERS = {name: make_key_pair(name) for name in ("south", "west", "east")}
@@ -165,7 +173,7 @@ def test_the_server_shows_the_same_fingerprints(
 ):
     server = server_folder(str(tmp_path / "server"))
     init_server(server, ServerSettings(hosts=("example.org",)))
-    assert "no site is registered" in site_registry.listed(server)[0]
+    assert "no site is registered" in superlink.listed(server)[0]
 
     class Flower:
         @staticmethod
@@ -173,9 +181,9 @@ def test_the_server_shows_the_same_fingerprints(
             return {"node-id": "7"}
 
     monkeypatch.setattr(ServerFolder, "flower", Flower)
-    said = site_registry.add_site(server, "north", site / "site.pub")
+    said = superlink.add_site(server, "north", site / "site.pub")
     assert any(own(site) in line and "by telephone" in line for line in said)
-    line, cure = site_registry.listed(server)
+    line, cure = superlink.listed(server)
     assert line.startswith("north ")
     assert own(site) in line
     assert "deal site check" in cure
@@ -211,8 +219,8 @@ def test_two_sites_that_are_added_at_the_same_time_are_both_there(
     keys = {name: key_of(tmp_path, name) for name in ("north", "south", "west")}
     with ThreadPoolExecutor(3) as pool:
         for name, key in keys.items():
-            pool.submit(site_registry.add_site, server, name, key)
-    assert set(site_registry.registered(server)) == set(keys)
+            pool.submit(superlink.add_site, server, name, key)
+    assert set(superlink.registered(server)) == set(keys)
 
 
 def test_a_list_that_cannot_be_written_leaves_no_key_behind(
@@ -221,8 +229,8 @@ def test_a_list_that_cannot_be_written_leaves_no_key_behind(
     def full(path: Path, sites: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(site_registry, "_write", full)
+    monkeypatch.setattr(superlink, "_write", full)
     with pytest.raises(UserError, match="No space left"):
-        site_registry.add_site(server, "north", key_of(tmp_path, "north"))
+        superlink.add_site(server, "north", key_of(tmp_path, "north"))
     assert [words[1] for words in ServerFolder.flower.asked] == ["register", "unregister"]
-    assert site_registry.registered(server) == {}
+    assert superlink.registered(server) == {}

@@ -23,9 +23,13 @@ from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from client.site_file import read_site
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from simulations.deployment.server.certificates import make_authority, make_server_certificate
-from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
-from simulations.deployment.server.init import init_server
+from simulations.deployment.keys import make_authority, make_server_certificate
+from simulations.deployment.server.folder import (
+    ServerFolder,
+    ServerSettings,
+    init_server,
+    server_folder,
+)
 from simulations.deployment.server.submit import (
     STARTS,
     Submission,

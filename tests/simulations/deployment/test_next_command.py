@@ -14,17 +14,25 @@ from rich.console import Console
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.lock import exclusive_lock
+from simulations.deployment.keys import make_key_pair
 from simulations.deployment.server import submit as submitting
-from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
-from simulations.deployment.server.init import init_server
-from simulations.deployment.server.next_command import command
+from simulations.deployment.server.folder import (
+    ServerFolder,
+    ServerSettings,
+    command,
+    init_server,
+    server_folder,
+)
 from simulations.deployment.server.run_state import RunState
-from simulations.deployment.server.site_registry import add_site, listed, remove_site
-from simulations.deployment.server.start import starting_lines
 from simulations.deployment.server.status import next_step, status
-from simulations.deployment.server.stop import stop
-from simulations.deployment.server.submit import Submission, new_experiment, run_folder, submit
-from simulations.deployment.site_keys import make_key_pair
+from simulations.deployment.server.submit import (
+    Submission,
+    new_experiment,
+    run_folder,
+    stop,
+    submit,
+)
+from simulations.deployment.server.superlink import add_site, listed, remove_site, starting_lines
 from tests.simulations.deployment.short_experiment import experiment_file
 
 OF_A_FOLDER = r"deal (?:submit|status|stop|server (?:add-site|remove-site|sites))\b"

@@ -8,7 +8,7 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 
 from simulations.deployment.server import submit
-from simulations.deployment.site.own_app import digest_of
+from simulations.deployment.site.clientapp import digest_of
 from tests.simulations.deployment.loopback import SLOW, Federation, federation
 from tests.simulations.deployment.pushed_app import COMMENT, MARKER, changed_app
 from tests.simulations.deployment.short_experiment import experiment_file

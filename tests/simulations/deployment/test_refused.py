@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from deal_core.config.experiment import Experiment
-from simulations.deployment.flower_home import FlowerHome
-from simulations.deployment.server.certificates import make_authority
+from simulations.deployment.keys import make_authority
+from simulations.deployment.programs import FlowerHome
 from simulations.engines.flower_sandbox import program
 from tests.simulations.deployment.loopback import deal, done, federation, wait_for
 

@@ -24,17 +24,10 @@ from deal_core.data.site import SiteSource
 from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
 from simulations.cli import app
-from simulations.deployment.server.certificates import make_authority
-from simulations.deployment.site.check import (
-    MOST_SKEW,
-    Report,
-    check_clock,
-    check_site,
-    check_sums,
-    what_leaves,
-)
-from simulations.deployment.site.init import SiteRequest, init_site
-from simulations.deployment.site.labels import agreed_labels
+from simulations.deployment.keys import make_authority
+from simulations.deployment.site.agreement import check_sums, what_leaves
+from simulations.deployment.site.check import MOST_SKEW, Report, check_clock, check_site
+from simulations.deployment.site.init import SiteRequest, agreed_labels, init_site
 from simulations.run.experiment import Request, load_experiment
 
 AGREED = {"triage": ("a", "b")}

@@ -16,14 +16,18 @@ from deal_core.privacy.mechanisms.registry import mechanism_of
 from server.events import TOLD_TO_END, EventLog, read_events
 from server.folder import RunFolder
 from server.spending import EARLIER, MORE_TRUST, VOID, Spending
-from simulations.deployment.server import start as server_start
+from simulations.deployment.server import superlink
 from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
-from simulations.deployment.server.metrics import RunFigures, serve
-from simulations.deployment.server.run_state import RunState, SiteState, run_state, state_of
-from simulations.deployment.server.sites_table import print_sites
-from simulations.deployment.server.status import described, status
-from simulations.deployment.server.stop import stop
-from simulations.deployment.server.submit import Submission, _nobody_writes, submit
+from simulations.deployment.server.run_state import (
+    RunFigures,
+    RunState,
+    SiteState,
+    run_state,
+    serve,
+    state_of,
+)
+from simulations.deployment.server.status import described, print_sites, status
+from simulations.deployment.server.submit import Submission, _nobody_writes, stop, submit
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.page.render import render
 from simulations.report.run.page import run_page
@@ -213,26 +217,26 @@ def test_prometheus_is_off_until_it_gets_a_port(tmp_path, monkeypatch, port) -> 
     settings = {"hosts": ("here",), **({"metrics_port": port} if port else {})}
     monkeypatch.setattr(ServerFolder, "settings", lambda self: ServerSettings(**settings))
     monkeypatch.setattr(
-        "simulations.deployment.server.metrics.serve", lambda at, on: served.append(on)
+        "simulations.deployment.server.run_state.serve", lambda at, on: served.append(on)
     )
     for name in ("check_secret", "check_free"):
-        monkeypatch.setattr(server_start, name, lambda *given: None)
-    monkeypatch.setattr(server_start, "supervise", lambda *given: 0)
-    server_start.start_server(server_folder(str(tmp_path)))
+        monkeypatch.setattr(superlink, name, lambda *given: None)
+    monkeypatch.setattr(superlink, "supervise", lambda *given: 0)
+    superlink.start_server(server_folder(str(tmp_path)))
     assert served == [port] * bool(port)
-    monkeypatch.setattr(server_start, "supervise", lambda *given: 1)
+    monkeypatch.setattr(superlink, "supervise", lambda *given: 1)
     with pytest.raises(UserError, match=r"has ended by itself; .*superlink.log says why"):
-        server_start.start_server(server_folder(str(tmp_path)))
+        superlink.start_server(server_folder(str(tmp_path)))
 
 
 def test_other_commands_find_a_server_whose_port_was_changed(tmp_path, monkeypatch) -> None:
     settings = ServerSettings(hosts=("here",), superlink_port=9777)
     monkeypatch.setattr(ServerFolder, "settings", lambda self: settings)
     for name in ("check_secret", "check_free"):
-        monkeypatch.setattr(server_start, name, lambda *given: None)
-    monkeypatch.setattr(server_start, "supervise", lambda *given: 0)
+        monkeypatch.setattr(superlink, name, lambda *given: None)
+    monkeypatch.setattr(superlink, "supervise", lambda *given: 0)
     folder = server_folder(str(tmp_path))
-    server_start.start_server(folder)
+    superlink.start_server(folder)
     assert 'address = "127.0.0.1:9777"' in (folder.flower.path / "config.toml").read_text()
 
 
@@ -437,7 +441,7 @@ def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(
     monkeypatch.setattr(ServerFolder, "flower", flower)
     found = {"7": "running", "8": "finished:failed"}
     monkeypatch.setattr(
-        "simulations.deployment.server.stop.flower_status", lambda folder, number: found[number]
+        "simulations.deployment.server.submit.flower_status", lambda folder, number: found[number]
     )
     stop(folder, "one")
     assert asked[0][:2] == ("stop", "7")

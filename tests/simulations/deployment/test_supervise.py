@@ -12,10 +12,9 @@ import pytest
 
 from deal_core.errors import UserError
 from server.lock import exclusive_lock
-from simulations.deployment import supervise as module
-from simulations.deployment.flower_home import FlowerHome
+from simulations.deployment import programs as module
+from simulations.deployment.programs import HUNG, FlowerHome, supervise
 from simulations.deployment.site.start import HANDSHAKE, IN_USE, why
-from simulations.deployment.supervise import HUNG, supervise
 from simulations.engines.flower_sandbox import members
 
 

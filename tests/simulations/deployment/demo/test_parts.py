@@ -14,15 +14,21 @@ from client.site_file import read_site
 from deal_core.config.data import DataConfig
 from deal_core.data import open_source
 from deal_core.errors import UserError
-from simulations.deployment.demo import folder as folder_module
-from simulations.deployment.demo.children import Children, stopped_at_the_end
-from simulations.deployment.demo.files import POLICY, write_files
-from simulations.deployment.demo.folder import NAMES, DemoFolder, new_folder
-from simulations.deployment.demo.run import brief, follow
-from simulations.deployment.demo.shares import TASKS, TEST_ROWS, TRAIN_ROWS, write_shares
+from simulations.deployment.demo.files import (
+    DEFAULT,
+    NAMES,
+    POLICY,
+    TASKS,
+    TEST_ROWS,
+    TRAIN_ROWS,
+    DemoFolder,
+    new_folder,
+    write_files,
+    write_shares,
+)
+from simulations.deployment.demo.run import Children, brief, follow, stopped_at_the_end
 from simulations.deployment.server.submit import check
-from simulations.deployment.site.init import SiteRequest, init_site
-from simulations.deployment.site.labels import agreed_labels
+from simulations.deployment.site.init import SiteRequest, agreed_labels, init_site
 from simulations.run.experiment import Request, load_experiment
 
 
@@ -77,7 +83,7 @@ def test_the_next_free_folder_is_taken_and_none_is_used_twice(
         folder.path.mkdir(parents=True)
         assert brief(folder.server.path) == f"runs/{expected}/server"
     with pytest.raises(UserError, match=r"--dir runs/demo-deployment: is there already"):
-        new_folder(str(folder_module.DEFAULT))
+        new_folder(str(DEFAULT))
     assert new_folder("elsewhere").path == tmp_path / "elsewhere"
 
 

@@ -1,4 +1,5 @@
-"""The sites that may sign in: names, and the keys that go with them."""
+"""``deal server start``, ``add-site``, ``remove-site``, ``sites``: Flower's SuperLink with TLS and
+a lasting memory, and who may sign in at it: the names of sites, and the keys that go with them."""
 
 from __future__ import annotations
 
@@ -15,13 +16,67 @@ from filelock import FileLock, Timeout
 from client.site_file import NAME
 from deal_core.errors import UserError
 from deal_core.whole_file import write_whole
-from simulations.deployment.flower_home import CONNECTION
-from simulations.deployment.server.folder import ServerFolder, ServerSettings
-from simulations.deployment.server.next_command import command
-from simulations.deployment.site_keys import fingerprint_of_line, read_public_key
+from simulations.deployment.keys import check_secret, fingerprint_of_line, read_public_key
+from simulations.deployment.programs import CONNECTION, check_free, supervise
+from simulations.deployment.server.folder import LOCAL, ServerFolder, ServerSettings, command
+from simulations.engines.flower_sandbox import program
 
 WAIT_SECONDS = 60.0
 """For a command that changes the list at the same time."""
+
+
+def start_server(folder: ServerFolder) -> None:
+    """Run the SuperLink until it is asked to end.
+
+    Raises:
+        UserError: no server's folder, an unsafe key, a port in use, it runs already, or it has
+            ended by itself.
+    """
+    settings = folder.settings()
+    check_secret(folder.key)
+    check_free(
+        settings.superlink_port,
+        "superlink_port in server.toml, and the port that nginx.conf passes requests to",
+    )
+    folder.flower.connect(f"{LOCAL}:{settings.superlink_port}", folder.authority)
+    if settings.metrics_port:
+        check_free(settings.metrics_port, "metrics_port in server.toml")
+        from simulations.deployment.server.run_state import serve
+
+        serve(folder, settings.metrics_port)
+    folder.events.write("server_started", port=settings.superlink_port)
+    command = superlink_command(folder, settings)
+    if supervise(command, folder.flower, folder.log, folder.pid):
+        raise UserError(f"Flower's SuperLink has ended by itself; {folder.log} says why")
+
+
+def starting_lines(folder: ServerFolder, settings: ServerSettings) -> list[str]:
+    """Return what is about to run, and what to do next."""
+    lines = [
+        f"SuperLink on {LOCAL}:{settings.superlink_port}, log in {folder.log}; Ctrl-C ends it",
+        f"sites on this machine reach it at {settings.local_address}, without a proxy; others at "
+        f"{settings.address}, where the proxy listens (nginx.conf)",
+        f"next, in another terminal, for each site: "
+        f"{command(folder, 'server add-site NAME KEY.pub')}",
+        f"then: {command(folder, 'submit EXPERIMENT')}",
+    ]
+    if settings.metrics_port:
+        lines.append(f"Prometheus figures on http://{LOCAL}:{settings.metrics_port}/metrics")
+    return lines
+
+
+def superlink_command(folder: ServerFolder, settings: ServerSettings) -> list[str]:
+    """Flower's own program, bound to this machine: sites come through the proxy."""
+    return [
+        program("flower-superlink"),
+        *("--ssl-ca-certfile", str(folder.authority)),
+        *("--ssl-certfile", str(folder.certificate)),
+        *("--ssl-keyfile", str(folder.key)),
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        *("--host", LOCAL, "--port", str(settings.superlink_port)),
+        *("--database", str(folder.database)),
+    ]
 
 
 def registered(folder: ServerFolder) -> dict[str, dict[str, Any]]:
