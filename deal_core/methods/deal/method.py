@@ -1,10 +1,10 @@
 """The method: fresh adapter, controlled update, distillation while learning, retention.
 
-Source: docs/method.md (M4) to (M9), (M15), (M16). A task starts with a fresh current adapter in the
-orthogonal complement of what is retained; clients learn it while they distil the model as it was at
-the start of the task, and pay for interference with what is retained; at the end both adapters are
-stacked, filtered, and the best part of fixed rank is retained, by the server alone. The size of the
-model does not grow with the number of tasks. Every part has a switch.
+Source: docs/method.md (M4) to (M6), (M8), (M9), (M15), (M16). A task starts with a fresh current
+adapter in the orthogonal complement of what is retained; clients learn it while they distil the
+model as it was at the start of the task, and pay for interference with what is retained; at the end
+both adapters are stacked, filtered, and the best part of fixed rank is retained, by the server
+alone. The size of the model does not grow with the number of tasks. Every part has a switch.
 """
 
 from __future__ import annotations
