@@ -13,8 +13,7 @@ import typer
 from deal_core.errors import UserError
 from simulations.bench.commands import bench
 from simulations.deployment.commands import add_to
-from simulations.output.argument_help import with_argument_help
-from simulations.output.wide_console import wide_console
+from simulations.output.console import wide_console, with_argument_help
 from simulations.report.commands import add_report_commands
 from simulations.run.own_packages import require_own_packages
 from simulations.run.shipped import shipped_experiments, shipped_studies

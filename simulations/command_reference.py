@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 
 from simulations import cli
-from simulations.output.markdown import row
+from simulations.output.files import row
 
 INTRODUCTION = """\
 # Commands

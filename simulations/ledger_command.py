@@ -22,10 +22,8 @@ from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError
 from deal_core.privacy.accounting.ledger_event import assumed_honest, composed
 from deal_core.privacy.accounting.unit import common_unit, unit_text
 from server.spending import rounded_up
-from simulations.output.console import print_line
-from simulations.output.files import write_file
-from simulations.output.markdown import TextTable
-from simulations.output.terminal import NARROW, text_table
+from simulations.output.console import NARROW, print_line, text_table
+from simulations.output.files import TextTable, write_file
 
 T = TypeVar("T")
 COLUMNS = ("task", "releases", "steps", "rate", "noise", "clip", "epsilon", "delta")

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError
-from simulations.output.toml import toml_value
+from simulations.output.files import toml_value
 from simulations.run.experiment import (
     Request,
     completed,

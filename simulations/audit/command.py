@@ -20,10 +20,8 @@ from simulations.audit.judged import judged
 from simulations.audit.run import carry_out, known
 from simulations.audit.tables import Audit, AuditedCell, markdown
 from simulations.engines.interrupt import stoppable
-from simulations.output.console import print_line
+from simulations.output.console import print_line, print_page, require_one_kind
 from simulations.output.files import write_texts
-from simulations.output.one_kind import require_one_kind
-from simulations.output.terminal import print_page
 from simulations.run.epsilons import epsilons, named, with_budget
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.live_view import progress_view

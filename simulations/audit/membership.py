@@ -16,11 +16,8 @@ from server.results import Strict
 from simulations.audit.command import AuditRequest, kinds_of, planned
 from simulations.audit.run import carry_out
 from simulations.audit.sums_told import Told, embedded, told_of_sums
-from simulations.output.console import print_line
-from simulations.output.files import write_texts
-from simulations.output.markdown import DASH, head, row
-from simulations.output.one_kind import require_one_kind
-from simulations.output.terminal import print_page
+from simulations.output.console import print_line, print_page, require_one_kind
+from simulations.output.files import DASH, head, row, write_texts
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.live_view import progress_view
 from simulations.run.preflight import preflight

@@ -10,7 +10,7 @@ from server.results import Strict
 from server.spending import rounded_up
 from simulations.audit.found import Figure, Found, Kind
 from simulations.audit.judged import Judged
-from simulations.output.markdown import DASH, row
+from simulations.output.files import DASH, row
 
 WIDTH = 100
 EXPLANATION = (

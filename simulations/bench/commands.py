@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from deal_core.errors import choose
-from simulations.output.wide_console import wide_console
+from simulations.output.console import wide_console
 
 bench = typer.Typer(help="Measure parts of deal on this machine.", no_args_is_help=True)
 

@@ -16,11 +16,9 @@ from simulations.budgets.budget_study import budgets_study
 from simulations.budgets.plot import draw
 from simulations.budgets.results import Budgets, check_unit, collect, read_audit
 from simulations.budgets.tables import markdown
-from simulations.output.console import print_line
+from simulations.output.console import print_line, print_page, require_one_kind
 from simulations.output.files import write_texts
-from simulations.output.one_kind import require_one_kind
 from simulations.output.stored import read_stored
-from simulations.output.terminal import print_page
 from simulations.run.epsilons import epsilons, with_budget
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.simulate import STOPPED

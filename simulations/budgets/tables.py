@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from server.spending import extent, rounded_up
 from simulations.budgets.results import Budgets, Mean, Point, Sweep
-from simulations.output.markdown import DASH, head, row
+from simulations.output.files import DASH, head, row
 
 EXPLANATION = (
     "Accuracies in %, forgetting in points: mean ± half width of the 95 % interval (Student's t "

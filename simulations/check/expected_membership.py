@@ -11,7 +11,7 @@ from deal_core.data import open_source
 from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.audit.expected_membership import expected_auc
 from deal_core.privacy.mechanisms.shares import class_sum_noise
-from simulations.check.finding import Finding
+from simulations.check.findings import Finding
 
 
 def check_membership(experiment: Experiment) -> Iterator[Finding]:

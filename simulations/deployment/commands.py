@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from deal_core.config.home import at_home
-from simulations.output.wide_console import wide_console
+from simulations.output.console import wide_console
 
 server = typer.Typer(help="The coordinating server of several institutions.", no_args_is_help=True)
 site = typer.Typer(help="One institution's own side.", no_args_is_help=True)

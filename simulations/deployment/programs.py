@@ -21,9 +21,8 @@ from typing import Any
 
 from deal_core.errors import UserError
 from server.lock import exclusive_lock, held
-from simulations.engines.flower_environment import flower_environment
-from simulations.engines.flower_sandbox import program, stop_all
-from simulations.output.toml import toml_lines
+from simulations.engines.flower import flower_environment, program, stop_all
+from simulations.output.files import toml_lines
 
 CODE = Path(__file__).resolve().parents[2]
 """This checkout, or where it is installed."""

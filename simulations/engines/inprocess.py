@@ -30,8 +30,7 @@ from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from server.events import Listener
 from simulations.engines.flower_identity import assume_identity
-from simulations.engines.worker_pool import WorkerPool, worker_pool
-from simulations.engines.workers import as_run_by, this_machine
+from simulations.engines.worker_pool import WorkerPool, as_run_by, this_machine, worker_pool
 
 RUN_ID = 1
 SERVER_NODE = 1

@@ -17,7 +17,7 @@ from deal_core.whole_file import write_whole, written_beside
 from simulations.importing.benchmark import LAYOUTS, Layout, SourceRow, find_tasks
 from simulations.importing.survey import Survey, is_whole, survey
 from simulations.output.console import print_line
-from simulations.output.toml import toml_value
+from simulations.output.files import toml_value
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "adapter": {"retained_rank": 24, "first_layer": 20},

@@ -20,8 +20,7 @@ from pydantic.fields import FieldInfo
 from client.site_file import SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.table import Table
-from simulations.output.markdown import row
-from simulations.output.toml import toml_value
+from simulations.output.files import row, toml_value
 
 INTRODUCTION = """\
 # Configuration

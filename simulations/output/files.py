@@ -1,9 +1,14 @@
-"""Tables and figures on disk: whoever reads meanwhile finds the old text or the new one."""
+"""Text for files: Markdown, TOML, and their places."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from deal_core.config.home import at_home
 from deal_core.errors import UserError
@@ -43,3 +48,81 @@ def write_file(name: str | Path, text: str) -> Path:
         raise UserError(f"{name}: is a folder; name a file")
     write_texts(path.parent, {path.name: text})
     return path
+
+
+DASH = "–"
+"""In the place of a figure that there is not."""
+
+BETWEEN_CELLS = re.compile(r"(?<!\\)\|")
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A table as read.
+
+    Attributes:
+        columns: their names.
+        right: which of them are aligned to the right: figures.
+        rows: as many cells each.
+    """
+
+    columns: tuple[str, ...]
+    right: tuple[bool, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def head(*names: str) -> Iterator[str]:
+    """Yield the two lines that a table begins with."""
+    yield row(*names)
+    yield "|---|" + "---:|" * (len(names) - 1)
+
+
+def row(*values: str) -> str:
+    """Return one line of a table; a bar within a value is escaped."""
+    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
+
+
+def cells(line: str) -> tuple[str, ...]:
+    """Return the values of one line of a table, as :func:`row` was given them."""
+    values = BETWEEN_CELLS.split(line.strip())[1:-1]
+    return tuple(value.strip().replace("\\|", "|") for value in values)
+
+
+def read_table(lines: Sequence[str]) -> TextTable:
+    """Return a table from its lines: names, a line of dashes, rows."""
+    columns, dashes, *rows = lines
+    right = tuple(each.endswith(":") for each in cells(dashes))
+    return TextTable(cells(columns), right, tuple(cells(each) for each in rows))
+
+
+def blocks(lines: Sequence[str]) -> Iterator[str | TextTable]:
+    """Yield a page in pieces: every table by itself, and what is between tables as it is."""
+    for in_table, part in groupby(
+        lines, lambda line: line.startswith("| ") or line.startswith("|--")
+    ):
+        if in_table:
+            yield read_table(list(part))
+        elif text := "\n".join(part).strip():
+            yield text
+
+
+def toml_value(value: Any) -> str:
+    """Return a bool, number, string, list or dict on one line of TOML."""
+    if hasattr(value, "item") and not isinstance(value, Mapping):  # a number of numpy or torch
+        value = value.item()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        # A JSON string is a TOML string, but for DEL, and for pairs of \u escapes.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Mapping):
+        pairs = (f"{toml_value(str(key))} = {toml_value(item)}" for key, item in value.items())
+        return "{" + ", ".join(pairs) + "}"
+    return "[" + ", ".join(toml_value(item) for item in value) + "]"
+
+
+def toml_lines(values: Mapping[str, Any]) -> str:
+    """Return one ``key = value`` line per entry; the keys are dotted bare keys."""
+    return "".join(f"{key} = {toml_value(value)}\n" for key, value in values.items())

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simulations.output.wide_console import wide_console
+from simulations.output.console import wide_console
 
 
 def add_report_commands(app: typer.Typer) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, choose
 from server.folder import RunFolder
-from simulations.check.finding import run_checks
+from simulations.check.findings import run_checks
 from simulations.engines.interrupt import stoppable
 from simulations.engines.registry import ENGINES, Engine
 from simulations.output.console import print_line

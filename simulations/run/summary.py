@@ -14,10 +14,8 @@ from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Privacy, Results, read_results
 from server.spending import rounded_up
-from simulations.output.console import print_line
-from simulations.output.markdown import TextTable
-from simulations.output.stage_title import stage_title
-from simulations.output.terminal import NARROW, text_table
+from simulations.output.console import NARROW, print_line, stage_title, text_table
+from simulations.output.files import TextTable
 from simulations.run.live_view import duration, signed
 
 LARGE_DELTA = 0.1

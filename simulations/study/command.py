@@ -14,10 +14,9 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from simulations.engines.interrupt import stoppable
-from simulations.engines.shown_gpu import gpus_here
-from simulations.output.console import print_line
+from simulations.engines.worker_pool import gpus_here
+from simulations.output.console import print_line, require_one_kind
 from simulations.output.files import write_texts
-from simulations.output.one_kind import require_one_kind
 from simulations.run.simulate import STOPPED
 from simulations.study.grid import Cell, Part, chosen, default_settings, grid
 from simulations.study.results import (
@@ -137,9 +136,7 @@ def check_left(left: dict[str, Experiment], console: Console) -> None:
     """Every error in the input shows before anything starts: all names, and what
     cells differ in of data and model, once each."""
     with console.status("checking the study and its data"):
-        from simulations.run.name_checks import check_model
-        from simulations.run.preflight import check_names, preflight
-        from simulations.run.room_check import check_room
+        from simulations.run.preflight import check_model, check_names, check_room, preflight
 
         for experiment in left.values():
             check_names(experiment)

@@ -13,8 +13,7 @@ from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import Strict, read_results
 from simulations.output.stored import read_stored
-from simulations.run.data_record import rows_of
-from simulations.run.run_folder import AUTO, PRECISION, differing
+from simulations.run.run_folder import AUTO, PRECISION, differing, rows_of
 from simulations.study.grid import (
     Cell,
     cell_name,

@@ -18,7 +18,7 @@ from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines.interrupt import deferred, uninterrupted
-from simulations.engines.shown_gpu import gpus_here, shown_gpu
+from simulations.engines.worker_pool import gpus_here, shown_gpu
 from simulations.run.run_folder import RECORD, check_same, claimed, recorded
 from simulations.study.grid import precise
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from simulations.output.markdown import TextTable, blocks
-from simulations.output.terminal import NARROW, text_table
+from simulations.output.console import NARROW, text_table
+from simulations.output.files import TextTable, blocks
 from simulations.study.results import StudyResults
 from simulations.study.study_file import Study
 from simulations.study.tables import ALL_LABELS, AVERAGE_ACCURACY, arms_table, best_settings

@@ -17,7 +17,7 @@ from deal_core.errors import UserError
 from simulations.deployment.programs import filled
 from simulations.deployment.server.folder import LOCAL, ServerFolder, ServerSettings, init_server
 from simulations.deployment.site.init import SiteRequest, agreed_labels, init_site
-from simulations.output.toml import toml_value
+from simulations.output.files import toml_value
 from simulations.run.experiment import Request, load_experiment
 
 NAMES = ("north", "south", "west")

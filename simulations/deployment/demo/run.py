@@ -32,8 +32,7 @@ from simulations.deployment.programs import CODE
 from simulations.deployment.server.folder import LOCAL
 from simulations.deployment.server.submit import Submission, flower_status, starts, submit
 from simulations.deployment.server.superlink import add_site
-from simulations.engines.flower import Tail
-from simulations.engines.flower_sandbox import members, stop_all
+from simulations.engines.flower import Tail, members, stop_all
 from simulations.engines.interrupt import deferred, stoppable, uninterrupted
 from simulations.output.console import print_line
 from simulations.run.live_view import progress_view

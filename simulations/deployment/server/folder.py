@@ -19,7 +19,7 @@ from deal_core.errors import UserError
 from server.events import EventLog
 from simulations.deployment.keys import make_authority, make_server_certificate, write_secret
 from simulations.deployment.programs import FlowerHome, filled, service_unit
-from simulations.output.toml import toml_lines
+from simulations.output.files import toml_lines
 
 LOCAL = "127.0.0.1"
 HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*")

@@ -21,7 +21,7 @@ from simulations.deployment.programs import CONNECTION
 from simulations.deployment.server.folder import ServerFolder, command
 from simulations.deployment.server.superlink import registered
 from simulations.engines.flower import BUNDLE
-from simulations.output.toml import toml_lines
+from simulations.output.files import toml_lines
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.run_folder import check_folder, record, recorded
 
@@ -184,8 +184,7 @@ def check(experiment: Experiment) -> None:
             "protects nobody; leave it out, or set it to 'secure'"
         )
     from server.plan import make_plan
-    from simulations.run.preflight import check_names
-    from simulations.run.room_check import check_room
+    from simulations.run.preflight import check_names, check_room
 
     from_run_config(to_run_config(experiment))  # as the server will read it
     tasks = SitesSource(experiment.data).task_names()

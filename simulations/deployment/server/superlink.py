@@ -19,7 +19,7 @@ from deal_core.whole_file import write_whole
 from simulations.deployment.keys import check_secret, fingerprint_of_line, read_public_key
 from simulations.deployment.programs import CONNECTION, check_free, supervise
 from simulations.deployment.server.folder import LOCAL, ServerFolder, ServerSettings, command
-from simulations.engines.flower_sandbox import program
+from simulations.engines.flower import program
 
 WAIT_SECONDS = 60.0
 """For a command that changes the list at the same time."""

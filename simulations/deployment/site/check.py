@@ -20,7 +20,7 @@ from deal_core.data.source import TaskData
 from deal_core.data.split import split_off_each
 from deal_core.errors import UserError
 from deal_core.privacy.policy import counts_in_sum
-from simulations.check.odd_settings import CLEAR_COUNTS
+from simulations.check.findings import CLEAR_COUNTS
 from simulations.check.rows import grouped
 from simulations.deployment.keys import check_secret, fingerprint_of_private_key
 from simulations.deployment.site.agreement import (
@@ -37,7 +37,7 @@ from simulations.deployment.site.agreement import (
 )
 from simulations.deployment.site.init import agreed_labels, host_and_port
 from simulations.deployment.site.start import check_disjoint, make_private
-from simulations.run.privacy_warnings import (
+from simulations.run.check import (
     alike_people_warning,
     both_sides_warning,
     identifier_warning,

@@ -14,7 +14,7 @@ from deal_core.data.tables import READERS
 from deal_core.errors import UserError
 from simulations.deployment.keys import fingerprint_of_line, make_key_pair, write_secret
 from simulations.deployment.programs import filled, service_unit
-from simulations.output.toml import toml_value
+from simulations.output.files import toml_value
 
 POLICY = """\
 mechanism = "record"     # differential privacy for each record; without this and max_epsilon,

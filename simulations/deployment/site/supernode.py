@@ -33,7 +33,7 @@ from simulations.deployment.site.clientapp import (
     own_digest,
     require_allowed,
 )
-from simulations.output.toml import toml_value
+from simulations.output.files import toml_value
 
 LOCAL = "127.0.0.1"
 SECRET = "superexec.secret"

@@ -13,7 +13,7 @@ from deal_core.config.run_config import leaves
 from deal_core.errors import UserError
 from server.results import Results, read_results
 from simulations.report.run.settings import HIDDEN
-from simulations.run.data_record import rows_of
+from simulations.run.run_folder import rows_of
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 
 from server.spending import rounded_up
-from simulations.output.console import print_line
-from simulations.output.markdown import DASH, TextTable
-from simulations.output.terminal import NARROW, text_table
+from simulations.output.console import NARROW, print_line, text_table
+from simulations.output.files import DASH, TextTable
 from simulations.report.comparison.compared import ComparedRun, Comparison
 from simulations.report.run.settings import shown
 from simulations.run.live_view import duration, signed

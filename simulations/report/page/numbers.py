@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.spending import rounded_up
-from simulations.output.markdown import DASH
+from simulations.output.files import DASH
 from simulations.report.page.blocks import Cell, Number
 from simulations.run.live_view import duration, signed
 

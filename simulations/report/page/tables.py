@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from simulations.output.markdown import TextTable, blocks
+from simulations.output.files import TextTable, blocks
 from simulations.report.page.blocks import Block, Table, Text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from deal_core.training.text_overlap import TEXT_MEASURES
-from simulations.output.stage_title import stage_title
+from simulations.output.console import stage_title
 from simulations.report.charts.panels import Axes, Line, Panel, panels
 from simulations.report.page.blocks import (
     Block,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from statistics import fmean, pstdev
 
 from server.results import ClientResult
-from simulations.output.markdown import DASH
+from simulations.output.files import DASH
 from simulations.report.charts.dots import Dot, Level, dots
 from simulations.report.page.blocks import Block, Cell, Facts, Figure, Section, Table, Text
 from simulations.report.page.numbers import percent, pointer, size, time, whole

@@ -20,7 +20,7 @@ from deal_core.inference.folder import AdapterFolder
 from deal_core.whole_file import write_whole
 from server.folder import RunFolder
 from server.results import Results, Strict, read_results
-from simulations.run.data_record import check_data_record
+from simulations.run.run_folder import check_data_record
 
 if TYPE_CHECKING:
     from deal_core.inference.predictor import Predictor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from simulations.output.markdown import DASH, TextTable
+from simulations.output.files import DASH, TextTable
 from simulations.report.charts.dots import Dot, Level, dots
 from simulations.report.charts.panels import Axes, Line, Panel, panels
 from simulations.report.page.blocks import Figure

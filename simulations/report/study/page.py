@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from simulations.output.markdown import TextTable, blocks
+from simulations.output.files import TextTable, blocks
 from simulations.report.page.blocks import (
     Block,
     Folded,

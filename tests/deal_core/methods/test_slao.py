@@ -15,7 +15,7 @@ from deal_core.methods import make_method
 from deal_core.methods.slao import orthonormal_rows
 from deal_core.randomness import seeded
 from server.checkpoint import Checkpoint, History, load_checkpoint, save_checkpoint
-from simulations.run.rule_checks import check_aggregation
+from simulations.run.preflight import check_aggregation
 
 SHAPES = {"first": (40, 50), "second": (60, 40)}
 METHOD = make_method(MethodConfig(name="slao"), AdapterConfig(rank=4, lora_alpha=8.0))

@@ -12,9 +12,8 @@ from rich.console import Console
 from deal_core.data import Example, TaskData
 from deal_core.data.files import FilesSource
 from deal_core.errors import UserError
-from simulations.check.finding import Check, Finding, reading, run_checks
-from simulations.check.odd_rows import odd_rows
-from simulations.check.rows import grouped
+from simulations.check.findings import Check, Finding, reading, run_checks
+from simulations.check.rows import grouped, odd_rows
 from simulations.run.check import check
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.simulate import simulate

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from deal_core.data import Example, TaskData
-from simulations.check.seen_elsewhere import SeenElsewhere
+from simulations.check.rows import SeenElsewhere
 
 
 def test_test_rows_that_another_task_trains_on_are_counted() -> None:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from simulations.output.markdown import row
+from simulations.output.files import row
 from tests.simulations.check.odd_inputs import ODD_INPUTS, OddInput
 
 ROOT = Path(__file__).parents[3]

@@ -19,7 +19,7 @@ import psutil
 
 from simulations.deployment.server.folder import ServerFolder, server_folder
 from simulations.deployment.server.superlink import registered
-from simulations.engines.flower_sandbox import stop_all
+from simulations.engines.flower import stop_all
 
 ROOT = Path(__file__).parents[3]
 DEAL = [sys.executable, "-m", "simulations.cli"]
@@ -241,7 +241,7 @@ class Federation:
 
 
 def _members(home: Path) -> list[Any]:
-    from simulations.engines.flower_sandbox import members
+    from simulations.engines.flower import members
 
     return members(home)
 

@@ -13,8 +13,7 @@ import pytest
 from simulations.deployment.keys import make_key_pair
 from simulations.deployment.programs import FlowerHome
 from simulations.deployment.site.clientapp import digest_of, own_app, own_digest
-from simulations.engines.flower import BUNDLE
-from simulations.engines.flower_sandbox import program
+from simulations.engines.flower import BUNDLE, program
 
 MOST_LINES = 50
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.engines.flower_sandbox import stop_all
+from simulations.engines.flower import stop_all
 from tests.simulations.deployment.loopback import DEAL, ROOT, federation, wait_for
 from tests.simulations.deployment.short_experiment import experiment_file
 from tests.simulations.deployment.site_data import divide

@@ -40,8 +40,8 @@ from simulations.deployment.server.submit import (
     submit,
 )
 from simulations.deployment.site.init import SiteRequest, init_site
+from simulations.run.preflight import check_cohort
 from simulations.run.run_folder import record
-from simulations.run.secure_checks import check_cohort
 from tests.simulations.deployment.loopback import deal, done
 from tests.simulations.deployment.short_experiment import experiment_file
 from tests.simulations.deployment.site_data import LABELS

@@ -14,7 +14,7 @@ import pytest
 from deal_core.config.experiment import Experiment
 from simulations.deployment.keys import make_authority
 from simulations.deployment.programs import FlowerHome
-from simulations.engines.flower_sandbox import program
+from simulations.engines.flower import program
 from tests.simulations.deployment.loopback import deal, done, federation, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

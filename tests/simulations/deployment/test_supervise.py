@@ -15,7 +15,7 @@ from server.lock import exclusive_lock
 from simulations.deployment import programs as module
 from simulations.deployment.programs import HUNG, FlowerHome, supervise
 from simulations.deployment.site.start import HANDSHAKE, IN_USE, why
-from simulations.engines.flower_sandbox import members
+from simulations.engines.flower import members
 
 
 def run(tmp_path: Path, script: str, fatal: str = "") -> int:

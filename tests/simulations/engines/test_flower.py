@@ -25,15 +25,17 @@ from simulations.engines.flower import (
     RunFailed,
     Tail,
     as_run_by,
+    flower_sandbox,
+    members,
     parse_outcome,
     reason,
     resources,
     run_flower,
+    stop_all,
 )
-from simulations.engines.flower_sandbox import flower_sandbox, members, stop_all
 from simulations.engines.registry import ENGINES
-from simulations.engines.workers import Workers
-from simulations.output.toml import toml_lines
+from simulations.engines.worker_pool import Workers
+from simulations.output.files import toml_lines
 from simulations.run.experiment import Request, load_experiment
 from tests.simulations.runs import IN_SUM
 

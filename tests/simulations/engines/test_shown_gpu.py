@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from simulations.engines.shown_gpu import of_those
+from simulations.engines.worker_pool import of_those
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ POOL = """
 from simulations.engines.forkserver import PRELOADED
 from simulations.engines.interrupt import stoppable
 from simulations.engines.worker_pool import worker_pool
-from simulations.engines.workers import Workers
+from simulations.engines.worker_pool import Workers
 
 if __name__ == "__main__":
     PRELOADED.append("slow_import")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
-from simulations.engines.workers import Workers, divide
+from simulations.engines.worker_pool import Workers, divide
 
 
 def asked(clients: int = 100, threads: int = 0, workers: int = 0) -> Experiment:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from deal_core.errors import UserError
 from simulations.cli import app
-from simulations.output.one_kind import FIGURES
+from simulations.output.console import FIGURES
 
 
 @pytest.mark.parametrize(

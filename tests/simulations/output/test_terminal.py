@@ -10,8 +10,8 @@ from rich.console import Console
 
 from simulations.audit import tables as audit_tables
 from simulations.budgets import tables as budget_tables
-from simulations.output.markdown import TextTable, blocks, head, read_table, row
-from simulations.output.terminal import NARROW, PAGE_WIDTH, print_page, text_table
+from simulations.output.console import NARROW, PAGE_WIDTH, print_page, text_table
+from simulations.output.files import TextTable, blocks, head, read_table, row
 from simulations.report.privacy.audit import read_audit
 from simulations.report.study.budgets import read_budgets
 from simulations.report.study.record import read_study

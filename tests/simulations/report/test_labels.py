@@ -22,7 +22,7 @@ from simulations.report.run.label_counts import (
     read_label_counts,
     text_scores,
 )
-from simulations.run.data_record import write_data_record
+from simulations.run.run_folder import write_data_record
 from tests.simulations.report.html_page import HtmlPage, read_json
 
 EXAMPLES = Path(__file__).parent / "examples"

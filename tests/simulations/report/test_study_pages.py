@@ -13,7 +13,7 @@ from deal_core.errors import UserError
 from simulations.audit.tables import Audit, attack_table, membership_table
 from simulations.budgets.results import Budgets
 from simulations.budgets.tables import budget_table, sweep_text
-from simulations.output.markdown import TextTable, blocks
+from simulations.output.files import TextTable, blocks
 from simulations.report.command import write_report
 from simulations.report.page.blocks import Tile, Tiles
 from simulations.report.study.page import study_page

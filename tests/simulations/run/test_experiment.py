@@ -12,10 +12,16 @@ from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from simulations.run.data_checks import check_declared
-from simulations.run.data_record import check_data_record, write_data_record
 from simulations.run.experiment import Request, find_experiment, load_experiment
 from simulations.run.preflight import preflight
-from simulations.run.run_folder import RECORD, check_folder, differing, record
+from simulations.run.run_folder import (
+    RECORD,
+    check_data_record,
+    check_folder,
+    differing,
+    record,
+    write_data_record,
+)
 from simulations.run.shipped import descriptions, shipped_experiments
 
 

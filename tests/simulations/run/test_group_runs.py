@@ -23,9 +23,9 @@ from simulations.audit.tables import Audit, AuditedCell, markdown
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
 from simulations.ledger_command import show
+from simulations.run.check import privacy_warnings
 from simulations.run.live_view import plain_lines
 from simulations.run.preflight import preflight
-from simulations.run.privacy_warnings import privacy_warnings
 from simulations.run.progress import Progress
 from simulations.run.summary import privacy_text
 from tests.sizes import TWO_LAYERS

@@ -13,10 +13,9 @@ from deal_core.data import load_for_clients
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from simulations.engines.inprocess import run_inprocess
-from simulations.run.data_record import DataRecord, data_record
 from simulations.run.live_view import plain_lines
 from simulations.run.progress import Progress
-from simulations.run.run_folder import check_folder, claimed
+from simulations.run.run_folder import DataRecord, check_folder, claimed, data_record
 
 ROWS = "text,label\n" + "".join(f"word {n} of ward,{'ab'[n % 2]}\n" for n in range(24))
 

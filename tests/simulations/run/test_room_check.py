@@ -7,7 +7,7 @@ import pytest
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.methods import method_of
-from simulations.run import room_check as module
+from simulations.run import preflight as module
 from simulations.run.experiment import Request, load_experiment
 
 

@@ -10,8 +10,7 @@ from transformers import Gemma3Config
 from deal_core.config.experiment import ModelConfig
 from deal_core.errors import UserError
 from deal_core.models import max_positions
-from simulations.run.data_checks import check_lengths
-from simulations.run.text_lengths import check_text_lengths
+from simulations.run.data_checks import check_lengths, check_text_lengths
 from tests.architectures import save
 
 

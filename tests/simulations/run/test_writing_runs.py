@@ -21,8 +21,7 @@ from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.run.label_counts import count_labels
 from simulations.run.data_checks import check_answers
-from simulations.run.preflight import preflight
-from simulations.run.statistics_checks import check_statistics
+from simulations.run.preflight import check_statistics, preflight
 from tests.architectures import CONFIGS, save
 from tests.simulations.runs import accuracy_of, at, learnt_adapter, run_in_process
 

@@ -19,7 +19,7 @@ import yaml
 
 from simulations import cli
 from simulations.deployment.server.run_state import state_of
-from simulations.engines.flower_sandbox import members, stop_all
+from simulations.engines.flower import members, stop_all
 from tests.simulations.deployment.loopback import DEAL, ROOT, SLOW, free_port, wait_for
 
 FOLDER = ROOT / "simulations/deployment/containers"

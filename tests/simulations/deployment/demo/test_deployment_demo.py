@@ -14,7 +14,7 @@ import pytest
 
 from server.results import read_results
 from simulations.deployment.demo.run import MARK
-from simulations.engines.flower_sandbox import members
+from simulations.engines.flower import members
 from tests.simulations.deployment.loopback import DEAL, ROOT, SLOW, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800 * SLOW)]

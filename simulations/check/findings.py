@@ -1,11 +1,98 @@
-"""Settings that are allowed and make little sense."""
+"""What a check has found, and what is odd in settings: a line with place and cure each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from deal_core.config.experiment import Experiment, PrivacyConfig
-from simulations.check.finding import Finding
+from deal_core.data import open_source
+from deal_core.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line for people.
+
+    Attributes:
+        text: what is wrong, where, and the cure.
+        kind: an ``error`` stops a run, a ``warning`` does not, a ``note`` is what was read.
+    """
+
+    text: str
+    kind: Literal["error", "warning", "note"] = "error"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        find: raises a ``UserError`` of what is wrong, or gives findings.
+        reads: tables of the experiment, or facts, that must be sound; else it is left out.
+        settles: the fact that other checks rely on: an error here leaves them out.
+    """
+
+    find: Callable[[Experiment], Iterable[Finding] | None]
+    reads: frozenset[str]
+    settles: str = ""
+
+
+def reading(*names: str) -> frozenset[str]:
+    """Return the tables, and facts, that a check reads."""
+    return frozenset(names)
+
+
+def run_checks(
+    checks: Iterable[Check], experiment: Experiment, unsound: Iterable[str] = ()
+) -> Iterator[Finding]:
+    """Yield what the checks find, each text once, as soon as it is found.
+
+    Args:
+        checks: in their order.
+        experiment: with defaults in the place of what could not be read.
+        unsound: tables that could not be read: checks of them are left out.
+    """
+    bad, told = set(unsound), set()
+    for check in checks:
+        if bad & check.reads:
+            if check.settles:
+                bad.add(check.settles)
+            continue
+        for finding in _found(check, experiment):
+            if check.settles and finding.kind == "error":
+                bad.add(check.settles)
+            if finding not in told:
+                told.add(finding)
+                yield finding
+
+
+def _found(check: Check, experiment: Experiment) -> Iterator[Finding]:
+    try:
+        yield from check.find(experiment) or ()
+    except UserError as error:
+        for problem in error.problems:
+            yield Finding(problem)
+
+
+BY_TASK = ("labels", "generation", "measures", "instructions", "files")
+
+
+def check_task_names(experiment: Experiment) -> Iterator[Finding]:
+    """Yield a warning for each name that the source has no task of: what is set for it is not used.
+
+    Raises:
+        UserError: the source cannot be opened.
+    """
+    data = experiment.data
+    known = open_source(data.model_copy(update={"tasks": ()})).task_names()
+    for table in BY_TASK:
+        for name in getattr(data, table):
+            if name not in known:
+                text = f"data.{table}: there is no task '{name}'{nearest(name, known)}"
+                yield Finding(f"{text}; what is set for it is not used", kind="warning")
+
 
 LARGEST_RATE, SMALLEST_RATE = 0.1, 1e-7
 """Of AdamW: above, training diverges; below, nothing moves in float32."""
