@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +17,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.data.public import public_texts, texts_digest
 from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, TaskDataset
-from deal_core.privacy.interface import GradientSum, LocalUpdate, RecordId, Refusal, Site
+from deal_core.privacy.interface import GradientSum, LocalUpdate, Refusal, Site
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum
 from deal_core.privacy.policy import protects
 from deal_core.wire.instruction import Instruction
@@ -83,7 +82,8 @@ def class_sums(
         instruction: what is asked.
         statistics: what is added up.
         gradients: adds it up, and says which records may be read.
-        tasks: the records, of several tasks; none: of one, those of ``gradients``.
+        tasks: of several tasks the records, which are those of ``gradients`` in this order; none:
+            there is one.
         given: of a site without a mechanism: what it gave before, it gives again.
 
     Raises:
@@ -91,21 +91,18 @@ def class_sums(
     """
     started, size = time.monotonic(), statistics.size(bench.experiment.model)
     found: dict[str, NDArray[Any]] = {}
+    records, first = [len(each.data) for each in tasks] or [len(gradients.data)], 0
     for place, task in enumerate(instruction.tasks or (instruction.task,)):
-        labels = bench.labels(task)
-        own = gradients
-        if tasks:
-            assert isinstance(gradients, NoisySum)  # under no mechanism
-            records = [RecordId(task, row) for row in range(len(tasks[place].data))]
-            own = replace(gradients, data=tasks[place].data, record_ids=records)
+        labels, data = bench.labels(task), gradients.data[first : first + records[place]]
         rehearse_embeddings(bench, labels, bench.instruction(task), statistics.layers)
         vectors, share = torch.zeros(0, size), bench.task(task, client)
-        if len(own.data):
+        if data:
             vectors = bench.vectors(share, "train", statistics)
-        targets = torch.tensor([item.target for item in own.data], dtype=torch.long)
-        add = partial(own.class_sums, vectors, targets, len(labels))
+        targets = torch.tensor([item.target for item in data], dtype=torch.long)
+        add = partial(gradients.class_sums, vectors, targets, len(labels), first)
+        first += len(data)
         name = f"{place}.{CLASS_SUMS}"
-        if given is None or not len(own.data):
+        if given is None or not data:
             found[name] = add()
             continue
         assert isinstance(gradients, NoisySum)

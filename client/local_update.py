@@ -14,7 +14,7 @@ from client.resources import Workbench
 from deal_core.lora.learnt import entries_of
 from deal_core.lora.state import State
 from deal_core.methods import Phase, TaskDataset, under_all_labels
-from deal_core.privacy.interface import Grouping, LocalUpdate, UpdateRequest, release
+from deal_core.privacy.interface import Grouping, LocalUpdate, RecordId, UpdateRequest, release
 from deal_core.privacy.policy import Policy, figures_allowed
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
@@ -67,7 +67,13 @@ def _request(
     bench, instruction = training.bench, training.instruction
     client, joint_tasks = training.client_context.client, training.joint_tasks
     where = instruction.stage, instruction.server_round
-    together = zip(instruction.tasks, joint_tasks, strict=True)
+    together = list(zip(instruction.tasks, joint_tasks, strict=True))
+    data, record_ids = training.data.train, training.data.record_ids
+    if together:
+        data = [each for _, share in together for each in share.data]
+        record_ids = [
+            RecordId(task, row) for task, share in together for row in range(len(share.data))
+        ]
     return UpdateRequest(
         request=f"{instruction.phase} {request}",
         client=str(client),
@@ -75,10 +81,8 @@ def _request(
         phase=instruction.phase,
         stage=instruction.stage,
         server_round=instruction.server_round,
-        data=[e for share in joint_tasks for e in share.data]
-        if joint_tasks
-        else training.data.train,
-        record_ids=training.data.record_ids,
+        data=data,
+        record_ids=record_ids,
         records=lambda: bench.records(client),
         site_records=lambda: bench.site_records(client),
         ids=lambda: bench.ids(instruction.task, client),

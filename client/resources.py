@@ -19,7 +19,6 @@ from torch import Tensor
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, TaskData, declared_labels, load_for_clients, open_source
 from deal_core.data.partition import partition
-from deal_core.data.public import public_texts
 from deal_core.data.tokens import cache_folder
 from deal_core.lora.attach import read
 from deal_core.lora.payload import PayloadError
@@ -47,7 +46,7 @@ from deal_core.training.allocator import keep_memory
 from deal_core.training.cache import Cache
 from deal_core.training.embedding import base_embeddings, embeddings_alone
 from deal_core.training.precision import compute_dtype
-from deal_core.training.public_subspace import Subspace, public_subspace
+from deal_core.training.public_subspace import Subspace
 
 
 @dataclass(frozen=True)
@@ -303,11 +302,8 @@ class Workbench:
     def subspace(self) -> Subspace:
         """The public directions in which records are added up; from texts at this client."""
         assert self.statistics is not None
-        spaces, statistics = self.spaces(self.tasks), self.statistics
-        texts = public_texts(self.experiment.data, spaces)
-        layers, number = statistics.layers, statistics.directions
-        first = next(space for space in spaces if space)
-        return public_subspace(self.model, texts, layers, number, first, self._cache)
+        spaces = self.spaces(self.tasks)
+        return self.statistics.subspace(self.experiment.data, self.model, spaces)
 
     def learning(self, client: int, task: str) -> Cache:
         """Return the cache for what a client works out while it learns a task; that of the task

@@ -149,7 +149,7 @@ def _heads(record: ArrayRecord, bench: Workbench) -> dict[str, Tensor]:
     if not set(tasks) <= set(bench.tasks):
         raise PayloadError("heads: a task that is not of this run")
     size = statistics.size(bench.experiment.model)
-    shapes = {task: statistics.head_shape(len(bench.labels(task)), size) for task in tasks}
+    shapes = {task: (len(bench.labels(task)), size + 1) for task in tasks}
     return read_heads(record, shapes, rounded)
 
 

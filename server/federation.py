@@ -13,8 +13,6 @@ import torch
 from deal_core.aggregation import NUMERICAL
 from deal_core.config.experiment import Experiment
 from deal_core.data import public_labels
-from deal_core.data.public import public_texts
-from deal_core.data.tokens import cache_folder
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes, zero_adapter
 from deal_core.lora.kinds import kind_of
@@ -22,7 +20,6 @@ from deal_core.lora.state import State
 from deal_core.methods import (
     Method,
     Phase,
-    Statistics,
     SumContext,
     method_of,
     phases_of,
@@ -31,7 +28,7 @@ from deal_core.methods import (
 from deal_core.models import LabelVectors, LanguageModel, label_vectors, load_model
 from deal_core.privacy.policy import counts_in_sum
 from deal_core.randomness import seeded
-from deal_core.training.public_subspace import Subspace, public_subspace, text_vectors
+from deal_core.training.public_subspace import Subspace, text_vectors
 from deal_core.training.threads import threads
 from server.checkpoint import Checkpoint, History
 from server.evaluation import Evaluation, same_model
@@ -106,7 +103,7 @@ class Federation:
         one = Round(self.exchange, self.evaluation, self.plan, phase, step)
         added: RoundSum
         if phase.statistics is not None:
-            tasks = self._tasks_to_sum(step, phase.statistics, state)
+            tasks = self._tasks_to_sum(step, phase.statistics.once, state)
             several = self.plan.joint_tasks or self.experiment.stream.schedule == "per-client"
             one = replace(one, tasks=tuple(tasks) if several else ())
             labels = self._label_counts
@@ -132,22 +129,15 @@ class Federation:
         self.exchange.event("class_means_rejected", step, tasks=tasks)
         return before
 
-    def _tasks_to_sum(
-        self, step: Step, statistics: Statistics, state: State
-    ) -> dict[str, list[str]]:
+    def _tasks_to_sum(self, step: Step, once: bool, state: State) -> dict[str, list[str]]:
         """Return the tasks whose records are added up in a round, each to its clients. What is
-        taken once is taken in the stage in which the last client works on the task; answers that
-        are texts have no sums."""
-        if statistics.once:
+        taken ``once`` is taken in the stage in which the last client works on the task; answers
+        that are texts have no sums."""
+        if once:
             ended = self.plan.ended(step.stage)
             tasks = {task: own for task, own in ended.items() if task not in state.heads}
         else:
-            tasks = {}
-            for client, task in self.plan.working(step.stage, step.server_round).items():
-                tasks.setdefault(task, []).append(client)
-            if self.plan.joint_tasks:
-                clients = list(self.plan.working(step.stage, step.server_round))
-                tasks = dict.fromkeys(self.plan.tasks, clients)
+            tasks = self.plan.at_work(step.stage, step.server_round)
         return {task: clients for task, clients in tasks.items() if self._label_counts[task]}
 
     def _sum_context(self, tasks: Sequence[str], deviation: float) -> SumContext:
@@ -167,13 +157,10 @@ class Federation:
     @cached_property
     def _subspace(self) -> Subspace:
         """The public directions in which clients add up their records."""
-        statistics, config = statistics_of(self._method()), self.experiment
+        statistics = statistics_of(self._method())
         assert statistics is not None
-        texts = public_texts(config.data, list(self._labels.values()))
-        folder = cache_folder() if config.data.cache_tokens else None
-        first = next(labels for labels in self._labels.values() if labels)
-        layers, number = statistics.layers, statistics.directions
-        return public_subspace(self._model, texts, layers, number, first, folder)
+        spaces = list(self._labels.values())
+        return statistics.subspace(self.experiment.data, self._model, spaces)
 
     @cached_property
     def _secure_legs(self) -> SecureLegs:

@@ -67,6 +67,17 @@ class Plan:
                 at_work[name] = order[turn]
         return at_work
 
+    def at_work(self, stage: int, server_round: int) -> dict[str, list[str]]:
+        """Return each task that is worked on in a round to its clients: all tasks to all that work,
+        where tasks are learnt at once."""
+        working = self.working(stage, server_round)
+        if self.joint_tasks:
+            return {task: list(working) for task in self.tasks}
+        found: dict[str, list[str]] = {}
+        for client, task in working.items():
+            found.setdefault(task, []).append(client)
+        return found
+
     def past(self, client: str, stage: int, server_round: int) -> Order:
         """Return the tasks that the client worked on before its turn in a round, by when it first
         met them. A task that returns is among them: it was worked on before."""

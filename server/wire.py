@@ -15,9 +15,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from deal_core.aggregation import ClientUpdate
 from deal_core.installed import package_digest
 from deal_core.lora.adapter import live_rank, padded, split
-from deal_core.lora.payload import COUNTS, DISTILLED, HEADS, LORA, RESIDUAL, WORSE, PayloadError
+from deal_core.lora.payload import (
+    COUNTS,
+    DISTILLED,
+    HEADS,
+    LORA,
+    MOST_EXAMPLES,
+    RESIDUAL,
+    WORSE,
+    PayloadError,
+)
 from deal_core.lora.state import State
-from deal_core.methods.shared.class_sums import MOST_EXAMPLES
 from deal_core.secure_sum.messages import ProtocolError, UsedUpdate
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.codec import WireArrays

@@ -248,16 +248,13 @@ def audit(
     membership: Annotated[
         bool, typer.Option("--membership", help="Measure who can be found in class sums.")
     ] = False,
-    adapters: Annotated[
-        bool, typer.Option("--adapters", help="With --membership: one site trains, is attacked.")
-    ] = False,
 ) -> None:
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
     if membership:
         from simulations.audit.membership import MembershipRequest
         from simulations.report.after import membership_with_report
 
-        sums = MembershipRequest(experiment, out, tuple(overrides or ()), client, seed, adapters)
+        sums = MembershipRequest(experiment, out, tuple(overrides or ()), seed)
         raise typer.Exit(membership_with_report(sums, wide_console()))
     from simulations.audit.command import AuditRequest
     from simulations.report.after import audit_with_report

@@ -139,21 +139,9 @@ class PrototypeConfig(Table):
     """Noise of a class sum over sites, in units of what one record adds at most, where no mechanism
     says how much: 0.61 is epsilon 7.9 at delta 1e-5 for a record and one task, against the server
     and ``privacy.colluding`` of the sites. A site gives none with less."""
-    covariance: Literal["none", "public", "shared"] = "public"
-    """``none``: the nearest class mean; ``public``: the nearest in the metric of public texts;
-    ``shared``: in that of one covariance within classes, over all tasks so far (linear discriminant
-    analysis). Its exact sums tell who is in them: for comparisons in simulations alone."""
-    own_covariance: float = Field(0.5, ge=0, le=1)
-    """Labels of one task are told apart by a mean of two covariances, its own with this weight and
-    the shared one; tasks are told apart by the shared one. 0: by the shared one everywhere
-    (``covariance = "shared"``)."""
-    ridge: Literal["auto"] | Annotated[float, Field(ge=1e-2)] = "auto"
-    """Added to a covariance, in units of its mean eigenvalue; auto: 3 for that of public texts, 0.3
-    for exact sums of encoders, 1 of models that answer in words."""
-    few_records: float = Field(0.5, ge=0, le=1)
-    """Share of what a label's score loses because its class mean is uncertain that is given back,
-    so that labels of few records are answered as readily as those of many (``covariance =
-    "shared"``)."""
+    ridge: float = Field(3.0, ge=1e-2)
+    """Added to the variance of public texts in each direction, in whose metric the nearest class
+    mean is the answer; in units of its mean. The larger, the more alike all directions count."""
     names_noise: float = Field(13.0, ge=0)
     """A label's name counts as so many records of it, for each standard deviation of the noise."""
 

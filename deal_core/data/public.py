@@ -78,7 +78,8 @@ def embedded_texts(folder: Path) -> tuple[str, ...]:
     return tuple(texts)
 
 
-def texts_digest(texts: Sequence[str]) -> str:
+@lru_cache(maxsize=4)
+def texts_digest(texts: tuple[str, ...]) -> str:
     """Return a digest of public texts, hexadecimal: sites of a sum must have the same."""
     hashed = hashlib.sha256()
     for text in texts:

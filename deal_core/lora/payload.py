@@ -34,6 +34,8 @@ SUMS = "sums"
 WORSE = "worse"
 """Figure: whether a client's own records are answered better without class means."""
 PREFIX = "base_model.model."
+MOST_EXAMPLES = 10_000_000
+"""A larger count is a lie or a bug."""
 
 Arrays = dict[str, NDArray[np.float32]]
 

@@ -39,9 +39,8 @@ from deal_core.methods.olora import make_olora
 from deal_core.methods.prototype import make_prototype
 from deal_core.methods.replay import make_replay
 from deal_core.methods.sequential import make_sequential
-from deal_core.methods.shared.class_sums import COUNT, SUM
 from deal_core.methods.shared.mixed import under_all_labels
-from deal_core.methods.shared.prototypes import whole_heads
+from deal_core.methods.shared.prototypes import COUNT, SUM, whole_heads
 from deal_core.methods.slao import make_slao
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {

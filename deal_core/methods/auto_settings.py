@@ -27,7 +27,6 @@ def _prototype(experiment: Experiment) -> PrototypeConfig:
     decided = {
         "enabled": "on" if fits else "off",
         "names": 0.5 if encoder else 1.0,
-        "ridge": 3.0 if asked.covariance == "public" else 0.3 if encoder else 1.0,
     }
     left = {key: value for key, value in decided.items() if getattr(asked, key) == AUTO}
     return asked.model_copy(update=left)

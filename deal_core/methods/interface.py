@@ -9,12 +9,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from deal_core.config.data import DataConfig
 from deal_core.config.experiment import ModelConfig
+from deal_core.data.public import public_texts
+from deal_core.data.tokens import cache_folder
 from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel, embedding_size
 from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
-from deal_core.training.public_subspace import Subspace
+from deal_core.training.public_subspace import Subspace, public_subspace
 from deal_core.wire.heads import ROUNDED_AT
 from deal_core.wire.instruction import LEARN
 from deal_core.wire.secure_layout import CLASS_SUMS
@@ -185,9 +188,6 @@ class Statistics:
             a record.
         names: what scores of label names by the adapted model weigh beside those of heads; 0:
             heads answer alone.
-        head_rows: rows that a label has in its task's head, 1 or 2; see
-            :mod:`deal_core.training.head_scores`.
-        round_heads: heads travel by rows at ``wire.dtype = "int8"``.
         exact: sums of another kind; None: class sums.
     """
 
@@ -197,18 +197,11 @@ class Statistics:
     directions: int = 0
     noise_multiplier: float = 0.0
     names: float = 0.0
-    head_rows: int = 1
-    round_heads: bool = False
     exact: ExactSums | None = None
 
-    def head_shape(self, labels: int, size: int) -> tuple[int, ...]:
-        """Return the shape of a task's head: of each label its rows of weights and a bias."""
-        rows = () if self.head_rows == 1 else (self.head_rows,)
-        return (labels, *rows, size + 1)
-
     def rounds(self, dtype: str) -> bool:
-        """Whether heads are rounded at ``wire.dtype``."""
-        return self.round_heads and dtype == ROUNDED_AT
+        """Whether heads are rounded at ``wire.dtype``: those of class means."""
+        return self.exact is None and dtype == ROUNDED_AT
 
     def size(self, model: ModelConfig) -> int:
         """Return the entries of a vector that is added up; no weights are read."""
@@ -220,6 +213,23 @@ class Statistics:
         if self.exact is not None:
             return self.exact.shapes(labels, self.size(model))
         return {CLASS_SUMS: (labels, self.size(model) + 1)}
+
+    def subspace(
+        self, data: DataConfig, model: LanguageModel, spaces: Sequence[Sequence[str]]
+    ) -> Subspace:
+        """Return the public directions in which records are added up.
+
+        Args:
+            data: names public texts.
+            model: whatever adapters it holds.
+            spaces: the label spaces of all tasks; of texts that are answers, none.
+
+        Raises:
+            UserError: as :func:`~deal_core.data.public.public_texts`.
+        """
+        folder = cache_folder() if data.cache_tokens else None
+        texts, first = public_texts(data, spaces), next(space for space in spaces if space)
+        return public_subspace(model, texts, self.layers, self.directions, first, folder)
 
 
 @dataclass(frozen=True)

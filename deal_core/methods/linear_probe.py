@@ -1,10 +1,10 @@
 """Baseline ``linear-probe``: softmax regression for each task on the frozen model's embeddings.
 
-Every client sends its sums of the task once (:mod:`deal_core.methods.shared.class_sums`), then the
-exact gradient sum over all its records in every round. The server takes an accelerated step in the
-metric of a fixed bound on the Hessian: (M41), (M42) of docs/method.md. However the data are
-divided the steps are those of one machine. Sources: Boehning 1992 (the bound); Nesterov 1983;
-O'Donoghue & Candes 2015 (restart).
+Every client sends the second moment of its records of the task once, then the exact gradient sum
+over them in every round. The server takes an accelerated step in the metric of a fixed bound on the
+Hessian: (M41), (M42) of docs/method.md. However the data are divided the steps are those of one
+machine. Exact sums tell who is among few records, so a site gives none: simulations alone do.
+Sources: Boehning 1992 (the bound); Nesterov 1983; O'Donoghue & Candes 2015 (restart).
 """
 
 from __future__ import annotations
@@ -19,16 +19,71 @@ from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
-from deal_core.lora.payload import PayloadError
+from deal_core.lora.payload import MOST_EXAMPLES, PayloadError
 from deal_core.lora.state import State
 from deal_core.methods.interface import EmbeddedTask, ExactSums, Statistics, SumContext, Tensors
-from deal_core.methods.shared import class_sums
-from deal_core.methods.shared.class_sums import COUNT, GRAM, SUM, TOLERANCE
 from deal_core.methods.shared.frozen import Frozen, statistics_phase
 from deal_core.wire.instruction import LEARN
 
-GRADIENT = "gradient"
+MOMENT, COUNT, GRADIENT = "moment", "count", "gradient"
 WEIGHTS, MOMENTUM = "weights", "momentum"
+TOLERANCE = 1e-4
+"""Relative error of what vectors add up to that rounding may make."""
+ROUNDING = 1e-6
+"""Error of a sum that has travelled in fixed point, for each example."""
+
+
+def moment_shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
+    """Name to shape of what a client sends once: of a symmetric moment the upper triangle."""
+    return {COUNT: (labels,), MOMENT: ((size + 1) * (size + 2) // 2,)}
+
+
+def collect_moment(task: EmbeddedTask) -> Tensors:
+    """Return how many examples each label has, and ``sum_x [x; 1][x; 1]^T``, rows of its upper
+    triangle; float64."""
+    x = with_one(task.embeddings.double())
+    matrix = x.T @ x
+    rows, columns = torch.triu_indices(*matrix.shape)
+    count = torch.bincount(task.targets, minlength=task.labels).double()
+    return {COUNT: count, MOMENT: matrix[rows, columns]}
+
+
+def symmetric(values: Tensor) -> Tensor:
+    """Return the matrix of which the upper triangle was sent."""
+    size = math.isqrt(2 * len(values))
+    rows, columns = torch.triu_indices(size, size)
+    matrix = torch.zeros(size, size, dtype=values.dtype)
+    matrix[rows, columns] = values
+    matrix[columns, rows] = values
+    return matrix
+
+
+def check_moment(sums: Tensors) -> None:
+    """Check that unit vectors can have this moment.
+
+    Raises:
+        PayloadError: a count that is none, another trace than twice the count, or negative
+            eigenvalues.
+    """
+    n, moment = require_counts(sums[COUNT]), symmetric(sums[MOMENT])
+    if max(abs(float(moment.trace()) - 2 * n), abs(float(moment[-1, -1]) - n)) > TOLERANCE * n:
+        raise PayloadError("moment: not of so many unit vectors")
+    if float(torch.linalg.eigvalsh(moment)[0]) < -ROUNDING * n:
+        raise PayloadError("moment: a negative eigenvalue")
+
+
+def require_counts(count: Tensor) -> float:
+    """Return how many examples there are.
+
+    Raises:
+        PayloadError: a negative count, no whole number, too many, or none at all.
+    """
+    if bool((count < 0).any()) or bool((count != count.round()).any()):
+        raise PayloadError("count: not whole numbers from 0")
+    n = float(count.sum())
+    if not 1 <= n <= MOST_EXAMPLES:
+        raise PayloadError("count: out of bounds")
+    return n
 
 
 def shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
@@ -61,24 +116,22 @@ def check(sums: Tensors) -> None:
         PayloadError: a count that is none, a gradient that is too long, or errors of labels that do
             not cancel.
     """
-    n, gradient = class_sums.require_counts(sums[COUNT]), sums[GRADIENT]
+    n, gradient = require_counts(sums[COUNT]), sums[GRADIENT]
     if bool((gradient.norm(dim=1) > math.sqrt(2.0) * n * (1 + TOLERANCE)).any()):
         raise PayloadError("gradient: longer than so many unit vectors can make it")
     if float(gradient.sum(dim=0).abs().max()) > TOLERANCE * n:
         raise PayloadError("gradient: its rows do not cancel")
 
 
-def absorb_sums(state: State, totals: Mapping[str, Tensors], known: SumContext) -> State:
-    """Server: add the sums of a round; a new task starts from a head of zeros."""
+def absorb_moment(state: State, totals: Mapping[str, Tensors], known: SumContext) -> State:
+    """Server: keep the moments of a round; a new task starts from a head of zeros."""
     sums, heads = dict(state.sums), dict(state.heads)
     for task, total in totals.items():
-        for name, value in total.items():
-            key = f"{name}/{task}"
-            sums[key] = sums[key] + value if key in sums else value
-        labels, size = total[SUM].shape
-        sums.setdefault(f"{WEIGHTS}/{task}", torch.zeros(labels, size + 1, dtype=torch.float64))
-        sums.setdefault(f"{MOMENTUM}/{task}", torch.ones(1, dtype=torch.float64))
-        heads.setdefault(task, torch.zeros(labels, size + 1))
+        moment = symmetric(total[MOMENT])
+        start = torch.zeros(len(total[COUNT]), len(moment), dtype=torch.float64)
+        sums |= {f"{MOMENT}/{task}": moment, f"{WEIGHTS}/{task}": start}
+        sums[f"{MOMENTUM}/{task}"] = torch.ones(1, dtype=torch.float64)
+        heads[task] = start.float()
     return replace(state, sums=sums, heads=heads)
 
 
@@ -86,7 +139,7 @@ def absorb_gradient(
     state: State, totals: Mapping[str, Tensors], known: SumContext, ridge: float
 ) -> State:
     """Return the state after one step of every task that gradients have come of; at the server. The
-    head is where the next gradient is taken. Without the task's sums there is no metric, and no
+    head is where the next gradient is taken. Without the task's moment there is no metric, and no
     step."""
     sums, heads = dict(state.sums), dict(state.heads)
     for task, total in totals.items():
@@ -95,7 +148,7 @@ def absorb_gradient(
         point = heads[task].double()
         gradient = total[GRADIENT] / total[COUNT] + ridge * point
         weights, momentum = sums[f"{WEIGHTS}/{task}"], float(sums[f"{MOMENTUM}/{task}"])
-        after = point - torch.linalg.solve(bound(sums, task, ridge), gradient.T).T
+        after = point - torch.linalg.solve(bound(sums[f"{MOMENT}/{task}"], ridge), gradient.T).T
         if float((gradient * (after - weights)).sum()) > 0:  # uphill: the momentum is dropped
             momentum = 1.0
         following = (1.0 + math.sqrt(1.0 + 4.0 * momentum**2)) / 2.0
@@ -106,16 +159,11 @@ def absorb_gradient(
     return replace(state, sums=sums, heads=heads)
 
 
-def bound(sums: Mapping[str, Tensor], task: str, ridge: float) -> Tensor:
+def bound(moment: Tensor, ridge: float) -> Tensor:
     """Return the bound on a label's block of the Hessian, ``(size + 1, size + 1)``: half the second
     moment of the embeddings with a 1 behind them, and the ridge."""
-    total = sums[f"{SUM}/{task}"].sum(dim=0)
-    n, size = sums[f"{COUNT}/{task}"].sum(), len(total)
-    moment = torch.empty(size + 1, size + 1, dtype=torch.float64)
-    moment[:size, :size] = class_sums.symmetric(sums[f"{GRAM}/{task}"], size)
-    moment[size, :size] = moment[:size, size] = total
-    moment[size, size] = n
-    return 0.5 * moment / n + ridge * torch.eye(size + 1, dtype=torch.float64)
+    identity = torch.eye(len(moment), dtype=moment.dtype)
+    return 0.5 * moment / moment[-1, -1] + ridge * identity
 
 
 @dataclass(frozen=True)
@@ -132,8 +180,8 @@ def make_linear_probe(method: MethodConfig, adapter: AdapterConfig) -> LinearPro
     """Build from the experiment."""
     config = method.linear_probe
     layers = config.layers
-    sums = ExactSums(class_sums.shapes, class_sums.collect, class_sums.check)
-    first = Statistics(absorb_sums, True, layers, exact=sums)
+    once = ExactSums(moment_shapes, collect_moment, check_moment)
+    first = Statistics(absorb_moment, True, layers, exact=once)
     absorb = partial(absorb_gradient, ridge=config.ridge)
     further = Statistics(absorb, False, layers, exact=ExactSums(shapes, collect, check))
     learn = statistics_phase(LEARN, 0, first)

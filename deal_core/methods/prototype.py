@@ -1,10 +1,8 @@
 """Baseline ``prototype``: class means of the frozen model's embeddings, and nothing trained.
 
-Every client sends the sums of its records of a task once; the server adds them up. A label's score
-is that of linear discriminant analysis with equal priors: (M40) of docs/method.md. With
-``covariance = "none"`` it is the nearest class mean. Sources: Mensink et al. 2013 (nearest class
-mean); Janson et al. 2022, Panos et al. 2023 (in continual learning, the latter with a shared
-covariance).
+Every client sends the sums of its records of a task once, with noise; the server adds them up. The
+nearest class mean in the metric of public texts is the answer: (M69) of docs/method.md. Sources:
+Mensink et al. 2013 (nearest class mean); Janson et al. 2022 (in continual learning).
 """
 
 from __future__ import annotations

@@ -177,14 +177,17 @@ class GradientSum(Protocol):
     def total(self, module: nn.Module, objective: Objective) -> Mapping[str, NDArray[Any]]:
         """Return key of each trained factor to its sum, in whole numbers."""
 
-    def class_sums(self, embeddings: Tensor, targets: Tensor, labels: int) -> NDArray[Any]:
+    def class_sums(
+        self, embeddings: Tensor, targets: Tensor, labels: int, first: int = 0
+    ) -> NDArray[Any]:
         """Return sums of embeddings by label and, in the last column, counts, ``(labels, size +
         1)``, in whole numbers.
 
         Args:
-            embeddings: of the data, ``(examples, size)``.
+            embeddings: of some of the data, one after the other, ``(examples, size)``.
             targets: their labels, ``(examples,)``.
             labels: how many there are.
+            first: place of the first of them in the data.
         """
 
     @property

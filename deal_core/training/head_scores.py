@@ -1,8 +1,6 @@
 """Scores of labels by the heads of their tasks, with those of label names beside them.
 
-A head has a row of weights and a bias for each label. One with two rows a label answers in two
-steps: by the first rows which task, by the second which label of it. Source: docs/method.md, (M43),
-(M63).
+A head has a row of weights and a bias for each label. Source: docs/method.md, (M43).
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from deal_core.training.evaluation import NO_ANSWER, AnswerSpace, Scorer
 
@@ -30,26 +27,16 @@ def by_heads(
     Args:
         embeddings: of the data, ``(examples, size)``.
         space: the columns.
-        heads: task to ``(labels, size + 1)``, or ``(labels, 2, size + 1)``.
+        heads: task to ``(labels, size + 1)``.
         names: scores of label names; of log probabilities it is a product of experts.
         weight: what they count; 0: nothing, and they are not asked for.
     """
-    asked = {task for task, _ in space.columns}
-    heads = {task: head for task, head in heads.items() if task in asked}
-    first = _rows(space, heads, embeddings.shape[1], 0)
-    wide = {task: head for task, head in heads.items() if head.dim() == 3}
-    second = _rows(space, wide, embeddings.shape[1], 1)
-    steps = [_columns(space, task) for task in wide]
+    rows = _rows(space, heads, embeddings.shape[1])
 
     def scores(batch: Sequence[int]) -> Tensor:
         beside = weight * names(batch).double() if names is not None and weight else 0.0
         x = embeddings[list(batch)].double()
-        found = _linear(x, first) + beside
-        if steps:
-            labels = _linear(x, second) + beside
-            for columns in steps:
-                found[:, columns] = in_two_steps(found[:, columns], labels[:, columns])
-        return found
+        return x @ rows[:, :-1].T + rows[:, -1] + beside
 
     return scores
 
@@ -77,26 +64,12 @@ def by_names_told(names: Scorer, heads: Scorer, space: AnswerSpace) -> Scorer:
     return scores
 
 
-def in_two_steps(first: Tensor, second: Tensor) -> Tensor:
-    """Return ``log(sum_c exp first_c) + log softmax(second)``, ``(texts, labels)``: what the task
-    has by the first, divided among its labels by the second."""
-    return first.logsumexp(dim=1, keepdim=True) + log_softmax(second, dim=1)
-
-
-def _linear(x: Tensor, rows: Tensor) -> Tensor:
-    return x @ rows[:, :-1].T + rows[:, -1]
-
-
-def _columns(space: AnswerSpace, task: str) -> list[int]:
-    return [place for place, (name, _) in enumerate(space.columns) if name == task]
-
-
-def _rows(space: AnswerSpace, heads: Mapping[str, Tensor], size: int, step: int) -> Tensor:
+def _rows(space: AnswerSpace, heads: Mapping[str, Tensor], size: int) -> Tensor:
     """Weights and bias of each column, ``(columns, size + 1)``, float64."""
     rows = torch.zeros(len(space.columns), size + 1, dtype=torch.float64)
     rows[:, size] = NO_ANSWER
     for task, head in heads.items():
-        own = head if head.dim() == 2 else head[:, step]
-        for place, row in zip(_columns(space, task), own, strict=False):
+        places = [place for place, (name, _) in enumerate(space.columns) if name == task]
+        for place, row in zip(places, head, strict=False):
             rows[place] = row.double()
     return rows

@@ -57,17 +57,17 @@ class Subspace:
 
 
 def lifted(head: Tensor, centre: Tensor, scaled: Tensor) -> Tensor:
-    """Return a head for whole embeddings, ``(..., size + 1)``, that scores them as ``head``,
-    ``(..., number + 1)``, scores their coordinates.
+    """Return a head for whole embeddings, ``(labels, size + 1)``, that scores them as ``head``,
+    ``(labels, number + 1)``, scores their coordinates.
 
     Args:
         head: weights and a bias.
         centre: of a subspace.
         scaled: its directions in units of length, ``(size, number)``.
     """
-    weights = head[..., :-1].double() @ scaled.T
-    bias = head[..., -1].double() - weights @ centre
-    return torch.cat([weights, bias[..., None]], dim=-1).float()
+    weights = head[:, :-1].double() @ scaled.T
+    bias = head[:, -1].double() - weights @ centre
+    return torch.cat([weights, bias[:, None]], dim=1).float()
 
 
 def principal(vectors: Tensor, number: int) -> Subspace:
@@ -98,7 +98,7 @@ SHORTEST = 1e-6
 
 def public_subspace(
     model: LanguageModel,
-    texts: Sequence[str],
+    texts: tuple[str, ...],
     layers: int,
     number: int,
     labels: Sequence[str],
@@ -140,7 +140,7 @@ def text_vectors(
     return base_embeddings(model, encoded, layers)
 
 
-def _key(model: LanguageModel, texts: Sequence[str], layers: int, labels: Sequence[str]) -> str:
+def _key(model: LanguageModel, texts: tuple[str, ...], layers: int, labels: Sequence[str]) -> str:
     frozen = {name: part for name, part in model.module.state_dict().items() if "lora_" not in name}
     settings = texts_digest(texts), layers, tuple(labels)
     return weights_name(frozen, "public texts", *settings)[:40]

@@ -26,14 +26,14 @@ LEAST = 1e-30
 """A row whose largest value is below is zero: float32 has no exact scale for it."""
 ROUNDED_AT = "int8"
 """The ``wire.dtype`` at which heads may be rounded; at any other they are exact."""
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, int]]
 
 
 def pack_heads(heads: Mapping[str, Tensor], rounded: bool = False) -> dict[str, NDArray[Any]]:
     """Return label heads as they travel.
 
     Args:
-        heads: task to ``(labels, size + 1)`` or ``(labels, 2, size + 1)``.
+        heads: task to ``(labels, size + 1)``.
         rounded: weights of each row as whole multiples of its largest / 127: (M48).
     """
     packed: dict[str, NDArray[Any]] = {}
@@ -41,8 +41,8 @@ def pack_heads(heads: Mapping[str, Tensor], rounded: bool = False) -> dict[str, 
         if not rounded:
             packed[task] = np.ascontiguousarray(head.float().numpy())
             continue
-        codes, scale = by_rows(head[..., :-1].flatten(0, -2).double())
-        packed[BIAS + task] = np.ascontiguousarray(head[..., -1].float().numpy())
+        codes, scale = by_rows(head[:, :-1].double())
+        packed[BIAS + task] = np.ascontiguousarray(head[:, -1].float().numpy())
         packed[task], packed[task + SCALE] = codes, scale
     return packed
 
@@ -77,7 +77,7 @@ def read_heads(
     for key, array in arrays.items():
         if not np.isfinite(array).all():
             raise PayloadError(f"{key[:80]}: a value is not finite")
-    heads = {task: _head(arrays, task, shape, rounded) for task, shape in shapes.items()}
+    heads = {task: _head(arrays, task, rounded) for task in shapes}
     for task, head in heads.items():
         if head.numel() and not float(head.abs().max()) <= LARGEST_HEAD:
             raise PayloadError(f"heads: a value of {task[:80]!r} is out of bounds")
@@ -91,14 +91,14 @@ def tasks_in(record: Mapping[str, WireArray], rounded: bool = False) -> tuple[st
     return tuple(key.removeprefix(BIAS) for key in record if key.startswith(BIAS))
 
 
-def _headers(task: str, shape: tuple[int, ...], rounded: bool) -> dict[str, Header]:
+def _headers(task: str, shape: tuple[int, int], rounded: bool) -> dict[str, Header]:
     if not rounded:
         return {task: _header("float32", shape)}
-    rows = math.prod(shape[:-1])
+    labels, entries = shape
     return {
-        BIAS + task: _header("float32", shape[:-1]),
-        task: _header("int8", (rows, shape[-1] - 1)),
-        task + SCALE: _header("float32", (rows,)),
+        BIAS + task: _header("float32", (labels,)),
+        task: _header("int8", (labels, entries - 1)),
+        task + SCALE: _header("float32", (labels,)),
     }
 
 
@@ -106,14 +106,12 @@ def _header(dtype: str, shape: tuple[int, ...]) -> Header:
     return Header(dtype, shape, np.dtype(dtype).itemsize * math.prod(shape))
 
 
-def _head(
-    arrays: Mapping[str, NDArray[Any]], task: str, shape: tuple[int, ...], rounded: bool
-) -> Tensor:
+def _head(arrays: Mapping[str, NDArray[Any]], task: str, rounded: bool) -> Tensor:
     if not rounded:
         return torch.from_numpy(arrays[task].copy())
     weights = _from_rows(arrays[task], arrays[task + SCALE]).float()
     bias = torch.from_numpy(arrays[BIAS + task].copy())
-    return torch.cat([weights.reshape(*shape[:-1], -1), bias[..., None]], dim=-1)
+    return torch.cat([weights, bias[:, None]], dim=1)
 
 
 def _from_rows(sent: NDArray[Any], scales: NDArray[Any]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from textwrap import wrap
@@ -11,20 +11,14 @@ from textwrap import wrap
 from rich.console import Console
 
 from deal_core.config.home import at_home
-from deal_core.errors import UserError
 from server.results import Strict
-from simulations.audit.command import AuditRequest, kinds_of, planned
-from simulations.audit.run import carry_out
 from simulations.audit.sums_told import Told, embedded, told_of_sums
 from simulations.output.console import print_line, print_page, require_one_kind
-from simulations.output.files import DASH, head, row, write_texts
+from simulations.output.files import head, row, write_texts
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.live_view import progress_view
 from simulations.run.preflight import preflight
 
 FILE = "membership.json"
-FEW_CANARIES = 2
-"""Beside the records of a site whose adapter is attacked: the fewest that an audit plants."""
 EXPLANATION = (
     "AUC: probability that a record of the sum scores above one that is not in it; 0.5 is chance. "
     "TPR: share of members found where 0.1 % of the others are taken for members. The attacker "
@@ -46,16 +40,12 @@ class MembershipAudit(Strict):
 
 @dataclass(frozen=True)
 class MembershipRequest:
-    """Attributes: ``experiment``, ``out``, ``overrides``, ``client``, ``seed``, as of
-    :class:`~simulations.audit.command.AuditRequest`; ``adapters``: whether one site trains, and its
-    adapter is attacked."""
+    """Attributes: as of :class:`~simulations.audit.command.AuditRequest`."""
 
     experiment: str = "quickstart"
     out: str = ""
     overrides: tuple[str, ...] = ()
-    client: int = 0
     seed: int = 0
-    adapters: bool = False
 
 
 def membership_folder(request: MembershipRequest) -> Path:
@@ -80,39 +70,13 @@ def run_membership(request: MembershipRequest, console: Console) -> int:
     with console.status("embedding texts") as status:
         data = embedded(experiment, request.seed)
         told = told_of_sums(experiment, data, request.seed, status.update)
-    if request.adapters:
-        told += _adapter(request, out, console)
-    name, size = Path(request.experiment).stem, len(data.subspace.spread)
-    audit = MembershipAudit(experiment=name, directions=size, told=told)
+    name = Path(request.experiment).stem
+    audit = MembershipAudit(experiment=name, directions=data[0].shape[1], told=told)
     page = membership_page(audit)
     write_texts(out, {FILE: audit.model_dump_json(indent=1) + "\n", "membership.md": page})
     print_page(console, page)
     print_line(console, f"figures in {out / FILE}, table in {out / 'membership.md'}")
     return 0
-
-
-def _adapter(request: MembershipRequest, out: Path, console: Console) -> Iterator[Told]:
-    """Yield what the losses under the adapter of one site, trained alone, tell."""
-    asked = AuditRequest(
-        request.experiment, "inf", str(out), request.overrides, request.client, seed=request.seed
-    )
-    asked = replace(asked, text_canaries=FEW_CANARIES, repetitions=1)
-    if "texts" not in kinds_of(load_experiment(Request(asked.experiment, "", asked.overrides))):
-        raise UserError("--adapters: of no site an adapter leaves by itself here; leave it out")
-    training = next(each for each in planned(asked, out) if each.kind == "texts")
-    with progress_view(console, training.folder.name) as listener:
-        attack = carry_out(training, listener).membership
-    if attack is not None:
-        yield Told(
-            seen=f"adapter of client {request.client} alone",
-            noise="none",
-            deviation=0.0,
-            records=attack.members,
-            auc=attack.auc.value,
-            found=None,
-            members=attack.members,
-            others=attack.others,
-        )
 
 
 def membership_page(audit: MembershipAudit) -> str:
@@ -132,6 +96,6 @@ def told_table(told: Sequence[Told]) -> Iterator[str]:
                 noise + (f" ({each.deviation:.2f})" if each.deviation else ""),
                 str(each.records),
                 f"{each.auc:.2f}",
-                DASH if each.expected is None else f"{each.expected:.2f}",
+                f"{each.expected:.2f}",
                 "n too small" if each.found is None else f"{100 * each.found:.1f} %",
             )

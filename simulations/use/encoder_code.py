@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from deal_core.inference.folder import Inference
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 LABELS = "label_embeddings.safetensors"
 MAP = "pooled_map.safetensors"
@@ -35,7 +32,7 @@ layers = layers[1:][:-{layers}:-1]  # the last one first
 units = [normalize(layer.float().mean(dim=1)) for layer in layers]
 pairs = [normalize(sum(units[i : i + 2])) for i in range(0, len(units), 2)]
 embedding = torch.cat(pairs, dim=1) / len(pairs) ** 0.5
-head = load_file({heads})[{task}]{second}  # (labels, size + 1)"""
+head = load_file({heads})[{task}]  # (labels, size + 1)"""
 VECTOR = """\
 vector = model(**tokens).last_hidden_state.float().mean(dim=1){through}  # of one text: no padding
 names = load_file({labels})[{task}]"""
@@ -81,7 +78,7 @@ class Exported:
 def encoder_code(
     inference: Inference,
     exported: Exported,
-    head: Tensor | None = None,
+    head: bool = False,
     task: str = "",
     text: str = "a text",
 ) -> str:
@@ -90,19 +87,19 @@ def encoder_code(
     Args:
         inference: of the run.
         exported: what it is run on.
-        head: of the task; None: names of labels alone answer.
+        head: whether the task has one; else names of labels alone answer.
         task: empty: the first one.
         text: that is asked about.
     """
-    by_names = head is None or inference.names_weight > 0
+    by_names = not head or inference.names_weight > 0
     lines = [
-        *_imports(exported, heads=head is not None),
+        *_imports(exported, head),
         "",
         LOAD[exported.kind],
         READ,
-        *([_frozen(exported), EMBEDDING] if head is not None else []),
+        *([_frozen(exported), EMBEDDING] if head else []),
         *([VECTOR] if by_names else []),
-        (BY_NAMES if head is None else BY_BOTH if by_names else BY_HEAD) + PLACE,
+        (BY_BOTH if head and by_names else BY_NAMES if by_names else BY_HEAD) + PLACE,
     ]
     return (
         "\n".join(lines).format(
@@ -115,7 +112,6 @@ def encoder_code(
             text=json.dumps(text),
             task=json.dumps(task or inference.tasks[0].name),
             layers=inference.head_layers + 1,
-            second="[:, 1]" if head is not None and head.dim() == 3 else "",
             through=" @ weight.T" if exported.kind == "map" else "",
             weight=inference.names_weight,
             scale=inference.model.logit_scale,

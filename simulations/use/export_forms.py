@@ -175,7 +175,7 @@ def _write_prompts(inference: Inference, to: Path) -> list[str]:
 def _code(inference: Inference, kind: Kind, to: Path, base: str) -> str:
     """Return Python that answers a text of the first task, run in the export; empty where prompts
     are left out."""
-    head = _first_head(inference, AdapterFolder(to))
+    head = _has_head(inference.tasks[0].name, AdapterFolder(to))
     if inference.pooling != "none":
         revision = "" if (to / BASE).is_dir() else with_revision(inference.model.name)[1]
         exported = Exported(kind, base_from(to, base), "" if kind == "merged" else revision)
@@ -185,9 +185,7 @@ def _code(inference: Inference, kind: Kind, to: Path, base: str) -> str:
     return asking_code(inference, base_from(to, base), kind == "merged", head)
 
 
-def _first_head(inference: Inference, folder: AdapterFolder) -> Tensor | None:
-    """Return the head of the first task; None where it has none."""
-    from safetensors.torch import load_file
+def _has_head(task: str, folder: AdapterFolder) -> bool:
+    from deal_core.inference.predictor import read_heads
 
-    heads = load_file(folder.heads) if folder.heads.exists() else {}
-    return heads.get(inference.tasks[0].name)
+    return task in read_heads(folder)

@@ -10,8 +10,6 @@ from deal_core.errors import choose
 from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from deal_core.models.prompt_tokens import PromptTokens
 
 PROMPTS = "prompts.json"
@@ -47,7 +45,7 @@ own = slice(first, first + max(1, len(text)))
 units = [normalize(layer[0, own].float().mean(dim=0), dim=0) for layer in layers]
 pairs = [normalize(sum(units[i : i + 2]), dim=0) for i in range(0, len(units), 2)]
 embedding = torch.cat(pairs) / len(pairs) ** 0.5
-head = load_file("{heads}")[{task}]{second}  # (labels, size + 1)
+head = load_file("{heads}")[{task}]  # (labels, size + 1)
 means = embedding @ head[:, :-1].T + head[:, -1]
 for label, mean in zip(scores, means.tolist()):
     scores[label] = mean + {weight} * scores[label]
@@ -110,7 +108,7 @@ def task_entry(task: TaskSpace, prompts: PromptTokens, inference: Inference) -> 
     }
 
 
-def asking_code(inference: Inference, base: str, merged: bool, head: Tensor | None = None) -> str:
+def asking_code(inference: Inference, base: str, merged: bool, head: bool = False) -> str:
     """Return Python that asks about a text of the first task, run in the folder; empty where the
     model is asked with the text alone.
 
@@ -118,7 +116,7 @@ def asking_code(inference: Inference, base: str, merged: bool, head: Tensor | No
         inference: of the run.
         base: where the tokeniser lies.
         merged: the folder holds one model, and its tokeniser.
-        head: of the first task, where the folder has class means beside words: (M43).
+        head: whether the folder has class means of the first task, beside words: (M43).
     """
     from deal_core.models import FAMILIES, auto_class
 
@@ -134,14 +132,14 @@ def asking_code(inference: Inference, base: str, merged: bool, head: Tensor | No
         prompts=PROMPTS,
         task=json.dumps(task.name),
         also="" if task.labels else ", GenerationConfig",
-        tensors=TENSORS if head is not None else "",
+        tensors=TENSORS if head else "",
     )
     if not task.labels:
         start = '[len(task["start"]) :]' if decodes_apart else "[prompt.shape[1] :]"
         return before + WRITE.format(after=start)
     forced = 'prompt, decoder_input_ids=torch.tensor([task["start"] + answer[:-1]])'
     words = SCORE.format(inputs=forced if decodes_apart else BEHIND)
-    if head is None:
+    if not head:
         return before + words + BEST
     means = MEANS.format(
         inputs='prompt, decoder_input_ids=torch.tensor([task["start"]])'
@@ -151,7 +149,6 @@ def asking_code(inference: Inference, base: str, merged: bool, head: Tensor | No
         layers=inference.head_layers,
         heads=AdapterFolder(Path()).heads.name,
         task=json.dumps(task.name),
-        second="[:, 1]" if head.dim() == 3 else "",
         weight=inference.names_weight,
     )
     return before + words + means + BEST

@@ -87,7 +87,6 @@ def test_without_masks_nothing_leaves_whatever_is_asked(tmp_path):
     [
         "method.prototype.noise_multiplier=0",
         "method.prototype.noise_multiplier=0.1",
-        "method.prototype.covariance=shared",
         "method.name=linear-probe",
     ],
 )

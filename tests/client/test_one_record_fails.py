@@ -135,7 +135,7 @@ def test_class_sums_of_a_record_that_does_not_fit(
         'noise_share = "sum"\nserver_vouches_for_peers = true\ncolluding = 0\n',
         rows,
         LABELS,
-        *("method.name=prototype", "method.prototype.covariance=none", "train.step=server"),
+        *("method.name=prototype", "train.step=server"),
         *("method.prototype.layers=1", "method.prototype.directions=0", "aggregation.secure=true"),
         "privacy.noise_share=sum",
         *("privacy.colluding=0", "privacy.target_delta=1e-4", 'data.tasks=["laboratory"]'),

@@ -138,7 +138,7 @@ def test_counts_and_sums_are_those_of_all_records(model, bound):
     assert played.events == []
 
 
-@pytest.mark.parametrize("settings", [{}, {"directions": 8}, {"covariance": "none"}])
+@pytest.mark.parametrize("settings", [{}, {"directions": 8}])
 @pytest.mark.parametrize("members", [3, 4])
 def test_the_noise_that_heads_count_on_is_the_noise_that_clients_add(model, settings, members):
     clients = list(CLIENTS[:members])
@@ -194,9 +194,9 @@ def test_a_task_of_fewer_than_three_clients_is_left_out_and_the_others_are_not(m
     assert played.events[1:] == [("sums_left_out", "skin"), ("sums_left_out", "eye")]
 
 
-@pytest.mark.parametrize("settings", [{}, {"directions": 8}, {"covariance": "shared"}])
-def test_where_all_tasks_are_left_out_the_state_stays(model, settings):
-    played = Played(experiment(model, **settings), {"skin": ["0", "1", "2"]})
+@pytest.mark.parametrize("method", ["prototype", "linear-probe"])
+def test_where_all_tasks_are_left_out_the_state_stays(model, method):
+    played = Played(experiment(model, method), {"skin": ["0", "1", "2"]})
     sums = exact(played) if played.statistics.exact else given(played, played.tasks)
     real = replace(
         played.sum,
@@ -217,15 +217,14 @@ def exact(played: Played) -> dict:
     return sums
 
 
-@pytest.mark.parametrize("method", ["linear-probe", "prototype"])
-def test_exact_sums_pass_as_they_are_and_what_no_data_can_have_is_refused(model, method):
-    played = Played(experiment(model, method, covariance="shared"), {"skin": list(CLIENTS)})
+def test_exact_sums_pass_as_they_are_and_what_no_data_can_have_is_refused(model):
+    played = Played(experiment(model, "linear-probe"), {"skin": list(CLIENTS)})
     sums = exact(played)
     played.sum.add(state(), sums, len(CLIENTS), CLIENTS)
     assert {f"0.{key}": part.numpy().tolist() for key, part in played.totals["skin"].items()} == {
         key: part.tolist() for key, part in sums.items()
     }
     assert played.known[0].deviation == 0.0
-    for key, factor in (("0.count", -1.0), ("0.sum", 30.0), ("0.gram", 2.0)):
+    for key, factor in (("0.count", -1.0), ("0.moment", 2.0)):
         with pytest.raises(PayloadError):
             played.sum.add(state(), {**sums, key: factor * sums[key]}, len(CLIENTS), CLIENTS)

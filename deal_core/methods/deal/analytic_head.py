@@ -1,5 +1,5 @@
-"""The analytic head of deal: class means and a shared covariance of the *frozen* base model, beside
-the adapted model's scores of label names.
+"""The analytic head of deal: class means of the *frozen* base model, beside the adapted model's
+scores of label names.
 
 Nothing moves the features of the base model: sums over earlier tasks stay true whatever is learnt,
 and tell tasks apart; the adapter, which learns within a task, tells its labels apart. Source:

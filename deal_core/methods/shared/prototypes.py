@@ -1,41 +1,24 @@
-"""Label heads from class sums: the nearest class mean, in the metric of public texts or as it is;
-or, from exact sums, linear discriminant analysis with a covariance within classes, of all tasks and
-of each. Source: docs/method.md, (M40), (M62), (M63), (M65), (M69)."""
+"""Label heads from class sums with noise: the nearest class mean in the metric of public texts.
+Source: docs/method.md, (M62), (M69)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from deal_core.config.method import PrototypeConfig
 from deal_core.lora.state import State
-from deal_core.methods.interface import ExactSums, Statistics, SumContext, Tensors
-from deal_core.methods.shared.class_sums import (
-    COUNT,
-    GRAM,
-    SUM,
-    check,
-    collect,
-    filled,
-    scatter,
-    shapes,
-    symmetric,
-    without_negative,
-)
+from deal_core.methods.interface import Statistics, SumContext, Tensors
 from deal_core.training.public_subspace import lifted
 
+COUNT, SUM = "count", "sum"
+"""Of the records of each label, and of their vectors: what class sums are."""
 SMALLEST = 1e-6
-"""Mean eigenvalue that a covariance is taken to have at least: of equal texts it is 0."""
-SCARCE = 0.2
-"""The square of so many times the entries per record is the least ridge: a covariance of few
-records is known in few directions, and in all others distances of means are mostly chance."""
-ABSENT = -1e9
-"""Bias of a label that no client has shown, where heads answer alone: it is never the answer."""
-
-
+"""Squared length that a class mean is taken to have at least."""
 SCALE = 8.0
 """Length of all class means in the metric, beside log-probabilities of names."""
 CENTRE, DIRECTIONS = "centre", "directions"
@@ -49,25 +32,13 @@ def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
         config: what is added up, and how heads are made of it.
         names: weight of label names' scores beside those of class means.
     """
-    if config.covariance == "shared":
-        exact = ExactSums(shapes, collect, check)
-        return Statistics(
-            absorb=lambda state, totals, known: absorb_exact(state, totals, config, names > 0),
-            once=True,
-            layers=config.layers,
-            names=names,
-            head_rows=2 if config.own_covariance > 0 else 1,
-            round_heads=True,
-            exact=exact,
-        )
     return Statistics(
-        absorb=lambda state, totals, known: absorb(state, totals, known, config),
+        absorb=partial(absorb, config=config),
         once=True,
         layers=config.layers,
         directions=config.directions,
         noise_multiplier=config.noise_multiplier,
         names=names,
-        round_heads=True,
     )
 
 
@@ -76,7 +47,7 @@ def absorb(
 ) -> State:
     """Server: make the heads of tasks from their noisy class sums."""
     assert known.subspace is not None
-    spread = known.subspace.spread if config.covariance == "public" else None
+    spread = known.subspace.spread
     made = {
         task: noised_head(
             total[COUNT], total[SUM], known.names[task], known.deviation, spread, config
@@ -94,7 +65,7 @@ def noised_head(
     total: Tensor,
     names: Tensor,
     deviation: float,
-    spread: Tensor | None,
+    spread: Tensor,
     config: PrototypeConfig,
 ) -> Tensor:
     """Return the head of a task, ``(labels, size + 1)``, float32: (M62), (M69).
@@ -107,15 +78,13 @@ def noised_head(
         total: sum of vectors of each label, with noise, ``(labels, size)``.
         names: vectors of the labels' names, ``(labels, size)``.
         deviation: of the noise in each entry, in lengths of a vector.
-        spread: variance of public texts in each direction, ``(size,)``; None: one for all.
+        spread: variance of public texts in each direction, ``(size,)``.
         config: ridge, and how many records a name counts as.
     """
     prior = config.names_noise * deviation
     means = (total + prior * names.to(total.dtype)) / (count.clamp(min=1.0) + prior)[:, None]
     means = torch.where(count[:, None] + prior > 0, means, names.to(total.dtype))
-    metric = torch.ones(means.shape[1]).double()
-    if spread is not None:
-        metric = spread + float(config.ridge) * spread.mean()
+    metric = spread + config.ridge * spread.mean()
     weights = means / metric
     lengths = (weights * means).sum(dim=1, keepdim=True).clamp(min=SMALLEST).sqrt()
     rows = SCALE * weights / lengths
@@ -123,101 +92,11 @@ def noised_head(
 
 
 def whole_heads(state: State) -> dict[str, Tensor]:
-    """Return the heads of a state as they score whole embeddings, ``(..., size + 1)``: what scores
-    coordinates in public directions is the same there."""
+    """Return the heads of a state as they score whole embeddings, ``(labels, size + 1)``: what
+    scores coordinates in public directions is the same there."""
     if DIRECTIONS not in state.sums:
         return dict(state.heads)
     return {
         task: lifted(head, state.sums[CENTRE], state.sums[DIRECTIONS])
         for task, head in state.heads.items()
     }
-
-
-def absorb_exact(
-    state: State, totals: Mapping[str, Tensors], config: PrototypeConfig, named: bool = False
-) -> State:
-    """Server: keep the exact sums of a round, and make all heads anew: see :func:`heads`."""
-    sums = dict(state.sums)
-    for task, total in totals.items():
-        sums |= {f"{name}/{task}": value for name, value in total.items()}
-    return replace(state, sums=sums, heads=heads(sums, config, named))
-
-
-def heads(
-    sums: Mapping[str, Tensor], config: PrototypeConfig, named: bool = False
-) -> dict[str, Tensor]:
-    """Return task to its head, float32: (M40), ``(labels, size + 1)``; with a covariance of each
-    task's own (M63), ``(labels, 2, size + 1)``.
-
-    Args:
-        sums: ``count/TASK`` ``(labels,)``, ``sum/TASK`` ``(labels, size)`` and ``gram/TASK``, its
-            upper triangle, of each task.
-        config: which covariances, and their ridge.
-        named: names of labels answer beside heads, and can answer with a label without records.
-    """
-    prefix = f"{COUNT}/"
-    tasks = [key.removeprefix(prefix) for key in sums if key.startswith(prefix)]
-    classes = {task: (sums[f"{COUNT}/{task}"], sums[f"{SUM}/{task}"]) for task in tasks}
-    if not classes:
-        return {}
-    count, total = (torch.cat(parts) for parts in zip(*classes.values(), strict=True))
-    means = {task: _means(*own, named) for task, own in classes.items()}
-    grams = [sums[f"{GRAM}/{task}"] for task in tasks]
-    shared = _covariance(count, total, torch.stack(grams).sum(dim=0))
-    rows = _without_common(_rows(count, torch.cat(list(means.values())), shared, config, named))
-    parts = torch.split(rows, [len(own) for own, _ in classes.values()])
-    found = dict(zip(classes, parts, strict=True))
-    if config.own_covariance > 0:
-        for task, (own_count, own_total) in classes.items():
-            own = _covariance(own_count, own_total, sums[f"{GRAM}/{task}"])
-            mixed = config.own_covariance * own + (1 - config.own_covariance) * shared
-            second = _without_common(_rows(own_count, means[task], mixed, config, named))
-            found[task] = torch.stack([found[task], second], dim=1)
-    return {task: head.float() for task, head in found.items()}
-
-
-def _means(count: Tensor, total: Tensor, named: bool) -> Tensor:
-    """Return class means, ``(labels, size)``. A label without records has that of all records of
-    its task, where names can answer with it: nothing speaks for it, and little against it."""
-    means = total / filled(count)[:, None]
-    if named:
-        means[count == 0] = total.sum(dim=0) / filled(count.sum())
-    return means
-
-
-def _without_common(rows: Tensor) -> Tensor:
-    """Return rows without what they have in common: it adds the same to the score of every label,
-    and would be most of what a format rounds. Labels without records stay out of the mean."""
-    shown = rows[:, -1] > ABSENT
-    if not bool(shown.any()):
-        return rows
-    centred = rows - rows[shown].mean(dim=0)
-    return torch.where(shown[:, None], centred, rows)
-
-
-def _covariance(count: Tensor, total: Tensor, gram: Tensor) -> Tensor:
-    """Covariance within classes, ``(size, size)``, of the upper triangle of a Gram matrix."""
-    within = scatter(count, total, symmetric(gram, total.shape[1])) / count.sum()
-    return without_negative(within)
-
-
-def _rows(
-    count: Tensor, means: Tensor, within: Tensor | None, config: PrototypeConfig, named: bool
-) -> Tensor:
-    """Return weights and biases, ``(labels, size + 1)``, float64; ``within``: the covariance in
-    whose metric class means are compared, None: none."""
-    weights, lost = means, torch.zeros_like(count)
-    if within is not None:
-        size = len(within)
-        scarce = (SCARCE * size / float(filled(count.sum()))) ** 2
-        ridge = max(float(config.ridge), scarce)
-        added = ridge * (within.trace() / size).clamp(min=SMALLEST)
-        metric = within + added * torch.eye(size, dtype=within.dtype)
-        factored = torch.linalg.lu_factor(metric)
-        weights = torch.linalg.lu_solve(*factored, means.T).T
-        spread = 0.5 * torch.linalg.lu_solve(*factored, within).trace()
-        lost = torch.where(count > 0, spread / filled(count).clamp(min=1.0), 0.0)  # (M65)
-    bias = config.few_records * lost - 0.5 * (weights * means).sum(dim=1)
-    if not named:
-        bias[count == 0] = ABSENT
-    return torch.cat([weights, bias[:, None]], dim=1)

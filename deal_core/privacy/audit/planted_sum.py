@@ -141,7 +141,9 @@ class WatchedSum:
         self.see(total, self.inner)
         return total
 
-    def class_sums(self, embeddings: Tensor, targets: Tensor, labels: int) -> NDArray[Any]:
+    def class_sums(
+        self, embeddings: Tensor, targets: Tensor, labels: int, first: int = 0
+    ) -> NDArray[Any]:
         """Sums of embeddings have no gradients to plant anything in.
 
         Raises:

@@ -1,9 +1,8 @@
-"""Membership inference on sums over records: who is in a class sum, in a head, in exact sums.
+"""Membership inference on sums over records: who is in a class sum.
 
 The attacker knows the label, how many records are in the sum, how much noise is in it, and other
-records that are in no sum. A class sum is attacked by the likelihood ratio of two Gaussians, with
-the record in it and without. A Gram matrix is attacked by leverage: of a record that is in it this
-is at most 1, of any other it is large.
+records that are in no sum; the score is the likelihood ratio of two Gaussians, with the record in
+the sum and without.
 
 Source: Carlini et al., S&P 2022 (likelihood ratios); Sankararaman et al., Nature Genetics 2009.
 """
@@ -19,7 +18,7 @@ from deal_core.privacy.audit.membership import Scores
 
 Rows = NDArray[np.float64]
 TINY = 1e-6
-"""Added to a Gram matrix, as a share of its mean eigenvalue: less than any record adds."""
+"""Variance of a sum without noise at least, as a share of the mean variance."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +76,4 @@ def sum_scores(records: Rows, total: Rows, members: int, deviation: float, known
     weighted = np.linalg.solve(spread + noise * np.eye(len(spread)), away.T).T
     own = (weighted * away).sum(axis=1)
     scores: Scores = weighted @ (total - members * known.mean) - 0.5 * own
-    return scores
-
-
-def gram_scores(records: Rows, gram: Rows) -> Scores:
-    """Return how little each record lies outside of what a Gram matrix spans: less its leverage.
-
-    Args:
-        records: ``(records, size)``.
-        gram: ``sum x x^T`` over the members, ``(size, size)``.
-    """
-    ridge = TINY * np.trace(gram) / len(gram) * np.eye(len(gram))
-    scores: Scores = -(np.linalg.solve(gram + ridge, records.T).T * records).sum(axis=1)
     return scores

@@ -95,19 +95,24 @@ class NoisySum:
             for key, shape in shapes.items()
         }
 
-    def class_sums(self, embeddings: Tensor, targets: Tensor, labels: int) -> NDArray[np.int64]:
+    def class_sums(
+        self, embeddings: Tensor, targets: Tensor, labels: int, first: int = 0
+    ) -> NDArray[np.int64]:
         """Return noisy sums of embeddings by label and, in the last column, counts, ``(labels,
         size + 1)``, in steps of the grid: :mod:`~deal_core.privacy.mechanisms.noisy_class_sums`.
 
         Args:
-            embeddings: of the data, ``(examples, size)``.
+            embeddings: of some of the data, one after the other, ``(examples, size)``.
             targets: their labels, ``(examples,)``.
             labels: how many there are.
+            first: place of the first of them in the data; with groups all data are summed.
 
         Raises:
             UnsafeModel: the batch is no sample of the rate that is charged.
         """
-        batch, shape = self._batch(), (labels, embeddings.shape[1] + 1)
+        places = range(first, first + len(embeddings))
+        batch = [place - first for place in self._batch() if place in places]
+        shape = (labels, embeddings.shape[1] + 1)
         bound = clipping_bound(self.max_grad_norm, math.prod(shape), GRID_BITS)
         step = grid_step(self.max_grad_norm)
         total = clipped_class_sums(embeddings, targets, labels, batch, self.groups, bound, step)

@@ -57,7 +57,6 @@ def _conditions(experiment: Experiment) -> list[tuple[bool, str]]:
         (
             not sums and (method.name not in {"deal", "sequential"} or method.update.enabled),
             "the server takes the steps, and has no penalty; set method.name to deal or "
-            "sequential, and method.update.enabled to false; or method.name to prototype, with "
-            "method.prototype.covariance none and method.prototype.layers 1",
+            "sequential, and method.update.enabled to false; or method.name to prototype",
         ),
     ]

@@ -26,8 +26,7 @@ def check_sums_protected(experiment: Experiment) -> None:
             f'privacy.mechanism = "{experiment.privacy.mechanism}" does not go with method.name '
             f"'{experiment.method.name}': its sums of embeddings leave without noise; use deal, "
             "lwf, olora, sequential or slao; or prototype with noise in a secure sum "
-            '(method.prototype.covariance = "none", method.prototype.layers = 1, train.step = '
-            '"server")'
+            '(train.step = "server")'
         )
     if experiment.federation.rounds != 1:
         raise UserError(

@@ -122,7 +122,7 @@ def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     if statistics.exact is not None:
         raise UserError(
             f"method.name '{name}' asks for exact sums, which tell who is in them; no site gives "
-            'any: set method.prototype.covariance to "public", or take another method'
+            "any: take another method"
         )
     if protects(experiment.privacy, site.policy):
         yield "the experiment asks for class sums: they leave under masks, with noise, charged"

@@ -9,17 +9,15 @@ from deal_core.methods import resolve_auto
 
 
 @pytest.mark.parametrize(
-    ("settings", "names", "ridge"),
+    ("settings", "names"),
     [
-        ((), 0.5, 3.0),
-        (("method.prototype.covariance=shared",), 0.5, 0.3),
-        (("model.family=causal-lm",), 1.0, 3.0),
-        (("model.family=causal-lm", "method.prototype.covariance=shared"), 1.0, 1.0),
-        (("model.family=seq2seq-lm", "method.prototype.names=0"), 0.0, 3.0),
-        (("method.prototype.ridge=2", "method.prototype.enabled=on"), 0.5, 2.0),
+        ((), 0.5),
+        (("model.family=causal-lm",), 1.0),
+        (("model.family=seq2seq-lm", "method.prototype.names=0"), 0.0),
+        (("method.prototype.names=2", "method.prototype.enabled=on"), 2.0),
     ],
 )
-def test_class_means_weigh_as_suits_the_family_unless_told_otherwise(settings, names, ridge):
+def test_class_means_weigh_as_suits_the_family_unless_told_otherwise(settings, names):
     experiment = parse_experiment(apply_overrides({}, ["federation.clients=3", *settings]), "test")
     prototype = resolve_auto(experiment).prototype
-    assert (prototype.names, prototype.ridge, prototype.enabled) == (names, ridge, "on")
+    assert (prototype.names, prototype.enabled) == (names, "on")

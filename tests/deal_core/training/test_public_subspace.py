@@ -75,14 +75,13 @@ def test_equal_texts_have_finite_coordinates():
     assert found.radius > 0
 
 
-@pytest.mark.parametrize("shape", [(4,), (4, 2)])
-def test_a_lifted_head_scores_embeddings_as_the_head_scores_their_coordinates(shape):
+def test_a_lifted_head_scores_embeddings_as_the_head_scores_their_coordinates():
     subspace, x = principal(texts(), NUMBER), texts(1)
-    head = torch.randn(*shape, NUMBER + 1, generator=seeded("head"))
+    head = torch.randn(4, NUMBER + 1, generator=seeded("head"))
     whole = lifted(head, subspace.centre, subspace.scaled)
-    assert whole.shape == (*shape, SIZE + 1)
-    narrow = torch.einsum("xn,...n->x...", subspace.project(x), head[..., :-1]) + head[..., -1]
-    wide = torch.einsum("xn,...n->x...", x, whole[..., :-1]) + whole[..., -1]
+    assert whole.shape == (4, SIZE + 1)
+    narrow = subspace.project(x) @ head[:, :-1].T + head[:, -1]
+    wide = x @ whole[:, :-1].T + whole[:, -1]
     torch.testing.assert_close(wide, narrow, rtol=1e-4, atol=1e-4 * float(narrow.std()))
 
 
@@ -120,7 +119,6 @@ def test_the_names_of_sites_texts_tell_them_apart_in_their_order():
         texts_digest(own) for own in (SENTENCES, SENTENCES[::-1], SENTENCES[:2], ("ab", "c"))
     ]
     assert len({*digests, texts_digest(("a", "bc"))}) == 5
-    assert texts_digest(list(SENTENCES)) == digests[0]
 
 
 SPACES = (("Heart", "Eye"), (), ("Eye", "Skin"))

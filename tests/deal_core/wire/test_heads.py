@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deal_core.lora.payload import PayloadError
-from deal_core.methods.shared.prototypes import ABSENT
 from deal_core.randomness import seeded
 from deal_core.wire.heads import pack_heads, read_heads, tasks_in
 
@@ -21,20 +20,20 @@ Arrays = dict[str, np.ndarray]
 
 
 def heads() -> dict[str, Tensor]:
-    """Of two rows a label and of one; a label that nobody has shown, and one of zeros."""
+    """Of few values and of large ones; with a huge bias, and a row of zeros."""
     generator = seeded("heads")
-    wide = 30 * torch.randn(4, 2, SIZE + 1, generator=generator)
-    wide[1, :, -1] = ABSENT
-    wide[2, :, :-1] = 0.0
-    return {"skin": wide, "eye": torch.randn(3, SIZE + 1, generator=generator)}
+    large = 30 * torch.randn(4, SIZE + 1, generator=generator)
+    large[1, -1] = -1e9
+    large[2, :-1] = 0.0
+    return {"skin": large, "eye": torch.randn(3, SIZE + 1, generator=generator)}
 
 
 def record(arrays: Arrays) -> ArrayRecord:
     return ArrayRecord({key: Array(value) for key, value in arrays.items()})
 
 
-def shapes(own: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {task: tuple(head.shape) for task, head in own.items()}
+def shapes(own: dict[str, Tensor]) -> dict[str, tuple[int, int]]:
+    return {task: (head.shape[0], head.shape[1]) for task, head in own.items()}
 
 
 def travelled(own: dict[str, Tensor], rounded: bool) -> dict[str, Tensor]:

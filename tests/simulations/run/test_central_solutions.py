@@ -1,7 +1,7 @@
 """Trivial baselines through the real apps, beside what one machine makes of all data at once.
 
 The other side is plain numpy and scipy in float64, on the frozen model's embeddings of all records:
-class means, discriminant analysis, and a softmax regression by L-BFGS. Sums, gradients and heads
+class means, and a softmax regression by L-BFGS. Sums, gradients and heads
 travel in float32; a head is compared as a whole, by the norm of what is off over its own.
 """
 
@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
-from deal_core.config.experiment import Experiment
-from deal_core.config.method import LinearProbeConfig, MethodConfig, PrototypeConfig
+from deal_core.config.method import LinearProbeConfig, PrototypeConfig
 from deal_core.data import open_source
-from deal_core.methods import resolve_auto
 from deal_core.methods.shared.prototypes import SCALE
 from deal_core.privacy.mechanisms.noisy_class_sums import COUNT_WEIGHT
 from deal_core.training.embedding import base_embeddings
@@ -38,8 +36,7 @@ SPLITS = {
     "a label each": ("data.partition.kind=pathological", "data.partition.labels_per_client=1"),
     "by size": ("data.partition.kind=quantity", "data.partition.alpha=0.3"),
 }
-SHARED = PrototypeConfig(covariance="shared")
-PROTOTYPE = resolve_auto(Experiment(method=MethodConfig(prototype=SHARED))).prototype
+PROTOTYPE = PrototypeConfig()
 PROBE = LinearProbeConfig()
 
 
@@ -52,17 +49,8 @@ class Records:
     labels: int
 
     @property
-    def count(self) -> NDArray[np.int64]:
-        return np.bincount(self.y, minlength=self.labels)
-
-    @property
     def means(self) -> Floats:
         return np.stack([self.x[self.y == label].mean(0) for label in range(self.labels)])
-
-    @property
-    def within(self) -> Floats:
-        residual = self.x - self.means[self.y]
-        return residual.T @ residual / len(residual)
 
     @property
     def with_one(self) -> Floats:
@@ -112,32 +100,6 @@ def off(found: Floats, expected: Floats) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def without_common(rows: Floats) -> Floats:
-    return rows - rows.mean(0)
-
-
-def discriminants(means: Floats, within: Floats, count: NDArray[np.int64]) -> Floats:
-    """Weights and biases: (M40), and of (M65) the share that is given back."""
-    size = len(within)
-    ridge = max(float(PROTOTYPE.ridge), (0.2 * size / count.sum()) ** 2)
-    metric = within + ridge * np.trace(within) / size * np.eye(size)
-    weights = np.linalg.solve(metric, means.T).T
-    uncertain = np.trace(np.linalg.solve(metric, within)) / (2 * count)
-    bias = PROTOTYPE.few_records * uncertain - 0.5 * (weights * means).sum(1)
-    return without_common(np.hstack([weights, bias[:, None]]))
-
-
-def analysed(tasks: list[Records]) -> list[Floats]:
-    """The head of each task: which task by all records, which label by (M63)."""
-    sizes = [len(task.x) for task in tasks]
-    shared = sum(n * task.within for n, task in zip(sizes, tasks, strict=True)) / sum(sizes)
-    means, count = (np.concatenate([getattr(t, of) for t in tasks]) for of in ("means", "count"))
-    firsts = np.split(discriminants(means, shared, count), np.cumsum([t.labels for t in tasks]))
-    own = PROTOTYPE.own_covariance
-    seconds = [discriminants(t.means, own * t.within + (1 - own) * shared, t.count) for t in tasks]
-    return [np.stack(both, axis=1) for both in zip(firsts[:-1], seconds, strict=True)]
-
-
 def of_one_length(means: Floats, metric: Floats) -> Floats:
     """Weights of class means, all of one length in a diagonal metric; biases are 0."""
     lengths = np.sqrt((means**2 / metric).sum(1, keepdims=True))
@@ -146,7 +108,9 @@ def of_one_length(means: Floats, metric: Floats) -> Floats:
 
 def nearest(tasks: list[Records]) -> list[Floats]:
     """The head of each task: the class mean in the nearest direction."""
-    return [of_one_length(task.means, np.ones(task.x.shape[1])) for task in tasks]
+    size = tasks[0].x.shape[1]
+    metric = np.full(size, (1 + PROTOTYPE.ridge) / size)  # each entry varies by 1 / size
+    return [of_one_length(task.means, metric) for task in tasks]
 
 
 def in_directions(tasks: list[Records], subspace: Subspace) -> list[Floats]:
@@ -155,7 +119,7 @@ def in_directions(tasks: list[Records], subspace: Subspace) -> list[Floats]:
     it, and so weighs less."""
     centre, scaled = subspace.centre.numpy(), subspace.scaled.numpy()
     spread = subspace.spread.numpy()
-    metric = spread + float(PUBLIC.ridge) * spread.mean()
+    metric = spread + PROTOTYPE.ridge * spread.mean()
     heads = []
     for task in tasks:
         x = (task.x - centre) @ scaled
@@ -166,17 +130,6 @@ def in_directions(tasks: list[Records], subspace: Subspace) -> list[Floats]:
     return heads
 
 
-PUBLIC = resolve_auto(Experiment()).prototype
-
-
-@pytest.mark.parametrize("split", slow_but(SPLITS, "by size"))
-def test_discriminants_are_the_central_closed_form(learnt, everything, split):
-    """Measured: 4e-6; the inverse enlarges the wire's rounding."""
-    heads = learnt(split, "method.name=prototype", "method.prototype.covariance=shared")
-    for head, expected in zip(heads, analysed(everything(PROTOTYPE.layers)), strict=True):
-        assert off(head, expected) < 1e-5
-
-
 WITHOUT_NOISE = ("method.name=prototype", "method.prototype.noise_multiplier=0")
 ON_THE_GRID = 1e-3
 """Records are rounded to a grid of 2^-16; what is off is that, and how much it tightens the
@@ -185,8 +138,7 @@ bound."""
 
 @pytest.mark.parametrize("split", slow_but(SPLITS, "by size"))
 def test_class_means_are_the_central_ones(learnt, everything, split):
-    own = ("method.prototype.covariance=none", "method.prototype.directions=0")
-    heads = learnt(split, *WITHOUT_NOISE, *own)
+    heads = learnt(split, *WITHOUT_NOISE, "method.prototype.directions=0")
     for head, expected in zip(heads, nearest(everything(PROTOTYPE.layers)), strict=True):
         assert off(head, expected) < ON_THE_GRID
 
@@ -204,9 +156,9 @@ def test_class_means_in_public_directions_are_the_central_closed_form(
     model = load_once()(experiment.model, experiment.adapter, experiment.train.max_length)
     labels = open_source(experiment.data).load(TASKS[0]).labels
     texts = path.read_text().splitlines()
-    subspace = principal(text_vectors(model, texts, PUBLIC.layers, labels), 12)
+    subspace = principal(text_vectors(model, texts, PROTOTYPE.layers, labels), 12)
     for head, expected in zip(
-        heads, in_directions(everything(PUBLIC.layers), subspace), strict=True
+        heads, in_directions(everything(PROTOTYPE.layers), subspace), strict=True
     ):
         assert off(head, expected) < ON_THE_GRID
 

@@ -56,7 +56,7 @@ def test_rounds_of_a_stage_carry_the_current_adapter_alone(
 def test_label_heads_go_to_those_who_answer_with_them(
     make_experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
-    """A head of four labels, two rows each on 768 numbers, a task, in evaluations alone. Of the
+    """A head of four labels, in 256 directions, a task, in evaluations alone. Of the
     adapter one row goes with a request for sums, which it has no part in."""
     kept = ("method.prototype.enabled=on", "method.retention.enabled=true")
     results = run(make_experiment(*STREAM, *kept), tmp_path)
@@ -66,7 +66,7 @@ def test_label_heads_go_to_those_who_answer_with_them(
     start, *evaluations = results.wire.evaluation_bytes_down
     assert rounds[3] == rounds[7] == start
     without = read_results(tmp_path / "plain").wire.evaluation_bytes_down
-    head = 4 * 4 * 2 * 769 + 128
+    head = 4 * 4 * 257 + 128
     assert [own - other for own, other in zip(evaluations, without[1:], strict=True)] == [
         head,
         2 * head,

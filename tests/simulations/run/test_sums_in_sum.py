@@ -45,7 +45,6 @@ QUIET = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
 NOISED = (
     *SECURE,
     *PROTOTYPE,
-    "method.prototype.covariance=none",
     "method.prototype.layers=1",
     "method.prototype.directions=0",
     "train.step=server",
@@ -364,7 +363,6 @@ def test_sums_of_a_task_are_masked_once_even_after_a_round_that_is_lost(make_exp
     ("override", "line"),
     [
         ("federation.rounds=2", "set federation.rounds to 1"),
-        ("method.prototype.covariance=shared", "leave without noise"),
         ("method.name=linear-probe", "leave without noise"),
         ("aggregation.secure=false", "set aggregation.secure to true"),
     ],

@@ -62,7 +62,7 @@ def test_what_one_more_label_weighs(dtype, given):
     def sizes(labels: int) -> tuple[int, int]:
         shapes = [statistics.shapes(labels, experiment.model)]
         layout = statistics_layout(experiment, shapes, "")
-        head = torch.randn(statistics.head_shape(labels, size), generator=seeded("head"))
+        head = torch.randn(labels, size + 1, generator=seeded("head"))
         down = pack_heads({"task": head}, statistics.rounds(dtype))
         return layout.length * layout.bits // 8, sum(array.nbytes for array in down.values())
 

@@ -407,7 +407,7 @@ def test_the_page_shows_what_cards_show(encoder, pooled, with_heads):
         heads = load_file(folder.heads) if folder.heads.exists() else {}
         exported = Exported(kind, "mine/base", folder="mine")
         inference = read_inference(folder).model_copy(update={"max_length": 128})
-        code = encoder_code(inference, exported, heads.get("surgery"), "surgery", TEXT)
+        code = encoder_code(inference, exported, "surgery" in heads, "surgery", TEXT)
         assert page_example(example) == code
 
 
@@ -421,8 +421,7 @@ def test_a_base_model_of_the_hub_is_loaded_as_it_was_used(encoder):
 def test_heads_alone_answer_where_names_weigh_nothing(with_heads):
     folder = find_adapter(with_heads / "run")
     inference = read_inference(folder).model_copy(update={"names_weight": 0.0})
-    head = load_file(folder.heads)[inference.tasks[0].name]
-    code = encoder_code(inference, Exported("adapter", "base"), head)
+    code = encoder_code(inference, Exported("adapter", "base"), head=True)
     assert "label_embeddings" not in code
     assert "head[:, -1]\nprint(scores" in code
 
