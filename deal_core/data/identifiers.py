@@ -17,8 +17,7 @@ from deal_core.config.data import DataConfig
 from deal_core.config.home import at_home
 from deal_core.data.files import split_file, task_folders
 from deal_core.data.hub import load_split
-from deal_core.data.look_alike import same_person
-from deal_core.data.rows import Columns
+from deal_core.data.rows import Columns, same_person
 from deal_core.data.tables import read_table
 from deal_core.errors import UserError
 
@@ -107,6 +106,15 @@ def _repeated(
             yield RepeatedIdentifier(
                 task, column, values.total(), len(values), max(values.values())
             )
+
+
+def alike_people(values: Iterable[str]) -> list[list[str]]:
+    """Return values, as :func:`same_person` has them, that differ in other characters than letters
+    and digits alone."""
+    alike: dict[str, set[str]] = {}
+    for value in values:
+        alike.setdefault("".join(filter(str.isalnum, value)) or value, set()).add(value)
+    return [sorted(some) for some in alike.values() if len(some) > 1]
 
 
 def _file_rows(config: DataConfig) -> Iterator[Table]:

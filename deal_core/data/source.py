@@ -1,13 +1,24 @@
-"""What a data source is: named tasks, each with labelled training and test texts."""
+"""What a data source is: named tasks, each with labelled training and test texts; and which of its
+examples a task keeps.
+
+A subset has each label in its share. Test examples taken out of a training file, where there is no
+file of them, are those that their own content says: on no seed, on every machine, in every run, and
+in any order of the rows. Rows alike in text and answer are on one side; where they have a unit,
+those of one unit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from fractions import Fraction
+from typing import Protocol, TypeVar
 
 from deal_core.config.data import DataConfig
-from deal_core.data.sampling import rounded_up, stratified
 from deal_core.errors import UserError, choose
 
 
@@ -21,7 +32,7 @@ class Example:
     group: str = ""
     """Value of the partition column (which client owns it); empty: no such column."""
     id: str = ""
-    """Whose record it is, as :func:`~deal_core.data.look_alike.same_person` has it; empty: its text
+    """Whose record it is, as :func:`~deal_core.data.rows.same_person` has it; empty: its text
     is all that is known."""
     target: str = ""
     """The answer, where it is a text."""
@@ -66,6 +77,12 @@ def declared_labels(config: DataConfig, task: str) -> tuple[str, ...] | None:
     if task in config.generation:
         return ()
     return config.labels.get(task) or None
+
+
+def named_tasks(config: DataConfig) -> tuple[str, ...]:
+    """Return the tasks that an experiment names: those with labels, then those whose answers are
+    texts."""
+    return tuple(dict.fromkeys([*config.labels, *config.generation]))
 
 
 class DataSource(Protocol):
@@ -116,3 +133,112 @@ def limited(task: TaskData, config: DataConfig) -> TaskData:
         train=stratified(train, rounded_up(config.train_share, len(train))),
         test=stratified(task.test, config.max_test),
     )
+
+
+class Labelled(Protocol):
+    """Anything with a label."""
+
+    @property
+    def label(self) -> str:
+        """The label by which examples are counted."""
+
+
+L = TypeVar("L", bound=Labelled)
+
+
+def by_label(examples: Sequence[Labelled]) -> dict[str, list[int]]:
+    """Return the indices of each label's examples; labels sorted, indices ascending."""
+    found: defaultdict[str, list[int]] = defaultdict(list)
+    for index, example in enumerate(examples):
+        found[example.label].append(index)
+    return {label: found[label] for label in sorted(found)}
+
+
+def rounded_up(share: float, count: int) -> int:
+    """Return ``share * count``, rounded up: of the number as it is written, since the float product
+    of 0.07 and 100 is above 7."""
+    return math.ceil(Fraction(str(share)) * count)
+
+
+def largest_remainder(weights: Sequence[int], total: int, ties: random.Random) -> list[int]:
+    """Return integers in proportion to ``weights`` that sum to ``total``.
+
+    Equal remainders are served in an order drawn from ``ties``. Weights of zero get
+    nothing, unless all are zero: then all count the same.
+    """
+    if not any(weights):
+        weights = [1] * len(weights)
+    whole = sum(weights)
+    shares = [weight * total // whole for weight in weights]
+    order = list(range(len(weights)))
+    ties.shuffle(order)
+    # Integer remainders: no float rounding decides who is served.
+    order.sort(key=lambda index: weights[index] * total % whole, reverse=True)
+    for index in order[: total - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+def stratified(examples: tuple[L, ...], limit: int) -> tuple[L, ...]:
+    """Return at most ``limit`` examples, each label in its share, in their old order.
+
+    The draw depends on the examples alone, on no seed. 0: no limit. From ``limit`` =
+    number of labels on, every label keeps at least one example; below, some labels go.
+    """
+    if not 0 < limit < len(examples):
+        return examples
+    rng = random.Random("stratified")
+    indices = by_label(examples)
+    sizes = [len(group) for group in indices.values()]
+    floor = 1 if limit >= len(sizes) else 0
+    extra = largest_remainder([size - floor for size in sizes], limit - floor * len(sizes), rng)
+    kept: set[int] = set()
+    for group, more in zip(indices.values(), extra, strict=True):
+        kept.update(rng.sample(group, floor + more))
+    return tuple(examples[index] for index in sorted(kept))
+
+
+Sides = tuple[tuple[Example, ...], tuple[Example, ...]]
+"""Training and test examples, in their old order."""
+
+
+def split_off(examples: Sequence[Example], share: float) -> Sides:
+    """Return training and test examples: of every label, a ``share`` is for testing, and at least
+    one of two. A text with several labels is placed for each of them, and may be on both sides.
+    Where examples have a unit, all of a unit are on one side, and the share of a label is about
+    right."""
+    if any(example.unit for example in examples):
+        return split_off_each(examples, share)
+    test: set[int] = set()
+    for indices in by_label(examples).values():
+        order = sorted(indices, key=lambda index: _place(examples[index]))
+        count = min(max(1, round(share * len(order))), len(order) - 1)
+        while 0 < count < len(order) and _alike(examples, order, count):
+            count += 1
+        test.update(order[: count if count < len(order) else 0])
+    return _sides(examples, lambda index: index in test)
+
+
+def split_off_each(examples: Sequence[Example], share: float) -> Sides:
+    """Return training and test examples, each where its own content, or its unit, says: about a
+    ``share`` is for testing. Where records are protected no record may move another one."""
+    return _sides(examples, lambda index: _place(examples[index]) < share)
+
+
+def _alike(examples: Sequence[Example], order: Sequence[int], count: int) -> bool:
+    return _place(examples[order[count]]) == _place(examples[order[count - 1]])
+
+
+def _sides(examples: Sequence[Example], is_test: Callable[[int], bool]) -> Sides:
+    sides: tuple[list[Example], list[Example]] = [], []
+    for index, example in enumerate(examples):
+        sides[is_test(index)].append(example)
+    return tuple(sides[0]), tuple(sides[1])
+
+
+def _place(example: Example) -> float:
+    """Return a number in [0, 1) that depends on the record alone; of one of a group, on the group
+    alone, so that it is on the same side in every task."""
+    named = ("unit", example.unit) if example.unit else (example.text, example.target)
+    digest = hashlib.sha256("\0".join(("split", *named)).encode("utf-8", "surrogatepass"))
+    return int.from_bytes(digest.digest()[:8], "big") / 2**64

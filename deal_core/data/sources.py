@@ -1,19 +1,61 @@
-"""Sources of tasks. A source is a file and a line here."""
+"""Sources of tasks, and the data of one task as a run's clients have it, before it is divided among
+them. A source is a class and a line in ``SOURCES``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from deal_core.config.data import DataConfig
-from deal_core.data.embedded import EmbeddedTasks
-from deal_core.data.files import FilesSource
+from deal_core.config.experiment import Experiment
+from deal_core.data.embedded import EmbeddedTasks, MedMCQA
+from deal_core.data.files import FilesSource, SiteSource
 from deal_core.data.hub import HubSource
-from deal_core.data.medmcqa import MedMCQA
-from deal_core.data.site import SiteSource
-from deal_core.data.sites import SitesSource
-from deal_core.data.source import DataSource, declared_labels
+from deal_core.data.source import (
+    DataSource,
+    Example,
+    TaskData,
+    declared_labels,
+    named_tasks,
+    select_tasks,
+    split_off_each,
+    stratified,
+)
 from deal_core.errors import UserError, choose
+
+
+class SitesSource:
+    """Data that nobody here has: every site has its own. The server's view: tasks and their labels,
+    which the experiment names; columns are a matter of the sites."""
+
+    def __init__(self, config: DataConfig, unit_column: str = "") -> None:
+        self._config = config
+
+    def task_names(self) -> tuple[str, ...]:
+        """Return ``data.tasks``, or every task of ``data.labels`` and ``data.generation``.
+
+        Raises:
+            UserError: there is none, or one is named that is in neither.
+        """
+        known = named_tasks(self._config)
+        if not known:
+            raise UserError(
+                'data.source = "sites" needs [data.labels] with TASK = ["label", ...]: sites that '
+                "cannot see each other's data must agree on the labels beforehand (tasks whose "
+                "answers are texts: data.generation)"
+            )
+        return select_tasks(known, self._config.tasks, "task in data.labels or data.generation:")
+
+    def load(self, task: str) -> TaskData:
+        """Raise :class:`UserError`: there is nothing to read here."""
+        raise UserError(
+            f"task '{task}': data.source = \"sites\" is data that only the sites have; start the "
+            'run with deal submit, or use data.source = "files" to simulate'
+        )
+
 
 SOURCES: dict[str, Callable[[DataConfig], DataSource]] = {
     "medmcqa": MedMCQA,
@@ -72,3 +114,50 @@ def public_labels(config: DataConfig, task: str) -> tuple[str, ...]:
     """
     declared = declared_labels(config, task)
     return open_source(config).load(task).labels if declared is None else declared
+
+
+def load_for_clients(experiment: Experiment, task: str) -> TaskData:
+    """Return a task's data within the experiment's limits.
+
+    Where single records are protected, ``data.max_train`` and ``data.train_share`` take about so
+    many: whether a record is one of them depends on that record alone. A subset of exactly so many
+    would be another one, with other records in it, for a neighbouring data set. Where groups are
+    protected it depends on the name of the group alone: a group is there whole, or not. So it is
+    with ``data.split``, and, where counts of right answers leave with noise, with
+    ``data.max_test``.
+
+    Raises:
+        UserError: see :meth:`~deal_core.data.source.DataSource.load`.
+    """
+    data = experiment.data
+    noised = experiment.privacy.metrics == "noised" and bool(data.max_test)
+    limits = bool(data.max_train) or data.train_share < 1 or bool(data.split) or noised
+    if experiment.privacy.mechanism != "record" or not limits:
+        return open_source(data, experiment.privacy.unit_column).load(task)
+    unlimited = data.model_copy(update={"max_train": 0, "train_share": 1.0, "max_test": 0})
+    whole = open_source(unlimited, experiment.privacy.unit_column).load(task)
+    if whole.held_out:
+        train, test = split_off_each((*whole.train, *whole.test), data.split)
+        whole = replace(whole, train=train, test=test)
+    share = data.train_share
+    if data.max_train:
+        share *= min(1.0, data.max_train / max(1, len(whole.train)))
+    train = each_by_itself(whole.train, task, share)
+    kept = min(1.0, data.max_test / max(1, len(whole.test)))
+    tests = whole.test
+    test = each_by_itself(tests, task, kept) if noised else stratified(tests, data.max_test)
+    return replace(whole, train=train, test=test)
+
+
+def each_by_itself(examples: Sequence[Example], task: str, share: float) -> tuple[Example, ...]:
+    """About a ``share`` of the examples: those whose own hash, under the task's name, is small."""
+    return tuple(example for example in examples if _place(example, task) < share)
+
+
+def _place(example: Example, task: str) -> float:
+    """Return a number in [0, 1) that depends on the record alone; of one of a group, on the group
+    alone, so that it is the same in every task."""
+    answer = (example.target,) if example.target else ()
+    alone = task, example.id, example.label, example.text, *answer
+    named = "\0".join(("unit", example.unit) if example.unit else alone)
+    return int.from_bytes(hashlib.sha256(named.encode()).digest()[:8], "big") / 2**64

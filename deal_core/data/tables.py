@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-from deal_core.data.columns import check_names
-from deal_core.data.excel import read_excel
-from deal_core.data.parquet import read_parquet
 from deal_core.errors import UserError
+
+if TYPE_CHECKING:
+    from pyarrow import Array
+    from pyarrow.parquet import ParquetFile
+
 
 Row: TypeAlias = tuple[int, Mapping[str, Any]]
 """Number and values. The number is the line of the file, from 1, or the row of an Excel sheet; of a
@@ -29,6 +33,17 @@ GZIP = ".gz"
 LONGEST_FIELD = 2**31 - 1
 """Characters of a CSV field, all that a C long holds everywhere: a text that is long and well
 quoted is no reason to read nothing of the file."""
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """Check that every column has a name of its own; a value would have two meanings.
+
+    Raises:
+        UserError: two have the same; the message starts with ``where``.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{where}: column '{name}' occurs twice; rename one")
 
 
 def read_jsonl(path: Path) -> Iterator[Row]:
@@ -180,6 +195,137 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 
 def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
     return gzip.open(path, "rb") if path.suffix.lower() == GZIP else path.open("rb")
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetRow(Mapping[str, Any]):
+    """One row. A value is made when it is asked for: one that is damaged, in a column that nobody
+    reads, harms nobody.
+
+    Attributes:
+        columns: name to the values of some rows.
+        position: of this one among them.
+    """
+
+    columns: Mapping[str, Array]
+    position: int
+
+    def __getitem__(self, column: str) -> Any:
+        """Return the value of a column.
+
+        Raises:
+            KeyError: there is no such column.
+            UserError: Python has no such value: bytes that are not UTF-8, a year above 9999.
+        """
+        import pyarrow as pa
+
+        values = self.columns[column]
+        try:
+            return values[self.position].as_py()
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise UserError(
+                f"column '{column}' holds a value that cannot be read ({_reason(error)}); "
+                "write it again"
+            ) from None
+
+    def __contains__(self, column: object) -> bool:
+        return column in self.columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """Yield the rows of a Parquet file; held in memory one batch at a time.
+
+    Raises:
+        UserError: unreadable or corrupt file, or a repeated column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for row in _rows(file, path):
+                number += 1
+                yield number, row
+    except UserError:
+        raise
+    # ValueError: the name of a column is not UTF-8.
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(
+            f"{path}, row {number + 1}: not a readable Parquet file ({_reason(error)}); "
+            "write it again"
+        ) from None
+
+
+def _rows(file: ParquetFile, path: Path) -> Iterator[ParquetRow]:
+    names = file.schema_arrow.names
+    check_names(names, str(path))
+    for batch in file.iter_batches(batch_size=1024):
+        columns = dict(zip(names, batch.columns, strict=True))
+        yield from (ParquetRow(columns, position) for position in range(batch.num_rows))
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+DAMAGED = (
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError),
+    *(SyntaxError, ValueError, TypeError, LookupError),
+)
+"""Raised while a workbook is read: by what unpacks it; and by the readers of its XML, where that is
+cut off (``ParseError`` is a ``SyntaxError``), or names and numbers in it are wrong."""
+
+
+def read_excel(path: Path) -> Iterator[Row]:
+    """Yield the rows below the header of the first sheet, each with its number there; rows without
+    any value, and columns without a name, are skipped. The whole sheet is held in memory.
+
+    Raises:
+        UserError: openpyxl is not installed, the file is no Excel workbook, or a repeated column.
+    """
+    header: list[str] = []
+    for number, values in enumerate(_cells(path), start=1):
+        if not any(value not in (None, "") for value in values):
+            continue
+        if header:
+            named = zip(header, values, strict=True)
+            yield number, {name: value for name, value in named if name}
+        else:
+            header = ["" if value is None else str(value).strip() for value in values]
+            check_names([name for name in header if name], f"{path}, row {number}")
+
+
+def _cells(path: Path) -> Iterator[tuple[Any, ...]]:
+    """Return all rows of the first sheet, the header among them: pandas would rename a column whose
+    name is there twice.
+
+    Raises:
+        UserError: openpyxl is not installed, or the file is no Excel workbook.
+    """
+    import pandas
+
+    try:
+        # Objects: a column of whole numbers with a gap must not become 1.0, nor the word NA a gap.
+        sheet = pandas.read_excel(
+            path, header=None, dtype=object, keep_default_na=False, engine="openpyxl"
+        )
+    except ImportError:
+        raise UserError(
+            f"{path}: Excel files need openpyxl; run pip install openpyxl, or save it as CSV"
+        ) from None
+    except DAMAGED as error:
+        raise UserError(
+            f"{path}: not a readable Excel workbook ({_reason(error)}); "
+            "save it again as .xlsx, or as CSV"
+        ) from None
+    return sheet.itertuples(index=False, name=None)
 
 
 TEXT_READERS = {".jsonl": read_jsonl, ".csv": read_csv, ".tsv": read_tsv}

@@ -76,7 +76,7 @@ def _alike(lengths: Sequence[int]) -> bool:
 
 def packs(module: nn.Module) -> bool:
     """Return whether the model packs: a BERT, which takes positions, on a processor, with our
-    attention (:mod:`deal_core.models.attention`)."""
+    attention (:mod:`deal_core.models.fast.attention`)."""
     return bool(module.__dict__.get("packs_texts", False))
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig, ReplayConfig
-from deal_core.data.sampling import rounded_up
+from deal_core.data.source import rounded_up
 from deal_core.lora.adapter import fingerprint
 from deal_core.lora.state import State
 from deal_core.methods.interface import LocalTask, Phase, TaskDataset, TaskHistory

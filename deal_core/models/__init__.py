@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,7 @@ from peft import TaskType
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError, choose
 from deal_core.lora.attach import attach, lora_layers
-from deal_core.models.base_model import check_bits
 from deal_core.models.causal import causal_prompts, causal_skeleton, load_causal
-from deal_core.models.embedding import embedding_size
 from deal_core.models.encoder import (
     encoder_label_vectors,
     encoder_skeleton,
@@ -27,9 +26,9 @@ from deal_core.models.interface import (
     LabelVectors,
     LanguageModel,
 )
+from deal_core.models.loading import check_bits, pretrained
 from deal_core.models.loading import check_weights as check_checkpoint
-from deal_core.models.loading import pretrained
-from deal_core.models.prompt_tokens import PromptTokens, require_distinct
+from deal_core.models.prompt import PromptTokens, require_distinct
 from deal_core.models.seq2seq import load_seq2seq, seq2seq_prompts, seq2seq_skeleton
 from deal_core.models.stateless import require_fixed_places
 
@@ -177,6 +176,21 @@ def max_positions(model: ModelConfig) -> int:
 
     config = pretrained(AutoConfig, model.name).get_text_config()
     return int(getattr(config, "max_position_embeddings", 0) or 0)
+
+
+def embedding_size(model: ModelConfig, layers: int = 1) -> int:
+    """Return the length of a text's embedding of so many of the last layers, or of all where there
+    are fewer; no weights are read. Of an encoder-decoder they are the encoder's.
+
+    Raises:
+        UserError: unknown name.
+    """
+    from transformers import AutoConfig
+
+    whole = pretrained(AutoConfig, model.name)
+    config = whole.get_text_config(encoder=True if whole.is_encoder_decoder else None)
+    size: int = config.hidden_size * math.ceil(min(layers, config.num_hidden_layers) / 2)
+    return size
 
 
 def decodes_apart(model: ModelConfig) -> bool:

@@ -1,8 +1,8 @@
 """Family ``causal-lm``: a prompt with the options, the answer's tokens, a likelihood per label.
 
 Prompts of a task begin alike: that is computed once for all of them, and a text once for all its
-labels (:mod:`deal_core.models.prompt_forest`); what lies below the first adapted layer once a text
-(:mod:`deal_core.models.lower_layers`).
+labels (:mod:`deal_core.models.fast.prompt_forest`); what lies below the first adapted layer once a
+text (:mod:`deal_core.models.fast.lower_layers`).
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.lora.packing import Packing, packed
-from deal_core.models.attention import register_attention
-from deal_core.models.base_model import load_base_model
-from deal_core.models.embedding import text_of
-from deal_core.models.generating import GeneratingLM
-from deal_core.models.greedy import greedy
-from deal_core.models.interface import Encoded
-from deal_core.models.loading import best_device, pretrained
-from deal_core.models.lower_layers import LowerLayers, decode, decode_layers, first_adapted
-from deal_core.models.prompt_forest import PromptForest, PromptRow, Tokens, plant
-from deal_core.models.prompt_tokens import PromptTokens, prompt_tokens
+from deal_core.models.fast.attention import register_attention
+from deal_core.models.fast.lower_layers import LowerLayers, first_adapted
+from deal_core.models.fast.prompt_forest import (
+    PromptForest,
+    PromptRow,
+    Tokens,
+    decode,
+    decode_layers,
+    plant,
+)
+from deal_core.models.generating import GeneratingLM, greedy
+from deal_core.models.interface import Encoded, text_of
+from deal_core.models.loading import best_device, load_base_model, pretrained
+from deal_core.models.prompt import PromptTokens, prompt_tokens
 
 SCORING_TOKENS = 4096
 """Most tokens in one scoring pass: bounds memory, not results."""

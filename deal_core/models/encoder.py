@@ -19,18 +19,21 @@ from torch.nn.functional import cross_entropy, normalize
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
-from deal_core.data.tokens import TokenCache, tokeniser_name
 from deal_core.errors import UserError
 from deal_core.lora.attach import attach, base_only, lora_layers
 from deal_core.lora.packing import Packing, packed, packing_of, packs
 from deal_core.lora.pooled import POOLED
-from deal_core.models.attention import NAME as ATTENTION
-from deal_core.models.attention import register_attention
-from deal_core.models.base_model import load_base_model
-from deal_core.models.embedding import embedding_of, last_layers
-from deal_core.models.frozen_vectors import FrozenVectors, weights_name
-from deal_core.models.interface import Encoded, ForwardOutput, LabelVectors
-from deal_core.models.loading import best_device, pretrained
+from deal_core.models.fast.attention import NAME as ATTENTION
+from deal_core.models.fast.attention import register_attention
+from deal_core.models.fast.text_cache import FrozenVectors, TokenCache, tokeniser_name, weights_name
+from deal_core.models.interface import (
+    Encoded,
+    ForwardOutput,
+    LabelVectors,
+    embedding_of,
+    last_layers,
+)
+from deal_core.models.loading import best_device, load_base_model, pretrained
 from deal_core.models.prompt import words
 
 LONGEST_LABEL = 128

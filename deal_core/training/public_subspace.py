@@ -22,7 +22,7 @@ from torch import Tensor
 from deal_core.data import Example
 from deal_core.data.public import texts_digest
 from deal_core.models import LanguageModel
-from deal_core.models.frozen_vectors import weights_name
+from deal_core.models.fast.text_cache import weights_name
 from deal_core.training.embedding import base_embeddings
 from deal_core.whole_file import write_whole
 

@@ -9,7 +9,7 @@ from typing import Any
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import ModelConfig
 from deal_core.data import Example
-from deal_core.data.medmcqa import TASKS, MedMCQA
+from deal_core.data.embedded import TASKS, MedMCQA
 from deal_core.models.prompt import read_template, words
 
 HELD_OUT = 8

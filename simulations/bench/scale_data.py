@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deal_core.config.data import DataConfig
 from deal_core.data import Example
-from deal_core.data.medmcqa import TASKS, MedMCQA
+from deal_core.data.embedded import TASKS, MedMCQA
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import ModelConfig
 from deal_core.data import Example
-from deal_core.data.medmcqa import TASKS, MedMCQA
+from deal_core.data.embedded import TASKS, MedMCQA
 
 MAX_LENGTH = 512
 TEST_EXAMPLES = 400

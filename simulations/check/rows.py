@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, TaskData, open_source
 from deal_core.data.files import FilesSource
-from deal_core.data.look_alike import folded
+from deal_core.data.rows import folded
 from deal_core.errors import UserError
 from simulations.check.findings import (
     Check,

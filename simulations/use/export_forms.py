@@ -104,7 +104,7 @@ def write_merged(source: AdapterFolder, inference: Inference, to: Path) -> list[
     from peft import PeftModel
 
     from deal_core.lora.attach import quiet_peft
-    from deal_core.models.greedy import greedy
+    from deal_core.models.generating import greedy
 
     base, tokenizer = load_base(inference)
     with quiet_peft():

@@ -10,7 +10,7 @@ from deal_core.errors import choose
 from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
 
 if TYPE_CHECKING:
-    from deal_core.models.prompt_tokens import PromptTokens
+    from deal_core.models.prompt import PromptTokens
 
 PROMPTS = "prompts.json"
 """Task to the token ids of its prompt before and after a text, and of its answers."""
@@ -95,7 +95,7 @@ def prompts_of(inference: Inference) -> PromptTokens | None:
 
 def task_entry(task: TaskSpace, prompts: PromptTokens, inference: Inference) -> dict[str, Any]:
     """Return what a task's entry says: ids around a text, those of each label, how to write."""
-    from deal_core.models.greedy import greedy_settings
+    from deal_core.models.generating import greedy_settings
 
     around = prompts.prompt((), task.labels, task.instruction)
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deal_core.data.assets import REQUIREMENTS, cure, requirements_file
+from deal_core.data.embedded import REQUIREMENTS, cure, requirements_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
     ).stdout.split()  # fmt: skip
     assert set(kept) - names == set()
     assert not any(name.startswith("tests/") for name in names)
-    code = "from deal_core.data.assets import requirements_file as f; print(f())"
+    code = "from deal_core.data.embedded import requirements_file as f; print(f())"
     said = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path / "installed", capture_output=True, text=True, check=True,

@@ -23,7 +23,7 @@ from deal_core.lora.state import State
 from deal_core.methods.interface import LocalTask, TaskPrompt
 from deal_core.methods.shared.plain import plain
 from deal_core.models import Encoded, ForwardOutput, GeneratingModel
-from deal_core.models.word_losses import word_losses
+from deal_core.models.generating import word_losses
 from deal_core.training.batching import evaluation_batches
 from deal_core.training.cache import Cache
 from deal_core.training.containment import contained

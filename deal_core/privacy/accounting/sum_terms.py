@@ -8,7 +8,7 @@ import json
 from deal_core.config.class_sums import may_take_sums
 from deal_core.config.experiment import Experiment
 from deal_core.data.public import public_texts, texts_digest
-from deal_core.data.sites import named_tasks
+from deal_core.data.source import named_tasks
 from deal_core.lora.state import State
 from deal_core.privacy.accounting.unit import unit_of
 from deal_core.wire.instruction import Instruction

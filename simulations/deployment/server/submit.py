@@ -12,7 +12,7 @@ from typing import Any
 from client.site_file import NAME
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import from_run_config, to_run_config
-from deal_core.data.sites import SitesSource
+from deal_core.data.sources import SitesSource
 from deal_core.errors import UserError
 from server.events import read_events
 from server.folder import RunFolder

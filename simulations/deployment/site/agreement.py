@@ -9,7 +9,7 @@ from pathlib import Path
 from client.egress import FIELDS
 from client.site_file import SiteFile, agreed_model, own_data, site_files
 from deal_core.config.experiment import Experiment
-from deal_core.data.site import SiteSource
+from deal_core.data.files import SiteSource
 from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.accounting.unit import GROUP, RECORD, unit_text

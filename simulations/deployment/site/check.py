@@ -16,8 +16,7 @@ from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
 from deal_core.data.files import FilesSource
 from deal_core.data.identifiers import repeated_identifiers
-from deal_core.data.source import TaskData
-from deal_core.data.split import split_off_each
+from deal_core.data.source import TaskData, split_off_each
 from deal_core.errors import UserError
 from deal_core.privacy.policy import counts_in_sum
 from simulations.check.findings import CLEAR_COUNTS

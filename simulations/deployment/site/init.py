@@ -9,7 +9,7 @@ from pathlib import Path
 
 from client.site_file import NAME
 from deal_core.config.experiment import Experiment, ModelConfig
-from deal_core.data.sites import SitesSource
+from deal_core.data.sources import SitesSource
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
 from simulations.deployment.keys import fingerprint_of_line, make_key_pair, write_secret

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from client.site_file import SiteFile, read_site, site_files
-from deal_core.data.site import SiteSource
+from deal_core.data.files import SiteSource
 from deal_core.errors import UserError
 from deal_core.installed import package_digest
 from simulations.deployment.keys import check_secret

@@ -158,7 +158,7 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
 
 
 def _counted(results: Results, task: str, predictor: Predictor) -> TaskCounts:
-    from deal_core.data.clients import load_for_clients
+    from deal_core.data.sources import load_for_clients
     from deal_core.inference.answer import Answer
 
     data = load_for_clients(results.config, task)
@@ -172,7 +172,7 @@ def _counted(results: Results, task: str, predictor: Predictor) -> TaskCounts:
 
 
 def _scored(results: Results, task: str, predictor: Predictor) -> TextScores:
-    from deal_core.data.clients import load_for_clients
+    from deal_core.data.sources import load_for_clients
     from deal_core.inference.answer import Written
 
     pairs = []

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deal_core.data import assets
-from deal_core.data.assets import ASSETS, asset_folder, verify_sha256
+from deal_core.data import embedded as assets
+from deal_core.data.embedded import ASSETS, asset_folder, verify_sha256
 from deal_core.errors import UserError
 
 

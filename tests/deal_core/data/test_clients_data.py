@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deal_core.data import Example, load_for_clients
-from deal_core.data.clients import each_by_itself
+from deal_core.data.sources import each_by_itself
 from deal_core.errors import UserError
 from deal_core.privacy.mechanisms.record_checks import check_records_protected
 

@@ -9,8 +9,8 @@ import pytest
 
 from deal_core.config.data import DataConfig, PartitionConfig
 from deal_core.data import open_source, partition
-from deal_core.data.clients import each_by_itself
 from deal_core.data.source import Example, TaskData
+from deal_core.data.sources import each_by_itself
 from deal_core.errors import UserError
 from deal_core.training.text_overlap import exact_match, rouge_1, rouge_l
 

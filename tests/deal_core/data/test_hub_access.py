@@ -13,12 +13,11 @@ import pytest
 from transformers import AutoConfig
 
 from deal_core.config.data import HubTask
-from deal_core.data import hub_access
-from deal_core.data.hub import load_split
-from deal_core.data.hub_access import hub_answers
+from deal_core.data import hub
+from deal_core.data.hub import hub_answers, load_split
 from deal_core.data.rows import Columns
 from deal_core.errors import UserError
-from deal_core.models.loading import pinned, pretrained, with_revision
+from deal_core.models.loading import has_model, pinned, pretrained, with_revision
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def answering() -> Iterator[str]:
 def use(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    hub_access._answers.cache_clear()  # an earlier test may have had the same port
+    hub._answers.cache_clear()  # an earlier test may have had the same port
 
 
 @pytest.mark.parametrize(
@@ -59,22 +58,22 @@ def test_a_data_set_in_the_cache_is_found_whatever_its_capitals(
     name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    assert not hub_access.has_data_set(name)
+    assert not hub.has_data_set(name)
     (tmp_path / folder).mkdir()
-    assert hub_access.has_data_set(name)
+    assert hub.has_data_set(name)
 
 
 def test_a_hub_that_keeps_silent_costs_seconds_once(
     silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, silent)
-    monkeypatch.setattr(hub_access, "SECONDS", 0.5)
-    before = hub_access._answers.cache_info().misses
+    monkeypatch.setattr(hub, "SECONDS", 0.5)
+    before = hub._answers.cache_info().misses
     with pytest.raises(UserError) as model:
         pretrained(AutoConfig, "nobody/nothing")
     with pytest.raises(UserError) as data:
         load_split("ward", HubTask(path="nobody/nothing"), "train", Columns("text", "label"))
-    assert hub_access._answers.cache_info().misses == before + 1
+    assert hub._answers.cache_info().misses == before + 1
     assert str(model.value) == (
         f"model.name 'nobody/nothing': cannot load this name (not on this machine, and {silent} "
         "gives no answer); check the name, and the connection to the hub"
@@ -112,7 +111,7 @@ def test_a_revision_is_the_one_that_is_named(
     silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, silent)
-    monkeypatch.setattr(hub_access, "SECONDS", 0.2)
+    monkeypatch.setattr(hub, "SECONDS", 0.2)
     keep_in_cache(tmp_path, monkeypatch)
     kinds = [
         pretrained(AutoConfig, f"somebody/something{named}", cache_dir=str(tmp_path)).model_type
@@ -129,7 +128,7 @@ def test_the_commit_that_was_read_is_named(
     """So that what was learnt is answered with the model that it was learnt for, wherever the name
     may point by then."""
     use(monkeypatch, silent)
-    monkeypatch.setattr(hub_access, "SECONDS", 0.2)
+    monkeypatch.setattr(hub, "SECONDS", 0.2)
     keep_in_cache(tmp_path, monkeypatch)
     (folder,) = tmp_path.iterdir()
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -155,10 +154,10 @@ def test_what_is_in_the_cache_needs_no_hub(
     silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, silent)
-    monkeypatch.setattr(hub_access, "SECONDS", 0.2)
+    monkeypatch.setattr(hub, "SECONDS", 0.2)
     keep_in_cache(tmp_path, monkeypatch)
-    assert hub_access.has_model("somebody/something")
-    assert not hub_access.has_model("somebody/else")
-    assert not hub_access.has_model("/no/name")
+    assert has_model("somebody/something")
+    assert not has_model("somebody/else")
+    assert not has_model("/no/name")
     found = pretrained(AutoConfig, "somebody/something", cache_dir=str(tmp_path))
     assert found.model_type == "bert"

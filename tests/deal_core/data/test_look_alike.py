@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deal_core.data.look_alike import folded, look_alike
+from deal_core.data.rows import folded, look_alike
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from deal_core.config.data import DataConfig
 from deal_core.data import SOURCES, TaskData, open_source
-from deal_core.data.medmcqa import CAP, TASKS
-from deal_core.data.sampling import stratified
+from deal_core.data.embedded import CAP, TASKS
+from deal_core.data.source import stratified
 from deal_core.errors import UserError
 
 SIZES = {

@@ -16,7 +16,7 @@ from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.data import Example, load_for_clients, open_source
 from deal_core.data.files import FilesSource
-from deal_core.data.split import Sides, split_off, split_off_each
+from deal_core.data.source import Sides, split_off, split_off_each
 from deal_core.errors import UserError
 
 EXAMPLES = tuple(

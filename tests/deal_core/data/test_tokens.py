@@ -7,9 +7,9 @@ from transformers import AutoTokenizer
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
-from deal_core.data.assets import asset_folder
-from deal_core.data.tokens import FEWEST, TokenCache, cache_folder, tokeniser_name
+from deal_core.data.embedded import asset_folder
 from deal_core.models import load_model
+from deal_core.models.fast.text_cache import FEWEST, TokenCache, cache_folder, tokeniser_name
 
 TEXTS = [f"question {number} of the exam" for number in range(FEWEST)]
 

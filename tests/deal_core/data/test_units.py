@@ -12,8 +12,8 @@ import pytest
 
 from deal_core.config.data import DataConfig, PartitionConfig
 from deal_core.data import Example, TaskData, load_for_clients, open_source, partition
-from deal_core.data.clients import each_by_itself
 from deal_core.data.identifiers import looks_like_identifier, repeated_identifiers
+from deal_core.data.sources import each_by_itself
 from deal_core.errors import UserError
 
 ROWS = [

@@ -150,7 +150,7 @@ def test_each_is_asked_under_one_prompt_and_the_teacher_answers_for_itself(model
 def test_the_loss_is_that_of_the_task_and_a_divergence_at_the_words_of_these_answers(
     model, monkeypatch, words
 ):
-    monkeypatch.setattr("deal_core.models.word_losses.WORDS", words)
+    monkeypatch.setattr("deal_core.models.generating.WORDS", words)
     model, state = model
     data = model.encode(EXAMPLES, LABELS)
     config = DistillationConfig(weight=0.7, temperature=2.0)

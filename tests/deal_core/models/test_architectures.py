@@ -13,7 +13,7 @@ from deal_core.lora.adapter import orthogonal_init
 from deal_core.lora.attach import read, set_trainable, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import FAMILIES, adapter_shapes, auto_class, embedding_size, load_model
-from deal_core.models.attention import attention, register_attention
+from deal_core.models.fast.attention import attention, register_attention
 from deal_core.randomness import seeded
 from deal_core.training.embedding import base_embeddings
 from deal_core.training.loop import train
@@ -127,7 +127,7 @@ def test_an_attention_that_overlooks_how_prompts_lie_is_refused(name, dtype, tmp
     adapter = AdapterConfig()
     load_model(config, adapter, 32, dtype)
     monkeypatch.setattr(
-        "deal_core.models.attention.attention",
+        "deal_core.models.fast.attention.attention",
         lambda *args, forest=None, **options: attention(*args, **options),
     )
     with pytest.raises(UserError, match="several prompts in one row"):
@@ -150,7 +150,7 @@ def test_an_encoder_that_overlooks_padding_is_refused(tmp_path, monkeypatch):
     blind = lambda module, query, key, value, mask, **options: attention(  # noqa: E731
         module, query, key, value, None, **options
     )
-    monkeypatch.setattr("deal_core.models.attention.attention", blind)
+    monkeypatch.setattr("deal_core.models.fast.attention.attention", blind)
     monkeypatch.setattr("transformers.models.bert.modeling_bert.eager_attention_forward", blind)
     with pytest.raises(UserError, match="padded text"):
         load_model(config, AdapterConfig(), 32)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations import sdpa_attention
 
-from deal_core.models.attention import attention
+from deal_core.models.fast.attention import attention
 
 
 class Layer(nn.Module):

@@ -20,8 +20,8 @@ from deal_core.methods import METHODS, LocalTask, make_method
 from deal_core.methods.shared.distilled import Distilled
 from deal_core.models import adapter_shapes, check_label_tokens, load_model
 from deal_core.models.causal import causal_prompts
-from deal_core.models.greedy import greedy_settings
-from deal_core.models.prompt_tokens import dummy_prefix
+from deal_core.models.generating import greedy_settings
+from deal_core.models.prompt import dummy_prefix
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache
 from deal_core.training.evaluation import count_correct

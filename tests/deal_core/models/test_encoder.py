@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
-from deal_core.data.assets import asset_folder
+from deal_core.data.embedded import asset_folder
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, orthogonal_init, zero_adapter
 from deal_core.lora.arrays import to_arrays

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from deal_core.models.frozen_vectors import FrozenVectors, weights_name
+from deal_core.models.fast.text_cache import FrozenVectors, weights_name
 
 TEXTS = [(1, 2, 3), (4,), (1, 2), tuple(range(50))]
 

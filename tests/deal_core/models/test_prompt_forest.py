@@ -12,9 +12,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from deal_core.models.attention import register_attention
-from deal_core.models.lower_layers import LowerLayers, decode
-from deal_core.models.prompt_forest import PromptRow, plant
+from deal_core.models.fast.attention import register_attention
+from deal_core.models.fast.lower_layers import LowerLayers
+from deal_core.models.fast.prompt_forest import PromptRow, decode, plant
 
 SIZES = {
     "hidden_size": 32,
@@ -85,7 +85,7 @@ def test_every_prompt_and_answer_is_read_as_if_it_were_alone(model):
 
 
 def test_prompts_too_long_for_plain_operations_are_read_as_if_they_were_alone(model, monkeypatch):
-    monkeypatch.setattr("deal_core.models.attention.LONGEST", {})
+    monkeypatch.setattr("deal_core.models.fast.attention.LONGEST", {})
     forest, _ = plant(ROWS)
     with torch.no_grad():
         check(model, decode(model.get_decoder(), forest)[0], ROWS)
@@ -150,7 +150,7 @@ def test_a_bounded_store_forgets_what_was_used_longest_ago(model, monkeypatch):
     decoder = model.get_decoder()
     layers = next(m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList))
     lower = LowerLayers(decoder, list(layers), 1)
-    monkeypatch.setattr("deal_core.models.lower_layers.CACHED_BYTES", 1500)
+    monkeypatch.setattr("deal_core.models.fast.lower_layers.CACHED_BYTES", 1500)
     for token in range(20):
         row = PromptRow((), (token, token + 1))
         forest, _ = plant([row])

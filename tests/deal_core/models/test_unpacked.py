@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from deal_core.data.assets import asset_folder
-from deal_core.data.tokens import cache_folder
+from deal_core.data.embedded import asset_folder
 from deal_core.models import loading
+from deal_core.models.fast.text_cache import cache_folder
+from deal_core.models.fast.unpacked import unpacked
 from deal_core.models.loading import pretrained
-from deal_core.models.unpacked import unpacked
 
 NAME = "embedded:smollm2"
 TEXTS = ["A question, of 12 words?", "  <|im_start|>user\nÄrzte\n", ""]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from deal_core.models.word_losses import WORDS, word_losses
+from deal_core.models.generating import WORDS, word_losses
 from deal_core.randomness import seeded
 
 HIDDEN, VOCABULARY = 8, 500

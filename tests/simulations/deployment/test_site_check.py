@@ -20,7 +20,7 @@ from deal_core.config.experiment import (
     PrivacyConfig,
 )
 from deal_core.config.method import MethodConfig
-from deal_core.data.site import SiteSource
+from deal_core.data.files import SiteSource
 from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
 from simulations.cli import app

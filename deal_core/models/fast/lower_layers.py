@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.lora.attach import lora_layers
-from deal_core.models.prompt_forest import PromptForest, PromptRow, plant
+from deal_core.models.fast.prompt_forest import PromptForest, PromptRow, decode, plant
 
 CACHED_BYTES = 2**29
 """What is kept; beyond, what was used longest ago goes."""
@@ -174,34 +174,3 @@ class LowerLayers:
 
 def _hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
     return hidden_states
-
-
-def decode(decoder: Any, forest: PromptForest) -> Tensor:
-    """Return the last states of the tokens of a forest, ``(1, tokens, hidden)``."""
-    return decode_layers(decoder, forest, 1)[0]
-
-
-def decode_layers(decoder: Any, forest: PromptForest, layers: int) -> list[Tensor]:
-    """Return the same of the last ``layers`` layers, the last one first; those of the others are
-    not kept: of a deep model they are most of what a pass takes."""
-    device = next(decoder.parameters()).device
-    stack = next(list(m) for m in decoder.modules() if isinstance(m, nn.ModuleList))
-    kept: dict[int, Tensor] = {}
-
-    def keep(layer: nn.Module, _: Any, output: Any) -> None:
-        kept[stack.index(layer)] = output if isinstance(output, Tensor) else output[0]
-
-    wanted = stack[max(0, len(stack) - layers) : -1]  # what the last one gives is normed behind it
-    hooks = [layer.register_forward_hook(keep) for layer in wanted]
-    try:
-        last: Tensor = decoder(
-            input_ids=forest.ids.to(device),
-            position_ids=forest.positions.to(device),
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            forest=forest,
-            use_cache=False,
-        ).last_hidden_state
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [last, *(kept[place] for place in sorted(kept, reverse=True))]

@@ -17,8 +17,8 @@ from shutil import rmtree
 
 from filelock import FileLock
 
-from deal_core.data.assets import sha256_of
-from deal_core.data.tokens import cache_folder
+from deal_core.data.embedded import sha256_of
+from deal_core.models.fast.text_cache import cache_folder
 
 log = logging.getLogger(__name__)
 

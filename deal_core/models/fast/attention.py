@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.lora.packing import Packing
-from deal_core.models.prompt_forest import PromptForest
+from deal_core.models.fast.prompt_forest import PromptForest
 
 NAME = "deal"
 LONGEST = {torch.bfloat16: 256, torch.float32: 64}

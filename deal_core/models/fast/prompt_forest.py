@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deal_core.lora.packing import Packing
 
@@ -195,3 +196,34 @@ def _alike_bodies(rows: Sequence[PromptRow]) -> Iterator[Bodies]:
         group.append(part)
     if group:
         yield Bodies(len(rows[0].head), tuple(group))
+
+
+def decode(decoder: Any, forest: PromptForest) -> Tensor:
+    """Return the last states of the tokens of a forest, ``(1, tokens, hidden)``."""
+    return decode_layers(decoder, forest, 1)[0]
+
+
+def decode_layers(decoder: Any, forest: PromptForest, layers: int) -> list[Tensor]:
+    """Return the same of the last ``layers`` layers, the last one first; those of the others are
+    not kept: of a deep model they are most of what a pass takes."""
+    device = next(decoder.parameters()).device
+    stack = next(list(m) for m in decoder.modules() if isinstance(m, nn.ModuleList))
+    kept: dict[int, Tensor] = {}
+
+    def keep(layer: nn.Module, _: Any, output: Any) -> None:
+        kept[stack.index(layer)] = output if isinstance(output, Tensor) else output[0]
+
+    wanted = stack[max(0, len(stack) - layers) : -1]  # what the last one gives is normed behind it
+    hooks = [layer.register_forward_hook(keep) for layer in wanted]
+    try:
+        last: Tensor = decoder(
+            input_ids=forest.ids.to(device),
+            position_ids=forest.positions.to(device),
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+            forest=forest,
+            use_cache=False,
+        ).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [last, *(kept[place] for place in sorted(kept, reverse=True))]
