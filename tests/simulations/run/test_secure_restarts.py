@@ -235,14 +235,14 @@ def test_a_number_of_a_round_is_used_once_whatever_the_clock_says(
 @pytest.fixture
 def one_has_no_data(monkeypatch):
     """Client 1 prepares, is asked, and has nothing to learn from."""
-    original = training._data
+    original = training.require_allowed
 
-    def data(bench, client, *rest):
-        if client == 1:
+    def require(bench, client_context, instruction):
+        if client_context.client == 1:
             raise Refusal("no-data", "none")
-        return original(bench, client, *rest)
+        original(bench, client_context, instruction)
 
-    monkeypatch.setattr(training, "_data", data)
+    monkeypatch.setattr(training, "require_allowed", require)
 
 
 @pytest.mark.usefixtures("one_has_no_data")
