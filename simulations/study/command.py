@@ -1,4 +1,4 @@
-"""``deal study``: work off a grid of runs, and keep its tables up to date."""
+"""The end of a study on a terminal: one table that fits a window of 80 columns."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from simulations.engines.interrupt import stoppable
 from simulations.engines.worker_pool import gpus_here
-from simulations.output.console import print_line, require_one_kind
-from simulations.output.files import write_texts
+from simulations.output.console import NARROW, print_line, require_one_kind, text_table
+from simulations.output.files import TextTable, blocks, write_texts
 from simulations.run.simulate import STOPPED
 from simulations.study.grid import Cell, Part, chosen, default_settings, grid
 from simulations.study.results import (
@@ -30,8 +30,47 @@ from simulations.study.results import (
 from simulations.study.runs import run_all, run_status
 from simulations.study.same_rows import require_same_rows
 from simulations.study.study_file import Study, load_study
-from simulations.study.summary import print_summary
-from simulations.study.tables import markdown
+from simulations.study.tables import (
+    ALL_LABELS,
+    AVERAGE_ACCURACY,
+    arms_table,
+    best_settings,
+    markdown,
+)
+
+SHOWN = ("arm", "n", AVERAGE_ACCURACY, ALL_LABELS, "backward transfer", "forgetting")
+"""Columns; ``study.md`` has the others."""
+TITLE = "Means with 95 % intervals; accuracies in %, transfer and forgetting in points"
+
+
+def print_summary(console: Console, study: Study, results: StudyResults) -> None:
+    """Print the measures of every arm; under several settings, the best setting of each arm.
+    Nothing where no cell is done."""
+    if not results.cells:
+        return
+    if len(study.file.settings) > 1:
+        table = first_table(list(best_settings(study, results.cells)))
+    else:
+        table = narrowed(first_table(list(arms_table(study, results.cells))))
+    console.print(text_table(table, TITLE), width=min(NARROW, console.width))
+
+
+def first_table(lines: list[str]) -> TextTable:
+    """Return the first table of a page.
+
+    Raises:
+        StopIteration: there is none.
+    """
+    return next(block for block in blocks(lines) if isinstance(block, TextTable))
+
+
+def narrowed(table: TextTable) -> TextTable:
+    """Return the columns that are shown at the end of a study."""
+    places = [i for i, name in enumerate(table.columns) if name in SHOWN]
+    rows = tuple(tuple(row[i] for i in places) for row in table.rows)
+    columns = tuple(table.columns[i] for i in places)
+    return TextTable(columns, tuple(table.right[i] for i in places), rows)
+
 
 INPUTS = {"data", "stream", "federation", "model", "adapter"}
 """Tables of an experiment that say what is read and built."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deal_core import metrics
-from simulations.report.charts.dots import Dot, dots
-from simulations.report.charts.panels import Axes, Line, Panel, panels
+from simulations.report.charts.drawings import Axes, Dot, Line, Panel, dots, panels
 from simulations.report.comparison.compared import ComparedRun, Comparison
 from simulations.report.page.blocks import (
     Block,
@@ -18,8 +17,12 @@ from simulations.report.page.blocks import (
     Section,
     Table,
     Text,
+    at_most,
+    percent,
+    points,
+    size,
+    time,
 )
-from simulations.report.page.numbers import at_most, percent, points, size, time
 from simulations.report.run.settings import shown
 
 EXPLANATION = (

@@ -1,11 +1,123 @@
-"""What a page is made of, as values; the template says how each looks."""
+"""What a page is made of: blocks, tables, figures as they are shown, and one HTML file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import ClassVar, Literal
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+
+from server.spending import rounded_up
+from simulations.output.files import DASH, TextTable, blocks
+from simulations.run.live_view import duration, signed
+
+
+def percent(share: float | None, source: str = "") -> Cell:
+    """Return a share of 0 to 1 in per cent, without the sign; a dash where there is none."""
+    return DASH if share is None else Number(share, f"{100 * share:.1f}", source)
+
+
+def points(difference: float | None, source: str = "") -> Cell:
+    """Return a difference of shares in points, with its sign."""
+    return DASH if difference is None else Number(difference, signed(difference), source)
+
+
+def whole(count: float | None, source: str = "") -> Cell:
+    """Return a count."""
+    return DASH if count is None else Number(count, f"{count:,.0f}".replace(",", " "), source)
+
+
+def decimal(value: float | None, digits: int = 3, source: str = "") -> Cell:
+    """Return a figure to so many significant digits."""
+    return DASH if value is None else Number(value, f"{value:.{digits}g}", source)
+
+
+def at_most(value: float | None, digits: int = 3, source: str = "") -> Cell:
+    """Return a bound to so many significant digits, never a smaller one: an epsilon, a delta."""
+    return DASH if value is None else Number(value, rounded_up(value, digits), source)
+
+
+def size(count: float | None, source: str = "") -> Cell:
+    """Return bytes in the unit that suits them."""
+    if count is None:
+        return DASH
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return Number(count, f"{count / scale:.1f} {unit}", source)
+    return Number(count, f"{count:.0f} B", source)
+
+
+def time(seconds: float | None, source: str = "") -> Cell:
+    """Return seconds as a time for people; below ten with a digit after the point."""
+    if seconds is None:
+        return DASH
+    text = f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+    return Number(seconds, text, source)
+
+
+def pointer(*parts: str | int) -> str:
+    """Return a JSON pointer (RFC 6901) from the keys and places that lead to a value."""
+    escaped = (str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    return "".join(f"/{part}" for part in escaped)
+
+
+def from_markdown(
+    lines: Iterable[str], caption: str, words: tuple[int, ...] = ()
+) -> tuple[Block, ...]:
+    """Return the blocks of a part of a Markdown page: its tables, each with the caption, and the
+    paragraphs between them.
+
+    Args:
+        lines: of the page.
+        caption: of every table.
+        words: places of columns of words, though the page aligns them as figures.
+    """
+    made: list[Block] = []
+    for block in blocks(list(lines)):
+        if isinstance(block, TextTable):
+            made.append(table(block, caption, words))
+        else:
+            made += [Text(plain(part)) for part in block.split("\n\n")]
+    return tuple(made)
+
+
+def table(text: TextTable, caption: str, words: tuple[int, ...] = ()) -> Table:
+    """Return the table for a page; ``words`` as in :func:`from_markdown`."""
+    left = tuple(i for i, right in enumerate(text.right) if i and not right)
+    return Table(caption, text.columns, text.rows, (*left, *words))
+
+
+def plain(text: str) -> str:
+    """Return a paragraph of our own Markdown without its marks."""
+    return " ".join(text.replace("`", "").split())
+
+
+TEMPLATES = Path(__file__).parent
+
+
+@cache
+def environment() -> Environment:
+    """Return the template engine: everything is escaped, and a name that is not there is an
+    error."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.tests["number"] = lambda cell: isinstance(cell, Number)
+    made.globals["style"] = Markup((TEMPLATES / "style.css").read_text(encoding="utf-8"))
+    return made
+
+
+def render(page: Page) -> str:
+    """Return the HTML."""
+    return environment().get_template("page.html").render(page=page)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,19 @@ from simulations.audit.tables import (
     membership_table,
 )
 from simulations.output.stored import read_stored
-from simulations.report.charts.dots import Dot, dots
-from simulations.report.page.blocks import Block, Figure, Notice, Page, Section, Table, Text
-from simulations.report.page.numbers import at_most, decimal
-from simulations.report.page.tables import from_markdown
+from simulations.report.charts.drawings import Dot, dots
+from simulations.report.page.blocks import (
+    Block,
+    Figure,
+    Notice,
+    Page,
+    Section,
+    Table,
+    Text,
+    at_most,
+    decimal,
+    from_markdown,
+)
 
 FILE = "audit.json"
 

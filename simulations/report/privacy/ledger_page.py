@@ -32,8 +32,10 @@ from simulations.report.page.blocks import (
     Text,
     Tile,
     Tiles,
+    at_most,
+    decimal,
+    whole,
 )
-from simulations.report.page.numbers import at_most, decimal, whole
 from simulations.report.privacy.ledger_record import Charge, LedgerRecord
 
 COMPUTED = {

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from simulations.audit.membership import EXPLANATION, FILE, MembershipAudit, told_table
 from simulations.output.stored import read_stored
-from simulations.report.page.blocks import Page, Section, Text
-from simulations.report.page.tables import from_markdown
+from simulations.report.page.blocks import Page, Section, Text, from_markdown
 
 __all__ = ["FILE", "membership_report"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from deal_core.training.text_overlap import TEXT_MEASURES
 from simulations.output.console import stage_title
-from simulations.report.charts.panels import Axes, Line, Panel, panels
+from simulations.report.charts.drawings import Axes, Line, Panel, panels
 from simulations.report.page.blocks import (
     Block,
     Cell,
@@ -19,8 +19,10 @@ from simulations.report.page.blocks import (
     Section,
     Table,
     Text,
+    percent,
+    pointer,
+    points,
 )
-from simulations.report.page.numbers import percent, pointer, points
 from simulations.report.run.record import RunRecord
 
 LEVELS = 10

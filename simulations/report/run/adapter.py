@@ -6,9 +6,18 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from simulations.report.charts.lines import Axis, Curve, lines
-from simulations.report.page.blocks import Block, Cell, Facts, Figure, Section, Table, Text
-from simulations.report.page.numbers import decimal, whole
+from simulations.report.charts.drawings import Axis, Curve, lines
+from simulations.report.page.blocks import (
+    Block,
+    Cell,
+    Facts,
+    Figure,
+    Section,
+    Table,
+    Text,
+    decimal,
+    whole,
+)
 from simulations.report.run.record import RunRecord
 from simulations.report.run.spectrum import Spectrum
 

@@ -8,9 +8,21 @@ from statistics import fmean, pstdev
 
 from server.results import ClientResult
 from simulations.output.files import DASH
-from simulations.report.charts.dots import Dot, Level, dots
-from simulations.report.page.blocks import Block, Cell, Facts, Figure, Section, Table, Text
-from simulations.report.page.numbers import percent, pointer, size, time, whole
+from simulations.report.charts.drawings import Dot, Level, dots
+from simulations.report.page.blocks import (
+    Block,
+    Cell,
+    Facts,
+    Figure,
+    Section,
+    Table,
+    Text,
+    percent,
+    pointer,
+    size,
+    time,
+    whole,
+)
 from simulations.report.run.log import ClientLog
 from simulations.report.run.record import RunRecord
 from simulations.run.live_view import IDLE

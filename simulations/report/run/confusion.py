@@ -18,8 +18,9 @@ from simulations.report.page.blocks import (
     Section,
     Table,
     Text,
+    percent,
+    whole,
 )
-from simulations.report.page.numbers import percent, whole
 from simulations.report.run.accuracy import LEVELS
 from simulations.report.run.label_counts import TaskCounts, TextScores
 from simulations.report.run.record import RunRecord

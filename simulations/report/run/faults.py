@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime
 
-from simulations.report.page.blocks import Block, Notice, Section, Table, Text
-from simulations.report.page.numbers import whole
+from simulations.report.page.blocks import Block, Notice, Section, Table, Text, whole
 from simulations.report.run.record import RunRecord
 
 SHOWN = 200

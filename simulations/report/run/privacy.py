@@ -11,9 +11,20 @@ from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from server.measures import clients_that_spend
 from server.results import OUTSIDE
 from server.spending import VOID, extent, rounded_up, whole_extent, whole_trust
-from simulations.report.charts.dots import Dot, Level, dots
-from simulations.report.page.blocks import Block, Cell, Facts, Figure, Notice, Section, Table, Text
-from simulations.report.page.numbers import at_most, decimal, pointer
+from simulations.report.charts.drawings import Dot, Level, dots
+from simulations.report.page.blocks import (
+    Block,
+    Cell,
+    Facts,
+    Figure,
+    Notice,
+    Section,
+    Table,
+    Text,
+    at_most,
+    decimal,
+    pointer,
+)
 from simulations.report.run.record import RunRecord
 from simulations.run.summary import large_delta
 

@@ -1,4 +1,4 @@
-"""All that is known of a run: its results where it has finished, and its log in any case."""
+"""What the folder of a run says: settings, results, labels, bounds."""
 
 from __future__ import annotations
 
@@ -15,11 +15,74 @@ from server.events import read_events
 from server.folder import RunFolder
 from server.lock import held
 from server.results import Results, read_results
-from simulations.report.run.bounds import BoundFigure, bounds_of
+from simulations.report.page.blocks import Cell, Table, whole
 from simulations.report.run.label_counts import LabelCounts, read_label_counts
 from simulations.report.run.log import RunLog, read_log
 from simulations.report.run.spectrum import Spectrum, read_spectrum
 from simulations.run.run_folder import RECORD, recorded
+from simulations.study.bounds import BOUNDS
+from simulations.study.results import STUDY_JSON, CellResult, StudyResults
+
+
+def labels(run: RunRecord) -> Table | None:
+    """Return a row for each task; None: the results are from before labels were in them."""
+    found = run.results.labels if run.results else {}
+    if not found:
+        return None
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (f"{j} {task}", whole(len(found.get(task, []))), ", ".join(found.get(task, [])) or "texts")
+        for j, task in enumerate(run.tasks, start=1)
+    )
+    return Table("Labels of each task", ("task", "labels", "names"), rows, words=(2,))
+
+
+CELLS = "cells"
+"""Folder of the runs in that of a study."""
+
+
+@dataclass(frozen=True)
+class BoundFigure:
+    """Accuracies of a bound under the run's seed, order and setting; None: not known."""
+
+    name: str
+    average_accuracy: float
+    among_all: float | None
+
+
+def bounds_of(folder: Path, experiment: Experiment) -> tuple[BoundFigure, ...]:
+    """Return the bounds of the run's study, of its seed, order and setting.
+
+    Args:
+        folder: of the run.
+        experiment: that it runs.
+
+    Returns:
+        None of them where the run is no cell of a study, or that cannot be read: a page must not
+        fail by what lies around a run.
+    """
+    if folder.parent.name != CELLS:
+        return ()
+    path = folder.parents[1] / STUDY_JSON
+    try:
+        study = StudyResults.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ()
+    place = folder.name.split(".")[1:-1]
+    return tuple(
+        BoundFigure(cell.arm, cell.outcome.average_accuracy, cell.outcome.among_all_labels)
+        for cell in study.standing
+        if cell.bound and cell.seed == experiment.run.seed and _comparable(cell, place)
+    )
+
+
+def _comparable(cell: CellResult, place: list[str]) -> bool:
+    """Return whether a bound is of the order and the setting in a run's name; of any order, where
+    that changes nothing."""
+    order, settings = (place[:1], place[1:]) if cell.order else ([], place)
+    if settings != [cell.setting] * bool(cell.setting):
+        return False
+    return order == [cell.order] * bool(cell.order) or not BOUNDS[cell.bound].ordered
+
 
 State = Literal["finished", "running", "stopped"]
 

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
-from simulations.report.charts.lines import Axis, Curve, lines
-from simulations.report.page.blocks import Block, Cell, Facts, Figure, Figures, Section, Table, Text
-from simulations.report.page.numbers import decimal, pointer, size, time, whole
+from simulations.report.charts.drawings import Axis, Curve, lines
+from simulations.report.page.blocks import (
+    Block,
+    Cell,
+    Facts,
+    Figure,
+    Figures,
+    Section,
+    Table,
+    Text,
+    decimal,
+    pointer,
+    size,
+    time,
+    whole,
+)
 from simulations.report.run.log import RoundLog
 from simulations.report.run.record import RunRecord
 

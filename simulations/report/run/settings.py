@@ -9,8 +9,7 @@ from typing import Any
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import WHERE, leaves
 from simulations.report.page.blocks import Block, Cell, Facts, Folded, Section, Table, Text
-from simulations.report.run.labels import labels
-from simulations.report.run.record import RunRecord
+from simulations.report.run.record import RunRecord, labels
 
 HIDDEN = {*WHERE, "data.path", "data.files"}
 """Where files lie and how many threads there are: of the machine, and of no use elsewhere."""

@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import fmean
 
-from simulations.report.page.blocks import Block, Notice, Section, Table, Text, Tile, Tiles
-from simulations.report.page.numbers import percent, pointer, points, size, time
+from simulations.report.page.blocks import (
+    Block,
+    Notice,
+    Section,
+    Table,
+    Text,
+    Tile,
+    Tiles,
+    percent,
+    pointer,
+    points,
+    size,
+    time,
+)
 from simulations.report.run.record import RunRecord
 from simulations.run.summary import unheard_text
 

@@ -16,7 +16,7 @@ from simulations.budgets.tables import (
     sweep_text,
 )
 from simulations.output.stored import read_stored
-from simulations.report.charts.lines import Axis, Curve, lines
+from simulations.report.charts.drawings import Axis, Curve, lines
 from simulations.report.page.blocks import (
     Block,
     Figure,
@@ -26,9 +26,9 @@ from simulations.report.page.blocks import (
     Section,
     Table,
     Text,
+    decimal,
+    from_markdown,
 )
-from simulations.report.page.numbers import decimal
-from simulations.report.page.tables import from_markdown
 
 FILE = "budgets.json"
 PANELS: dict[str, Callable[[Point], Mean | None]] = {

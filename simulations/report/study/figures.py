@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from simulations.output.files import DASH, TextTable
-from simulations.report.charts.dots import Dot, Level, dots
-from simulations.report.charts.panels import Axes, Line, Panel, panels
-from simulations.report.page.blocks import Figure
-from simulations.report.page.tables import table
+from simulations.report.charts.drawings import Axes, Dot, Level, Line, Panel, dots, panels
+from simulations.report.page.blocks import Figure, table
 from simulations.study.results import CellResult
 from simulations.study.statistics import estimate, paired_difference
 from simulations.study.study_file import Study

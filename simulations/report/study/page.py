@@ -18,9 +18,12 @@ from simulations.report.page.blocks import (
     Text,
     Tile,
     Tiles,
+    from_markdown,
+    percent,
+    plain,
+    table,
+    whole,
 )
-from simulations.report.page.numbers import percent, whole
-from simulations.report.page.tables import from_markdown, plain, table
 from simulations.report.study.figures import ages_figure, arms_figure, differences_figure
 from simulations.report.study.record import StudyRecord
 from simulations.study.results import CellResult

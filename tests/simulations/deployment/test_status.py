@@ -29,7 +29,7 @@ from simulations.deployment.server.run_state import (
 from simulations.deployment.server.status import described, print_sites, status
 from simulations.deployment.server.submit import Submission, _nobody_writes, stop, submit
 from simulations.engines.inprocess import run_inprocess
-from simulations.report.page.render import render
+from simulations.report.page.blocks import render
 from simulations.report.run.page import run_page
 from simulations.report.run.record import read_run
 from tests.simulations.deployment.loopback import free_port

@@ -16,7 +16,7 @@ from simulations.report.privacy.audit import read_audit
 from simulations.report.study.budgets import read_budgets
 from simulations.report.study.record import read_study
 from simulations.study import tables as study_tables
-from simulations.study.summary import SHOWN, print_summary
+from simulations.study.command import SHOWN, print_summary
 from tests.stored_results import RESULTS
 
 WIDE = 200

@@ -10,14 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulations.report.charts import panels as panels_module
-from simulations.report.charts.dots import Dot, dots
-from simulations.report.charts.lines import Axis, Curve, lines
-from simulations.report.charts.panels import Axes, Line, Panel, panels
-from simulations.report.charts.theme import VARIABLES
+from simulations.report.charts import drawings as panels_module
+from simulations.report.charts.drawings import (
+    Axes,
+    Axis,
+    Curve,
+    Dot,
+    Line,
+    Panel,
+    dots,
+    lines,
+    panels,
+)
+from simulations.report.charts.svg import VARIABLES
 from simulations.report.command import write_report
-from simulations.report.page.blocks import Page, Section, Table, Text
-from simulations.report.page.render import TEMPLATES, render
+from simulations.report.page.blocks import TEMPLATES, Page, Section, Table, Text, render
 from tests.simulations.report.html_page import HtmlPage
 from tests.stored_results import RESULTS
 
