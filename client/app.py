@@ -62,7 +62,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
     @guarded
     def train(message: Message, context: Context) -> Message:
         request = received(message, context)
-        from client.training_reply import training_reply
+        from client.replies import training_reply
 
         return training_reply(request)
 
@@ -71,7 +71,7 @@ def make_app(find_site: SiteOf = site_of, find_bench: WorkbenchOf | None = None)
     @guarded
     def evaluate(message: Message, context: Context) -> Message:
         request = received(message, context)
-        from client.evaluation_reply import evaluation_reply
+        from client.replies import evaluation_reply
 
         return evaluation_reply(request)
 

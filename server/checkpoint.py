@@ -1,10 +1,12 @@
-"""Everything a run needs to continue, in one file that is replaced atomically."""
+"""Checkpoints: the state of a run as a file, of which the one before is kept, and the commit that
+ran."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +26,32 @@ from deal_core.lora.state import State
 from deal_core.whole_file import written_beside
 from server.folder import previous_checkpoint
 from server.spending import Spending
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The checkout, where the package was not installed from a wheel or sent by Flower."""
+
+
+def commit(root: Path = ROOT) -> str:
+    """Return the hash of the commit, with ``-dirty`` where files differ from it.
+
+    Args:
+        root: folder of the checkout. A folder that merely lies in another repository, as that of
+            an installed package may, is none.
+
+    Returns:
+        Empty where there is no checkout, or no git.
+    """
+    if not (root / ".git").exists():
+        return ""
+    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            [*asked, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
 
 VERSION = 6
 """Of the file and of the schedule that ``position`` counts in."""

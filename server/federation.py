@@ -33,18 +33,16 @@ from deal_core.training.threads import threads
 from server.checkpoint import Checkpoint, History
 from server.evaluation import Evaluation, same_model
 from server.exchange import Exchange
+from server.measures import peak_rss_bytes
 from server.plan import Plan
-from server.process_memory import peak_rss_bytes
-from server.round import Round
+from server.round import Round, reason_of, sendable
 from server.round_sum import RoundSum
 from server.schedule import Step, StepKind
 from server.secure.evaluation import SecureEvaluation
 from server.secure.protocol import SecureLegs
 from server.secure.round import SecureRound
-from server.state_change import reason_of, sendable
-from server.statistics_sum import StatisticsSum
+from server.statistics_sum import StatisticsSum, found_worse
 from server.update_sum import UpdateSum
-from server.verdicts import found_worse
 
 STOPS = (UserError, torch.OutOfMemoryError)
 """What ends a run, though linear algebra raises its like."""

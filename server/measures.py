@@ -1,20 +1,36 @@
-"""What a run's history comes to: every measure of its results."""
+"""What a run has come to: accuracy, privacy, bytes, time, memory."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
+
+import psutil
 
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
 from deal_core.privacy.accounting.unit import GROUP
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
-from server.checkpoint import EVERYBODY, History
-from server.commit import commit
+from server.checkpoint import EVERYBODY, History, commit
 from server.plan import Plan
 from server.results import Accuracy, ClassIncremental, ClientResult, Privacy, Results, Stage, Wire
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident memory of this process so far, and what the workers it has
+    started hold now: their part of what processes share, where the system tells it."""
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    workers = 0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            held = process.memory_full_info()
+            workers += getattr(held, "pss", held.rss)
+    return own + workers
+
 
 RIGHT, EXAMPLES, RIGHT_ALL = 0, 1, 2
 """Places in the counts of a task (:class:`~server.checkpoint.History`)."""

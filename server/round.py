@@ -1,4 +1,4 @@
-"""One round, from top to bottom: ask, collect, check, aggregate, record."""
+"""A round: clients are asked, updates become one adapter, and all clients take the next state."""
 
 from __future__ import annotations
 
@@ -12,29 +12,68 @@ from deal_core.aggregation import (
     NUMERICAL,
     Aggregate,
     Aggregation,
+    AggregationFailed,
     AggregationRule,
     finished,
     make_rule,
+    one_line,
+    require_finite,
 )
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.lora.adapter import zero_adapter
+from deal_core.lora.adapter import compress, stack, zero_adapter
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
 from deal_core.methods import Phase
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.threads import threads
+from deal_core.wire.adapter_record import require_bounded
 from deal_core.wire.instruction import LEARN, Instruction
 from server.checkpoint import History
-from server.dispatch import Dispatch
+from server.dispatch import Dispatch, carrying, training_requests
 from server.evaluation import Evaluation
 from server.exchange import Exchange
 from server.gathering import Gathering, RoundReplies, limits_of
 from server.plan import Plan
-from server.round_requests import carrying, training_requests
 from server.schedule import Step
-from server.state_change import fold_residual, reason_of, sendable
+
+
+def fold_residual(state: State, aggregate: Aggregate) -> State:
+    """Return the state after a round: what the current adapter cannot hold joins the residual,
+    whose rank stays below the layers' own."""
+    gained = [part for part in (state.residual, aggregate.residual) if part is not None]
+    if not gained:
+        return replace(state, current=aggregate.current)
+    residual = stack(gained)
+    full = max(min(shape) for shape in residual.shapes.values())
+    if residual.rank > full:
+        residual = compress(residual, full)
+    return replace(state, current=aggregate.current, residual=residual)
+
+
+def sendable(state: State) -> State:
+    """Return the state itself: no client would refuse it.
+
+    Raises:
+        AggregationFailed: some number of it is not finite, or too large for a model.
+    """
+    require_finite("the current adapter", state.current)
+    require_finite("the retained adapter", state.retained)
+    require_finite("the residual", state.residual)
+    for name, part in (("a head", state.heads), ("a sum", state.sums)):
+        if any(not bool(value.isfinite().all()) for value in part.values()):
+            raise AggregationFailed(f"{name} is not finite")
+    for adapter in (state.current, state.retained, state.residual):
+        if adapter is not None:
+            require_bounded(adapter)
+    return state
+
+
+def reason_of(fault: Exception) -> str:
+    """Return what failed, for the log."""
+    told = isinstance(fault, (AggregationFailed, UserError))  # a line for people already
+    return str(fault) if told else one_line(fault)
 
 
 @dataclass(frozen=True)

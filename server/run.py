@@ -16,11 +16,9 @@ from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.events import EventLog, Listener
 from server.exchange import Exchange
-from server.export import export_adapter, task_spaces
+from server.export import export_adapter, hand_over, task_spaces
 from server.federation import Federation, start_state
-from server.folder import RunFolder
-from server.handover import hand_over
-from server.lock import exclusive_lock
+from server.folder import RunFolder, exclusive_lock
 from server.measures import make_results
 from server.model_card import write_card
 from server.plan import Plan, make_plan

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from deal_core.aggregation import Aggregate
+from deal_core.aggregation import NUMERICAL, Aggregate
 from deal_core.config.experiment import Experiment
 from deal_core.lora.state import State
 from deal_core.methods import COUNT, SUM, Statistics, SumContext, Tensors
@@ -20,8 +20,11 @@ from deal_core.privacy.mechanisms.shares import class_sum_noise
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.terms import LEAST_SITES
 from deal_core.wire.secure_layout import CLASS_SUMS, statistics_layout
+from server import wire
+from server.exchange import Exchange, answered
 from server.round import Round
 from server.round_sum import Sums
+from server.schedule import Step
 
 ContextOf = Callable[[Sequence[str], float], SumContext]
 """Tasks, and the deviation of the noise, to what the server knows of their sums."""
@@ -110,3 +113,23 @@ class StatisticsSum:
     @property
     def _config(self) -> Experiment:
         return self.round.experiment
+
+
+def found_worse(exchange: Exchange, step: Step, state: State, tasks: Sequence[str]) -> bool:
+    """Return whether most clients that answer say that their own records are answered better
+    without the heads of ``state``; ``tasks``: whose class means are new in it."""
+    common = exchange.instruction(step, state)
+    asked = common.model_copy(update={"tasks": tuple(tasks), "server_round": 0})
+    sent = exchange.ask(state, asked, dict.fromkeys(exchange.roster.clients, asked))
+    worse: dict[str, bool] = {}
+    for reply in exchange.replies(step, sent):
+        try:
+            worse[reply.client] = wire.read_verdict(answered(reply))
+        except wire.ClientSkipped:
+            continue
+        except NUMERICAL as fault:
+            exchange.event("client_failed", step, client=reply.client, reason=str(fault)[:400])
+    against = sum(worse.values())
+    if against:
+        exchange.event("class_means_doubted", step, tasks=list(tasks), by=against, of=len(worse))
+    return 2 * against > len(worse)

@@ -35,12 +35,11 @@ from server.exchange import Exchange, answered
 from server.gathering import RoundReplies, refuse
 from server.lost_sum import may_be_lost
 from server.reply_collection import Reply
-from server.round import Round
+from server.round import Round, fold_residual, reason_of, sendable
 from server.round_sum import RoundSum, Sums
 from server.schedule import Step
 from server.secure.protocol import SecureLegs
 from server.spending import Spending
-from server.state_change import fold_residual, reason_of, sendable
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training.threads import threads
 from server.federation import start_state
-from server.state_change import fold_residual, sendable
+from server.round import fold_residual, sendable
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from deal_core.privacy.policy import in_sum
 from deal_core.whole_file import write_whole
 from deal_core.wire.instruction import LEARN
 from server.events import Listener
-from server.lock import exclusive_lock
+from server.folder import exclusive_lock
 from server.results import Results
 from server.run import run
 from simulations.audit.found import Attack, Found, Kind, Training, outcomes_of, steps_of

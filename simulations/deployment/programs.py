@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from deal_core.errors import UserError
-from server.lock import exclusive_lock, held
+from server.folder import exclusive_lock, held
 from simulations.engines.flower import flower_environment, program, stop_all
 from simulations.output.files import toml_lines
 

@@ -20,8 +20,7 @@ from deal_core.config.run_config import WHERE, Value, flatten, leaves
 from deal_core.data import TaskData, load_for_clients, open_source
 from deal_core.errors import UserError
 from deal_core.whole_file import write_whole
-from server.folder import RunFolder
-from server.lock import exclusive_lock
+from server.folder import RunFolder, exclusive_lock
 from simulations.output.files import toml_lines
 from simulations.output.stored import read_stored
 

@@ -263,7 +263,7 @@ def test_counts_that_cannot_be_made_do_not_keep_a_client_from_training(ask, monk
     sound = ask(counting).content
     assert dict(sound["counts"]).keys() == {"code", "correct", "correct_all", "examples"}
     assert len(sound["counts"]["examples"]) == 2
-    monkeypatch.setattr("client.training_reply.local_evaluation", broken)
+    monkeypatch.setattr("client.replies.local_evaluation", broken)
     reply = ask(counting).content
     assert dict(reply["counts"]) == {"code": "failed"}
     assert reply["status"]["code"] == "ok"

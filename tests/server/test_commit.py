@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.commit import commit
+from server.checkpoint import commit
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from deal_core.randomness import seeded
 from server import reply_collection as rounds
 from server.checkpoint import Checkpoint, load_checkpoint
 from server.folder import RunFolder
+from server.round import sendable
 from server.run import run
-from server.state_change import sendable
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from deal_core.errors import UserError
-from server.folder import RunFolder
-from server.lock import exclusive_lock
+from server.folder import RunFolder, exclusive_lock
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys
 from pathlib import Path
-from server.lock import exclusive_lock
+from server.folder import exclusive_lock
 
 with exclusive_lock(Path(sys.argv[1])):
     print("held", flush=True)

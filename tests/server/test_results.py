@@ -7,8 +7,7 @@ import pytest
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from server.checkpoint import EVERYBODY, History
-from server.commit import commit
+from server.checkpoint import EVERYBODY, History, commit
 from server.measures import clients_that_spend, clients_that_train, make_results
 from server.plan import Plan
 from server.results import read_results, write_results

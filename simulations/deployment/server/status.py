@@ -17,8 +17,7 @@ from rich.text import Text
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.unit import unit_text
 from server.events import TOLD_TO_END
-from server.folder import RunFolder
-from server.lock import held
+from server.folder import RunFolder, held
 from server.spending import MORE_TRUST, VOID, Spending, rounded_up, whole_extent
 from simulations.deployment.programs import CONNECTION
 from simulations.deployment.server.folder import ServerFolder, command

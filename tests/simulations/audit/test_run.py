@@ -14,7 +14,7 @@ from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.accounting.ledger_event import composed
 from deal_core.privacy.mechanisms.noise import SeededNoise
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum
-from server.lock import exclusive_lock
+from server.folder import exclusive_lock
 from simulations.audit.command import AuditRequest, run_audit
 from simulations.audit.found import Found, Training
 from simulations.audit.judged import judged

@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console
 
 from deal_core.errors import UserError
-from server.folder import RunFolder
-from server.lock import exclusive_lock
+from server.folder import RunFolder, exclusive_lock
 from simulations.deployment.keys import make_key_pair
 from simulations.deployment.server import submit as submitting
 from simulations.deployment.server.folder import (

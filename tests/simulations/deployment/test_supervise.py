@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from deal_core.errors import UserError
-from server.lock import exclusive_lock
+from server.folder import exclusive_lock
 from simulations.deployment import programs as module
 from simulations.deployment.programs import HUNG, FlowerHome, supervise
 from simulations.deployment.site.start import HANDSHAKE, IN_USE, why

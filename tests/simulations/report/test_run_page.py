@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from server.folder import RunFolder
-from server.lock import exclusive_lock
+from server.folder import RunFolder, exclusive_lock
 from server.results import read_results
 from server.spending import rounded_up
 from simulations.report.command import write_report

@@ -1,4 +1,4 @@
-"""A request for an update, and the reply: what the app does with ``train``."""
+"""What the app does with a request for an update, and with one for counts of right answers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,54 @@ from client.local_evaluation import local_evaluation
 from client.local_update import as_allowed, local_update, require_allowed
 from client.received import Received
 from client.reply_cache import UpdateStore
-from client.secure.masked_input import Maskable, maskable_update, summed_arrays
+from client.secure.masked_input import (
+    Maskable,
+    as_arrays,
+    maskable_counts,
+    maskable_update,
+    summed_arrays,
+)
+from client.state import folder_of, forget
+from client.status_reply import secure_reply
+from client.verdict import verdict
+from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.wire.instruction import Instruction
+from deal_core.privacy.policy import counts_in_sum
+from deal_core.wire.instruction import LEARN, Instruction
 
 if TYPE_CHECKING:
     from client.client_context import ClientContext
     from deal_core.privacy.interface import Counts, LocalUpdate
+
+
+def evaluation_reply(received: Received) -> Message:
+    """Return the counts that the request asks for; masked, where they leave in a secure sum.
+
+    Raises:
+        PayloadError: the request is none.
+        Refusal, OutsidePolicy, ProtocolError: by the client's own rules there are no counts.
+    """
+    client, bench, message = received.client, received.bench, received.message
+    state, instruction = wire.read_request(message, bench, DistilledStore(client.folder))
+    if instruction.task:
+        raise PayloadError("instruction: an evaluation is of no one task")
+    if instruction.phase != LEARN:
+        worse = verdict(bench, received.client_context(), state, instruction)
+        return wire.verdict_reply(message, worse)
+    # Asked of every client, once, before a second stage. A site has a folder for each run.
+    if instruction.stage < 0 and client.site is None:
+        forget(folder_of(client.folder, ""))
+    name = wire.request_name(message, instruction, received.run)
+    if not counts_in_sum(bench.experiment):
+        client_context = received.client_context()
+        counts = local_evaluation(bench, client_context, state, instruction, name)
+        return wire.evaluation_reply(message, counts)
+    today = client.as_of_today(name)
+    maskable = maskable_counts(client, bench, message, state, instruction, today)
+    maskable.require()
+    client_context = received.client_context()
+    counts = local_evaluation(bench, client_context, state, instruction, name, masked=True)
+    return secure_reply(message, maskable.masked(as_arrays(counts), bench.experiment.run.seed))
 
 
 def training_reply(received: Received) -> Message:
