@@ -11,7 +11,6 @@ import click
 import typer
 
 from deal_core.errors import UserError
-from simulations.bench.commands import bench
 from simulations.deployment.commands import add_to
 from simulations.output.console import wide_console, with_argument_help
 from simulations.report.commands import add_report_commands
@@ -30,7 +29,6 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of a disk that takes no more."""
 INSTITUTIONS = "Several institutions"
 MEASURING = "Measuring"
-app.add_typer(bench, name="bench", rich_help_panel=MEASURING)
 
 demo = typer.Typer(help="See a deployment before you have one.", no_args_is_help=True)
 app.add_typer(demo, name="demo", rich_help_panel=INSTITUTIONS)

@@ -34,7 +34,7 @@ def test_the_wheel_is_complete(tmp_path: Path) -> None:
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert set(kept) - names == set()
-    assert not any(name.startswith("tests/") for name in names)
+    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
     code = "from deal_core.data.embedded import requirements_file as f; print(f())"
     said = subprocess.run(
         [sys.executable, "-c", code],

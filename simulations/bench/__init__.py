@@ -1,1 +1,0 @@
-"""``deal bench``: a file for each benchmark, and what they share."""
