@@ -12,14 +12,14 @@ from typing import Any
 
 from flwr.app import Context
 
+from client.gate import require_same_package
 from client.site_file import NAME, NODE_KEY, SiteFile, as_the_site_decides, read_site
 from client.site_log import SiteLog
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import PACKAGE, from_run_config
+from deal_core.config.run_config import from_run_config
 from deal_core.errors import UserError
-from deal_core.installed import package_digest
 from deal_core.privacy.accounting.run_name import run_name
-from deal_core.privacy.policy import Policy, Refusal
+from deal_core.privacy.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,6 @@ def here(context: Context) -> RequestContext:
         return _at_site(site, asked)
     client = int(context.node_config["partition-id"])
     return RequestContext(client, Path(out or f"deal-run-{context.run_id}") / "sites" / str(client))
-
-
-def require_same_package(run_config: Mapping[str, Any]) -> None:
-    """Check that the run is of the federated-deal that is installed here.
-
-    Raises:
-        Refusal: it is of another.
-    """
-    theirs, ours = str(run_config.get(PACKAGE, ""))[:64], package_digest()
-    if theirs != ours:
-        raise Refusal(
-            "version",
-            f"the server runs federated-deal {theirs[:12] or 'without a digest'}, and this site "
-            f"{ours[:12]}; install the same release at both",
-        )
 
 
 def _at_site(site: SiteFile, asked: Experiment) -> RequestContext:

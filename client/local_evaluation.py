@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from functools import partial
 
 from client.client_context import ClientContext
+from client.gate import check_tasks
 from client.rehearsal import rehearse_answers, rehearse_embeddings
-from client.request_check import check_tasks
 from client.resources import ClientTask, Workbench
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits

@@ -13,40 +13,13 @@ from numpy.typing import NDArray
 from client.given_sums import GivenSums
 from client.rehearsal import rehearse_embeddings
 from client.resources import Workbench
-from deal_core.config.experiment import Experiment
 from deal_core.data.public import public_texts, texts_digest
 from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, TaskDataset
-from deal_core.privacy.interface import GradientSum, LocalUpdate, Refusal, Site
+from deal_core.privacy.interface import GradientSum, LocalUpdate, Site
 from deal_core.privacy.mechanisms.noisy_sum import NoisySum
-from deal_core.privacy.policy import protects
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import CLASS_SUMS
-
-LEAST_NOISE = 0.61
-"""Of a class sum that leaves a site under no mechanism: ``method.prototype.noise_multiplier``."""
-
-
-def require_sums(config: Experiment, statistics: Statistics, site: Site) -> None:
-    """Check that sums over records may leave: with a mechanism's noise, or, where the site lets
-    them go without, in few public directions and with as much noise as hides a record. A mask alone
-    is not enough: of a label that one site alone has, a sum over sites is that site's.
-
-    Raises:
-        Refusal: the sums are exact, or have less noise, or the site's policy keeps them.
-    """
-    if site.simulated:
-        return
-    if statistics.exact is not None:
-        raise Refusal("policy", "exact sums tell who is in them; they are for simulations")
-    if protects(config.privacy, site.policy):
-        return
-    if site.policy is not None and not site.policy.share_sums:
-        raise Refusal("policy", "the site's policy keeps class sums (policy.share_sums)")
-    if statistics.noise_multiplier < LEAST_NOISE:
-        raise Refusal(
-            "policy", f"class sums leave with a noise multiplier of {LEAST_NOISE} or more"
-        )
 
 
 def worked_on(

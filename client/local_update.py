@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from client.client_context import ClientContext
-from client.local_sums import require_sums, worked_on
+from client.gate import require_allowed
+from client.local_sums import worked_on
 from client.local_training import LocalTraining, own_share
-from client.policy_check import require_policy
-from client.request_check import check_training
 from client.resources import Workbench
 from deal_core.lora.learnt import entries_of
 from deal_core.lora.state import State
 from deal_core.methods import Phase, TaskDataset, under_all_labels
 from deal_core.privacy.interface import Grouping, LocalUpdate, RecordId, UpdateRequest, release
-from deal_core.privacy.policy import Policy, figures_allowed
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 
@@ -94,28 +91,6 @@ def _request(
         statistics=bench.phase(instruction.phase).statistics,
         joint_tasks=tuple(task for task, share in together if share.data),
     )
-
-
-def require_allowed(
-    bench: Workbench, client_context: ClientContext, instruction: Instruction
-) -> None:
-    """Check that the site's policy allows such an update.
-
-    Raises:
-        Refusal: it does not.
-        PayloadError: what is asked is not part of the experiment.
-    """
-    site = client_context.site
-    require_policy(bench.experiment, site.policy)
-    statistics = bench.phase(instruction.phase).statistics
-    if statistics is not None:
-        require_sums(bench.experiment, statistics, site)
-    check_training(instruction, bench, site.policy)
-
-
-def as_allowed(update: LocalUpdate, policy: Policy | None, masked: bool) -> LocalUpdate:
-    """Return an update that was charged before with those of its figures that may leave today."""
-    return replace(update, figures=figures_allowed(update.figures, policy, masked))
 
 
 def _entries(bench: Workbench, state: State, instruction: Instruction) -> int:

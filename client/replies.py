@@ -10,8 +10,9 @@ from flwr.app import Message
 from client import wire
 from client.distilled_store import DistilledStore
 from client.faults import counts_or_error
+from client.gate import as_allowed, require_allowed
 from client.local_evaluation import local_evaluation
-from client.local_update import as_allowed, local_update, require_allowed
+from client.local_update import local_update
 from client.received import Received
 from client.reply_cache import UpdateStore
 from client.secure.masked_input import (

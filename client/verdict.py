@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from client.client_context import ClientContext
+from client.gate import check_tasks
 from client.local_evaluation import right_answers
-from client.request_check import check_tasks
 from client.resources import Workbench
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits

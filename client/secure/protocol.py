@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message
 
 from client.context import RequestContext
-from client.policy_check import require_policy
+from client.gate import require_policy
 from client.secure.store import SecureStore
 from client.site_file import NAME
 from deal_core.config.class_sums import may_take_sums

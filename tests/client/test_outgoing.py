@@ -169,7 +169,7 @@ def test_what_a_handler_makes_is_looked_at_before_it_leaves(tmp_path, monkeypatc
 
 
 def test_where_only_masks_may_leave_the_last_look_keeps_an_update(tmp_path, monkeypatch):
-    monkeypatch.setattr("client.local_update.require_policy", lambda *given: None)
+    monkeypatch.setattr("client.gate.require_policy", lambda *given: None)
     site = RealSite(tmp_path, 'mechanism = "none"\nsecure_aggregation = "required"\n')
     reply = site.answer(asked("privacy.mechanism=none"), {})
     assert (code(reply), set(reply.content)) == ("refused", {"status"})

@@ -12,8 +12,8 @@ from flwr.app import Array, Message
 
 from client.app import make_app
 from client.context import RequestContext
-from client.local_sums import require_sums, worked_on
-from client.policy_check import require_policy
+from client.gate import require_policy, require_sums
+from client.local_sums import worked_on
 from client.site import site_of
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment
