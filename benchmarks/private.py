@@ -13,8 +13,8 @@ from opacus.optimizers import DPOptimizer
 from deal_core.config.experiment import TrainConfig
 from deal_core.models import Encoded
 from deal_core.privacy.interface import RecordId
+from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
 from deal_core.privacy.mechanisms.noise import SecureNoise
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from measuring import Contestant, Figures, Window, measured
 from step import FACTORS, MINILM, Case, deal_step, encoder_parts
 

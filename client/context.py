@@ -18,7 +18,7 @@ from client.site_log import SiteLog
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import from_run_config
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.run_name import run_name
+from deal_core.privacy.accounting.fingerprints import run_name
 from deal_core.privacy.policy import Policy
 
 

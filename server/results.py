@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from deal_core.config.data import TextMeasureName
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.unit import unit_text
+from deal_core.privacy.accounting.events import unit_text
 from deal_core.whole_file import write_whole
 from server.spending import VOID, rounded_up, whole_extent, whole_trust
 

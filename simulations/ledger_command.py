@@ -18,9 +18,8 @@ from deal_core.privacy.accounting.certificate import (
     composed_over,
     told_events,
 )
+from deal_core.privacy.accounting.events import assumed_honest, common_unit, composed, unit_text
 from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError, LedgerUnusable
-from deal_core.privacy.accounting.ledger_event import assumed_honest, composed
-from deal_core.privacy.accounting.unit import common_unit, unit_text
 from server.spending import rounded_up
 from simulations.output.console import NARROW, print_line, text_table
 from simulations.output.files import TextTable, write_file

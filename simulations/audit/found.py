@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from deal_core.config.experiment import Experiment
-from deal_core.privacy.accounting.composition import DpEvent, with_steps_added
-from deal_core.privacy.accounting.ledger_event import LedgerEvent
+from deal_core.privacy.accounting.accountant import DpEvent, with_steps_added
+from deal_core.privacy.accounting.events import LedgerEvent
 from deal_core.privacy.audit.claim_audit import Repetition
 from deal_core.privacy.audit.guesses import Guesses
 from server.results import Strict
@@ -54,7 +54,7 @@ class Outcome(Strict):
 
 
 class Steps(Strict):
-    """As :class:`deal_core.privacy.accounting.composition.DpEvent`: what the ledger holds."""
+    """As :class:`deal_core.privacy.accounting.accountant.DpEvent`: what the ledger holds."""
 
     sample_rate: float
     noise_multiplier: float

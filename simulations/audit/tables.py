@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from textwrap import wrap
 
-from deal_core.privacy.accounting.unit import unit_text
+from deal_core.privacy.accounting.events import unit_text
 from server.results import Strict
 from server.spending import rounded_up
 from simulations.audit.found import Figure, Found, Kind

@@ -11,8 +11,8 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.home import at_home
 from deal_core.errors import UserError
 from deal_core.methods.auto_settings import resolve_auto
+from deal_core.privacy.accounting.events import LedgerEvent, assumed_honest, composed
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import LedgerEvent, assumed_honest, composed
 from deal_core.privacy.mechanisms.registry import mechanism_of
 from server.results import Privacy, Results, Strict, read_results
 from simulations.audit.found import Bound

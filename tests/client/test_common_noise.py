@@ -11,8 +11,8 @@ from flwr.app import Context, Message
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.models import Encoded, adapter_shapes
+from deal_core.privacy.accounting.fingerprints import sum_terms
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.sum_terms import sum_terms
 from deal_core.privacy.interface import RecordId, Site, UpdateRequest
 from deal_core.privacy.mechanisms.none import NoMechanism
 from deal_core.randomness import seeded

@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from client.app import _workbench
-from deal_core.privacy.accounting.ledger_event import composed
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.accounting.events import composed
+from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
 from deal_core.privacy.policy import Policy
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
 from tests.slow import slow_but

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from deal_core.privacy.mechanisms import record as record_mechanism
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
 from tests.slow import slow_but
 

@@ -33,11 +33,10 @@ from deal_core.privacy.interface import (
     UpdateRequest,
     release,
 )
+from deal_core.privacy.mechanisms import dpsgd
 from deal_core.privacy.mechanisms import noise as noise_module
-from deal_core.privacy.mechanisms import sampled_units
 from deal_core.privacy.mechanisms.counts import noised_counts
-from deal_core.privacy.mechanisms.groups import Groups
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms.dpsgd import Groups, PrivateGradients
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.evaluation import answer_space, count_both
@@ -105,7 +104,7 @@ def check_rate_of_every_step(model: LanguageModel) -> None:
             return clipped_gradients(module, objective, examples[:1], *rest)  # one tells no less
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sampled_units, "clipped_gradients", counted)
+            patch.setattr(dpsgd, "clipped_gradients", counted)
             run_local_steps(
                 model, Plain(model, LABELS, gradients.data), gradients, B_ONLY, TrainConfig()
             )

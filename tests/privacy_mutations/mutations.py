@@ -13,16 +13,15 @@ import torch
 
 from client import local_evaluation
 from deal_core.privacy import interface
-from deal_core.privacy.accounting import ledger_event
-from deal_core.privacy.accounting.composition import DpEvent
-from deal_core.privacy.accounting.ledger_event import LedgerEvent
+from deal_core.privacy.accounting import events
+from deal_core.privacy.accounting.accountant import DpEvent
+from deal_core.privacy.accounting.events import LedgerEvent
 from deal_core.privacy.mechanisms import counts as counts_module
-from deal_core.privacy.mechanisms import record, sampled_units
-from deal_core.privacy.mechanisms.groups import Groups
+from deal_core.privacy.mechanisms import dpsgd, record
+from deal_core.privacy.mechanisms.dpsgd import Groups, PrivateGradients
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.privacy.mechanisms.record import RecordMechanism
-from deal_core.privacy.mechanisms.record_events import RecordEvents
+from deal_core.privacy.mechanisms.record_release import RecordEvents
 from deal_core.randomness import seeded
 from deal_core.training import per_group, per_sample
 from deal_core.training.clipped_sum import ClippedSum
@@ -50,7 +49,7 @@ def rate_doubled_after_the_first_step(patch: Patch) -> None:
 
 
 def every_record_in_every_step(patch: Patch) -> None:
-    patch.setattr(sampled_units, "require_sampled", lambda *given: None)
+    patch.setattr(dpsgd, "require_sampled", lambda *given: None)
     patch.setattr(
         PrivateGradients,
         "batches",
@@ -79,7 +78,7 @@ def _with_bound(patch: Patch, bound_of) -> None:
         own = bound_of(lambda: original(module, objective, examples, bound, *rest), bound)
         return original(module, objective, examples, own, *rest)
 
-    patch.setattr(sampled_units, "clipped_gradients", clipped)
+    patch.setattr(dpsgd, "clipped_gradients", clipped)
 
 
 def clipping_off(patch: Patch) -> None:
@@ -114,7 +113,7 @@ def the_sum_clipped_and_not_its_parts(patch: Patch) -> None:
         found.total = {key: (scale * total).round().long() for key, total in found.total.items()}
         return found
 
-    patch.setattr(sampled_units, "clipped_gradients", clipped)
+    patch.setattr(dpsgd, "clipped_gradients", clipped)
 
 
 def _noise(patch: Patch, change) -> None:
@@ -259,7 +258,7 @@ def groups_clipped_record_by_record(patch: Patch) -> None:
     def by_record(module, objective, examples, groups, *rest):
         return per_sample.clipped_gradients(module, objective, examples, *rest)
 
-    patch.setattr(sampled_units, "clipped_group_gradients", by_record)
+    patch.setattr(dpsgd, "clipped_group_gradients", by_record)
 
 
 def groups_clipped_in_pieces(patch: Patch) -> None:
@@ -274,7 +273,7 @@ def groups_clipped_in_pieces(patch: Patch) -> None:
                 whole.total[key] = whole.total[key] + part if key in whole.total else part
         return whole
 
-    patch.setattr(sampled_units, "clipped_group_gradients", in_parts)
+    patch.setattr(dpsgd, "clipped_group_gradients", in_parts)
 
 
 def groups_unclipped(patch: Patch) -> None:
@@ -283,7 +282,7 @@ def groups_unclipped(patch: Patch) -> None:
     def unclipped(module, objective, examples, groups, bound, *rest):
         return original(module, objective, examples, groups, 1e9, *rest)
 
-    patch.setattr(sampled_units, "clipped_group_gradients", unclipped)
+    patch.setattr(dpsgd, "clipped_group_gradients", unclipped)
 
 
 def groups_summed_after_a_clipped_mean(patch: Patch) -> None:
@@ -300,7 +299,7 @@ def groups_summed_after_a_clipped_mean(patch: Patch) -> None:
                 whole.total[key] = whole.total[key] + own if key in whole.total else own
         return whole
 
-    patch.setattr(sampled_units, "clipped_group_gradients", weighted)
+    patch.setattr(dpsgd, "clipped_group_gradients", weighted)
 
 
 def records_drawn_where_groups_are_charged(patch: Patch) -> None:
@@ -331,7 +330,7 @@ def every_test_record_of_a_group_counts(patch: Patch) -> None:
 
 
 def units_added_up(patch: Patch) -> None:
-    patch.setattr(ledger_event, "common_unit", lambda units: None)
+    patch.setattr(events, "common_unit", lambda units: None)
 
 
 def groups_charged_as_records(patch: Patch) -> None:

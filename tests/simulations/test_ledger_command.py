@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.certificate import KEY, _bytes, certificate
+from deal_core.privacy.accounting.events import Budget, composed, unprotected_event
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import Budget, composed, unprotected_event
 from server.spending import rounded_up
 from simulations.cli import app
 from tests.ledger_events import ledger_event

@@ -21,9 +21,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from deal_core.errors import UserError
+from deal_core.privacy.accounting.events import LedgerEvent, assumed_honest, common_unit, composed
 from deal_core.privacy.accounting.ledger import Entry, Ledger
-from deal_core.privacy.accounting.ledger_event import LedgerEvent, assumed_honest, composed
-from deal_core.privacy.accounting.unit import common_unit
 from deal_core.whole_file import write_whole
 
 KEY = "ledger.key"

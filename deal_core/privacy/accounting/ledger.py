@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.ledger_event import (
+from deal_core.privacy.accounting.events import (
+    RECORD,
     Budget,
     LedgerEvent,
     require_standing,
     require_within,
 )
-from deal_core.privacy.accounting.unit import RECORD
 from deal_core.whole_file import write_whole
 
 FILE = "ledger.sqlite"

@@ -15,8 +15,8 @@ from deal_core.config.experiment import Experiment
 from deal_core.lora.attach import read, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.privacy.accounting.events import composed
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import composed
 from deal_core.privacy.audit.audited import steps_of
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value

@@ -38,7 +38,7 @@ from deal_core.privacy.interface import (
     UpdateRequest,
     release,
 )
-from deal_core.privacy.mechanisms.noisy_sum import NoisySum
+from deal_core.privacy.mechanisms.distributed_noise import NoisySum
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.training.gradients import Gradients
 

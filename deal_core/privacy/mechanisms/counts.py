@@ -1,4 +1,5 @@
-"""Counts of right answers with noise: what one test record changes is hidden, and charged.
+"""Counts of right answers as they may leave: with noise that hides what one test record changes,
+and charged; or in the clear, and noted.
 
 One record, added or removed, changes a task's number of right answers among its own labels, that
 among all labels seen so far, and its number of examples by at most 1 each, in every task that it is
@@ -10,10 +11,14 @@ What is made of the noisy numbers to look like counts again is post-processing.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
-from deal_core.privacy.interface import Counts
+from deal_core.config.experiment import Experiment
+from deal_core.privacy.accounting.events import CLEAR_COUNTS, unprotected_event
+from deal_core.privacy.accounting.fingerprints import run_name
+from deal_core.privacy.interface import Counts, Site, UpdateRequest
 from deal_core.privacy.mechanisms.noise import NoiseSource
 from deal_core.wire.counts import EXAMPLES
 
@@ -45,3 +50,24 @@ def noised_counts(counts: Counts, noise_multiplier: float, noise: NoiseSource) -
         for name, values in loud.items()
     }
     return {**right, EXAMPLES: examples}
+
+
+def clear_counts(
+    experiment: Experiment, ask: UpdateRequest, site: Site, make: Callable[[], Counts]
+) -> Counts:
+    """Counts as they are; a site notes that they have left."""
+    counts = make()
+    note_unprotected(experiment, ask, site, CLEAR_COUNTS)
+    return counts
+
+
+def note_unprotected(
+    experiment: Experiment, ask: UpdateRequest, site: Site, mechanism: str
+) -> None:
+    """Write into a real site's ledger that something has left without protection: of its records
+    no epsilon holds."""
+    if site.simulated:
+        return
+    for task in ask.joint_tasks or (ask.task,):
+        place = task, ask.phase, ask.stage, ask.server_round
+        site.ledger().note(unprotected_event(site.run or run_name(experiment), mechanism, place))

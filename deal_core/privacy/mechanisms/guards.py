@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from scipy.special import bdtrc
 from torch import Tensor, nn
 
 from deal_core.lora.attach import CURRENT, lora_layers, read, write
@@ -16,8 +15,6 @@ from deal_core.models.interface import LanguageModel
 from deal_core.privacy.interface import RecordId
 from deal_core.training.gradients import Probes
 
-IMPOSSIBLE = 1e-15
-"""Probability below which something did not happen by chance."""
 TOLERANCE = 1e-5
 """Relative difference of scores that rounding may make."""
 
@@ -50,26 +47,6 @@ def require_plain_lora(module: nn.Module) -> list[Tensor]:
     if not learning:
         raise UnsafeModel("nothing learns")
     return learning
-
-
-def require_sampled(
-    batch: Sequence[int], record_ids: Sequence[RecordId], sample_rate: float
-) -> None:
-    """Check that a batch can be a Poisson sample of the rate that is charged.
-
-    Args:
-        batch: positions in the data.
-        record_ids: which record each position holds.
-        sample_rate: probability of a record, as it is charged.
-
-    Raises:
-        UnsafeModel: a record is in it twice, and would count twice; or it is larger than such a
-            sample ever is (in one of 1e15).
-    """
-    if len({record_ids[position] for position in batch}) != len(batch):
-        raise UnsafeModel("a record is in a batch twice")
-    if batch and bdtrc(len(batch) - 1, len(record_ids), sample_rate) < IMPOSSIBLE:
-        raise UnsafeModel(f"a batch of {len(batch)} is larger than the sample rate allows")
 
 
 def require_moved(factors: Sequence[Tensor], before: Sequence[Tensor]) -> None:

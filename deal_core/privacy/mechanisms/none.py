@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from deal_core.config.experiment import Experiment, PrivacyConfig
-from deal_core.privacy.accounting.ledger_event import CLEAR_COUNTS, unprotected_event
-from deal_core.privacy.accounting.run_name import run_name
+from deal_core.config.experiment import Experiment
 from deal_core.privacy.interface import Counts, LocalUpdate, Permit, Refusal, Site, UpdateRequest
-from deal_core.privacy.mechanisms.definition import MechanismDefinition
+from deal_core.privacy.mechanisms.counts import clear_counts, note_unprotected
+from deal_core.privacy.mechanisms.distributed_noise import NoisySum, class_sum_noise
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.noisy_sum import NoisySum
-from deal_core.privacy.mechanisms.shares import class_sum_noise
 from deal_core.privacy.policy import figures_allowed, metrics_allowed
 from deal_core.randomness import seeded
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
@@ -110,32 +107,3 @@ UNPROTECTED: Mapping[str, MakeGradients] = {
     "server": gradient_sum_alone,
 }
 """``train.step`` to what reads the records."""
-
-
-def clear_counts(
-    experiment: Experiment, ask: UpdateRequest, site: Site, make: Callable[[], Counts]
-) -> Counts:
-    """Counts as they are; a site notes that they have left."""
-    counts = make()
-    note_unprotected(experiment, ask, site, CLEAR_COUNTS)
-    return counts
-
-
-def note_unprotected(
-    experiment: Experiment, ask: UpdateRequest, site: Site, mechanism: str
-) -> None:
-    """Write into a real site's ledger that something has left without protection: of its records
-    no epsilon holds."""
-    if site.simulated:
-        return
-    for task in ask.joint_tasks or (ask.task,):
-        place = task, ask.phase, ask.stage, ask.server_round
-        site.ledger().note(unprotected_event(site.run or run_name(experiment), mechanism, place))
-
-
-def nobody(privacy: PrivacyConfig) -> str:
-    """Return nothing: there is no epsilon that assumes anything."""
-    return ""
-
-
-NONE = MechanismDefinition(client=NoMechanism, attacked="updates", assumes=nobody)

@@ -1,6 +1,6 @@
 """Mechanism ``record``: DP-SGD at the client, so that no record of a site can be told from the
 updates that it sends; what is planned, charged and released. A step of it:
-:mod:`deal_core.privacy.mechanisms.private_gradients`.
+:mod:`deal_core.privacy.mechanisms.dpsgd`.
 
 Unit of privacy: one record (training example) of one site, added or removed; or, with
 ``privacy.unit_column``, one group: all records of the site with one value of that column.
@@ -20,25 +20,27 @@ from functools import cached_property
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.methods import method_of
-from deal_core.privacy.accounting.common_noise import common_noise_multiplier
-from deal_core.privacy.accounting.ledger_event import (
+from deal_core.privacy.accounting.events import (
     COUNTS,
     Budget,
     BudgetSpent,
     LedgerEvent,
+    MixedUnits,
     assumes_more,
     composed,
     is_void,
+    unit_of,
 )
-from deal_core.privacy.accounting.plan import (
+from deal_core.privacy.accounting.events import RECORD as RECORD_UNIT
+from deal_core.privacy.accounting.fingerprints import run_name
+from deal_core.privacy.accounting.release_plan import (
     NoFeasibleNoise,
+    PrivacyPlan,
+    common_noise_multiplier,
     evaluations,
     planned_work,
     solve_noise_multiplier,
 )
-from deal_core.privacy.accounting.run_name import run_name
-from deal_core.privacy.accounting.unit import RECORD as RECORD_UNIT
-from deal_core.privacy.accounting.unit import MixedUnits, unit_of
 from deal_core.privacy.interface import (
     Counts,
     Grouping,
@@ -49,19 +51,18 @@ from deal_core.privacy.interface import (
     Site,
     UpdateRequest,
 )
-from deal_core.privacy.mechanisms.counts import noised_counts
-from deal_core.privacy.mechanisms.definition import MechanismDefinition
-from deal_core.privacy.mechanisms.groups import Groups
+from deal_core.privacy.mechanisms.counts import clear_counts, noised_counts
+from deal_core.privacy.mechanisms.distributed_noise import NoisySum, whom_to_trust
+from deal_core.privacy.mechanisms.dpsgd import Groups, PrivateGradients
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_planned
-from deal_core.privacy.mechanisms.kept_answer import packed, unpacked
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.noisy_sum import NoisySum
-from deal_core.privacy.mechanisms.none import clear_counts
-from deal_core.privacy.mechanisms.privacy_plan import PrivacyPlan
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
-from deal_core.privacy.mechanisms.record_checks import check_records_protected, whom_to_trust
-from deal_core.privacy.mechanisms.record_events import RecordEvents
-from deal_core.privacy.mechanisms.record_gradients import GRADIENTS, sum_gradients
+from deal_core.privacy.mechanisms.record_release import (
+    GRADIENTS,
+    RecordEvents,
+    packed,
+    sum_gradients,
+    unpacked,
+)
 from deal_core.privacy.policy import (
     EffectivePolicy,
     Metrics,
@@ -380,13 +381,3 @@ def _required(ask: UpdateRequest) -> Grouping:
     if ask.grouping is None:
         raise UserError("groups of records are protected, but nothing says which record is whose")
     return ask.grouping
-
-
-RECORD = MechanismDefinition(
-    client=RecordMechanism,
-    attacked="steps",
-    check=check_records_protected,
-    assumes=whom_to_trust,
-    needs_float32=True,
-    noises_counts=True,
-)

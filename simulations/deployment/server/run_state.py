@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.unit import unit_text
+from deal_core.privacy.accounting.events import unit_text
 from server.events import RunEvent, plain_reason, read_events, site_name, without_undone
 from server.folder import RunFolder, held
 from server.results import read_results

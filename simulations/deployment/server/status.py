@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.unit import unit_text
+from deal_core.privacy.accounting.events import unit_text
 from server.events import TOLD_TO_END
 from server.folder import RunFolder, held
 from server.spending import MORE_TRUST, VOID, Spending, rounded_up, whole_extent

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 
 from client.egress import FIELDS
 from deal_core.privacy.accounting.certificate import composed_over
-from deal_core.privacy.accounting.ledger_event import (
+from deal_core.privacy.accounting.events import (
     CLEAR_COUNTS,
     KEEPER_ALONE,
     LedgerEvent,
     assumed_honest,
+    common_unit,
+    unit_text,
 )
-from deal_core.privacy.accounting.unit import common_unit, unit_text
 from deal_core.privacy.policy import Policy
 from server.spending import rounded_up
 from simulations.report.page.blocks import (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deal_core.config.experiment import Experiment, PrivacyConfig
-from deal_core.privacy.accounting.unit import GROUP, unit_text
+from deal_core.privacy.accounting.events import GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from server.measures import clients_that_spend
 from server.results import OUTSIDE

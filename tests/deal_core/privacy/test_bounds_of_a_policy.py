@@ -6,7 +6,7 @@ import pytest
 
 from deal_core.config.experiment import PrivacyConfig
 from deal_core.errors import UserError
-from deal_core.privacy.mechanisms.record_checks import check_records_protected
+from deal_core.privacy.mechanisms.registry import check_records_protected
 from deal_core.privacy.policy import Policy, default_delta, require_bound, terms
 
 

@@ -13,7 +13,7 @@ from deal_core.lora.attach import read, set_trainable, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
-from deal_core.privacy.mechanisms.sampled_units import clipping_bound
+from deal_core.privacy.mechanisms.dpsgd import clipping_bound
 from deal_core.randomness import seeded
 from deal_core.training.clipped_sum import ClippedSum
 from deal_core.training.per_sample import clipped_gradients

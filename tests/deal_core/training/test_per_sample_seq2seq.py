@@ -18,7 +18,7 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.lora.attach import CURRENT, attach, lora_layers, read, set_trainable, write
 from deal_core.models.interface import Encoded
 from deal_core.privacy.interface import RecordId
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
 from tests.deal_core.privacy.mechanisms.silence import Silence
 from tests.deal_core.training.clipped import clipped_gradients
 

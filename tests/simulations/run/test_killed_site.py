@@ -22,7 +22,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.models import adapter_shapes
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.mechanisms.kept_answer import unpacked
+from deal_core.privacy.mechanisms.record_release import unpacked
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.federation import start_state

@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from deal_core.privacy.accounting.composition import (
-    DpEvent,
-    adaptive_epsilon,
-    epsilon_of,
-)
-from deal_core.privacy.accounting.ledger_event import (
+from deal_core.privacy.accounting.accountant import DpEvent, adaptive_epsilon, epsilon_of
+from deal_core.privacy.accounting.events import (
     SET_ASIDE,
     Budget,
     BudgetSpent,
     composed,
     require_within,
 )
-from deal_core.privacy.accounting.plan import ReleaseSchedule, solve_noise_multiplier
-from deal_core.privacy.mechanisms.privacy_plan import PrivacyPlan
+from deal_core.privacy.accounting.release_plan import (
+    PrivacyPlan,
+    ReleaseSchedule,
+    solve_noise_multiplier,
+)
 from deal_core.privacy.policy import Policy
 from tests.ledger_events import ledger_event
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from deal_core.privacy.accounting.composition import (
+from deal_core.privacy.accounting.accountant import (
     ORDERS,
     DpEvent,
     epsilon_of,

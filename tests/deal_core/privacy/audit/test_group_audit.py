@@ -10,8 +10,8 @@ from deal_core.data import Example, TaskData
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.mechanism_audit import Records, audit_mechanism
 from deal_core.privacy.audit.text_canaries import TextCanaries, mean_scores, members_of
-from deal_core.privacy.mechanisms import sampled_units
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms import dpsgd
+from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
 from tests.deal_core.privacy.audit.group_records import by_record, three_patients
 
 AUDITED = (
@@ -65,7 +65,7 @@ def test_the_mechanism_as_it_is_is_not_refuted(audit, tmp_path, monkeypatch, eps
 
 @pytest.mark.slow
 def test_clipping_by_record_is_refuted_where_groups_are_claimed(audit, monkeypatch):
-    monkeypatch.setattr(sampled_units, "clipped_group_gradients", by_record)
+    monkeypatch.setattr(dpsgd, "clipped_group_gradients", by_record)
     found = audit(1.0)
     assert found.claimed <= 1.0
     assert found.p_value < 0.01
@@ -73,7 +73,7 @@ def test_clipping_by_record_is_refuted_where_groups_are_claimed(audit, monkeypat
 
 def test_the_same_mechanism_is_not_refuted_by_canaries_of_one_record(audit, monkeypatch):
     """So it is the groups that show it."""
-    monkeypatch.setattr(sampled_units, "clipped_group_gradients", by_record)
+    monkeypatch.setattr(dpsgd, "clipped_group_gradients", by_record)
     assert audit(1.0, group_records=1).p_value > 0.05
 
 

@@ -8,8 +8,8 @@ import pytest
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.mechanism_audit import Records
 from deal_core.privacy.audit.sum_audit import SumAudit, audit_sum
-from deal_core.privacy.mechanisms import sampled_units
-from deal_core.privacy.mechanisms.noisy_sum import NoisySum
+from deal_core.privacy.mechanisms import dpsgd
+from deal_core.privacy.mechanisms.distributed_noise import NoisySum
 from tests.deal_core.privacy.audit.group_records import by_record, three_patients
 
 AUDITED = (
@@ -65,5 +65,5 @@ def test_the_sum_as_it_is_is_below_the_claim_of_groups(audit, tmp_path, monkeypa
 @pytest.mark.slow
 def test_clipping_by_record_is_noticed_in_the_sum(audit, monkeypatch):
     """Three records that each pull as far as a group may."""
-    monkeypatch.setattr(sampled_units, "clipped_group_gradients", by_record)
+    monkeypatch.setattr(dpsgd, "clipped_group_gradients", by_record)
     assert audit().refuted

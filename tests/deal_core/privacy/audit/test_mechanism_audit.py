@@ -17,9 +17,9 @@ from deal_core.models import load_model
 from deal_core.models.interface import Encoded
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.mechanism_audit import MechanismAudit, Records, audit_mechanism
-from deal_core.privacy.mechanisms import sampled_units
+from deal_core.privacy.mechanisms import dpsgd
+from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from tests.slow import slow_but
 
 AUDITED = (
@@ -105,9 +105,9 @@ def test_no_noise_is_refuted_by_the_bound_alone(audit, monkeypatch):
 
 @pytest.mark.slow
 def test_no_clipping_is_refuted(audit, monkeypatch):
-    clipped = sampled_units.clipped_gradients
+    clipped = dpsgd.clipped_gradients
     monkeypatch.setattr(
-        sampled_units,
+        dpsgd,
         "clipped_gradients",
         lambda module, objective, examples, bound, *rest: clipped(
             module, objective, examples, 1e9, *rest
@@ -128,7 +128,7 @@ def test_every_record_in_every_step_is_refuted_and_refused(audit, monkeypatch, c
     monkeypatch.setattr(PrivateGradients, "batches", everybody)
     assert audit(1.0, *SAMPLED, repetitions=1).p_value > 0.05  # noise alone has left
     assert "larger than the sample rate allows" in caplog.text
-    monkeypatch.setattr(sampled_units, "require_sampled", lambda *of: None)
+    monkeypatch.setattr(dpsgd, "require_sampled", lambda *of: None)
     found = audit(1.0, *SAMPLED, repetitions=3)
     assert {s.sample_rate for r in found.repetitions for s in r.spent} == {0.25}
     assert found.p_value < 0.01
@@ -142,7 +142,7 @@ def test_a_rate_that_doubles_after_the_first_step_is_refuted(audit, monkeypatch)
             yield (self.noise.uniform(len(self.data)) <= rate).nonzero().flatten().tolist()
 
     monkeypatch.setattr(PrivateGradients, "batches", doubled)
-    monkeypatch.setattr(sampled_units, "require_sampled", lambda *of: None)
+    monkeypatch.setattr(dpsgd, "require_sampled", lambda *of: None)
     assert audit(1.0, *SAMPLED, "federation.local_epochs=2", repetitions=6).p_value < 0.05
 
 
@@ -166,12 +166,12 @@ def test_one_draw_of_noise_for_all_layers_of_a_shape_is_refuted(audit, monkeypat
 @pytest.mark.slow
 def test_a_bound_from_the_batch_itself_is_refuted(audit, monkeypatch):
     """The upper quartile of the norms in the place of the bound."""
-    clipped = sampled_units.clipped_gradients
+    clipped = dpsgd.clipped_gradients
 
     def by_median(module, objective, examples, bound, *rest):
         norms = clipped(module, objective, examples, bound, *rest).norms
         own = float(np.quantile(norms, 0.75)) if norms else bound
         return clipped(module, objective, examples, max(bound, own), *rest)
 
-    monkeypatch.setattr(sampled_units, "clipped_gradients", by_median)
+    monkeypatch.setattr(dpsgd, "clipped_gradients", by_median)
     assert audit(1.0, repetitions=2).p_value < 0.01

@@ -9,8 +9,8 @@ import pytest
 import torch
 from scipy.stats import chisquare, norm
 
-from deal_core.privacy.accounting.shared_noise import density_gap
 from deal_core.privacy.mechanisms.discrete_gaussian import discrete_gaussian
+from deal_core.privacy.mechanisms.distributed_noise import density_gap
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
 
 

@@ -13,16 +13,16 @@ import pytest
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.errors import UserError
 from deal_core.models.interface import Encoded
+from deal_core.privacy.accounting.accountant import DpEvent, epsilon_of
 from deal_core.privacy.accounting.certificate import certificate, check_certificate
-from deal_core.privacy.accounting.composition import DpEvent, epsilon_of
-from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import (
+from deal_core.privacy.accounting.events import (
     SET_ASIDE,
     LedgerEvent,
+    MixedUnits,
     composed,
     unprotected_event,
 )
-from deal_core.privacy.accounting.unit import MixedUnits
+from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import (
     Grouping,
     LocalUpdate,
@@ -33,7 +33,7 @@ from deal_core.privacy.interface import (
     release,
 )
 from deal_core.privacy.mechanisms.counts import sensitivity
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
+from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.policy import Policy, default_delta
 from deal_core.randomness import seeded

@@ -14,12 +14,10 @@ from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
 from deal_core.privacy.interface import RecordId
-from deal_core.privacy.mechanisms import private_gradients
-from deal_core.privacy.mechanisms.groups import Groups
+from deal_core.privacy.mechanisms import dpsgd
+from deal_core.privacy.mechanisms.dpsgd import GRID_BITS, Groups, PrivateGradients, clipped_total
 from deal_core.privacy.mechanisms.guards import UnsafeModel
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.private_gradients import GRID_BITS, PrivateGradients
-from deal_core.privacy.mechanisms.sampled_units import clipped_total
 from deal_core.randomness import seeded
 from deal_core.training.clipped_sum import ClippedSum
 from tests.deal_core.privacy.mechanisms.silence import Silence
@@ -103,7 +101,7 @@ def summed(model, gradients: PrivateGradients, drawn: Sequence[int], scale: floa
         found.append(clipped_total(*given, **named))
         return found[0]
 
-    with patch.object(private_gradients, "clipped_total", kept):
+    with patch.object(dpsgd, "clipped_total", kept):
         released(model, gradients, drawn, scale)
     zeros = torch.zeros(1, dtype=torch.int64)
     return torch.cat([zeros, *(part.flatten() for part in found[0].total.values())])

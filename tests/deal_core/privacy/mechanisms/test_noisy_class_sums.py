@@ -12,11 +12,16 @@ from torch.nn.functional import normalize
 
 from deal_core.models.interface import Encoded
 from deal_core.privacy.interface import GradientSum, RecordId
-from deal_core.privacy.mechanisms.groups import Groups
+from deal_core.privacy.mechanisms.distributed_noise import (
+    COUNT_WEIGHT,
+    GRID_BITS,
+    NoisySum,
+    clipped_class_sums,
+    grid_step,
+)
+from deal_core.privacy.mechanisms.dpsgd import Groups
 from deal_core.privacy.mechanisms.guards import UnsafeModel
 from deal_core.privacy.mechanisms.noise import SeededNoise
-from deal_core.privacy.mechanisms.noisy_class_sums import COUNT_WEIGHT, clipped_class_sums
-from deal_core.privacy.mechanisms.noisy_sum import GRID_BITS, NoisySum, grid_step
 from deal_core.randomness import seeded
 
 SIZE, LABELS, RECORDS = 16, 3, 60

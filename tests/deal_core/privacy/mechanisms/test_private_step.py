@@ -13,9 +13,9 @@ from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
 from deal_core.privacy.interface import RecordId
+from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
 from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
 from deal_core.randomness import seeded
 from deal_core.training.loop import run_local_steps
 from tests.architectures import model_config, save

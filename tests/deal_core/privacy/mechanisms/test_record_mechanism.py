@@ -13,14 +13,13 @@ from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.errors import UserError
 from deal_core.methods import METHODS
 from deal_core.models.interface import Encoded
+from deal_core.privacy.accounting.events import Budget, composed, unprotected_event
 from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.ledger_event import Budget, composed, unprotected_event
 from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest, release
-from deal_core.privacy.mechanisms.kept_answer import packed, unpacked
+from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
 from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.private_gradients import PrivateGradients
-from deal_core.privacy.mechanisms.record_checks import READ_BATCHES_ALONE, UNPROTECTED
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.mechanisms.record_release import packed, unpacked
+from deal_core.privacy.mechanisms.registry import READ_BATCHES_ALONE, UNPROTECTED, make_mechanism
 from deal_core.privacy.policy import SPENDING, Policy, default_delta
 from deal_core.randomness import seeded
 from deal_core.wire.counts import count_names

@@ -1,18 +1,34 @@
-"""The ledger's events of mechanism ``record``: what is planned, and what is charged."""
+"""One release under mechanism ``record``: the event that the ledger charges, what the records are
+read through, and the answer as bytes that the ledger keeps.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+
+import numpy as np
+from safetensors.numpy import load, save
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.common_noise import sums_noise_multiplier
-from deal_core.privacy.accounting.ledger_event import COUNTS, LedgerEvent
-from deal_core.privacy.accounting.plan import ReleaseSchedule
-from deal_core.privacy.interface import UpdateRequest
+from deal_core.privacy.accounting.events import COUNTS, LedgerEvent
+from deal_core.privacy.accounting.release_plan import (
+    PrivacyPlan,
+    ReleaseSchedule,
+    sums_noise_multiplier,
+)
+from deal_core.privacy.interface import LocalUpdate, UpdateRequest
 from deal_core.privacy.mechanisms.counts import sensitivity
-from deal_core.privacy.mechanisms.privacy_plan import PrivacyPlan
-from deal_core.privacy.mechanisms.shares import slack_of, trust_in_sum
+from deal_core.privacy.mechanisms.distributed_noise import (
+    NoisySum,
+    shares_of,
+    slack_of,
+    trust_in_sum,
+)
+from deal_core.privacy.mechanisms.dpsgd import Groups, PrivateGradients
+from deal_core.privacy.mechanisms.noise import NoiseSource
 from deal_core.privacy.policy import Policy, in_sum
 from deal_core.wire.instruction import LEARN
 
@@ -121,3 +137,72 @@ class RecordEvents:
             simulation_only=seeded,
             unit_column=self.experiment.privacy.unit_column,
         )
+
+
+MakeGradients = Callable[
+    [Experiment, UpdateRequest, LedgerEvent, NoiseSource, Groups | None],
+    PrivateGradients | NoisySum,
+]
+"""Of the event that the ledger charges."""
+
+
+def site_gradients(
+    experiment: Experiment,
+    ask: UpdateRequest,
+    event: LedgerEvent,
+    noise: NoiseSource,
+    groups: Groups | None,
+) -> PrivateGradients:
+    """Return the steps of a round, each with the whole noise."""
+    expected = experiment.train.batch_size
+    if experiment.privacy.sample_rate:
+        units = len(ask.data) if groups is None else len(groups)
+        expected = max(1, round(experiment.privacy.sample_rate * units))
+    return PrivateGradients(
+        data=ask.data,
+        record_ids=ask.record_ids,
+        sample_rate=event.sample_rate,
+        noise_multiplier=event.noise_multiplier,
+        max_grad_norm=event.max_grad_norm,
+        steps=event.steps,
+        expected_batch=expected,
+        noise=noise,
+        groups=groups,
+    )
+
+
+def sum_gradients(
+    experiment: Experiment,
+    ask: UpdateRequest,
+    event: LedgerEvent,
+    noise: NoiseSource,
+    groups: Groups | None,
+) -> NoisySum:
+    """Return the one sum of a round, with this site's share of the noise."""
+    return NoisySum(
+        data=ask.data,
+        record_ids=ask.record_ids,
+        sample_rate=event.sample_rate,
+        noise_multiplier=event.noise_multiplier,
+        max_grad_norm=event.max_grad_norm,
+        shares=shares_of(experiment),
+        noise=noise,
+        groups=groups,
+    )
+
+
+GRADIENTS: Mapping[str, MakeGradients] = {"client": site_gradients, "server": sum_gradients}
+"""``train.step`` to what reads the records."""
+
+
+def packed(made: LocalUpdate) -> bytes:
+    """Return an update as bytes that a ledger keeps."""
+    arrays = {key: np.ascontiguousarray(value) for key, value in made.arrays.items()}
+    return save(arrays, {"figures": json.dumps(dict(made.figures))})
+
+
+def unpacked(answer: bytes) -> LocalUpdate:
+    """Undo :func:`packed`."""
+    length = int.from_bytes(answer[:8], "little")
+    header = json.loads(answer[8 : 8 + length])
+    return LocalUpdate(load(answer), json.loads(header["__metadata__"]["figures"]))

@@ -1,0 +1,318 @@
+"""Noise that the sites of a secure sum make together: each adds its share, and the sum has the
+whole.
+
+One step of DP-SGD whose sum runs over all sites: each clips the gradients of its own Poisson
+sample, rounds each to a grid of ``2^-16`` of the clipping bound and adds a discrete Gaussian to
+their sum. The shares of the sites that are counted on make up the whole noise. Rounding may move a
+gradient by half a step of the grid in each entry, so it is clipped by that much tighter. The
+optimiser is at the server, after the noise.
+
+Class sums take the same way: a record adds its embedding to the sum of its label, and
+:data:`COUNT_WEIGHT` to the count of it. So it changes one row, by the length of the two together,
+which is clipped as a gradient is; a group changes it by the clipped mean over its records.
+
+The sum over sites is all that is seen. Up to a factor ``exp(+-gap)`` its density is that of a
+rounded continuous Gaussian, so its cost is the Gaussian's and ``2 * gap`` a release: (M60) of
+docs/method.md has the theorem and its proof.
+
+Sources: docs/method.md, (M58) to (M60), (M62); Kairouz, Liu & Steinke, ICML 2021, arXiv 2102.06387,
+theorem 2 (the sum of discrete Gaussians); Canonne, Kamath & Steinke, NeurIPS 2020, arXiv 2004.00010
+(one of them).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from deal_core.config.experiment import Experiment, PrivacyConfig
+from deal_core.errors import UserError
+from deal_core.lora.learnt import learnt_sizes
+from deal_core.methods import Statistics
+from deal_core.models.interface import Encoded
+from deal_core.privacy.accounting.release_plan import common_noise_multiplier, sums_noise_multiplier
+from deal_core.privacy.interface import RecordId, nobody_trusted
+from deal_core.privacy.mechanisms.discrete_gaussian import discrete_gaussian
+from deal_core.privacy.mechanisms.dpsgd import (
+    Groups,
+    clipped_total,
+    clipping_bound,
+    drawn_batch,
+    rehearse_clipping,
+    require_drawn,
+)
+from deal_core.privacy.mechanisms.guards import require_plain_lora
+from deal_core.privacy.mechanisms.noise import NoiseSource
+from deal_core.privacy.policy import Policy, at_server, in_sum
+from deal_core.secure_sum.terms import LEAST_SITES, threshold
+from deal_core.training.objective import Objective
+
+GRID_BITS = 16
+"""A clipping bound is ``2^16`` steps of the grid."""
+
+
+COUNT_WEIGHT = 0.25
+"""What a record adds to its label's count, in lengths of an embedding: an embedding is long, and a
+count needs to be known less well than a sum."""
+
+
+UNLIKELY = 1e-30
+"""Probability of noise so long that the bound on the gap says nothing."""
+
+
+@dataclass
+class NoisySum:
+    """One noisy sum of a site.
+
+    Attributes:
+        data: the client's own examples.
+        record_ids: which record each of them is.
+        sample_rate: probability that an example is in the sum.
+        noise_multiplier: of the sum over all sites, in clipping bounds; 0: no noise.
+        max_grad_norm: clipping bound.
+        shares: of so many sites the noise makes up the whole.
+        noise: of sample and share.
+        groups: of the examples; None: each is protected by itself.
+    """
+
+    data: Sequence[Encoded]
+    record_ids: Sequence[RecordId]
+    sample_rate: float
+    noise_multiplier: float
+    max_grad_norm: float
+    shares: int
+    noise: NoiseSource
+    groups: Groups | None = None
+
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """Take a clipped gradient over constant texts, and drop it.
+
+        Raises:
+            UnsafeModel: something learns whose gradient per example cannot be had.
+            ValueError: a loss reads a factor itself, or no gradient is finite.
+        """
+        rehearse_clipping(module, objective, probes, self.max_grad_norm)
+
+    def total(self, module: nn.Module, objective: Objective) -> dict[str, NDArray[np.int64]]:
+        """Return key of each trained factor to its noisy sum, in steps of the grid.
+
+        Raises:
+            UnsafeModel: something learns whose gradient per example cannot be had, or the batch is
+                no sample of the rate that is charged.
+        """
+        factors = require_plain_lora(module)
+        batch = self._batch()
+        for factor in factors:
+            factor.grad = None
+        shapes = learnt_sizes(module)
+        entries = sum(math.prod(shape) for shape in shapes.values())
+        bound = clipping_bound(self.max_grad_norm, entries, GRID_BITS)
+        step = grid_step(self.max_grad_norm)
+        found = clipped_total(module, objective, self.groups, batch, bound, step).total
+        return {
+            key: _numbers(found.get(key), shape) + self._share(shape)
+            for key, shape in shapes.items()
+        }
+
+    def class_sums(
+        self, embeddings: Tensor, targets: Tensor, labels: int, first: int = 0
+    ) -> NDArray[np.int64]:
+        """Return noisy sums of embeddings by label and, in the last column, counts, ``(labels,
+        size + 1)``, in steps of the grid.
+
+        Args:
+            embeddings: of some of the data, one after the other, ``(examples, size)``.
+            targets: their labels, ``(examples,)``.
+            labels: how many there are.
+            first: place of the first of them in the data; with groups all data are summed.
+
+        Raises:
+            UnsafeModel: the batch is no sample of the rate that is charged.
+        """
+        places = range(first, first + len(embeddings))
+        batch = [place - first for place in self._batch() if place in places]
+        shape = (labels, embeddings.shape[1] + 1)
+        bound = clipping_bound(self.max_grad_norm, math.prod(shape), GRID_BITS)
+        step = grid_step(self.max_grad_norm)
+        total = clipped_class_sums(embeddings, targets, labels, batch, self.groups, bound, step)
+        return _numbers(total, shape) + self._share(shape)
+
+    def _batch(self) -> list[int]:
+        """Return a sample of the data, checked."""
+        batch = drawn_batch(self.data, self.groups, self.sample_rate, self.noise)
+        require_drawn(batch, self.record_ids, self.groups, self.sample_rate)
+        return batch
+
+    def _share(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """This site's share of the noise."""
+        sigma = self.noise_multiplier * 2**GRID_BITS / math.sqrt(self.shares)
+        if not sigma:
+            return np.zeros(shape, np.int64)
+        return discrete_gaussian(math.prod(shape), sigma, self.noise).reshape(shape)
+
+
+def _numbers(total: Tensor | None, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """A sum in steps of the grid; None: no record has any."""
+    return np.zeros(shape, np.int64) if total is None else total.cpu().numpy()
+
+
+def grid_step(max_grad_norm: float) -> float:
+    """Return the distance of neighbours on the grid, in the unit of the clipping bound."""
+    return max_grad_norm / 2**GRID_BITS
+
+
+def clipped_class_sums(
+    embeddings: Tensor,
+    targets: Tensor,
+    labels: int,
+    batch: Sequence[int],
+    groups: Groups | None,
+    bound: float,
+    step: float,
+) -> Tensor:
+    """Return the sum over a batch of what each record, or group, adds: ``(labels, size + 1)``, in
+    steps of a grid, int64; the last column counts.
+
+    Args:
+        embeddings: of all records, ``(records, size)``.
+        targets: labels, ``(records,)``.
+        labels: how many there are.
+        batch: positions of the records that are in the sum; a group's all or none.
+        groups: of all records; None: each by itself.
+        bound: to what a record's, or group's, part is clipped before it is rounded.
+        step: of the grid.
+    """
+    places = torch.tensor(list(batch), dtype=torch.long)
+    vectors = embeddings[places].double()
+    counts = torch.full((len(places), 1), COUNT_WEIGHT, dtype=torch.float64)
+    vectors, rows = torch.cat([vectors, counts], dim=1), targets[places]
+    total = torch.zeros(labels, embeddings.shape[1] + 1, dtype=torch.int64)
+    if groups is None:
+        return total.index_add_(0, rows, _clipped(vectors, bound, step))
+    numbers = torch.tensor([groups.numbers[place] for place in batch], dtype=torch.long)
+    for number in sorted(set(numbers.tolist())):
+        own = numbers == number
+        one = torch.zeros(total.shape, dtype=torch.float64)
+        one = one.index_add_(0, rows[own], vectors[own]) / int(own.sum())
+        total += _clipped(one.reshape(1, -1), bound, step).reshape(total.shape)
+    return total
+
+
+def _clipped(vectors: Tensor, bound: float, step: float) -> Tensor:
+    """Return the rows, each at most ``bound`` long, in steps of the grid, int64; one that is not
+    finite as zeros."""
+    vectors = torch.where(vectors.isfinite().all(dim=1, keepdim=True), vectors, 0.0)
+    lengths = vectors.norm(dim=1, keepdim=True)
+    return (vectors * (bound / lengths.clamp(min=bound)) / step).round().to(torch.int64)
+
+
+def shares_of(experiment: Experiment) -> int:
+    """Return of how many sites the noise must suffice: of all but those that may collude or fail;
+    of one where each adds the whole.
+
+    Raises:
+        UserError: of none.
+    """
+    clients, privacy = experiment.federation.clients, experiment.privacy
+    if not in_sum(privacy):
+        return 1
+    shares = clients - privacy.colluding - privacy.dropouts
+    if shares < 1:
+        raise UserError(
+            f"privacy.colluding = {privacy.colluding} and privacy.dropouts = {privacy.dropouts} "
+            f"leave nobody's noise among {clients} clients; lower them, or let more take part"
+        )
+    return shares
+
+
+def sum_deviation(experiment: Experiment, tasks: int) -> float:
+    """Return the standard deviation of the noise of all sites together, in each entry of a sum and
+    in clipping bounds; 0 without a mechanism.
+
+    Args:
+        experiment: rounds, rate, budget, and of how many sites the noise suffices.
+        tasks: of the run.
+    """
+    if experiment.privacy.mechanism == "none":
+        return 0.0
+    added = math.sqrt(experiment.federation.clients / shares_of(experiment))
+    return common_noise_multiplier(experiment, tasks) * added
+
+
+def class_sum_noise(
+    experiment: Experiment, statistics: Statistics, members: int, tasks: int
+) -> tuple[float, int]:
+    """Return the noise multiplier of a class sum, and of how many sites it is counted on.
+
+    Args:
+        experiment: its mechanism decides; without one ``statistics`` does.
+        statistics: what is added up.
+        members: sites that are asked for their part of the sum.
+        tasks: of the run.
+    """
+    if experiment.privacy.mechanism == "none":
+        colluding = experiment.privacy.colluding
+        fewest = max(LEAST_SITES, threshold(members, colluding))  # those that may be left of them
+        return statistics.noise_multiplier, max(1, fewest - colluding)
+    beside = sums_noise_multiplier(experiment, tasks)
+    return beside or common_noise_multiplier(experiment, tasks), shares_of(experiment)
+
+
+def slack_of(
+    experiment: Experiment, noise_multiplier: float, entries: int, summed: bool = False
+) -> float:
+    """Return what a step costs because the noise of a sum is not quite a Gaussian's: (M60); 0 where
+    sites take steps of their own, unless records are ``summed``."""
+    if not at_server(experiment) and not summed:
+        return 0.0
+    sigma = noise_multiplier * 2**GRID_BITS
+    return 2 * density_gap(sigma, shares_of(experiment), max(1, entries))
+
+
+def density_gap(sigma: float, shares: int, dimensions: int) -> float:
+    """Return the largest absolute logarithm of the ratio of two densities, outside of a set of
+    probability :data:`UNLIKELY`: of the sum of discrete Gaussians, and of a rounded Gaussian of
+    the same variance. Draws with floating-point numbers add to that set what they hardly give:
+    below 1e-18 for 1,000 numbers.
+
+    Args:
+        sigma: standard deviation of the whole sum, in steps of the grid; 1 or more for a share.
+        shares: how many discrete Gaussians of equal variance are added.
+        dimensions: independent coordinates.
+
+    Raises:
+        ValueError: a share has a standard deviation below 1: its sum is no Gaussian's.
+    """
+    share = sigma / math.sqrt(shares)
+    if share < 1:
+        raise ValueError("the grid is too coarse for the noise")
+    longest = math.sqrt(dimensions) * (1 + 1 / (2 * sigma)) + math.sqrt(2 * math.log(1 / UNLIKELY))
+    rounding = max(dimensions / 8, longest**2 / 24) / sigma**2
+    exponent = -2 * math.pi**2 * share**2
+    adding = sum(10 * math.exp(exponent * k / (k + 1)) for k in range(1, shares))
+    normaliser = 3 * math.exp(-2 * math.pi**2 * sigma**2)
+    drawing = shares * 2.0**-48  # some dozen draws a share, each right to 2^-52
+    return rounding + dimensions * (adding + normaliser + drawing)
+
+
+def trust_in_sum(privacy: PrivacyConfig, policy: Policy | None = None) -> str:
+    """Return whom an epsilon takes to be honest where noise is in the sum; at a site whose
+    ``policy`` takes the keys of the others from the server, that one as well, in this."""
+    others = (
+        f"all sites but {privacy.colluding}, which may pool what they know with the server; "
+        f"at most {privacy.dropouts} fail in a round, or it is lost"
+    )
+    if policy is None or not policy.server_vouches_for_peers:
+        return others
+    return f"{others}; the server, which passes on the keys of sites, poses as none of them"
+
+
+def whom_to_trust(privacy: PrivacyConfig) -> str:
+    """Return whom an epsilon takes to be honest."""
+    return trust_in_sum(privacy) if in_sum(privacy) else nobody_trusted(privacy)
