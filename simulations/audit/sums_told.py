@@ -99,11 +99,16 @@ def noises(experiment: Experiment) -> Iterator[tuple[str, str, float]]:
     assert statistics is not None
     clients = len(experiment.federation.sites) or experiment.federation.clients
     tasks = len(open_source(experiment.data).task_names())
-    keys = {"mechanism": "record", "noise_share": "sum"}
-    keys["target_delta"] = privacy.target_delta or DELTA
-    changes = {f"ε = {epsilon:g}": keys | {"target_epsilon": epsilon} for epsilon in BUDGETS}
+    changes: dict[str, dict[str, object]] = {"default": {"mechanism": "none"}}
+    for epsilon in BUDGETS:
+        changes[f"ε = {epsilon:g}"] = {
+            "mechanism": "record",
+            "noise_share": "sum",
+            "target_delta": privacy.target_delta or DELTA,
+            "target_epsilon": epsilon,
+        }
     yield "a sum", "none", 0.0
-    for name, change in {"default": {"mechanism": "none"}, **changes}.items():
+    for name, change in changes.items():
         config = experiment.model_copy(update={"privacy": privacy.model_copy(update=change)})
         multiplier, shares = class_sum_noise(config, statistics, clients, tasks)
         for apart in sorted({0, privacy.colluding}):

@@ -30,7 +30,7 @@ from tests.deal_core.methods.sums import (
 def at_int8(head: Tensor) -> Tensor:
     """As it arrives at a client."""
     packed = {key: Array(part) for key, part in pack_heads({"skin": head}, True).items()}
-    return read_heads(ArrayRecord(packed), {"skin": tuple(head.shape)}, True)["skin"]
+    return read_heads(ArrayRecord(packed), {"skin": (head.shape[0], head.shape[1])}, True)["skin"]
 
 
 def noised(totals: dict, known, **settings: object):
