@@ -20,7 +20,7 @@ from step import FACTORS, MINILM, Case, deal_step, encoder_parts
 
 SIZES = {
     "small": ((12, 2, 4),),
-    "usual": ((0, 16, 64),),
+    "usual": ((0, 8, 16),),
     "full": ((0, 16, 256), (0, 128, 256), (64, 16, 256), (64, 64, 256)),
 }
 """Tokens, batch and examples of each table."""

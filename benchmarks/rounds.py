@@ -29,7 +29,7 @@ RUNS: dict[str, dict[str, Any]] = {
         **{"data.tasks": ["surgery"], "data.max_train": 8, "data.max_test": 4},
         **{"federation.rounds": 1, "federation.clients": 2},
     },
-    "usual": {"data.tasks": ["laboratory"], "data.max_train": 64, "data.max_test": 16},
+    "usual": {"data.tasks": ["laboratory"], "data.max_train": 32, "data.max_test": 8},
     "full": {"data.tasks": ["basic-science", "laboratory"], "data.max_train": 600},
 }
 """What is changed of `quickstart`, which is without class means here and has one thread."""
@@ -122,7 +122,7 @@ def main(given: Sequence[str] | None = None) -> None:
         figures.race(f"Rounds without training, {clients} clients", contestants, 2, warm_up=0)
     runs = [
         Contestant(precision, whole_run, ({**RUNS[figures.size], "train.precision": precision},))
-        for precision in ("float32", "bfloat16")
+        for precision in ("float32", "auto")
     ]
     figures.race("Whole runs", runs, windows=1, warm_up=0)
 

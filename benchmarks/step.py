@@ -37,7 +37,7 @@ LONGEST = 512
 FACTORS = frozenset({"lora_A", "lora_B"})
 SIZES = {
     "small": (((12, 2, 4),), ((12, 2, 4, 5),)),
-    "usual": (((0, 16, 64),), ((64, 8, 8, 3),)),
+    "usual": (((0, 8, 16),), ((32, 2, 2, 3),)),
     "full": (
         ((0, 16, 512), (32, 16, 256), (64, 16, 128), (128, 16, 64), (256, 16, 32), (128, 32, 64)),
         ((64, 16, 32, 14), (64, 8, 16, 3), (128, 8, 8, 3), (256, 8, 8, 3)),
@@ -219,8 +219,9 @@ def usual_precision() -> torch.dtype:
 
 
 def contestants(case: Case) -> list[Contestant]:
-    """Return who is compared: the Trainer in the first precision comes first."""
-    precisions = [usual_precision()] if case.causal else [torch.float32, torch.bfloat16]
+    """Return who is compared: the Trainer, of an encoder in float32, comes first."""
+    usual = usual_precision()
+    precisions = [usual] if case.causal else list(dict.fromkeys([torch.float32, usual]))
     found = [
         Contestant(f"{name}, {str(dtype)[6:]}", make, (case, dtype))
         for dtype in precisions
