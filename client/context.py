@@ -16,9 +16,8 @@ from client.gate import require_same_package
 from client.site_file import NAME, NODE_KEY, SiteFile, as_the_site_decides, read_site
 from client.site_log import SiteLog
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import from_run_config
+from deal_core.config.run_config import from_run_config, run_name
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.fingerprints import run_name
 from deal_core.privacy.policy import Policy
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import lru_cache
@@ -76,3 +77,12 @@ def _parsed(text: str) -> Experiment:
     if not isinstance(tables, dict):
         raise UserError("run config: the value of 'experiment' is no JSON object")
     return parse_experiment(tables, "run config")
+
+
+def run_name(experiment: Experiment) -> str:
+    """Return the name under which a ledger files an experiment's releases: equal for runs that
+    release the same, wherever their files lie."""
+    settings = flatten(experiment)
+    for key in WHERE:
+        settings.pop(key)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

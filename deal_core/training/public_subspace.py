@@ -9,6 +9,7 @@ all sites have (``data.public_path``); no message chooses them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -142,5 +143,7 @@ def text_vectors(
 
 def _key(model: LanguageModel, texts: tuple[str, ...], layers: int, labels: Sequence[str]) -> str:
     frozen = {name: part for name, part in model.module.state_dict().items() if "lora_" not in name}
-    settings = texts_digest(texts), layers, tuple(labels)
+    encoded = model.encode([Example(text, labels[0]) for text in texts], labels)
+    read = hashlib.sha256(repr([each.tokens for each in encoded]).encode()).hexdigest()
+    settings = texts_digest(texts), read, layers, tuple(labels)  # a text may be cut, or prompted
     return weights_name(frozen, "public texts", *settings)[:40]

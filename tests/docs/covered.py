@@ -50,7 +50,6 @@ SLOW = {
     "deal simulate quickstart --set privacy.mechanism=record --set privacy.target_epsilon=8": SMALL,
     "deal simulate private": SMALL,
     "deal simulate quickstart-llm": f"{STREAM} {ALONE}",
-    "deal layers quickstart-llm --set adapter.rank=32 --take 4": "",
     "deal simulate my.toml --out runs/mine --resume": "",
     "deal simulate my.toml --set privacy.mechanism=record --set privacy.unit_column=patient_id": "",
     "deal study medmcqa --seeds 0 --arms deal,lwf": f"{SMALL} --jobs 1",

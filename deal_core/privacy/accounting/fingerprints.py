@@ -1,5 +1,4 @@
-"""Digests of what was asked: the name that a ledger files a run's releases under, and what all
-sites of a sum must have been told alike."""
+"""What all sites of a sum must have been told alike, as a digest."""
 
 from __future__ import annotations
 
@@ -8,22 +7,12 @@ import json
 
 from deal_core.config.class_sums import may_take_sums
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import WHERE, flatten
 from deal_core.data.public import public_texts, texts_digest
 from deal_core.data.source import named_tasks
 from deal_core.lora.state import State
 from deal_core.privacy.accounting.events import unit_of
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.told_alike import told_alike
-
-
-def run_name(experiment: Experiment) -> str:
-    """Equal for runs that release the same: of equal settings, wherever their files lie."""
-    settings = flatten(experiment)
-    for key in WHERE:
-        settings.pop(key)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
 
 OF_ONE_SITE = frozenset({"data", "run", "description"})
 """Of an experiment what is each site's own (files and columns, folders and threads), or changes

@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 
 from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import run_name
 from deal_core.privacy.accounting.events import CLEAR_COUNTS, unprotected_event
-from deal_core.privacy.accounting.fingerprints import run_name
 from deal_core.privacy.interface import Counts, Site, UpdateRequest
 from deal_core.privacy.mechanisms.noise import NoiseSource
 from deal_core.wire.counts import EXAMPLES

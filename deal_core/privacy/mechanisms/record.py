@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import run_name
 from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.privacy.accounting.events import (
@@ -32,7 +33,6 @@ from deal_core.privacy.accounting.events import (
     unit_of,
 )
 from deal_core.privacy.accounting.events import RECORD as RECORD_UNIT
-from deal_core.privacy.accounting.fingerprints import run_name
 from deal_core.privacy.accounting.release_plan import (
     NoFeasibleNoise,
     PrivacyPlan,

@@ -8,9 +8,11 @@ import torch
 from torch.nn.functional import normalize
 
 from deal_core.config.data import DataConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import public
 from deal_core.data.public import public_texts
 from deal_core.errors import UserError
+from deal_core.models import load_model
 from deal_core.randomness import seeded
 from deal_core.training import public_subspace as subspaces
 from deal_core.training.public_subspace import lifted, principal, public_subspace, texts_digest
@@ -142,3 +144,14 @@ def test_public_texts_are_embedded_ones_or_names_of_labels(monkeypatch):
 
     monkeypatch.setattr(public, "asset_folder", missing)
     assert public_texts(DataConfig(), SPACES) == ("Heart", "Eye", "Skin")
+
+
+def test_texts_that_are_cut_elsewhere_have_other_directions(tmp_path):
+    centres = []
+    for length in (16, 2):
+        model = load_model(ModelConfig(), AdapterConfig(), length)
+        found = public_subspace(model, SENTENCES, 2, 2, LABELS, tmp_path)
+        again = public_subspace(model, SENTENCES, 2, 2, LABELS, None)
+        assert torch.equal(found.centre, again.centre)
+        centres.append(found.centre)
+    assert not torch.equal(*centres)

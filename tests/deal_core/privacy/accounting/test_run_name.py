@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from deal_core.privacy.accounting.fingerprints import run_name
+from deal_core.config.run_config import run_name
 
 
 def test_the_name_is_the_whole_digest_and_another_for_other_settings(make_experiment):
