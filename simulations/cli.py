@@ -100,7 +100,7 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
     """Run an experiment on this machine and report accuracy and forgetting."""
-    from simulations.report.command import simulate_with_report as run
+    from simulations.report.after import simulate_with_report as run
     from simulations.run.experiment import Request
 
     request = Request(
@@ -208,7 +208,7 @@ def study(
     report: Annotated[bool, typer.Option("--report", help="Only renew the tables.")] = False,
 ) -> None:
     """Run a grid of methods, orders, seeds and settings; the same command continues it."""
-    from simulations.report.command import study_with_report
+    from simulations.report.after import study_with_report
     from simulations.study.command import StudyRequest
 
     request = StudyRequest(
@@ -250,12 +250,12 @@ def audit(
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
     if membership:
         from simulations.audit.membership import MembershipRequest
-        from simulations.report.command import membership_with_report
+        from simulations.report.after import membership_with_report
 
         sums = MembershipRequest(experiment, out, tuple(overrides or ()), seed)
         raise typer.Exit(membership_with_report(sums, wide_console()))
     from simulations.audit.command import AuditRequest
-    from simulations.report.command import audit_with_report
+    from simulations.report.after import audit_with_report
 
     request = AuditRequest(
         experiment,
@@ -300,7 +300,7 @@ def budgets(
 ) -> None:
     """Accuracy, forgetting and worst client against epsilon; the same command continues it."""
     from simulations.budgets.command import BudgetsRequest
-    from simulations.report.command import budgets_with_report
+    from simulations.report.after import budgets_with_report
 
     request = BudgetsRequest(
         experiment,
@@ -328,7 +328,7 @@ def demo_deployment(
 ) -> None:
     """Run a server and sites on this machine: keys, TLS, a whole run, and the end of it all."""
     from simulations.deployment.demo.run import DemoRequest
-    from simulations.report.command import demo_with_report
+    from simulations.report.after import demo_with_report
 
     raise typer.Exit(demo_with_report(DemoRequest(folder, sites), wide_console()))
 

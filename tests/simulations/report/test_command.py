@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from deal_core.errors import UserError
 from simulations.cli import app
-from simulations.report.command import report_after
+from simulations.report.after import report_after
 from tests.simulations.report.html_page import HtmlPage
 from tests.stored_results import RESULTS
 
