@@ -192,6 +192,7 @@ def greedy_settings(prompts: PromptTokens) -> dict[str, Any]:
         "eos_token_id": prompts.end[0] if prompts.end else None,
         "pad_token_id": prompts.padding,
         "decoder_start_token_id": prompts.start[0] if prompts.start else None,
+        "forced_bos_token_id": prompts.start[1] if len(prompts.start) > 1 else None,
     }
 
 
