@@ -55,7 +55,7 @@ def opacus_step(case: Case) -> Window:
     )
 
     def epoch() -> None:
-        for batch in torch.randperm(len(rows)).split(case.batch_size):
+        for batch in torch.split(torch.randperm(len(rows)), case.batch_size):
             model(**collate([rows[i] for i in batch.tolist()]))["loss"].backward()
             optimizer.step()
             optimizer.zero_grad()

@@ -4,7 +4,7 @@ processor seconds, the median of three rounds. The protocol: docs/secure-aggrega
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
@@ -39,7 +39,7 @@ UPDATE_BYTES = 1 << 20
 """Of a site, as float32."""
 
 
-class Clock(Counter[str]):
+class Clock(defaultdict[str, float]):
     """Processor seconds, and bytes, by what they were spent on."""
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -67,7 +67,9 @@ def one_round(
     for leg, ask, reply, add, close in LEGS:
         for name in terms.cohort if leg == "prepare" else words:
             request = clock.call("server", ask, held, name) if ask else terms.to_bytes()
-            more = {"prepare": [SitePolicy()], "mask": [words.get(name)]}.get(leg, [])
+            more: list[Any] = [SitePolicy()] if leg == "prepare" else []
+            if leg == "mask":
+                more = [words.get(name)]
             answer = clock.call(leg, reply, states[name], request, *more)
             states[name] = answer.state
             held = clock.call("server", add, held, name, answer.reply)
@@ -81,13 +83,13 @@ def one_round(
 
 def measure(sites: int, gone: int, bits: int) -> Row:
     """Return the figures of a line."""
-    setup, length = Clock(), UPDATE_BYTES // 4
+    setup, length = Clock(float), UPDATE_BYTES // 4
     states = setup.call("setup", opened, sites)
     cohort = tuple(states)
     field = SumField("x", (length,), 1.0, finest_scale(1.0, sites, bits))
     layout, generator = Layout((field,), bits, sites), np.random.default_rng(sites)
     values = {s: generator.uniform(-1, 1, length).astype("<f4") for s in cohort[: sites - gone]}
-    clocks, exact = [Clock() for _ in range(3)], True
+    clocks, exact = [Clock(float) for _ in range(3)], True
     for number, clock in enumerate(clocks):
         encode = partial(clock.call, "encode", layout.encode)
         words = {s: encode({"x": value}, generator) for s, value in values.items()}

@@ -107,7 +107,7 @@ def outgoing(
     if heads:
         records[HEADS] = as_record(pack_heads(heads, round_heads))
     if heads and round_heads:
-        shapes = {task: tuple(head.shape) for task, head in heads.items()}
+        shapes = {task: (head.shape[0], head.shape[1]) for task, head in heads.items()}
         heads = read_heads(records[HEADS], shapes, round_heads)
     decoded = replace(
         state,
