@@ -169,15 +169,15 @@ def leaves(value: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 def differences(kept: dict[str, Any], now: dict[str, Any], same_machine: bool) -> list[str]:
     """One line a value that differs by more than rounding does. Adam makes much of the rounding of
-    another machine: there norms agree roughly, and one text of a task may be answered otherwise."""
+    another machine: there norms and accuracies agree roughly, and all else exactly."""
     before, after = dict(leaves(kept)), dict(leaves(now))
 
     def allowed(path: tuple[str, ...]) -> float:
         if path[0] in ("task-il", "class-il"):
-            return 1e-9 if same_machine else (1 + 1e-9) / kept["tests"][int(path[2])]
+            return 1e-9 if same_machine else 0.25
         if path[0] == "adapter":
             norm = kept["adapter"][path[1]][0]
-            return norm * (1e-5 if same_machine else 0.02 if path[2] == "0" else 1e9)
+            return norm * (1e-5 if same_machine else 0.2 if path[2] == "0" else 1e9)
         return 1e-6 * abs(before[path])
 
     def equal(path: tuple[str, ...]) -> bool:
