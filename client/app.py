@@ -28,7 +28,7 @@ from client.site_file import NODE_KEY
 from client.site_log import SiteLog
 from client.status_reply import STATUS, fault_reply, secure_reply, status_reply
 from deal_core.config.experiment import RunConfig
-from deal_core.config.run_config import EXPERIMENT, from_run_config, to_run_config
+from deal_core.config.run_config import EXPERIMENT, as_text, from_run_config
 from deal_core.imports import without_collection
 from deal_core.wire.secure_record import LEGS
 
@@ -118,7 +118,7 @@ def bench_of(context: Context, place: RequestContext) -> Workbench:
     """The workbench of the run's experiment, made with the first request that needs it."""
     asked, plain = from_run_config(context.run_config), RunConfig()
     run = asked.run.model_copy(update={name: getattr(plain, name) for name in NOT_FOR_CLIENTS})
-    text = str(to_run_config(asked.model_copy(update={"run": run}))[EXPERIMENT])
+    text = as_text(asked.model_copy(update={"run": run}))
     decided = place.site.model_dump_json() if place.site is not None else ""
     return _workbench(text, decided)
 

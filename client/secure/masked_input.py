@@ -162,7 +162,7 @@ def summed_arrays(
         layout: of the sum.
         simulated: whether the client is.
     """
-    if _phase(bench, instruction).statistics is not None or _gradients(bench, instruction):
+    if _phase(bench, instruction).statistics is not None or at_server(bench.experiment):
         return update.arrays
     return _weighted(bench, state, instruction, update, layout, simulated)
 
@@ -212,17 +212,11 @@ def _layout(bench: Workbench, state: State, instruction: Instruction, basis: str
     if config.wire.dtype != EXACT:
         raise PayloadError(f"secure: wire.dtype '{config.wire.dtype}' is not summed")
     trained = frozenset(instruction.trained)
-    summed = _gradients(bench, instruction)
-    return layout_of(config, state.current, trained, summed, basis)
+    return layout_of(config, state.current, trained, at_server(config), basis)
 
 
 def _phase(bench: Workbench, instruction: Instruction) -> Phase:
     return bench.phase(instruction.phase)
-
-
-def _gradients(bench: Workbench, instruction: Instruction) -> bool:
-    """Whether the update is a gradient sum in whole numbers."""
-    return at_server(bench.experiment)
 
 
 def _weighted(

@@ -55,8 +55,12 @@ def flatten(experiment: Experiment) -> dict[str, Value]:
 
 def to_run_config(experiment: Experiment) -> dict[str, Value]:
     """Return Flower's run config: the experiment as JSON text, and which package wrote it."""
-    text = json.dumps(experiment.model_dump(mode="json"))
-    return {EXPERIMENT: text, PACKAGE: package_digest()}
+    return {EXPERIMENT: as_text(experiment), PACKAGE: package_digest()}
+
+
+def as_text(experiment: Experiment) -> str:
+    """Return the experiment as JSON text."""
+    return json.dumps(experiment.model_dump(mode="json"))
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> Experiment:

@@ -128,8 +128,8 @@ def main() -> None:
     path, home = Path(sys.argv[1]), Path(os.environ["FLWR_HOME"])
     site = read_site(path)
     allowed = own_digest()
-    # Flower finds an unpacked app by eight digits of a hash; what lies there from before the list
-    # was enforced must not be taken for an app that is allowed.
+    # Flower finds an unpacked app by eight digits of a hash; what lies there from before must not
+    # be taken for the app that is allowed.
     shutil.rmtree(home / "apps", ignore_errors=True)
     log = SiteLog(Path(site.site.state))
     internal._pull_and_store_message = gated(internal._pull_and_store_message, allowed, log)
