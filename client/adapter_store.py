@@ -9,8 +9,8 @@ from pathlib import Path
 from flwr.app import Message
 
 from client.context import RequestContext
+from deal_core.atomic_write import atomic_write
 from deal_core.lora.payload import PayloadError
-from deal_core.whole_file import write_whole
 from deal_core.wire.adapter_files import DIGEST, LARGEST, RECORD, check_files
 
 ADAPTER = "adapter"
@@ -50,9 +50,9 @@ def _write(run: Path, files: dict[str, bytes], digest: str) -> None:
     folder, beside = run / ADAPTER, run / f"{ADAPTER}.writing"
     shutil.rmtree(beside, ignore_errors=True)
     for name, data in files.items():
-        write_whole(beside / name, data)
+        atomic_write(beside / name, data)
     (run / DIGEST_FILE).unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
     beside.rename(folder)
-    write_whole(run / DIGEST_FILE, digest + "\n")
+    atomic_write(run / DIGEST_FILE, digest + "\n")

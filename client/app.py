@@ -29,7 +29,7 @@ from client.site_log import SiteLog
 from client.status_reply import STATUS, fault_reply, secure_reply, status_reply
 from deal_core.config.experiment import RunConfig
 from deal_core.config.run_config import EXPERIMENT, as_text, from_run_config
-from deal_core.imports import without_collection
+from deal_core.installed import without_collection
 from deal_core.wire.secure_record import LEGS
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flwr.app import Array, ArrayRecord
 
-from deal_core.whole_file import write_whole
+from deal_core.atomic_write import atomic_write
 from deal_core.wire.record_digest import record_digest
 
 NAME = "distilled.safetensors"
@@ -59,4 +59,4 @@ class DistilledStore:
         headers = {key: (a.dtype, list(a.shape), a.stype) for key, a in record.items()}
         raw = {key: np.frombuffer(a.data, np.uint8) for key, a in record.items()}
         with suppress(OSError):
-            write_whole(self.folder / NAME, save(raw, {"headers": json.dumps(headers)}))
+            atomic_write(self.folder / NAME, save(raw, {"headers": json.dumps(headers)}))

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deal_core.atomic_write import atomic_write
 from deal_core.privacy.interface import Refusal
-from deal_core.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -55,5 +55,5 @@ class GivenSums:
         sums, buffer = make(), BytesIO()
         np.savez(buffer, sums=sums, made_as=np.array(made_as), shares=np.array(shares))
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_whole(path, buffer.getvalue(), mode=0o600, for_good=True)
+        atomic_write(path, buffer.getvalue(), mode=0o600, for_good=True)
         return sums

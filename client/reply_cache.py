@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.alone import alone
-from deal_core.whole_file import write_whole
+from deal_core.atomic_write import atomic_write
 
 if TYPE_CHECKING:
     from deal_core.privacy.interface import LocalUpdate
@@ -68,7 +68,7 @@ def _write(path: Path, asked: str, update: LocalUpdate) -> None:
 
     arrays = {key: np.ascontiguousarray(value) for key, value in update.arrays.items()}
     figures = json.dumps(dict(update.figures))
-    write_whole(path, save(arrays, {"asked": asked, "figures": figures}))
+    atomic_write(path, save(arrays, {"asked": asked, "figures": figures}))
 
 
 def _read(path: Path, asked: str) -> LocalUpdate | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deal_core.whole_file import write_whole
+from deal_core.atomic_write import atomic_write
 
 if TYPE_CHECKING:
     from deal_core.methods import Tensors
@@ -56,7 +56,7 @@ class FeedbackStore:
 
         path = self._path(stage, server_round)
         arrays = {key: np.ascontiguousarray(value) for key, value in lost.items()}
-        write_whole(path, save(arrays, {"basis": basis}))
+        atomic_write(path, save(arrays, {"basis": basis}))
         keep = {path, self._before(stage, server_round)}
         for old in self.folder.glob("feedback-*.safetensors"):
             if old not in keep:
@@ -168,7 +168,7 @@ def _write(path: Path, tensors: Tensors, basis: str) -> None:
     """Make the folder; a kill leaves the old file or the new one."""
     from safetensors.torch import save
 
-    write_whole(path, save(tensors, {"basis": basis}))
+    atomic_write(path, save(tensors, {"basis": basis}))
 
 
 def _read(path: Path, basis: str | None = None) -> Tensors | None:

@@ -17,11 +17,11 @@ from client.client_context import ClientContext
 from client.gate import check_tasks
 from client.local_evaluation import right_answers
 from client.resources import Workbench
+from deal_core.atomic_write import atomic_write
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
 from deal_core.privacy.interface import Refusal
 from deal_core.training.cache import Cache
-from deal_core.whole_file import write_whole
 from deal_core.wire.instruction import Instruction
 
 CLEARLY = 0.2
@@ -58,7 +58,7 @@ def verdict(
 
 def _keep(path: Path, said: dict[str, bool]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(said))
+    atomic_write(path, json.dumps(said))
 
 
 def _worse(bench: Workbench, client: int, state: State, new: Sequence[str]) -> bool:

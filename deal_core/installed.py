@@ -1,8 +1,12 @@
-"""Which federated-deal is installed here: both sides of a run must have the same."""
+"""The installation: its digest, which both sides of a run must have in common, and the import of
+large libraries in less time."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -21,3 +25,19 @@ def package_digest() -> str:
             name = path.relative_to(root).as_posix()
             found.update(f"{name} {len(content)}\n".encode() + content)
     return found.hexdigest()
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Within the block the garbage collector rests.
+
+    Torch, transformers and PEFT leave a million objects that stay. Python's collector would go
+    through them again and again while they come (measured: a quarter of ``deal check``).
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
+from deal_core.atomic_write import atomic_path
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.arrays import from_arrays, to_arrays
 from deal_core.lora.payload import DISTILLED, HEADS, LORA, RESIDUAL, SUMS, Template
 from deal_core.lora.state import State
-from deal_core.whole_file import written_beside
 from server.folder import previous_checkpoint
 from server.spending import Spending
 
@@ -147,7 +147,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     }
     meta["sha256"] = _digest(tensors, meta)
     try:
-        with written_beside(path) as beside:
+        with atomic_path(path) as beside:
             beside.write_bytes(save(tensors, meta))
             _keep(path)
     except OSError as error:

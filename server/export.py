@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from peft import LoraConfig
 from safetensors.numpy import save
 
+from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, public_labels
 from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
@@ -25,7 +26,6 @@ from deal_core.methods import method_of, statistics_of, whole_heads
 from deal_core.models import FAMILIES, has_label_logits
 from deal_core.models.loading import TO_THE_BIT, pinned, upstream_of, with_revision
 from deal_core.privacy.mechanisms.registry import mechanism_of
-from deal_core.whole_file import write_whole
 from deal_core.wire.adapter_files import DIGEST, RECORD, digest_of, read_folder
 from server.events import EventLog
 from server.reply_collection import Reply, collect
@@ -114,17 +114,17 @@ def export_adapter(
     files, merged = AdapterFolder(folder), stack(state.parts())
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.ascontiguousarray(value) for key, value in to_arrays(merged).items()}
-    write_whole(files.weights, save(arrays, {"format": "pt"}))
+    atomic_write(files.weights, save(arrays, {"format": "pt"}))
     files.heads.unlink(missing_ok=True)
     files.config.unlink(missing_ok=True)
     if state.heads:
         whole = whole_heads(state)
         heads = {task: np.ascontiguousarray(head.numpy()) for task, head in whole.items()}
-        write_whole(files.heads, save(heads, {"format": "pt"}))
+        atomic_write(files.heads, save(heads, {"format": "pt"}))
     if kind_of(experiment.adapter).map_behind is None:  # PEFT finds its layers in the base model
         peft_config(merged, experiment).save_pretrained(str(folder))
     inference = make_inference(state, experiment, tasks)
-    write_whole(files.inference, inference.model_dump_json(indent=2) + "\n")
+    atomic_write(files.inference, inference.model_dump_json(indent=2) + "\n")
     return inference
 
 

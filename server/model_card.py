@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from deal_core.atomic_write import atomic_write
 from deal_core.errors import choose
 from deal_core.inference.folder import AdapterFolder, Inference
 from deal_core.lora.kinds import KINDS, rule_of
@@ -12,7 +13,6 @@ from deal_core.methods import KEEP_TEXTS
 from deal_core.models.loading import with_revision
 from deal_core.privacy.accounting.events import GROUP
 from deal_core.training.text_overlap import TEXT_MEASURES
-from deal_core.whole_file import write_whole
 from server.results import Privacy, Results
 from server.spending import VOID, rounded_up
 
@@ -25,7 +25,7 @@ LORA = "- lora\n"
 
 def write_card(folder: Path, results: Results, inference: Inference) -> None:
     """Write ``README.md`` of an adapter folder."""
-    write_whole(AdapterFolder(folder).card, model_card(results, inference))
+    atomic_write(AdapterFolder(folder).card, model_card(results, inference))
 
 
 def model_card(results: Results, inference: Inference) -> str:

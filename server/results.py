@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from deal_core.atomic_write import atomic_write
 from deal_core.config.data import TextMeasureName
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.events import unit_text
-from deal_core.whole_file import write_whole
 from server.spending import VOID, rounded_up, whole_extent, whole_trust
 
 SCHEMA: Literal[3] = 3
@@ -240,7 +240,7 @@ def write_results(path: Path, results: Results) -> None:
     """Write atomically; what is written has been read back and validated first."""
     text = results.model_dump_json(indent=1)
     Results.model_validate_json(text)
-    write_whole(path, text + "\n")
+    atomic_write(path, text + "\n")
 
 
 def read_results(folder: Path) -> Results:

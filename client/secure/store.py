@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.alone import OWNER_ALONE, alone
+from deal_core.atomic_write import atomic_write
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.secure_sum.site_state import SiteState, UsedUpdates
-from deal_core.whole_file import write_whole
 
 STATE, USED, LOCK = "secure-sum.state", "secure-sum.used", "secure-sum.lock"
 ANNOUNCED, UPDATES = "announced", "update-*"
@@ -44,7 +44,7 @@ class SecureStore:
 
     def keep(self, state: SiteState) -> None:
         """Write the state."""
-        write_whole(self.folder / STATE, state.to_bytes(), OWNER_ALONE, for_good=True)
+        atomic_write(self.folder / STATE, state.to_bytes(), OWNER_ALONE, for_good=True)
 
     def open(self, state: SiteState) -> None:
         """Write the first state of a run, no update being in a sum.
@@ -62,7 +62,7 @@ class SecureStore:
     def note_announced(self) -> None:
         """Write, once, that there is a state."""
         if not (self.folder / ANNOUNCED).exists():
-            write_whole(self.folder / ANNOUNCED, b"", OWNER_ALONE, for_good=True)
+            atomic_write(self.folder / ANNOUNCED, b"", OWNER_ALONE, for_good=True)
 
     def _lost(self) -> bool:
         """Whether there was a state that is no longer here."""
@@ -82,4 +82,4 @@ class SecureStore:
 
     def keep_used(self, used: UsedUpdates) -> None:
         """Write which updates are in a sum."""
-        write_whole(self.folder / USED, used.to_bytes(), OWNER_ALONE, for_good=True)
+        atomic_write(self.folder / USED, used.to_bytes(), OWNER_ALONE, for_good=True)

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deal_core.atomic_write import atomic_write
 from deal_core.data import Example
 from deal_core.data.public import texts_digest
 from deal_core.models import LanguageModel
 from deal_core.models.fast.text_cache import weights_name
 from deal_core.training.embedding import base_embeddings
-from deal_core.whole_file import write_whole
 
 LONG = 0.9
 """Share of public texts that are at most as long as the unit of length."""
@@ -128,7 +128,7 @@ def public_subspace(
         np.save(buffer, vectors.numpy())
         with suppress(OSError):  # a cache that cannot be written is no error
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_whole(path, buffer.getvalue(), 0o600)
+            atomic_write(path, buffer.getvalue(), 0o600)
     return principal(vectors, number)
 
 

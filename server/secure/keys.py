@@ -17,9 +17,9 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from deal_core.atomic_write import atomic_write
 from deal_core.secure_sum.keys import Announcement, fingerprint, site_of, verify
 from deal_core.secure_sum.messages import ProtocolError
-from deal_core.whole_file import write_whole
 
 ANNOUNCED, NUMBER = "announced", "number"
 """Keys of the file: client to its announcement, hexadecimal; the last round's number."""
@@ -93,7 +93,7 @@ class ChannelKeys:
         return number
 
     def _save(self) -> None:
-        write_whole(self.path, json.dumps(self._held), mode=0o600, for_good=True)
+        atomic_write(self.path, json.dumps(self._held), mode=0o600, for_good=True)
 
 
 def registered_site(key: bytes) -> bytes:

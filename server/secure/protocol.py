@@ -14,6 +14,7 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 
+from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError
 from deal_core.privacy.policy import fewest_in_sum
 from deal_core.secure_sum import server_round as legs
@@ -22,7 +23,6 @@ from deal_core.secure_sum.masks import Words
 from deal_core.secure_sum.messages import BelowThreshold, ProtocolError, UsedUpdate
 from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
 from deal_core.secure_sum.terms import LEAST_SITES, RoundTerms, threshold
-from deal_core.whole_file import write_whole
 from deal_core.wire.secure_record import ANNOUNCEMENTS, NAMES, REQUEST, RUN, SECURE
 from server import wire
 from server.exchange import Exchange, answered
@@ -296,7 +296,7 @@ class SecureLegs:
 
     def _save(self, step: Step, held: ServerRound) -> None:
         path = self._path(step)
-        write_whole(path, held.to_bytes(), mode=0o600, for_good=True)
+        atomic_write(path, held.to_bytes(), mode=0o600, for_good=True)
         for old in path.parent.glob("*.round"):
             if old != path:
                 old.unlink()

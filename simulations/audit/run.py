@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from client.app import make_app
 from client.resources import Workbench
+from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.data import TaskData, load_for_clients, open_source
@@ -38,7 +39,6 @@ from deal_core.privacy.audit.text_canaries import (
 from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.privacy.policy import in_sum
-from deal_core.whole_file import write_whole
 from deal_core.wire.instruction import LEARN
 from server.events import Listener
 from server.folder import exclusive_lock
@@ -96,7 +96,7 @@ def carry_out(training: Training, listener: Listener) -> Found:
             shutil.rmtree(folder)
         record(training.experiment)
         found = KINDS[training.kind](training, listener)
-        write_whole(folder / FOUND, found.model_dump_json(indent=1) + "\n")
+        atomic_write(folder / FOUND, found.model_dump_json(indent=1) + "\n")
         return found
 
 

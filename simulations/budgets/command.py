@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from deal_core.atomic_write import atomic_path
 from deal_core.config.experiment import Experiment
 from deal_core.config.home import at_home
 from deal_core.errors import UserError
-from deal_core.whole_file import written_beside
 from simulations.budgets.budget_study import budgets_study
 from simulations.budgets.plot import draw
 from simulations.budgets.results import Budgets, check_unit, collect, read_audit
@@ -171,7 +171,7 @@ def write(out: Path, budgets: Budgets) -> None:
     if not budgets.points:
         return
     try:
-        with written_beside(out / "budgets.png") as beside:
+        with atomic_path(out / "budgets.png") as beside:
             draw(beside, budgets)
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror})") from None

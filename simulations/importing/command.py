@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deal_core.atomic_write import atomic_path, atomic_write
 from deal_core.errors import UserError, choose
-from deal_core.whole_file import write_whole, written_beside
 from simulations.importing.benchmark import LAYOUTS, Layout, SourceRow, find_tasks
 from simulations.importing.survey import Survey, is_whole, survey
 from simulations.output.console import print_line
@@ -76,7 +76,7 @@ def import_benchmark(request: ImportRequest, console: Console) -> Path:
     try:
         done = [_written(each, layout, request.out / each.task.name) for each in surveys]
         path = request.out / f"{request.layout}.toml"
-        write_whole(path, experiment_text(surveys, layout, request))
+        atomic_write(path, experiment_text(surveys, layout, request))
     except OSError as error:
         raise UserError(
             f"{request.out}: cannot be written ({error.strerror}); choose another --out"
@@ -91,7 +91,7 @@ def _written(found: Survey, layout: Layout, folder: Path) -> Imported:
     for split in found.task.files:
         written[split] = left_out[split] = 0
         with (
-            written_beside(folder / f"{split}.jsonl") as beside,
+            atomic_path(folder / f"{split}.jsonl") as beside,
             beside.open("w", encoding="utf-8", errors="replace") as file,
         ):
             for row in found.rows(split, layout):

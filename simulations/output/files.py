@@ -10,9 +10,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from deal_core.atomic_write import atomic_write
 from deal_core.config.home import at_home
 from deal_core.errors import UserError
-from deal_core.whole_file import write_whole
 
 
 def write_texts(out: Path, texts: Mapping[str, str]) -> None:
@@ -23,7 +23,7 @@ def write_texts(out: Path, texts: Mapping[str, str]) -> None:
     """
     try:
         for name, text in texts.items():
-            write_whole(out / name, text)
+            atomic_write(out / name, text)
     except OSError as error:
         raise UserError(
             f"{out}: cannot be written ({error.strerror}); choose another --out"

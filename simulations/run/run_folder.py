@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.config.home import at_home
@@ -19,7 +20,6 @@ from deal_core.config.method import READ_BY
 from deal_core.config.run_config import WHERE, Value, flatten, leaves
 from deal_core.data import TaskData, load_for_clients, open_source
 from deal_core.errors import UserError
-from deal_core.whole_file import write_whole
 from server.folder import RunFolder, exclusive_lock
 from simulations.output.files import toml_lines
 from simulations.output.stored import read_stored
@@ -212,7 +212,7 @@ def write_data_record(experiment: Experiment) -> None:
     """
     path = RunFolder(Path(experiment.run.out)).data_record
     try:
-        write_whole(path, data_record(experiment).model_dump_json(indent=1) + "\n")
+        atomic_write(path, data_record(experiment).model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 

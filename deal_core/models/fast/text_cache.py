@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deal_core.whole_file import write_whole, written_beside
+from deal_core.atomic_write import atomic_path, atomic_write
 
 TokenIds = list[int]
 Tokenise = Callable[[list[str]], list[TokenIds]]
@@ -108,7 +108,7 @@ def _write_ids(path: Path, ids: list[TokenIds]) -> None:
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (
-            written_beside(path, 0o600) as beside,
+            atomic_path(path, 0o600) as beside,
             beside.open("wb") as file,
             pa.ipc.new_file(file, table.schema) as writer,
         ):
@@ -197,4 +197,4 @@ def _write_vectors(path: Path, vectors: Tensor) -> None:
     np.save(buffer, vectors.float().cpu().numpy(), allow_pickle=False)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_whole(path, buffer.getvalue(), 0o600)
+        atomic_write(path, buffer.getvalue(), 0o600)

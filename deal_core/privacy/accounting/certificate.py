@@ -20,10 +20,10 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.events import LedgerEvent, assumed_honest, common_unit, composed
 from deal_core.privacy.accounting.ledger import Entry, Ledger
-from deal_core.whole_file import write_whole
 
 KEY = "ledger.key"
 VERSION = 7
@@ -192,7 +192,7 @@ def _site_key(folder: Path) -> Ed25519PrivateKey:
 def _make_key(path: Path) -> None:
     """Write a new key, whole; where another process has written one meanwhile, that stays."""
     beside = path.with_name(f"{KEY}.{os.getpid()}.new")
-    write_whole(beside, Ed25519PrivateKey.generate().private_bytes_raw(), 0o600, for_good=True)
+    atomic_write(beside, Ed25519PrivateKey.generate().private_bytes_raw(), 0o600, for_good=True)
     try:
         with suppress(FileExistsError):
             os.link(beside, path)

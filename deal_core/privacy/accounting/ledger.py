@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.events import (
     RECORD,
@@ -36,7 +37,6 @@ from deal_core.privacy.accounting.events import (
     require_standing,
     require_within,
 )
-from deal_core.whole_file import write_whole
 
 FILE = "ledger.sqlite"
 LOOK = "see who may enter and write the folder, and that the disk has room"
@@ -265,7 +265,7 @@ class Ledger:
     def _append(self, db: sqlite3.Connection, entries: Sequence[Entry], event: LedgerEvent) -> int:
         """Seal an event on to the chain; return its number. From the first on there is a head."""
         if not entries:
-            write_whole(self.head, json.dumps({"seq": 0, "hash": ""}))
+            atomic_write(self.head, json.dumps({"seq": 0, "hash": ""}))
         seq = len(entries) + 1
         body = _body(seq, event)
         sealed = _seal(entries[-1].hash if entries else "", body)
@@ -278,7 +278,7 @@ class Ledger:
         with self._transaction() as db:
             last = "SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1"
             seq, sealed = db.execute(last).fetchone()
-            write_whole(self.head, json.dumps({"seq": seq, "hash": sealed}))
+            atomic_write(self.head, json.dumps({"seq": seq, "hash": sealed}))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -14,8 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from client.site_file import NAME
+from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError
-from deal_core.whole_file import write_whole
 from simulations.deployment.keys import check_secret, fingerprint_of_line, read_public_key
 from simulations.deployment.programs import CONNECTION, check_free, supervise
 from simulations.deployment.server.folder import LOCAL, ServerFolder, ServerSettings, command
@@ -199,4 +199,4 @@ def _alone(folder: ServerFolder) -> Iterator[None]:
 
 
 def _write(path: Path, sites: dict[str, dict[str, Any]]) -> None:
-    write_whole(path, json.dumps(sites, indent=1) + "\n")
+    atomic_write(path, json.dumps(sites, indent=1) + "\n")

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError
 from deal_core.inference.folder import AdapterFolder
-from deal_core.whole_file import write_whole
 from server.folder import RunFolder
 from server.results import Results, Strict, read_results
 from simulations.run.run_folder import check_data_record
@@ -153,7 +153,7 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
         else:
             tasks[task] = _counted(results, task, predictor)
     counts = LabelCounts(tasks=tasks, texts=texts)
-    write_whole(folder / FILE, counts.model_dump_json(indent=1) + "\n")
+    atomic_write(folder / FILE, counts.model_dump_json(indent=1) + "\n")
     return counts
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole, or as they were before: written beside, flushed, renamed."""
+"""Atomic file replacement: a temporary file, fsync, rename."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_whole(path: Path, data: bytes | str, mode: int = 0o644, for_good: bool = False) -> None:
+def atomic_write(path: Path, data: bytes | str, mode: int = 0o644, for_good: bool = False) -> None:
     """Replace a file in one step; its folder is made where it is missing. After a kill, or a loss
     of power, there is the old file or the new one.
 
@@ -21,7 +21,7 @@ def write_whole(path: Path, data: bytes | str, mode: int = 0o644, for_good: bool
     Raises:
         OSError: it cannot be written; the old one stands.
     """
-    with written_beside(path, mode) as beside, beside.open("wb") as file:
+    with atomic_path(path, mode) as beside, beside.open("wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
     if for_good:
         _flush_folder(path.parent)
@@ -37,7 +37,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def written_beside(path: Path, mode: int = 0o644) -> Iterator[Path]:
+def atomic_path(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """Give a path to write to, which takes the place of ``path`` at the end of the block; nothing
     is left of it where the block fails.
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from deal_core.whole_file import write_whole
+from deal_core.atomic_write import atomic_write
 
 
 def test_a_disk_that_takes_no_more_is_named_and_the_old_file_stands(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
-    write_whole(path, "old")
+    atomic_write(path, "old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
     try:
         with pytest.raises(OSError, match="large") as full:
-            write_whole(path, "x" * 100_000)
+            atomic_write(path, "x" * 100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (full.value.errno, full.value.filename) == (errno.EFBIG, str(path))
