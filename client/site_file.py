@@ -12,13 +12,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from deal_core.config.data import DataConfig, Labels, TaskColumns
+from deal_core.config.data import DataConfig, Labels, Table, TaskColumns
 from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.config.file import parse_tables, read_toml
-from deal_core.config.home import at_home
-from deal_core.config.table import Table
 from deal_core.data.source import named_tasks
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from deal_core.privacy.policy import OutsidePolicy, Policy, require_unit
 
 NODE_KEY = "site"

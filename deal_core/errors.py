@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -41,3 +42,15 @@ def choose(kind: str, name: str, known: Mapping[str, T]) -> T:
         listed = ", ".join(sorted(known))
         raise UserError(f"unknown {kind} '{name}'; known: {listed}{nearest(name, known)}")
     return known[name]
+
+
+def at_home(name: str | Path) -> Path:
+    """Return a path in which ``~`` is the home folder, and ``~ann`` that of Ann.
+
+    Raises:
+        UserError: nobody has that name here.
+    """
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise UserError(f"{name}: there is no such home folder; write the whole path") from None

@@ -19,8 +19,8 @@ from functools import cached_property
 
 import torch
 
+from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment
-from deal_core.config.stream import StreamConfig
 from deal_core.errors import UserError, choose
 from deal_core.randomness import seeded
 

@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from deal_core.config.home import at_home
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from deal_core.privacy.accounting.certificate import (
     certificate,
     check_certificate,

@@ -19,8 +19,7 @@ from client.context import RequestContext
 from client.gate import require_policy
 from client.secure.store import SecureStore
 from client.site_file import NAME
-from deal_core.config.class_sums import may_take_sums
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, may_take_sums
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import fewest_in_sum
 from deal_core.secure_sum import site_round

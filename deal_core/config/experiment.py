@@ -12,10 +12,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from deal_core.config.data import DataConfig
+from deal_core.config.data import DataConfig, StreamConfig, Table
 from deal_core.config.method import MethodConfig
-from deal_core.config.stream import StreamConfig
-from deal_core.config.table import Table
 
 
 class ModelConfig(Table):
@@ -323,3 +321,11 @@ class Experiment(Table):
     train: TrainConfig = TrainConfig()
     faults: FaultsConfig = FaultsConfig()
     run: RunConfig = RunConfig()
+
+
+def may_take_sums(experiment: Experiment) -> bool:
+    """Return False only where clients give no sums over records; torch is not loaded."""
+    method = experiment.method
+    if method.name == "deal":
+        return method.prototype.enabled != "off"
+    return method.name in {"prototype", "linear-probe"}

@@ -13,9 +13,8 @@ from typing import Any, TypeVar, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from deal_core.config.data import Table
 from deal_core.config.experiment import Experiment
-from deal_core.config.renamed import RENAMED
-from deal_core.config.table import Table
 from deal_core.errors import UserError, nearest
 
 T = TypeVar("T", bound=Table)
@@ -52,8 +51,6 @@ def parse_tables(schema: type[T], tables: Mapping[str, Any], where: str) -> T:
 def _problem(problem: ErrorDetails, schema: type[BaseModel]) -> str:
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
-    if problem["type"] == "extra_forbidden" and key in RENAMED:
-        return f"key '{key}' is now '{RENAMED[key]}'; rename it"
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_meant(location, schema)}"
     if problem["type"] == "value_error":  # a model's own: keys that do not go together

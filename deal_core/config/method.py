@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from deal_core.config.table import Table
+from deal_core.config.data import Table
 
 OWN_MEMORY = frozenset({"deal-reference", "ewc", "replay"})
 """Names of methods whose clients keep something from task to task or round to round on their own

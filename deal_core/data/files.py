@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from deal_core.config.data import DataConfig, TaskColumns
-from deal_core.config.home import at_home
 from deal_core.data.rows import (
     ColumnKeys,
     Columns,
@@ -31,7 +30,7 @@ from deal_core.data.source import (
     split_off_each,
 )
 from deal_core.data.tables import READERS, read_table
-from deal_core.errors import UserError, choose, nearest
+from deal_core.errors import UserError, at_home, choose, nearest
 
 SPLITS = ("train", "test")
 

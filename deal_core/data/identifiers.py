@@ -14,12 +14,11 @@ from functools import lru_cache
 from typing import Any
 
 from deal_core.config.data import DataConfig
-from deal_core.config.home import at_home
 from deal_core.data.files import split_file, task_folders
 from deal_core.data.hub import load_split
 from deal_core.data.rows import Columns, same_person
 from deal_core.data.tables import read_table
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 
 PEOPLE = (
     *("patient", "person", "subject", "user", "member", "customer", "client", "case", "author"),

@@ -9,11 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from deal_core.config.data import DataConfig
-from deal_core.config.home import at_home
 from deal_core.data.embedded import asset_folder
 from deal_core.data.rows import Columns, to_text
 from deal_core.data.tables import READERS, read_lines, read_table, table_suffix
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 
 KEY = "data.public_path"
 

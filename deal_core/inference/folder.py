@@ -13,8 +13,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from deal_core.config.data import Table
 from deal_core.config.experiment import ModelConfig
-from deal_core.config.table import Table
 from deal_core.errors import UserError
 
 SCHEMA: Literal[1] = 1

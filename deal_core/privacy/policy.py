@@ -12,9 +12,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from deal_core.config.data import Table
 from deal_core.config.experiment import AdapterConfig, Delta, Experiment, PrivacyConfig
 from deal_core.config.method import OWN_MEMORY
-from deal_core.config.table import Table
 from deal_core.errors import UserError
 
 Metrics = Literal["none", "noised", "summed", "clear"]

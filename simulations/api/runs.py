@@ -12,8 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from deal_core.config.home import at_home
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from deal_core.inference.answer import Answer, Written
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import Predictor, load_predictor

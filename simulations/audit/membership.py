@@ -10,7 +10,7 @@ from textwrap import wrap
 
 from rich.console import Console
 
-from deal_core.config.home import at_home
+from deal_core.errors import at_home
 from server.results import Strict
 from simulations.audit.sums_told import Told, embedded, told_of_sums
 from simulations.output.console import print_line, print_page, require_one_kind

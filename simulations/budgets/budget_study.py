@@ -8,8 +8,7 @@ from typing import Any
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, overlaid
-from deal_core.config.home import at_home
-from deal_core.errors import UserError, choose
+from deal_core.errors import UserError, at_home, choose
 from deal_core.methods import METHODS
 from simulations.budgets.curve_names import BETWEEN
 from simulations.run.epsilons import named, with_budget

@@ -10,8 +10,7 @@ from rich.console import Console
 
 from deal_core.atomic_write import atomic_path
 from deal_core.config.experiment import Experiment
-from deal_core.config.home import at_home
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from simulations.budgets.budget_study import budgets_study
 from simulations.budgets.plot import draw
 from simulations.budgets.results import Budgets, check_unit, collect, read_audit

@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.home import at_home
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from deal_core.methods.auto_settings import resolve_auto
 from deal_core.privacy.accounting.events import LedgerEvent, assumed_honest, composed
 from deal_core.privacy.accounting.ledger import Ledger

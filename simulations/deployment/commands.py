@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from deal_core.config.home import at_home
+from deal_core.errors import at_home
 from simulations.output.console import wide_console
 
 server = typer.Typer(help="The coordinating server of several institutions.", no_args_is_help=True)

@@ -18,8 +18,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from client.site_file import SiteFile
+from deal_core.config.data import Table
 from deal_core.config.experiment import Experiment
-from deal_core.config.table import Table
 from simulations.output.files import row, toml_value
 
 INTRODUCTION = """\

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.atomic_write import atomic_write
-from deal_core.config.home import at_home
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 
 
 def write_texts(out: Path, texts: Mapping[str, str]) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deal_core.config.home import at_home
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from simulations.output.console import print_line
 from simulations.output.files import write_file, write_texts
 from simulations.report.comparison.compared import compare, csv_text

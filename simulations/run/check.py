@@ -10,10 +10,9 @@ from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml, sound_part
-from deal_core.config.home import at_home
 from deal_core.data import TaskData, load_for_clients, open_source, partition
 from deal_core.data.identifiers import RepeatedIdentifier, alike_people, repeated_identifiers
-from deal_core.errors import UserError, choose
+from deal_core.errors import UserError, at_home, choose
 from deal_core.installed import without_collection
 from simulations.check.findings import Check, Finding, check_task_names, reading, run_checks
 from simulations.check.rows import QUICK, ROWS

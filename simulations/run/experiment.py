@@ -10,8 +10,7 @@ from typing import Any
 from deal_core.config.data import HubTask
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
-from deal_core.config.home import at_home
-from deal_core.errors import UserError, nearest
+from deal_core.errors import UserError, at_home, nearest
 from simulations.run.shipped import shipped_experiments
 
 

@@ -15,11 +15,10 @@ from pydantic import BaseModel, ConfigDict
 from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
-from deal_core.config.home import at_home
 from deal_core.config.method import READ_BY
 from deal_core.config.run_config import WHERE, Value, flatten, leaves
 from deal_core.data import TaskData, load_for_clients, open_source
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from server.folder import RunFolder, exclusive_lock
 from simulations.output.files import toml_lines
 from simulations.output.stored import read_stored

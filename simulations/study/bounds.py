@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import MethodConfig
-from deal_core.config.stream import StreamConfig
 from server.plan import make_plan
 from server.results import Results
 from simulations.study.outcome import Outcome, outcome, pooled_own, together

@@ -11,8 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.home import at_home
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from simulations.engines.interrupt import stoppable
 from simulations.engines.worker_pool import gpus_here
 from simulations.output.console import NARROW, print_line, require_one_kind, text_table

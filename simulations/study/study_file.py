@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
+from deal_core.config.data import Table
 from deal_core.config.file import parse_tables, read_toml
-from deal_core.config.table import Table
 from deal_core.errors import UserError, choose
 from simulations.run.experiment import find_file
 from simulations.run.shipped import shipped_studies

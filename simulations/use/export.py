@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deal_core.config.home import at_home
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from deal_core.inference.folder import Inference, find_adapter, read_inference
 from simulations.use.export_base import public_base
 from simulations.use.export_forms import map_of_adapter, write_adapter, write_merged

@@ -6,8 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from deal_core.config.home import at_home
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from deal_core.inference.answer import Answer, Written
 from deal_core.inference.folder import AdapterFolder, find_adapter, read_inference
 from simulations.use.expected import labels_to_choose_from

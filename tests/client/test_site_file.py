@@ -414,10 +414,6 @@ def test_only_the_last_answers_are_kept(tmp_path: Path) -> None:
 
 
 def test_site_toml_names_its_faults(site_file: Path) -> None:
-    site_file.write_text(TOML + "counts = true\n")
-    renamed = "key 'policy.counts' is now 'policy.share_num_examples'; rename it"
-    with pytest.raises(UserError, match=renamed):
-        read_site(site_file)
     site_file.write_text(TOML + "max_epsilo = 1\n")
     with pytest.raises(UserError, match=r"unknown key 'policy.max_epsilo'; did you mean 'max_eps"):
         read_site(site_file)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
 from deal_core.config.method import MethodConfig, PrototypeConfig
-from deal_core.config.stream import StreamConfig
 from deal_core.errors import UserError
 from deal_core.methods import method_of, phases_after
 from deal_core.metrics import spans

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from deal_core.config.class_sums import may_take_sums
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, may_take_sums
 from deal_core.data.public import public_texts, texts_digest
 from deal_core.data.source import named_tasks
 from deal_core.lora.state import State

@@ -10,10 +10,9 @@ from itertools import count
 from pathlib import Path
 
 from deal_core.config.data import DataConfig, PartitionConfig
-from deal_core.config.home import at_home
 from deal_core.data import TaskData, open_source, partition
 from deal_core.data.source import Example
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from simulations.deployment.programs import filled
 from simulations.deployment.server.folder import LOCAL, ServerFolder, ServerSettings, init_server
 from simulations.deployment.site.init import SiteRequest, agreed_labels, init_site

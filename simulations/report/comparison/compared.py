@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deal_core.config.home import at_home
 from deal_core.config.run_config import leaves
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from server.results import Results, read_results
 from simulations.report.run.settings import HIDDEN
 from simulations.run.run_folder import rows_of

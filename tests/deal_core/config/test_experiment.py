@@ -8,7 +8,6 @@ import pytest
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
-from deal_core.config.renamed import RENAMED
 from deal_core.config.run_config import EXPERIMENT, flatten, from_run_config, to_run_config
 from deal_core.errors import UserError
 
@@ -197,16 +196,6 @@ def test_sites_are_the_clients() -> None:
     ):
         with pytest.raises(UserError, match=reason):
             parse_experiment({"federation": table}, "test")
-
-
-OF_EXPERIMENTS = {old: new for old, new in RENAMED.items() if not old.startswith("policy.")}
-
-
-@pytest.mark.parametrize(("old", "new"), OF_EXPERIMENTS.items())
-def test_a_key_with_another_name_now_is_named(old: str, new: str) -> None:
-    with pytest.raises(UserError, match=f"key '{old}' is now '{new}'"):
-        parse_experiment(apply_overrides({}, [f"{old}=1"]), "here")
-    assert new in flatten(Experiment())
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "-inf"])

@@ -10,7 +10,7 @@ import pytest
 
 from client.site_file import SiteFile
 from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES
-from deal_core.config.data import DataConfig, PartitionConfig
+from deal_core.config.data import DataConfig, PartitionConfig, Table
 from deal_core.config.experiment import (
     AggregationConfig,
     Experiment,
@@ -20,7 +20,6 @@ from deal_core.config.experiment import (
 )
 from deal_core.config.method import MethodConfig
 from deal_core.config.run_config import flatten
-from deal_core.config.table import Table
 from deal_core.data import PARTITIONERS, SOURCES
 from deal_core.methods import METHODS
 from deal_core.models import FAMILIES

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment
-from deal_core.config.stream import StreamConfig
 from deal_core.errors import UserError
 from server.checkpoint import EVERYBODY, History
 from server.measures import make_results
