@@ -11,7 +11,7 @@ from flwr.app import Message
 from client.context import RequestContext
 from deal_core.atomic_write import atomic_write
 from deal_core.lora.payload import PayloadError
-from deal_core.wire.adapter_files import DIGEST, LARGEST, RECORD, check_files
+from deal_core.wire.records import DIGEST, LARGEST, RECORD, check_files
 
 ADAPTER = "adapter"
 """Folder of the files, below that of the run."""

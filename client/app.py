@@ -30,7 +30,7 @@ from client.status_reply import STATUS, fault_reply, secure_reply, status_reply
 from deal_core.config.experiment import RunConfig
 from deal_core.config.run_config import EXPERIMENT, as_text, from_run_config
 from deal_core.installed import without_collection
-from deal_core.wire.secure_record import LEGS
+from deal_core.wire.records import LEGS
 
 if TYPE_CHECKING:
     from client.resources import Workbench

@@ -13,7 +13,7 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord
 
 from deal_core.atomic_write import atomic_write
-from deal_core.wire.record_digest import record_digest
+from deal_core.wire.records import record_digest
 
 NAME = "distilled.safetensors"
 

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from deal_core.lora.payload import COUNTS, LORA, PREFIX, WORSE, PayloadError
 from deal_core.secure_sum.messages import ProtocolError, UnpinnedPeer, UsedUpdate
-from deal_core.wire.secure_record import BLAMES, REPLY, SECURE
+from deal_core.wire.records import BLAMES, REPLY, SECURE
 
 RIGHT = "right answers per task, for the accuracy matrix"
 RIGHT_ALL = "right answers among all labels seen so far, per task, for the same"

@@ -27,8 +27,8 @@ from deal_core.training.evaluation import (
 from deal_core.training.head_scores import by_heads, by_names_told
 from deal_core.training.loop import load_state
 from deal_core.training.text_overlap import TEXT_MEASURES
-from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES, count_names
 from deal_core.wire.instruction import Instruction
+from deal_core.wire.records import CORRECT, CORRECT_ALL, EXAMPLES, count_names
 
 
 def local_evaluation(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from deal_core.secure_sum.messages import ProtocolError
-from deal_core.wire.secure_record import BLAMES, REPLY, SECURE
+from deal_core.wire.records import BLAMES, REPLY, SECURE
 
 STATUS = "status"
 """Record that says how a request ended; its ``code`` is ``ok``, or why there is nothing else."""

@@ -31,8 +31,7 @@ from deal_core.privacy.policy import counts_in_sum
 from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
 from deal_core.wire.heads import read_heads, tasks_in
 from deal_core.wire.instruction import RECORD, Instruction, read_instruction
-from deal_core.wire.record_digest import record_digest
-from deal_core.wire.secure_record import REPLY, SECURE
+from deal_core.wire.records import REPLY, SECURE, record_digest
 
 
 def read_request(

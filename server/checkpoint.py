@@ -64,7 +64,7 @@ class History(BaseModel):
 
     Attributes:
         evaluations: one per evaluation, zero-shot first: client to ``[correct, examples]``
-            per task, or ``[correct, examples, correct_all]`` (:mod:`deal_core.wire.counts`);
+            per task, or ``[correct, examples, correct_all]`` (:mod:`deal_core.wire.records`);
             ``sum`` to those of all clients, where nobody sees more; empty: none are known.
         bytes_up, bytes_down, aggregation_error: one number a round; the last None where it is
             not known.

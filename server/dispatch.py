@@ -15,7 +15,7 @@ from deal_core.methods import method_of, statistics_of
 from deal_core.randomness import seeded
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.instruction import Instruction
-from deal_core.wire.secure_record import SECURE
+from deal_core.wire.records import SECURE
 from server import wire
 from server.plan import Plan
 from server.schedule import Step

@@ -20,8 +20,8 @@ from deal_core.lora.adapter import is_nonzero, relative_difference, stack, zero_
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
-from deal_core.wire.counts import count_names
 from deal_core.wire.instruction import Instruction
+from deal_core.wire.records import count_names
 from server import wire
 from server.checkpoint import History
 from server.dispatch import Dispatch

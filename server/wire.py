@@ -29,11 +29,9 @@ from deal_core.lora.state import State
 from deal_core.secure_sum.messages import ProtocolError, UsedUpdate
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.codec import WireArrays
-from deal_core.wire.counts import EXAMPLES
 from deal_core.wire.heads import pack_heads, read_heads
 from deal_core.wire.instruction import RECORD, Instruction
-from deal_core.wire.record_digest import record_digest
-from deal_core.wire.secure_record import BLAMES, REPLY, SECURE
+from deal_core.wire.records import BLAMES, EXAMPLES, REPLY, SECURE, record_digest
 from server.spending import Spending, spending_in
 
 F = TypeVar("F")
@@ -251,7 +249,7 @@ def read_counts(
     Args:
         message: the reply.
         tasks: number of them.
-        names: see :func:`~deal_core.wire.counts.count_names`.
+        names: see :func:`~deal_core.wire.records.count_names`.
         shares: whether answers may be right in part, because some are texts.
 
     Raises:

@@ -35,10 +35,16 @@ from deal_core.secure_sum.layout import Layout, weighted_values
 from deal_core.secure_sum.messages import MaskRequest
 from deal_core.secure_sum.terms import SitePolicy
 from deal_core.wire.adapter_record import EXACT
-from deal_core.wire.counts import count_names
 from deal_core.wire.instruction import Instruction
-from deal_core.wire.secure_layout import counts_layout, layout_of, statistics_layout, within_bounds
-from deal_core.wire.summed_loss import LOSS, loss_values
+from deal_core.wire.records import count_names
+from deal_core.wire.secure_layout import (
+    LOSS,
+    counts_layout,
+    layout_of,
+    loss_values,
+    statistics_layout,
+    within_bounds,
+)
 
 
 def told_here(

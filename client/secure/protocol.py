@@ -27,7 +27,7 @@ from deal_core.secure_sum.keys import Pins, fingerprint, site_of, site_of_finger
 from deal_core.secure_sum.messages import ConfirmRequest, UnmaskRequest, UnpinnedPeer
 from deal_core.secure_sum.site_state import Answer, SiteState, meet_peers, open_run
 from deal_core.secure_sum.terms import LEAST_SITES, SitePolicy
-from deal_core.wire.secure_record import ANNOUNCEMENTS, NAMES, REQUEST, RUN, SECURE
+from deal_core.wire.records import ANNOUNCEMENTS, NAMES, REQUEST, RUN, SECURE
 
 Read = Callable[[bytes], ConfirmRequest | UnmaskRequest]
 LATER_LEGS: Mapping[str, tuple[Read, Callable[[SiteState, bytes], Answer]]] = {

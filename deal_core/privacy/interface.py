@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 Counts = Mapping[str, Sequence[float]]
 """``correct``, ``examples`` and, where the model scores all labels at once, ``correct_all``: an
-entry a task each (:mod:`deal_core.wire.counts`)."""
+entry a task each (:mod:`deal_core.wire.records`)."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deal_core.secure_sum.masks import Words, ring_type
+from deal_core.secure_sum.keys import Words, ring_type
 from deal_core.secure_sum.messages import ProtocolError
 
 COVERED = None

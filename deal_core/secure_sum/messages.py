@@ -10,9 +10,10 @@ goes with, in ascending order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import ClassVar, Self
 
 from deal_core.errors import UserError
 from deal_core.secure_sum.shamir import SECRET_BYTES
@@ -124,14 +125,9 @@ def positions_from(data: bytes, below: int) -> tuple[int, ...]:
         ProtocolError: a position is not below ``below``, or the bytes are not the shortest.
     """
     bits = int.from_bytes(data, "little")
-    if bits >> below or positions_bytes_length(bits) != len(data):
+    if bits >> below or (bits.bit_length() + 7) // 8 != len(data):
         raise ProtocolError("a message names a site that is not in the cohort")
     return tuple(position for position in range(below) if bits >> position & 1)
-
-
-def positions_bytes_length(bits: int) -> int:
-    """Return how many bytes a set has."""
-    return (bits.bit_length() + 7) // 8
 
 
 def join(items: Sequence[bytes]) -> bytes:
@@ -151,35 +147,70 @@ def split(data: bytes, size: int) -> tuple[bytes, ...]:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Message:
+    """One message of the protocol: a frame with a part for each field. A list is one part, its
+    items of equal length one after another.
+
+    Attributes:
+        kind: of the frame.
+        items: field that is a list to the bytes of an item.
+    """
+
+    kind: ClassVar[str]
+    items: ClassVar[Mapping[str, int]] = {}
+
+    def to_bytes(self) -> bytes:
+        """Return the message."""
+        parts = [getattr(self, each.name) for each in fields(self)]
+        return pack(self.kind, *(join(part) if isinstance(part, tuple) else part for part in parts))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Return what the bytes say.
+
+        Raises:
+            ProtocolError: they are no such message.
+        """
+        names = [each.name for each in fields(cls)]
+        parts = dict(zip(names, unpack(cls.kind, data, len(names)), strict=True))
+        lists = {name: split(parts[name], size) for name, size in cls.items.items()}
+        return cls(**{**parts, **lists})
+
+
+@dataclass(frozen=True)
+class Prepared(Message):
     """Reply of ``prepare``; its request is the terms.
 
     Attributes:
         context: digest of the terms.
         mask_key: public half of the round's mask key.
         commitment: to the self seed.
-        boxes: shares for every other site of the cohort.
+        boxes: encrypted shares for every other site of the cohort.
     """
+
+    kind = "prepared"
+    items = MappingProxyType({"boxes": BOX_BYTES})
 
     context: bytes
     mask_key: bytes
     commitment: bytes
     boxes: tuple[bytes, ...]
 
-    def to_bytes(self) -> bytes:
-        """Return the message."""
-        return pack("prepared", self.context, self.mask_key, self.commitment, join(self.boxes))
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Return what the bytes say.
 
-    @staticmethod
-    def from_bytes(data: bytes) -> Prepared:
-        """Return what the bytes say."""
-        context, mask_key, commitment, boxes = unpack("prepared", data, 4)
-        _check_keys(mask_key, commitment)
-        return Prepared(context, mask_key, commitment, split(boxes, BOX_BYTES))
+        Raises:
+            ProtocolError: they are no such message, or a key has a wrong length.
+        """
+        prepared = super().from_bytes(data)
+        if not len(prepared.mask_key) == len(prepared.commitment) == KEY_BYTES:
+            raise ProtocolError("a key in a message has a wrong length")
+        return prepared
 
 
 @dataclass(frozen=True)
-class MaskRequest:
+class MaskRequest(Message):
     """Request of ``mask``, to one site.
 
     Attributes:
@@ -189,78 +220,48 @@ class MaskRequest:
         boxes: from the other members to the receiver.
     """
 
+    kind = "mask-request"
+    items = MappingProxyType({"mask_keys": KEY_BYTES, "boxes": BOX_BYTES})
+
     context: bytes
     members: bytes
     mask_keys: tuple[bytes, ...]
     boxes: tuple[bytes, ...]
 
-    def to_bytes(self) -> bytes:
-        """Return the message."""
-        return pack(
-            "mask-request", self.context, self.members, join(self.mask_keys), join(self.boxes)
-        )
-
-    @staticmethod
-    def from_bytes(data: bytes) -> MaskRequest:
-        """Return what the bytes say."""
-        context, members, keys, boxes = unpack("mask-request", data, 4)
-        return MaskRequest(context, members, split(keys, KEY_BYTES), split(boxes, BOX_BYTES))
-
 
 @dataclass(frozen=True)
-class Masked:
+class Masked(Message):
     """Reply of ``mask``: the masked words, little endian."""
+
+    kind = "masked"
 
     context: bytes
     words: bytes
 
-    def to_bytes(self) -> bytes:
-        """Return the message."""
-        return pack("masked", self.context, self.words)
-
-    @staticmethod
-    def from_bytes(data: bytes) -> Masked:
-        """Return what the bytes say."""
-        return Masked(*unpack("masked", data, 2))
-
 
 @dataclass(frozen=True)
-class ConfirmRequest:
+class ConfirmRequest(Message):
     """Request of ``confirm``: whose masked vectors have arrived, as bits."""
+
+    kind = "confirm-request"
 
     context: bytes
     survivors: bytes
 
-    def to_bytes(self) -> bytes:
-        """Return the message."""
-        return pack("confirm-request", self.context, self.survivors)
-
-    @staticmethod
-    def from_bytes(data: bytes) -> ConfirmRequest:
-        """Return what the bytes say."""
-        return ConfirmRequest(*unpack("confirm-request", data, 2))
-
 
 @dataclass(frozen=True)
-class Confirmed:
+class Confirmed(Message):
     """Reply of ``confirm``: a tag for every other survivor."""
+
+    kind = "confirmed"
+    items = MappingProxyType({"tags": TAG_BYTES})
 
     context: bytes
     tags: tuple[bytes, ...]
 
-    def to_bytes(self) -> bytes:
-        """Return the message."""
-        return pack("confirmed", self.context, join(self.tags))
-
-    @staticmethod
-    def from_bytes(data: bytes) -> Confirmed:
-        """Return what the bytes say."""
-        context, tags = unpack("confirmed", data, 2)
-        return Confirmed(context, split(tags, TAG_BYTES))
-
 
 @dataclass(frozen=True)
-class UnmaskRequest:
+class UnmaskRequest(Message):
     """Request of ``unmask``, to one site.
 
     Attributes:
@@ -270,43 +271,22 @@ class UnmaskRequest:
         tags: from the confirmers to the receiver.
     """
 
+    kind = "unmask-request"
+    items = MappingProxyType({"tags": TAG_BYTES})
+
     context: bytes
     survivors: bytes
     confirmers: bytes
     tags: tuple[bytes, ...]
 
-    def to_bytes(self) -> bytes:
-        """Return the message."""
-        return pack(
-            "unmask-request", self.context, self.survivors, self.confirmers, join(self.tags)
-        )
-
-    @staticmethod
-    def from_bytes(data: bytes) -> UnmaskRequest:
-        """Return what the bytes say."""
-        context, survivors, confirmers, tags = unpack("unmask-request", data, 4)
-        return UnmaskRequest(context, survivors, confirmers, split(tags, TAG_BYTES))
-
 
 @dataclass(frozen=True)
-class Unmasked:
+class Unmasked(Message):
     """Reply of ``unmask``: for every member one share, of the self seed of a survivor or of the
     mask seed of who dropped out."""
 
+    kind = "unmasked"
+    items = MappingProxyType({"shares": SECRET_BYTES})
+
     context: bytes
     shares: tuple[bytes, ...]
-
-    def to_bytes(self) -> bytes:
-        """Return the message."""
-        return pack("unmasked", self.context, join(self.shares))
-
-    @staticmethod
-    def from_bytes(data: bytes) -> Unmasked:
-        """Return what the bytes say."""
-        context, shares = unpack("unmasked", data, 2)
-        return Unmasked(context, split(shares, SECRET_BYTES))
-
-
-def _check_keys(*keys: bytes) -> None:
-    if any(len(key) != KEY_BYTES for key in keys):
-        raise ProtocolError("a key in a message has a wrong length")

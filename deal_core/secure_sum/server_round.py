@@ -13,15 +13,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from deal_core.secure_sum.keys import fingerprint, public_half, usable
-from deal_core.secure_sum.masks import (
+from deal_core.secure_sum.keys import (
     Words,
     add_masks,
     commitment,
+    fingerprint,
     mask_private_key,
     pair_mask_key,
+    public_half,
     ring_type,
     self_mask_key,
+    usable,
 )
 from deal_core.secure_sum.messages import (
     BelowThreshold,

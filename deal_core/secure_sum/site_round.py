@@ -13,22 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from deal_core.secure_sum.keys import (
+    Words,
+    add_masks,
     agreement_tag,
+    commitment,
     fingerprint,
+    mask_private_key,
     open_box,
+    pair_mask_key,
     public_half,
     same_tag,
     seal,
-)
-from deal_core.secure_sum.layout import Encoded
-from deal_core.secure_sum.masks import (
-    Words,
-    add_masks,
-    commitment,
-    mask_private_key,
-    pair_mask_key,
     self_mask_key,
 )
+from deal_core.secure_sum.layout import Encoded
 from deal_core.secure_sum.messages import (
     BelowThreshold,
     Confirmed,

@@ -13,7 +13,7 @@ from deal_core.models import has_label_logits
 from deal_core.privacy.accounting.fingerprints import sum_terms
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
-from deal_core.wire.counts import EXAMPLES, count_names
+from deal_core.wire.records import EXAMPLES, count_names
 from deal_core.wire.secure_layout import counts_layout
 from server import wire
 from server.checkpoint import EVERYBODY, History

@@ -18,12 +18,12 @@ from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError
 from deal_core.privacy.policy import fewest_in_sum
 from deal_core.secure_sum import server_round as legs
+from deal_core.secure_sum.keys import Words
 from deal_core.secure_sum.layout import Layout
-from deal_core.secure_sum.masks import Words
 from deal_core.secure_sum.messages import BelowThreshold, ProtocolError, UsedUpdate
 from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
 from deal_core.secure_sum.terms import LEAST_SITES, RoundTerms, threshold
-from deal_core.wire.secure_record import ANNOUNCEMENTS, NAMES, REQUEST, RUN, SECURE
+from deal_core.wire.records import ANNOUNCEMENTS, NAMES, REQUEST, RUN, SECURE
 from server import wire
 from server.exchange import Exchange, answered
 from server.reply_collection import collect

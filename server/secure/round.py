@@ -24,8 +24,7 @@ from deal_core.secure_sum.layout import Layout, weighted_means
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.training.threads import threads
-from deal_core.wire.secure_layout import EXAMPLES
-from deal_core.wire.summed_loss import mean_loss, without_loss
+from deal_core.wire.secure_layout import EXAMPLES, mean_loss, without_loss
 from server import wire
 from server.checkpoint import History
 from server.dispatch import Dispatch

@@ -15,7 +15,7 @@ from client.app import make_app
 from client.resident_worker import INSIDE
 from client.site_file import NODE_KEY
 from deal_core.errors import UserError
-from deal_core.wire.adapter_files import DIGEST, RECORD, digest_of
+from deal_core.wire.records import DIGEST, RECORD, digest_of
 from server import export as handover
 from server.events import EventLog
 from server.roster import Roster

@@ -20,7 +20,7 @@ from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
-from deal_core.wire.record_digest import record_digest
+from deal_core.wire.records import record_digest
 from server.federation import start_state
 from server.wire import outgoing, request
 from simulations.engines.flower_identity import assume_identity

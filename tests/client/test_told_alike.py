@@ -27,7 +27,7 @@ from deal_core.privacy.accounting.fingerprints import sum_terms
 from deal_core.privacy.policy import require_comparable
 from deal_core.secure_sum.layout import WEIGHT, weighted_means
 from deal_core.wire.instruction import Instruction
-from deal_core.wire.summed_loss import without_loss
+from deal_core.wire.secure_layout import without_loss
 from server.federation import start_state
 from server.secure.round import MeanUpdate
 from simulations.engines.inprocess import FIRST_CLIENT_NODE

@@ -21,8 +21,8 @@ from deal_core.lora.payload import PayloadError
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.wire.counts import count_names
 from deal_core.wire.instruction import read_instruction
+from deal_core.wire.records import count_names
 from server import reply_collection as rounds
 from server import roster, wire
 from server.evaluation import Evaluation, cut

@@ -10,8 +10,7 @@ from deal_core.data.public import public_texts, texts_digest
 from deal_core.data.source import named_tasks
 from deal_core.lora.state import State
 from deal_core.privacy.accounting.events import unit_of
-from deal_core.wire.instruction import Instruction
-from deal_core.wire.told_alike import told_alike
+from deal_core.wire.instruction import Instruction, transcript_hash
 
 OF_ONE_SITE = frozenset({"data", "run", "description"})
 """Of an experiment what is each site's own (files and columns, folders and threads), or changes
@@ -42,5 +41,5 @@ def sum_terms(experiment: Experiment, model: str, instruction: Instruction, stat
         told[name] = {task: of_tasks[task] for task in tasks if task in of_tasks}
     if may_take_sums(experiment):
         told["public_texts"] = texts_digest(public_texts(experiment.data, ()))
-    told["request"] = told_alike(instruction, state, experiment.stream.schedule == OWN_ORDERS)
+    told["request"] = transcript_hash(instruction, state, experiment.stream.schedule == OWN_ORDERS)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

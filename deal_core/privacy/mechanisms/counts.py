@@ -20,7 +20,7 @@ from deal_core.config.run_config import run_name
 from deal_core.privacy.accounting.events import CLEAR_COUNTS, unprotected_event
 from deal_core.privacy.interface import Counts, Site, UpdateRequest
 from deal_core.privacy.mechanisms.noise import NoiseSource
-from deal_core.wire.counts import EXAMPLES
+from deal_core.wire.records import EXAMPLES
 
 
 def sensitivity(tasks: int, counts: int) -> float:

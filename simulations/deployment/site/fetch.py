@@ -8,7 +8,7 @@ from pathlib import Path
 from client.adapter_store import ADAPTER, DIGEST_FILE
 from client.site_file import read_site
 from deal_core.errors import UserError, nearest
-from deal_core.wire.adapter_files import digest_of, read_folder
+from deal_core.wire.records import digest_of, read_folder
 
 
 def fetch_adapter(folder: Path, run: str, to: Path) -> list[str]:

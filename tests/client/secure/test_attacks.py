@@ -24,8 +24,7 @@ from deal_core.secure_sum.layout import WEIGHT, Layout
 from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
 from deal_core.secure_sum.site_state import UsedUpdates
 from deal_core.wire.instruction import RECORD, read_instruction
-from deal_core.wire.secure_layout import layout_of
-from deal_core.wire.summed_loss import without_loss
+from deal_core.wire.secure_layout import layout_of, without_loss
 from server.federation import start_state
 from server.secure.keys import ChannelKeys
 from server.secure.protocol import SecureLegs

@@ -9,7 +9,7 @@ import numpy as np
 from Crypto.Cipher import AES
 
 from deal_core.secure_sum import server_round
-from deal_core.secure_sum.masks import (
+from deal_core.secure_sum.keys import (
     Words,
     add_masks,
     mask_private_key,

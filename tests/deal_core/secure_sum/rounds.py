@@ -12,8 +12,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from deal_core.secure_sum import server_round, site_round
+from deal_core.secure_sum.keys import Words
 from deal_core.secure_sum.layout import Encoded, Layout, SumField
-from deal_core.secure_sum.masks import Words
 from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
 from deal_core.secure_sum.site_state import SiteState, meet_peers, open_run
 from deal_core.secure_sum.terms import RoundTerms, SitePolicy

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from deal_core.secure_sum import masks
+from deal_core.secure_sum import keys as masks
 from deal_core.secure_sum.messages import (
     ConfirmRequest,
     Masked,

@@ -7,7 +7,7 @@ import pytest
 from Crypto.Cipher import AES
 from Crypto.Util import Counter
 
-from deal_core.secure_sum.masks import BLOCK_BYTES, add_masks, ring_type
+from deal_core.secure_sum.keys import BLOCK_BYTES, add_masks, ring_type
 
 KEYS = [bytes([k]) * 32 for k in range(5)]
 

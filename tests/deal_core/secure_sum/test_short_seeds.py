@@ -10,7 +10,7 @@ import pytest
 from flwr.common.secure_aggregation.quantization import dequantize
 from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen
 
-from deal_core.secure_sum import masks
+from deal_core.secure_sum import keys as masks
 from tests.deal_core.secure_sum.attack import LARGEST, TARGET, attacked, residual
 from tests.deal_core.secure_sum.flower_late import (
     CLIPPING,

@@ -13,7 +13,7 @@ from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import Policy, metrics_allowed
 from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum.messages import BelowThreshold, ProtocolError
-from deal_core.wire.counts import CORRECT, CORRECT_ALL, EXAMPLES
+from deal_core.wire.records import CORRECT, CORRECT_ALL, EXAMPLES
 from deal_core.wire.secure_layout import counts_layout
 from server.events import EventLog
 from server.exchange import Exchange

@@ -17,7 +17,7 @@ from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import Policy, figures_allowed
 from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum.layout import WEIGHT, weighted_layout, weighted_values
-from deal_core.wire.summed_loss import (
+from deal_core.wire.secure_layout import (
     LARGEST_LOSS,
     LOSS,
     LOSS_KEPT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deal_core.secure_sum import masks
+from deal_core.secure_sum import keys as masks
 from tests.simulations.run.secure_compare import (
     PLAIN,
     RULES,

@@ -37,7 +37,7 @@ from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
 from deal_core.privacy.mechanisms.registry import make_mechanism
 from deal_core.privacy.policy import Policy, default_delta
 from deal_core.randomness import seeded
-from deal_core.wire.counts import count_names
+from deal_core.wire.records import count_names
 from tests.slow import slow_but
 
 GROUPS = {"task0": 120, "task1": 60, "task2": 30}

@@ -22,7 +22,7 @@ from deal_core.privacy.mechanisms.record_release import packed, unpacked
 from deal_core.privacy.mechanisms.registry import READ_BATCHES_ALONE, UNPROTECTED, make_mechanism
 from deal_core.privacy.policy import SPENDING, Policy, default_delta
 from deal_core.randomness import seeded
-from deal_core.wire.counts import count_names
+from deal_core.wire.records import count_names
 
 BOTH = frozenset({"lora_A", "lora_B"})
 TASKS = [f"task{n}" for n in range(5)]

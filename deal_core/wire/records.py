@@ -1,9 +1,10 @@
-"""The files of a finished run's adapter folder on their way to a site: names, sizes and a digest
-are checked before anything is written. Without torch."""
+"""Names of records and fields that travel, the files of an adapter folder, and digests of both;
+without torch."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,49 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deal_core.lora.payload import PayloadError
+from deal_core.lora.payload import PayloadError, WireArray
+
+SECURE = "secure"
+"""Name of the record."""
+REQUEST, REPLY = "request", "reply"
+"""What the protocol asks, and answers, in bytes of its own."""
+RUN = "run"
+"""Name of the run, in the first message."""
+ANNOUNCEMENTS, NAMES = "announcements", "names"
+"""Signed channel keys of the sites of a round, and what the server calls each; with its terms."""
+BLAMES = "blames"
+"""Of the status, beside ``protocol``: the site whose message was refused, in hexadecimal."""
+LEGS = ("prepare", "confirm", "unmask")
+"""Of a round, beside the one that carries the update (``mask``)."""
+
+
+CORRECT = "correct"
+"""Right answers among the labels of the task."""
+EXAMPLES = "examples"
+"""Test records."""
+CORRECT_ALL = "correct_all"
+"""Right answers among the labels of all tasks learnt so far, and the task's own."""
+
+
+def count_names(all_labels: bool) -> tuple[str, ...]:
+    """Return the counts of an evaluation.
+
+    Args:
+        all_labels: whether the model scores the labels of all tasks in one pass.
+    """
+    return (CORRECT, EXAMPLES, CORRECT_ALL) if all_labels else (CORRECT, EXAMPLES)
+
+
+def record_digest(arrays: Mapping[str, WireArray]) -> str:
+    """Return 64 hexadecimal digits: BLAKE2b over names, types, shapes and bytes."""
+    hashed = hashlib.blake2b(digest_size=32)
+    for key, array in sorted(arrays.items()):
+        header = [key, array.dtype, list(array.shape), array.stype]
+        hashed.update(json.dumps(header).encode() + b"\0")
+        hashed.update(len(array.data).to_bytes(8, "little"))
+        hashed.update(array.data)
+    return hashed.hexdigest()
+
 
 RECORD = "adapter-files"
 """Record of the files, an array of bytes each."""
