@@ -23,7 +23,7 @@ from deal_core.lora.attach import read, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device, locate, pretrained, quiet
-from deal_core.models.prompt import read_template, words
+from deal_core.models.prompt import INSTRUCTION, read_template, words
 from deal_core.randomness import seeded
 from deal_core.training.allocator import keep_memory
 from deal_core.training.loop import run_local_steps
@@ -201,7 +201,7 @@ def prompts(
         return found
 
     config = ModelConfig()
-    before, after = read_template(config.template).around(config.instruction, labels)
+    before, after = read_template(config.template).around(INSTRUCTION, labels)
     marks = tokenizer.bos_token_id, tokenizer.eos_token_id
     start, end = ([] if mark is None else [mark] for mark in marks)
     return [

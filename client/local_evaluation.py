@@ -162,8 +162,7 @@ def right_answers(
             measure = TEXT_MEASURES[bench.experiment.data.measure(task)]
             return count_correct(bench.model, share.test, share.labels, weights, alone, measure), 0
         spaces = {name: bench.labels(name) for name in learnt or ()}
-        shared = bench.experiment.stream.shared_labels
-        space = answer_space(task, share.labels, spaces, shared)
+        space = answer_space(task, share.labels, spaces)
         score = _scorer(bench, task, share, state, space, learnt)
         return count_both(score, share.test, space, weights, alone)
 

@@ -219,7 +219,7 @@ class Workbench:
         return TaskPrompt(self.labels(task), self.instruction(task))
 
     def instruction(self, task: str) -> str:
-        """What the prompt of a task asks for; empty: ``model.instruction``."""
+        """What the prompt of a task asks for; empty: the usual."""
         return self.experiment.data.instructions.get(task, "")
 
     def probes(self, labels: tuple[str, ...], instruction: str = "") -> Sequence[Encoded]:

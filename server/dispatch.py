@@ -28,8 +28,6 @@ def training_requests(
     clients: Mapping[str, str],
     tasks: tuple[str, ...],
     common: Instruction,
-    roster: Sequence[str],
-    ranks: Sequence[int],
 ) -> dict[str, Instruction]:
     """Return the instruction of each client that trains.
 
@@ -39,13 +37,8 @@ def training_requests(
         clients: client name to its task.
         tasks: of several that are worked on at once; else none.
         common: what is the same for all.
-        roster: all clients of the run, in their order.
-        ranks: of the adapters that clients train, which take turns along the roster; empty: that
-            of ``common``.
     """
     met, future = plan.met(step.stage, step.server_round), plan.future(step.stage)
-    own = ranks or (common.rank,)
-    rank_of = {name: own[number % len(own)] for number, name in enumerate(roster)}
     return {
         name: common.model_copy(
             update={
@@ -54,7 +47,6 @@ def training_requests(
                 "seen": tuple(other for other in met if other != task),
                 "future": future,
                 "past": plan.past(name, step.stage, step.server_round),
-                "rank": rank_of[name],
             }
         )
         for name, task in clients.items()

@@ -168,7 +168,6 @@ def make_inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpa
         max_length=experiment.train.max_length,
         precision="float32" if precision == "auto" and needs_float32 else precision,
         tasks=tuple(tasks),
-        shared_labels=experiment.stream.shared_labels,
         current_rank=state.current.rank,
         current_scaling=state.current.scaling,
         head_layers=statistics.layers if statistics is not None else 0,

@@ -25,6 +25,12 @@ from server.reply_collection import Reply
 from server.schedule import Step
 from server.spending import Spending
 
+RELATIVE_BOUND = 20.0
+"""Largest length of a whole update, in medians of the round's other updates (of three clients or
+more); above: quarantined."""
+WEIGHT_CAP = 50.0
+"""Largest weight of a client in the average, in medians of the round's other weights; what is above
+is cut to it."""
 LARGEST_CHANGE = 100.0
 """Of an entry in a round. AdamW moves it by about its rate in a step: a thousand steps of 0.1."""
 
@@ -159,5 +165,4 @@ def refuse(
 
 def limits_of(experiment: Experiment) -> Limits:
     """Return what one client may do in a round."""
-    config = experiment.aggregation
-    return Limits(config.relative_norm_bound, config.weight_cap, LARGEST_CHANGE)
+    return Limits(RELATIVE_BOUND, WEIGHT_CAP, LARGEST_CHANGE)

@@ -208,10 +208,9 @@ class Round:
             trained: factors that learn.
         """
         learns = self.step.phase == LEARN and self.phase.statistics is None
-        ranks = self.experiment.adapter.client_ranks if learns else ()
-        common, roster = self._common(shown, trained), self.exchange.roster.clients
+        common = self._common(shown, trained)
         tasks = self.plan.tasks if self.plan.joint_tasks and learns else self.tasks
-        asked = training_requests(self.plan, self.step, clients, tasks, common, roster, ranks)
+        asked = training_requests(self.plan, self.step, clients, tasks, common)
         if not self.tasks:
             return asked
         return {  # of the task at hand the records are added up as well

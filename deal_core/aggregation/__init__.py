@@ -67,8 +67,8 @@ __all__ = [
 AGGREGATION_RULES: dict[str, Callable[[AggregationConfig], AggregationRule]] = {
     "fedit": lambda config: FedIt(),
     "ffa": lambda config: Ffa(),
-    "flora": lambda config: Flora(config.rank_cap),
-    "fedex": lambda config: FedEx(config.rank_cap),
+    "flora": lambda config: Flora(),
+    "fedex": lambda config: FedEx(),
 }
 """Name to rule. Inexact: ``fedit``, and any with a rank cap."""
 

@@ -62,7 +62,7 @@ class _BothRound:
     def finish(self) -> Aggregate:
         current = self._means.rounded()
         reading = self._error_meter.read(current)
-        return Aggregate(current, None, reading.error, 0.0, reading.estimated)
+        return Aggregate(current, None, reading.error, reading.estimated)
 
 
 class BothMeans:
@@ -156,7 +156,7 @@ class OneFactorRound:
         """See :class:`~deal_core.aggregation.rule.Aggregation`."""
         ideal = self._replaced(dict(zip(self._before.layers, self._mean.mean(), strict=True)))
         current = self._finish(ideal)
-        return Aggregate(current, None, relative_difference(current, ideal), 0.0)
+        return Aggregate(current, None, relative_difference(current, ideal))
 
     def _replaced(self, mean: Mapping[str, Tensor]) -> Adapter:
         on_b = self._factor == LORA_B

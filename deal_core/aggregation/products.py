@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 from deal_core.aggregation.aggregation_error import ErrorMeter
 from deal_core.aggregation.means import BothMeans
 from deal_core.aggregation.rule import BOTH, Aggregate, Aggregation, ClientUpdate, check_update
-from deal_core.aggregation.running import ProductSum, head, tail
+from deal_core.aggregation.running import ProductSum, head
 from deal_core.lora.adapter import (
     Adapter,
     LoraFactors,
@@ -33,12 +32,7 @@ class Flora:
     ``current`` has the ``A`` the round started from and a zero ``B``, so it adds nothing and
     its momentum is lost each round: exact, but it learns more slowly than a warm start.
     Clients may have any rank and scaling. Source: Wang et al., NeurIPS 2024, arXiv 2409.05976.
-
-    Attributes:
-        rank_cap: largest rank of the residual; 0: none is cut and the rule is exact.
     """
-
-    rank_cap: int = 0
 
     @property
     def mixed_ranks(self) -> bool:
@@ -51,14 +45,14 @@ class Flora:
 
     def begin(self, before: Adapter, server_round: int) -> Aggregation:
         """Start a round."""
-        return _FloraRound(before, self.rank_cap)
+        return _FloraRound(before)
 
 
 class _FloraRound:
     """Gathers ``sum_i w_i s_i B_i A_i`` as factors: any rank, any scaling."""
 
-    def __init__(self, before: Adapter, rank_cap: int) -> None:
-        self._before, self._rank_cap = before, rank_cap
+    def __init__(self, before: Adapter) -> None:
+        self._before = before
         self._products = ProductSum(before.shapes)
         self._error_meter = ErrorMeter(before.shapes)
         self._weight = 0.0
@@ -73,11 +67,10 @@ class _FloraRound:
         if self._weight == 0.0:
             raise ValueError("no client update to aggregate")
         spectra = {n: self._products.spectrum(n, self._weight) for n in self._before.layers}
-        residual = residual_of(spectra, self._rank_cap)
+        residual = residual_of(spectra)
         current = self._fresh()
-        reading = self._error_meter.read(current, residual.adapter)
-        lost = reading.share(residual.cut)
-        return Aggregate(current, residual.adapter, reading.error, lost, reading.estimated)
+        reading = self._error_meter.read(current, residual)
+        return Aggregate(current, residual, reading.error, reading.estimated)
 
     def _fresh(self) -> Adapter:
         layers = {
@@ -101,13 +94,7 @@ class FedEx:
     :class:`~deal_core.aggregation.running.ProductSum`. Source: Singhal et al., ACL 2025,
     arXiv 2410.09432; here the residual is scaled, weighted and kept as LoRA factors, never
     added to a base weight.
-
-    Attributes:
-        rank_cap: largest rank of the residual; 0: none is cut and the rule is exact. With a
-            cap ``error`` equals ``lost``.
     """
-
-    rank_cap: int = 0
 
     @property
     def mixed_ranks(self) -> bool:
@@ -120,12 +107,12 @@ class FedEx:
 
     def begin(self, before: Adapter, server_round: int) -> Aggregation:
         """Start a round."""
-        return _FedExRound(before, self.rank_cap)
+        return _FedExRound(before)
 
 
 class _FedExRound:
-    def __init__(self, before: Adapter, rank_cap: int) -> None:
-        self._before, self._rank_cap = before, rank_cap
+    def __init__(self, before: Adapter) -> None:
+        self._before = before
         self._means = BothMeans(before)
         self._error_meter = ErrorMeter(before.shapes)
         self._products = ProductSum(before.shapes)
@@ -142,11 +129,10 @@ class _FedExRound:
         self._products.add(self._drift(self._means.exact()), -self._weight)
         total = self._weight / self._before.scaling
         spectra = {name: self._products.spectrum(name, total) for name in self._before.layers}
-        residual = residual_of(spectra, self._rank_cap)
+        residual = residual_of(spectra)
         current = self._means.rounded()
-        reading = self._error_meter.read(current, residual.adapter)
-        lost = reading.share(residual.cut)
-        return Aggregate(current, residual.adapter, reading.error, lost, reading.estimated)
+        reading = self._error_meter.read(current, residual)
+        return Aggregate(current, residual, reading.error, reading.estimated)
 
     def _drift(self, layers: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
         return {
@@ -158,29 +144,15 @@ class _FedExRound:
         }
 
 
-@dataclass(frozen=True)
-class Residual:
-    """A residual adapter (None: nothing to add) and the Frobenius norm of what a cap cut off."""
+def residual_of(spectra: Mapping[str, Spectrum]) -> Adapter | None:
+    """Return the given spectra as one adapter of scaling 1; None: there is nothing to add.
 
-    adapter: Adapter | None
-    cut: float
-
-
-def residual_of(spectra: Mapping[str, Spectrum], rank_cap: int) -> Residual:
-    """Return the given spectra as one adapter of scaling 1.
-
-    Its rank is the largest numerical rank of a layer (layers with less are zero-padded), or
-    ``rank_cap`` when that is less and not 0; the cut is then the least possible in Frobenius
-    norm (Eckart-Young).
+    Its rank is the largest numerical rank of a layer; layers with less are zero-padded.
     """
     rank = max(parts.S.numel() for parts in spectra.values())
-    if rank_cap:
-        rank = min(rank, rank_cap)
-    cut = sum(float(tail(parts, rank).S.square().sum()) for parts in spectra.values())
     if rank == 0:
-        return Residual(None, 0.0)
-    layers = {name: refactor(parts, rank) for name, parts in spectra.items()}
-    return Residual(Adapter(layers), math.sqrt(cut))
+        return None
+    return Adapter({name: refactor(parts, rank) for name, parts in spectra.items()})
 
 
 def starting_adapter(current: Adapter, rank: int, scaling: float) -> Adapter:

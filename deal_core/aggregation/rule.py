@@ -59,15 +59,13 @@ class Aggregate:
             there is nothing to add.
         error: ``||current + residual - ideal||_F / ||ideal||_F`` over all layers together:
             0 is exact, 1 is as wrong as no update at all; None: not known.
-        lost: norm of what a rank cap cut off, divided by ``||ideal||_F``; 0 without a cap.
-        estimated: ``error`` and ``lost`` come from a random sketch, not from all factors.
+        estimated: ``error`` comes from a random sketch, not from all factors.
         excluded: clients whose update a robust rule left out.
     """
 
     current: Adapter
     residual: Adapter | None
     error: float | None
-    lost: float
     estimated: bool = False
     excluded: tuple[str, ...] = ()
 
@@ -169,7 +167,7 @@ def finished(aggregation: Aggregation) -> Aggregate:
         raise AggregationFailed(one_line(fault)) from fault
     require_finite("the new adapter", aggregate.current)
     require_finite("its residual", aggregate.residual)
-    if not all(math.isfinite(each) for each in (aggregate.error or 0.0, aggregate.lost)):
+    if not math.isfinite(aggregate.error or 0.0):
         raise AggregationFailed("the aggregation error is not finite")
     return aggregate
 

@@ -127,7 +127,7 @@ class Screen:
             return ""
         return (
             f"the update ({what}) is {own / middle:.3g} times as long as the median of the others, "
-            f"more than aggregation.relative_norm_bound = {bound:g}"
+            f"more than {bound:g}"
         )
 
 

@@ -129,8 +129,8 @@ class DataConfig(Table):
     """Task name to its labels (files, sites): the words that all clients share, needed where
     nobody sees all data; a task that is not named has those of its training file (files)."""
     instructions: dict[str, str] = Field(default_factory=dict)
-    """Task name to what its prompt asks for (generating models); a task that is not named:
-    ``model.instruction``."""
+    """Task name to what its prompt asks for (generating models); a task that is not named is asked
+    to "Classify the text. Answer with one of the options."."""
     text_column: str = "text"
     """Column of the text (files, hub)."""
     pair_column: str = ""
@@ -146,8 +146,6 @@ class DataConfig(Table):
     record is in two tasks; empty: the text itself."""
     max_train: int = Field(0, ge=0)
     """Training examples per task over all clients; 0: no limit."""
-    train_share: float = Field(1.0, gt=0, le=1)
-    """Share of a task's training examples (after ``max_train``) that there is, rounded up."""
     max_test: int = Field(0, ge=0)
     """Test examples per task over all clients; 0: no limit."""
     cache_tokens: bool = True
@@ -180,9 +178,6 @@ class StreamConfig(Table):
     joint_labels: Literal["own", "all"] = "own"
     """With schedule ``joint``: whether an example's cross-entropy is over the labels of its own
     task, or over those of all tasks (the bound where the task is not told)."""
-    shared_labels: bool = True
-    """Whether labels of equal name in two tasks are one class, or two, where the answer is chosen
-    among all labels seen so far (class-incremental accuracy)."""
     orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Number of a client (from 0) to its tasks in their order, instead of a draw; a task may
     return; an empty list: it only evaluates."""

@@ -28,10 +28,6 @@ class ModelConfig(Table):
     bits: Literal[0, 4, 8] = 0
     """Bits of a frozen weight: 8 or 4 save memory at some accuracy, and need the extra
     ``quantized``; 0: those of ``train.precision``."""
-    logit_scale: float = Field(20.0, gt=0)
-    """Multiplier of the cosine between text and label (encoder-labels)."""
-    instruction: str = "Classify the text. Answer with one of the options."
-    """What a task asks for, where ``data.instructions`` does not say (generating models)."""
     template: str = "{instruction}\nOptions: {options}\nText: {text}\nAnswer:"
     """The prompt (generating models); a line with ``{options}`` is left out where the answer is a
     text."""
@@ -56,9 +52,6 @@ class AdapterConfig(Table):
     keeps all of them; it travels once a stage."""
     lora_alpha: float = Field(16.0, gt=0)
     """The current adapter is scaled by ``lora_alpha / rank``."""
-    client_ranks: tuple[int, ...] = ()
-    """Ranks of the clients' own adapters, dealt out in turn, none above ``rank`` (rules for
-    mixed ranks only); empty: ``rank`` for all."""
     target_modules: tuple[str, ...] = ()
     """Names of the adapted linear layers; empty: the family's default (q and v)."""
     first_layer: int = Field(0, ge=0)
@@ -129,19 +122,8 @@ class AggregationConfig(Table):
     min_cohort: int = Field(3, ge=3)
     """Fewest sites in a secure sum; a round with fewer ends without one. A site's own policy may
     ask for more: it takes part where this is as large."""
-    secure_seconds: float = Field(60.0, gt=0)
-    """How long the server waits for the short replies of a secure sum, those beside the updates."""
     norm_bound: float = Field(0.0, ge=0)
     """Largest Frobenius norm of one layer's update; above: quarantined; 0: no bound."""
-    relative_norm_bound: float = Field(20.0, ge=0)
-    """Largest length of a whole update, in medians of the round's other updates (of three clients
-    or more); above: quarantined; 0: no bound."""
-    weight_cap: float = Field(50.0, ge=0)
-    """Largest weight of a client in the average, in medians of the round's other weights; what is
-    above is cut to it; 0: no cap."""
-    rank_cap: int = Field(0, ge=0)
-    """Largest rank of the residual that an exact rule adds to the retained adapter in a
-    round; what is cut is reported as ``lost``; 0: no cap, nothing is cut."""
     robust: str = "none"
     """Protection against bad updates, before the rule: ``none`` or ``cosine-norm``."""
 
@@ -217,13 +199,6 @@ class PrivacyConfig(Table):
     they leave in the ``clear``, as a sum over all sites alone (``summed``, with
     ``aggregation.secure``: then nobody knows the accuracy at one client), ``noised`` (and charged),
     or not at all."""
-    metrics_noise: float = Field(10.0, gt=0, le=1e6)
-    """Noise multiplier of ``noised`` counts; of one evaluation of all tasks."""
-
-
-LARGEST_DECAY = 0.01
-"""Of an entry in one step. More, and it forgets all but the last steps, whose few records a server
-could choose, whatever the number of records."""
 
 
 class TrainConfig(Table):
@@ -236,15 +211,8 @@ class TrainConfig(Table):
     """Who takes the steps: each ``client`` several in a round, or the ``server`` one, of gradient
     descent, on the sum of all clients' clipped gradients (with ``aggregation.secure``). Then a
     round is one step, and ``federation.rounds`` says how many a task has."""
-    noise_per_example: float = Field(1.8e-2, ge=0)
-    """Of a step at the server: noise of the mean gradient, in clipping bounds, times the learning
-    rate, at most; where there is more noise the rate is lowered; 0: it always holds."""
     batch_size: int = Field(16, ge=1)
     """Examples in a step; groups, where ``privacy.unit_column`` names some (record)."""
-    batches: Literal["similar-length", "random"] = "similar-length"
-    """What a batch is made of, without a privacy mechanism: texts of similar length, among some
-    hundreds in random order, or any; a model that packs texts end to end pads nothing either
-    way."""
     max_length: int = Field(128, ge=8)
     """Tokens kept of a text."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -253,22 +221,13 @@ class TrainConfig(Table):
     float32."""
     tokens_per_microbatch: int = Field(2048, ge=1)
     """Tokens, padding included, in one pass of a training batch: bounds memory, not the step."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Of AdamW, decoupled from the gradient; at most 0.01 over the learning rate."""
 
     @model_validator(mode="after")
     def _steps_that_stay_small(self) -> Self:
-        """Refuse steps that grow with their number, which is that of a client's records."""
         if self.step == "client" and self.learning_rate > 1:
             raise ValueError(
                 f"learning_rate {self.learning_rate:g} is more than a step of AdamW may move an "
                 "entry, 1; lower it"
-            )
-        if self.learning_rate * self.weight_decay > LARGEST_DECAY:
-            raise ValueError(
-                f"weight_decay {self.weight_decay:g} times learning_rate {self.learning_rate:g} is "
-                f"more than {LARGEST_DECAY:g}, so an update would be of its last records alone; "
-                "lower one"
             )
         return self
 

@@ -121,16 +121,14 @@ def select_tasks(known: Iterable[str], wanted: tuple[str, ...], kind: str) -> tu
 
 
 def limited(task: TaskData, config: DataConfig) -> TaskData:
-    """Return the task cut to ``max_train`` and ``max_test`` examples (0: no limit), and its
-    training examples to ``train_share`` of what is left.
+    """Return the task cut to ``max_train`` and ``max_test`` examples (0: no limit).
 
     The subset has each label in its share of the whole and is the same on every
     machine and for every seed.
     """
-    train = stratified(task.train, config.max_train)
     return replace(
         task,
-        train=stratified(train, rounded_up(config.train_share, len(train))),
+        train=stratified(task.train, config.max_train),
         test=stratified(task.test, config.max_test),
     )
 

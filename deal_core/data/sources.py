@@ -119,29 +119,26 @@ def public_labels(config: DataConfig, task: str) -> tuple[str, ...]:
 def load_for_clients(experiment: Experiment, task: str) -> TaskData:
     """Return a task's data within the experiment's limits.
 
-    Where single records are protected, ``data.max_train`` and ``data.train_share`` take about so
-    many: whether a record is one of them depends on that record alone. A subset of exactly so many
-    would be another one, with other records in it, for a neighbouring data set. Where groups are
-    protected it depends on the name of the group alone: a group is there whole, or not. So it is
-    with ``data.split``, and, where counts of right answers leave with noise, with
-    ``data.max_test``.
+    Where single records are protected, ``data.max_train`` takes about so many: whether a record is
+    one of them depends on that record alone. A subset of exactly so many would be another one, with
+    other records in it, for a neighbouring data set. Where groups are protected it depends on the
+    name of the group alone: a group is there whole, or not. So it is with ``data.split``, and,
+    where counts of right answers leave with noise, with ``data.max_test``.
 
     Raises:
         UserError: see :meth:`~deal_core.data.source.DataSource.load`.
     """
     data = experiment.data
     noised = experiment.privacy.metrics == "noised" and bool(data.max_test)
-    limits = bool(data.max_train) or data.train_share < 1 or bool(data.split) or noised
+    limits = bool(data.max_train) or bool(data.split) or noised
     if experiment.privacy.mechanism != "record" or not limits:
         return open_source(data, experiment.privacy.unit_column).load(task)
-    unlimited = data.model_copy(update={"max_train": 0, "train_share": 1.0, "max_test": 0})
+    unlimited = data.model_copy(update={"max_train": 0, "max_test": 0})
     whole = open_source(unlimited, experiment.privacy.unit_column).load(task)
     if whole.held_out:
         train, test = split_off_each((*whole.train, *whole.test), data.split)
         whole = replace(whole, train=train, test=test)
-    share = data.train_share
-    if data.max_train:
-        share *= min(1.0, data.max_train / max(1, len(whole.train)))
+    share = min(1.0, data.max_train / max(1, len(whole.train))) if data.max_train else 1.0
     train = each_by_itself(whole.train, task, share)
     kept = min(1.0, data.max_test / max(1, len(whole.test)))
     tests = whole.test

@@ -73,7 +73,7 @@ class Inference(Table):
     """``inference.json``.
 
     Attributes:
-        model: base model as the experiment names it, family, logit scale, instruction.
+        model: base model as the experiment names it, family, template.
         adapter_kind: ``adapter.kind`` of the run.
         upstream: hub name that an embedded base model comes from; empty: the name says it.
         task_type: PEFT's name of the family.
@@ -82,7 +82,6 @@ class Inference(Table):
         max_length: tokens kept of a text.
         precision: of the frozen model in evaluations; ``auto``: by the hardware.
         tasks: in the stream's order.
-        shared_labels: labels of equal name in two tasks are one class.
         current_rank: so many directions of the adapter, the last ones, were computed beside the
             frozen weights in evaluations, and the others added to them: sums that differ by
             rounding.
@@ -102,7 +101,6 @@ class Inference(Table):
     max_length: int
     precision: Literal["auto", "float32", "bfloat16"]
     tasks: tuple[TaskSpace, ...]
-    shared_labels: bool
     current_rank: int
     current_scaling: float
     head_layers: int = 0

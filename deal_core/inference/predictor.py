@@ -81,12 +81,11 @@ class Predictor:
 
     def _space(self, task: str) -> tuple[AnswerSpace, tuple[str, ...]]:
         """Return the columns that are scored, and the labels that a prompt names."""
-        inference, shared = self.inference, self.inference.shared_labels
-        learnt = inference.learnt
+        inference, learnt = self.inference, self.inference.learnt
         if task:
             labels = choose("task", task, inference.all_tasks)
             others = learnt if self.model.has_label_logits else {}
-            return answer_space(task, labels, others, shared), labels
+            return answer_space(task, labels, others), labels
         if not self.model.has_label_logits:
             raise UserError(
                 f"model.family '{inference.model.family}' scores the labels of one task at a time; "
@@ -95,7 +94,7 @@ class Predictor:
         if not learnt:
             raise UserError("no task has been learnt; name one with --task")
         first = next(iter(learnt))
-        return answer_space(first, learnt[first], learnt, shared), learnt[first]
+        return answer_space(first, learnt[first], learnt), learnt[first]
 
     def _scorer(self, data: Sequence[Encoded], space: AnswerSpace, task: str) -> Scorer:
         names = by_name(self.model, data, [label for _, label in space.columns])

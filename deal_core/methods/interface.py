@@ -80,7 +80,7 @@ class TaskPrompt:
 
     Attributes:
         labels: answers among which is chosen.
-        instruction: what the prompt asks for; empty: ``model.instruction``.
+        instruction: what the prompt asks for; empty: the usual.
     """
 
     labels: Sequence[str]
@@ -98,7 +98,7 @@ class LocalTask:
         future: label spaces of the stream's tasks that no client works on before the stage has
             ended; read when called.
         prompts: of the tasks of ``seen``, in their order.
-        instruction: what the prompt of the task asks for; empty: ``model.instruction``.
+        instruction: what the prompt of the task asks for; empty: the usual.
         protected: single records are: nothing discrete may be decided about several together.
         past: what the client has of its own earlier tasks; None in its first.
         round_state: what it has of earlier rounds; None where nothing can be kept.

@@ -40,6 +40,8 @@ LONGEST_LABEL = 128
 """Tokens of a text for a model that reads names of labels alone."""
 ALONE_TOLERANCE = 0.05
 """Relative difference of states that rounding may make."""
+LOGIT_SCALE = 20.0
+"""Multiplier of the cosine between text and label."""
 
 
 class EncoderLabels:
@@ -59,7 +61,7 @@ class EncoderLabels:
             and base.config._attn_implementation == ATTENTION
         )
         self._tokenizer = tokenizer
-        self._scale = model.logit_scale
+        self._scale = LOGIT_SCALE
         self.tokens = TokenCache(
             lambda texts: tokenizer(texts, truncation=True, max_length=max_length)["input_ids"],
             tokeniser_name(tokenizer, max_length),

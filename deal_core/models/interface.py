@@ -100,7 +100,7 @@ class LanguageModel(Protocol):
         Args:
             examples: texts and their labels.
             labels: of the task; none: answers are texts.
-            instruction: what its prompt asks for; empty: ``model.instruction``. Encoders have no
+            instruction: what its prompt asks for; empty: the usual. Encoders have no
                 prompt.
 
         Raises:

@@ -76,6 +76,8 @@ def words(label: str) -> str:
     return label.replace("_", " ")
 
 
+INSTRUCTION = "Classify the text. Answer with one of the options."
+"""What the prompt of a task asks for, where ``data.instructions`` does not say."""
 CHAT_DATE = "01 Jan 2025"
 """What a chat template that names the date is told."""
 
@@ -87,7 +89,6 @@ class PromptTokens:
     Attributes:
         tokenizer: that of the model.
         template: of the prompt.
-        instruction: of a task that has none of its own.
         longest_answer: tokens of an answer that is a text, at most, without its end; one that is
             cut there has none.
         texts: ids of texts alone, cut.
@@ -101,7 +102,6 @@ class PromptTokens:
 
     tokenizer: Any
     template: PromptTemplate
-    instruction: str
     longest_answer: int
     texts: TokenCache
     opening: Tokens = ()
@@ -137,7 +137,7 @@ class PromptTokens:
 
     def prompt(self, text: Tokens, labels: Sequence[str], instruction: str) -> Encoded:
         """Return the prompt around a text; the answer is not known."""
-        before, after = self.template.around(instruction or self.instruction, labels)
+        before, after = self.template.around(instruction or INSTRUCTION, labels)
         # Where a text brings its own space along, a space before it would be one too many.
         head = self.opening + self._once(before if self.dummy is None else before.rstrip(" "))
         tail = self._going_on(after) + self.closing
@@ -232,7 +232,7 @@ def prompt_tokens(
 
     Args:
         tokenizer: that of the model.
-        model: template, instruction, length of an answer.
+        model: template, length of an answer.
         max_length: tokens of a text, at most.
         around: ids before and after every prompt.
         gap: what stands before an answer.
@@ -254,7 +254,7 @@ def prompt_tokens(
         gap = ""
     template = prompt_template(tokenizer, model)
     return PromptTokens(
-        *(tokenizer, template, model.instruction, model.max_new_tokens, texts, *around, gap),
+        *(tokenizer, template, model.max_new_tokens, texts, *around, gap),
         turn_end=turn_end(tokenizer) if model.chat else None,
         dummy=dummy,
     )

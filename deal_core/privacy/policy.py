@@ -356,11 +356,10 @@ def require_adapter(adapter: AdapterConfig, policy: Policy | None) -> None:
     """
     if policy is None:
         return
-    largest = max((adapter.rank, *adapter.client_ranks))
-    if largest > policy.max_rank:
+    if adapter.rank > policy.max_rank:
         raise UserError(
-            f"adapter.rank is {largest}, but the site's policy allows {policy.max_rank}; lower it, "
-            "or raise policy.max_rank"
+            f"adapter.rank is {adapter.rank}, but the site's policy allows {policy.max_rank}; "
+            "lower it, or raise policy.max_rank"
         )
     others = sorted(set(adapter.target_modules) - set(policy.target_modules))
     if others:

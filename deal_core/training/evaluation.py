@@ -37,21 +37,18 @@ class AnswerSpace:
     classes: tuple[int, ...]
 
 
-def answer_space(
-    task: str, own: Sequence[str], learnt: Mapping[str, Sequence[str]], shared_labels: bool
-) -> AnswerSpace:
+def answer_space(task: str, own: Sequence[str], learnt: Mapping[str, Sequence[str]]) -> AnswerSpace:
     """Return the columns of all tasks ``learnt`` and of the ``task``, each task once. Source:
-    docs/method.md, (M39).
+    docs/method.md, (M39). Labels of equal name in two tasks are one class.
 
     Args:
         task: that of the examples.
         own: its labels.
         learnt: tasks learnt so far, in the stream's order, to their labels.
-        shared_labels: labels of equal name in two tasks are one class.
     """
     spaces = dict(learnt) if task in learnt else {**learnt, task: own}
     columns = tuple((name, label) for name, labels in spaces.items() for label in labels)
-    keys = [label if shared_labels else (name, label) for name, label in columns]
+    keys = [label for _, label in columns]
     number = {key: position for position, key in enumerate(dict.fromkeys(keys))}
     place = {column: position for position, column in enumerate(columns)}
     return AnswerSpace(
@@ -120,7 +117,7 @@ def count_correct(
             for batch in evaluation_batches(data, alone)
             for i, text in zip(batch, _written(model, [data[i] for i in batch], alone), strict=True)
         )
-    space = answer_space("", labels, {}, True)
+    space = answer_space("", labels, {})
     return count_both(by_name(model, data, labels), data, space, weights, alone)[0]
 
 

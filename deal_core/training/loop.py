@@ -72,13 +72,13 @@ def run_local_steps(
         objective: what is minimised.
         gradients: batches, and the gradient of each.
         trained: which factors learn in this round, of ``{"lora_A", "lora_B"}``.
-        config: learning rate, weight decay.
+        config: learning rate.
     """
     parametrization = parametrization_of(objective, model.module, trained)
     optimizer = torch.optim.AdamW(
         parametrization.parameters,
         lr=config.learning_rate,
-        weight_decay=config.weight_decay,
+        weight_decay=0.0,
         fused=True,
     )
     losses: list[float] = []

@@ -17,11 +17,11 @@ from deal_core.training.objective import Objective
 
 @dataclass(frozen=True)
 class NonPrivateGradients:
-    """Every example once an epoch, in batches of similar length or random ones.
+    """Every example once an epoch, in batches of similar length.
 
     Attributes:
         data: the client's tokenised examples; may be empty, then there is no batch.
-        config: batch size, what a batch is made of, tokens in one pass.
+        config: batch size, tokens in one pass.
         generator: orders the examples; the only randomness.
     """
 
@@ -32,9 +32,8 @@ class NonPrivateGradients:
 
     def batches(self) -> Iterator[list[int]]:
         """Yield ``epochs`` passes over the data."""
-        window = WINDOW if self.config.batches == "similar-length" else 1
         for _ in range(self.epochs):
-            yield from training_batches(self.data, self.config.batch_size, self.generator, window)
+            yield from training_batches(self.data, self.config.batch_size, self.generator, WINDOW)
 
     def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
         """Nothing is promised, so nothing is tried out."""

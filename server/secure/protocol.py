@@ -35,6 +35,10 @@ LEFT_OUT, MISSED = "client_failed", "leg_failed"
 """Events: a client is out of the round; a client whose update is in the sum has missed a leg."""
 
 
+REPLY_SECONDS = 60.0
+"""How long the server waits for the short replies of a secure sum, those beside the updates."""
+
+
 @dataclass(frozen=True)
 class SecureLegs:
     """The secure sums of a run.
@@ -253,7 +257,7 @@ class SecureLegs:
         event = LEFT_OUT if leg in ("announce", "prepare") else MISSED
         nodes = self.exchange.roster.present(set(records), least) if records else {}
         config = self.exchange.experiment
-        seconds = min(config.aggregation.secure_seconds, config.federation.deadline_seconds)
+        seconds = min(REPLY_SECONDS, config.federation.deadline_seconds)
         kind = f"{MessageType.QUERY}.{leg}"
         requests = {
             name: Message(RecordDict({SECURE: record}), nodes[name], kind, ttl=seconds)

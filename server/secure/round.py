@@ -225,6 +225,11 @@ SumStep = Callable[[State, Sums, Step], tuple[State, Aggregate | None]]
 aggregated."""
 
 
+NOISE_PER_EXAMPLE = 1.8e-2
+"""Of a step at the server: noise of the mean gradient, in clipping bounds, times the learning rate,
+at most; where there is more noise the rate is lowered."""
+
+
 @dataclass(frozen=True)
 class GradientStep:
     """A step of gradient descent on a sum of clipped gradients and noise.
@@ -248,10 +253,10 @@ class GradientStep:
     def _rate(self, examples: int) -> float:
         """The learning rate, lowered where a step has much noise."""
         config = self.experiment
-        rate, limit = config.train.learning_rate, config.train.noise_per_example
-        if config.privacy.mechanism == "none" or not limit:
+        rate = config.train.learning_rate
+        if config.privacy.mechanism == "none":
             return rate
-        return min(rate, limit * examples / sum_deviation(config, self.tasks))
+        return min(rate, NOISE_PER_EXAMPLE * examples / sum_deviation(config, self.tasks))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def evaluate(
         state: the adapters, at any moment.
         examples: test examples of one task.
         labels: of that task; none: answers are texts, and the share is ROUGE-L.
-        instruction: what a prompt asks for (generating models); empty: ``model.instruction``.
+        instruction: what a prompt asks for (generating models); empty: the usual.
 
     Raises:
         UserError: no examples, or one of another label.

@@ -63,7 +63,7 @@ def train_client(
         server_round: within the task, from 1.
         seen: labels of each earlier task; what they are answered with is distilled.
         future: labels of each task to come that the stream names.
-        instruction: what a prompt asks for (generating models); empty: ``model.instruction``.
+        instruction: what a prompt asks for (generating models); empty: the usual.
 
     Returns:
         The adapter after training; its weight is the number of examples.

@@ -158,8 +158,6 @@ def _training(experiment: Experiment) -> Iterator[str]:
             f"federation.rounds = {federation.rounds} of local_epochs = {federation.local_epochs}: "
             f"{passes} passes over the data of each task"
         )
-    if train.weight_decay >= 1:
-        yield f"train.weight_decay = {train.weight_decay:g} pulls the adapter to zero"
     if federation.clients_per_round > federation.clients:
         yield (
             f"federation.clients_per_round = {federation.clients_per_round} is more than "

@@ -134,7 +134,6 @@ def _tables(
     model = {
         "family": "causal-lm",
         "name": "embedded:smollm2",
-        "instruction": INSTRUCTION,
         "template": layout.template,
     }
     data: dict[str, Any] = {
@@ -146,7 +145,7 @@ def _tables(
     if any(each.references for each in surveys):
         data["references_column"] = "references"
     labels = {each.task.name: each.labels for each in surveys if each.labels}
-    asked = {each.task.name: each.instruction for each in surveys if each.instruction}
+    asked = {each.task.name: each.instruction or INSTRUCTION for each in surveys}
     tables = {"model": model, "data": data, "data.labels": labels, "data.instructions": asked}
     return {name: values for name, values in {**tables, **SETTINGS}.items() if values}
 

@@ -11,7 +11,7 @@ from deal_core.data import Example, load_for_clients, open_source, partition
 from deal_core.errors import UserError
 from deal_core.models import check_label_tokens, decodes_apart, has_label_logits, max_positions
 from deal_core.models.loading import pretrained
-from deal_core.models.prompt import PromptTemplate, prompt_template, read_template
+from deal_core.models.prompt import INSTRUCTION, PromptTemplate, prompt_template, read_template
 from deal_core.privacy.accounting.events import unit_of
 from deal_core.privacy.policy import require_delta
 from server.plan import make_plan
@@ -211,7 +211,7 @@ def _prompt(
 ) -> Iterator[Finding]:
     """``there``: tokens that are read of the longest text looked at."""
     model, text = experiment.model, experiment.train.max_length
-    instruction = experiment.data.instructions.get(task, model.instruction)
+    instruction = experiment.data.instructions.get(task, INSTRUCTION)
     around = template.around(instruction, labels)
     beside = sum(token_counts(tokenizer, around))
     answers = token_counts(tokenizer, labels)

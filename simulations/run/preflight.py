@@ -92,28 +92,19 @@ def check_model(experiment: Experiment) -> None:
 
 
 def check_aggregation(experiment: Experiment) -> None:
-    """Build the rule; clients of their own ranks need one that can mix them, and a method may
-    need one that it can work with.
+    """Build the rule; a method may need one that it can work with.
 
     Raises:
-        UserError: unknown names, or ranks that the rule or the adapter does not allow.
+        UserError: unknown names, or a rule that the method does not allow.
     """
     check_rule_of_kind(experiment)
-    rule = make_rule(experiment.aggregation)
+    make_rule(experiment.aggregation)
     method, name = experiment.method.name, experiment.aggregation.rule
     if name not in RULES.get(method, {name}):
         raise UserError(
             f"aggregation.rule '{name}' does not go with method.name '{method}'; "
             f"use {', '.join(sorted(RULES[method]))}"
         )
-    own, rank = experiment.adapter.client_ranks, experiment.adapter.rank
-    if own and not rule.mixed_ranks:
-        raise UserError(
-            f"adapter.client_ranks: aggregation.rule '{experiment.aggregation.rule}' cannot mix "
-            "ranks; use flora"
-        )
-    if any(not 1 <= each <= rank for each in own):
-        raise UserError(f"adapter.client_ranks: every rank must be from 1 to adapter.rank ({rank})")
 
 
 def check_rule_of_kind(experiment: Experiment) -> None:
@@ -157,10 +148,9 @@ def check_adapter_kind(experiment: Experiment) -> None:
             f"{where} lays out every task anew; set method.name to deal and "
             "method.retention.enabled to true"
         )
-    if adapter.target_modules or adapter.first_layer or adapter.client_ranks:
+    if adapter.target_modules or adapter.first_layer:
         raise UserError(
-            f"{where} has its own place and one rank; leave out adapter.target_modules, "
-            "first_layer and client_ranks"
+            f"{where} has its own place; leave out adapter.target_modules and first_layer"
         )
 
 

@@ -41,9 +41,7 @@ def _joint(
     experiment: Experiment, tasks: Sequence[str], labels: Literal["own", "all"] = "own"
 ) -> Parts:
     """All tasks at once: what there is to learn if nothing can be forgotten."""
-    stream = StreamConfig(
-        schedule="joint", joint_labels=labels, shared_labels=experiment.stream.shared_labels
-    )
+    stream = StreamConfig(schedule="joint", joint_labels=labels)
     return {"": _plain(experiment).model_copy(update={"stream": stream})}
 
 

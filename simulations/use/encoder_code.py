@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deal_core.inference.folder import Inference
+from deal_core.models.encoder import LOGIT_SCALE
 
 LABELS = "label_embeddings.safetensors"
 MAP = "pooled_map.safetensors"
@@ -114,7 +115,7 @@ def encoder_code(
             layers=inference.head_layers + 1,
             through=" @ weight.T" if exported.kind == "map" else "",
             weight=inference.names_weight,
-            scale=inference.model.logit_scale,
+            scale=LOGIT_SCALE,
         )
         + "\n"
     )

@@ -56,7 +56,6 @@ CONFIG: dict[str, tuple[str, ...]] = {
     "privacy.unit_column": ("", "patient", "label", "nobody"),
     "privacy.max_grad_norm": ("0.01", "100"),
     "data.max_train": ("1", "20"),
-    "data.train_share": ("0.1",),
     "stream.schedule": ("joint", "per-client"),
     "method.name": ("sequential", "lwf", "ewc", "replay"),
     "train.learning_rate": ("1e-30", "1", "0.05"),

@@ -159,7 +159,7 @@ def test_a_row_that_cannot_be_used_changes_no_answer_and_is_counted_here_alone(t
 @pytest.mark.parametrize(
     "limit",
     slow_but(
-        ["data.max_train=1", "data.max_train=20", "data.train_share=0.3", "data.max_test=1"],
+        ["data.max_train=1", "data.max_train=20", "data.max_test=1"],
         "data.max_train=1",
         "data.max_test=1",
     ),

@@ -76,7 +76,6 @@ def experiment(**tables: object) -> Experiment:
         "labels": {"triage": ["Surgery", "Skin"]},
         "max_train": 5,
         "max_test": 5,
-        "train_share": 0.5,
         "cache_tokens": True,
     }
     federation = {"sites": ["south", "north"], "clients": 2}
@@ -97,7 +96,7 @@ def test_no_path_and_no_column_of_the_servers_is_used(site_file: Path) -> None:
     assert decided.run.threads == 3
     assert data.tasks == ("triage",)
     assert data.labels == {"triage": ("Surgery", "Skin"), "elsewhere": ("Yes", "No")}
-    assert (data.max_train, data.max_test, data.train_share) == (0, 0, 1.0)
+    assert (data.max_train, data.max_test) == (0, 0)
     told = decided.model_dump_json()
     for word in ("/etc", "password", "shadow", "evil"):
         assert word not in told

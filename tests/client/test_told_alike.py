@@ -141,7 +141,6 @@ def told(experiment: Experiment, state: State | None = None, **fields) -> str:
     [
         LIGHT,
         "train.learning_rate=1e-9",
-        "train.weight_decay=0.5",
         "method.distillation.temperature=3",
         "federation.local_epochs=9",
         "aggregation.norm_bound=1e-9",
@@ -311,18 +310,9 @@ def test_real_sites_weigh_the_same_in_a_sum(tmp_path, monkeypatch):
     assert sums[-1][WEIGHT] == pytest.approx(4.0, abs=1e-6)
 
 
-@pytest.mark.parametrize("decay", [0.5, 2.0])
-def test_no_setting_makes_an_update_that_of_its_last_records_alone(tmp_path, decay):
-    """Which come last is drawn by the run's seed: the server's choice, below any floor."""
-    rates = ("train.learning_rate=0.05", f"train.weight_decay={decay}")
-    with pytest.raises(UserError, match="of its last records alone"):
-        experiment_of(make_sites(tmp_path), *rates)
-
-
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (("train.learning_rate=4e-12", "train.weight_decay=2.5e23"), "its last records alone"),
         (("train.learning_rate=1e10",), "less than or equal to 100"),
         (("train.learning_rate=4",), "more than a step of AdamW"),
     ],

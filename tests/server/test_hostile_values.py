@@ -246,7 +246,6 @@ ENDS: dict[str, Callable[[Aggregate], Aggregate]] = {
     "NaN": with_entry(torch.nan),
     "inf": with_entry(torch.inf),
     "infinite error": lambda aggregate: replace(aggregate, error=torch.inf),
-    "NaN lost": lambda aggregate: replace(aggregate, lost=torch.nan),
     "residual": lambda aggregate: replace(
         aggregate, residual=with_entry(torch.nan)(aggregate).current
     ),

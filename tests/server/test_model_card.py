@@ -29,7 +29,6 @@ def inference(name: str = "embedded:minilm", upstream: str = "org/model") -> Inf
         max_length=8,
         precision="float32",
         tasks=SPACES,
-        shared_labels=True,
         current_rank=1,
         current_scaling=2.0,
         versions={"peft": "1.2.3"},

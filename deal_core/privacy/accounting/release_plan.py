@@ -30,6 +30,8 @@ NARROWEST = 1e-4
 LEAST_NOISE, MOST_NOISE = 0.1, 64.0
 """Multipliers: below the first nothing is hidden; above the last nothing is learnt, and an update
 would only do harm."""
+METRICS_NOISE = 10.0
+"""Noise multiplier of counts that leave with noise; of one evaluation of all tasks."""
 SUMS_SHARE = 0.5
 """Of the target epsilon that class sums beside learning may cost, taken by themselves."""
 NOMINAL_DELTA = 1e-5
@@ -213,7 +215,6 @@ def common_noise_multiplier(experiment: Experiment, tasks: int) -> float:
         experiment.federation.rounds * times,
         times,
         counts,
-        privacy.metrics_noise,
         privacy.target_epsilon * (1 - ROOM),
         privacy.target_delta,
         sums_noise_multiplier(experiment, tasks),
@@ -253,14 +254,13 @@ def _solved(
     steps: int,
     sums: int,
     counts: int,
-    metrics_noise: float,
     epsilon: float,
     delta: float,
     sums_noise: float,
 ) -> float:
     def epsilon_with(noise_multiplier: float) -> float:
         spent = [DpEvent(rate, noise_multiplier, steps)]
-        spent += [DpEvent(1.0, metrics_noise, counts)] if counts else []
+        spent += [DpEvent(1.0, METRICS_NOISE, counts)] if counts else []
         spent += [DpEvent(1.0, sums_noise, sums)] if sums_noise else []
         return epsilon_of(spent, (1 - SET_ASIDE) * delta)
 

@@ -15,6 +15,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.events import COUNTS, LedgerEvent
 from deal_core.privacy.accounting.release_plan import (
+    METRICS_NOISE,
     PrivacyPlan,
     ReleaseSchedule,
     sums_noise_multiplier,
@@ -82,7 +83,7 @@ class RecordEvents:
     def planned_counts(self, evaluations: int, delta: float) -> LedgerEvent:
         """Return all evaluations as one event."""
         work = ReleaseSchedule(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
-        return self.planned(work, self.experiment.privacy.metrics_noise, delta, sensitivity(1, 1))
+        return self.planned(work, METRICS_NOISE, delta, sensitivity(1, 1))
 
     def update(
         self, ask: UpdateRequest, seeded: bool, plan: PrivacyPlan, policy: Policy | None
@@ -130,7 +131,7 @@ class RecordEvents:
             mechanism=COUNTS,
             unit=self.unit,
             sample_rate=1.0,
-            noise_multiplier=self.experiment.privacy.metrics_noise,
+            noise_multiplier=METRICS_NOISE,
             steps=1,
             max_grad_norm=sensitivity(ask.evaluated, len(ask.counted)),
             delta=plan.delta,

@@ -61,8 +61,7 @@ def check_records_protected(experiment: Experiment) -> None:
     if experiment.privacy.unit_column and experiment.data.max_train:
         raise UserError(
             f"{where} with privacy.unit_column protects groups, and which records "
-            "data.max_train takes depends on how many a group has; set it to 0, and take fewer "
-            "groups by data.train_share"
+            "data.max_train takes depends on how many a group has; set it to 0"
         )
     noised = experiment.privacy.metrics == "noised"
     if experiment.privacy.unit_column and noised and experiment.data.max_test:

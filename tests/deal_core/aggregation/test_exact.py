@@ -136,7 +136,6 @@ def test_exact_rules_equal_the_dense_oracle(name):
         result = run(name, task)
         assert relative(result, oracle(task.updates), conv1d) < 1e-5
         assert result.error < 1e-5
-        assert result.lost == 0.0
         assert all(f.A.dtype == f.B.dtype == torch.float32 for f in result.current.layers.values())
         assert result.current.shapes == task.before.shapes
         assert result.current.rank == task.before.rank
@@ -245,25 +244,6 @@ def test_weights_count_only_by_their_share_and_scaling_is_linear(name):
     plain, doubled, heavier = result(0.5, 1.0), result(1.0, 1.0), result(0.5, 1e4)
     np.testing.assert_allclose(dense(doubled, "q"), 2 * dense(plain, "q"), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(dense(heavier, "q"), dense(plain, "q"), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["flora", "fedex"])
-def test_rank_cap_loses_what_it_reports(name):
-    generator = torch.Generator().manual_seed(1)
-    before = Adapter({"q": factors(3, (20, 30), generator)}, 2.0)
-    updates = tuple(
-        ClientUpdate(f"c{k}", Adapter({"q": factors(3, (20, 30), generator)}, 2.0), 1.0)
-        for k in range(5)
-    )
-    task = Round(before, 1, updates)
-    whole, capped = run(name, task), run(name, task, rank_cap=4)
-    assert whole.residual.rank > 4
-    assert capped.residual.rank == 4
-    assert capped.lost == pytest.approx(relative(capped, oracle(updates)), rel=1e-5)
-    assert capped.error == pytest.approx(capped.lost, rel=1e-5)
-    _, s, _ = np.linalg.svd(dense(whole, "q") - dense(Aggregate(whole.current, None, 0, 0), "q"))
-    size = np.linalg.norm(oracle(updates)["q"])
-    assert capped.lost == pytest.approx(np.linalg.norm(s[4:]) / size, rel=1e-4)
 
 
 def test_a_client_starts_from_the_best_part_of_its_own_rank():

@@ -31,7 +31,7 @@ from tests.deal_core.aggregation.updates import adapter, delta, replies, run
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIG = AggregationConfig()
-LIMITS = Limits(CONFIG.relative_norm_bound, CONFIG.weight_cap, 100.0)
+LIMITS = Limits(20.0, 50.0, 100.0)
 RULES = sorted(AGGREGATION_RULES)
 EXACT = sorted(set(RULES) - {"fedit"})
 

@@ -27,9 +27,8 @@ def test_another_task_takes_others():
     assert each_by_itself(MANY, "one", 1.0) == tuple(MANY)
 
 
-@pytest.mark.parametrize("limit", ["data.max_train=100", "data.train_share=0.2"])
-def test_under_a_mechanism_for_records_limits_take_about_so_many(make_experiment, limit):
-    given = ("data.max_train=0", "data.max_test=20", limit)
+def test_under_a_mechanism_for_records_limits_take_about_so_many(make_experiment):
+    given = ("data.max_train=0", "data.max_test=20", "data.max_train=100")
     plain = load_for_clients(make_experiment(*given), "surgery")
     private = load_for_clients(make_experiment(*given, "privacy.mechanism=record"), "surgery")
     whole = load_for_clients(make_experiment(*given[:2]), "surgery")

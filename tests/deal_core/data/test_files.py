@@ -14,7 +14,7 @@ from deal_core.config.data import DataConfig, PartitionConfig, TaskColumns
 from deal_core.data import Example, TaskData, open_source
 from deal_core.data.files import FilesSource, split_files, task_folders
 from deal_core.data.rows import Columns, to_example
-from deal_core.data.source import limited
+from deal_core.data.source import rounded_up
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
 
@@ -351,27 +351,10 @@ def test_a_task_may_have_columns_of_its_own(tmp_path: Path) -> None:
     assert source.load("triage") == load(tmp_path)  # the others keep the columns of the table
 
 
-@pytest.mark.parametrize(("share", "kept"), [(1.0, 3), (0.9, 3), (0.5, 2), (0.1, 1)])
-def test_a_share_of_the_training_examples_is_rounded_up(
-    tmp_path: Path, share: float, kept: int
-) -> None:
-    make_task(tmp_path)
-    task = load(tmp_path, train_share=share)
-    assert len(task.train) == kept
-    assert len(task.test) == len(TEST)
-    assert set(task.train) <= set(load(tmp_path).train)
-
-
 @pytest.mark.parametrize(("share", "kept"), [(0.07, 7), (0.55, 55), (0.071, 8), (1e-12, 1)])
 def test_a_share_is_the_number_that_is_written(share: float, kept: int) -> None:
     """Not its float, of which 0.07 of 100 is a little more than 7."""
-    task = TaskData("t", ("a",), tuple(Example(str(n), "a") for n in range(100)), ())
-    assert len(limited(task, DataConfig(train_share=share)).train) == kept
-
-
-def test_the_share_is_of_what_the_limit_leaves(tmp_path: Path) -> None:
-    make_task(tmp_path)
-    assert len(load(tmp_path, max_train=2, train_share=0.5).train) == 1
+    assert rounded_up(share, 100) == kept
 
 
 DECLARED = {"triage": ("1", "2", "3"), "later": ("x", "y")}

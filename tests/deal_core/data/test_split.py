@@ -130,7 +130,7 @@ def test_a_task_without_a_test_file_is_split(tmp_path: Path) -> None:
     assert FilesSource(split).load("ward").test == (Example("x", "a"),)
 
 
-@pytest.mark.parametrize("limits", [{}, {"max_test": 5}, {"train_share": 0.5, "max_test": 5}])
+@pytest.mark.parametrize("limits", [{}, {"max_test": 5}, {"max_train": 20, "max_test": 5}])
 def test_private_clients_split_each_record_by_itself(
     tmp_path: Path, limits: dict[str, float]
 ) -> None:

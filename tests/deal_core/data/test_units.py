@@ -208,10 +208,9 @@ def test_a_runs_clients_have_units(folder, make_experiment):
         "data.source=files",
         f'data.path="{folder}"',
         "data.tasks=[]",
-        "data.max_train=0",
+        "data.max_train=6",
         "privacy.mechanism=record",
         "privacy.unit_column=patient",
-        "data.train_share=0.5",
     )
     found = load_for_clients(experiment, "triage")
     sizes = Counter(e.unit for e in found.train)

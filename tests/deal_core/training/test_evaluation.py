@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from deal_core.models import Encoded
@@ -22,15 +21,15 @@ def scorer(rows: list[list[float]]):
 
 
 def test_a_task_that_is_not_learnt_yet_adds_its_own_labels():
-    space = answer_space("eye", ("red", "blind"), LEARNT, shared_labels=True)
+    space = answer_space("eye", ("red", "blind"), LEARNT)
     assert space.columns[-2:] == (("eye", "red"), ("eye", "blind"))
     assert space.own == (4, 5)
-    assert answer_space("skin", LEARNT["skin"], LEARNT, True).own == (2, 3)
-    assert answer_space("eye", ("red", "blind"), {}, True).own == (0, 1)
+    assert answer_space("skin", LEARNT["skin"], LEARNT).own == (2, 3)
+    assert answer_space("eye", ("red", "blind"), {}).own == (0, 1)
 
 
 def test_right_among_its_own_labels_may_be_wrong_among_all():
-    space = answer_space("skin", LEARNT["skin"], LEARNT, shared_labels=False)
+    space = answer_space("skin", LEARNT["skin"], LEARNT)
     rows = [
         [0.0, 0.0, 0.9, 0.1],  # right in both
         [0.0, 1.0, 0.9, 0.1],  # another task's label is better
@@ -39,36 +38,35 @@ def test_right_among_its_own_labels_may_be_wrong_among_all():
     assert count_both(scorer(rows), examples(0, 0, 1), space) == (2, 1)
 
 
-@pytest.mark.parametrize(("shared", "expected"), [(True, (1, 1)), (False, (1, 0))])
-def test_labels_of_equal_name_are_one_class_or_two(shared, expected):
+def test_labels_of_equal_name_are_one_class():
     """The best column is that of the same word in another task."""
-    space = answer_space("skin", LEARNT["skin"], LEARNT, shared)
-    assert count_both(scorer([[0.9, 0.0, 0.1, 0.8]]), examples(1), space) == expected
+    space = answer_space("skin", LEARNT["skin"], LEARNT)
+    assert count_both(scorer([[0.9, 0.0, 0.1, 0.8]]), examples(1), space) == (1, 1)
 
 
 def test_of_equal_scores_the_first_column_wins():
-    space = answer_space("skin", LEARNT["skin"], LEARNT, shared_labels=False)
-    assert count_both(scorer([[0.5, 0.1, 0.1, 0.5]]), examples(1), space) == (1, 0)
-    own = answer_space("heart", LEARNT["heart"], LEARNT, shared_labels=False)
+    space = answer_space("skin", LEARNT["skin"], LEARNT)
+    assert count_both(scorer([[0.1, 0.5, 0.1, 0.5]]), examples(1), space) == (1, 0)
+    own = answer_space("heart", LEARNT["heart"], LEARNT)
     assert count_both(scorer([[0.5, 0.1, 0.1, 0.5]]), examples(0), own) == (1, 1)
 
 
 def test_scores_that_are_no_numbers_are_no_answer():
     """Else a model that gives none would be right wherever the first label is."""
     nan = float("nan")
-    space = answer_space("heart", LEARNT["heart"], {}, shared_labels=True)
+    space = answer_space("heart", LEARNT["heart"], {})
     assert count_both(scorer([[nan, nan], [nan, nan]]), examples(0, 1), space) == (0, 0)
     assert count_both(scorer([[nan, 0.3], [0.3, nan]]), examples(1, 1), space) == (1, 1)
 
 
 def test_before_anything_is_learnt_both_protocols_are_the_same():
-    space = answer_space("heart", LEARNT["heart"], {}, shared_labels=True)
+    space = answer_space("heart", LEARNT["heart"], {})
     rows = [[0.2, 0.1], [0.2, 0.1], [0.0, 0.3]]
     assert count_both(scorer(rows), examples(0, 1, 1), space) == (2, 2)
 
 
 def test_alone_each_example_is_asked_about_in_a_pass_of_its_own():
-    space = answer_space("skin", LEARNT["skin"], LEARNT, shared_labels=False)
+    space = answer_space("skin", LEARNT["skin"], LEARNT)
     rows, asked = [[0.0, 0.0, 0.9, 0.1]] * 3, []
 
     def score(batch):

@@ -12,7 +12,7 @@ from deal_core.training.evaluation import NO_ANSWER, answer_space, count_both
 from deal_core.training.head_scores import by_heads, by_names_told
 
 LEARNT = {"heart": ("old", "new"), "skin": ("rash", "old")}
-SPACE = answer_space("skin", LEARNT["skin"], LEARNT, shared_labels=False)
+SPACE = answer_space("skin", LEARNT["skin"], LEARNT)
 TEXTS = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 SKIN = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.25, 0.5]])
 
@@ -46,17 +46,17 @@ def test_names_that_count_nothing_are_not_asked_for():
 
 def test_a_task_without_a_head_is_answered_by_names_where_it_is_told_and_never_where_it_is_not():
     """Whoever does not know the task asks the heads, and these know other tasks alone."""
-    heart = answer_space("heart", LEARNT["heart"], LEARNT, shared_labels=False)
+    heart = answer_space("heart", LEARNT["heart"], LEARNT)
     heads = by_heads(TEXTS, heart, {"skin": SKIN}, names, 0.5)
     told = by_names_told(lambda batch: names(batch) + torch.tensor([0, 1e-3, 0, 0]), heads, heart)
     assert count_both(told, examples(1, 1), heart) == (2, 0)
     torch.testing.assert_close(told([0, 1])[:, 2:], heads([0, 1])[:, 2:])
     more = {**LEARNT, "lung": ("dry",)}  # and another without one
-    three = answer_space("heart", LEARNT["heart"], more, shared_labels=False)
+    three = answer_space("heart", LEARNT["heart"], more)
     near = torch.tensor([[0.5, 0.50003, 0.0, 0.0, 0.0]])
     told = by_names_told(lambda batch: near, by_heads(TEXTS, three, {"skin": SKIN}), three)
     assert count_both(told, examples(1), three) == (1, 0)
-    shared = answer_space("heart", LEARNT["heart"], LEARNT, shared_labels=True)
+    shared = answer_space("heart", LEARNT["heart"], LEARNT)
     told = by_names_told(
         lambda batch: -names(batch), by_heads(TEXTS, shared, {"skin": SKIN}), shared
     )

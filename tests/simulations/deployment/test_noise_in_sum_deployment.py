@@ -36,7 +36,7 @@ def test_every_site_pays_for_its_rounds_and_epsilon_is_that_of_its_ledger(tmp_pa
     data = tmp_path / "data"
     divide(data, SITES, train=24, test=6)
     path = experiment_file(tmp_path / "private.toml", ["surgery"], rounds=ROUNDS, deadline=120)
-    sets = [*PRIVATE, f"aggregation.secure_seconds={60 * SLOW}"]
+    sets = PRIVATE
     with federation(tmp_path) as fed:
         for site in SITES:
             fed.add(site, data / site, path, policy=POLICY)

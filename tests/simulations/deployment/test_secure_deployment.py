@@ -35,7 +35,6 @@ def test_a_site_that_is_killed_after_it_has_masked_is_in_the_sum(tmp_path: Path)
         run = fed.submit(
             str(path),
             *("--set", "aggregation.secure=true"),
-            *("--set", f"aggregation.secure_seconds={30 * SLOW}"),
             *("--set", "federation.quorum=0.5"),
         )
         fed.wait_event(run, "summed", 240, server_round=1, sites=4)

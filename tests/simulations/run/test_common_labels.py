@@ -1,4 +1,4 @@
-"""Two tasks that have a label in common, through the real apps: one class, or two."""
+"""Two tasks that have a label in common, through the real apps: one class."""
 
 from __future__ import annotations
 
@@ -62,15 +62,14 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def played(make_experiment, folder, tmp_path_factory):
     """The experiment and the folder of a run."""
-    finished: dict[tuple[bool, int], tuple[Experiment, Path]] = {}
+    finished: dict[int, tuple[Experiment, Path]] = {}
 
-    def run(shared: bool, tasks: int = 2) -> tuple[Experiment, Path]:
-        if (shared, tasks) not in finished:
+    def run(tasks: int = 2) -> tuple[Experiment, Path]:
+        if tasks not in finished:
             experiment = make_experiment(
                 'data.source="files"',
                 f'data.path="{folder}"',
                 f"data.tasks={json.dumps([*TEXTS][:tasks])}",
-                f"stream.shared_labels={json.dumps(shared)}",
                 "method.name=prototype",
                 "method.prototype.noise_multiplier=0",
                 "federation.clients=3",
@@ -79,8 +78,8 @@ def played(make_experiment, folder, tmp_path_factory):
             )
             out = tmp_path_factory.mktemp("run")
             run_inprocess(at(experiment, out), lambda event: None)
-            finished[shared, tasks] = experiment, out
-        return finished[shared, tasks]
+            finished[tasks] = experiment, out
+        return finished[tasks]
 
     return run
 
@@ -115,13 +114,12 @@ class ByHand:
             return self.model.scores(self.encoded, self.data[task].labels).double().numpy()
 
 
-@pytest.mark.parametrize("shared", [True, False])
-def test_both_matrices_are_those_of_the_answers(played, shared):
+def test_both_matrices_are_those_of_the_answers(played):
     """After the first task its own head answers, and the names of labels in the second."""
-    experiment, out = played(shared)
+    experiment, out = played()
     results = read_results(out)
     assert results.class_incremental is not None
-    after = [learnt_adapter(played(shared, tasks=1)[1]), learnt_adapter(out)]
+    after = [learnt_adapter(played(tasks=1)[1]), learnt_adapter(out)]
     for j, task in enumerate(TEXTS):
         hand = ByHand(experiment, task)
         for stage, exported in enumerate(after):
@@ -131,25 +129,8 @@ def test_both_matrices_are_those_of_the_answers(played, shared):
             among = [name for name in TEXTS if name in heads or name == task]
             best = hand.answers(heads, among)
             found = results.class_incremental.accuracy_matrix[stage][j]
-            if shared:
-                assert found == share([label for _, label in best], hand.right)
-            else:
-                assert found == share(best, [(task, label) for label in hand.right])
+            assert found == share([label for _, label in best], hand.right)
 
 
 def share(answers: list, right: list) -> float:
     return sum(a == b for a, b in zip(answers, right, strict=True)) / len(right)
-
-
-def test_of_equal_names_one_class_is_answered_rightly_more_often_than_two(played):
-    """Nothing else is different: the sums of a label are those of its task."""
-    one, two = played(True)[1], played(False)[1]
-    heads, others = learnt_adapter(one), learnt_adapter(two)
-    assert all(np.array_equal(heads[task], others[task]) for task in TEXTS)
-    first, second = read_results(one), read_results(two)
-    assert first.accuracy_matrix == second.accuracy_matrix
-    assert first.class_incremental is not None
-    assert second.class_incremental is not None
-    among = [np.array(each.class_incremental.accuracy_matrix) for each in (first, second)]
-    assert (among[0] >= among[1]).all()
-    assert among[0][-1].sum() > among[1][-1].sum()

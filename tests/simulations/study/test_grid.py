@@ -29,7 +29,7 @@ tasks = ["laboratory", "surgery"]
 [orders.back]
 tasks = ["surgery", "laboratory"]
 [settings.small]
-data.train_share = 0.5
+data.max_train = 50
 adapter.rank = 3
 """
 

@@ -21,6 +21,7 @@ from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter, read_inference
 from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.lora.attach import base_only
+from deal_core.models.encoder import LOGIT_SCALE
 from deal_core.training.embedding import base_embeddings
 from simulations.use.encoder_code import Exported, encoder_code
 from simulations.use.export import ExportRequest, export
@@ -325,9 +326,9 @@ def test_a_map_behind_the_pooling_without_this_project(pooled, outside):
     labels = predictor.inference.all_tasks["surgery"]
     batch = predictor.model.encode([Example(TEXT, labels[0])], labels)
     with torch.no_grad():
-        expected = predictor.model.scores(batch, labels)[0] / predictor.inference.model.logit_scale
+        expected = predictor.model.scores(batch, labels)[0] / LOGIT_SCALE
     with base_only(predictor.model.module):
-        before = predictor.model.scores(batch, labels)[0] / predictor.inference.model.logit_scale
+        before = predictor.model.scores(batch, labels)[0] / LOGIT_SCALE
     assert (before - expected).abs().max() > 0.05  # it has learnt
     for source in ("page", "card"):
         said = torch.tensor(json.loads(outside.said[f"map of the {source}"]))
@@ -388,7 +389,7 @@ def test_the_example_of_the_page_answers_as_deal_does(encoder, outside):
 def test_the_lines_of_an_encoders_card_compare_names_as_deal_does(encoder, outside, place):
     """Of a folder that has moved too."""
     predictor = load_predictor(find_adapter(encoder))
-    labels, scale = predictor.inference.all_tasks["surgery"], predictor.inference.model.logit_scale
+    labels, scale = predictor.inference.all_tasks["surgery"], LOGIT_SCALE
     with torch.no_grad():
         batch = predictor.model.encode([Example(TEXT, labels[0])], labels)
         expected = predictor.model.scores(batch, labels)[0] / scale
@@ -451,13 +452,13 @@ def test_heads_and_names_of_the_page_score_as_deal_does(with_heads, outside):
     answer = predictor.answer(TEXT, "surgery")
     assert answer.label == max(said, key=lambda label: said[label])
     assert math.exp(said[answer.label]) == pytest.approx(answer.probability, rel=1e-4)
-    assert (predictor.inference.names_weight, predictor.inference.model.logit_scale) == (0.5, 20.0)
+    assert predictor.inference.names_weight == 0.5
 
 
 def test_the_merged_model_meets_the_label_names(encoder, exported):
     """Their vectors are those of the base model, which is not in the folder any more."""
     predictor = load_predictor(find_adapter(encoder))
-    model, scale = predictor.model, predictor.inference.model.logit_scale
+    model, scale = predictor.model, LOGIT_SCALE
     stored = load_file(exported / "merged" / "label_embeddings.safetensors")
     assert stored.keys() == predictor.inference.all_tasks.keys()
     for task, labels in predictor.inference.all_tasks.items():

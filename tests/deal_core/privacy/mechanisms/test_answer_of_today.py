@@ -16,7 +16,7 @@ def site_at(folder, **policy):
 
 
 def test_noised_counts_that_were_kept_stay_where_the_budget_is_smaller_today(tmp_path):
-    asks = ("privacy.metrics=noised", "privacy.target_epsilon=20", "privacy.metrics_noise=2")
+    asks = ("privacy.metrics=noised", "privacy.target_epsilon=20")
     mechanism = make_mechanism(experiment(*asks, "federation.rounds=2"))
     counts = {"correct": [7] * 5, "examples": [10] * 5, "correct_all": [6] * 5}
     lax = site_at(tmp_path, mechanism="record", metrics="noised")

@@ -295,7 +295,6 @@ def test_noised_counts_are_charged_per_group(site):
 def test_a_limit_that_counts_records_does_not_go_with_groups():
     with pytest.raises(UserError, match="max_train takes depends on how many a group has"):
         make_mechanism(experiment("data.max_train=100"))
-    make_mechanism(experiment("data.train_share=0.5"))
 
 
 def test_without_a_mechanism_a_unit_promises_nothing():
