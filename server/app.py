@@ -14,7 +14,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import PACKAGE, from_run_config
 from deal_core.errors import UserError
 from deal_core.installed import package_digest
-from server.events import Listener
+from server.folder import Listener
 
 if TYPE_CHECKING:
     from server.results import Results

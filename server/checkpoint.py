@@ -25,7 +25,7 @@ from deal_core.lora.arrays import from_arrays, to_arrays
 from deal_core.lora.payload import DISTILLED, HEADS, LORA, RESIDUAL, SUMS, Template
 from deal_core.lora.state import State
 from server.folder import previous_checkpoint
-from server.spending import Spending
+from server.results import Spending
 
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout, where the package was not installed from a wheel or sent by Flower."""

@@ -17,8 +17,7 @@ from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import SECURE
 from server import wire
-from server.plan import Plan
-from server.schedule import Step
+from server.plan import Plan, Step
 from server.wire import Outgoing
 
 

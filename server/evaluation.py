@@ -26,8 +26,8 @@ from server import wire
 from server.checkpoint import History
 from server.dispatch import Dispatch
 from server.exchange import Exchange, answered
+from server.plan import Step
 from server.reply_collection import Reply
-from server.schedule import Step
 
 Counts = list[list[int | float]]
 """``[correct, examples]`` per task, or ``[correct, examples, correct_all]``."""

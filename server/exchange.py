@@ -17,10 +17,10 @@ from deal_core.training.threads import threads
 from deal_core.wire.instruction import Instruction
 from server import wire
 from server.dispatch import Dispatch, dispatch
-from server.events import EventLog
+from server.folder import EventLog
+from server.plan import Step
 from server.reply_collection import Reply, collect
 from server.roster import Roster
-from server.schedule import Step
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,9 @@ from server.checkpoint import Checkpoint, History
 from server.evaluation import Evaluation, same_model
 from server.exchange import Exchange
 from server.measures import peak_rss_bytes
-from server.plan import Plan
+from server.plan import Plan, Step, StepKind
 from server.round import Round, reason_of, sendable
 from server.round_sum import RoundSum
-from server.schedule import Step, StepKind
 from server.secure.evaluation import SecureEvaluation
 from server.secure.protocol import SecureLegs
 from server.secure.round import SecureRound

@@ -21,9 +21,9 @@ from server import wire
 from server.dispatch import Dispatch
 from server.evaluation import Evaluation, EvaluationReplies
 from server.exchange import Exchange, answered
+from server.plan import Step
 from server.reply_collection import Reply
-from server.schedule import Step
-from server.spending import Spending
+from server.results import Spending
 
 RELATIVE_BOUND = 20.0
 """Largest length of a whole update, in medians of the round's other updates (of three clients or

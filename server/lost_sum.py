@@ -9,8 +9,8 @@ from deal_core.aggregation import NUMERICAL
 from deal_core.errors import UserError
 from deal_core.secure_sum.messages import ProtocolError
 from server.exchange import Exchange
+from server.plan import Step
 from server.round import reason_of
-from server.schedule import Step
 
 
 @contextmanager

@@ -13,8 +13,7 @@ from deal_core.methods import KEEP_TEXTS
 from deal_core.models.loading import with_revision
 from deal_core.privacy.accounting.events import GROUP
 from deal_core.training.text_overlap import TEXT_MEASURES
-from server.results import Privacy, Results
-from server.spending import VOID, rounded_up
+from server.results import VOID, Privacy, Results, rounded_up
 
 TITLE = "# Adapter of a federated run"
 NOT_HERE = ", its weights are not in this folder"

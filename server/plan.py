@@ -1,4 +1,5 @@
-"""Who works on which task in which round: pure, so that a resumed run finds the plan it left.
+"""Who works on which task in which round, and which step comes when: pure, so that a resumed run
+finds the plan it left.
 
 Every client has an order of tasks and works ``rounds`` rounds on each; one that has not joined yet,
 or is through, idles. All clients consolidate together, every ``every`` rounds; what lies between
@@ -7,22 +8,25 @@ task, stages and tasks are the same thing: that is the synchronous schedule. All
 one stage, with the rounds of one task.
 
 The clock is the federation's: a round in which a client is not sampled, or its reply is lost,
-counts as one of its rounds.
-"""
+counts as one of its rounds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
+from typing import Literal
 
 import torch
 
 from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, choose
+from deal_core.methods import Phase
 from deal_core.randomness import seeded
+from deal_core.wire.instruction import LEARN
 
 Order = tuple[str, ...]
 """Tasks, in the order in which a client works on them."""
@@ -236,3 +240,54 @@ def _check_client(name: str, clients: Sequence[str]) -> None:
             f"stream names client '{name}' (orders, joins); the clients are {clients[0]} to "
             f"{clients[-1]}"
         )
+
+
+StepKind = Literal["zero-shot", "round", "end-stage"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of a run; a checkpoint follows each.
+
+    Attributes:
+        kind: ``zero-shot`` (evaluate the start), ``round`` (one round of local updates),
+            ``end-stage`` (end it and evaluate).
+        stage: what lies between two consolidations, from 0; -1 for zero-shot.
+        server_round: from 1 in every stage, over all phases; 0 where the step is no round.
+        phase: of the method, to which the step belongs.
+        round: rounds of the whole run up to the step, its own included.
+    """
+
+    kind: StepKind
+    stage: int
+    server_round: int = 0
+    phase: str = LEARN
+    round: int = 0
+
+
+def schedule(rounds: Sequence[int], further: Sequence[Phase] = ()) -> list[Step]:
+    """Return the steps of a run.
+
+    What the model knew at the start is measured after the first round: learning begins at once.
+
+    Args:
+        rounds: of learning, for each stage; at least one.
+        further: phases that every stage has after them.
+    """
+    steps: list[Step] = []
+    for stage, count in enumerate(rounds):
+        steps += [Step("round", stage, number) for number in range(1, count + 1)]
+        done = count
+        for phase in further:
+            numbers = range(done + 1, done + phase.rounds + 1)
+            steps += [Step("round", stage, number, phase.name) for number in numbers]
+            done += phase.rounds
+        steps.append(Step("end-stage", stage))
+    steps.insert(1, Step("zero-shot", -1))
+    counted = accumulate(step.kind == "round" for step in steps)
+    return [replace(step, round=int(count)) for step, count in zip(steps, counted, strict=True)]
+
+
+def rounds_of(stage: int, steps: Sequence[Step]) -> int:
+    """How many rounds a stage has, of all phases."""
+    return sum(step.kind == "round" and step.stage == stage for step in steps)

@@ -35,8 +35,7 @@ from server.dispatch import Dispatch, carrying, training_requests
 from server.evaluation import Evaluation
 from server.exchange import Exchange
 from server.gathering import Gathering, RoundReplies, limits_of
-from server.plan import Plan
-from server.schedule import Step
+from server.plan import Plan, Step
 
 
 def fold_residual(state: State, aggregate: Aggregate) -> State:

@@ -14,17 +14,15 @@ from deal_core.methods import method_of, phases_after
 from deal_core.models import adapter_shapes
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
-from server.events import EventLog, Listener
 from server.exchange import Exchange
 from server.export import export_adapter, hand_over, task_spaces
 from server.federation import Federation, start_state
-from server.folder import RunFolder, exclusive_lock
+from server.folder import EventLog, Listener, RunFolder, exclusive_lock
 from server.measures import make_results
 from server.model_card import write_card
-from server.plan import Plan, make_plan
+from server.plan import Plan, make_plan, rounds_of, schedule
 from server.results import Results, write_results
 from server.roster import find_roster
-from server.schedule import rounds_of, schedule
 from server.tracking.tracker import tracked
 
 

@@ -20,9 +20,9 @@ from deal_core.secure_sum.terms import LEAST_SITES
 from deal_core.wire.secure_layout import CLASS_SUMS, statistics_layout
 from server import wire
 from server.exchange import Exchange, answered
+from server.plan import Step
 from server.round import Round
 from server.round_sum import Sums
-from server.schedule import Step
 
 ContextOf = Callable[[Sequence[str], float], SumContext]
 """Tasks, and the deviation of the noise, to what the server knows of their sums."""

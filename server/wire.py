@@ -32,7 +32,7 @@ from deal_core.wire.codec import WireArrays
 from deal_core.wire.heads import pack_heads, read_heads
 from deal_core.wire.instruction import RECORD, Instruction
 from deal_core.wire.records import BLAMES, EXAMPLES, REPLY, SECURE, record_digest
-from server.spending import Spending, spending_in
+from server.results import Spending, spending_in
 
 F = TypeVar("F")
 PLACE = ("stage", "phase", "server_round")

@@ -19,7 +19,7 @@ from deal_core.privacy.accounting.certificate import (
 )
 from deal_core.privacy.accounting.events import assumed_honest, common_unit, composed, unit_text
 from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError, LedgerUnusable
-from server.spending import rounded_up
+from server.results import rounded_up
 from simulations.output.console import NARROW, print_line, text_table
 from simulations.output.files import TextTable, write_file
 

@@ -21,9 +21,9 @@ from server.evaluation import Counts, Evaluation, decoded, without_zeros
 from server.exchange import answered
 from server.gathering import refuse
 from server.lost_sum import may_be_lost
+from server.plan import Step
 from server.reply_collection import Reply
 from server.round_sum import Sums
-from server.schedule import Step
 from server.secure.protocol import SecureLegs
 
 ROUNDING = 1e-3

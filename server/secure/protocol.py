@@ -26,8 +26,8 @@ from deal_core.secure_sum.terms import LEAST_SITES, RoundTerms, threshold
 from deal_core.wire.records import ANNOUNCEMENTS, NAMES, REQUEST, RUN, SECURE
 from server import wire
 from server.exchange import Exchange, answered
+from server.plan import Step
 from server.reply_collection import collect
-from server.schedule import Step
 from server.secure.keys import ChannelKeys, registered_site
 
 Add = Callable[[ServerRound, bytes, bytes], ServerRound]

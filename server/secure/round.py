@@ -32,12 +32,12 @@ from server.evaluation import Evaluation, EvaluationReplies
 from server.exchange import Exchange, answered
 from server.gathering import RoundReplies, refuse
 from server.lost_sum import may_be_lost
+from server.plan import Step
 from server.reply_collection import Reply
+from server.results import Spending
 from server.round import Round, fold_residual, reason_of, sendable
 from server.round_sum import RoundSum, Sums
-from server.schedule import Step
 from server.secure.protocol import SecureLegs
-from server.spending import Spending
 
 
 @dataclass(frozen=True)

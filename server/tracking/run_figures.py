@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.checkpoint import EVERYBODY
-from server.events import RunEvent
+from server.folder import RunEvent
 
 OF_A_ROUND = ("seconds", "clients", "aggregation_error", "bytes_up", "bytes_down")
 OF_A_RUN = ("average_accuracy", "backward_transfer", "forward_transfer", "forgetting")

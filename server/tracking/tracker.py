@@ -23,7 +23,7 @@ from typing import Any
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
-from server.events import EventLog, RunEvent
+from server.folder import EventLog, RunEvent
 from server.tracking.run_figures import RunFigures
 
 TRACKERS = {

@@ -16,7 +16,7 @@ from deal_core.errors import UserError, at_home
 from deal_core.inference.answer import Answer, Written
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import Predictor, load_predictor
-from server.events import Listener
+from server.folder import Listener
 from server.results import Results, read_results
 from simulations.api.settings import Config, placed
 from simulations.run.experiment import Request

@@ -40,8 +40,7 @@ from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from deal_core.privacy.policy import in_sum
 from deal_core.wire.instruction import LEARN
-from server.events import Listener
-from server.folder import exclusive_lock
+from server.folder import Listener, exclusive_lock
 from server.results import Results
 from server.run import run
 from simulations.audit.found import Attack, Found, Kind, Training, outcomes_of, steps_of

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from textwrap import wrap
 
 from deal_core.privacy.accounting.events import unit_text
-from server.results import Strict
-from server.spending import rounded_up
+from server.results import Strict, rounded_up
 from simulations.audit.found import Figure, Found, Kind
 from simulations.audit.judged import Judged
 from simulations.output.files import DASH, row

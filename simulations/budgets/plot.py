@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from server.spending import extent, rounded_up
+from server.results import extent, rounded_up
 from simulations.budgets.curve_names import curve_names
 from simulations.budgets.results import Budgets, Mean, Point
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from server.spending import extent, rounded_up
+from server.results import extent, rounded_up
 from simulations.budgets.results import Budgets, Mean, Point, Sweep
 from simulations.output.files import DASH, head, row
 

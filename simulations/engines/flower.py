@@ -23,8 +23,7 @@ import psutil
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
-from server.events import Listener, RunEvent, plain_reason
-from server.folder import RunFolder
+from server.folder import Listener, RunEvent, RunFolder, plain_reason
 from simulations.engines.interrupt import uninterrupted
 from simulations.engines.worker_pool import Workers, as_run_by, this_machine
 from simulations.output.files import toml_lines

@@ -28,7 +28,7 @@ from flwr.supercore.run import Run
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
-from server.events import Listener
+from server.folder import Listener
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.worker_pool import WorkerPool, as_run_by, this_machine, worker_pool
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from deal_core.config.experiment import Experiment
-from server.events import Listener
+from server.folder import Listener
 
 
 @dataclass(frozen=True)

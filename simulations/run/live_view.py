@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deal_core.privacy.accounting.events import unit_text
-from server.spending import EARLIER, VOID, extent, rounded_up, whole_trust
+from server.results import EARLIER, VOID, extent, rounded_up, whole_trust
 from simulations.output.console import print_line
 from simulations.run.progress import PHASES, Progress, RunEvent
 

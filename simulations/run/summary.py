@@ -12,8 +12,7 @@ from deal_core.methods import KEEP_TEXTS
 from deal_core.metrics import in_turn, spans
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
-from server.results import Privacy, Results, read_results
-from server.spending import rounded_up
+from server.results import Privacy, Results, read_results, rounded_up
 from simulations.output.console import NARROW, print_line, stage_title, text_table
 from simulations.output.files import TextTable
 from simulations.run.live_view import duration, signed

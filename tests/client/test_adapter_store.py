@@ -17,7 +17,7 @@ from client.site_file import NODE_KEY
 from deal_core.errors import UserError
 from deal_core.wire.records import DIGEST, RECORD, digest_of
 from server import export as handover
-from server.events import EventLog
+from server.folder import EventLog
 from server.roster import Roster
 from simulations.deployment.site.fetch import fetch_adapter
 from simulations.engines.flower_identity import assume_identity

@@ -29,9 +29,9 @@ from server.evaluation import Evaluation, cut
 from server.exchange import Exchange
 from server.federation import start_state
 from server.folder import RunFolder
+from server.plan import Step
 from server.results import read_results
 from server.run import run
-from server.schedule import Step
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
 from tests.registered import register

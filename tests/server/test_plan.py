@@ -13,8 +13,7 @@ from deal_core.errors import UserError
 from deal_core.methods import method_of, phases_after
 from deal_core.metrics import spans
 from deal_core.privacy.accounting.release_plan import evaluations, planned_work
-from server.plan import Plan, make_plan
-from server.schedule import Step, schedule
+from server.plan import Plan, Step, make_plan, schedule
 
 TASKS = ("a", "b", "c", "d")
 CLIENTS = ("0", "1", "2")

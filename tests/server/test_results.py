@@ -10,8 +10,7 @@ from deal_core.errors import UserError
 from server.checkpoint import EVERYBODY, History, commit
 from server.measures import clients_that_spend, clients_that_train, make_results
 from server.plan import Plan
-from server.results import read_results, write_results
-from server.spending import spending_in
+from server.results import read_results, spending_in, write_results
 
 HISTORY = History(
     evaluations=(

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from deal_core.methods import Phase
-from server.schedule import Step, schedule
+from server.plan import Step, schedule
 
 
 def phase(name: str, rounds: int) -> Phase:

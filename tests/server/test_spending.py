@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.results import Privacy
-from server.spending import EARLIER, MORE_TRUST, VOID, extent, rounded_up, spending_in
+from server.results import EARLIER, MORE_TRUST, VOID, Privacy, extent, rounded_up, spending_in
 
 GOOD = {"epsilon": 1.0, "delta": 1e-4, "simulation_only": 1.0}
 

@@ -22,7 +22,7 @@ from deal_core.privacy.mechanisms.distributed_noise import COUNT_WEIGHT, NoisySu
 from deal_core.privacy.mechanisms.noise import SeededNoise
 from deal_core.randomness import seeded
 from server.federation import start_state
-from server.schedule import Step
+from server.plan import Step
 from server.statistics_sum import StatisticsSum
 from tests.server.fuzz_grid import tiny_model
 

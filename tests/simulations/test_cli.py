@@ -229,7 +229,7 @@ HALTING = """
 import os
 import signal
 
-from server.events import EventLog
+from server.folder import EventLog
 from simulations.cli import main
 
 write = EventLog.write

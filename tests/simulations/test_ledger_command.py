@@ -15,7 +15,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.accounting.certificate import KEY, _bytes, certificate
 from deal_core.privacy.accounting.events import Budget, composed, unprotected_event
 from deal_core.privacy.accounting.ledger import Ledger
-from server.spending import rounded_up
+from server.results import rounded_up
 from simulations.cli import app
 from tests.ledger_events import ledger_event
 

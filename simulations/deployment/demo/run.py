@@ -18,8 +18,7 @@ import psutil
 from rich.console import Console
 
 from deal_core.errors import UserError
-from server.events import Listener, plain_reason
-from server.folder import RunFolder
+from server.folder import Listener, RunFolder, plain_reason
 from simulations.deployment.demo.files import (
     NAMES,
     DemoFolder,

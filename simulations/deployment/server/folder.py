@@ -15,7 +15,7 @@ from pydantic import Field
 from deal_core.config.data import Table
 from deal_core.config.file import parse_tables, read_toml
 from deal_core.errors import UserError, at_home
-from server.events import EventLog
+from server.folder import EventLog
 from simulations.deployment.keys import make_authority, make_server_certificate, write_secret
 from simulations.deployment.programs import FlowerHome, filled, service_unit
 from simulations.output.files import toml_lines

@@ -14,10 +14,23 @@ from prometheus_client.registry import Collector
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.events import unit_text
-from server.events import RunEvent, plain_reason, read_events, site_name, without_undone
-from server.folder import RunFolder, held
-from server.results import read_results
-from server.spending import Spending, rounded_up, spending_told, whole_extent, whole_trust
+from server.folder import (
+    RunEvent,
+    RunFolder,
+    held,
+    plain_reason,
+    read_events,
+    site_name,
+    without_undone,
+)
+from server.results import (
+    Spending,
+    read_results,
+    rounded_up,
+    spending_told,
+    whole_extent,
+    whole_trust,
+)
 from simulations.deployment.server.folder import ServerFolder
 
 ROUND_ENDS = frozenset(

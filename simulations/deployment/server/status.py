@@ -16,9 +16,8 @@ from rich.text import Text
 
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.events import unit_text
-from server.events import TOLD_TO_END
-from server.folder import RunFolder, held
-from server.spending import MORE_TRUST, VOID, Spending, rounded_up, whole_extent
+from server.folder import TOLD_TO_END, RunFolder, held
+from server.results import MORE_TRUST, VOID, Spending, rounded_up, whole_extent
 from simulations.deployment.programs import CONNECTION
 from simulations.deployment.server.folder import ServerFolder, command
 from simulations.deployment.server.run_state import (

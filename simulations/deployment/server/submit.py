@@ -14,8 +14,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import from_run_config, to_run_config
 from deal_core.data.sources import SitesSource
 from deal_core.errors import UserError
-from server.events import read_events
-from server.folder import RunFolder, exclusive_lock
+from server.folder import RunFolder, exclusive_lock, read_events
 from simulations.deployment.programs import CONNECTION
 from simulations.deployment.server.folder import ServerFolder, command
 from simulations.deployment.server.superlink import registered

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from server.spending import rounded_up
+from server.results import rounded_up
 from simulations.output.console import NARROW, print_line, text_table
 from simulations.output.files import DASH, TextTable
 from simulations.report.comparison.compared import ComparedRun, Comparison

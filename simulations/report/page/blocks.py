@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from server.spending import rounded_up
+from server.results import rounded_up
 from simulations.output.files import DASH, TextTable, blocks
 from simulations.run.live_view import duration, signed
 

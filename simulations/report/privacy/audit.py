@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from server.spending import rounded_up
+from server.results import rounded_up
 from simulations.audit.found import Kind
 from simulations.audit.judged import Judged
 from simulations.audit.tables import (

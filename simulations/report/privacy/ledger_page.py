@@ -18,7 +18,7 @@ from deal_core.privacy.accounting.events import (
     unit_text,
 )
 from deal_core.privacy.policy import Policy
-from server.spending import rounded_up
+from server.results import rounded_up
 from simulations.report.page.blocks import (
     Block,
     Bullets,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.checkpoint import EVERYBODY
-from server.events import plain_reason, site_name
-from server.spending import Spending, spending_told
+from server.folder import plain_reason, site_name
+from server.results import Spending, spending_told
 
 RunEvent = Mapping[str, Any]
 

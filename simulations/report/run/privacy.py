@@ -9,8 +9,7 @@ from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.privacy.accounting.events import GROUP, unit_text
 from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
 from server.measures import clients_that_spend
-from server.results import OUTSIDE
-from server.spending import VOID, extent, rounded_up, whole_extent, whole_trust
+from server.results import OUTSIDE, VOID, extent, rounded_up, whole_extent, whole_trust
 from simulations.report.charts.drawings import Dot, Level, dots
 from simulations.report.page.blocks import (
     Block,

@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from server.events import read_events
-from server.folder import RunFolder, held
+from server.folder import RunFolder, held, read_events
 from server.results import Results, read_results
 from simulations.report.page.blocks import Cell, Table, whole
 from simulations.report.run.label_counts import LabelCounts, read_label_counts

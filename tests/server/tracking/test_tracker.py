@@ -18,7 +18,7 @@ import pytest
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from server.events import EventLog, read_events
+from server.folder import EventLog, read_events
 from server.results import read_results
 from server.tracking import tracker
 from server.tracking.tracker import TRACKERS, check_tracker, tracked

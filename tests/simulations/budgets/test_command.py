@@ -20,8 +20,7 @@ from deal_core.privacy.accounting.events import composed
 from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.guesses import CHOICES, Guesses
 from deal_core.privacy.audit.one_run_audit import lower_bound
-from server.results import read_results
-from server.spending import rounded_up
+from server.results import read_results, rounded_up
 from simulations.audit.command import AuditRequest, run_audit
 from simulations.audit.found import Found, Outcome, Steps, Training
 from simulations.budgets.budget_study import budgets_study

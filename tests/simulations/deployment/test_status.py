@@ -13,9 +13,8 @@ from rich.console import Console
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.mechanisms.registry import mechanism_of
-from server.events import TOLD_TO_END, EventLog, read_events
-from server.folder import RunFolder
-from server.spending import EARLIER, MORE_TRUST, VOID, Spending
+from server.folder import TOLD_TO_END, EventLog, RunFolder, read_events
+from server.results import EARLIER, MORE_TRUST, VOID, Spending
 from simulations.deployment.server import superlink
 from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
 from simulations.deployment.server.run_state import (

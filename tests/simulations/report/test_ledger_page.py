@@ -13,7 +13,7 @@ from client.egress import FIELDS
 from deal_core.errors import UserError
 from deal_core.privacy.accounting.events import Budget, composed, unprotected_event
 from deal_core.privacy.accounting.ledger import Ledger
-from server.spending import rounded_up
+from server.results import rounded_up
 from simulations.cli import app
 from simulations.report.privacy.ledger_page import _in_chances
 from tests.ledger_events import ledger_event

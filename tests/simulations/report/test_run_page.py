@@ -15,8 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from server.folder import RunFolder, exclusive_lock
-from server.results import read_results
-from server.spending import rounded_up
+from server.results import read_results, rounded_up
 from simulations.report.command import write_report
 from simulations.report.run.log import read_log
 from simulations.report.run.record import read_run

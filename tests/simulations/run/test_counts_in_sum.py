@@ -15,11 +15,11 @@ from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum.messages import BelowThreshold, ProtocolError
 from deal_core.wire.records import CORRECT, CORRECT_ALL, EXAMPLES
 from deal_core.wire.secure_layout import counts_layout
-from server.events import EventLog
 from server.exchange import Exchange
+from server.folder import EventLog
+from server.plan import Step
 from server.results import read_results
 from server.roster import Roster
-from server.schedule import Step
 from server.secure.evaluation import _rows
 from server.secure.protocol import SecureLegs
 from server.wire import ClientSkipped, read_secure

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deal_core.config.experiment import Experiment
-from server.events import Listener
+from server.folder import Listener
 from server.results import Results, read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.simulations.runs import at, learnt_adapter, same
