@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +23,12 @@ from Crypto.Protocol.SecretSharing import Shamir
 
 from tests.deal_core.secure_sum.known_answers import known_answers
 
-PAGE = Path(__file__).parents[3] / "docs/secure-aggregation.md"
+VECTORS = Path(__file__).parents[3] / "docs/secure-aggregation-vectors.json"
 
 
 @pytest.fixture(scope="module")
 def answers() -> dict[str, Any]:
-    text = PAGE.read_text(encoding="utf-8").split("## Test vectors")[1]
-    found = re.search(r"```json\n(.*?)```", text, flags=re.DOTALL)
-    assert found is not None
-    return json.loads(found[1])
+    return json.loads(VECTORS.read_text(encoding="utf-8"))
 
 
 def frame(kind: str, *parts: bytes) -> bytes:
