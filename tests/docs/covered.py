@@ -16,7 +16,6 @@ FAST = {
     "deal report /srv/deal/runs/RUN": "runs/mine/report.html",
     "deal compare runs/quickstart-seed0 runs/mine": "compare.csv",
     "deal compare runs/one runs/two": "compare.html",
-    "deal compare runs/quickstart-seed0 runs/lwf --out comparison": "comparison/compare.html",
     "deal predict runs/quickstart-seed0 'a question'": '"text": "a question"',
     "deal predict runs/quickstart-seed0 'Which drug reverses heparin?'": '"label":',
     "deal predict runs/quickstart-seed0 --file texts.csv --column question --task surgery": (
@@ -26,6 +25,7 @@ FAST = {
     "deal export runs/quickstart-seed0 --to mine": "mine/adapter_config.json",
     "deal export runs/quickstart-seed0 --to mine --merge": "mine/model.safetensors",
     "deal ledger show STATE": "epsilon",
+    "deal ledger show /srv/deal-site/state": "epsilon",
     "deal ledger export STATE --out c.json": "c.json",
     "deal ledger verify STATE --certificate c.json": "certificate",
     "deal report --privacy STATE": "STATE/privacy.html",
@@ -122,7 +122,6 @@ PARSED = {
     "deal status --dir /srv/deal": DEPLOYMENT,
     "deal stop RUN --dir /srv/deal": DEPLOYMENT,
     "deal study medmcqa": HOURS,
-    "deal study data-budget --settings share10,share58": HOURS,
     "deal budgets private --without-privacy quickstart": HOURS,
     "deal budgets private --epsilon 1,2,4,8,inf --seeds 0,1,2 --without-privacy quickstart": HOURS,
     "deal audit private-site": HOURS,
@@ -154,9 +153,6 @@ NOT_OURS = {
     ".venv/bin/pip install torch --index-url ADDRESS": INSTALL,
     ".venv/bin/pip install --editable .": INSTALL,
     "pip install --editable '.[tensorboard]'": INSTALL,
-    "docker compose -f simulations/deployment/containers/compose.yaml up": (
-        "needs a container runtime; tests/simulations/deployment/containers runs its steps"
-    ),
     "make quickstart": "tests/simulations/run/test_quickstart.py runs it",
     "make test": "runs this test",
     "make test-slow": "runs this test",
