@@ -12,9 +12,9 @@ from opacus.optimizers import DPOptimizer
 
 from deal_core.config.experiment import TrainConfig
 from deal_core.models import Encoded
+from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.interface import RecordId
-from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
-from deal_core.privacy.mechanisms.noise import SecureNoise
+from deal_core.privacy.noise import SecureNoise
 from measuring import Contestant, Figures, Window, measured
 from step import FACTORS, MINILM, Case, deal_step, encoder_parts
 

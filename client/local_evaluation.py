@@ -12,7 +12,7 @@ from client.rehearsal import rehearse_answers, rehearse_embeddings
 from client.resources import ClientTask, Workbench
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
-from deal_core.privacy.accounting.events import GROUP
+from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import Counts, Refusal, UpdateRequest
 from deal_core.privacy.policy import metrics_allowed
 from deal_core.randomness import seeded

@@ -16,8 +16,8 @@ from client.resources import Workbench
 from deal_core.data.public import public_texts, texts_digest
 from deal_core.lora.state import State
 from deal_core.methods import EmbeddedTask, Statistics, TaskDataset
+from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.interface import GradientSum, LocalUpdate, Site
-from deal_core.privacy.mechanisms.distributed_noise import NoisySum
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import CLASS_SUMS
 

@@ -39,9 +39,9 @@ from deal_core.models import (
 from deal_core.models.fast.text_cache import cache_folder
 from deal_core.models.loading import best_device
 from deal_core.models.stateless import require_stateless
-from deal_core.privacy.accounting.events import GROUP
+from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import Grouping, MakeMechanism, Mechanism, RecordId
-from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
+from deal_core.protection import make_mechanism, mechanism_of
 from deal_core.training.allocator import keep_memory
 from deal_core.training.cache import Cache
 from deal_core.training.embedding import base_embeddings, embeddings_alone

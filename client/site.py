@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def site_of(place: RequestContext) -> Site:
     """Return the site behind a request. An institution's ledger outlives all runs, and lies in its
     state folder; a simulated client's lies in its folder of the run."""
-    from deal_core.privacy.accounting.ledger import Ledger
     from deal_core.privacy.interface import Site
+    from deal_core.privacy.ledger import Ledger
 
     if place.site is None:
         return Site(partial(Ledger, place.folder), None, simulated=True)

@@ -25,7 +25,7 @@ from deal_core.lora.state import State
 from deal_core.methods import method_of, statistics_of, whole_heads
 from deal_core.models import FAMILIES, has_label_logits
 from deal_core.models.loading import TO_THE_BIT, pinned, upstream_of, with_revision
-from deal_core.privacy.mechanisms.registry import mechanism_of
+from deal_core.protection import mechanism_of
 from deal_core.wire.records import DIGEST, RECORD, digest_of, read_folder
 from server.folder import EventLog
 from server.reply_collection import Reply, collect

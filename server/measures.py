@@ -13,8 +13,8 @@ import psutil
 
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
-from deal_core.privacy.accounting.events import GROUP
-from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
+from deal_core.privacy.events import GROUP
+from deal_core.protection import make_mechanism, mechanism_of
 from server.checkpoint import EVERYBODY, History, commit
 from server.plan import Plan
 from server.results import Accuracy, ClassIncremental, ClientResult, Privacy, Results, Stage, Wire

@@ -11,7 +11,7 @@ from deal_core.inference.folder import AdapterFolder, Inference
 from deal_core.lora.kinds import KINDS, rule_of
 from deal_core.methods import KEEP_TEXTS
 from deal_core.models.loading import with_revision
-from deal_core.privacy.accounting.events import GROUP
+from deal_core.privacy.events import GROUP
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.results import VOID, Privacy, Results, rounded_up
 

@@ -17,7 +17,7 @@ from deal_core.atomic_write import atomic_write
 from deal_core.config.data import TextMeasureName
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.events import unit_text
+from deal_core.privacy.events import unit_text
 
 
 class Spending(BaseModel):

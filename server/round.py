@@ -25,7 +25,7 @@ from deal_core.lora.adapter import compress, stack, zero_adapter
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
 from deal_core.methods import Phase
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.protection import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.threads import threads
 from deal_core.wire.adapter_record import require_bounded

@@ -12,7 +12,7 @@ from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.methods import method_of, phases_after
 from deal_core.models import adapter_shapes
-from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
+from deal_core.protection import make_mechanism, mechanism_of
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.exchange import Exchange
 from server.export import export_adapter, hand_over, task_spaces

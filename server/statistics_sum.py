@@ -14,7 +14,7 @@ from deal_core.aggregation import NUMERICAL, Aggregate
 from deal_core.config.experiment import Experiment
 from deal_core.lora.state import State
 from deal_core.methods import COUNT, SUM, Statistics, SumContext, Tensors
-from deal_core.privacy.mechanisms.distributed_noise import COUNT_WEIGHT, class_sum_noise, grid_step
+from deal_core.privacy.distributed_noise import COUNT_WEIGHT, class_sum_noise, grid_step
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.terms import LEAST_SITES
 from deal_core.wire.secure_layout import CLASS_SUMS, statistics_layout

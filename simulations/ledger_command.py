@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from deal_core.errors import UserError, at_home
-from deal_core.privacy.accounting.certificate import (
+from deal_core.privacy.certificate import (
     certificate,
     check_certificate,
     composed_over,
     told_events,
 )
-from deal_core.privacy.accounting.events import assumed_honest, common_unit, composed, unit_text
-from deal_core.privacy.accounting.ledger import FILE, Entry, Ledger, LedgerError, LedgerUnusable
+from deal_core.privacy.events import assumed_honest, common_unit, composed, unit_text
+from deal_core.privacy.ledger import FILE, Entry, Ledger, LedgerError, LedgerUnusable
 from server.results import rounded_up
 from simulations.output.console import NARROW, print_line, text_table
 from simulations.output.files import TextTable, write_file

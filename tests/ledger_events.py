@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from deal_core.privacy.accounting.events import LedgerEvent
+from deal_core.privacy.events import LedgerEvent
 
 
 def ledger_event(**changed: Any) -> LedgerEvent:

@@ -26,9 +26,9 @@ from deal_core.lora.payload import PayloadError, Template
 from deal_core.lora.state import State
 from deal_core.methods import Phase
 from deal_core.models import has_label_logits
-from deal_core.privacy.accounting.fingerprints import sum_terms
 from deal_core.privacy.interface import Counts, LocalUpdate
 from deal_core.privacy.policy import at_server
+from deal_core.protection import sum_terms
 from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum import site_round
 from deal_core.secure_sum.layout import Layout, weighted_values

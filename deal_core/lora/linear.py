@@ -47,7 +47,7 @@ class AdaptedLinear(torch.autograd.Function):
     """``y = x W^T + bias + s (x A^T) B^T`` for a frozen ``W``; gradients for x, A and B only.
 
     A factor may come once for every example, ``(examples, ...)`` of equal values (see
-    :mod:`deal_core.training.per_sample`): its gradient then is that of every example. Whose a row
+    :mod:`deal_core.lora.per_example`): its gradient then is that of every example. Whose a row
     of ``x`` is follows from its place, or, where texts lie in one row, from ``packing``.
     """
 

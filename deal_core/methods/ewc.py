@@ -33,6 +33,7 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
 from deal_core.lora.adapter import fingerprint
 from deal_core.lora.attach import factors_in, merge, set_trainable, write
+from deal_core.lora.per_example import squared_gradients
 from deal_core.lora.state import State
 from deal_core.methods.interface import LocalTask, Phase, TaskDataset, TaskHistory, Tensors
 from deal_core.methods.shared.continued import continued
@@ -45,7 +46,6 @@ from deal_core.randomness import seeded
 from deal_core.training.batching import within_budget
 from deal_core.training.cache import Cache
 from deal_core.training.objective import Objective
-from deal_core.training.per_sample import squared_gradients
 
 BOTH = frozenset({"lora_A", "lora_B"})
 TOKENS = 2048

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.methods import Statistics
 from deal_core.models.interface import Encoded
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import Policy
 from deal_core.privacy.policy import Refusal as Refusal
 from deal_core.training.gradients import Gradients

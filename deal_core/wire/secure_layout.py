@@ -80,7 +80,7 @@ def statistics_layout(
     Args:
         experiment: says how many sites there are.
         shapes: of each task, name to shape of what is summed.
-        basis: :func:`~deal_core.privacy.accounting.fingerprints.sum_terms` of the round.
+        basis: :func:`~deal_core.protection.sum_terms` of the round.
     """
     sites = experiment.federation.clients
     finest = finest_scale(MOST_RECORDS, sites, SUM_BITS)
@@ -105,7 +105,7 @@ def layout_of(
     experiment: Experiment, adapter: Adapter, trained: frozenset[str], gradients: bool, basis: str
 ) -> Layout:
     """Return the layout of a round of an experiment; ``gradients``: of gradient sums; ``basis``:
-    :func:`~deal_core.privacy.accounting.fingerprints.sum_terms` of the round."""
+    :func:`~deal_core.protection.sum_terms` of the round."""
     sites = experiment.federation.clients
     if gradients:
         layout = gradient_layout(adapter, trained, sites)

@@ -10,7 +10,7 @@ import numpy as np
 from deal_core.aggregation import NUMERICAL
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
-from deal_core.privacy.accounting.fingerprints import sum_terms
+from deal_core.protection import sum_terms
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.wire.records import EXAMPLES, count_names

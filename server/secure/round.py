@@ -18,8 +18,8 @@ from deal_core.aggregation import (
 from deal_core.config.experiment import Experiment
 from deal_core.lora.learnt import changed
 from deal_core.lora.state import State
-from deal_core.privacy.accounting.fingerprints import sum_terms
-from deal_core.privacy.mechanisms.distributed_noise import grid_step, sum_deviation
+from deal_core.privacy.distributed_noise import grid_step, sum_deviation
+from deal_core.protection import sum_terms
 from deal_core.secure_sum.layout import Layout, weighted_means
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound

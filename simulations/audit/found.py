@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from deal_core.config.experiment import Experiment
-from deal_core.privacy.accounting.accountant import DpEvent, with_steps_added
-from deal_core.privacy.accounting.events import LedgerEvent
+from deal_core.privacy.accountant import DpEvent, with_steps_added
 from deal_core.privacy.audit.claim_audit import Repetition
 from deal_core.privacy.audit.guesses import Guesses
+from deal_core.privacy.events import LedgerEvent
 from server.results import Strict
 
 Kind = Literal["gradients", "texts", "sums"]
@@ -54,7 +54,7 @@ class Outcome(Strict):
 
 
 class Steps(Strict):
-    """As :class:`deal_core.privacy.accounting.accountant.DpEvent`: what the ledger holds."""
+    """As :class:`deal_core.privacy.accountant.DpEvent`: what the ledger holds."""
 
     sample_rate: float
     noise_multiplier: float

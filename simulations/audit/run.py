@@ -22,7 +22,6 @@ from deal_core.data import TaskData, load_for_clients, open_source
 from deal_core.data.partition import partition
 from deal_core.errors import UserError
 from deal_core.models.interface import LanguageModel
-from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.audited import audited
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.guesses import guess
@@ -37,8 +36,9 @@ from deal_core.privacy.audit.text_canaries import (
     members_of,
 )
 from deal_core.privacy.interface import UpdateRequest
-from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
+from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import in_sum
+from deal_core.protection import make_mechanism, mechanism_of
 from deal_core.wire.instruction import LEARN
 from server.folder import Listener, exclusive_lock
 from server.results import Results

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from textwrap import wrap
 
-from deal_core.privacy.accounting.events import unit_text
+from deal_core.privacy.events import unit_text
 from server.results import Strict, rounded_up
 from simulations.audit.found import Figure, Found, Kind
 from simulations.audit.judged import Judged

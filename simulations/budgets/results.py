@@ -10,9 +10,9 @@ from statistics import fmean
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, at_home
 from deal_core.methods.auto_settings import resolve_auto
-from deal_core.privacy.accounting.events import LedgerEvent, assumed_honest, composed
-from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.mechanisms.registry import mechanism_of
+from deal_core.privacy.events import LedgerEvent, assumed_honest, composed
+from deal_core.privacy.ledger import Ledger
+from deal_core.protection import mechanism_of
 from server.results import Privacy, Results, Strict, read_results
 from simulations.audit.found import Bound
 from simulations.audit.tables import Audit

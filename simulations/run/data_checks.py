@@ -12,7 +12,7 @@ from deal_core.errors import UserError
 from deal_core.models import check_label_tokens, decodes_apart, has_label_logits, max_positions
 from deal_core.models.loading import pretrained
 from deal_core.models.prompt import INSTRUCTION, PromptTemplate, prompt_template, read_template
-from deal_core.privacy.accounting.events import unit_of
+from deal_core.privacy.events import unit_of
 from deal_core.privacy.policy import require_delta
 from server.plan import make_plan
 from simulations.check.findings import Finding

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from deal_core.privacy.accounting.events import unit_text
+from deal_core.privacy.events import unit_text
 from server.results import EARLIER, VOID, extent, rounded_up, whole_trust
 from simulations.output.console import print_line
 from simulations.run.progress import PHASES, Progress, RunEvent

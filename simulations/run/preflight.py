@@ -22,8 +22,8 @@ from deal_core.models import (
     has_label_logits,
     max_positions,
 )
-from deal_core.privacy.mechanisms.registry import check_counts, make_mechanism
 from deal_core.privacy.policy import require_comparable
+from deal_core.protection import check_counts, make_mechanism
 from deal_core.randomness import seeded
 from deal_core.secure_sum.terms import LEAST_SITES
 from deal_core.wire.adapter_record import codec_named

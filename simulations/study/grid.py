@@ -68,7 +68,7 @@ def resolved(experiment: Experiment) -> Experiment:
 def precise(experiment: Experiment) -> Experiment:
     """The same with the precision of this machine, where it is left to the machine."""
     from deal_core.models.loading import best_device
-    from deal_core.privacy.mechanisms.registry import mechanism_of
+    from deal_core.protection import mechanism_of
     from deal_core.training.precision import compute_dtype
 
     exact = mechanism_of(experiment).needs_float32

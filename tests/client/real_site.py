@@ -23,8 +23,8 @@ from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
-from deal_core.privacy.accounting.events import LedgerEvent
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.events import LedgerEvent
+from deal_core.privacy.ledger import Ledger
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.federation import start_state

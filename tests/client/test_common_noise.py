@@ -11,10 +11,10 @@ from flwr.app import Context, Message
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.models import Encoded, adapter_shapes
-from deal_core.privacy.accounting.fingerprints import sum_terms
-from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import RecordId, Site, UpdateRequest
-from deal_core.privacy.mechanisms.none import NoMechanism
+from deal_core.privacy.ledger import Ledger
+from deal_core.privacy.unprotected import NoMechanism
+from deal_core.protection import sum_terms
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.federation import start_state

@@ -9,7 +9,7 @@ from client import rehearsal
 from client.state import FeedbackStore
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.ledger import Ledger
 from tests.client.real_site import RealSite, asked, code, start
 
 pytestmark = pytest.mark.usefixtures("one_model")

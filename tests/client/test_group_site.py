@@ -10,8 +10,8 @@ import torch
 from pydantic import ValidationError
 
 from client.app import _workbench
-from deal_core.privacy.accounting.events import composed
-from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
+from deal_core.privacy.dpsgd import PrivateGradients
+from deal_core.privacy.events import composed
 from deal_core.privacy.policy import Policy
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
 from tests.slow import slow_but
@@ -188,7 +188,7 @@ def test_a_patient_more_moves_what_a_site_would_send_by_at_most_the_bound(
 
 def test_noised_counts_are_of_patients(tmp_path, monkeypatch):
     """One with fifty test records changes a count by 1 at most, as the charge says."""
-    from deal_core.privacy.mechanisms import record as record_mechanism
+    from deal_core.privacy import record as record_mechanism
 
     seen = []
     original = record_mechanism.noised_counts

@@ -22,11 +22,11 @@ import client.app
 from client import local_update
 from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors
-from deal_core.privacy.accounting.events import LedgerEvent, composed
-from deal_core.privacy.mechanisms import record as record_mechanism
-from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
-from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.record import RecordMechanism
+from deal_core.privacy import record as record_mechanism
+from deal_core.privacy.dpsgd import PrivateGradients
+from deal_core.privacy.events import LedgerEvent, composed
+from deal_core.privacy.noise import SecureNoise, SeededNoise
+from deal_core.privacy.record import RecordMechanism
 from deal_core.randomness import seeded
 from tests.client.instructions import HONEST, POLICIES, Bent, histories
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
@@ -292,7 +292,7 @@ def test_one_record_moves_the_first_sum_by_its_bound_and_no_more(
     case = Bent("train", SURGERY, config, "all", 0.0, "run-1", policy)
     moved = moved_by_one_record(tmp_path / "as-it-is", case, watch)
     assert 0.1 * 0.01 < moved <= 2 * 0.01 * (1 + 1e-6)
-    bound = "deal_core.privacy.mechanisms.dpsgd.clipping_bound"
+    bound = "deal_core.privacy.dpsgd.clipping_bound"
     monkeypatch.setattr(bound, lambda norm, entries, bits: 1e3)
     assert moved_by_one_record(tmp_path / "unclipped", case, watch) > 10 * 0.01
 

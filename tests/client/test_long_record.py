@@ -12,8 +12,8 @@ from client.resources import Workbench
 from deal_core.data import Example
 from deal_core.methods import LocalTask
 from deal_core.models.encoder import EncoderLabels
-from deal_core.privacy.mechanisms.distributed_noise import NoisySum
-from deal_core.privacy.mechanisms.noise import SecureNoise
+from deal_core.privacy.distributed_noise import NoisySum
+from deal_core.privacy.noise import SecureNoise
 from deal_core.wire.instruction import Instruction
 from tests.client.real_site import LABELS, RealSite, asked, rows
 

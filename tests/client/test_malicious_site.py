@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message
 
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.ledger import Ledger
 from deal_core.secure_sum.keys import Announcement, announce, seal
 from deal_core.secure_sum.layout import finest_scale
 from deal_core.secure_sum.messages import Masked, Prepared

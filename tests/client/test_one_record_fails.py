@@ -22,8 +22,8 @@ from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, zero_adapter
 from deal_core.lora.attach import at_task_start
 from deal_core.lora.state import State
-from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import RehearsalFailed, Site
+from deal_core.privacy.ledger import Ledger
 from deal_core.training.loop import load_state
 from deal_core.wire.instruction import Instruction
 from tests.client.real_site import RealSite, asked

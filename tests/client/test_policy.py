@@ -21,9 +21,8 @@ from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.methods import TaskDataset, method_of, statistics_of
 from deal_core.models import Encoded
-from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import Refusal, Site
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import (
     Policy,
     default_delta,
@@ -32,6 +31,7 @@ from deal_core.privacy.policy import (
     require_delta,
     require_mechanism,
 )
+from deal_core.protection import make_mechanism
 from deal_core.wire.instruction import Instruction
 from server import wire
 from server.results import read_results

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deal_core.privacy.mechanisms import record as record_mechanism
-from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
+from deal_core.privacy import record as record_mechanism
+from deal_core.privacy.dpsgd import PrivateGradients
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
 from tests.slow import slow_but
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from client.resources import PROBE_TEXTS
-from deal_core.privacy.accounting.events import composed
-from deal_core.privacy.mechanisms import record as record_mechanism
-from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
+from deal_core.privacy import record as record_mechanism
+from deal_core.privacy.dpsgd import PrivateGradients
+from deal_core.privacy.events import composed
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, update
 from tests.slow import slow_but
 

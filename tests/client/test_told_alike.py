@@ -23,8 +23,8 @@ from deal_core.lora.payload import LORA
 from deal_core.lora.state import State
 from deal_core.methods import METHODS
 from deal_core.models import adapter_shapes
-from deal_core.privacy.accounting.fingerprints import sum_terms
 from deal_core.privacy.policy import require_comparable
+from deal_core.protection import sum_terms
 from deal_core.secure_sum.layout import WEIGHT, weighted_means
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import without_loss

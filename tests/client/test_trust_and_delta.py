@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deal_core.privacy.accounting.certificate import certificate
+from deal_core.privacy.certificate import certificate
 from tests.client.real_site import RealSite, asked, code
 
 pytestmark = pytest.mark.usefixtures("one_model")

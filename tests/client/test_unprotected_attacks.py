@@ -18,7 +18,7 @@ NONE = ("privacy.mechanism=none",)
 
 
 def test_unprotected_releases_are_in_the_ledger(tmp_path):
-    from deal_core.privacy.accounting.certificate import certificate, check_certificate
+    from deal_core.privacy.certificate import certificate, check_certificate
 
     site = RealSite(tmp_path, policy='metrics = "clear"\n')
     assert code(site.answer(asked(*NONE), {})) == "ok"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deal_core.config.experiment import Experiment
-from deal_core.privacy.accounting.ledger import Budget, Ledger
+from deal_core.privacy.ledger import Budget, Ledger
 from simulations import cli
 from simulations.engines.inprocess import run_inprocess
 from tests.docs.pages import ROOT, fences

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.ledger import Ledger
 from simulations import api
 
 FILE = Path(__file__).with_name("golden.json")

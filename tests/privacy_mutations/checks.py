@@ -23,7 +23,10 @@ from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.lora.attach import learning_factors, set_trainable
 from deal_core.methods.shared.plain import Plain
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy import dpsgd
+from deal_core.privacy import noise as noise_module
+from deal_core.privacy.counts import noised_counts
+from deal_core.privacy.dpsgd import Groups, PrivateGradients, clipped_gradients
 from deal_core.privacy.interface import (
     Grouping,
     LocalUpdate,
@@ -33,15 +36,11 @@ from deal_core.privacy.interface import (
     UpdateRequest,
     release,
 )
-from deal_core.privacy.mechanisms import dpsgd
-from deal_core.privacy.mechanisms import noise as noise_module
-from deal_core.privacy.mechanisms.counts import noised_counts
-from deal_core.privacy.mechanisms.dpsgd import Groups, PrivateGradients
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.ledger import Ledger
+from deal_core.protection import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.evaluation import answer_space, count_both
 from deal_core.training.loop import run_local_steps
-from deal_core.training.per_sample import clipped_gradients
 from tests.deal_core.privacy.mechanisms.silence import Silence
 
 LABELS = ["red", "green", "blue"]

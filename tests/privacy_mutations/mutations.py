@@ -12,19 +12,14 @@ import pytest
 import torch
 
 from client import local_evaluation
-from deal_core.privacy import interface
-from deal_core.privacy.accounting import events
-from deal_core.privacy.accounting.accountant import DpEvent
-from deal_core.privacy.accounting.events import LedgerEvent
-from deal_core.privacy.mechanisms import counts as counts_module
-from deal_core.privacy.mechanisms import dpsgd, record
-from deal_core.privacy.mechanisms.dpsgd import Groups, PrivateGradients
-from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.record import RecordMechanism
-from deal_core.privacy.mechanisms.record_release import RecordEvents
+from deal_core.privacy import counts as counts_module
+from deal_core.privacy import dpsgd, events, interface, record
+from deal_core.privacy.accountant import DpEvent
+from deal_core.privacy.dpsgd import ClippedSum, Groups, PrivateGradients
+from deal_core.privacy.events import LedgerEvent
+from deal_core.privacy.noise import SecureNoise, SeededNoise
+from deal_core.privacy.record import RecordEvents, RecordMechanism
 from deal_core.randomness import seeded
-from deal_core.training import per_group, per_sample
-from deal_core.training.clipped_sum import ClippedSum
 from tests.privacy_mutations import checks
 
 Patch = pytest.MonkeyPatch
@@ -72,7 +67,7 @@ def sampled_by_shuffling(patch: Patch) -> None:
 
 def _with_bound(patch: Patch, bound_of) -> None:
     """Clip records to another bound."""
-    original = per_sample.clipped_gradients
+    original = dpsgd.clipped_gradients
 
     def clipped(module, objective, examples, bound, *rest):
         own = bound_of(lambda: original(module, objective, examples, bound, *rest), bound)
@@ -105,7 +100,7 @@ def every_factor_clipped_by_itself(patch: Patch) -> None:
 
 def the_sum_clipped_and_not_its_parts(patch: Patch) -> None:
     """All are shortened alike, so that together they are as long as bounds are."""
-    original = per_sample.clipped_gradients
+    original = dpsgd.clipped_gradients
 
     def clipped(module, objective, examples, bound, *rest):
         found = original(module, objective, examples, 1e9, *rest)
@@ -202,7 +197,7 @@ def every_round_planned_by_itself(patch: Patch) -> None:
         return original(self, [], {ask.task: len(ask.data)}, len(ask.data), site)
 
     patch.setattr(RecordMechanism, "_plan", plan)
-    patch.setattr("deal_core.privacy.accounting.ledger.require_within", lambda events, budget: None)
+    patch.setattr("deal_core.privacy.ledger.require_within", lambda events, budget: None)
 
 
 def sampling_counted_twice(patch: Patch) -> None:
@@ -256,14 +251,14 @@ def groups_clipped_record_by_record(patch: Patch) -> None:
     """The guarantee of a record, told as one of a group: fifty records move the sum fifty-fold."""
 
     def by_record(module, objective, examples, groups, *rest):
-        return per_sample.clipped_gradients(module, objective, examples, *rest)
+        return dpsgd.clipped_gradients(module, objective, examples, *rest)
 
     patch.setattr(dpsgd, "clipped_group_gradients", by_record)
 
 
 def groups_clipped_in_pieces(patch: Patch) -> None:
     """A group of many records is clipped anew after every three, and counts as many times."""
-    original = per_group.clipped_group_gradients
+    original = dpsgd.clipped_group_gradients
 
     def in_parts(module, objective, examples, groups, bound, *rest):
         whole = original(module, objective, [], groups, bound, *rest)
@@ -277,7 +272,7 @@ def groups_clipped_in_pieces(patch: Patch) -> None:
 
 
 def groups_unclipped(patch: Patch) -> None:
-    original = per_group.clipped_group_gradients
+    original = dpsgd.clipped_group_gradients
 
     def unclipped(module, objective, examples, groups, bound, *rest):
         return original(module, objective, examples, groups, 1e9, *rest)
@@ -288,7 +283,7 @@ def groups_unclipped(patch: Patch) -> None:
 def groups_summed_after_a_clipped_mean(patch: Patch) -> None:
     """The mean is clipped, and the number of records multiplied back."""
 
-    original = per_group.clipped_group_gradients
+    original = dpsgd.clipped_group_gradients
 
     def weighted(module, objective, examples, groups, *rest):
         whole = original(module, objective, [], groups, *rest)

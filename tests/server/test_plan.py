@@ -12,7 +12,7 @@ from deal_core.config.method import MethodConfig, PrototypeConfig
 from deal_core.errors import UserError
 from deal_core.methods import method_of, phases_after
 from deal_core.metrics import spans
-from deal_core.privacy.accounting.release_plan import evaluations, planned_work
+from deal_core.privacy.plan import evaluations, planned_work
 from server.plan import Plan, Step, make_plan, schedule
 
 TASKS = ("a", "b", "c", "d")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deal_core.errors import UserError
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.protection import make_mechanism
 from simulations.engines.inprocess import run_inprocess
 
 pytestmark = pytest.mark.usefixtures("one_model")

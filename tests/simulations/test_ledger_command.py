@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.certificate import KEY, _bytes, certificate
-from deal_core.privacy.accounting.events import Budget, composed, unprotected_event
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.certificate import KEY, _bytes, certificate
+from deal_core.privacy.events import Budget, composed, unprotected_event
+from deal_core.privacy.ledger import Ledger
 from server.results import rounded_up
 from simulations.cli import app
 from tests.ledger_events import ledger_event
@@ -97,7 +97,7 @@ def test_a_changed_statement_is_refused(ledger, tmp_path, change):
 
 
 def test_a_site_that_signs_a_smaller_epsilon_is_found_out(ledger, tmp_path, monkeypatch):
-    monkeypatch.setattr("deal_core.privacy.accounting.certificate.composed", lambda *a: 0.5)
+    monkeypatch.setattr("deal_core.privacy.certificate.composed", lambda *a: 0.5)
     exported(ledger, tmp_path)
     monkeypatch.undo()
     with pytest.raises(UserError, match="not what its events cost"):

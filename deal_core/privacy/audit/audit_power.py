@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from deal_core.privacy.accounting.accountant import DpEvent, with_steps_added
+from deal_core.privacy.accountant import DpEvent, with_steps_added
 from deal_core.privacy.audit.guesses import ALL, Guesses, guess
 from deal_core.privacy.audit.one_run_audit import CONFIDENCE, over_choices
 from deal_core.privacy.audit.planted import likelihood_ratio

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from deal_core.privacy.accounting.accountant import DpEvent, epsilon_of, with_steps_added
+from deal_core.privacy.accountant import DpEvent, epsilon_of, with_steps_added
 from deal_core.privacy.audit.guesses import Guesses
 from deal_core.privacy.audit.one_run_audit import CONFIDENCE, over_choices
 from deal_core.privacy.audit.trade_off_audit import p_value

@@ -15,14 +15,13 @@ from deal_core.config.experiment import Experiment
 from deal_core.lora.attach import read, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.privacy.accounting.events import composed
-from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.audited import steps_of
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value
 from deal_core.privacy.audit.guesses import guess
 from deal_core.privacy.audit.one_run_audit import CONFIDENCE, LowerBound, lower_bound
 from deal_core.privacy.audit.planted import GROUP_RECORDS, Scores, plant
+from deal_core.privacy.events import composed
 from deal_core.privacy.interface import (
     GradientSum,
     Grouping,
@@ -33,7 +32,8 @@ from deal_core.privacy.interface import (
     UpdateRequest,
     release,
 )
-from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
+from deal_core.privacy.ledger import Ledger
+from deal_core.protection import make_mechanism, mechanism_of
 from deal_core.randomness import seeded
 from deal_core.training.gradients import Gradients
 from deal_core.training.loop import run_local_steps

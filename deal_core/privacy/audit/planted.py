@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from deal_core.lora.attach import learning_factors
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.privacy.accounting.events import GROUP
 from deal_core.privacy.audit.audited import Overseen, watched
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.planted_objective import PlantedObjective
+from deal_core.privacy.dpsgd import PrivateGradients
+from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import (
     Attacked,
     Grouping,
@@ -32,7 +33,6 @@ from deal_core.privacy.interface import (
     RecordId,
     UpdateRequest,
 )
-from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
 from deal_core.training.gradients import Gradients, Probes
 from deal_core.training.objective import Objective
 

@@ -1,7 +1,7 @@
 """An objective whose batch holds canaries beside records.
 
 The loss of a canary is linear in its own copies of the factors (see
-:mod:`deal_core.training.per_sample`): its gradient is its direction, far longer than any bound. It
+:mod:`deal_core.lora.per_example`): its gradient is its direction, far longer than any bound. It
 arises in the same backward pass as those of the records, and is clipped, or is not, with them.
 """
 

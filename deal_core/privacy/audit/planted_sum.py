@@ -31,8 +31,8 @@ from deal_core.privacy.audit.planted import (
     with_canaries,
 )
 from deal_core.privacy.audit.planted_objective import PlantedObjective
+from deal_core.privacy.distributed_noise import NoisySum, grid_step, shares_of
 from deal_core.privacy.interface import Mechanism, Permit, UpdateRequest
-from deal_core.privacy.mechanisms.distributed_noise import NoisySum, grid_step, shares_of
 from deal_core.training.objective import Objective
 
 Total = Mapping[str, NDArray[Any]]

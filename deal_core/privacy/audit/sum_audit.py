@@ -15,7 +15,6 @@ from typing import Any
 from deal_core.config.experiment import Experiment
 from deal_core.lora.attach import set_trainable
 from deal_core.methods.shared.plain import Plain
-from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.audit.audited import Overseen
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.claim_audit import Repetition
@@ -29,6 +28,7 @@ from deal_core.privacy.audit.mechanism_audit import (
 )
 from deal_core.privacy.audit.planted import Scores
 from deal_core.privacy.audit.planted_sum import plant_in_sum
+from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.interface import (
     GradientSum,
     LocalUpdate,
@@ -38,8 +38,8 @@ from deal_core.privacy.interface import (
     UpdateRequest,
     release,
 )
-from deal_core.privacy.mechanisms.distributed_noise import NoisySum
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.ledger import Ledger
+from deal_core.protection import make_mechanism
 from deal_core.training.gradients import Gradients
 
 

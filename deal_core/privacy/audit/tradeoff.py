@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deal_core.privacy.accounting.accountant import DpEvent, privacy_curve
+from deal_core.privacy.accountant import DpEvent, privacy_curve
 
 Array = NDArray[np.float64]
 

@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.events import unit_text
+from deal_core.privacy.events import unit_text
 from server.folder import (
     RunEvent,
     RunFolder,

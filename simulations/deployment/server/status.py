@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.events import unit_text
+from deal_core.privacy.events import unit_text
 from server.folder import TOLD_TO_END, RunFolder, held
 from server.results import MORE_TRUST, VOID, Spending, rounded_up, whole_extent
 from simulations.deployment.programs import CONNECTION

@@ -12,7 +12,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.data.files import SiteSource
 from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
-from deal_core.privacy.accounting.events import GROUP, RECORD, unit_text
+from deal_core.privacy.events import GROUP, RECORD, unit_text
 from deal_core.privacy.policy import (
     Policy,
     figures_allowed,

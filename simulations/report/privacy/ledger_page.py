@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from client.egress import FIELDS
-from deal_core.privacy.accounting.certificate import composed_over
-from deal_core.privacy.accounting.events import (
+from deal_core.privacy.certificate import composed_over
+from deal_core.privacy.events import (
     CLEAR_COUNTS,
     KEEPER_ALONE,
     LedgerEvent,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from client.site_file import SiteFile, read_site
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.events import composed
-from deal_core.privacy.accounting.ledger import Entry, Ledger
+from deal_core.privacy.events import composed
+from deal_core.privacy.ledger import Entry, Ledger
 from simulations.ledger_command import checked_entries, open_ledger, trusted
 
 SITE_FILE = "site.toml"

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from deal_core.config.experiment import Experiment, PrivacyConfig
-from deal_core.privacy.accounting.events import GROUP, unit_text
-from deal_core.privacy.mechanisms.registry import make_mechanism, mechanism_of
+from deal_core.privacy.events import GROUP, unit_text
+from deal_core.protection import make_mechanism, mechanism_of
 from server.measures import clients_that_spend
 from server.results import OUTSIDE, VOID, extent, rounded_up, whole_extent, whole_trust
 from simulations.report.charts.drawings import Dot, Level, dots

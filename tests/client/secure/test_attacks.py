@@ -18,7 +18,7 @@ from deal_core.config.run_config import to_run_config
 from deal_core.lora.arrays import from_arrays
 from deal_core.lora.payload import LORA, Template
 from deal_core.models import adapter_shapes
-from deal_core.privacy.accounting.fingerprints import sum_terms
+from deal_core.protection import sum_terms
 from deal_core.secure_sum import server_round as legs
 from deal_core.secure_sum.layout import WEIGHT, Layout
 from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum

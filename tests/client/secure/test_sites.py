@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from client.app import make_app
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.ledger import Ledger
 from deal_core.secure_sum.keys import announce, public_half
 from simulations.deployment.keys import fingerprint_of_line, make_key_pair
 from simulations.engines.flower_identity import assume_identity

@@ -7,7 +7,7 @@ import pytest
 from deal_core.data import Example, load_for_clients
 from deal_core.data.sources import each_by_itself
 from deal_core.errors import UserError
-from deal_core.privacy.mechanisms.registry import check_records_protected
+from deal_core.protection import check_records_protected
 
 MANY = [Example(f"text {n}", f"label {n % 3}") for n in range(2000)]
 

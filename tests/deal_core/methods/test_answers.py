@@ -18,7 +18,7 @@ from deal_core.methods.shared.answers import AnswersDistilled, answers_distilled
 from deal_core.methods.shared.distilled import Distilled
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
-from deal_core.training import per_sample
+from deal_core.privacy import dpsgd
 from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state
 from deal_core.training.teacher import word_teacher
@@ -72,7 +72,7 @@ def test_a_record_adds_the_same_to_the_bit_whoever_else_is_there(
         task = LocalTask(LABELS, (), prompts=EARLIER, protected=True)
         objective = answers_distilled(model, state, task, data, Cache(), DistillationConfig())
         places = list(range(len(data)))
-        return per_sample.clipped_gradients(model.module, objective, places, 0.9, 2.0**-40).total
+        return dpsgd.clipped_gradients(model.module, objective, places, 0.9, 2.0**-40).total
 
     whole = added(list(range(12)))
     rest, alone = added([n for n in range(12) if n != left_out]), added([left_out])

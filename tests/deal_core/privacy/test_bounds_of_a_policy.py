@@ -6,8 +6,8 @@ import pytest
 
 from deal_core.config.experiment import PrivacyConfig
 from deal_core.errors import UserError
-from deal_core.privacy.mechanisms.registry import check_records_protected
 from deal_core.privacy.policy import Policy, default_delta, require_bound, terms
+from deal_core.protection import check_records_protected
 
 
 def test_a_clipping_bound_below_the_smallest_is_refused():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.lora.learnt import learning_by_key
-from deal_core.training import per_group, per_sample
-from deal_core.training.clipped_sum import ClippedSum
+from deal_core.privacy import dpsgd
+from deal_core.privacy.dpsgd import ClippedSum
 
 FINE = 2.0**-40
 """Of a bound: rounding that no test sees."""
@@ -31,5 +31,5 @@ def _added(clip: Callable[..., ClippedSum]) -> Callable[..., Tensor]:
     return add
 
 
-clipped_gradients = _added(per_sample.clipped_gradients)
-clipped_group_gradients = _added(per_group.clipped_group_gradients)
+clipped_gradients = _added(dpsgd.clipped_gradients)
+clipped_group_gradients = _added(dpsgd.clipped_group_gradients)

@@ -13,10 +13,8 @@ from deal_core.lora.attach import read, set_trainable, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
-from deal_core.privacy.mechanisms.dpsgd import clipping_bound
+from deal_core.privacy.dpsgd import ClippedSum, clipped_gradients, clipping_bound
 from deal_core.randomness import seeded
-from deal_core.training.clipped_sum import ClippedSum
-from deal_core.training.per_sample import clipped_gradients
 
 BITS = 30
 LABELS = ("Anatomy", "Surgery", "Skin")

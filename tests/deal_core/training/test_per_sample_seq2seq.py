@@ -17,8 +17,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 from deal_core.config.experiment import AdapterConfig
 from deal_core.lora.attach import CURRENT, attach, lora_layers, read, set_trainable, write
 from deal_core.models.interface import Encoded
+from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.interface import RecordId
-from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
 from tests.deal_core.privacy.mechanisms.silence import Silence
 from tests.deal_core.training.clipped import clipped_gradients
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deal_core.privacy.accounting.accountant import DpEvent, epsilon_of
+from deal_core.privacy.accountant import DpEvent, epsilon_of
 from deal_core.privacy.audit.audit_power import audit_power
 from deal_core.privacy.audit.guesses import guess
 from simulations.audit.command import AuditRequest

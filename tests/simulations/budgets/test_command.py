@@ -16,8 +16,8 @@ from rich.console import Console
 
 from deal_core.config.experiment import RunConfig
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.events import composed
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.events import composed
+from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.audit.guesses import CHOICES, Guesses
 from deal_core.privacy.audit.one_run_audit import lower_bound
 from server.results import read_results, rounded_up

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deal_core.config.file import parse_experiment, read_toml
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.ledger import Ledger
 from server.results import read_results
 from simulations.deployment.site.init import POLICY
 from tests.simulations.deployment.loopback import ROOT, done, federation

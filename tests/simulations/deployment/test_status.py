@@ -12,7 +12,7 @@ from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.mechanisms.registry import mechanism_of
+from deal_core.protection import mechanism_of
 from server.folder import TOLD_TO_END, EventLog, RunFolder, read_events
 from server.results import EARLIER, MORE_TRUST, VOID, Spending
 from simulations.deployment.server import superlink

@@ -16,7 +16,7 @@ from peft import PeftModel
 from deal_core.aggregation import AGGREGATION_RULES
 from deal_core.lora.adapter import stack
 from deal_core.models import adapter_shapes
-from deal_core.privacy.mechanisms.registry import MECHANISMS
+from deal_core.protection import MECHANISMS
 from server.checkpoint import load_checkpoint
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess

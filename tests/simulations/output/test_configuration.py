@@ -23,7 +23,7 @@ from deal_core.config.run_config import flatten
 from deal_core.data import PARTITIONERS, SOURCES
 from deal_core.methods import METHODS
 from deal_core.models import FAMILIES
-from deal_core.privacy.mechanisms.registry import MECHANISMS
+from deal_core.protection import MECHANISMS
 from deal_core.wire.codec import CODECS
 from simulations.output.configuration import attribute_docstrings, configuration_page
 

@@ -59,8 +59,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def ledger_in(folder: Path) -> Path:
-    from deal_core.privacy.accounting.events import Budget, LedgerEvent
-    from deal_core.privacy.accounting.ledger import Ledger
+    from deal_core.privacy.events import Budget, LedgerEvent
+    from deal_core.privacy.ledger import Ledger
 
     place = ("a run", "surgery", "learn", 0, 1, "record", "record")
     event = LedgerEvent(*place, 0.1, 1.5, 10, 1.0, 1e-4, False)

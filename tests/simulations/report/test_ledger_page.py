@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from client.egress import FIELDS
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.events import Budget, composed, unprotected_event
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.events import Budget, composed, unprotected_event
+from deal_core.privacy.ledger import Ledger
 from server.results import rounded_up
 from simulations.cli import app
 from simulations.report.privacy.ledger_page import _in_chances

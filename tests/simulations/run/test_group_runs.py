@@ -12,8 +12,8 @@ from rich.console import Console
 from client.app import make_app
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.events import composed
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.events import composed
+from deal_core.privacy.ledger import Ledger
 from server.model_card import privacy_lines
 from server.results import read_results
 from server.run import run

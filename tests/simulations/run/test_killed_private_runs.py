@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from deal_core.config.experiment import Experiment
-from deal_core.privacy.accounting.events import composed
-from deal_core.privacy.accounting.ledger import FILE, Ledger
+from deal_core.privacy.events import composed
+from deal_core.privacy.ledger import FILE, Ledger
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.sizes import ENOUGH_TO_LEARN

@@ -21,8 +21,8 @@ from client.site_file import NODE_KEY
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.models import adapter_shapes
-from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.mechanisms.record_release import unpacked
+from deal_core.privacy.ledger import Ledger
+from deal_core.privacy.record import unpacked
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.federation import start_state
@@ -55,8 +55,8 @@ def die(*_, **__):
 
 point = os.environ.get("DIE_AT")
 if point == "charged":  # the transaction is committed, and nothing has come after it
-    import deal_core.privacy.accounting.ledger
-    deal_core.privacy.accounting.ledger.Ledger._write_head = die
+    import deal_core.privacy.ledger
+    deal_core.privacy.ledger.Ledger._write_head = die
 elif point == "released":  # the mechanism has let the answer go, the site has not kept it
     import client.reply_cache
     client.reply_cache._write = die

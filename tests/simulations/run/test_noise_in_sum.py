@@ -21,14 +21,14 @@ from deal_core.config.experiment import PrivacyConfig
 from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.models import label_vectors
-from deal_core.privacy.accounting.accountant import DpEvent, epsilon_of
-from deal_core.privacy.accounting.certificate import certificate, check_certificate
-from deal_core.privacy.accounting.events import KEEPER_ALONE, Budget
-from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.release_plan import common_noise_multiplier
-from deal_core.privacy.mechanisms.distributed_noise import shares_of, trust_in_sum
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.accountant import DpEvent, epsilon_of
+from deal_core.privacy.certificate import certificate, check_certificate
+from deal_core.privacy.distributed_noise import shares_of, trust_in_sum
+from deal_core.privacy.events import KEEPER_ALONE, Budget
+from deal_core.privacy.ledger import Ledger
+from deal_core.privacy.plan import common_noise_multiplier
 from deal_core.privacy.policy import Policy
+from deal_core.protection import make_mechanism
 from server.results import read_results
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from simulations.ledger_command import show

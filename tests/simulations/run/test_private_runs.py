@@ -8,8 +8,8 @@ from flwr.app import Array, Message
 from safetensors.numpy import load_file
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.events import Budget, composed
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.events import Budget, composed
+from deal_core.privacy.ledger import Ledger
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.live_view import plain_lines

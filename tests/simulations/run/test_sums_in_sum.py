@@ -22,10 +22,10 @@ from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
 from deal_core.methods.shared import prototypes
 from deal_core.models import adapter_shapes
-from deal_core.privacy.accounting.ledger import Ledger
-from deal_core.privacy.accounting.release_plan import common_noise_multiplier
-from deal_core.privacy.mechanisms.distributed_noise import COUNT_WEIGHT
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.distributed_noise import COUNT_WEIGHT
+from deal_core.privacy.ledger import Ledger
+from deal_core.privacy.plan import common_noise_multiplier
+from deal_core.protection import make_mechanism
 from deal_core.training.embedding import base_embeddings
 from server.checkpoint import Checkpoint, load_latest
 from server.results import read_results

@@ -18,8 +18,8 @@ from deal_core.data import TaskData, open_source
 from deal_core.errors import UserError
 from deal_core.lora.state import State
 from deal_core.methods import make_method
-from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import Site
+from deal_core.privacy.ledger import Ledger
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.federation import start_state

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from deal_core.privacy.accounting.accountant import DpEvent, adaptive_epsilon, epsilon_of
-from deal_core.privacy.accounting.events import (
+from deal_core.privacy.accountant import DpEvent, adaptive_epsilon, epsilon_of
+from deal_core.privacy.events import (
     SET_ASIDE,
     Budget,
     BudgetSpent,
     composed,
     require_within,
 )
-from deal_core.privacy.accounting.release_plan import (
+from deal_core.privacy.plan import (
     PrivacyPlan,
     ReleaseSchedule,
     solve_noise_multiplier,

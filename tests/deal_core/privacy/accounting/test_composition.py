@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from deal_core.privacy.accounting.accountant import (
+from deal_core.privacy.accountant import (
     ORDERS,
     DpEvent,
     epsilon_of,

@@ -13,16 +13,16 @@ from dataclasses import replace
 import pytest
 
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.accountant import DpEvent, epsilon_of
-from deal_core.privacy.accounting.certificate import certificate, check_certificate
-from deal_core.privacy.accounting.events import (
+from deal_core.privacy.accountant import DpEvent, epsilon_of
+from deal_core.privacy.certificate import certificate, check_certificate
+from deal_core.privacy.events import (
     SET_ASIDE,
     Budget,
     BudgetSpent,
     composed,
     unprotected_event,
 )
-from deal_core.privacy.accounting.ledger import KEPT_ANSWERS, Ledger, LedgerError, LedgerUnusable
+from deal_core.privacy.ledger import KEPT_ANSWERS, Ledger, LedgerError, LedgerUnusable
 from tests.ledger_events import ledger_event
 from tests.unprivileged import as_nobody, folder_for_all
 

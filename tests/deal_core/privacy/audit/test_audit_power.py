@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deal_core.privacy.accounting.accountant import DpEvent
+from deal_core.privacy.accountant import DpEvent
 from deal_core.privacy.audit.audit_power import audit_power
 from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value
 from deal_core.privacy.audit.guesses import guess

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from deal_core.data import Example, TaskData
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy import dpsgd
 from deal_core.privacy.audit.mechanism_audit import Records, audit_mechanism
 from deal_core.privacy.audit.text_canaries import TextCanaries, mean_scores, members_of
-from deal_core.privacy.mechanisms import dpsgd
-from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
+from deal_core.privacy.dpsgd import PrivateGradients
+from deal_core.privacy.ledger import Ledger
 from tests.deal_core.privacy.audit.group_records import by_record, three_patients
 
 AUDITED = (

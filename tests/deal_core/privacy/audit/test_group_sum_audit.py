@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy import dpsgd
 from deal_core.privacy.audit.mechanism_audit import Records
 from deal_core.privacy.audit.sum_audit import SumAudit, audit_sum
-from deal_core.privacy.mechanisms import dpsgd
-from deal_core.privacy.mechanisms.distributed_noise import NoisySum
+from deal_core.privacy.distributed_noise import NoisySum
+from deal_core.privacy.ledger import Ledger
 from tests.deal_core.privacy.audit.group_records import by_record, three_patients
 
 AUDITED = (

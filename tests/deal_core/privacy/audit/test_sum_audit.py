@@ -17,8 +17,8 @@ from deal_core.privacy.audit.guesses import ALL
 from deal_core.privacy.audit.mechanism_audit import MechanismAudit, Records
 from deal_core.privacy.audit.planted_sum import SeenSums, counted_sites
 from deal_core.privacy.audit.sum_audit import SumAudit, audit_sum
-from deal_core.privacy.mechanisms.distributed_noise import GRID_BITS, NoisySum
-from deal_core.privacy.mechanisms.noise import SeededNoise
+from deal_core.privacy.distributed_noise import GRID_BITS, NoisySum
+from deal_core.privacy.noise import SeededNoise
 from deal_core.randomness import seeded
 
 AUDITED = (
@@ -136,7 +136,7 @@ def test_planned_failures_are_counted_on(make_experiment, records, tmp_path):
 @pytest.mark.slow
 def test_a_sum_that_is_not_clipped_is_noticed(make_experiment, records, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "deal_core.privacy.mechanisms.distributed_noise.clipping_bound",
+        "deal_core.privacy.distributed_noise.clipping_bound",
         lambda bound, *rest: 2 * bound,
     )
     assert audited(make_experiment, records, tmp_path, 4.0).refuted

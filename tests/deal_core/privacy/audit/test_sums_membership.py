@@ -10,7 +10,7 @@ from scipy.stats import norm
 from deal_core.privacy.audit.expected_membership import expected_auc
 from deal_core.privacy.audit.membership import area
 from deal_core.privacy.audit.sums_membership import as_added, known_of, sum_scores
-from deal_core.privacy.mechanisms.distributed_noise import COUNT_WEIGHT, clipped_class_sums
+from deal_core.privacy.distributed_noise import COUNT_WEIGHT, clipped_class_sums
 
 SIZE, SPREAD = 40, 0.5
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from scipy.optimize import linprog
 
-from deal_core.privacy.accounting.accountant import DpEvent, privacy_curve
+from deal_core.privacy.accountant import DpEvent, privacy_curve
 from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value, least_refuted
 from deal_core.privacy.audit.guesses import CHOICES, Guesses, guess
 from deal_core.privacy.audit.trade_off_audit import p_value

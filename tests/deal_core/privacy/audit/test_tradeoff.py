@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from deal_core.privacy.accounting.accountant import DpEvent, epsilon_of, privacy_curve
+from deal_core.privacy.accountant import DpEvent, epsilon_of, privacy_curve
 from deal_core.privacy.audit.tradeoff import EPSILONS, trade_off, trade_off_of
 
 FALSE_ALARMS = np.linspace(0.001, 0.999, 200)

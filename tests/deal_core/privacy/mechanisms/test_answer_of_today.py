@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import Refusal, Site, release
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import Policy
+from deal_core.protection import make_mechanism
 from tests.deal_core.privacy.mechanisms.test_record_mechanism import Maker, ask, count, experiment
 
 

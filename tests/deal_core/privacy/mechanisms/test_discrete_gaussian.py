@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy.stats import chisquare, norm
 
-from deal_core.privacy.mechanisms.discrete_gaussian import discrete_gaussian
-from deal_core.privacy.mechanisms.distributed_noise import density_gap
-from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
+from deal_core.privacy.discrete_gaussian import discrete_gaussian
+from deal_core.privacy.distributed_noise import density_gap
+from deal_core.privacy.noise import SecureNoise, SeededNoise
 
 
 def seeded_noise(seed: int = 0) -> SeededNoise:

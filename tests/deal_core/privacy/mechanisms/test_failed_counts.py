@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import RehearsalFailed, Site
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.ledger import Ledger
+from deal_core.protection import make_mechanism
 from tests.deal_core.privacy.mechanisms.test_record_mechanism import count, experiment
 
 

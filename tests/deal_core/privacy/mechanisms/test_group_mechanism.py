@@ -13,16 +13,17 @@ import pytest
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.errors import UserError
 from deal_core.models.interface import Encoded
-from deal_core.privacy.accounting.accountant import DpEvent, epsilon_of
-from deal_core.privacy.accounting.certificate import certificate, check_certificate
-from deal_core.privacy.accounting.events import (
+from deal_core.privacy.accountant import DpEvent, epsilon_of
+from deal_core.privacy.certificate import certificate, check_certificate
+from deal_core.privacy.counts import sensitivity
+from deal_core.privacy.dpsgd import PrivateGradients
+from deal_core.privacy.events import (
     SET_ASIDE,
     LedgerEvent,
     MixedUnits,
     composed,
     unprotected_event,
 )
-from deal_core.privacy.accounting.ledger import Ledger
 from deal_core.privacy.interface import (
     Grouping,
     LocalUpdate,
@@ -32,10 +33,9 @@ from deal_core.privacy.interface import (
     UpdateRequest,
     release,
 )
-from deal_core.privacy.mechanisms.counts import sensitivity
-from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
-from deal_core.privacy.mechanisms.registry import make_mechanism
+from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import Policy, default_delta
+from deal_core.protection import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.wire.records import count_names
 from tests.slow import slow_but

@@ -13,13 +13,12 @@ from deal_core.lora.attach import read, set_trainable, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
+from deal_core.privacy import dpsgd
+from deal_core.privacy.dpsgd import GRID_BITS, ClippedSum, Groups, PrivateGradients, clipped_total
+from deal_core.privacy.guards import UnsafeModel
 from deal_core.privacy.interface import RecordId
-from deal_core.privacy.mechanisms import dpsgd
-from deal_core.privacy.mechanisms.dpsgd import GRID_BITS, Groups, PrivateGradients, clipped_total
-from deal_core.privacy.mechanisms.guards import UnsafeModel
-from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
+from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.randomness import seeded
-from deal_core.training.clipped_sum import ClippedSum
 from tests.deal_core.privacy.mechanisms.silence import Silence
 from tests.slow import slow_but
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
+from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.randomness import seeded
 
 SOURCES = [SecureNoise, lambda: SeededNoise(seeded("noise"))]

@@ -11,17 +11,17 @@ import torch
 from torch.nn.functional import normalize
 
 from deal_core.models.interface import Encoded
-from deal_core.privacy.interface import GradientSum, RecordId
-from deal_core.privacy.mechanisms.distributed_noise import (
+from deal_core.privacy.distributed_noise import (
     COUNT_WEIGHT,
     GRID_BITS,
     NoisySum,
     clipped_class_sums,
     grid_step,
 )
-from deal_core.privacy.mechanisms.dpsgd import Groups
-from deal_core.privacy.mechanisms.guards import UnsafeModel
-from deal_core.privacy.mechanisms.noise import SeededNoise
+from deal_core.privacy.dpsgd import Groups
+from deal_core.privacy.guards import UnsafeModel
+from deal_core.privacy.interface import GradientSum, RecordId
+from deal_core.privacy.noise import SeededNoise
 from deal_core.randomness import seeded
 
 SIZE, LABELS, RECORDS = 16, 3, 60

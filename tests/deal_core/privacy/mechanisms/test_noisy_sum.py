@@ -16,11 +16,11 @@ from deal_core.lora.attach import set_trainable, write
 from deal_core.lora.pooled import begin_pooled
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
+from deal_core.privacy.distributed_noise import GRID_BITS, NoisySum, grid_step
+from deal_core.privacy.dpsgd import Groups, clipping_bound
+from deal_core.privacy.guards import UnsafeModel
 from deal_core.privacy.interface import GradientSum, RecordId
-from deal_core.privacy.mechanisms.distributed_noise import GRID_BITS, NoisySum, grid_step
-from deal_core.privacy.mechanisms.dpsgd import Groups, clipping_bound
-from deal_core.privacy.mechanisms.guards import UnsafeModel
-from deal_core.privacy.mechanisms.noise import SeededNoise
+from deal_core.privacy.noise import SeededNoise
 
 LABELS = ("Pathology", "Surgery", "Pharmacology")
 MANY = [f"{'wound and fracture' if n % 2 else 'dose of a drug'} number {n}" for n in range(74)]

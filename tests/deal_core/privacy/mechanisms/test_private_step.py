@@ -12,10 +12,10 @@ from deal_core.lora.attach import read, set_trainable, write
 from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
+from deal_core.privacy.dpsgd import PrivateGradients
+from deal_core.privacy.guards import UnsafeModel, require_plain_lora
 from deal_core.privacy.interface import RecordId
-from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
-from deal_core.privacy.mechanisms.guards import UnsafeModel, require_plain_lora
-from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
+from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.randomness import seeded
 from deal_core.training.loop import run_local_steps
 from tests.architectures import model_config, save
@@ -266,7 +266,7 @@ def test_an_adapter_that_is_not_read_back_whole_is_noticed(case, monkeypatch):
     half = read(model.module)
     layers = {n: replace(f, B=f.B / 2) for n, f in half.layers.items()}
     monkeypatch.setattr(
-        "deal_core.privacy.mechanisms.guards.read", lambda module: replace(half, layers=layers)
+        "deal_core.privacy.guards.read", lambda module: replace(half, layers=layers)
     )
     with pytest.raises(UnsafeModel, match="not the model"):
         source.finished(model, LABELS, data)

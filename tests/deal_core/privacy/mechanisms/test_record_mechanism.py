@@ -13,14 +13,14 @@ from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.errors import UserError
 from deal_core.methods import METHODS
 from deal_core.models.interface import Encoded
-from deal_core.privacy.accounting.events import Budget, composed, unprotected_event
-from deal_core.privacy.accounting.ledger import Ledger
+from deal_core.privacy.dpsgd import PrivateGradients
+from deal_core.privacy.events import Budget, composed, unprotected_event
 from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest, release
-from deal_core.privacy.mechanisms.dpsgd import PrivateGradients
-from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
-from deal_core.privacy.mechanisms.record_release import packed, unpacked
-from deal_core.privacy.mechanisms.registry import READ_BATCHES_ALONE, UNPROTECTED, make_mechanism
+from deal_core.privacy.ledger import Ledger
+from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.privacy.policy import SPENDING, Policy, default_delta
+from deal_core.privacy.record import packed, unpacked
+from deal_core.protection import READ_BATCHES_ALONE, UNPROTECTED, make_mechanism
 from deal_core.randomness import seeded
 from deal_core.wire.records import count_names
 
@@ -318,7 +318,7 @@ def test_noised_counts_are_planned_charged_and_told_once(site):
 
 
 def test_noise_on_counts_has_the_size_that_is_charged():
-    from deal_core.privacy.mechanisms.counts import noised_counts, sensitivity
+    from deal_core.privacy.counts import noised_counts, sensitivity
 
     counts = {name: [10**6] * 50_000 for name in ("correct", "correct_all")}
     counts["examples"] = [10**8] * 50_000

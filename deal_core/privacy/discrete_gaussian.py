@@ -3,7 +3,7 @@
 Source: Canonne, Kamath & Steinke, NeurIPS 2020, arXiv 2004.00010, algorithms 1 and 3, for whole
 arrays at a time. What they draw with exact fractions is drawn with floating-point numbers here,
 each right to a relative error of ``2^-52`` down to probabilities of ``2^-54``:
-:func:`~deal_core.privacy.mechanisms.distributed_noise.density_gap` counts the difference.
+:func:`~deal_core.privacy.distributed_noise.density_gap` counts the difference.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deal_core.privacy.mechanisms.noise import NoiseSource
+from deal_core.privacy.noise import NoiseSource
 
 BITS = 2**53
 """Values that one draw of a source can have."""

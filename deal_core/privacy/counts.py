@@ -17,9 +17,9 @@ import torch
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import run_name
-from deal_core.privacy.accounting.events import CLEAR_COUNTS, unprotected_event
+from deal_core.privacy.events import CLEAR_COUNTS, unprotected_event
 from deal_core.privacy.interface import Counts, Site, UpdateRequest
-from deal_core.privacy.mechanisms.noise import NoiseSource
+from deal_core.privacy.noise import NoiseSource
 from deal_core.wire.records import EXAMPLES
 
 

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.methods import Phase, method_of, sums_beside_learning
-from deal_core.privacy.accounting.accountant import DpEvent, epsilon_of
-from deal_core.privacy.accounting.events import SET_ASIDE, Budget
+from deal_core.privacy.accountant import DpEvent, epsilon_of
+from deal_core.privacy.events import SET_ASIDE, Budget
 from deal_core.privacy.policy import Policy, at_server
 from deal_core.wire.instruction import LEARN
 

@@ -34,12 +34,11 @@ from torch import Tensor, nn
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
 from deal_core.lora.learnt import learnt_sizes
+from deal_core.lora.per_example import ExampleLosses
 from deal_core.methods import Statistics
 from deal_core.models.interface import Encoded
-from deal_core.privacy.accounting.release_plan import common_noise_multiplier, sums_noise_multiplier
-from deal_core.privacy.interface import RecordId, nobody_trusted
-from deal_core.privacy.mechanisms.discrete_gaussian import discrete_gaussian
-from deal_core.privacy.mechanisms.dpsgd import (
+from deal_core.privacy.discrete_gaussian import discrete_gaussian
+from deal_core.privacy.dpsgd import (
     Groups,
     clipped_total,
     clipping_bound,
@@ -47,11 +46,12 @@ from deal_core.privacy.mechanisms.dpsgd import (
     rehearse_clipping,
     require_drawn,
 )
-from deal_core.privacy.mechanisms.guards import require_plain_lora
-from deal_core.privacy.mechanisms.noise import NoiseSource
+from deal_core.privacy.guards import require_plain_lora
+from deal_core.privacy.interface import RecordId, nobody_trusted
+from deal_core.privacy.noise import NoiseSource
+from deal_core.privacy.plan import common_noise_multiplier, sums_noise_multiplier
 from deal_core.privacy.policy import Policy, at_server, in_sum
 from deal_core.secure_sum.terms import LEAST_SITES, threshold
-from deal_core.training.objective import Objective
 
 GRID_BITS = 16
 """A clipping bound is ``2^16`` steps of the grid."""
@@ -90,7 +90,7 @@ class NoisySum:
     noise: NoiseSource
     groups: Groups | None = None
 
-    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
         """Take a clipped gradient over constant texts, and drop it.
 
         Raises:
@@ -99,7 +99,7 @@ class NoisySum:
         """
         rehearse_clipping(module, objective, probes, self.max_grad_norm)
 
-    def total(self, module: nn.Module, objective: Objective) -> dict[str, NDArray[np.int64]]:
+    def total(self, module: nn.Module, objective: ExampleLosses) -> dict[str, NDArray[np.int64]]:
         """Return key of each trained factor to its noisy sum, in steps of the grid.
 
         Raises:

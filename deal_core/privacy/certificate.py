@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.events import LedgerEvent, assumed_honest, common_unit, composed
-from deal_core.privacy.accounting.ledger import Entry, Ledger
+from deal_core.privacy.events import LedgerEvent, assumed_honest, common_unit, composed
+from deal_core.privacy.ledger import Entry, Ledger
 
 KEY = "ledger.key"
 VERSION = 7

@@ -30,7 +30,7 @@ from typing import Any
 
 from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.events import (
+from deal_core.privacy.events import (
     RECORD,
     Budget,
     LedgerEvent,

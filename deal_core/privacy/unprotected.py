@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from deal_core.config.experiment import Experiment
+from deal_core.privacy.counts import clear_counts, note_unprotected
+from deal_core.privacy.distributed_noise import NoisySum, class_sum_noise
 from deal_core.privacy.interface import Counts, LocalUpdate, Permit, Refusal, Site, UpdateRequest
-from deal_core.privacy.mechanisms.counts import clear_counts, note_unprotected
-from deal_core.privacy.mechanisms.distributed_noise import NoisySum, class_sum_noise
-from deal_core.privacy.mechanisms.noise import SecureNoise, SeededNoise
+from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.privacy.policy import figures_allowed, metrics_allowed
 from deal_core.randomness import seeded
 from deal_core.training.nonprivate_gradients import NonPrivateGradients

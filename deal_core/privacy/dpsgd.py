@@ -19,25 +19,24 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 
+import torch
 from scipy.special import bdtrc
 from torch import Tensor, nn
 
 from deal_core.lora.learnt import learning_by_key
+from deal_core.lora.per_example import ExampleLosses, Gradient, gradient_alone
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.privacy.interface import RecordId
-from deal_core.privacy.mechanisms.guards import (
+from deal_core.privacy.guards import (
     UnsafeModel,
     require_moved,
     require_plain_lora,
     require_same_answers,
 )
-from deal_core.privacy.mechanisms.noise import NoiseSource
-from deal_core.training.clipped_sum import ClippedSum
+from deal_core.privacy.interface import RecordId
+from deal_core.privacy.noise import NoiseSource
 from deal_core.training.gradients import Probes
-from deal_core.training.objective import Objective
-from deal_core.training.per_group import clipped_group_gradients
-from deal_core.training.per_sample import clipped_gradients
 
 GRID_BITS = 30
 """A clipping bound is ``2^30`` steps of the grid that gradients are summed on."""
@@ -150,7 +149,9 @@ def require_sampled(
         raise UnsafeModel(f"a batch of {len(batch)} is larger than the sample rate allows")
 
 
-def rehearse_clipping(module: nn.Module, objective: Objective, probes: int, bound: float) -> None:
+def rehearse_clipping(
+    module: nn.Module, objective: ExampleLosses, probes: int, bound: float
+) -> None:
     """Take a clipped gradient over so many constant texts, and drop it.
 
     Raises:
@@ -167,7 +168,7 @@ def rehearse_clipping(module: nn.Module, objective: Objective, probes: int, boun
 
 def clipped_total(
     module: nn.Module,
-    objective: Objective,
+    objective: ExampleLosses,
     groups: Groups | None,
     batch: Sequence[int],
     bound: float,
@@ -236,7 +237,7 @@ class PrivateGradients:
         for _ in range(self.steps):
             yield drawn_batch(self.data, self.groups, self.sample_rate, self.noise)
 
-    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
         """Take a clipped gradient over constant texts, and drop it.
 
         Raises:
@@ -245,7 +246,9 @@ class PrivateGradients:
         """
         rehearse_clipping(module, objective, probes, self.max_grad_norm)
 
-    def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
+    def accumulate(
+        self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
+    ) -> float:
         """Add ``(sum_i clip(g_i) + noise) / expected_batch``; of groups, ``g_i`` is the mean over
         the records of one.
 
@@ -293,3 +296,110 @@ class PrivateGradients:
             UnsafeModel: it is not.
         """
         require_same_answers(model, probes, labels)
+
+
+@dataclass
+class ClippedSum:
+    """The sum so far.
+
+    Attributes:
+        bound: to what each gradient is clipped, over all its tensors together, before it is
+            rounded.
+        step: distance of neighbours on the grid.
+        total: name to the sum, in steps of the grid, int64.
+        norms: of the gradients before clipping; NaN: there was none. Private: for tests, and tuning
+            on public data, alone.
+    """
+
+    bound: float
+    step: float
+    total: dict[str, Tensor] = field(default_factory=dict)
+    norms: list[float] = field(default_factory=list)
+
+    def add(self, gradient: Gradient) -> None:
+        """Add one gradient, clipped and rounded; one that is not finite, or missing, adds
+        nothing."""
+        exact = {name: values.detach().double() for name, values in gradient.items()}
+        norm = math.sqrt(math.fsum(float(values.square().sum()) for values in exact.values()))
+        self.norms.append(norm if exact else math.nan)
+        if not exact or not math.isfinite(norm):
+            return
+        shortened = self.bound / norm if norm > self.bound else 1.0
+        for name, values in exact.items():
+            whole = (values * shortened / self.step).round().to(torch.int64)
+            self.total[name] = self.total[name] + whole if name in self.total else whole
+
+
+def clipped_gradients(
+    module: nn.Module,
+    objective: ExampleLosses,
+    examples: Sequence[int],
+    bound: float,
+    step: float,
+) -> ClippedSum:
+    """Return ``sum_i g_i min(1, C / ||g_i||)``, each ``g_i`` computed alone.
+
+    Args:
+        module: holds the adapter; factors that do not require a gradient get none.
+        objective: whose losses of single examples are differentiated; its penalty is not part
+            of it (a penalty reads no data: its gradient is added after the noise).
+        examples: positions in the data.
+        bound: ``C``, over all that learns together (flat clipping).
+        step: of the grid.
+
+    Raises:
+        SharedFactor: a loss reaches a factor by another way than its example's copy.
+
+    Source: Abadi et al., CCS 2016, algorithm 1; docs/method.md (M66).
+    """
+    total = ClippedSum(bound, step)
+    for example in examples:
+        total.add(gradient_alone(module, objective, example))
+    return total
+
+
+def clipped_group_gradients(
+    module: nn.Module,
+    objective: ExampleLosses,
+    examples: Sequence[int],
+    groups: Sequence[int],
+    bound: float,
+    step: float,
+) -> ClippedSum:
+    """Return ``sum_u m_u min(1, C / ||m_u||)``, where ``m_u`` is the mean gradient of the examples
+    of group ``u`` that are in the batch. An example whose gradient is not finite, or that fails,
+    counts as zero within its group.
+
+    Args:
+        module: holds the adapter; factors that do not require a gradient get none.
+        objective: as for :func:`clipped_gradients`.
+        examples: positions in the data; those of a group follow each other.
+        groups: number of the group of every position in the data.
+        bound: ``C``, over all that learns together (flat clipping).
+        step: of the grid.
+
+    Raises:
+        ValueError: the examples of a group do not follow each other, so that it would be clipped in
+            parts; or a loss reaches a factor by another way than its example's copy.
+
+    Source: docs/method.md (M27), (M66); Charles et al., arXiv 2407.07737 (user-level sampling).
+    """
+    runs = [list(members) for _, members in groupby(examples, key=lambda i: groups[i])]
+    if len({groups[members[0]] for members in runs}) < len(runs):
+        raise ValueError("the examples of a group do not follow each other")
+    total = ClippedSum(bound, step)
+    for members in runs:
+        total.add(_mean(module, objective, members))
+    return total
+
+
+def _mean(module: nn.Module, objective: ExampleLosses, members: Sequence[int]) -> Gradient:
+    """The mean gradient of a group, in float64."""
+    sums: dict[str, Tensor] = {}
+    for example in members:
+        gradient = gradient_alone(module, objective, example)
+        if all(bool(values.isfinite().all()) for values in gradient.values()):
+            for name, values in gradient.items():
+                own = values.double() / len(members)
+                sums[name] = sums[name] + own if name in sums else own
+    return sums

@@ -1,54 +1,34 @@
-"""Gradients of every example by itself: clipped, and summed in whole numbers, which is what private
-training adds noise to; or squared.
+"""Gradients of every example by itself, or squared.
 
-Whatever an example is, what it adds to a clipped sum has at most the norm that is charged, and
-depends on no other example: each is computed in a pass of its own, as who else is in a pass decides
-how its numbers are rounded, and a model can be made so that this is what it answers with.
+Each is computed in a pass of its own: who else is in a pass decides how its numbers are rounded,
+and a model can be made so that this is what it answers with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from deal_core.lora.attach import CURRENT, learning_factors, lora_layers
 from deal_core.lora.learnt import of_what_learns
-from deal_core.training.clipped_sum import ClippedSum, Gradient
-from deal_core.training.objective import Objective
+
+Gradient = Mapping[str, Tensor]
+"""Name of what learns to its gradient; a name may be missing: zero."""
 
 
-def clipped_gradients(
-    module: nn.Module,
-    objective: Objective,
-    examples: Sequence[int],
-    bound: float,
-    step: float,
-) -> ClippedSum:
-    """Return ``sum_i g_i min(1, C / ||g_i||)``, each ``g_i`` computed alone.
+class ExampleLosses(Protocol):
+    """What is differentiated: an objective, as far as it reads data."""
 
-    Args:
-        module: holds the adapter; factors that do not require a gradient get none.
-        objective: whose losses of single examples are differentiated; its penalty is not part
-            of it (a penalty reads no data: its gradient is added after the noise).
-        examples: positions in the data.
-        bound: ``C``, over all that learns together (flat clipping).
-        step: of the grid.
-
-    Raises:
-        SharedFactor: a loss reaches a factor by another way than its example's copy.
-
-    Source: Abadi et al., CCS 2016, algorithm 1; docs/method.md (M66).
-    """
-    total = ClippedSum(bound, step)
-    for example in examples:
-        total.add(gradient_alone(module, objective, example))
-    return total
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """Return losses of these examples (positions in the client's data), ``(batch,)``, each
+        independent of its batch-mates."""
 
 
-def gradient_alone(module: nn.Module, objective: Objective, example: int) -> Gradient:
+def gradient_alone(module: nn.Module, objective: ExampleLosses, example: int) -> Gradient:
     """Return the gradient of one example, computed by itself; empty where it cannot be, so that
     what an example does to the arithmetic stays its own. Gradients of the factors stay as they are.
 
@@ -70,7 +50,7 @@ class SharedFactor(ValueError):
 
 
 def _gradients(
-    module: nn.Module, objective: Objective, example: int
+    module: nn.Module, objective: ExampleLosses, example: int
 ) -> list[tuple[nn.Parameter, Tensor]]:
     """The trainable factors, each with a copy, ``(1, *factor)``, that has the gradient."""
     with _copies(module, 1) as pairs:
@@ -88,7 +68,7 @@ def _gradients(
 
 
 def squared_gradients(
-    module: nn.Module, objective: Objective, microbatches: Sequence[Sequence[int]]
+    module: nn.Module, objective: ExampleLosses, microbatches: Sequence[Sequence[int]]
 ) -> list[Tensor]:
     """Return ``sum_i g_i^2``, entry by entry, for every trainable factor in the order of
     :func:`~deal_core.lora.attach.set_trainable`; nothing is clipped, and no gradient is left

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from deal_core.config.experiment import PrivacyConfig
 from deal_core.errors import UserError
-from deal_core.privacy.accounting.accountant import DpEvent, adaptive_epsilon, epsilon_of
+from deal_core.privacy.accountant import DpEvent, adaptive_epsilon, epsilon_of
 
 RECORD, GROUP, CLIENT = "record", "group", "client"
 Unit = tuple[str, str]
@@ -88,7 +88,7 @@ class LedgerEvent:
             ``client`` (noise in a whole update) and ``trusted-server`` (unprotected).
         unit: what a neighbour differs by (see the module).
         sample_rate, noise_multiplier, steps: see
-            :class:`~deal_core.privacy.accounting.accountant.DpEvent`.
+            :class:`~deal_core.privacy.accountant.DpEvent`.
         max_grad_norm: clipping bound; for the ledger's reader, it costs nothing.
         delta: at which the budget was checked.
         simulation_only: the noise came from a seed: nothing is guaranteed.

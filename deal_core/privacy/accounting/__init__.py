@@ -1,1 +1,0 @@
-"""What is spent: composition, plans, the ledger and its certificate; nothing that adds noise."""
