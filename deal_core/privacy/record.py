@@ -58,6 +58,7 @@ from deal_core.privacy.interface import (
 )
 from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.plan import (
+    METRICS_NOISE,
     NoFeasibleNoise,
     PrivacyPlan,
     ReleaseSchedule,
@@ -440,7 +441,7 @@ class RecordEvents:
     def planned_counts(self, evaluations: int, delta: float) -> LedgerEvent:
         """Return all evaluations as one event."""
         work = ReleaseSchedule(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
-        return self.planned(work, self.experiment.privacy.metrics_noise, delta, sensitivity(1, 1))
+        return self.planned(work, METRICS_NOISE, delta, sensitivity(1, 1))
 
     def update(
         self, ask: UpdateRequest, seeded: bool, plan: PrivacyPlan, policy: Policy | None
@@ -488,7 +489,7 @@ class RecordEvents:
             mechanism=COUNTS,
             unit=self.unit,
             sample_rate=1.0,
-            noise_multiplier=self.experiment.privacy.metrics_noise,
+            noise_multiplier=METRICS_NOISE,
             steps=1,
             max_grad_norm=sensitivity(ask.evaluated, len(ask.counted)),
             delta=plan.delta,

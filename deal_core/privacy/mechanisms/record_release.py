@@ -13,14 +13,6 @@ from safetensors.numpy import load, save
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.privacy.events import COUNTS, LedgerEvent
-from deal_core.privacy.plan import (
-    METRICS_NOISE,
-    PrivacyPlan,
-    ReleaseSchedule,
-    sums_noise_multiplier,
-)
-from deal_core.privacy.interface import LocalUpdate, UpdateRequest
 from deal_core.privacy.counts import sensitivity
 from deal_core.privacy.distributed_noise import (
     NoisySum,
@@ -29,7 +21,15 @@ from deal_core.privacy.distributed_noise import (
     trust_in_sum,
 )
 from deal_core.privacy.dpsgd import Groups, PrivateGradients
+from deal_core.privacy.events import COUNTS, LedgerEvent
+from deal_core.privacy.interface import LocalUpdate, UpdateRequest
 from deal_core.privacy.noise import NoiseSource
+from deal_core.privacy.plan import (
+    METRICS_NOISE,
+    PrivacyPlan,
+    ReleaseSchedule,
+    sums_noise_multiplier,
+)
 from deal_core.privacy.policy import Policy, in_sum
 from deal_core.wire.instruction import LEARN
 

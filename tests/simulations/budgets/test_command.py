@@ -16,10 +16,10 @@ from rich.console import Console
 
 from deal_core.config.experiment import RunConfig
 from deal_core.errors import UserError
-from deal_core.privacy.events import composed
-from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.audit.guesses import CHOICES, Guesses
 from deal_core.privacy.audit.one_run_audit import lower_bound
+from deal_core.privacy.events import composed
+from deal_core.privacy.ledger import Ledger
 from server.results import read_results, rounded_up
 from simulations.audit.command import AuditRequest, run_audit
 from simulations.audit.found import Found, Outcome, Steps, Training
