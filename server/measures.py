@@ -17,7 +17,16 @@ from deal_core.privacy.events import GROUP
 from deal_core.protection import make_mechanism, mechanism_of
 from server.checkpoint import EVERYBODY, History, commit
 from server.plan import Plan
-from server.results import Accuracy, ClassIncremental, ClientResult, Privacy, Results, Stage, Wire
+from server.results import (
+    Accuracy,
+    ClassIncremental,
+    ClientResult,
+    Privacy,
+    Results,
+    Spending,
+    Stage,
+    Wire,
+)
 
 
 def peak_rss_bytes() -> int:
@@ -72,7 +81,7 @@ def make_results(
         unheard=_unheard(history),
         **own,
         class_incremental=ClassIncremental(**among_all) if among_all["accuracy_matrix"] else None,
-        privacy=_privacy(experiment, history),
+        privacy=privacy_of(experiment, history.spent),
         wire=Wire(
             bytes_up=list(history.bytes_up),
             bytes_down=list(history.bytes_down),
@@ -88,8 +97,9 @@ def make_results(
     )
 
 
-def _privacy(experiment: Experiment, history: History) -> Privacy:
-    mechanism, spent = make_mechanism(experiment), history.spent
+def privacy_of(experiment: Experiment, spent: Mapping[str, Spending]) -> Privacy:
+    """Return what was spent, from what each client has told."""
+    mechanism = make_mechanism(experiment)
     return Privacy(
         mechanism=experiment.privacy.mechanism,
         unit=mechanism.unit,

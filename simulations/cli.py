@@ -13,7 +13,7 @@ import typer
 from deal_core.errors import UserError
 from simulations.deployment.commands import add_to
 from simulations.output.console import wide_console, with_argument_help
-from simulations.report.commands import add_report_commands
+from simulations.report.commands import add_report_commands, report_after
 from simulations.run.own_packages import require_own_packages
 from simulations.run.shipped import shipped_experiments, shipped_studies
 
@@ -100,8 +100,8 @@ def simulate(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
     """Run an experiment on this machine and report accuracy and forgetting."""
-    from simulations.report.after import simulate_with_report as run
     from simulations.run.experiment import Request
+    from simulations.run.simulate import simulate
 
     request = Request(
         experiment,
@@ -111,7 +111,8 @@ def simulate(
         engine=engine,
         resume=resume,
     )
-    raise typer.Exit(run(request, wide_console()))
+    console = wide_console()
+    raise typer.Exit(simulate(request, console, lambda folder: report_after(folder, console)))
 
 
 @app.command()
@@ -208,8 +209,7 @@ def study(
     report: Annotated[bool, typer.Option("--report", help="Only renew the tables.")] = False,
 ) -> None:
     """Run a grid of methods, orders, seeds and settings; the same command continues it."""
-    from simulations.report.after import study_with_report
-    from simulations.study.command import StudyRequest
+    from simulations.study.command import StudyRequest, run_study, study_folder
 
     request = StudyRequest(
         study,
@@ -222,7 +222,10 @@ def study(
         jobs=jobs,
         report=report,
     )
-    raise typer.Exit(study_with_report(request, wide_console()))
+    console = wide_console()
+    code = run_study(request, console)
+    report_after(study_folder(request), console)
+    raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=MEASURING)
@@ -248,14 +251,19 @@ def audit(
     ] = False,
 ) -> None:
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
+    console = wide_console()
     if membership:
-        from simulations.audit.membership import MembershipRequest
-        from simulations.report.after import membership_with_report
+        from simulations.audit.membership import (
+            MembershipRequest,
+            membership_folder,
+            run_membership,
+        )
 
         sums = MembershipRequest(experiment, out, tuple(overrides or ()), seed)
-        raise typer.Exit(membership_with_report(sums, wide_console()))
-    from simulations.audit.command import AuditRequest
-    from simulations.report.after import audit_with_report
+        code = run_membership(sums, console)
+        report_after(membership_folder(sums), console)
+        raise typer.Exit(code)
+    from simulations.audit.command import AuditRequest, audit_folder, run_audit
 
     request = AuditRequest(
         experiment,
@@ -269,7 +277,10 @@ def audit(
         repetitions=repetitions,
         records=records,
     )
-    raise typer.Exit(audit_with_report(request, wide_console()))
+    code = run_audit(request, console)
+    if (audit_folder(request) / "audit.json").is_file():
+        report_after(audit_folder(request), console)
+    raise typer.Exit(code)
 
 
 @app.command(rich_help_panel=MEASURING)
@@ -299,8 +310,7 @@ def budgets(
     report: Annotated[bool, typer.Option("--report", help="Only renew table and plot.")] = False,
 ) -> None:
     """Accuracy, forgetting and worst client against epsilon; the same command continues it."""
-    from simulations.budgets.command import BudgetsRequest
-    from simulations.report.after import budgets_with_report
+    from simulations.budgets.command import BudgetsRequest, budgets_folder, run_budgets
 
     request = BudgetsRequest(
         experiment,
@@ -316,7 +326,10 @@ def budgets(
         noise=noise,
         beside=beside,
     )
-    raise typer.Exit(budgets_with_report(request, wide_console()))
+    console = wide_console()
+    code = run_budgets(request, console)
+    report_after(budgets_folder(request), console)
+    raise typer.Exit(code)
 
 
 @demo.command("deployment")
@@ -327,10 +340,11 @@ def demo_deployment(
     sites: Annotated[int, typer.Option(min=2, max=3, help="Two or three.")] = 3,
 ) -> None:
     """Run a server and sites on this machine: keys, TLS, a whole run, and the end of it all."""
-    from simulations.deployment.demo.run import DemoRequest
-    from simulations.report.after import demo_with_report
+    from simulations.deployment.demo.run import DemoRequest, demo_deployment
 
-    raise typer.Exit(demo_with_report(DemoRequest(folder, sites), wide_console()))
+    console, request = wide_console(), DemoRequest(folder, sites)
+    written = demo_deployment(request, console, lambda run: report_after(run, console))
+    raise typer.Exit(written)
 
 
 @demo.command("files")

@@ -1,12 +1,21 @@
-"""``deal report`` and ``deal compare`` as typer knows them; what they do loads inside."""
+"""``deal report`` and ``deal compare``, and the report that ends every run, study and audit. What
+is heavy loads inside: a mistake in the input must show at once."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simulations.output.console import wide_console
+from deal_core.errors import UserError, at_home
+from simulations.output.console import print_line, wide_console
+from simulations.output.files import write_file, write_texts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from simulations.report.blocks import Page
 
 
 def add_report_commands(app: typer.Typer) -> None:
@@ -34,20 +43,93 @@ def report(
     ] = False,
 ) -> None:
     """Write report.html into each folder; with --privacy, a page for a data protection officer."""
-    from simulations.report.command import report as write_reports
-    from simulations.report.command import report_privacy
-
+    if not paths and not privacy:
+        raise UserError("deal report: name a folder, or --privacy STATE")
+    console = wide_console()
     if privacy:
-        report_privacy(privacy, out, disjoint_tasks, wide_console())
-    if paths or not privacy:
-        write_reports(paths or [], wide_console(), labels)
+        from simulations.report.blocks import render
+        from simulations.report.ledger import ledger_page, read_ledger
+
+        page = render(ledger_page(read_ledger(privacy, disjoint_tasks)))
+        path = write_file(out or at_home(privacy) / "privacy.html", page)
+        print_line(console, f"privacy record in {path.resolve()}")
+    for name in paths or []:
+        found = at_home(name).resolve()
+        folder = found.parent if found.is_file() else found
+        if labels:
+            from simulations.report.accuracy import count_labels
+
+            with console.status("loading the model") as status:
+                count_labels(folder, lambda task: status.update(f"answering the texts of {task}"))
+        print_line(console, f"report in {write_report(folder)}")
 
 
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two run folders or more.")],
-    out: Annotated[str, typer.Option(help="Folder of compare.html and compare.csv.")] = ".",
+    out: Annotated[str, typer.Option(help="Folder of compare.html.")] = ".",
 ) -> None:
-    """Put finished runs side by side: a table, a page and a CSV."""
-    from simulations.report.command import report_comparison
+    """Put finished runs side by side: a table and a page."""
+    from simulations.report import comparison
+    from simulations.report.blocks import render
 
-    report_comparison(runs, out, wide_console())
+    console, compared = wide_console(), comparison.compare(runs)
+    comparison.print_comparison(console, compared)
+    page = at_home(out).resolve() / "compare.html"
+    write_texts(page.parent, {page.name: render(comparison.comparison_page(compared))})
+    print_line(console, f"page in {page}")
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``report.html`` of what lies in a folder.
+
+    Returns:
+        Its path.
+
+    Raises:
+        UserError: nothing there to report, or it cannot be read or written.
+    """
+    from simulations.report.blocks import render
+    from simulations.report.study import REPORT
+
+    write_texts(folder, {REPORT: render(page_of(folder))})
+    return folder / REPORT
+
+
+def page_of(folder: Path) -> Page:
+    """Return the page of what lies in a folder: a study, budgets, an audit, or a run.
+
+    Raises:
+        UserError: none of them, or it cannot be read.
+    """
+    from simulations.report.audit import audit_page, membership_page
+    from simulations.report.record import is_run, read_run
+    from simulations.report.run import run_page
+    from simulations.report.study import budgets_page, study_page
+
+    pages = {
+        "study.json": study_page,
+        "budgets.json": budgets_page,
+        "audit.json": audit_page,
+        "membership.json": membership_page,
+    }
+    for name, page in pages.items():
+        if (folder / name).is_file():
+            return page(folder)
+    if is_run(folder):
+        return run_page(read_run(folder))
+    raise UserError(
+        f"{folder}: no run, study, budgets or audit here; name the folder that --out named"
+    )
+
+
+def report_after(folder: Path, console: Console) -> None:
+    """Write the report of what has just ended, and print where it is. It must cost nothing of what
+    it is about: whatever goes wrong is one line."""
+    try:
+        path = write_report(folder)
+    except UserError as error:
+        print_line(console, f"no report: {error}")
+    except Exception as error:
+        print_line(console, f"no report: {type(error).__name__}: {error}")
+    else:
+        print_line(console, f"{'report':<20}{path}")

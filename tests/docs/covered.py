@@ -14,7 +14,7 @@ FAST = {
     "deal report runs/quickstart-seed0": "runs/quickstart-seed0/report.html",
     "deal report runs/quickstart-seed0 --labels": "runs/quickstart-seed0/labels.json",
     "deal report /srv/deal/runs/RUN": "runs/mine/report.html",
-    "deal compare runs/quickstart-seed0 runs/mine": "compare.csv",
+    "deal compare runs/quickstart-seed0 runs/mine": "compare.html",
     "deal compare runs/one runs/two": "compare.html",
     "deal predict runs/quickstart-seed0 'a question'": '"text": "a question"',
     "deal predict runs/quickstart-seed0 'Which drug reverses heparin?'": '"label":',

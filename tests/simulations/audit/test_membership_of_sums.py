@@ -20,7 +20,7 @@ from simulations.audit import membership, sums_told
 from simulations.audit.membership import MembershipAudit, MembershipRequest, run_membership
 from simulations.audit.sums_told import Rows, Told, as_added, noises, told_of_sums
 from simulations.cli import app
-from simulations.report.command import write_report
+from simulations.report.commands import write_report
 from simulations.run.experiment import Request, load_experiment
 from tests.conftest import load_once
 

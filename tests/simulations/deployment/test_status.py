@@ -28,9 +28,9 @@ from simulations.deployment.server.run_state import (
 from simulations.deployment.server.status import described, print_sites, status
 from simulations.deployment.server.submit import Submission, _nobody_writes, stop, submit
 from simulations.engines.inprocess import run_inprocess
-from simulations.report.page.blocks import render
-from simulations.report.run.page import run_page
-from simulations.report.run.record import read_run
+from simulations.report.blocks import render
+from simulations.report.record import read_run
+from simulations.report.run import run_page
 from tests.simulations.deployment.loopback import free_port
 from tests.sizes import TWO_LAYERS
 

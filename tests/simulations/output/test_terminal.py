@@ -10,13 +10,13 @@ from rich.console import Console
 
 from simulations.audit import tables as audit_tables
 from simulations.budgets import tables as budget_tables
+from simulations.budgets.results import Budgets
 from simulations.output.console import NARROW, PAGE_WIDTH, print_page, text_table
 from simulations.output.files import TextTable, blocks, head, read_table, row
-from simulations.report.privacy.audit import read_audit
-from simulations.report.study.budgets import read_budgets
-from simulations.report.study.record import read_study
 from simulations.study import tables as study_tables
 from simulations.study.command import SHOWN, print_summary
+from simulations.study.results import StudyResults
+from simulations.study.study_file import Study
 from tests.stored_results import RESULTS
 
 WIDE = 200
@@ -49,11 +49,20 @@ def page_of(figures: Path) -> str:
     """The page that a command writes beside its figures."""
     folder = figures.parent
     if figures.name == "study.json":
-        record = read_study(folder)
-        return study_tables.markdown(record.study, record.results)
+        return study_tables.markdown(*read_study(folder))
+    text = figures.read_text(encoding="utf-8")
     if figures.name == "budgets.json":
-        return budget_tables.markdown(read_budgets(folder))
-    return audit_tables.markdown(read_audit(folder))
+        return budget_tables.markdown(Budgets.model_validate_json(text))
+    return audit_tables.markdown(audit_tables.Audit.model_validate_json(text))
+
+
+def read_study(folder: Path) -> tuple[Study, StudyResults]:
+    """A study and its results, of the cells that are in it."""
+    text = (folder / "study.json").read_text(encoding="utf-8")
+    results = StudyResults.model_validate_json(text)
+    assert results.file is not None
+    study = Study(results.study, folder, results.file)
+    return study, results.model_copy(update={"cells": results.standing})
 
 
 @pytest.mark.parametrize(
@@ -76,8 +85,7 @@ def test_no_page_is_wider_than_a_hundred_columns_and_nothing_of_it_is_lost(figur
 @pytest.mark.parametrize("name", ["medmcqa", "all-labels-medmcqa", "cl15-core", "tuning"])
 def test_a_study_ends_with_a_table_of_eighty_columns(name: str) -> None:
     console = Console(file=io.StringIO(), width=WIDE)
-    record = read_study(RESULTS / name)
-    study, results = record.study, record.results
+    study, results = read_study(RESULTS / name)
     print_summary(console, study, results)
     out = console.file.getvalue()  # type: ignore[attr-defined]
     lines = out.splitlines()

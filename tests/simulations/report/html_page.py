@@ -1,4 +1,4 @@
-"""A page as a reader's program sees it: its figures, tables, anchors and addresses."""
+"""A page as a reader's program sees it: its tables, anchors and addresses."""
 
 from __future__ import annotations
 
@@ -8,17 +8,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+EXAMPLES = Path(__file__).parent / "examples"
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 ADDRESSES = ("href", "src", "srcset", "action", "data", "poster", "xlink:href")
-
-
-@dataclass
-class Figure:
-    """A ``data`` element: exact value, where it is from, what is shown."""
-
-    value: str
-    source: str
-    text: str = ""
 
 
 @dataclass
@@ -32,7 +24,6 @@ class HtmlPage(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.figures: list[Figure] = []
         self.tables: list[HtmlTable] = []
         self.tags: list[str] = []
         self.ids: list[str] = []
@@ -53,9 +44,7 @@ class HtmlPage(HTMLParser):
         self.described += given.get("aria-labelledby", "").split()
         if tag not in VOID:
             self.open.append(tag)
-        if tag == "data":
-            self.figures.append(Figure(given["value"], given.get("data-source", "")))
-        elif tag == "table":
+        if tag == "table":
             self.tables.append(HtmlTable())
         elif tag == "tr":
             self.tables[-1].rows.append([])
@@ -74,8 +63,6 @@ class HtmlPage(HTMLParser):
         if "style" in self.open:
             return
         self.words.append(data)
-        if "data" in self.open:
-            self.figures[-1].text += data
         if "caption" in self.open:
             self.tables[-1].caption += data
         if self.open and ("td" in self.open or "th" in self.open):
@@ -89,14 +76,6 @@ class HtmlPage(HTMLParser):
         """The rows of the one table with a caption that begins so."""
         (found,) = [table.rows for table in self.tables if table.caption.startswith(caption)]
         return found
-
-
-def resolve(document: Any, pointer: str) -> Any:
-    """What a JSON pointer (RFC 6901) points to."""
-    for part in pointer.split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
-        document = document[int(key) if isinstance(document, list) else key]
-    return document
 
 
 def read_json(path: Path) -> Any:

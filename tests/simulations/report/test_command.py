@@ -1,4 +1,4 @@
-"""``deal report``: what lies in a folder decides what page it gets."""
+"""``deal report``: which page a folder gets, and what happens where there is none."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from typer.testing import CliRunner
 
 from deal_core.errors import UserError
 from simulations.cli import app
-from simulations.report.after import report_after
-from tests.simulations.report.html_page import HtmlPage
+from simulations.report.commands import report_after
+from tests.simulations.report.html_page import EXAMPLES, HtmlPage
 from tests.stored_results import RESULTS
-
-EXAMPLES = Path(__file__).parent / "examples"
 
 
 def called(*words: object) -> str:
@@ -36,37 +34,35 @@ def test_each_folder_gets_the_page_of_what_lies_in_it(tmp_path: Path) -> None:
         "Budgets": RESULTS / "budgets",
         "Audit": RESULTS / "audit-private",
     }
-    folders = [shutil.copytree(path, tmp_path / kind) for kind, path in kinds.items()]
-    said = called("report", *folders)
+    folders = [Path(shutil.copytree(path, tmp_path / kind)) for kind, path in kinds.items()]
+    (folders[0] / "report.html").write_text("old")
+    said = called("report", folders[0] / "results.json", *folders[1:])
     for kind, folder in zip(kinds, folders, strict=True):
         assert f"report in {folder / 'report.html'}" in said
         title = HtmlPage((folder / "report.html").read_text(encoding="utf-8")).text
         assert f" – {kind} – deal" in title
 
 
-def test_a_file_means_its_folder_and_a_page_is_written_anew(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(EXAMPLES / "plain", tmp_path / "it"))
-    (folder / "report.html").write_text("old")
-    called("report", folder / "results.json")
-    assert (folder / "report.html").read_text(encoding="utf-8") != "old"
-
-
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("file", "content", "message"),
     [
-        (lambda folder: None, "no run, study, budgets or audit here"),
-        (lambda folder: (folder / "metrics.jsonl").touch(), "no such file"),
-        (lambda folder: shutil.copy(EXAMPLES / "plain/experiment.toml", folder), "has not begun"),
-        (lambda folder: (folder / "results.json").write_text("{"), "not a valid results file"),
+        ("", "", "no run, study, budgets or audit here"),
+        ("metrics.jsonl", "", "no such file"),
+        ("experiment.toml", (EXAMPLES / "plain/experiment.toml").read_text(), "has not begun"),
+        ("results.json", "{", "not a valid results file"),
+        ("study.json", "{", "no figures of a study"),
+        ("budgets.json", "{", "no budget study"),
+        ("audit.json", "{", "no audit"),
     ],
 )
-def test_what_cannot_be_reported_is_one_line(make, message: str, tmp_path: Path) -> None:
-    make(tmp_path)
+def test_what_cannot_be_reported_is_one_line(
+    file: str, content: str, message: str, tmp_path: Path
+) -> None:
+    if file:
+        (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=message) as caught:
         called("report", tmp_path)
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match="name a folder"):
-        called("report")
 
 
 def test_a_mistake_in_the_input_shows_before_anything_heavy_loads() -> None:
@@ -87,6 +83,6 @@ def test_a_report_that_fails_costs_nothing_of_what_it_is_about(
     def fail(folder: Path) -> Path:
         raise ZeroDivisionError("of the drawing")
 
-    monkeypatch.setattr("simulations.report.command.write_report", fail)
+    monkeypatch.setattr("simulations.report.commands.write_report", fail)
     report_after(tmp_path, console)
     assert "no report: ZeroDivisionError: of the drawing" in console.export_text()

@@ -15,7 +15,7 @@ from deal_core.privacy.events import Budget, composed, unprotected_event
 from deal_core.privacy.ledger import Ledger
 from server.results import rounded_up
 from simulations.cli import app
-from simulations.report.privacy.ledger_page import _in_chances
+from simulations.report.ledger import in_chances
 from tests.ledger_events import ledger_event
 from tests.simulations.report.html_page import HtmlPage
 
@@ -75,7 +75,7 @@ def test_the_promise_is_that_of_the_ledger_with_all_that_it_means(ledger: Ledger
     [(1.0, "at most 2.8 times"), (3.0, "at most 21 times"), (25.0, "promises next to nothing")],
 )
 def test_chances_are_never_told_smaller_than_they_may_be(epsilon: float, told: str) -> None:
-    assert told in _in_chances(epsilon, 1e-5, "record")
+    assert told in in_chances(epsilon, 1e-5, "record")
 
 
 HONEST = "all sites but 1, which may pool what they know with the server"
@@ -85,7 +85,7 @@ def test_noise_that_others_share_makes_the_promise_count_on_them(ledger: Ledger)
     ledger.charge(replace(EVENT, assumes=HONEST), Budget(100.0, 1e-4), "shared", b"an answer")
     shown = page(ledger)
     assert f"Assumed honest: {HONEST}." in shown.text
-    assert "Nobody of them has to be honest" not in shown.text
+    assert "None of them has to be honest" not in shown.text
     assert "1 × record, noise in a sum" in shown.text
     assert "3 × record" in shown.text
 

@@ -20,7 +20,7 @@ from deal_core.training.text_overlap import TEXT_MEASURES, rouge_l
 from server.checkpoint import load_checkpoint
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
-from simulations.report.run.label_counts import count_labels
+from simulations.report.accuracy import count_labels
 from simulations.run.preflight import check_names
 from simulations.run.summary import measures
 from simulations.use.predict import json_line

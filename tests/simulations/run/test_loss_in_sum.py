@@ -27,7 +27,7 @@ from deal_core.wire.secure_layout import (
     without_loss,
 )
 from simulations.engines.flower_identity import assume_identity
-from simulations.report.run.log import read_log
+from simulations.report.record import read_log
 from tests.simulations.run.secure_runs import SHORT, rounds
 
 ALONE = pytest.mark.usefixtures("one_model")

@@ -19,7 +19,7 @@ from deal_core.inference.predictor import load_predictor
 from deal_core.methods.auto_settings import resolve_auto
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
-from simulations.report.run.label_counts import count_labels
+from simulations.report.accuracy import count_labels
 from simulations.run.data_checks import check_answers
 from simulations.run.preflight import check_statistics, preflight
 from tests.architectures import CONFIGS, save

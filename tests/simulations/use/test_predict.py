@@ -28,7 +28,7 @@ from deal_core.wire.instruction import Instruction
 from server.results import read_results
 from simulations import cli
 from simulations.engines.inprocess import run_inprocess
-from simulations.report.run.label_counts import count_labels, read_label_counts
+from simulations.report.accuracy import count_labels, read_label_counts
 from simulations.use.predict import PredictRequest, predict
 from simulations.use.score import Score
 from tests.architectures import CONFIGS, save

@@ -1,4 +1,5 @@
-"""The page of an audit: what attacks have shown, beside what was claimed."""
+"""The pages of audits: what attacks have shown, beside what was claimed; and who is in what leaves
+the sites."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from server.results import rounded_up
+from simulations.audit import membership
 from simulations.audit.found import Kind
 from simulations.audit.judged import Judged
 from simulations.audit.tables import (
@@ -18,34 +20,19 @@ from simulations.audit.tables import (
     membership_table,
 )
 from simulations.output.stored import read_stored
-from simulations.report.charts.drawings import Dot, dots
-from simulations.report.page.blocks import (
-    Block,
-    Figure,
-    Notice,
-    Page,
-    Section,
-    Table,
-    Text,
-    at_most,
-    decimal,
-    from_markdown,
-)
+from simulations.report.blocks import Block, Figure, Notice, Page, Section, Text, from_markdown
+from simulations.report.charts import Dot, dots
 
 FILE = "audit.json"
 
 
-def read_audit(folder: Path) -> Audit:
-    """Return the audit in a folder.
+def audit_page(folder: Path) -> Page:
+    """Return the page of the audit in a folder.
 
     Raises:
         UserError: its file cannot be read.
     """
-    return read_stored(Audit, folder / FILE, "audit")
-
-
-def audit_page(audit: Audit) -> Page:
-    """Return the page."""
+    audit = read_stored(Audit, folder / FILE, "audit")
     refuted = [judged for cell in audit.cells for judged in cell.attacks if judged.refuted]
     trainings = [found for cell in audit.cells for found in cell.trainings]
     return Page(
@@ -93,32 +80,46 @@ def _summary(audit: Audit) -> Iterator[Block]:
 
 
 def _figure(audit: Audit) -> Figure:
-    rows, cells = [], []
-    for cell in audit.cells:
-        for judged in cell.attacks:
-            name = _name(cell, judged)
-            claimed = judged.claimed
-            rows.append(
-                Dot(
-                    name,
-                    judged.bound.epsilon,
-                    series=1 if judged.refuted else 0,
-                    hollow=claimed is None,
-                    before=claimed,
-                )
-            )
-            cells.append((name, at_most(claimed), decimal(judged.bound.epsilon)))
+    rows = [
+        Dot(
+            _name(cell, judged),
+            judged.bound.epsilon,
+            marked=judged.refuted,
+            hollow=judged.claimed is None,
+            before=judged.claimed,
+        )
+        for cell in audit.cells
+        for judged in cell.attacks
+    ]
     delta = audit.cells[0].attacks[0].bound.delta
-    axis = f"epsilon at delta = {rounded_up(delta, 2)}"
-    return Figure(
+    return dots(
         "Lower bound on epsilon by each attack (filled) and what was claimed (hollow, grey). An "
         "attack at the right of its claim refutes it.",
-        dots("audit", f"Lower bounds of {len(rows)} attacks", rows, axis, wide=True),
-        Table("Claims and lower bounds", ("attack", "claimed", "at least"), tuple(cells)),
-        narrow=dots("audit-narrow", f"Lower bounds of {len(rows)} attacks", rows, axis),
+        rows,
+        f"epsilon at delta = {rounded_up(delta, 2)}",
     )
 
 
 def _name(cell: AuditedCell, judged: Judged) -> str:
     budget = "no privacy" if cell.epsilon == "inf" else f"budget {cell.epsilon}"
     return f"{budget}, {judged.kind}"
+
+
+def membership_page(folder: Path) -> Page:
+    """Return the page of the audit of membership in a folder.
+
+    Raises:
+        UserError: its file cannot be read.
+    """
+    path = folder / membership.FILE
+    audit = read_stored(membership.MembershipAudit, path, "audit of membership")
+    table = from_markdown(membership.told_table(audit.told), "Attacks on sums and heads")
+    blocks = (*table, Text(membership.EXPLANATION))
+    return Page(
+        kind="Audit",
+        title=audit.experiment,
+        subtitle="Who is in what leaves the sites, as far as attacks tell",
+        sections=(Section("membership", "Membership inference", blocks),),
+        meta=(f"{audit.directions} directions",),
+        source=membership.FILE,
+    )

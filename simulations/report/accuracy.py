@@ -1,0 +1,310 @@
+"""Accuracy on every task; and which label is taken for which: the test texts of a simulation
+answered anew by what was learnt.
+
+Sites tell the server how many answers were right and no more, so ``results.json`` cannot have it.
+Where the texts are at hand, as in a simulation, they are answered as the last evaluation did. Of
+answers that are texts it is how near they are to right ones, by every measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from pydantic import Field
+
+from deal_core import metrics
+from deal_core.atomic_write import atomic_write
+from deal_core.errors import UserError
+from deal_core.inference.folder import AdapterFolder
+from deal_core.training.text_overlap import TEXT_MEASURES
+from server.folder import RunFolder
+from server.results import Strict, read_results
+from simulations.output.console import stage_title
+from simulations.output.files import DASH
+from simulations.report.blocks import (
+    Block,
+    Folded,
+    Heading,
+    HeatCell,
+    HeatMap,
+    Notice,
+    Table,
+    Text,
+    percent,
+    points,
+    whole,
+)
+from simulations.report.record import Rows, RunRecord
+from simulations.run.run_folder import check_data_record
+
+FILE = "labels.json"
+NAMED_COLUMNS = 8
+"""Up to so many tasks a heat map names them in its columns; beyond, it has their numbers."""
+FEW = 20
+"""Up to so many labels of a task are drawn as a confusion matrix."""
+DIFFERENT = 0.005
+"""Shares that differ by more are not the same up to rounding."""
+
+
+class TaskCounts(Strict):
+    """Of one task, which is told.
+
+    Attributes:
+        counts: row of the true label, column of the answer: test texts.
+    """
+
+    labels: list[str]
+    counts: list[list[int]]
+
+    @property
+    def right(self) -> int:
+        """Texts that are answered rightly."""
+        return sum(row[i] for i, row in enumerate(self.counts))
+
+    @property
+    def total(self) -> int:
+        """All texts."""
+        return sum(map(sum, self.counts))
+
+    def scores(self) -> np.ndarray:
+        """Return a row for each label: precision, recall (NaN where nothing was answered so, or no
+        text has the label) and F1, their harmonic mean (0 where nothing is right)."""
+        counts = np.array(self.counts, dtype=float)
+        right, true, answered = counts.diagonal(), counts.sum(1), counts.sum(0)
+        with np.errstate(invalid="ignore"):
+            f1 = np.nan_to_num(2 * right / (true + answered))
+            return np.stack([right / answered, right / true, f1], axis=1)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean over the labels that some text has."""
+        known = [f1 for row, f1 in zip(self.counts, self.scores()[:, 2], strict=True) if any(row)]
+        return fmean(known) if known else 0.0
+
+
+class TextScores(Strict):
+    """Of one task whose answers are texts: means over its ``total`` test texts, 0 to 1
+    (:mod:`deal_core.training.text_overlap`)."""
+
+    total: int
+    exact_match: float = Field(ge=0, le=1)
+    rouge_1: float = Field(ge=0, le=1)
+    rouge_l: float = Field(ge=0, le=1)
+
+
+class LabelCounts(Strict):
+    """``labels.json`` of a run folder: tasks whose answers are labels, and those with texts."""
+
+    schema_version: int = 1
+    tasks: dict[str, TaskCounts] = Field(default_factory=dict)
+    texts: dict[str, TextScores] = Field(default_factory=dict)
+
+
+def read_label_counts(folder: Path) -> LabelCounts | None:
+    """Return what was counted; None: nothing was, or it cannot be read."""
+    try:
+        return LabelCounts.model_validate_json((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
+    """Answer all test texts of a finished simulation, and write ``labels.json``.
+
+    Args:
+        folder: of the run.
+        progress: told the name of each task.
+
+    Returns:
+        What was counted.
+
+    Raises:
+        UserError: the run has not finished, or its texts are not here, or have changed.
+    """
+    results = read_results(folder)
+    if results.config.data.source == "sites":
+        raise UserError(
+            f"{folder}: the texts of a deployment are at its sites, and stay there; "
+            "leave out --labels"
+        )
+    check_data_record(results.config, folder, "--labels", "leave it out")
+    from deal_core.data.sources import load_for_clients
+    from deal_core.inference.answer import Answer, Written
+    from deal_core.inference.predictor import load_predictor
+
+    predictor = load_predictor(AdapterFolder(RunFolder(folder).adapter))
+    tasks: dict[str, TaskCounts] = {}
+    texts: dict[str, TextScores] = {}
+    for task in results.tasks:
+        progress(task)
+        data = load_for_clients(results.config, task)
+        labels = list(data.labels)
+        counts = [[0] * len(labels) for _ in labels]
+        written: list[tuple[str, Sequence[str]]] = []
+        for example in data.test:
+            answer = predictor.answer(example.text, task)
+            if isinstance(answer, Answer):
+                counts[labels.index(example.label)][labels.index(answer.label)] += 1
+            elif isinstance(answer, Written):
+                written.append((answer.answer, (example.target, *example.references)))
+        if results.measures.get(task, "accuracy") != "accuracy":
+            texts[task] = text_scores(written)
+        else:
+            tasks[task] = TaskCounts(labels=labels, counts=counts)
+    found = LabelCounts(tasks=tasks, texts=texts)
+    atomic_write(folder / FILE, found.model_dump_json(indent=1) + "\n")
+    return found
+
+
+def text_scores(answers: Sequence[tuple[str, Sequence[str]]]) -> TextScores:
+    """Return the measures of texts, each with the right ones.
+
+    Args:
+        answers: at least one.
+    """
+    from deal_core.training.text_overlap import exact_match, rouge_1, rouge_l
+
+    return TextScores(
+        total=len(answers),
+        exact_match=fmean(exact_match(*each) for each in answers),
+        rouge_1=fmean(rouge_1(*each) for each in answers),
+        rouge_l=fmean(rouge_l(*each) for each in answers),
+    )
+
+
+def label_blocks(run: RunRecord) -> Iterator[Block]:
+    """Yield what was counted of a run: scores and confusion of each task."""
+    results = run.results
+    counted = read_label_counts(run.folder) if results else None
+    if counted is None or results is None:
+        yield Text(
+            "Not counted. Sites tell how many answers were right and no more; in a simulation, "
+            "deal report RUN --labels answers the test texts anew, and counts for each label."
+        )
+        return
+    yield Text(
+        "At the end of the run, Task-IL; the test texts of a simulation, answered anew. "
+        "Precision: of the answers with a label, the share that is right. Recall: of the texts "
+        "with a label, the share that is answered with it. F1: their harmonic mean. All in %."
+    )
+    for number, task in enumerate(results.tasks, start=1):
+        then = results.accuracy_matrix[-1][number - 1] if results.accuracy_matrix else None
+        if task in counted.tasks:
+            yield Heading(f"{number} {task}")
+            counts = counted.tasks[task]
+            yield from _differs(then, counts.right / counts.total if counts.total else None)
+            yield from _task(task, counts)
+        if task in counted.texts:
+            yield Heading(f"{number} {task}")
+            scores = counted.texts[task]
+            found = {
+                "exact-match": scores.exact_match,
+                "rouge-1": scores.rouge_1,
+                "rouge-l": scores.rouge_l,
+            }
+            yield from _differs(then, found.get(results.measures.get(task, "")))
+            figures = (whole(scores.total), *map(percent, found.values()))
+            columns = ("task", "test texts", "exact match", "ROUGE-1", "ROUGE-L")
+            yield Table(f"Texts written for {task}, in %", columns, ((task, *figures),))
+
+
+def _differs(then: float | None, share: float | None) -> Iterator[Notice]:
+    """Say so where the run has counted another share of right answers."""
+    if then is not None and share is not None and abs(then - share) > DIFFERENT:
+        yield Notice(
+            f"Answered anew, {100 * share:.1f} % are right; the run counted {100 * then:.1f} %. "
+            "Rounding on another machine can do that, another test set too."
+        )
+
+
+def _task(task: str, counts: TaskCounts) -> Iterator[Block]:
+    rows = [
+        (label, whole(sum(true)), *(DASH if np.isnan(v) else percent(v) for v in scores))
+        for label, true, scores in zip(counts.labels, counts.counts, counts.scores(), strict=True)
+    ]
+    rows.append(("macro mean", whole(counts.total), DASH, DASH, percent(counts.macro_f1)))
+    columns = ("label", "test texts", "precision", "recall", "F1")
+    table = Table(f"Each label of {task}", columns, tuple(rows))
+    if len(counts.labels) > FEW:
+        yield Folded(f"{len(counts.labels)} labels, macro F1 {percent(counts.macro_f1)}", (table,))
+        return
+    yield table
+    yield HeatMap(
+        f"{task}: texts by true label (row) and answer (column); colour: share of the row",
+        "true label",
+        tuple(counts.labels),
+        tuple(
+            (label, tuple(HeatCell(str(n), min(9, 10 * n // max(1, sum(row)))) for n in row))
+            for label, row in zip(counts.labels, counts.counts, strict=True)
+        ),
+        "0 %",
+        "100 %",
+        marked=False,
+    )
+
+
+def accuracy_blocks(run: RunRecord) -> Iterator[Block]:
+    """Yield the accuracy matrix in both protocols, and what was kept of every task."""
+    if not run.matrix and not any(value is not None for value in run.zero_shot):
+        yield Notice("Nothing has been evaluated.")
+        return
+    data = run.experiment.data
+    for name, measure in TEXT_MEASURES.items():
+        tasks = [t for t in run.tasks if t in data.generation and data.measure(t) == name]
+        if tasks:
+            yield Text(f"Answers are texts, measured by {measure.title}, in: {', '.join(tasks)}.")
+    yield _heat_map(run, run.matrix, "Task-IL accuracy in %")
+    if run.class_il:
+        yield _heat_map(run, run.class_il, "Class-IL accuracy in %")
+    if run.matrix:
+        yield _kept(run)
+
+
+def _heat_map(run: RunRecord, rows: Rows, caption: str) -> HeatMap:
+    """Return the matrix: a row for what was known before, and one after each stage."""
+    known = [v for row in (run.zero_shot, *rows) for v in row if v is not None]
+    low = min(0.9, int(10 * min(known)) / 10)
+    high = max(low + 0.1, -(-10 * max(known) // 1) / 10)
+    begun, learnt = metrics.spans(run.tasks, run.stages)
+
+    def cell(value: float | None, stage: int, j: int) -> HeatCell | None:
+        if value is None:
+            return None
+        level = min(9, int(10 * (value - low) / (high - low)))
+        if stage == learnt[j]:
+            return HeatCell(percent(value), level, "learnt")
+        return HeatCell(percent(value), level, "future" if stage < begun[j] else "")
+
+    names = ["nothing (zero-shot)"]
+    names += [stage_title(i, run.tasks, run.stages) for i in range(len(rows))]
+    named = len(run.tasks) <= NAMED_COLUMNS
+    return HeatMap(
+        caption,
+        "after",
+        tuple(f"{j} {task}" if named else str(j) for j, task in enumerate(run.tasks, start=1)),
+        tuple(
+            (name, tuple(cell(value, i - 1, j) for j, value in enumerate(row)))
+            for i, (name, row) in enumerate(zip(names, [run.zero_shot, *rows], strict=True))
+        ),
+        percent(low).removesuffix(".0"),
+        percent(high).removesuffix(".0"),
+    )
+
+
+def _kept(run: RunRecord) -> Table:
+    """Return a row for each task: before, just learnt, at the end, the difference."""
+    _, learnt = metrics.spans(run.tasks, run.stages)
+    rows = []
+    for j, task in enumerate(run.tasks):
+        then = run.matrix[learnt[j]][j] if learnt[j] < len(run.matrix) else None
+        now = run.matrix[-1][j]
+        since = None if then is None or now is None else now - then
+        row = (percent(run.zero_shot[j]), percent(then), percent(now), points(since))
+        rows.append((f"{j + 1} {task}", *row))
+    columns = ("task", "zero-shot", "just learnt", "at the end", "points since")
+    return Table(
+        "What was kept: Task-IL accuracy in %, points since it was learnt", columns, tuple(rows)
+    )

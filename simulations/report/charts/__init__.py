@@ -1,1 +1,0 @@
-"""Drawings as inline SVG whose colours follow the page; nothing that knows a run."""

@@ -1,0 +1,404 @@
+"""A site's ledger as one document for its data protection officer, in plain English."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+
+from client.egress import FIELDS
+from client.site_file import SiteFile, read_site
+from deal_core.errors import UserError
+from deal_core.privacy.certificate import composed_over
+from deal_core.privacy.events import (
+    CLEAR_COUNTS,
+    KEEPER_ALONE,
+    LedgerEvent,
+    assumed_honest,
+    common_unit,
+    composed,
+    unit_text,
+)
+from deal_core.privacy.ledger import Entry, Ledger
+from deal_core.privacy.policy import Policy
+from server.results import rounded_up
+from simulations.ledger_command import checked_entries, open_ledger, trusted
+from simulations.output.files import DASH
+from simulations.report.blocks import (
+    Block,
+    Bullets,
+    Facts,
+    Folded,
+    Heading,
+    Notice,
+    Page,
+    Section,
+    Table,
+    Text,
+    Tiles,
+    at_most,
+    decimal,
+    whole,
+)
+
+SITE_FILE = "site.toml"
+COMPUTED = {
+    "record": "A small adapter of a language model was trained here on the site's records. The "
+    "influence of each record on a step was cut to a bound, and noise was added, before anything "
+    "left. What left is the noised adapter.",
+    "counts": "Right answers of the model on the site's test records were counted. Noise was added "
+    "to the counts before they left.",
+    "none": "A small adapter of a language model was trained here on the site's records, or what "
+    "the model makes of them was summed. No noise was added: what left may tell of single records.",
+    "trusted-server": "A small adapter of a language model was trained here and left without "
+    "noise: the server was trusted to add it.",
+    "clear-counts": "Right answers of the model on the site's test records were counted, and the "
+    "counts left as they are.",
+}
+"""Mechanism of a release to what was done."""
+IN_SUM = (
+    "What was learnt on the site's records, or their sums, was put under masks, and added to that "
+    "of other sites. The influence of each record was cut to a bound. The site added its share of "
+    "the noise. Nobody can read what left without that of the other sites; with it the sum has the "
+    "whole noise, as long as the sites are honest that the promise names."
+)
+"""The same where sites share the noise of a sum."""
+NEVER_LEFT = (
+    "texts, labels and answers of any record",
+    "names, ids and numbers that stand in the data; names of files, folders and columns",
+    "gradients or losses of single records",
+    "the log of the site, error messages and their texts",
+    "this ledger, and the keys of the site",
+)
+NOT_COVERED = (
+    "How many records the site has of a task counts as public in the mathematics: rate and steps "
+    "of a release, which this page and a certificate hold, tell it, and so may an epsilon that is "
+    "told.",
+    "How long the site takes to answer is not hidden.",
+    "Names of tasks and labels are public by agreement.",
+    "The machine of the site, its administrator, and the code that the site has allowed are "
+    "trusted.",
+)
+RUN_LETTERS = 8
+"""Of the name of a run; the list of every release has all of it."""
+RECORDS = {
+    "status": "how a request ended",
+    "site": "which client it is",
+    "metrics": "figures beside an update",
+    "counts": "counts of right answers",
+}
+"""Record of a reply to what it is, in words."""
+
+LARGEST_TOLD = 20.0
+"""An epsilon whose factor of chances, some 485 million, still says something."""
+
+
+@dataclass(frozen=True)
+class LedgerRecord:
+    """A site's ledger.
+
+    Attributes:
+        site: the site's own file; None: there is none beside the state directory, as in a
+            simulation.
+        disjoint_tasks: compose tasks in parallel, as the site's policy declares.
+        limit: largest epsilon that the site allows for ever, by its policy, or else that its plans
+            were made for; None: neither is known.
+    """
+
+    folder: Path
+    entries: tuple[Entry, ...]
+    site: SiteFile | None
+    disjoint_tasks: bool
+    limit: float | None
+
+    @property
+    def events(self) -> list[LedgerEvent]:
+        """Releases that a mechanism has protected."""
+        return [entry.event for entry in self.entries if entry.event.protected]
+
+    @property
+    def unprotected(self) -> int:
+        """How many others there are."""
+        return len(self.entries) - len(self.events)
+
+    @property
+    def unit(self) -> str:
+        """What the releases protect, in words."""
+        return unit_text(*common_unit((event.unit, event.unit_column) for event in self.events))
+
+
+def read_ledger(folder: str, disjoint_tasks: bool = False) -> LedgerRecord:
+    """Return what a state directory says, after a check of the whole ledger.
+
+    Args:
+        folder: the state directory.
+        disjoint_tasks: compose tasks in parallel; also where the site's policy declares it.
+
+    Raises:
+        UserError: no ledger in it, or one that cannot be trusted.
+    """
+    ledger = open_ledger(folder)
+    entries = tuple(checked_entries(ledger))
+    site = _site(ledger.folder)
+    policy = site.policy if site else None
+    disjoint = disjoint_tasks or bool(policy and policy.disjoint_tasks)
+    limit = policy.max_epsilon if policy and policy.max_epsilon else _planned(ledger)
+    return LedgerRecord(ledger.folder, entries, site, disjoint, limit)
+
+
+def _site(state: Path) -> SiteFile | None:
+    """Return the site's own file, if it lies beside its state directory and names it."""
+    try:
+        site = read_site(state.resolve().parent / SITE_FILE)
+    except UserError:
+        return None
+    return site if Path(site.site.state) == state.resolve() else None
+
+
+def _planned(ledger: Ledger) -> float | None:
+    """Return the largest budget that a plan of the ledger was made for."""
+    plans = map(json.loads, trusted(ledger.plans).values())
+    return max((float(plan["epsilon"]) for plan in plans if plan.get("epsilon")), default=None)
+
+
+def ledger_page(record: LedgerRecord) -> Page:
+    """Return the page."""
+    sections = [
+        Section("short", "In short", tuple(_short(record))),
+        Section("computed", "What was computed here", tuple(_computed(record))),
+        Section("spent", "What it has cost", tuple(_spent(record))),
+        Section("left", "What left, and what did not", tuple(_left())),
+        Section("limits", "What the guarantee does not cover", tuple(_limits(record))),
+        Section("check", "How to check this page", tuple(_check(record))),
+    ]
+    if record.site is not None and record.site.policy is not None:
+        policy = Section("policy", "What the site allows", (_policy(record.site.policy),))
+        sections.insert(4, policy)
+    return Page(
+        kind="Record of private releases",
+        title=record.site.site.name if record.site else f"client {record.folder.name}",
+        subtitle="What left this site, what protected it, and what that has cost: for the data "
+        "protection officer",
+        sections=tuple(sections),
+        state="chain verified" if record.entries else "empty",
+        tone="good" if record.entries else "warn",
+        meta=(
+            f"{len(record.entries)} releases in the ledger",
+            f"made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        ),
+        source="ledger.sqlite",
+    )
+
+
+def _short(record: LedgerRecord) -> Iterator[Block]:
+    if not record.entries:
+        yield Text("The ledger is empty: nothing that it keeps account of has left this site.")
+        return
+    if any(entry.event.simulation_only for entry in record.entries):
+        yield Notice(
+            "Simulation only: some noise came from a seed. Who knows the seed can take it off, so "
+            "nothing of what follows is guaranteed. At a real site noise never comes from a seed.",
+            "bad",
+        )
+    if record.unprotected:
+        yield Notice(
+            f"{record.unprotected} releases left without protection. For the records that they "
+            "were made from no epsilon holds.",
+            "bad",
+        )
+    counts = (
+        ("Releases", whole(len(record.entries)), "each is a line of the ledger"),
+        ("Without protection", whole(record.unprotected), ""),
+    )
+    if not record.events:
+        yield Tiles(counts)
+        return
+    delta = min(event.delta for event in record.events)
+    epsilon = composed(record.events, delta, record.disjoint_tasks)
+    policy = record.site.policy if record.site else None
+    whose = "of the site's policy" if policy and policy.max_epsilon else "of the runs' plans"
+    yield Tiles(
+        (
+            ("Epsilon spent", at_most(epsilon, 4), f"at delta = {at_most(delta)}"),
+            ("Limit", decimal(record.limit, 4), "none is known" if not record.limit else whose),
+            ("Protects", f"one {record.unit}", "the unit of privacy"),
+            *counts,
+        )
+    )
+    yield Text(
+        f"All protected releases together have spent epsilon = {at_most(epsilon, 4)} at delta = "
+        f"{at_most(delta)} per {record.unit}. It is composed over "
+        f"{composed_over(record.disjoint_tasks, record.unprotected)}."
+    )
+    yield Text(in_chances(epsilon, delta, record.unit))
+    trust = assumed_honest(record.events)
+    yield Text(
+        "It holds against everybody but the keeper of this ledger. At a site, that is everybody "
+        "outside of the site: the server, the other sites, who reads the network, and who is given "
+        "the model, also all together. None of them has to be honest."
+        if trust == KEEPER_ALONE
+        else f"It holds only if those are honest whom it counts on. {trust[0].upper()}{trust[1:]}."
+    )
+
+
+def in_chances(epsilon: float, delta: float, unit: str) -> str:
+    """Return what an epsilon means, as people read it."""
+    if epsilon > LARGEST_TOLD:
+        return (
+            f"That promises next to nothing: what anyone has seen of it may be thousands of "
+            f"millions of times as likely because one {unit} was in the data."
+        )
+    factor = math.exp(epsilon)
+    times = rounded_up(factor, 2) if factor < 10 else f"{math.ceil(factor):,}"
+    return (
+        f"That means: whatever anyone has seen of it, it would have been seen with a chance of at "
+        f"most {times} times as much, or as little, had any one {unit} not been in the data; but "
+        f"for a chance of {rounded_up(delta, 3)}, one in {1 / delta:,.0f}, of which nothing is "
+        "promised."
+    )
+
+
+def _computed(record: LedgerRecord) -> Iterator[Block]:
+    counted = Counter(_kind(entry.event) for entry in record.entries)
+    if not counted:
+        yield Text("Nothing.")
+    for (kind, text), count in counted.items():
+        yield Heading(f"{count} × {kind}")
+        yield Text(text)
+    if record.site is not None:
+        tasks = ", ".join(record.site.data.labels) or DASH
+        models = ", ".join(record.site.models) or DASH
+        yield Facts((("tasks that the site takes part in", tasks), ("base models", models)))
+
+
+def _kind(event: LedgerEvent) -> tuple[str, str]:
+    """Return what kind of release it was, and what was done."""
+    if event.assumes and event.mechanism == "record":
+        return f"{event.mechanism}, noise in a sum", IN_SUM
+    return event.mechanism, COMPUTED.get(event.mechanism, "A release of another kind.")
+
+
+def _spent(record: LedgerRecord) -> Iterator[Block]:
+    if not record.entries:
+        yield Text("Nothing.")
+        return
+
+    def charge(entry: Entry) -> tuple[str, str, str]:
+        return entry.event.run, entry.event.task, entry.event.mechanism
+
+    yield Text(
+        "A row is all releases of one kind for one task of one run. The epsilon of a row is that "
+        "of the row alone; rows do not simply add up, and the total above is composed from all of "
+        "them."
+    )
+    columns = (
+        *("run", "task", "kind", "from", "to", "releases", "steps", "sampling rate"),
+        *("noise multiplier", "clipping bound", "delta", "epsilon, alone"),
+    )
+    rows = tuple(_charge(list(part)) for _, part in groupby(record.entries, charge))
+    yield Table("Charges by run and task", columns, rows)
+    every = tuple(
+        (
+            str(entry.seq),
+            _minute(entry.time),
+            event.run,
+            event.task or "all tasks",
+            event.mechanism,
+            str(event.stage + 1),
+            str(event.server_round),
+            decimal(event.noise_multiplier, 4) if event.protected else "none",
+        )
+        for entry in record.entries
+        for event in [entry.event]
+    )
+    names = ("no.", "time (UTC)", "run", "task", "kind", "stage", "round", "noise multiplier")
+    yield Folded("Every release", (Table("Every release, in order", names, every),))
+
+
+def _charge(entries: Sequence[Entry]) -> tuple[str, ...]:
+    events = [entry.event for entry in entries]
+    first, delta = events[0], min(event.delta for event in events)
+    figures: tuple[str, ...] = (DASH, DASH, "none", DASH, DASH, "no bound")
+    if first.protected:
+        figures = (
+            whole(sum(event.steps for event in events)),
+            decimal(first.sample_rate, 4),
+            decimal(first.noise_multiplier, 4),
+            decimal(first.max_grad_norm, 4),
+            at_most(delta),
+            at_most(composed(events, delta), 4),
+        )
+    settings, _, own = first.run.partition(" ")
+    place = (own or settings[:RUN_LETTERS], first.task or "all tasks", first.mechanism)
+    when = (_minute(entries[0].time), _minute(entries[-1].time))
+    return (*place, *when, whole(len(events)), *figures)
+
+
+def _minute(time: str) -> str:
+    return time[:16].replace("T", " ")
+
+
+def _left() -> Iterator[Block]:
+    yield Heading("What never left")
+    yield Bullets(NEVER_LEFT)
+    yield Heading("What could leave")
+    yield Text(
+        "A reply is looked at a last time before it is sent. What is not in this list does not "
+        "leave, whoever put it there. Under a mechanism the loss, the duration and the number of "
+        "records do not leave either."
+    )
+    rows = [("factors", "the adapter", "what was learnt; noised under a mechanism")]
+    for name, fields in FIELDS.items():
+        rows += [(field, RECORDS.get(name, name), reason) for field, reason in fields.items()]
+    yield Table("May be sent, and why", ("field", "part of a reply", "reason"), tuple(rows))
+
+
+def _policy(policy: Policy) -> Table:
+    rows = tuple((key, _shown(key, value)) for key, value in policy.model_dump().items())
+    return Table("[policy] of site.toml; docs/privacy.md explains it", ("key", "value"), rows)
+
+
+LIMITS = frozenset({"max_epsilon", "max_delta", "min_grad_norm", "max_grad_norm"})
+"""Keys of a policy whose 0 is no limit."""
+
+
+def _shown(key: str, value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or DASH
+    if key in LIMITS and not value:
+        return "no limit of its own"
+    return str(value) or DASH
+
+
+def _limits(record: LedgerRecord) -> Iterator[Block]:
+    if any(entry.event.mechanism == CLEAR_COUNTS for entry in record.entries):
+        yield Text("Counts of right answers on test records left as they are.")
+    yield Bullets(NOT_COVERED)
+
+
+def _check(record: LedgerRecord) -> Iterator[Block]:
+    yield Text(
+        "Every release is sealed with a hash of all before it; that chain was verified when this "
+        "page was made. The page itself can be changed by whoever has it: a signed certificate of "
+        "the same ledger cannot."
+    )
+    facts = [("releases", whole(len(record.entries)))]
+    if record.entries:
+        facts.append(("seal of the last one", record.entries[-1].hash))
+    facts += [
+        ("verify the ledger", "deal ledger verify STATE"),
+        ("signed certificate", "deal ledger export STATE --out certificate.json"),
+        ("make this page again", "deal report --privacy STATE"),
+    ]
+    yield Facts(tuple(facts))
+    yield Text(
+        "The page holds nothing of any record. Rates and steps tell how many records a task has, "
+        "and it names runs, tasks and times."
+    )

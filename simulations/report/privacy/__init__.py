@@ -1,1 +1,0 @@
-"""Privacy as pages: what an audit has shown; a ledger for a data protection officer."""
