@@ -18,9 +18,9 @@ from deal_core.config.data import DataConfig
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.data.embedded import TASKS, MedMCQA
+from deal_core.deal.objective import Plain
 from deal_core.lora.adapter import orthogonal_init, zero_adapter
 from deal_core.lora.attach import read, write
-from deal_core.methods.shared.plain import Plain
 from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device, locate, pretrained, quiet
 from deal_core.models.prompt import INSTRUCTION, read_template, words

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from client.resources import Workbench
+from deal_core.deal.distillation import CACHED_FLOATS
 from deal_core.lora.attach import at_task_start, set_trainable
 from deal_core.methods import LocalTask
 from deal_core.models import Encoded, GeneratingModel
@@ -18,7 +19,6 @@ from deal_core.training.embedding import base_embeddings
 from deal_core.training.evaluation import count_correct
 from deal_core.training.gradients import Gradients
 from deal_core.training.objective import Objective
-from deal_core.training.teacher import CACHED_FLOATS
 
 ObjectiveOf = Callable[[LocalTask, Sequence[Encoded], Cache], Objective]
 

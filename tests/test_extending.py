@@ -16,7 +16,9 @@ import torch
 
 from deal_core.aggregation import AGGREGATION_RULES, LORA_B, ClientUpdate, finished, make_rule
 from deal_core.config.experiment import AggregationConfig
-from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference
+from deal_core.config.method import RetentionConfig
+from deal_core.deal.retention import retain
+from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, spectrum
 from server.results import Results, read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.simulations.runs import at, gain, learnt_adapter
@@ -97,6 +99,15 @@ def test_a_method(added, results, monkeypatch):
     ]
     assert lengths[0] < lengths[1]  # lora_B starts at 0: the term keeps it small
     assert lengths[2] == lengths[1]
+
+
+def test_a_retention(added, random_adapter):
+    added("A retention")
+    adapter = random_adapter({"q": (6, 9), "v": (7, 5)}, 5, 2.0, 0)
+    kept = retain(adapter, 3, RetentionConfig(filter="soft"))
+    for name, factors in adapter.layers.items():
+        S, shrunk = spectrum(factors, 2.0).S, spectrum(kept.layers[name]).S
+        torch.testing.assert_close(shrunk, S[:3] - S[3], rtol=1e-5, atol=1e-5)
 
 
 def test_an_aggregation_rule(added, random_adapter):

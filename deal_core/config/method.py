@@ -34,18 +34,15 @@ class RetentionConfig(Table):
     enabled: bool = True
     """False: every task keeps training the same adapter, and nothing is compressed. The keys
     below then have no effect."""
-    filter: str = "identity"
-    """Gains of the kernels: ``identity`` (plain truncation; nothing measured beats it) or
-    ``wiener`` (singular values near the noise floor shrink, those below it vanish). At the end of
-    every task all that was learnt passes the filter, what earlier tasks left once more."""
+    filter: str = "svd"
+    """What is kept of the singular values of all that was learnt, at the end of every task: ``svd``
+    (the largest, as they are; nothing measured beats it) or ``wavelet`` (heat kernels over the
+    spectrum: values near the noise floor shrink, those below it vanish)."""
     kernels: int = Field(16, ge=2)
-    """Heat kernels over a layer's spectrum, centred at its quantiles."""
+    """Heat kernels of ``wavelet`` over a layer's spectrum, centred at its quantiles."""
     width: float = Field(0.5, gt=0)
     """Width of a kernel in units of ``S_1 / kernels``: towards 0 each singular value has the
     gain of its nearest centre, towards infinity all have the mean gain."""
-    noise: float = Field(0.0, ge=0)
-    """Noise floor of the filter, in singular values of a layer's update; 0: estimated for each
-    layer from what lies beyond the retained rank, nothing while everything fits into it."""
 
 
 class UpdateConfig(Table):

@@ -232,6 +232,22 @@ def factors_in(module: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
+def named(adapter: Adapter, device: torch.device) -> dict[str, Tensor]:
+    """Return the factors of an adapter on a device, its scaling left out, by the names of
+    :func:`factors_in`."""
+    tensors = {}
+    for name, factors in adapter.layers.items():
+        tensors[f"{name}.lora_A"] = factors.A.to(device)
+        tensors[f"{name}.lora_B"] = factors.B.to(device)
+    return tensors
+
+
+def unnamed(tensors: Mapping[str, Tensor], like: Adapter) -> Adapter:
+    """Undo :func:`named`; ``like`` has the layers and the scaling."""
+    layers = {n: LoraFactors(tensors[f"{n}.lora_A"], tensors[f"{n}.lora_B"]) for n in like.layers}
+    return Adapter(layers, like.scaling)
+
+
 @contextmanager
 def at_task_start(model: nn.Module) -> Iterator[None]:
     """Within the block, without gradients, the model is what it was at the start of the task:

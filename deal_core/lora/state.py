@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
-from deal_core.lora.adapter import Adapter, LoraFactors, split, stack
+from deal_core.config.experiment import AdapterConfig
+from deal_core.lora.adapter import (
+    Adapter,
+    LoraFactors,
+    orthogonal_init,
+    split,
+    stack,
+    zero_adapter,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,3 +63,52 @@ class State:
             layers = {n: LoraFactors(f.A, -f.B) for n, f in gone.layers.items()}
             changes.append(Adapter(layers, gone.scaling))
         return stack(changes) if changes else None
+
+
+def continued(state: State, config: AdapterConfig, generator: torch.Generator) -> State:
+    """Return the same state; before the first task one with a drawn adapter: of methods that train
+    one adapter for all tasks. Nothing is retained, and next to nothing travels for it."""
+    if any(bool(factors.A.any()) for factors in state.current.layers.values()):
+        return state
+    scaling = config.lora_alpha / config.rank
+    current = orthogonal_init(state.retained, config.rank, scaling, generator)
+    nothing = zero_adapter(state.retained.shapes, 1)
+    return replace(state, current=current, retained=nothing, num_reference_directions=0)
+
+
+def snapshot_task_start(state: State) -> State:
+    """Return (server, at the start of a task) the same model, whose start is ``base + retained``.
+
+    A method that trains one adapter on and on has the model at the start of the task in the current
+    adapter, which moves. So the start is copied into the retained adapter, which is zero, for the
+    length of the task, and its directions are counted: they are there to be seen, and no part of
+    the model. Every client of every round then knows the start, whenever it first takes part, and
+    nothing but adapters travels. The start has the very factors of the adapter, which ``ewc``
+    compares; behind them stands what exact rules found no room for in earlier tasks, which *is*
+    part of the model.
+    """
+    current = state.current
+    start = stack([current] if state.residual is None else [current, state.residual])
+    return replace(state, retained=start, residual=None, num_reference_directions=current.rank)
+
+
+def drop_task_start(state: State) -> State:
+    """Return (server, at the end of the task) the state before :func:`snapshot_task_start`.
+
+    What exact rules found no room for, in this task and before, is the residual again.
+    """
+    left = state.parts()[:-1]
+    nothing = zero_adapter(state.current.shapes, 1)
+    return replace(
+        state,
+        retained=nothing,
+        residual=stack(left) if left else None,
+        num_reference_directions=0,
+    )
+
+
+def start_of(state: State) -> State:
+    """Return the state at the start of the task, at any time during it."""
+    held, scaling = split(state.retained, state.num_reference_directions)[0], state.current.scaling
+    layers = {n: LoraFactors(f.A, f.B / scaling) for n, f in held.layers.items()}
+    return replace(state, current=Adapter(layers, scaling), residual=None)

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, at_home
-from deal_core.methods.auto_settings import resolve_auto
+from deal_core.methods import resolve_auto
 from deal_core.privacy.events import LedgerEvent, assumed_honest, composed
 from deal_core.privacy.ledger import Ledger
 from deal_core.protection import mechanism_of

@@ -90,8 +90,8 @@ def test_no_code_tells_of_a_word_that_a_crafted_model_stumbles_over(tmp_path, mo
 def test_what_others_add_does_not_depend_on_a_record_that_gives_no_number(random_adapter):
     """A pass with a NaN in it would take its batch-mates along: a record would count many times."""
     from deal_core.config.experiment import Experiment
+    from deal_core.deal.objective import Plain
     from deal_core.lora.attach import read, set_trainable, write
-    from deal_core.methods.shared.plain import Plain
     from deal_core.models import load_model
     from deal_core.models.interface import Encoded
     from tests.deal_core.training.clipped import clipped_gradients

@@ -6,10 +6,10 @@ import torch
 
 from client.resources import Workbench
 from deal_core.config.experiment import Experiment
+from deal_core.deal.distillation import make_teacher
 from deal_core.models.encoder import EncoderLabels
 from deal_core.training.embedding import base_embeddings
 from deal_core.training.public_subspace import principal, text_vectors
-from deal_core.training.teacher import make_teacher
 
 
 def test_what_a_client_worked_out_for_a_task_ends_with_the_task():

@@ -20,8 +20,8 @@ import torch
 from client import local_evaluation
 from deal_core.config.experiment import TrainConfig
 from deal_core.config.file import apply_overrides, parse_experiment
+from deal_core.deal.objective import Plain
 from deal_core.lora.attach import learning_factors, set_trainable
-from deal_core.methods.shared.plain import Plain
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy import dpsgd
 from deal_core.privacy import noise as noise_module

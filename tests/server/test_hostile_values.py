@@ -285,7 +285,7 @@ def test_a_round_whose_numbers_fail_is_lost_and_the_run_goes_on(tmp_path, model,
 def test_a_step_between_rounds_that_fails_leaves_the_model_as_it_was(
     tmp_path, model, monkeypatch, what
 ):
-    from deal_core.methods.deal.method import Deal
+    from deal_core.deal.method import Deal
 
     good = getattr(Deal, what)
     calls = []

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deal_core.config.experiment import Experiment
+from deal_core.deal.objective import Plain
 from deal_core.lora.attach import read, write
-from deal_core.methods.shared.plain import Plain
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.audit.audited import steps_of
 from deal_core.privacy.audit.canaries import GradientCanaries

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.config.experiment import Experiment
+from deal_core.deal.objective import Plain
 from deal_core.lora.attach import set_trainable
-from deal_core.methods.shared.plain import Plain
 from deal_core.privacy.audit.audited import Overseen
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.claim_audit import Repetition

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
+from deal_core.deal.objective import Plain
 from deal_core.lora.attach import read, set_trainable, write
 from deal_core.lora.linear import AdaptedLinear, WholeWeight
 from deal_core.lora.packing import Packing, packing_of
-from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.encoder import EncoderLabels
 from deal_core.models.interface import Encoded

@@ -8,10 +8,10 @@ from torch.nn.functional import normalize
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
+from deal_core.deal.objective import Plain
 from deal_core.errors import UserError
 from deal_core.lora.adapter import orthogonal_init
 from deal_core.lora.attach import read, set_trainable, write
-from deal_core.methods.shared.plain import Plain
 from deal_core.models import FAMILIES, adapter_shapes, auto_class, embedding_size, load_model
 from deal_core.models.fast.attention import attention, register_attention
 from deal_core.randomness import seeded

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, ByT5Tokenizer, Pre
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
+from deal_core.deal.distillation import Distilled
 from deal_core.errors import UserError
 from deal_core.lora.adapter import compress, orthogonal_init, zero_adapter
 from deal_core.lora.attach import CURRENT, read
 from deal_core.lora.state import State
 from deal_core.methods import METHODS, LocalTask, make_method
-from deal_core.methods.shared.distilled import Distilled
 from deal_core.models import adapter_shapes, check_label_tokens, load_model
 from deal_core.models.causal import causal_prompts
 from deal_core.models.generating import greedy_settings

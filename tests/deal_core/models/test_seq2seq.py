@@ -8,13 +8,13 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
+from deal_core.deal.distillation import ask
+from deal_core.deal.objective import Plain
 from deal_core.errors import UserError
 from deal_core.lora.adapter import orthogonal_init, zero_adapter
 from deal_core.lora.attach import CURRENT, at_task_start, lora_layers, read, set_trainable, write
 from deal_core.lora.state import State
 from deal_core.methods import METHODS, LocalTask, TaskPrompt, make_method
-from deal_core.methods.shared.answers import ask
-from deal_core.methods.shared.plain import Plain
 from deal_core.models import GeneratingModel, adapter_shapes, load_model
 from deal_core.randomness import seeded
 from deal_core.training.cache import Cache

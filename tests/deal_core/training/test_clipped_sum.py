@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
+from deal_core.deal.objective import Plain
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.attach import read, set_trainable, write
-from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
 from deal_core.privacy.dpsgd import ClippedSum, clipped_gradients, clipping_bound

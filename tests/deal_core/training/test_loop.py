@@ -6,6 +6,7 @@ import torch
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
+from deal_core.deal.distillation import make_teacher
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.attach import at_task_start, lora_layers, merge, set_trainable, write
 from deal_core.lora.state import State
@@ -16,7 +17,6 @@ from deal_core.training.cache import Cache
 from deal_core.training.loop import load_state
 from deal_core.training.nonprivate_gradients import NonPrivateGradients
 from deal_core.training.precision import compute_dtype
-from deal_core.training.teacher import make_teacher
 from tests.deal_core.training.accumulated import accumulate
 
 LABELS = ("Anatomy", "Surgery")
@@ -94,7 +94,7 @@ def test_adapters_of_another_model_are_refused(minilm, shapes):
 def test_the_teacher_is_the_start_of_the_task_cached_or_not(
     minilm, shapes, random_adapter, monkeypatch, limit
 ):
-    monkeypatch.setattr("deal_core.training.teacher.CACHED_FLOATS", limit)
+    monkeypatch.setattr("deal_core.deal.distillation.CACHED_FLOATS", limit)
     state = random_state(shapes, random_adapter, residual=True)
     data = minilm.encode(DATA, LABELS)
     seen = ("Dental", "Skin")
@@ -113,7 +113,7 @@ def test_the_teacher_is_asked_once_for_all_rounds_and_again_when_its_basis_chang
     asked = []
     real = make_teacher
     monkeypatch.setattr(
-        "deal_core.methods.shared.distilled.make_teacher",
+        "deal_core.deal.distillation.make_teacher",
         lambda *args: asked.append(1) or real(*args),
     )
     method = make_method(MethodConfig(), AdapterConfig())

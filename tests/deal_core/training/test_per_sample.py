@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
+from deal_core.deal.objective import Plain
 from deal_core.lora.attach import read, set_trainable, write
-from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
 from tests.deal_core.training.clipped import clipped_gradients

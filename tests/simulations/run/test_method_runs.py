@@ -47,7 +47,7 @@ SWITCHES = [
 
 LATER_SWITCHES = [
     ("method.distillation.softmax=joint",),
-    ('method.retention.filter="wiener"', "adapter.retained_rank=12"),
+    ('method.retention.filter="wavelet"', "adapter.retained_rank=12"),
     ("adapter.retained_rank=12",),
 ]
 """Those that show with a third task: there is something to merge, and to leave out."""

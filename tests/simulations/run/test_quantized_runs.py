@@ -9,12 +9,12 @@ import torch
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.data import Example, open_source
+from deal_core.deal.objective import Plain
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import load_predictor
 from deal_core.lora.adapter import orthogonal_init, zero_adapter
 from deal_core.lora.attach import read, set_trainable, write
-from deal_core.methods.shared.plain import Plain
 from deal_core.models import load_model
 from deal_core.randomness import seeded
 from server.results import read_results

@@ -18,9 +18,9 @@ from scipy.stats import norm
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, open_source
+from deal_core.deal import class_means as prototypes
 from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
-from deal_core.methods.shared import prototypes
 from deal_core.models import adapter_shapes
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT
 from deal_core.privacy.ledger import Ledger

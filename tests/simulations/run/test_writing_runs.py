@@ -16,7 +16,7 @@ from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import load_predictor
-from deal_core.methods.auto_settings import resolve_auto
+from deal_core.methods import resolve_auto
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.accuracy import count_labels

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from deal_core.data import Example, TaskData
+from deal_core.deal.objective import Plain
 from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors, set_trainable
-from deal_core.methods.shared.plain import Plain
 from deal_core.models.interface import Encoded
 from deal_core.privacy.audit.canaries import GradientCanaries, fair_coins
 from deal_core.privacy.audit.planted import likelihood_ratio

@@ -1,0 +1,1 @@
+"""The methods that DEAL is compared with."""

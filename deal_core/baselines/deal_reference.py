@@ -1,0 +1,359 @@
+"""Baseline ``deal-reference``: DEAL as its authors' second code release reads the paper.
+
+From the second task on, both factors of every layer are replaced for good by what a gate on their
+spectrum and an MLP make of them (:class:`FactorMap`). The factors
+as the task began are fixed; gates and MLPs alone learn. Their loss is
+
+    ``CE + lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b``,
+
+``theta_1`` all that the gates learn (centres, logarithms of squared widths, gains), ``theta_2``
+all that the MLPs learn: sums, not means, towards 0. The first task is plain LoRA. Sources: DEAL,
+arXiv 2509.18942, eq. 8 to 12 and algorithm 1; what the paper leaves open is that release's: 4
+kernels, one layer, ReLU on the spectrum, MLPs on the columns with ``max(128, min(n, 512))`` hidden
+units, Kaiming weights and zero biases drawn anew in every task, ``a = 5``, ``b = 2``.
+
+It has to be read as it is: a drawn MLP is no identity, so a task begins with a model that has lost
+what it knew, and the gates pass weak directions better than strong ones. ``deal`` is the method
+made well-posed.
+
+Other than there, because it is federated:
+
+* Only factors travel. The server makes the factors that a task begins with, from MLPs that are
+  drawn from ``method.deal_reference.seed``, the same in every task; clients draw the same ones.
+* Averaged factors are the factors of no gate and MLP. A client goes on with its own, which it
+  keeps on its disk, and holds the difference fixed in a round: ``received + map(now) - map(as the
+  round began)``. With one client there is no difference. What a client keeps does not grow with
+  the tasks; it is many times the size of an adapter.
+* The factors of a task's end are the last average, not a map's.
+* Steps, learning rate and batches are the experiment's, as for every method; the optimiser's
+  moments begin anew in every round. (There: 1e-5, one epoch.)
+
+Other than there, with no effect but on cost and rounding: float32, and one SVD a task instead of
+one in every pass. Where nothing was learnt in any task before, a task is plain LoRA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from deal_core.baselines.sequential import HeldStart
+from deal_core.config.experiment import AdapterConfig
+from deal_core.config.method import DealReferenceConfig, MethodConfig
+from deal_core.deal.interface import LocalTask, RoundState, Tensors
+from deal_core.deal.objective import plain
+from deal_core.lora.adapter import Adapter, fingerprint, is_nonzero
+from deal_core.lora.attach import factors_in, named, unnamed
+from deal_core.lora.state import State, start_of
+from deal_core.models import Encoded, LanguageModel
+from deal_core.randomness import seeded
+from deal_core.training.cache import Cache
+from deal_core.training.objective import Objective
+from deal_core.training.parametrization import Parametrization
+
+CPU = torch.device("cpu")
+SMALLEST = 1e-6
+"""Of a squared width: a flat spectrum has no width of its own."""
+NARROWEST, WIDEST = 128, 512
+"""Of the hidden layer, which otherwise is as wide as a column is long."""
+
+
+@dataclass(frozen=True)
+class DealReference(HeldStart):
+    """Attributes: the kernels, penalties and draw of ``config``."""
+
+    config: DealReferenceConfig
+
+    def begin_task(self, state: State, generator: torch.Generator) -> State:
+        """Hold the factors as they are; the current ones are what fresh maps make of them."""
+        held = super().begin_task(state, generator)
+        if not is_nonzero(held.current):
+            return held
+        made = {k: m.factor() for k, m in fresh_maps(held.current, self.config).items()}
+        return replace(held, current=unnamed(made, held.current))
+
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        cache: Cache,
+    ) -> Objective:
+        """Return ``CE + lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b``; plain in the first
+        task."""
+        losses = plain(model, task, data)
+        start = start_of(state).current
+        if not is_nonzero(start):
+            return losses
+        fresh = fresh_maps(start, self.config)
+        basis = fingerprint(state.retained)
+        maps = carried_maps(fresh, task.round_state, basis, model.device)
+        return Mapped(losses, maps, self._price, task.round_state, basis)
+
+    def _price(self, maps: Sequence[FactorMap]) -> Tensor:
+        return penalty(maps, self.config)
+
+
+def fresh_maps(start: Adapter, config: DealReferenceConfig) -> Mapping[str, FactorMap]:
+    """Return the map of each factor as a task begins, by the factor's key
+    (:func:`~deal_core.lora.attach.named`); on the CPU, so that server and clients make
+    the same."""
+    return {
+        key: fresh_map(factor, config.kernels, seeded("factor map", config.seed, key))
+        for key, factor in named(start, CPU).items()
+    }
+
+
+def penalty(maps: Sequence[FactorMap], config: DealReferenceConfig) -> Tensor:
+    """Return ``lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b`` over all maps, all entries."""
+    retaining = [t.abs().pow(config.a).sum() for m in maps for t in m.retaining()]
+    updating = [t.abs().pow(config.b).sum() for m in maps for t in m.updating()]
+    first, second = torch.stack(retaining).sum(), torch.stack(updating).sum()
+    return config.lambda1 * first + config.lambda2 * second
+
+
+def make_deal_reference(method: MethodConfig, adapter: AdapterConfig) -> DealReference:
+    """Build from the experiment."""
+    return DealReference(adapter, method.deal_reference)
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """Losses of the data, and a price of the maps.
+
+    Attributes:
+        objective: on the data; without a penalty of its own.
+        maps: key of a factor to its map, as the round begins.
+        price: of the maps that learn, added once a step.
+        round_state: keeps the maps for the client's next round, under ``basis``.
+    """
+
+    objective: Objective
+    maps: Mapping[str, FactorMap]
+    price: Callable[[Sequence[FactorMap]], Tensor]
+    round_state: RoundState | None
+    basis: str
+
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """Return the losses of the objective on the data, ``(batch,)``."""
+        return self.objective.example_losses(batch)
+
+    def penalty(self) -> Tensor | None:
+        """Return the price of the maps that learn."""
+        learning = [m for m in self.maps.values() if m.gate.gains.requires_grad]
+        return self.price(learning) if learning else None
+
+    def parametrization(self, module: nn.Module, trained: frozenset[str]) -> Parametrization:
+        """Moves the maps of the ``trained`` factors; what they were is kept when it has done so."""
+        keys = [key for key in self.maps if key.rsplit(".", 1)[1] in trained]
+        factors = factors_in(module)
+        return MapLearner(
+            [factors[key] for key in keys], [self.maps[key] for key in keys], self._keep
+        )
+
+    def _keep(self) -> None:
+        if self.round_state is not None:
+            self.round_state.save(self.basis, flat(self.maps))
+
+
+class MapLearner:
+    """``factor = received + map(now) - map(as the round began)``."""
+
+    def __init__(
+        self,
+        factors: Sequence[nn.Parameter],
+        maps: Sequence[FactorMap],
+        finish: Callable[[], None],
+    ) -> None:
+        self._factors, self._maps = factors, maps
+        self.finish = finish
+        self.parameters = [t.requires_grad_() for m in maps for t in m.named().values()]
+        self._made = [m.factor() for m in maps]
+        with torch.no_grad():
+            self._beside = [f - made for f, made in zip(factors, self._made, strict=True)]
+
+    def before_step(self) -> None:
+        """Take the factors' gradients back through the maps."""
+        pairs = zip(self._made, self._factors, strict=True)
+        reached = [(made, f.grad) for made, f in pairs if f.grad is not None]
+        if reached:
+            made, gradients = zip(*reached, strict=True)
+            torch.autograd.backward(made, gradients)
+        for factor in self._factors:
+            factor.grad = None
+
+    def after_step(self) -> None:
+        """Make the factors anew, in place."""
+        self._made = [m.factor() for m in self._maps]
+        with torch.no_grad():
+            for factor, made, beside in zip(self._factors, self._made, self._beside, strict=True):
+                factor.copy_(made + beside)
+
+
+def carried_maps(
+    fresh: Mapping[str, FactorMap], round_state: RoundState | None, basis: str, device: torch.device
+) -> dict[str, FactorMap]:
+    """Return the maps as the client's latest round of the task left them; fresh ones where none
+    did."""
+    kept = round_state.load(basis) if round_state is not None else {}
+    return {key: m.at(_of(key, kept), device) for key, m in fresh.items()}
+
+
+def flat(maps: Mapping[str, FactorMap]) -> Tensors:
+    """Return all that the maps have learned, on the CPU."""
+    return {
+        f"{key}/{name}": value.detach().cpu()
+        for key, m in maps.items()
+        for name, value in m.named().items()
+    }
+
+
+def _of(key: str, kept: Tensors) -> Tensors:
+    own = f"{key}/"
+    return {name.removeprefix(own): v for name, v in kept.items() if name.startswith(own)}
+
+
+@dataclass(frozen=True, eq=False)
+class FactorMap:
+    """A LoRA factor made from the one that a task began with: ``Y' = MLP(U diag(gate(s)) V^T)``
+    of ``Y = U diag(s) V^T``. ``Y`` is fixed for the task; gate and MLP learn.
+
+    Attributes: the thin SVD of the fixed factor, ``(n, k)``, ``(k,)`` and ``(k, columns)``, and
+    what learns."""
+
+    U: Tensor
+    s: Tensor
+    Vh: Tensor
+    gate: Gate
+    mlp: MatrixMlp
+
+    def factor(self) -> Tensor:
+        """Return ``Y'``, of the shape of ``Y``, with gradient to what learns."""
+        return self.mlp((self.U * self.gate(self.s)) @ self.Vh)
+
+    def retaining(self) -> list[Tensor]:
+        """Return the paper's ``theta_1``: what the gate has learned."""
+        return [getattr(self.gate, field.name) for field in fields(self.gate)]
+
+    def updating(self) -> list[Tensor]:
+        """Return the paper's ``theta_2``: what the MLP has learned."""
+        return [getattr(self.mlp, field.name) for field in fields(self.mlp)]
+
+    def named(self) -> dict[str, Tensor]:
+        """Everything that learns, by ``gate.NAME`` and ``mlp.NAME``."""
+        return {
+            f"{part}.{field.name}": getattr(learned, field.name)
+            for part, learned in (("gate", self.gate), ("mlp", self.mlp))
+            for field in fields(learned)
+        }
+
+    def at(self, values: Mapping[str, Tensor], device: torch.device) -> FactorMap:
+        """Return the same map with these values (see :meth:`named`) where there are any, on
+        ``device``."""
+
+        def own(part: str, learned: Gate | MatrixMlp) -> dict[str, Tensor]:
+            names = [field.name for field in fields(learned)]
+            found = {n: values.get(f"{part}.{n}", getattr(learned, n)) for n in names}
+            return {name: value.detach().to(device, copy=True) for name, value in found.items()}
+
+        return FactorMap(
+            self.U.to(device),
+            self.s.to(device),
+            self.Vh.to(device),
+            replace(self.gate, **own("gate", self.gate)),
+            replace(self.mlp, **own("mlp", self.mlp)),
+        )
+
+
+def fresh_map(start: Tensor, kernels: int, generator: torch.Generator) -> FactorMap:
+    """Return the map that a task begins with: an open gate, a drawn MLP. The MLP is no identity,
+    and what ``start`` knew is gone until it is learned again.
+
+    Args:
+        start: ``Y``, a factor in PEFT's layout; the MLP works on its columns.
+        kernels: of the gate.
+        generator: draws the MLP.
+    """
+    U, s, Vh = (part.float() for part in torch.linalg.svd(start.double(), full_matrices=False))
+    return FactorMap(U, s, Vh, open_gate(s, kernels), drawn_mlp(start.shape[0], generator))
+
+
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """A learned gate on a spectrum: heat kernels at several scales.
+
+        ``s'_k = relu( s_k sum_j g_jk phi_j(s_k) phi_j(-s_k) )``,
+        ``phi_j(s) = exp(-(s - c_j)^2 / (2 w_j))``,
+
+    with centres ``c``, squared widths ``w`` and gains ``g``, all learned. The two kernels multiply
+    to ``exp(-(s^2 + c_j^2) / w_j)``: with gains of 1 the strongest directions pass least. Source:
+    eq. 8 and 10.
+
+    Attributes: ``centres`` and ``log_widths`` (of the squared widths), both ``(kernels,)``, and
+    ``gains``, ``(kernels, directions)``."""
+
+    centres: Tensor
+    log_widths: Tensor
+    gains: Tensor
+
+    def __call__(self, s: Tensor) -> Tensor:
+        """Return the singular values behind the gate, ``(directions,)``.
+
+        A flat spectrum, or one far above its own range, passes as zeros; gains of 0 let nothing
+        through.
+        """
+        widths = self.log_widths.exp().clamp(min=SMALLEST)
+        exponents = (s.square() + self.centres.square()[:, None]) / widths[:, None]
+        return torch.relu(s * (self.gains * torch.exp(-exponents)).sum(dim=0))
+
+
+def open_gate(s: Tensor, kernels: int) -> Gate:
+    """Return the gate that a task begins with: centres spread evenly over the spectrum ``s``,
+    widths ``j / kernels`` of its range, gains 1."""
+    lowest, reach = s.min(), s.max() - s.min()
+    steps = torch.arange(1, kernels + 1, dtype=s.dtype) / kernels
+    return Gate(
+        centres=lowest + reach * torch.linspace(0, 1, kernels, dtype=s.dtype),
+        log_widths=(steps * reach).square().clamp(min=SMALLEST).log(),
+        gains=torch.ones(kernels, s.numel(), dtype=s.dtype),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixMlp:
+    """An MLP whose examples are the columns of a matrix: ``Y' = W_2 relu(W_1 Y + b_1) + b_2``, eq.
+    11.
+
+    Attributes: ``W_1`` ``(hidden, n)``, ``b_1`` ``(hidden,)``, ``W_2`` ``(n, hidden)``, ``b_2``
+    ``(n,)``."""
+
+    hidden_weight: Tensor
+    hidden_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+
+    def __call__(self, matrix: Tensor) -> Tensor:
+        """``(n, columns)`` to ``(n, columns)``; a matrix of zeros to its biases alone."""
+        hidden = torch.relu(self.hidden_weight @ matrix + self.hidden_bias[:, None])
+        return self.out_weight @ hidden + self.out_bias[:, None]
+
+
+def drawn_mlp(n: int, generator: torch.Generator) -> MatrixMlp:
+    """For columns of length ``n``: Kaiming-uniform weights, zero biases."""
+    hidden = max(NARROWEST, min(n, WIDEST))
+    return MatrixMlp(
+        hidden_weight=_kaiming(hidden, n, generator),
+        hidden_bias=torch.zeros(hidden),
+        out_weight=_kaiming(n, hidden, generator),
+        out_bias=torch.zeros(n),
+    )
+
+
+def _kaiming(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    weight = torch.empty(rows, columns)
+    nn.init.kaiming_uniform_(weight, nonlinearity="relu", generator=generator)
+    return weight

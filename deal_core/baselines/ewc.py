@@ -1,0 +1,159 @@
+"""Baseline ``ewc``: one adapter, held where it matters to the client's earlier tasks.
+
+As ``sequential``, plus ``weight / 2 * sum F (theta - theta*)^2`` over the adapter's factors (M20):
+``theta*`` is the global adapter at the start of the task, ``F`` the diagonal Fisher information
+of the earlier tasks. Source: Kirkpatrick et al., PNAS 2017, arXiv 1612.00796; one running sum and
+the latest ``theta*`` instead of a term per task: Schwarz et al., ICML 2018, arXiv 1805.06370
+(online EWC, nothing decayed).
+
+In the federation. Each client has its own ``F``, of its own data, and nothing of it travels. At
+the first round of a task that it takes part in, it measures the task before, at ``theta*``, and
+adds that to the sum which it keeps on its disk; a task whose successor it sat out, or that ended
+since ``theta*``, is measured late, at the next ``theta*``. The server averages adapters as ever.
+
+The Fisher information is the true one: labels are drawn from what the model expects, not taken
+from the data (Kunstner et al. 2019). Where answers are texts it is the empirical one, of the texts
+that the data hold: to draw one is to write it. A generating model's loss is a mean over the
+answer's tokens, and its square is what is measured.
+
+Limits. Factors are compared entry by entry, so the rule must keep their coordinates: ``fedit``,
+``ffa``. ``F`` is computed from private data and shapes the update: under
+differential privacy it would need a share of the budget, and gets none here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deal_core.baselines.sequential import HeldStart
+from deal_core.config.experiment import AdapterConfig
+from deal_core.config.method import MethodConfig
+from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory, Tensors
+from deal_core.deal.objective import Penalised, Plain, plain
+from deal_core.lora.adapter import fingerprint
+from deal_core.lora.attach import factors_in, merge, named, set_trainable, write
+from deal_core.lora.per_example import squared_gradients
+from deal_core.lora.state import State, start_of
+from deal_core.models import Encoded, GeneratingModel, LanguageModel
+from deal_core.randomness import seeded
+from deal_core.training.batching import within_budget
+from deal_core.training.cache import Cache
+from deal_core.training.objective import Objective
+
+BOTH = frozenset({"lora_A", "lora_B"})
+TOKENS = 2048
+"""In one pass with gradients of single examples, padding included: bounds memory alone."""
+
+
+@dataclass(frozen=True)
+class Ewc(HeldStart):
+    """Attributes: the ``weight`` of the penalty; what is held is ``theta*``."""
+
+    weight: float
+
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        cache: Cache,
+    ) -> Objective:
+        """Return ``CE + weight / 2 * sum F (theta - theta*)^2``; plain while ``theta*`` knows no
+        task of the client."""
+        learning = plain(model, task, data)
+        if self.weight == 0 or task.past is None or not task.past.known:
+            return learning
+        fisher = importance(model, state, task.past)
+        anchor = named(start_of(state).current, model.device)
+        return Penalised(learning, lambda: anchored(model.module, fisher, anchor, self.weight))
+
+
+def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float) -> Tensor:
+    """Return ``weight / 2 * sum F (theta - theta*)^2`` over the factors that learn.
+
+    Args:
+        module: holds ``theta``, the current adapter.
+        fisher: key of a factor (see :func:`~deal_core.lora.attach.named`) to
+            ``F``, of the factor's shape.
+        anchor: key to ``theta*``.
+        weight: 0 leaves the adapter free; a huge one freezes every entry that ever mattered.
+    """
+    learning = {key: p for key, p in factors_in(module).items() if p.requires_grad}
+    terms = [(fisher[key] * (p - anchor[key]).square()).sum() for key, p in learning.items()]
+    return weight / 2 * torch.stack(terms).sum()
+
+
+def importance(model: LanguageModel, state: State, past: TaskHistory) -> Tensors:
+    """Return the running sum of Fisher diagonals over the client's earlier tasks that ``theta*``
+    knows, each a mean over the examples of the task. The model is left as it was found."""
+
+    def measured(before: int, total: Tensors) -> Tensors:
+        start = start_of(state)
+        merge(model.module, start.retained, start.residual, start.num_reference_directions)
+        write(model.module, start.current)
+        for share in past.shares[before : past.known]:
+            gained = fisher_diagonal(model, share(), basis)
+            total = {key: value + total.get(key, 0.0) for key, value in gained.items()}
+        merge(model.module, state.retained, state.residual, state.num_reference_directions)
+        write(model.module, state.current)
+        return total
+
+    basis = fingerprint(state.retained)
+    kept = past.kept.get_or_compute(past.known, basis, measured)
+    return {key: value.to(model.device) for key, value in kept.items()}
+
+
+def fisher_diagonal(model: LanguageModel, share: TaskDataset, seed: str) -> Tensors:
+    """Return ``mean_x E_{y ~ p(y | x)} (d loss(x, y) / d theta)^2``, one draw of ``y`` for every
+    ``x``.
+
+    Returns:
+        Key of a factor to its diagonal, of the factor's shape; zeros where there is no data.
+    """
+    set_trainable(model.module, BOTH)
+    ordered = sorted(range(len(share.data)), key=lambda i: len(share.data[i].tokens))
+    passes = within_budget(share.data, ordered, TOKENS)
+    expected = drawn_labels(model, share, passes, seeded("fisher", seed))
+    objective = Plain(model, share.labels, expected)
+    sums = squared_gradients(model.module, objective, passes)
+    count = max(1, len(share.data))
+    return {k: s.cpu() / count for k, s in zip(factors_in(model.module), sums, strict=True)}
+
+
+def drawn_labels(
+    model: LanguageModel,
+    share: TaskDataset,
+    passes: Sequence[Sequence[int]],
+    generator: torch.Generator,
+) -> list[Encoded]:
+    """Return the examples, each with a label drawn from the model's own distribution; as they are
+    where answers are texts."""
+    if not share.labels:
+        return list(share.data)
+    relabelled = list(share.data)
+    for part in passes:
+        items = [share.data[i] for i in part]
+        with torch.no_grad():
+            chances = label_chances(model, items, share.labels).cpu()
+        drawn = torch.multinomial(chances, 1, generator=generator).flatten().tolist()
+        for i, item, target in zip(part, items, drawn, strict=True):
+            relabelled[i] = Encoded(item.tokens, target)
+    return relabelled
+
+
+def label_chances(model: LanguageModel, items: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
+    """Return how likely the model's answer is each label, ``(items, labels)``. Of words, a label's
+    probability is the product over its tokens, and not their mean."""
+    if isinstance(model, GeneratingModel):
+        return model.log_likelihoods(items, labels).softmax(dim=1)
+    return model.scores(items, labels).softmax(dim=1)
+
+
+def make_ewc(method: MethodConfig, adapter: AdapterConfig) -> Ewc:
+    """Build from the experiment."""
+    return Ewc(adapter, method.ewc.weight)

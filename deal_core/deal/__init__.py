@@ -1,0 +1,2 @@
+"""DEAL: what is retained, what an update may change, what is distilled, class means; and the seam
+of a method."""

@@ -1,0 +1,118 @@
+"""Class means: label heads from class sums with noise, the nearest class mean in the metric of
+public texts.
+
+They are those of the *frozen* base model, beside the adapted model's scores of label names. Nothing
+moves its features: sums over earlier tasks stay true whatever is learnt, and tell tasks apart; the
+adapter, which learns within a task, tells its labels apart. Source: docs/method.md, (M43), (M44),
+(M62), (M69).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from deal_core.config.method import PrototypeConfig
+from deal_core.deal.interface import Phase, Statistics, SumContext, Tensors
+from deal_core.lora.state import State
+from deal_core.training.public_subspace import lifted
+
+COUNT, SUM = "count", "sum"
+"""Of the records of each label, and of their vectors: what class sums are."""
+SMALLEST = 1e-6
+"""Squared length that a class mean is taken to have at least."""
+SCALE = 8.0
+"""Length of all class means in the metric, beside log-probabilities of names."""
+CENTRE, DIRECTIONS = "centre", "directions"
+"""Of the public subspace, beside the sums."""
+PROTOTYPES = "prototypes"
+"""Name of the phase in which ``deal`` takes class sums."""
+
+
+def prototype_phases(config: PrototypeConfig) -> tuple[Phase, ...]:
+    """Return the phase in which sums are taken, where the experiment wants it."""
+    if config.enabled != "on":
+        return ()
+    statistics = class_statistics(config, float(config.names))
+    return (Phase(PROTOTYPES, 1, statistics=statistics),)
+
+
+def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
+    """Return what clients add up, and what the server makes of it.
+
+    Args:
+        config: what is added up, and how heads are made of it.
+        names: weight of label names' scores beside those of class means.
+    """
+    return Statistics(
+        absorb=partial(absorb, config=config),
+        once=True,
+        layers=config.layers,
+        directions=config.directions,
+        noise_multiplier=config.noise_multiplier,
+        names=names,
+    )
+
+
+def absorb(
+    state: State, totals: Mapping[str, Tensors], known: SumContext, config: PrototypeConfig
+) -> State:
+    """Server: make the heads of tasks from their noisy class sums."""
+    assert known.subspace is not None
+    spread = known.subspace.spread
+    made = {
+        task: noised_head(
+            total[COUNT], total[SUM], known.names[task], known.deviation, spread, config
+        )
+        for task, total in totals.items()
+    }
+    sums = dict(state.sums)
+    if config.directions:
+        sums |= {CENTRE: known.subspace.centre, DIRECTIONS: known.subspace.scaled}
+    return replace(state, heads={**state.heads, **made}, sums=sums)
+
+
+def noised_head(
+    count: Tensor,
+    total: Tensor,
+    names: Tensor,
+    deviation: float,
+    spread: Tensor,
+    config: PrototypeConfig,
+) -> Tensor:
+    """Return the head of a task, ``(labels, size + 1)``, float32: (M62), (M69).
+
+    Class means have one length in the metric: noise makes them longer, and those of few records
+    most.
+
+    Args:
+        count: records of each label, with noise, ``(labels,)``.
+        total: sum of vectors of each label, with noise, ``(labels, size)``.
+        names: vectors of the labels' names, ``(labels, size)``.
+        deviation: of the noise in each entry, in lengths of a vector.
+        spread: variance of public texts in each direction, ``(size,)``.
+        config: ridge, and how many records a name counts as.
+    """
+    prior = config.names_noise * deviation
+    means = (total + prior * names.to(total.dtype)) / (count.clamp(min=1.0) + prior)[:, None]
+    means = torch.where(count[:, None] + prior > 0, means, names.to(total.dtype))
+    metric = spread + config.ridge * spread.mean()
+    weights = means / metric
+    lengths = (weights * means).sum(dim=1, keepdim=True).clamp(min=SMALLEST).sqrt()
+    rows = SCALE * weights / lengths
+    return torch.cat([rows, torch.zeros(len(rows), 1).double()], dim=1).float()
+
+
+def whole_heads(state: State) -> dict[str, Tensor]:
+    """Return the heads of a state as they score whole embeddings, ``(labels, size + 1)``: what
+    scores coordinates in public directions is the same there."""
+    if DIRECTIONS not in state.sums:
+        return dict(state.heads)
+    return {
+        task: lifted(head, state.sums[CENTRE], state.sums[DIRECTIONS])
+        for task, head in state.heads.items()
+    }

@@ -1,0 +1,347 @@
+"""Distillation from the teacher of a task: the model as it was at its start.
+
+An encoder's teacher chooses between the labels of other tasks (M16), (M17). One that answers in
+words is asked with the prompts of earlier tasks about the current texts, gives its own answers, and
+is matched word by word (M55): what it would say about an earlier task is what may be forgotten. The
+published form asks with the prompt and the answer of the task at hand (M18). Source:
+docs/method.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div, log_softmax
+
+from deal_core.config.method import DistillationConfig
+from deal_core.deal.interface import LocalTask, TaskPrompt
+from deal_core.deal.objective import joint_labels, plain
+from deal_core.lora.adapter import fingerprint
+from deal_core.lora.attach import at_task_start
+from deal_core.lora.state import State
+from deal_core.models import Encoded, ForwardOutput, GeneratingModel, LanguageModel
+from deal_core.models.generating import word_losses
+from deal_core.training.batching import evaluation_batches
+from deal_core.training.cache import Cache
+from deal_core.training.containment import contained
+from deal_core.training.objective import Objective
+
+Teacher = Callable[[Sequence[int]], list[Tensor]]
+"""Positions in the client's data to each example's logits, ``(rows, classes)``."""
+CACHED_FLOATS = 2**25
+"""What the teacher may keep for one client's task (128 MB); beyond, it answers batch by batch."""
+
+
+def distilled(
+    model: LanguageModel,
+    state: State,
+    task: LocalTask,
+    data: Sequence[Encoded],
+    cache: Cache,
+    config: DistillationConfig,
+    future: float,
+    earlier_prompts: bool,
+) -> Objective:
+    """Return the objective (M6): cross-entropy and distillation over labels of other tasks.
+
+    Where there is no other task, or the weights are 0, it is plain cross-entropy. A model without
+    label logits distils words, with ``config.weight``, where there is an earlier task.
+
+    Args:
+        model: holds ``state`` already.
+        state: the start of the task is ``base + retained``.
+        task: its labels, and those of earlier and of future tasks.
+        data: the client's tokenised examples.
+        cache: keeps the teacher's answers while ``retained`` and the labels stay the same.
+        config: weight of earlier labels, temperature, softmax.
+        future: weight of labels of future tasks; 0: none.
+        earlier_prompts: ask a generating model's teacher with the prompts of earlier tasks.
+    """
+    if isinstance(model, GeneratingModel) and earlier_prompts:
+        return answers_distilled(model, state, task, data, cache, config)
+    choices = _choices(task, config, future if model.has_label_logits else 0.0)
+    if not choices:
+        return plain(model, task, data)
+    spaces = [space for space, _ in choices]
+    basis = f"{fingerprint(state.retained)} {spaces} {len(data)}"
+    teacher: Teacher = cache.get_or_compute(
+        "teacher", basis, lambda: make_teacher(model, data, task.labels, spaces, task.protected)
+    )
+    weights = [weight for _, weight in choices] if model.has_label_logits else [config.weight]
+    return Distilled(model, task.labels, spaces, weights, data, teacher, config.temperature)
+
+
+def _choices(
+    task: LocalTask, config: DistillationConfig, future: float
+) -> list[tuple[Sequence[str], float]]:
+    """Return what the teacher chooses between, earlier tasks first, and what each choice weighs. A
+    task to come that has the labels of one that is known, in any order, is none: those are being
+    learnt."""
+    known = {frozenset(space) for space in (task.labels, *task.seen)}
+    to_come: list[Sequence[str]] = []
+    for space in task.future() if future else ():
+        if frozenset(space) not in known:
+            known.add(frozenset(space))
+            to_come.append(space)
+    choices: list[tuple[Sequence[str], float]] = []
+    for group, weight in ((task.seen, config.weight), (to_come, future)):
+        if group and weight:
+            spaces = group if config.softmax == "per-task" else [joint_labels(group)]
+            choices += [(space, weight / len(spaces)) for space in spaces]
+    return choices
+
+
+@dataclass(frozen=True)
+class Distilled(Objective):
+    """Cross-entropy over ``labels``, and a teacher's opinion of every example over each of
+    ``spaces``, with its weight."""
+
+    model: LanguageModel
+    labels: Sequence[str]
+    spaces: Sequence[Sequence[str]]
+    weights: Sequence[float]
+    data: Sequence[Encoded]
+    teacher: Teacher
+    temperature: float
+
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """Return ``CE + sum of weight * KL``, ``(batch,)``."""
+        items = [self.data[i] for i in batch]
+        learnt = self.model.forward_train(items, self.labels, self.spaces)
+        teacher_logits = torch.cat(self.teacher(batch))
+        kept = distillation_losses(learnt, teacher_logits, self.temperature, self.weights)
+        return learnt.example_losses + kept
+
+
+def distillation_losses(
+    student: ForwardOutput, teacher: Tensor, temperature: float, weights: Sequence[float] = ()
+) -> Tensor:
+    """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))``, a value per example: the
+    weighted sum over the spaces in which a choice is made; without weights their mean.
+
+    Args:
+        student: logits ``(rows, classes)``, with gradient; an example's loss is the mean of its
+            rows.
+        teacher: logits of the same shape; treated as constant.
+        temperature: ``T > 0``; large values compare whole rankings, 1 the probabilities.
+        weights: one for each space.
+
+    Returns:
+        ``(examples,)``; 0 where there are no classes, or where both agree. What the logits of
+        one space have in common is free.
+
+    Source: docs/method.md (M16) to (M18); Hinton et al. 2015 (T^2 keeps the gradient's size); Li &
+    Hoiem 2016 (LwF: each earlier task has a softmax of its own).
+    """
+    logits, spaces = student.distillation_logits, list(student.spaces)
+    divergence = torch.zeros(logits.shape[0], device=logits.device)
+    parts = torch.split(logits, spaces, dim=1), torch.split(teacher.detach(), spaces, dim=1)
+    shares = weights or [1 / max(1, len(spaces))] * len(spaces)
+    for share, own, wanted in zip(shares, *parts, strict=True):
+        divergence = divergence + share * kl_div(
+            log_softmax(own / temperature, dim=1),
+            log_softmax(wanted / temperature, dim=1),
+            reduction="none",
+            log_target=True,
+        ).sum(dim=1)
+    return temperature**2 * mean_per_example(divergence, student.rows)
+
+
+def mean_per_example(values: Tensor, rows: Sequence[int]) -> Tensor:
+    """Return the mean over each example's rows: ``(sum of rows,)`` to ``(examples,)``."""
+    if len(rows) == values.shape[0]:
+        return values
+    return torch.stack([part.mean() for part in torch.split(values, list(rows))])
+
+
+@dataclass(frozen=True)
+class WordTeacher:
+    """Of the words of the examples' answers. Attributes: ``states``, positions in the client's data
+    to what each example's logits follow from, ``(words, hidden)``."""
+
+    model: GeneratingModel
+    states: Callable[[Sequence[int]], list[Tensor]]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return those that follow from states, ``(words, vocabulary)``."""
+        with at_task_start(self.model.module):  # the head may be adapted, too
+            return self.model.word_logits(states)
+
+    def __call__(self, batch: Sequence[int]) -> list[Tensor]:
+        """Return the logits of each example, ``(words, vocabulary)``."""
+        states = self.states(batch)
+        return list(torch.split(self.logits(torch.cat(states)), [len(own) for own in states]))
+
+
+def make_teacher(
+    model: LanguageModel,
+    data: Sequence[Encoded],
+    labels: Sequence[str],
+    seen: Sequence[Sequence[str]],
+    alone: bool = False,
+) -> Teacher:
+    """Return the teacher, asked once about all examples, in batches without gradients, where the
+    answers fit into memory; otherwise it is asked again each time. Of a model that answers in words
+    the states are kept from which the logits follow. ``alone``: asked about each by itself."""
+    if isinstance(model, GeneratingModel):
+        return word_teacher(model, data, labels, alone)
+
+    def ask(batch: Sequence[int]) -> list[Tensor]:
+        with at_task_start(model.module):
+            learnt = model.forward_train([data[i] for i in batch], labels, seen)
+        answers = list(torch.split(learnt.distillation_logits, list(learnt.rows)))
+        # Each answer follows from its own example, also beside one that gives no number.
+        if len(batch) > 1 and not bool(learnt.distillation_logits.isfinite().all()):
+            return [ask([i])[0] for i in batch]
+        return answers
+
+    known = _kept(data, ask, alone)
+    return ask if known is None else lambda batch: [known[i] for i in batch]
+
+
+def word_teacher(
+    model: GeneratingModel,
+    data: Sequence[Encoded],
+    labels: Sequence[str] = (),
+    alone: bool = False,
+) -> WordTeacher:
+    """Return the teacher of the words of the examples' answers, asked once about all examples where
+    the states that these are predicted from fit into memory; ``alone``: again each time, for
+    whether they fit depends on how long the answers of all are."""
+
+    def ask(batch: Sequence[int]) -> list[Tensor]:
+        with at_task_start(model.module):
+            found, words = model.word_states([data[i] for i in batch], labels)
+        return list(torch.split(found, words))
+
+    known = None if alone else _kept(data, ask)
+    return WordTeacher(model, ask if known is None else lambda batch: [known[i] for i in batch])
+
+
+def _kept(
+    data: Sequence[Encoded], ask: Callable[[Sequence[int]], list[Tensor]], alone: bool = False
+) -> dict[int, Tensor] | None:
+    """Return what is answered about each example, asked in batches, or about each by itself, and
+    then nothing about one that cannot be asked about; None where it does not fit into memory."""
+    answers: dict[int, Tensor] = {}
+    floats = 0
+    for batch in evaluation_batches(data, alone):
+        found = contained(partial(ask, batch), alone)
+        if found is None:
+            continue  # the fault occurs again where this example is asked for, and there alone
+        answers.update(zip(batch, found, strict=True))
+        floats += sum(answer.numel() for answer in found)
+        if floats * len(data) > CACHED_FLOATS * len(answers):
+            return None
+    return answers
+
+
+def answers_distilled(
+    model: GeneratingModel,
+    state: State,
+    task: LocalTask,
+    data: Sequence[Encoded],
+    cache: Cache,
+    config: DistillationConfig,
+) -> Objective:
+    """Return :class:`AnswersDistilled`; plain cross-entropy where there is no earlier task, or the
+    weight is 0. The cache keeps the teacher's answers while ``retained`` and the prompts stay the
+    same."""
+    learning = plain(model, task, data)
+    if not task.prompts or not config.weight or task.joint_tasks:
+        return learning
+    basis = f"{fingerprint(state.retained)} {task.prompts} {len(data)}"
+    asked, teacher = cache.get_or_compute(
+        "answers", basis, lambda: ask(model, data, task.prompts, alone=task.protected)
+    )
+    return AnswersDistilled(model, learning, asked, teacher, config.weight, config.temperature)
+
+
+def ask(
+    model: GeneratingModel,
+    data: Sequence[Encoded],
+    prompts: Sequence[TaskPrompt],
+    alone: bool = False,
+) -> tuple[list[Encoded | None], WordTeacher]:
+    """Return the texts as the teacher was asked about them, with its answers, and the teacher. A
+    text is asked about under the prompt of one earlier task: which one follows from the text alone,
+    so that an example's loss depends on no other example, and on no place in the data. Where each
+    is asked about by itself, None stands for one about which the teacher could not be asked: what
+    it does to the arithmetic stays its own.
+
+    Args:
+        model: holds the state of the round.
+        data: the client's tokenised examples.
+        prompts: of earlier tasks.
+        alone: ask about each text by itself, so that not even rounding, which batch-mates change,
+            can turn one answer into another.
+    """
+    asked: dict[int, Encoded | None] = {}
+    chosen = [which(item, len(prompts)) for item in data]
+    with at_task_start(model.module):
+        for turn, prompt in enumerate(prompts):
+            places = [i for i, own in enumerate(chosen) if own == turn]
+            share = [data[i] for i in places]
+            for batch in evaluation_batches(share, alone):
+                texts = [share[i] for i in batch]
+                work = partial(model.answered, texts, prompt.labels, prompt.instruction)
+                found: Sequence[Encoded | None] | None = contained(work, alone)
+                answered = [None] if found is None else found
+                asked.update(zip((places[i] for i in batch), answered, strict=True))
+    items = [asked[i] for i in range(len(data))]
+    known = [text if item is None else item for item, text in zip(items, data, strict=True)]
+    return items, word_teacher(model, known, alone=alone)
+
+
+def which(item: Encoded, prompts: int) -> int:
+    """Return the number of the prompt under which a text is asked about."""
+    digest = hashlib.sha256(repr(item.text).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % prompts
+
+
+@dataclass(frozen=True)
+class AnswersDistilled(Objective):
+    """``CE + weight * KL(model at the start of the task || model)`` at the words of the answers
+    that the teacher gives under the prompts of earlier tasks.
+
+    Attributes:
+        learning: the objective of the task at hand.
+        asked: of each example its text as the ``teacher`` was asked about it; None: it could not
+            be.
+    """
+
+    model: GeneratingModel
+    learning: Objective
+    asked: Sequence[Encoded | None]
+    teacher: WordTeacher
+    weight: float
+    temperature: float
+
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """Return ``CE + weight * KL``, ``(batch,)``.
+
+        Raises:
+            ValueError: the teacher could not be asked about one of them.
+        """
+        asked = [item for item in (self.asked[i] for i in batch) if item is not None]
+        if len(asked) < len(batch):
+            raise ValueError("the teacher has no answer about an example")
+        losses = self.learning.example_losses(batch)
+        states, words = self.model.word_states(asked, ())
+        kept = word_losses(self._divergence, states, torch.cat(self.teacher.states(batch)))
+        return losses + self.weight * mean_per_example(kept, words)
+
+    def _divergence(self, states: Tensor, teacher_states: Tensor) -> Tensor:
+        """Return that of each word, ``(words,)``."""
+        logits = self.model.word_logits(states)
+        student = ForwardOutput(states, logits, [1] * len(logits), [logits.shape[1]])
+        return distillation_losses(student, self.teacher.logits(teacher_states), self.temperature)
+
+    def penalty(self) -> Tensor | None:
+        """Return that of the task at hand."""
+        return self.learning.penalty()

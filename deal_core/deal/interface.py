@@ -1,0 +1,307 @@
+"""The seam of a continual-learning method: what the server keeps, what a client minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from deal_core.config.data import DataConfig
+from deal_core.config.experiment import ModelConfig
+from deal_core.data.public import public_texts
+from deal_core.lora.state import State
+from deal_core.models import Encoded, LanguageModel, embedding_size
+from deal_core.models.fast.text_cache import cache_folder
+from deal_core.training.cache import Cache
+from deal_core.training.objective import Objective
+from deal_core.training.public_subspace import Subspace, public_subspace
+from deal_core.wire.heads import ROUNDED_AT
+from deal_core.wire.instruction import LEARN
+from deal_core.wire.secure_layout import CLASS_SUMS
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TaskDataset:
+    """A client's own training data of one task, and the task's public label space."""
+
+    labels: Sequence[str]
+    data: Sequence[Encoded]
+
+
+class TaskMemory(Protocol):
+    """What a client keeps from task to task, on its own disk; it never leaves."""
+
+    def get_or_compute(
+        self, tasks: int, basis: str, make: Callable[[int, Tensors], Tensors]
+    ) -> Tensors:
+        """Return what is kept of the client's first ``tasks`` tasks and ``basis`` (equal when all
+        it depends on is).
+
+        At first it is made, ``make(before, tensors)``, from what was kept of the largest number
+        ``before`` that is smaller; from ``(0, {})`` where nothing was.
+        """
+
+
+@dataclass(frozen=True)
+class TaskHistory:
+    """What a client still has of the tasks that it worked on itself before the one at hand.
+
+    Attributes:
+        shares: one per such task, in the client's order; read when called.
+        kept: what it keeps beside its data.
+        known: so many of them, the first ones, the model at the start of the stage has learnt; the
+            client ended the others within the stage.
+    """
+
+    shares: Sequence[Callable[[], TaskDataset]]
+    kept: TaskMemory
+    known: int
+
+
+class RoundState(Protocol):
+    """What a client carries from round to round of a task, on its own disk; it never leaves."""
+
+    def load(self, basis: str) -> Tensors:
+        """Return what its latest round before this one left, for an equal ``basis``; empty if
+        nothing."""
+
+    def save(self, basis: str, tensors: Tensors) -> None:
+        """Leave this for a later round of the task."""
+
+
+@dataclass(frozen=True)
+class TaskPrompt:
+    """How a model that answers in words is asked about a task: public, as its labels are.
+
+    Attributes:
+        labels: answers among which is chosen.
+        instruction: what the prompt asks for; empty: the usual.
+    """
+
+    labels: Sequence[str]
+    instruction: str = ""
+
+
+@dataclass(frozen=True)
+class LocalTask:
+    """What a client knows of the task at hand.
+
+    Attributes:
+        labels: the task's public label space.
+        seen: label spaces of the other tasks that some client had met before the stage (in phases
+            after learning, those of the stage as well), in the stream's order.
+        future: label spaces of the stream's tasks that no client works on before the stage has
+            ended; read when called.
+        prompts: of the tasks of ``seen``, in their order.
+        instruction: what the prompt of the task asks for; empty: the usual.
+        protected: single records are: nothing discrete may be decided about several together.
+        past: what the client has of its own earlier tasks; None in its first.
+        round_state: what it has of earlier rounds; None where nothing can be kept.
+        joint_tasks: where several tasks are learnt at once, the client's share of each, in the
+            order of its data; ``labels`` are then those of the first. Empty: there is one task.
+    """
+
+    labels: Sequence[str]
+    seen: Sequence[Sequence[str]]
+    past: TaskHistory | None = None
+    round_state: RoundState | None = None
+    joint_tasks: Sequence[TaskDataset] = ()
+    future: Callable[[], Sequence[Sequence[str]]] = tuple
+    prompts: Sequence[TaskPrompt] = ()
+    protected: bool = False
+    instruction: str = ""
+
+
+MakeObjective = Callable[[LanguageModel, State, LocalTask, Sequence[Encoded], Cache], Objective]
+
+
+def no_objective(
+    model: LanguageModel, state: State, task: LocalTask, data: Sequence[Encoded], cache: Cache
+) -> Objective:
+    """The objective of a phase in which nothing is trained."""
+    raise NotImplementedError("nothing is trained in a phase of statistics")
+
+
+@dataclass(frozen=True)
+class EmbeddedTask:
+    """A client's records of a task as its statistics see them.
+
+    Attributes:
+        embeddings: of the frozen base model, ``(examples, size)``, float32: unit vectors, or their
+            coordinates in public directions.
+        targets: labels, ``(examples,)``.
+        labels: how many there are.
+        head: the task's; None where it has none yet.
+    """
+
+    embeddings: Tensor
+    targets: Tensor
+    labels: int
+    head: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SumContext:
+    """What the server knows, without any record, of the class sums that it gets.
+
+    Attributes:
+        deviation: standard deviation of the noise in each entry, in lengths of a vector.
+        names: task to the vectors of its label names, ``(labels, size)``; of all tasks so far.
+        subspace: the public directions in which records were added up; None: of no class sums.
+    """
+
+    deviation: float
+    names: Mapping[str, Tensor]
+    subspace: Subspace | None
+
+
+@dataclass(frozen=True)
+class ExactSums:
+    """Sums of which every digit is needed: in simulations alone. All tensors are float64.
+
+    Attributes:
+        shapes: numbers of labels and of entries of a vector -> name to shape of what is given.
+        collect: client: its records of a task -> their sums.
+        check: server: the sums over clients; :class:`~deal_core.lora.payload.PayloadError` for what
+            no data can give.
+    """
+
+    shapes: Callable[[int, int], Mapping[str, tuple[int, ...]]]
+    collect: Callable[[EmbeddedTask], Tensors]
+    check: Callable[[Tensors], None]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a phase adds up over clients instead of training, under masks, and how labels are
+    answered from then on: what the frozen base model makes of a text never changes.
+
+    Attributes:
+        absorb: server: the state, task to the sums over clients, and what is known of them -> the
+            state after the round. Class sums are ``count`` and ``sum``.
+        once: sums of a task are taken once in a run; otherwise in every round.
+        layers: of how many of the base model's last layers embeddings are made.
+        directions: public directions in which records are added up
+            (:mod:`deal_core.training.public_subspace`); 0: all of an embedding.
+        noise_multiplier: noise of class sums where no mechanism says how much, in largest parts of
+            a record.
+        names: what scores of label names by the adapted model weigh beside those of heads; 0:
+            heads answer alone.
+        exact: sums of another kind; None: class sums.
+    """
+
+    absorb: Callable[[State, Mapping[str, Tensors], SumContext], State]
+    once: bool
+    layers: int = 1
+    directions: int = 0
+    noise_multiplier: float = 0.0
+    names: float = 0.0
+    exact: ExactSums | None = None
+
+    def rounds(self, dtype: str) -> bool:
+        """Whether heads are rounded at ``wire.dtype``: those of class means."""
+        return self.exact is None and dtype == ROUNDED_AT
+
+    def size(self, model: ModelConfig) -> int:
+        """Return the entries of a vector that is added up; no weights are read."""
+        size = embedding_size(model, self.layers)
+        return min(self.directions or size, size)
+
+    def shapes(self, labels: int, model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+        """Return name to shape of what a client gives of a task with so many labels."""
+        if self.exact is not None:
+            return self.exact.shapes(labels, self.size(model))
+        return {CLASS_SUMS: (labels, self.size(model) + 1)}
+
+    def subspace(
+        self, data: DataConfig, model: LanguageModel, spaces: Sequence[Sequence[str]]
+    ) -> Subspace:
+        """Return the public directions in which records are added up.
+
+        Args:
+            data: names public texts.
+            model: whatever adapters it holds.
+            spaces: the label spaces of all tasks; of texts that are answers, none.
+
+        Raises:
+            UserError: as :func:`~deal_core.data.public.public_texts`.
+        """
+        folder = cache_folder() if data.cache_tokens else None
+        texts, first = public_texts(data, spaces), next(space for space in spaces if space)
+        return public_subspace(model, texts, self.layers, self.directions, first, folder)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Rounds of a task in which clients minimise one objective, or add up statistics.
+
+    Attributes:
+        name: in instructions and events.
+        rounds: per task.
+        objective: client, once a round: as :meth:`Method.objective`.
+        statistics: what is added up; then nothing is trained. None: the objective is minimised.
+    """
+
+    name: str
+    rounds: int
+    objective: MakeObjective = no_objective
+    statistics: Statistics | None = None
+
+
+def phases_of(method: Method, rounds: int = 0) -> dict[str, Phase]:
+    """Return all phases of a task by name, in order: ``rounds`` of learning, then the method's
+    own. One that a method calls ``learn`` takes the place of ordinary learning, with its rounds."""
+    learn = Phase(LEARN, rounds, method.objective)
+    return {phase.name: phase for phase in (learn, *method.phases)}
+
+
+def phases_after(method: Method) -> list[Phase]:
+    """Return the phases that follow the rounds of learning: of statistics."""
+    return [phase for phase in method.phases if phase.name != LEARN]
+
+
+def statistics_of(method: Method) -> Statistics | None:
+    """Return what clients add up over their records; None: nothing. Several phases of a method have
+    embeddings and answers in common."""
+    return next((each.statistics for each in method.phases if each.statistics is not None), None)
+
+
+def sums_beside_learning(method: Method) -> bool:
+    """Return whether class sums are taken in a phase of their own, after what is learnt."""
+    return any(
+        each.statistics is not None and each.statistics.exact is None
+        for each in method.phases
+        if each.name != LEARN
+    )
+
+
+class Method(Protocol):
+    """A method reads no data on the server, and sends nothing but adapters, or the sums that it
+    declares, from a client."""
+
+    @property
+    def phases(self) -> Sequence[Phase]:
+        """Rounds of sums that follow those of learning in every task, in order; and what takes
+        their place, where one is called ``learn``."""
+
+    def begin_task(self, state: State, generator: torch.Generator) -> State:
+        """Server, before the first round of a stage (which is a task where all clients work on
+        the same one)."""
+
+    def end_task(self, state: State) -> State:
+        """Server, after the last round of a stage, that of its last phase."""
+
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        cache: Cache,
+    ) -> Objective:
+        """Client, once a round: ``model`` holds ``state`` already."""

@@ -1,0 +1,113 @@
+"""DEAL: cross-entropy, distillation and a price of interference; then retention.
+
+In a task every client minimises, over the factors ``A``, ``B`` of the current adapter,
+
+    CE(base + retained + s B A)  +  D  +  R(s B A)
+
+    D = T^2 [weight KL(base + retained || model) over earlier labels + future_weight KL(...) over
+        labels to come]
+    R = lambda1 sum_k w_k iota_k^a + lambda2 ||outside of retained directions||_F^b,
+
+and at its end the server retains ``best part of rank r of U rho(S) V^T = retained + s B A``. A task
+starts with a fresh adapter in the orthogonal complement of what is retained; class means answer
+beside the model. The size of the model does not grow with the number of tasks. Every part has a
+switch. Source: docs/method.md (M4) to (M6), (M8), (M9), (M15), (M16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from deal_core.config.experiment import AdapterConfig
+from deal_core.config.method import MethodConfig
+from deal_core.deal.class_means import prototype_phases
+from deal_core.deal.controlled_update import (
+    Anchor,
+    beside_current,
+    live_update,
+    make_anchors,
+    update_penalty,
+)
+from deal_core.deal.distillation import distilled
+from deal_core.deal.interface import LocalTask, Phase
+from deal_core.deal.objective import Penalised
+from deal_core.deal.retention import RETENTIONS, retain
+from deal_core.errors import choose
+from deal_core.lora.adapter import fingerprint, orthogonal_init, stack, zero_adapter
+from deal_core.lora.state import State, continued, drop_task_start, snapshot_task_start
+from deal_core.models import Encoded, LanguageModel
+from deal_core.training.cache import Cache
+from deal_core.training.objective import Objective
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Attributes: ``adapter`` (ranks, alpha) and ``method`` (switches) of the experiment;
+    ``phases``: class sums, if class means are on."""
+
+    adapter: AdapterConfig
+    method: MethodConfig
+    phases: tuple[Phase, ...] = ()
+
+    def begin_task(self, state: State, generator: torch.Generator) -> State:
+        """Return a state with a fresh current adapter, outside the retained directions unless told
+        not to (M4). Without retention the adapter that is there goes on."""
+        if not self.method.retention.enabled:
+            return snapshot_task_start(continued(state, self.adapter, generator))
+        nothing = zero_adapter(state.retained.shapes, 1)
+        avoided = state.retained if self.method.orthogonal_init else nothing
+        rank, scaling = self.adapter.rank, self.adapter.lora_alpha / self.adapter.rank
+        fresh = orthogonal_init(avoided, rank, scaling, generator)
+        return replace(state, current=fresh, residual=None, num_reference_directions=0)
+
+    def end_task(self, state: State) -> State:
+        """Return a state that retains, of both adapters stacked, the best part of rank
+        ``retained_rank`` (exact while everything learnt so far fits)."""
+        if not self.method.retention.enabled:
+            return drop_task_start(state)
+        everything = stack(state.parts())
+        retained = retain(everything, self.adapter.retained_rank, self.method.retention)
+        current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
+        return replace(
+            state, current=current, retained=retained, residual=None, num_reference_directions=0
+        )
+
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        cache: Cache,
+    ) -> Objective:
+        """Return the formula at the top of this file."""
+        config = self.method.distillation
+        earlier = config.prompts != "current"
+        losses = distilled(model, state, task, data, cache, config, config.future_weight, earlier)
+        if not self.method.update.enabled:
+            return losses
+        device = next(model.module.parameters()).device
+        anchors: dict[str, Anchor] = cache.get_or_compute(
+            "anchors", fingerprint(state.retained), lambda: make_anchors(state.retained, device)
+        )
+        beside = beside_current(state, device)
+
+        def price() -> Tensor:
+            update = live_update(model.module, beside)
+            return update_penalty(update, anchors, self.method.update)
+
+        return Penalised(losses, price)
+
+
+def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
+    """Return the method of an experiment.
+
+    Raises:
+        UserError: unknown retention.
+    """
+    choose("method.retention.filter", method.retention.filter, RETENTIONS)
+    return Deal(adapter, method, prototype_phases(method.prototype))

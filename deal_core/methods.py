@@ -1,0 +1,143 @@
+"""Continual-learning methods by name: DEAL and its baselines; a method is a file and a line in
+``METHODS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from deal_core.baselines.deal_reference import make_deal_reference
+from deal_core.baselines.ewc import make_ewc
+from deal_core.baselines.frozen import make_linear_probe, make_prototype
+from deal_core.baselines.olora import make_olora
+from deal_core.baselines.replay import make_replay
+from deal_core.baselines.sequential import make_lwf, make_sequential
+from deal_core.baselines.slao import make_slao
+from deal_core.config.experiment import AdapterConfig, Experiment
+from deal_core.config.method import MethodConfig, PrototypeConfig
+from deal_core.deal.class_means import COUNT, SUM, whole_heads
+from deal_core.deal.interface import (
+    EmbeddedTask,
+    LocalTask,
+    Method,
+    Phase,
+    RoundState,
+    Statistics,
+    SumContext,
+    TaskDataset,
+    TaskHistory,
+    TaskMemory,
+    TaskPrompt,
+    Tensors,
+    phases_after,
+    phases_of,
+    statistics_of,
+    sums_beside_learning,
+)
+from deal_core.deal.method import make_deal
+from deal_core.deal.objective import under_all_labels
+from deal_core.errors import choose
+from deal_core.models import has_label_logits
+
+METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
+    "deal": make_deal,
+    "deal-reference": make_deal_reference,
+    "ewc": make_ewc,
+    "linear-probe": make_linear_probe,
+    "lwf": make_lwf,
+    "olora": make_olora,
+    "prototype": make_prototype,
+    "replay": make_replay,
+    "sequential": make_sequential,
+    "slao": make_slao,
+}
+RULES: Mapping[str, frozenset[str]] = {
+    "ewc": frozenset({"fedit", "ffa"}),
+    "deal-reference": frozenset({"fedit"}),
+    "slao": frozenset({"fedit", "ffa"}),
+}
+"""Aggregation rules that a method can work with, where it cannot with all: ewc compares factors
+entry by entry and slao adds those of two tasks, and other rules change their coordinates;
+deal-reference replaces both factors of a layer, so both must learn in every round, in their own
+coordinates."""
+KEEP_TEXTS = frozenset({"replay"})
+"""Methods whose clients keep texts of earlier tasks, and train on them again: a reference."""
+FEWEST_IN_SUM = 3
+"""Clients in a sum: of two, each knows the other's part."""
+
+
+def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
+    """Return the method that the experiment names.
+
+    Raises:
+        UserError: unknown ``method.name``.
+    """
+    return choose("method.name", method.name, METHODS)(method, adapter)
+
+
+def method_of(experiment: Experiment) -> Method:
+    """Return the method of an experiment.
+
+    Raises:
+        UserError: unknown ``method.name``, or settings that do not go together.
+    """
+    return make_method(resolve_auto(experiment), experiment.adapter)
+
+
+def resolve_auto(experiment: Experiment) -> MethodConfig:
+    """Return the method's settings with class means decided: ``deal`` has them where sums can leave
+    under masks."""
+    return experiment.method.model_copy(update={"prototype": _prototype(experiment)})
+
+
+def _prototype(experiment: Experiment) -> PrototypeConfig:
+    asked = experiment.method.prototype
+    clients = len(experiment.federation.sites) or experiment.federation.clients
+    mechanism, schedule = experiment.privacy.mechanism, experiment.stream.schedule
+    hidden = mechanism == "none" or (mechanism == "record" and schedule == "synchronous")
+    fits = clients >= FEWEST_IN_SUM and hidden and not texts_at_once(experiment)
+    decided: dict[str, object] = {}
+    if asked.enabled == "auto":
+        decided["enabled"] = "on" if fits else "off"
+    if asked.names == "auto":
+        decided["names"] = 0.5 if has_label_logits(experiment.model) else 1.0
+    return asked.model_copy(update=decided)
+
+
+def texts_at_once(experiment: Experiment) -> str:
+    """Return a task whose answers are texts, where all tasks are learnt at once; else nothing. Sums
+    by label have no place for it."""
+    data = experiment.data
+    texts = [task for task in data.generation if task in (data.tasks or data.generation)]
+    return texts[0] if texts and experiment.stream.schedule == "joint" else ""
+
+
+__all__ = [
+    "COUNT",
+    "FEWEST_IN_SUM",
+    "KEEP_TEXTS",
+    "METHODS",
+    "RULES",
+    "SUM",
+    "EmbeddedTask",
+    "LocalTask",
+    "Method",
+    "Phase",
+    "RoundState",
+    "Statistics",
+    "SumContext",
+    "TaskDataset",
+    "TaskHistory",
+    "TaskMemory",
+    "TaskPrompt",
+    "Tensors",
+    "make_method",
+    "method_of",
+    "phases_after",
+    "phases_of",
+    "resolve_auto",
+    "statistics_of",
+    "sums_beside_learning",
+    "texts_at_once",
+    "under_all_labels",
+    "whole_heads",
+]

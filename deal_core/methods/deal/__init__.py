@@ -1,1 +1,0 @@
-"""The method DEAL and its parts; nothing that another method uses."""

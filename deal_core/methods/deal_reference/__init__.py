@@ -1,1 +1,0 @@
-"""The reading of DEAL in its authors' code, as a baseline."""

@@ -1,1 +1,0 @@
-"""Objectives that several methods use."""

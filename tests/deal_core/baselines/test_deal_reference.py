@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from client.state import RoundStore
+from deal_core.baselines.deal_reference import Mapped, flat, fresh_map, fresh_maps, penalty
+from deal_core.config.experiment import AdapterConfig, TrainConfig
+from deal_core.config.method import DealReferenceConfig, MethodConfig
+from deal_core.data import Example
+from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
+from deal_core.lora.attach import factors_in, lora_layers, named, read
+from deal_core.lora.state import State, start_of
+from deal_core.methods import LocalTask, make_method
+from deal_core.randomness import seeded
+from deal_core.training.cache import Cache
+from deal_core.training.loop import load_state, train
+from deal_core.training.parametrization import parametrization_of
+from tests.deal_core.training.accumulated import accumulate
+
+LABELS = ("Anatomy", "Surgery")
+DATA = [
+    Example("The phrenic nerve supplies the diaphragm", "Anatomy"),
+    Example("Laparoscopic removal of the appendix", "Surgery"),
+    Example("The ulnar nerve", "Anatomy"),
+]
+BOTH = frozenset({"lora_A", "lora_B"})
+CPU = torch.device("cpu")
+SMALL = {"first": (40, 50), "second": (60, 40)}
+
+
+def made(**keys: float):
+    method = MethodConfig.model_validate({"name": "deal-reference", "deal_reference": keys})
+    return make_method(method, AdapterConfig())
+
+
+def spread(shapes, seed: int) -> Adapter:
+    """Factors with wide spectra, as training leaves them: gates are open."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.logspace(-2, 0, 8)
+    layers = {}
+    for name, (d_out, d_in) in shapes.items():
+        A = torch.linalg.qr(torch.randn(d_in, 8, generator=generator)).Q.T
+        B = torch.linalg.qr(torch.randn(d_out, 8, generator=generator)).Q
+        layers[name] = LoraFactors(0.6 * scale[:, None] * A, 0.3 * B * scale)
+    return Adapter(layers, 2.0)
+
+
+@pytest.fixture(scope="module")
+def begun(shapes) -> State:
+    """The second task begins."""
+    before = State(spread(shapes, 1), zero_adapter(shapes, 16))
+    return made().begin_task(before, seeded(0))
+
+
+def objective(minilm, state: State, round_state=None, **keys: float) -> Mapped:
+    load_state(minilm, state)
+    task = LocalTask(LABELS, (("Dental",),), None, round_state)
+    found = made(**keys).objective(minilm, state, task, data(minilm), Cache())
+    assert isinstance(found, Mapped)
+    return found
+
+
+def data(minilm):
+    return minilm.encode(DATA, LABELS)
+
+
+def one_round(
+    minilm, state: State, round_state=None, epochs=1, trained=BOTH, **keys: float
+) -> State:
+    """The state that an average over one client is."""
+    built = objective(minilm, state, round_state, **keys)
+    config = TrainConfig(batch_size=2)
+    train(minilm, built, data(minilm), trained, epochs, config, seeded("train"))
+    return replace(state, current=read(minilm.module))
+
+
+def test_the_first_task_is_plain_and_a_later_one_begins_with_drawn_maps(minilm, shapes, begun):
+    method, empty = made(), State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
+    first = method.begin_task(empty, seeded(0))
+    load_state(minilm, first)
+    plain = method.objective(minilm, first, LocalTask(LABELS, ()), data(minilm), Cache())
+    assert plain.penalty() is None
+    assert not isinstance(plain, Mapped)
+    before = spread(shapes, 1)
+    assert relative_difference(begun.retained, before) < 1e-6  # where clients find the start
+    # what was known is gone
+    assert relative_difference(stack(begun.parts()), before) > 0.9
+
+
+def test_server_and_clients_make_the_same_start(minilm, begun):
+    """So that in the first round a client's factors are its maps'."""
+    maps = objective(minilm, begun).maps
+    for key, factor in named(begun.current, CPU).items():
+        torch.testing.assert_close(maps[key].factor(), factor, rtol=1e-5, atol=1e-7)
+    again = fresh_maps(start_of(begun).current, DealReferenceConfig())
+    other = fresh_maps(start_of(begun).current, DealReferenceConfig(seed=43))
+    key = next(iter(maps))
+    assert torch.equal(again[key].factor(), maps[key].factor())
+    assert not torch.equal(other[key].factor(), maps[key].factor())
+
+
+@pytest.mark.parametrize("powers", [(5.0, 2.0), (10.0, 2.0), (3.0, 1.5)])
+def test_the_penalty_and_its_gradient_are_the_formula(powers):
+    a, b = powers
+    config = DealReferenceConfig(lambda1=0.3, lambda2=0.2, a=a, b=b)
+    generator = seeded("penalty")
+    starts = [torch.randn(shape, generator=generator) for shape in ((4, 30), (20, 4))]
+    maps = [fresh_map(start, 4, generator).at({}, CPU) for start in starts]
+    learned = [t.requires_grad_() for m in maps for t in m.named().values()]
+    found = penalty(maps, config)
+    found.backward()
+    expected = 0.0
+    for m in maps:
+        for weight, power, tensors in ((0.3, a, m.retaining()), (0.2, b, m.updating())):
+            for tensor in tensors:
+                values = tensor.detach().double().numpy()
+                expected += weight * float((np.abs(values) ** power).sum())
+                slope = weight * power * np.abs(values) ** (power - 1) * np.sign(values)
+                np.testing.assert_allclose(tensor.grad.numpy(), slope, rtol=1e-4, atol=1e-6)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+    assert sum(tensor.numel() for tensor in learned) == sum(
+        t.numel() for m in maps for t in (*m.retaining(), *m.updating())
+    )
+
+
+def end_to_end(minilm, built: Mapped) -> dict[str, torch.Tensor]:
+    """Gradients by one ordinary backward pass through maps and model together."""
+    for m in built.maps.values():
+        for tensor in m.named().values():
+            tensor.requires_grad_().grad = None
+    for name, layer in lora_layers(minilm.module).items():
+        layer.copies = tuple(built.maps[f"{name}.{f}"].factor() for f in ("lora_A", "lora_B"))
+    try:
+        (built.example_losses(range(len(DATA))).mean() + built.penalty()).backward()
+    finally:
+        for layer in lora_layers(minilm.module).values():
+            layer.copies = None
+    return taken(built)
+
+
+def taken(built: Mapped) -> dict[str, torch.Tensor]:
+    gradients = {}
+    for key, m in built.maps.items():
+        for name, tensor in m.named().items():
+            gradients[f"{key}/{name}"], tensor.grad = tensor.grad, None
+    return gradients
+
+
+@pytest.mark.parametrize("weights", [{"lambda1": 0.0, "lambda2": 0.0}, {}])
+def test_gradients_reach_every_part_of_gate_and_mlp(minilm, begun, weights):
+    """Through the factors, in passes, as through all at once; and nothing else learns."""
+    built = objective(minilm, begun, **weights)
+    expected = end_to_end(minilm, built)
+    parametrization = parametrization_of(built, minilm.module, BOTH)
+    accumulate(built, data(minilm), [0, 1, 2], 20)  # a pass an example
+    parametrization.before_step()
+    found = taken(built)
+    assert len(found) == len(parametrization.parameters) == 7 * 2 * 12
+    for key, gradient in expected.items():
+        assert gradient.any(), key
+        assert (found[key] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-9, key
+    assert all(p.grad is None for p in factors_in(minilm.module).values())
+
+
+def test_behind_a_closed_gate_only_the_last_bias_learns(minilm, shapes):
+    """As published: with a flat spectrum the first factor's gate is closed, and stays so."""
+    flat_A = {
+        n: LoraFactors(torch.linalg.qr(f.A.T).Q.T / 3**0.5, f.B)
+        for n, f in spread(shapes, 1).layers.items()
+    }
+    before = State(Adapter(flat_A, 2.0), zero_adapter(shapes, 16))
+    state = made().begin_task(before, seeded(0))
+    assert not any(f.A.any() for f in state.current.layers.values())
+    built = objective(minilm, state, lambda1=0.0, lambda2=0.0)
+    gradients = {k: g for k, g in end_to_end(minilm, built).items() if ".lora_A/" in k}
+    reached = {key.rsplit("/", 1)[1] for key, gradient in gradients.items() if gradient.any()}
+    assert reached == {"mlp.out_bias"}
+
+
+def test_one_client_trains_its_maps_as_if_there_were_no_federation(minilm, begun, tmp_path):
+    """Over rounds the factors are the maps', and no round begins at the task's start again."""
+    state, before = begun, dict(objective(minilm, begun).maps)
+    for server_round in (1, 2, 3):
+        store = RoundStore(tmp_path, 1, server_round)
+        state = one_round(minilm, state, store)
+        maps = objective(minilm, state, RoundStore(tmp_path, 1, server_round + 1)).maps
+        for key, factor in named(state.current, CPU).items():
+            gap = (maps[key].factor() - factor).norm()
+            assert gap < 1e-4 * factor.norm(), (server_round, key)
+            assert not torch.equal(maps[key].factor(), before[key].factor())
+        before = dict(maps)
+
+
+def test_what_others_learnt_stays_beside_the_clients_own_map(minilm, begun, shapes, tmp_path):
+    alone = one_round(minilm, begun, RoundStore(tmp_path, 1, 1))
+    others = spread(shapes, 5)
+    averaged = {
+        n: LoraFactors(0.5 * f.A + 0.1 * others.layers[n].A, 0.5 * f.B + 0.1 * others.layers[n].B)
+        for n, f in alone.current.layers.items()
+    }
+    state = replace(begun, current=Adapter(averaged, 2.0))
+    start = objective(minilm, state, RoundStore(tmp_path, 1, 2)).maps
+    after = one_round(minilm, state, RoundStore(tmp_path, 1, 2))
+    now = objective(minilm, after, RoundStore(tmp_path, 1, 3)).maps
+    received, learnt = named(state.current, CPU), named(after.current, CPU)
+    for key in received:
+        moved = now[key].factor() - start[key].factor()
+        assert moved.norm() > 0
+        torch.testing.assert_close(learnt[key] - received[key], moved, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("trained", [{"lora_A"}, {"lora_B"}])
+def test_only_maps_of_factors_that_learn_move_and_are_priced(minilm, begun, trained, tmp_path):
+    before = flat(objective(minilm, begun).maps)
+    one_round(minilm, begun, RoundStore(tmp_path, 1, 1), trained=frozenset(trained))
+    after = flat(objective(minilm, begun, RoundStore(tmp_path, 1, 2)).maps)
+    for key, value in after.items():
+        learns = key.split("/")[0].rsplit(".", 1)[1] in trained
+        assert torch.equal(value, before[key]) != learns, key
+
+
+@pytest.mark.slow
+def test_a_penalty_pulls_what_it_is_for(minilm, begun, tmp_path):
+    """Zero weights leave the maps to the data; each weight shrinks its own part."""
+    sizes = {}
+    for number, keys in enumerate(
+        ({"lambda1": 0.0, "lambda2": 0.0}, {"lambda1": 10.0, "lambda2": 0.0}, {"lambda2": 10.0})
+    ):
+        folder = tmp_path / str(number)
+        one_round(minilm, begun, RoundStore(folder, 1, 1), epochs=4, **keys)
+        maps = objective(minilm, begun, RoundStore(folder, 1, 2)).maps.values()
+        sizes[number] = (
+            sum(float(t.abs().sum()) for m in maps for t in m.retaining()),
+            sum(float(t.abs().sum()) for m in maps for t in m.updating()),
+        )
+    assert sizes[1][0] < sizes[0][0]
+    assert sizes[1][1] == pytest.approx(sizes[0][1], rel=0.01)
+    assert sizes[2][1] < 0.98 * sizes[0][1]
+
+
+def test_what_a_client_keeps_does_not_grow_with_tasks():
+    method = make_method(
+        MethodConfig(name="deal-reference"), AdapterConfig(rank=8, retained_rank=6)
+    )
+    state, sizes = State(spread(SMALL, 0), zero_adapter(SMALL, 6)), set()
+    for task in range(4):
+        state = method.begin_task(state, seeded(task))
+        maps = fresh_maps(start_of(state).current, DealReferenceConfig())
+        sizes.add(sum(value.numel() * value.element_size() for value in flat(maps).values()))
+        moved = spread(SMALL, task + 1)
+        state = method.end_task(replace(state, current=moved))
+        assert state.residual is None
+        assert state.current is moved
+    assert len(sizes) == 1

@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.config.method import MethodConfig
+from deal_core.data import Example
+from deal_core.errors import UserError
+from deal_core.lora.adapter import (
+    Adapter,
+    LoraFactors,
+    relative_difference,
+    stack,
+    zero_adapter,
+)
+from deal_core.lora.attach import at_task_start, read
+from deal_core.lora.state import State
+from deal_core.methods import (
+    METHODS,
+    LocalTask,
+    Method,
+    TaskDataset,
+    TaskHistory,
+    make_method,
+    statistics_of,
+)
+from deal_core.models import Encoded, adapter_shapes
+from deal_core.randomness import seeded
+from deal_core.training.cache import Cache
+from deal_core.training.loop import load_state, train
+from deal_core.training.objective import Objective
+
+FACTORS = ("lora_A", "lora_B")
+SHAPES = {"first": (40, 50), "second": (60, 40)}
+CONFIG = AdapterConfig(rank=4, retained_rank=6, lora_alpha=8.0)
+
+
+def learnt(state: State, seed: int) -> State:
+    """Pretend that a task taught something: B is no longer zero."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = {
+        n: LoraFactors(f.A, torch.randn(f.B.shape, generator=generator))
+        for n, f in state.current.layers.items()
+    }
+    return replace(state, current=Adapter(layers, state.current.scaling))
+
+
+def start() -> State:
+    return State(zero_adapter(SHAPES, 4, 2.0), zero_adapter(SHAPES, 6))
+
+
+def start_drawn(method: Method) -> State:
+    return method.begin_task(start(), seeded(0))
+
+
+def deal(**keys: object) -> MethodConfig:
+    return MethodConfig.model_validate(keys)
+
+
+ONE_ADAPTER = deal(retention={"enabled": False})
+TRAINED = [
+    name for name in METHODS if statistics_of(make_method(MethodConfig(name=name), CONFIG)) is None
+]
+"""Methods that train an adapter; the others: test_class_means.py, test_linear_probe.py."""
+SWITCHED = {
+    **{name: MethodConfig(name=name) for name in TRAINED},
+    "plain draws": deal(orthogonal_init=False),
+    "wavelet": deal(retention={"filter": "wavelet"}),
+    "one adapter": ONE_ADAPTER,
+}
+
+
+@pytest.mark.parametrize("switches", SWITCHED.values(), ids=SWITCHED)
+def test_every_method_keeps_ranks_and_scaling_over_many_tasks(switches):
+    method = make_method(switches, CONFIG)
+    state = start()
+    for task in range(4):
+        state = method.begin_task(state, seeded(0, task))
+        assert state.current.rank == 4
+        assert state.current.scaling == 2.0
+        state = method.end_task(learnt(state, task))
+        grown = 4 * (task + 1)  # olora keeps all adapters, as published
+        kept = {"olora": grown, "deal": 6 if switches.retention.enabled else 1}
+        assert state.retained.rank == kept.get(switches.name, 1)
+        assert state.residual is None
+
+
+HOLDS = [name for name in SWITCHED if name not in ("deal-reference", "slao")]
+"""A task begins with the model as it was: not where drawn maps replace it, or where it goes on from
+factors that were not merged, as published."""
+
+
+@pytest.mark.parametrize("switches", [SWITCHED[name] for name in HOLDS], ids=HOLDS)
+def test_a_task_in_which_nothing_was_learnt_changes_nothing(switches):
+    method = make_method(switches, CONFIG)
+    state = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
+    whole = stack(state.parts())
+    after = method.end_task(method.begin_task(state, seeded(1)))
+    assert relative_difference(stack(after.parts()), whole) < 1e-6
+
+
+def test_deal_retains_exactly_while_it_fits():
+    """Rank 4 fits into 6; with a second task of rank 4 the best 6 of 8 are kept."""
+    method = make_method(deal(), CONFIG)
+    one = learnt(method.begin_task(start(), seeded(0)), 1)
+    kept = method.end_task(one)
+    assert relative_difference(kept.retained, one.current) < 1e-6
+    two = learnt(method.begin_task(kept, seeded(1)), 2)
+    whole = stack([two.retained, two.current])
+    best = method.end_task(two).retained
+    assert 0.0 < relative_difference(best, whole) < 1.0
+
+
+def test_a_fresh_adapter_starts_outside_of_what_is_retained():
+    method = make_method(deal(), CONFIG)
+    state = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
+    fresh = method.begin_task(state, seeded(1)).current
+    for name, f in fresh.layers.items():
+        assert (f.A.double() @ state.retained.layers[name].A.double().T).abs().max() < 1e-5
+        assert not f.B.any()
+
+
+def test_deal_consolidates_the_residual_too():
+    method = make_method(MethodConfig(), CONFIG)
+    state = learnt(method.begin_task(start(), seeded(0)), 1)
+    residual = learnt(method.begin_task(start(), seeded(2)), 3).current
+    with_rest = State(state.current, state.retained, residual)
+    wide = make_method(MethodConfig(), AdapterConfig(rank=4, retained_rank=8, lora_alpha=8.0))
+    merged = wide.end_task(with_rest).retained
+    assert relative_difference(merged, stack([state.current, residual])) < 1e-5
+
+
+def test_without_the_switch_a_fresh_adapter_ignores_what_is_retained():
+    """The first task is the same, and nothing learnt is lost; later directions differ."""
+    both = [make_method(deal(orthogonal_init=on), CONFIG) for on in (True, False)]
+    first, plain = (method.begin_task(start(), seeded(0)) for method in both)
+    assert all(torch.equal(f.A, plain.current.layers[n].A) for n, f in first.current.layers.items())
+    kept = both[1].end_task(learnt(plain, 1))
+    assert relative_difference(kept.retained, learnt(plain, 1).current) < 1e-6
+    outside, anywhere = (method.begin_task(kept, seeded(1)).current for method in both)
+    for name, f in anywhere.layers.items():
+        overlap = f.A.double() @ kept.retained.layers[name].A.double().T
+        assert overlap.abs().max() > 0.01
+        assert not torch.equal(f.A, outside.layers[name].A)
+        assert not f.B.any()
+
+
+def test_the_retention_reaches_what_is_retained():
+    narrow = CONFIG.model_copy(update={"retained_rank": 4})
+    method = make_method(MethodConfig(), narrow)
+    two = learnt(method.begin_task(method.end_task(learnt(start_drawn(method), 1)), seeded(1)), 2)
+    keys = ({"filter": "svd"}, {"filter": "wavelet"})
+    kept = [make_method(deal(retention=k), narrow).end_task(two).retained for k in keys]
+    assert 0.01 < relative_difference(kept[1], kept[0]) < 0.9
+
+
+def test_without_retention_every_task_trains_the_same_adapter():
+    method = make_method(ONE_ADAPTER, CONFIG)
+    state = method.begin_task(start(), seeded(0))
+    for task in range(3):
+        is_nonzero = learnt(state, task)
+        state = method.end_task(is_nonzero)
+        assert state.current is is_nonzero.current
+        assert not any(f.B.any() for f in state.retained.layers.values())
+        assert state.residual is None
+        state = method.begin_task(state, seeded(task + 1))
+        assert state.current is is_nonzero.current
+
+
+def test_without_retention_clients_see_where_the_task_started():
+    """``base + retained`` is that model; all parts together are the one adapter, however far it
+    has moved."""
+    method = make_method(ONE_ADAPTER, CONFIG)
+    first = method.end_task(learnt(start_drawn(method), 1))
+    begun = method.begin_task(first, seeded(1))
+    assert relative_difference(begun.retained, first.current) < 1e-6
+    for state in (begun, learnt(begun, 2)):
+        assert relative_difference(stack(state.parts()), state.current) < 1e-6
+
+
+def test_without_retention_what_a_rule_puts_beside_the_adapter_is_kept():
+    """Nothing is compressed."""
+    method = make_method(ONE_ADAPTER, CONFIG)
+    for begun in (
+        start_drawn(method),
+        method.begin_task(method.end_task(learnt(start_drawn(method), 1)), seeded(1)),
+    ):
+        beside = learnt(method.begin_task(start(), seeded(2)), 3).current
+        ended = method.end_task(replace(begun, residual=beside))
+        assert ended.current is begun.current
+        assert relative_difference(ended.residual, beside) < 1e-6
+        again = method.begin_task(ended, seeded(3))
+        assert relative_difference(again.retained, stack([begun.current, beside])) < 1e-6
+        assert relative_difference(stack(again.parts()), again.retained) < 1e-6
+
+
+def test_sequential_keeps_training_the_same_adapter():
+    method = make_method(MethodConfig(name="sequential"), CONFIG)
+    state = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
+    assert method.begin_task(state, seeded(1)) is state
+
+
+def test_unknown_method_names_the_known_ones():
+    with pytest.raises(UserError, match=r"known: .*deal.*did you mean 'deal'"):
+        make_method(MethodConfig(name="deall"), CONFIG)
+
+
+LABELS = ("Anatomy", "Surgery")
+DATA = [
+    Example("The phrenic nerve supplies the diaphragm", "Anatomy"),
+    Example("Laparoscopic removal of the appendix", "Surgery"),
+]
+
+
+def trained(
+    minilm,
+    method: MethodConfig,
+    seen: tuple[tuple[str, ...], ...],
+    future: tuple[tuple[str, ...], ...] = (),
+) -> tuple[float, torch.Tensor]:
+    """Loss over the steps, and a factor after training, from one and the same start."""
+    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
+    built = make_method(method, AdapterConfig())
+    empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
+    state = built.begin_task(empty, seeded(0, "begin"))
+    load_state(minilm, state)
+    data = minilm.encode(DATA, LABELS)
+    report = train(
+        minilm,
+        built.objective(
+            minilm, state, LocalTask(LABELS, seen, future=lambda: future), data, Cache()
+        ),
+        data,
+        frozenset({"lora_A", "lora_B"}),
+        3,
+        TrainConfig(),
+        seeded(0, "train"),
+    )
+    return report.loss, read(minilm.module).layers[next(iter(shapes))].B
+
+
+def test_distillation_reaches_the_gradients(minilm):
+    """Each switch changes a number: weight, temperature, and whether there is a past."""
+    seen = (("Dental", "Skin"),)
+    _, without = trained(minilm, MethodConfig(), ())
+    _, with_past = trained(minilm, MethodConfig(), seen)
+    off = MethodConfig.model_validate({"distillation": {"weight": 0.0}})
+    _, switched_off = trained(minilm, off, seen)
+    hot = MethodConfig.model_validate({"distillation": {"temperature": 8.0}})
+    _, hotter = trained(minilm, hot, seen)
+    assert torch.equal(without, switched_off)
+    assert not torch.equal(without, with_past)
+    assert not torch.equal(with_past, hotter)
+    future = MethodConfig.model_validate({"distillation": {"future_weight": 0.5}})
+    _, with_future = trained(minilm, future, (), (("Dental", "Skin"),))
+    blind = MethodConfig.model_validate({"distillation": {"future_weight": 0.0}})
+    _, not_looking = trained(minilm, blind, (), (("Dental", "Skin"),))
+    assert torch.equal(without, not_looking)
+    assert not torch.equal(without, with_future)
+
+
+def test_without_retention_the_teacher_is_the_adapter_as_the_task_began(minilm):
+    """Through the real model: while the adapter moves, the teacher does not."""
+    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
+    method = make_method(ONE_ADAPTER, AdapterConfig())
+    empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
+    is_nonzero = method.end_task(small(learnt(method.begin_task(empty, seeded(0)), 1)))
+    data = minilm.encode(DATA, LABELS)
+    load_state(minilm, is_nonzero)
+    with torch.no_grad():
+        expected = minilm.scores(data, LABELS)
+    begun = method.begin_task(is_nonzero, seeded(1))
+    moved = small(learnt(begun, 2))
+    for state, moves in ((begun, False), (moved, True)):
+        load_state(minilm, state)
+        with torch.no_grad():
+            now = minilm.scores(data, LABELS)
+            with at_task_start(minilm.module):
+                teacher = minilm.scores(data, LABELS)
+        torch.testing.assert_close(teacher, expected, rtol=0, atol=1e-3)
+        assert ((now - expected).abs().max() > 0.01) == moves
+
+
+def small(state: State) -> State:
+    """A hundredth of the update: the model still makes sense."""
+    layers = {n: LoraFactors(f.A, 0.01 * f.B) for n, f in state.current.layers.items()}
+    return replace(state, current=Adapter(layers, state.current.scaling))
+
+
+class NothingKept:
+    def get_or_compute(self, tasks, basis, make):
+        return make(0, {})
+
+
+OLD_LABELS = ("Dental", "Skin")
+OLD = [
+    Example("Caries of the lower molar", "Dental"),
+    Example("A scaly plaque on the elbow", "Skin"),
+]
+
+
+def second_task(minilm, name: str) -> tuple[Objective, list[Encoded]]:
+    """A client in the second task; the model holds what the first one taught."""
+    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
+    built = make_method(MethodConfig(name=name), AdapterConfig())
+    state = built.begin_task(
+        State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16)), seeded(0)
+    )
+    small = {n: LoraFactors(f.A, f.B / 100) for n, f in learnt(state, 1).current.layers.items()}
+    is_nonzero = replace(state, current=Adapter(small, 2.0))
+    state = built.begin_task(built.end_task(is_nonzero), seeded(1))
+    load_state(minilm, state)
+    share = TaskDataset(OLD_LABELS, minilm.encode(OLD, OLD_LABELS))
+    task = LocalTask(LABELS, (OLD_LABELS,), TaskHistory([lambda: share], NothingKept(), 1))
+    data = minilm.encode(DATA, LABELS)
+    return built.objective(minilm, state, task, data, Cache()), data
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_loss_is_independent_of_its_batch_mates(minilm, name):
+    objective, data = second_task(minilm, name)
+    with torch.no_grad():
+        together = objective.example_losses(range(len(data)))
+        alone = torch.cat([objective.example_losses([i]) for i in range(len(data))])
+    assert together.shape == (len(data),)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [
+        *((name, FACTORS) for name in TRAINED),
+        # with a teacher, with a penalty, with a learner of its own
+        *((name, (one,)) for name in ("deal", "ewc", "deal-reference") for one in FACTORS),
+    ],
+)
+def test_equal_seeds_give_equal_updates_of_the_factors_that_learn(minilm, name, trained):
+    after = []
+    for _ in range(2):
+        objective, data = second_task(minilm, name)
+        before = read(minilm.module)
+        report = train(minilm, objective, data, frozenset(trained), 2, TrainConfig(), seeded(0))
+        after.append(read(minilm.module))
+        assert report.steps == 2
+    for layer, f in after[0].layers.items():
+        start, again = before.layers[layer], after[1].layers[layer]
+        assert torch.equal(f.A, again.A)
+        assert torch.equal(f.B, again.B)
+        if "lora_A" not in trained:
+            assert torch.equal(f.A, start.A)
+        if "lora_B" not in trained:
+            assert torch.equal(f.B, start.B)
