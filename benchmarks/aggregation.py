@@ -17,7 +17,7 @@ from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.arrays import to_arrays
 from deal_core.randomness import seeded
-from deal_core.training.threads import threads
+from deal_core.training.hardware import threads
 from deal_core.wire import codec
 from deal_core.wire.adapter_record import EXACT, UpdateReader
 from measuring import Figures, Row, measured

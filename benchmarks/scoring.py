@@ -13,7 +13,7 @@ from torch import Tensor
 import step
 from deal_core.models.loading import pretrained
 from deal_core.models.prompt import words
-from deal_core.training.allocator import keep_memory
+from deal_core.training.hardware import keep_memory
 from measuring import Contestant, Figures, Window, measured
 
 LABELS = tuple(f"{one} with {other}" for one, other in combinations(step.KNOWN, 2))

@@ -25,10 +25,8 @@ from deal_core.models import Encoded, LanguageModel, load_model
 from deal_core.models.loading import best_device, locate, pretrained, quiet
 from deal_core.models.prompt import INSTRUCTION, read_template, words
 from deal_core.randomness import seeded
-from deal_core.training.allocator import keep_memory
-from deal_core.training.loop import run_local_steps
-from deal_core.training.nonprivate_gradients import NonPrivateGradients
-from deal_core.training.precision import compute_dtype
+from deal_core.training.hardware import compute_dtype, keep_memory
+from deal_core.training.loop import NonPrivateGradients, run_local_steps
 from measuring import Contestant, Figures, Window, measured
 
 MINILM, SMOLLM2 = ModelConfig().name, "embedded:smollm2"

@@ -20,11 +20,12 @@ from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
     answer_space,
+    by_heads,
     by_name,
+    by_names_told,
     count_both,
     count_correct,
 )
-from deal_core.training.head_scores import by_heads, by_names_told
 from deal_core.training.loop import load_state
 from deal_core.training.text_overlap import TEXT_MEASURES
 from deal_core.wire.instruction import Instruction

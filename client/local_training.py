@@ -22,9 +22,8 @@ from deal_core.lora.state import State
 from deal_core.methods import LocalTask, Phase, RoundState, TaskDataset, TaskHistory, Tensors
 from deal_core.privacy.interface import GradientSum, LocalUpdate
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
-from deal_core.training.gradients import Gradients
-from deal_core.training.loop import load_state, run_local_steps
+from deal_core.training.batching import Cache
+from deal_core.training.loop import Gradients, load_state, run_local_steps
 from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
 from deal_core.wire.codec import WireArrays
 from deal_core.wire.instruction import Instruction

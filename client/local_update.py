@@ -9,7 +9,7 @@ from client.gate import require_allowed
 from client.local_sums import worked_on
 from client.local_training import LocalTraining, own_share
 from client.resources import Workbench
-from deal_core.lora.learnt import entries_of
+from deal_core.lora.attach import entries_of
 from deal_core.lora.state import State
 from deal_core.methods import Phase, TaskDataset, under_all_labels
 from deal_core.privacy.interface import Grouping, LocalUpdate, RecordId, UpdateRequest, release

@@ -14,11 +14,9 @@ from deal_core.lora.attach import at_task_start, set_trainable
 from deal_core.methods import LocalTask
 from deal_core.models import Encoded, GeneratingModel
 from deal_core.privacy.interface import GradientSum, rehearsing
-from deal_core.training.cache import Cache
-from deal_core.training.embedding import base_embeddings
-from deal_core.training.evaluation import count_correct
-from deal_core.training.gradients import Gradients
-from deal_core.training.objective import Objective
+from deal_core.training.batching import Cache
+from deal_core.training.evaluation import base_embeddings, count_correct
+from deal_core.training.loop import Gradients, Objective
 
 ObjectiveOf = Callable[[LocalTask, Sequence[Encoded], Cache], Objective]
 

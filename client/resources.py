@@ -42,10 +42,9 @@ from deal_core.models.stateless import require_stateless
 from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import Grouping, MakeMechanism, Mechanism, RecordId
 from deal_core.protection import make_mechanism, mechanism_of
-from deal_core.training.allocator import keep_memory
-from deal_core.training.cache import Cache
-from deal_core.training.embedding import base_embeddings, embeddings_alone
-from deal_core.training.precision import compute_dtype
+from deal_core.training.batching import Cache
+from deal_core.training.evaluation import base_embeddings, embeddings_alone
+from deal_core.training.hardware import compute_dtype, keep_memory
 from deal_core.training.public_subspace import Subspace
 
 

@@ -21,7 +21,7 @@ from deal_core.atomic_write import atomic_write
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
 from deal_core.privacy.interface import Refusal
-from deal_core.training.cache import Cache
+from deal_core.training.batching import Cache
 from deal_core.wire.instruction import Instruction
 
 CLEARLY = 0.2

@@ -13,7 +13,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.training.threads import threads
+from deal_core.training.hardware import threads
 from deal_core.wire.instruction import Instruction
 from server import wire
 from server.dispatch import Dispatch, dispatch

@@ -17,7 +17,7 @@ from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, public_labels
 from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
-from deal_core.lora.adapter import Adapter, is_nonzero, live_rank, split, stack, zero_adapter
+from deal_core.lora.adapter import Adapter, is_nonzero, nonzero_rank, split, stack, zero_adapter
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.payload import PayloadError
@@ -131,7 +131,7 @@ def export_adapter(
 def without_zero_directions(state: State) -> State:
     """Return the same model in as few directions as its parts are laid out in: what is retained
     without its last ones that are zero, and one in the place of a current adapter that is zero."""
-    retained = split(state.retained, live_rank(state.retained))[0]
+    retained = split(state.retained, nonzero_rank(state.retained))[0]
     current = state.current
     if not is_nonzero(current):
         current = zero_adapter(current.shapes, 1, current.scaling)

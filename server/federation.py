@@ -28,8 +28,8 @@ from deal_core.methods import (
 from deal_core.models import LabelVectors, LanguageModel, label_vectors, load_model
 from deal_core.privacy.policy import counts_in_sum
 from deal_core.randomness import seeded
+from deal_core.training.hardware import threads
 from deal_core.training.public_subspace import Subspace, text_vectors
-from deal_core.training.threads import threads
 from server.checkpoint import Checkpoint, History
 from server.evaluation import Evaluation, same_model
 from server.exchange import Exchange

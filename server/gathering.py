@@ -16,7 +16,7 @@ from deal_core.aggregation import (
 )
 from deal_core.config.experiment import Experiment
 from deal_core.lora.payload import PayloadError
-from deal_core.training.threads import threads
+from deal_core.training.hardware import threads
 from server import wire
 from server.dispatch import Dispatch
 from server.evaluation import Evaluation, EvaluationReplies

@@ -27,7 +27,7 @@ from deal_core.lora.state import State
 from deal_core.methods import Phase
 from deal_core.protection import make_mechanism
 from deal_core.randomness import seeded
-from deal_core.training.threads import threads
+from deal_core.training.hardware import threads
 from deal_core.wire.adapter_record import require_bounded
 from deal_core.wire.instruction import LEARN, Instruction
 from server.checkpoint import History

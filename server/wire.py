@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from deal_core.aggregation import ClientUpdate
 from deal_core.installed import package_digest
-from deal_core.lora.adapter import live_rank, padded, split
+from deal_core.lora.adapter import nonzero_rank, padded, split
 from deal_core.lora.payload import (
     COUNTS,
     DISTILLED,
@@ -94,7 +94,7 @@ def outgoing(
         generator: rounds them.
         round_heads: label heads are rounded too.
     """
-    rank = live_rank(state.retained)
+    rank = nonzero_rank(state.retained)
     sent = {LORA: state.current, DISTILLED: split(state.retained, rank)[0]}
     if state.residual is not None:
         sent[RESIDUAL] = state.residual

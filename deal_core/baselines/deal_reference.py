@@ -50,9 +50,8 @@ from deal_core.lora.attach import factors_in, named, unnamed
 from deal_core.lora.state import State, start_of
 from deal_core.models import Encoded, LanguageModel
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
-from deal_core.training.objective import Objective
-from deal_core.training.parametrization import Parametrization
+from deal_core.training.batching import Cache
+from deal_core.training.loop import Objective, Parametrization
 
 CPU = torch.device("cpu")
 SMALLEST = 1e-6

@@ -40,9 +40,8 @@ from deal_core.lora.per_example import squared_gradients
 from deal_core.lora.state import State, start_of
 from deal_core.models import Encoded, GeneratingModel, LanguageModel
 from deal_core.randomness import seeded
-from deal_core.training.batching import within_budget
-from deal_core.training.cache import Cache
-from deal_core.training.objective import Objective
+from deal_core.training.batching import Cache, within_budget
+from deal_core.training.loop import Objective
 
 BOTH = frozenset({"lora_A", "lora_B"})
 TOKENS = 2048

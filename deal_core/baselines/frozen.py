@@ -34,8 +34,8 @@ from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.payload import MOST_EXAMPLES, PayloadError
 from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel
-from deal_core.training.cache import Cache
-from deal_core.training.objective import Objective
+from deal_core.training.batching import Cache
+from deal_core.training.loop import Objective
 from deal_core.wire.instruction import LEARN
 
 MOMENT, COUNT, GRADIENT = "moment", "count", "gradient"

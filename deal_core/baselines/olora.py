@@ -28,8 +28,8 @@ from deal_core.lora.adapter import Adapter, LoraFactors, orthogonal_init, stack,
 from deal_core.lora.attach import CURRENT, lora_layers
 from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel
-from deal_core.training.cache import Cache
-from deal_core.training.objective import Objective
+from deal_core.training.batching import Cache
+from deal_core.training.loop import Objective
 
 
 @dataclass(frozen=True)

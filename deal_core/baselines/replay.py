@@ -29,8 +29,8 @@ from deal_core.lora.adapter import fingerprint
 from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
-from deal_core.training.objective import Objective
+from deal_core.training.batching import Cache
+from deal_core.training.loop import Objective
 
 
 @dataclass(frozen=True)

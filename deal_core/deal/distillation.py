@@ -26,10 +26,8 @@ from deal_core.lora.attach import at_task_start
 from deal_core.lora.state import State
 from deal_core.models import Encoded, ForwardOutput, GeneratingModel, LanguageModel
 from deal_core.models.generating import word_losses
-from deal_core.training.batching import evaluation_batches
-from deal_core.training.cache import Cache
-from deal_core.training.containment import contained
-from deal_core.training.objective import Objective
+from deal_core.training.batching import Cache, contained, evaluation_batches
+from deal_core.training.loop import Objective
 
 Teacher = Callable[[Sequence[int]], list[Tensor]]
 """Positions in the client's data to each example's logits, ``(rows, classes)``."""

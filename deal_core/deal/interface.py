@@ -15,8 +15,8 @@ from deal_core.data.public import public_texts
 from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel, embedding_size
 from deal_core.models.fast.text_cache import cache_folder
-from deal_core.training.cache import Cache
-from deal_core.training.objective import Objective
+from deal_core.training.batching import Cache
+from deal_core.training.loop import Objective
 from deal_core.training.public_subspace import Subspace, public_subspace
 from deal_core.wire.heads import ROUNDED_AT
 from deal_core.wire.instruction import LEARN

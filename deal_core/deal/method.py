@@ -40,8 +40,8 @@ from deal_core.errors import choose
 from deal_core.lora.adapter import fingerprint, orthogonal_init, stack, zero_adapter
 from deal_core.lora.state import State, continued, drop_task_start, snapshot_task_start
 from deal_core.models import Encoded, LanguageModel
-from deal_core.training.cache import Cache
-from deal_core.training.objective import Objective
+from deal_core.training.batching import Cache
+from deal_core.training.loop import Objective
 
 
 @dataclass(frozen=True)

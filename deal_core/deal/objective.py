@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deal_core.deal.interface import LocalTask, TaskDataset
 from deal_core.models import Encoded, LanguageModel
-from deal_core.training.objective import Objective
+from deal_core.training.loop import Objective
 
 Placed = tuple[int, Encoded]
 """Which of several tasks, by its position among them, and the example."""

@@ -23,17 +23,17 @@ from deal_core.lora.payload import PREFIX
 from deal_core.lora.state import State
 from deal_core.models import FAMILIES, Encoded, GeneratingModel, LanguageModel, load_model
 from deal_core.models.loading import best_device
-from deal_core.training.embedding import base_embeddings
 from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
     answer_space,
+    base_embeddings,
+    by_heads,
     by_name,
     finite_scores,
 )
-from deal_core.training.head_scores import by_heads
+from deal_core.training.hardware import compute_dtype
 from deal_core.training.loop import load_state
-from deal_core.training.precision import compute_dtype
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ def split(adapter: Adapter, rank: int) -> tuple[Adapter, Adapter]:
     )
 
 
-def live_rank(adapter: Adapter) -> int:
+def nonzero_rank(adapter: Adapter) -> int:
     """Return the number of rows up to the last one that is not zero in every layer; at least 1."""
     live = torch.zeros(adapter.rank, dtype=torch.bool)
     for factors in adapter.layers.values():

@@ -8,11 +8,13 @@ in the precision of the input, and nothing is computed whose gradient nobody wan
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from deal_core.lora.adapter import LoraFactors
 from deal_core.lora.packing import Packing
 
 
@@ -145,3 +147,179 @@ def adapted_forward(layer: Any, name: str, x: Tensor) -> Tensor:
         x, layer.weights.selected(), layer.base_layer.bias, A, B, scaling, packing
     )
     return out
+
+
+def is_quantized(layer: nn.Module) -> bool:
+    """Return whether a linear layer's weight has few bits."""
+    from peft.utils.integrations import get_bnb_param_type
+
+    return bool(get_bnb_param_type(getattr(layer, "weight", None)))  # type: ignore[arg-type]
+
+
+def whole_weight(layer: Any, dtype: torch.dtype) -> Tensor:
+    """Return the weight of such a layer, ``(d_out, d_in)``; it lives as long as it is held."""
+    from peft.utils.integrations import dequantize_bnb_weight
+
+    return dequantize_bnb_weight(layer.weight, getattr(layer, "state", None)).to(dtype)
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight of few bits, plus ``B A`` beside it where there is something.
+
+    Attributes:
+        layer: of ``bitsandbytes``.
+        beside: ``A (k, d_in)`` and ``B (d_out, k)``, or None.
+    """
+
+    layer: Any
+    beside: LoraFactors | None = None
+
+    def times(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``rows (W + B A)^T + bias``."""
+        bias = None if bias is None else bias.to(rows.dtype)
+        y = WholeWeight(whole_weight(self.layer, rows.dtype)).times(rows, bias)
+        if self.beside is not None:
+            A, B = (factor.to(rows.dtype) for factor in (self.beside.A, self.beside.B))
+            y.addmm_(rows @ A.T, B.T)
+        return y
+
+    def back(self, gradient: Tensor) -> Tensor:
+        """Return ``gradient (W + B A)``."""
+        dx = gradient @ whole_weight(self.layer, gradient.dtype)
+        if self.beside is not None:
+            A, B = (factor.to(gradient.dtype) for factor in (self.beside.A, self.beside.B))
+            dx.addmm_(gradient @ B, A)
+        return dx
+
+
+class _Product(torch.autograd.Function):
+    """``y = x W^T + bias``; the whole weight is not kept for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return weight.times(x.reshape(-1, x.shape[-1]), bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0]
+        rows = ctx.weight.back(gradient.reshape(-1, gradient.shape[-1]))
+        return rows.view(*gradient.shape[:-1], -1), None, None
+
+
+def compute_whole(model: nn.Module) -> None:
+    """Make every layer of few bits compute with its whole weight, and the input as it comes."""
+    for layer in model.modules():
+        if is_quantized(layer):
+            layer.forward = partial(_forward, layer)
+
+
+def _forward(layer: Any, x: Tensor) -> Tensor:
+    return product(x, QuantizedWeight(layer), layer.bias)
+
+
+def product(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
+    """Return ``x W^T + bias``, ``(..., d_out)``, with a gradient for ``x`` alone."""
+    out: Tensor = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return out
+
+
+Moment = Literal["base", "start", "now"]
+"""``base``: as it was loaded; ``start``: with the retained adapter, the model at the start of the
+task; ``now``: with the residual as well, and without the part of the retained adapter that only
+shows the start."""
+
+
+class FrozenStates(Protocol):
+    """How a layer holds them."""
+
+    def put(self, start: LoraFactors, now: LoraFactors | None) -> None:
+        """Take what is added to the weight as it was loaded, scaling included; ``now`` None: what
+        ``start`` is."""
+
+    def select(self, moment: Moment) -> None:
+        """Compute with this state from now on."""
+
+    def selected(self) -> FrozenWeight:
+        """Return the weight of the state that is selected."""
+
+    def alone(self, x: Tensor) -> Tensor:
+        """Return what the layer makes of ``x``, ``(..., d_in)``, without a current adapter."""
+
+
+def frozen_states(layer: Any) -> FrozenStates:
+    """Return those of a PEFT layer, as its base layer was loaded."""
+    return QuantizedStates(layer) if is_quantized(layer.base_layer) else MergedStates(layer)
+
+
+class MergedStates:
+    """Three whole weights, in which all is merged once instead of being multiplied in every pass.
+
+    Attributes:
+        base, start, now: in the weight's type and layout; equal ones share their memory.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self.base: Tensor = layer.base_layer.weight.data
+        self.start = self.now = self.base
+
+    def put(self, start: LoraFactors, now: LoraFactors | None) -> None:
+        """Merge into the weight as it was loaded: nothing drifts."""
+        self.start = self._plus(start)
+        self.now = self.start if now is None else self._plus(now)
+
+    def _plus(self, factors: LoraFactors) -> Tensor:
+        if not factors.B.any():
+            return self.base
+        device = self.base.device
+        delta = factors.B.to(device) @ factors.A.to(device)
+        delta = delta.T if self._layer.fan_in_fan_out else delta
+        return (self.base.float() + delta).to(self.base.dtype)
+
+    def select(self, moment: Moment) -> None:
+        """Put it into the base layer."""
+        self._layer.base_layer.weight.data = getattr(self, moment)
+
+    def selected(self) -> FrozenWeight:
+        """Return the base layer's weight as ``(d_out, d_in)``; Conv1D stores its transpose."""
+        weight: Tensor = self._layer.base_layer.weight
+        return WholeWeight(weight.T if self._layer.fan_in_fan_out else weight)
+
+    def alone(self, x: Tensor) -> Tensor:
+        """Return what the base layer makes of it."""
+        out: Tensor = self._layer.base_layer(x)
+        return out
+
+
+class QuantizedStates:
+    """One weight of few bits, to which nothing can be added; what is merged elsewhere is multiplied
+    in beside it."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self._beside: dict[Moment, LoraFactors | None] = dict.fromkeys(("base", "start", "now"))
+        self._moment: Moment = "now"
+
+    def put(self, start: LoraFactors, now: LoraFactors | None) -> None:
+        """Keep what is not zero, where the weight is."""
+        self._beside["start"] = self._moved(start)
+        self._beside["now"] = self._beside["start"] if now is None else self._moved(now)
+
+    def _moved(self, factors: LoraFactors) -> LoraFactors | None:
+        device = self._layer.base_layer.weight.device
+        moved = LoraFactors(factors.A.to(device), factors.B.to(device))
+        return moved if factors.B.any() else None
+
+    def select(self, moment: Moment) -> None:
+        """Remember it."""
+        self._moment = moment
+
+    def alone(self, x: Tensor) -> Tensor:
+        """Return the product with both."""
+        return product(x, self.selected(), self._layer.base_layer.bias)
+
+    def selected(self) -> QuantizedWeight:
+        """Return the weight of few bits with what lies beside it."""
+        return QuantizedWeight(self._layer.base_layer, self._beside[self._moment])

@@ -13,8 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from deal_core.lora.attach import CURRENT, learning_factors, lora_layers
-from deal_core.lora.learnt import of_what_learns
+from deal_core.lora.attach import CURRENT, learning_factors, lora_layers, of_what_learns
 
 Gradient = Mapping[str, Tensor]
 """Name of what learns to its gradient; a name may be missing: zero."""

@@ -21,8 +21,8 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.lora.attach import attach, base_only, lora_layers
+from deal_core.lora.kinds import POOLED
 from deal_core.lora.packing import Packing, packed, packing_of, packs
-from deal_core.lora.pooled import POOLED
 from deal_core.models.fast.attention import NAME as ATTENTION
 from deal_core.models.fast.attention import register_attention
 from deal_core.models.fast.text_cache import FrozenVectors, TokenCache, tokeniser_name, weights_name

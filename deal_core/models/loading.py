@@ -19,7 +19,7 @@ from deal_core.config.experiment import ModelConfig
 from deal_core.data.embedded import asset_folder
 from deal_core.data.hub import hub_answers, no_answer
 from deal_core.errors import UserError, nearest
-from deal_core.lora.quantized import compute_whole
+from deal_core.lora.linear import compute_whole
 from deal_core.models.fast.unpacked import unpacked
 from deal_core.models.stateless import require_fixed_places
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.errors import UserError
-from deal_core.lora.learnt import learnt_sizes
+from deal_core.lora.attach import learnt_sizes
 from deal_core.lora.per_example import ExampleLosses
 from deal_core.methods import Statistics
 from deal_core.models.interface import Encoded

@@ -25,7 +25,7 @@ import torch
 from scipy.special import bdtrc
 from torch import Tensor, nn
 
-from deal_core.lora.learnt import learning_by_key
+from deal_core.lora.attach import learning_by_key
 from deal_core.lora.per_example import ExampleLosses, Gradient, gradient_alone
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.guards import (
@@ -36,7 +36,7 @@ from deal_core.privacy.guards import (
 )
 from deal_core.privacy.interface import RecordId
 from deal_core.privacy.noise import NoiseSource
-from deal_core.training.gradients import Probes
+from deal_core.training.loop import Probes
 
 GRID_BITS = 30
 """A clipping bound is ``2^30`` steps of the grid that gradients are summed on."""

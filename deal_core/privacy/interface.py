@@ -19,8 +19,7 @@ from deal_core.models.interface import Encoded
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import Policy
 from deal_core.privacy.policy import Refusal as Refusal
-from deal_core.training.gradients import Gradients
-from deal_core.training.objective import Objective
+from deal_core.training.loop import Gradients, Objective
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +171,7 @@ class GradientSum(Protocol):
         """Probability that a record is in the sum."""
 
     def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
-        """As :meth:`~deal_core.training.gradients.Gradients.rehearse`."""
+        """As :meth:`~deal_core.training.loop.Gradients.rehearse`."""
 
     def total(self, module: nn.Module, objective: Objective) -> Mapping[str, NDArray[Any]]:
         """Return key of each trained factor to its sum, in whole numbers."""

@@ -12,7 +12,7 @@ from deal_core.privacy.interface import Counts, LocalUpdate, Permit, Refusal, Si
 from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.privacy.policy import figures_allowed, metrics_allowed
 from deal_core.randomness import seeded
-from deal_core.training.nonprivate_gradients import NonPrivateGradients
+from deal_core.training.loop import NonPrivateGradients
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,14 @@
-"""Batches of similar length: less padding, same examples. A batch is a list of positions."""
+"""Batches of similar length: less padding, same examples. A batch is a list of positions.
+
+Where single records are protected each has a pass of its own, and failures are isolated, so that
+they cannot affect others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -73,3 +79,41 @@ def within_budget(
             passes.append([position])
             longest = real = length
     return passes
+
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+
+def contained(work: Callable[[], Result], alone: bool) -> Result | None:
+    """Return what the work gives.
+
+    Where it is about one protected record ``alone``, a failure is None: the caller goes on as if
+    the record were not there, so that the failure changes nothing about the others. The site's own
+    log has it; nobody else learns that it occurred.
+
+    Raises:
+        Exception: that of the work, where it is about several records.
+    """
+    if not alone:
+        return work()
+    try:
+        return work()
+    except Exception:
+        log.exception("a record cannot be computed with; it has no part in what is released")
+        return None
+
+
+class Cache:
+    """In this process only: a restarted one computes it again."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, tuple[object, Any]] = {}
+
+    def get_or_compute(self, name: str, basis: object, make: Callable[[], Any]) -> Any:
+        """Return what ``make`` gave for this ``basis`` (equal when all it depends on is); what
+        it gave for the basis before is forgotten."""
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != basis:
+            kept = self._kept[name] = (basis, make())
+        return kept[1]

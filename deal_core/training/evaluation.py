@@ -1,5 +1,6 @@
 """Right answers on test examples, in two protocols from one score matrix: among the labels of the
-example's task, and among the labels of all tasks learnt so far."""
+example's task (Task-IL), and among the labels of all tasks learnt so far (Class-IL). Scores come
+from names of labels, or from the heads of their tasks on embeddings of the frozen base model."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from math import fsum
 import torch
 from torch import Tensor
 
+from deal_core.lora.attach import base_only
 from deal_core.models import Encoded, GeneratingModel, LanguageModel
-from deal_core.training.batching import evaluation_batches
-from deal_core.training.containment import contained
+from deal_core.training.batching import contained, evaluation_batches
 from deal_core.training.text_overlap import TEXT_MEASURES, TextMeasure
 
 NO_ANSWER = -1e12
@@ -141,3 +142,101 @@ def finite_scores(score: Scorer, batch: Sequence[int]) -> Tensor:
         if bool(scores.isfinite().all()):
             return scores
         return torch.cat([score([position]) for position in batch])
+
+
+def by_heads(
+    embeddings: Tensor,
+    space: AnswerSpace,
+    heads: Mapping[str, Tensor],
+    names: Scorer | None = None,
+    weight: float = 0.0,
+) -> Scorer:
+    """Return scores of labels by the heads of their tasks, a column each of the ``space``; heads of
+    other tasks do not matter. A task without a head gives no answer here: its texts are scored by
+    the names of labels.
+
+    Args:
+        embeddings: of the data, ``(examples, size)``.
+        space: the columns.
+        heads: task to ``(labels, size + 1)``.
+        names: scores of label names; of log probabilities it is a product of experts.
+        weight: what they count; 0: nothing, and they are not asked for.
+    """
+    rows = _rows(space, heads, embeddings.shape[1])
+
+    def scores(batch: Sequence[int]) -> Tensor:
+        beside = weight * names(batch).double() if names is not None and weight else 0.0
+        x = embeddings[list(batch)].double()
+        return x @ rows[:, :-1].T + rows[:, -1] + beside
+
+    return scores
+
+
+def by_names_told(names: Scorer, heads: Scorer, space: AnswerSpace) -> Scorer:
+    """Return scores of texts of a task that has no head, beside tasks that have one. Told the task,
+    the names of its labels answer. Not told, a head does, as for everybody who does not know the
+    task: its own columns stand below all others.
+
+    Args:
+        names: scores of label names, a column each of the ``space``.
+        heads: scores of :func:`by_heads`.
+        space: the columns.
+    """
+    own = list(space.own)
+    others = [place for place in range(len(space.columns)) if place not in own]
+
+    def scores(batch: Sequence[int]) -> Tensor:
+        told, found = names(batch)[:, own].double(), heads(batch)
+        rest = found[:, others]  # some of which may have no head either
+        least = rest.where(rest > NO_ANSWER / 2, 0.0).amin(dim=1, keepdim=True) - 1.0
+        found[:, own] = least + told - told.amax(dim=1, keepdim=True)
+        return found
+
+    return scores
+
+
+def _rows(space: AnswerSpace, heads: Mapping[str, Tensor], size: int) -> Tensor:
+    """Weights and bias of each column, ``(columns, size + 1)``, float64."""
+    rows = torch.zeros(len(space.columns), size + 1, dtype=torch.float64)
+    rows[:, size] = NO_ANSWER
+    for task, head in heads.items():
+        places = [place for place, (name, _) in enumerate(space.columns) if name == task]
+        for place, row in zip(places, head, strict=False):
+            rows[place] = row.double()
+    return rows
+
+
+def base_embeddings(model: LanguageModel, data: Sequence[Encoded], layers: int = 1) -> Tensor:
+    """Return unit vectors ``(examples, size)`` in the order of the data, float32, on the CPU;
+    whatever adapters the model holds."""
+    parts: dict[int, Tensor] = {}
+    with base_only(model.module):
+        for batch in evaluation_batches(data):
+            vectors = model.embed([data[i] for i in batch], layers).float().cpu()
+            parts.update(zip(batch, vectors, strict=True))
+    return torch.stack([parts[i] for i in range(len(data))])
+
+
+def embeddings_alone(
+    model: LanguageModel, data: Sequence[Encoded], layers: int, size: int
+) -> Tensor:
+    """Return the same where single records are protected: each text in a pass of its own, and the
+    row of one that cannot be embedded is no number, so that no text changes the row of another.
+
+    Args:
+        model: of any family.
+        data: the texts.
+        layers: of how many of the last layers.
+        size: of a row (:func:`deal_core.models.embedding_size`).
+    """
+
+    def embed(text: Encoded) -> Tensor:
+        return model.embed([text], layers)[0].float().cpu()
+
+    rows = torch.full((len(data), size), torch.nan)
+    with base_only(model.module):
+        for place, text in enumerate(data):
+            row = contained(partial(embed, text), alone=True)
+            if row is not None:
+                rows[place] = row
+    return rows

@@ -1,20 +1,196 @@
-"""The one local loop: what a client does with a task, readable from top to bottom."""
+"""The one local loop: what a client minimises, how its gradient comes about, and the steps that it
+takes. Under the gradients a privacy mechanism puts its own."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor, nn
 
 from deal_core.config.experiment import TrainConfig
-from deal_core.lora.attach import merge, write
+from deal_core.lora.attach import merge, set_trainable, write
 from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel
-from deal_core.training.gradients import Gradients
-from deal_core.training.nonprivate_gradients import NonPrivateGradients
-from deal_core.training.objective import Objective
-from deal_core.training.parametrization import parametrization_of
+from deal_core.training.batching import WINDOW, training_batches, within_budget
+
+
+class Objective(Protocol):
+    """What one client minimises in one round."""
+
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """Return losses of these examples (positions in the client's data), ``(batch,)``, each
+        independent of its batch-mates; their mean over the batch is minimised."""
+
+    def penalty(self) -> Tensor | None:
+        """Return a term that reads none of the task's data, added once a step; None: there is
+        none."""
+        return None
+
+
+Probes = Sequence[Encoded]
+"""Constant texts, tokenised: what is found on them tells nothing of any record."""
+
+
+class Gradients(Protocol):
+    """How the steps of one local training get the gradient of the data.
+
+    Attributes:
+        data: the examples that may be read; nothing else of the client's is.
+    """
+
+    @property
+    def data(self) -> Sequence[Encoded]:
+        """The examples that may be read."""
+
+    def batches(self) -> Iterable[Sequence[int]]:
+        """Return batches of positions in the client's data, one for each step."""
+
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """Take the gradient of an objective over so many constant texts, and drop it: a model that
+        cannot be trained privately fails here, before any record is read.
+
+        Raises:
+            UnsafeModel, ValueError: it cannot.
+        """
+
+    def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
+        """Add the batch's gradient to the factors', without the objective's penalty.
+
+        Returns:
+            The mean loss of the batch; 0 where it must not be known.
+        """
+
+    def stepped(self, module: nn.Module) -> None:
+        """The optimiser has moved what it moves.
+
+        Raises:
+            RuntimeError: something that would fail silently has failed.
+        """
+
+    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
+        """The last step is done.
+
+        Args:
+            model: holds the adapter as it will be released.
+            labels: of the task.
+            probes: constant texts on which the model may be looked at.
+
+        Raises:
+            RuntimeError: as :meth:`stepped`.
+        """
+
+
+class Parametrization(Protocol):
+    """Follows the optimiser through one local training."""
+
+    @property
+    def parameters(self) -> Sequence[Tensor]:
+        """What the optimiser moves."""
+
+    def before_step(self) -> None:
+        """The factors' gradients are complete; make them the parameters'."""
+
+    def after_step(self) -> None:
+        """The parameters have moved; let the factors follow."""
+
+    def finish(self) -> None:
+        """The last step is done."""
+
+
+@runtime_checkable
+class Reparametrized(Protocol):
+    """An objective whose factors are made from parameters of its own.
+
+    All that data says reaches them through the factors' gradients, so whatever is done to those
+    (clipping, noise) is done before.
+    """
+
+    def parametrization(self, module: nn.Module, trained: frozenset[str]) -> Parametrization:
+        """For a model that holds the factors of the round.
+
+        Args:
+            module: see :func:`~deal_core.lora.attach.attach`.
+            trained: which factors learn, of ``{"lora_A", "lora_B"}``.
+        """
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors themselves."""
+
+    parameters: Sequence[Tensor]
+
+    def before_step(self) -> None:
+        """Do nothing: the factors have their gradients already."""
+
+    def after_step(self) -> None:
+        """Do nothing: the optimiser has moved the factors themselves."""
+
+    def finish(self) -> None:
+        """Do nothing: the factors stand in the model."""
+
+
+def parametrization_of(
+    objective: object, module: nn.Module, trained: frozenset[str]
+) -> Parametrization:
+    """Return what an objective wants moved; exactly the ``trained`` factors get a gradient."""
+    factors = set_trainable(module, trained)
+    if isinstance(objective, Reparametrized):
+        return objective.parametrization(module, trained)
+    return Factors(factors)
+
+
+@dataclass(frozen=True)
+class NonPrivateGradients:
+    """Every example once an epoch, in batches of similar length.
+
+    Attributes:
+        data: the client's tokenised examples; may be empty, then there is no batch.
+        config: batch size, tokens in one pass.
+        generator: orders the examples; the only randomness.
+    """
+
+    data: Sequence[Encoded]
+    epochs: int
+    config: TrainConfig
+    generator: torch.Generator
+
+    def batches(self) -> Iterator[list[int]]:
+        """Yield ``epochs`` passes over the data."""
+        for _ in range(self.epochs):
+            yield from training_batches(self.data, self.config.batch_size, self.generator, WINDOW)
+
+    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+        """Nothing is promised, so nothing is tried out."""
+
+    def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
+        """As :func:`mean_gradient`."""
+        return mean_gradient(objective, self.data, batch, self.config.tokens_per_microbatch)
+
+    def stepped(self, module: nn.Module) -> None:
+        """Do nothing: without a promise there is nothing to check."""
+
+    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
+        """Nothing to check."""
+
+
+def mean_gradient(
+    objective: Objective, data: Sequence[Encoded], batch: Sequence[int], tokens: int
+) -> float:
+    """Return the batch's mean loss, after its gradient was added pass by pass.
+
+    The sum over passes is the gradient of the mean over the batch: cutting changes memory and
+    rounding, not the step.
+    """
+    total = 0.0
+    for part in within_budget(data, batch, tokens):
+        loss = objective.example_losses(part).sum() / len(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+    return total
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from deal_core.data import Example
 from deal_core.data.public import texts_digest
 from deal_core.models import LanguageModel
 from deal_core.models.fast.text_cache import weights_name
-from deal_core.training.embedding import base_embeddings
+from deal_core.training.evaluation import base_embeddings
 
 LONG = 0.9
 """Share of public texts that are at most as long as the unit of length."""

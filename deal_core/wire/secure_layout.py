@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter
-from deal_core.lora.learnt import learnt_shapes
+from deal_core.lora.attach import learnt_shapes
 from deal_core.secure_sum.layout import (
     COVERED,
     WEIGHT,

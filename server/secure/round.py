@@ -16,14 +16,14 @@ from deal_core.aggregation import (
     finished,
 )
 from deal_core.config.experiment import Experiment
-from deal_core.lora.learnt import changed
+from deal_core.lora.attach import changed
 from deal_core.lora.state import State
 from deal_core.privacy.distributed_noise import grid_step, sum_deviation
 from deal_core.protection import sum_terms
 from deal_core.secure_sum.layout import Layout, weighted_means
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.secure_sum.server_round import ServerRound
-from deal_core.training.threads import threads
+from deal_core.training.hardware import threads
 from deal_core.wire.secure_layout import EXAMPLES, mean_loss, without_loss
 from server import wire
 from server.checkpoint import History

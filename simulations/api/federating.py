@@ -13,7 +13,7 @@ from deal_core.lora.state import State
 from deal_core.methods import method_of
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.training.threads import threads
+from deal_core.training.hardware import threads
 from server.federation import start_state
 from server.round import fold_residual, sendable
 

@@ -17,9 +17,9 @@ from deal_core.methods import LocalTask, Phase, method_of, phases_of
 from deal_core.models import LanguageModel, load_model
 from deal_core.models.loading import best_device
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
+from deal_core.training.batching import Cache
+from deal_core.training.hardware import compute_dtype
 from deal_core.training.loop import load_state, train
-from deal_core.training.precision import compute_dtype
 from deal_core.wire.instruction import LEARN
 
 

@@ -69,7 +69,7 @@ def precise(experiment: Experiment) -> Experiment:
     """The same with the precision of this machine, where it is left to the machine."""
     from deal_core.models.loading import best_device
     from deal_core.protection import mechanism_of
-    from deal_core.training.precision import compute_dtype
+    from deal_core.training.hardware import compute_dtype
 
     exact = mechanism_of(experiment).needs_float32
     dtype = str(compute_dtype(experiment.train, best_device(), exact)).removeprefix("torch.")

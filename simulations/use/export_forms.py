@@ -133,7 +133,7 @@ def label_embeddings(inference: Inference) -> dict[str, Tensor]:
     from deal_core.config.experiment import AdapterConfig
     from deal_core.data import Example
     from deal_core.models import load_model
-    from deal_core.training.embedding import base_embeddings
+    from deal_core.training.evaluation import base_embeddings
 
     whole = inference.model.model_copy(update={"bits": 0})  # as the folder's user loads it
     model = load_model(whole, AdapterConfig(rank=1), inference.max_length)

@@ -8,7 +8,7 @@ from client.resources import Workbench
 from deal_core.config.experiment import Experiment
 from deal_core.deal.distillation import make_teacher
 from deal_core.models.encoder import EncoderLabels
-from deal_core.training.embedding import base_embeddings
+from deal_core.training.evaluation import base_embeddings
 from deal_core.training.public_subspace import principal, text_vectors
 
 

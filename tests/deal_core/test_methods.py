@@ -29,9 +29,8 @@ from deal_core.methods import (
 )
 from deal_core.models import Encoded, adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
-from deal_core.training.loop import load_state, train
-from deal_core.training.objective import Objective
+from deal_core.training.batching import Cache
+from deal_core.training.loop import Objective, load_state, train
 
 FACTORS = ("lora_A", "lora_B")
 SHAPES = {"first": (40, 50), "second": (60, 40)}

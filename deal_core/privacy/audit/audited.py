@@ -22,8 +22,7 @@ from deal_core.privacy.interface import (
     Site,
     UpdateRequest,
 )
-from deal_core.training.gradients import Gradients, Probes
-from deal_core.training.objective import Objective
+from deal_core.training.loop import Gradients, Objective, Probes
 
 
 def watched(permit: Permit, watch: Callable[[Gradients], Gradients]) -> Permit:

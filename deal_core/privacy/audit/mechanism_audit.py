@@ -35,8 +35,7 @@ from deal_core.privacy.interface import (
 from deal_core.privacy.ledger import Ledger
 from deal_core.protection import make_mechanism, mechanism_of
 from deal_core.randomness import seeded
-from deal_core.training.gradients import Gradients
-from deal_core.training.loop import run_local_steps
+from deal_core.training.loop import Gradients, run_local_steps
 from deal_core.wire.instruction import LEARN
 
 TASK = "audited"

@@ -33,8 +33,7 @@ from deal_core.privacy.interface import (
     RecordId,
     UpdateRequest,
 )
-from deal_core.training.gradients import Gradients, Probes
-from deal_core.training.objective import Objective
+from deal_core.training.loop import Gradients, Objective, Probes
 
 FAR = 100.0
 """Length of a canary's gradient in units of the bound: without clipping it could not be missed."""

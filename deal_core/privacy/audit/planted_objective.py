@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deal_core.lora.attach import CURRENT, learning_factors, lora_layers
 from deal_core.privacy.audit.canaries import ENTRY, GradientCanaries
-from deal_core.training.objective import Objective
+from deal_core.training.loop import Objective
 
 
 @dataclass(frozen=True)

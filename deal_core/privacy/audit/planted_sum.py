@@ -33,7 +33,7 @@ from deal_core.privacy.audit.planted import (
 from deal_core.privacy.audit.planted_objective import PlantedObjective
 from deal_core.privacy.distributed_noise import NoisySum, grid_step, shares_of
 from deal_core.privacy.interface import Mechanism, Permit, UpdateRequest
-from deal_core.training.objective import Objective
+from deal_core.training.loop import Objective
 
 Total = Mapping[str, NDArray[Any]]
 Place = tuple[str, str, int, int]

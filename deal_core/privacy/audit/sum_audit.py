@@ -40,7 +40,7 @@ from deal_core.privacy.interface import (
 )
 from deal_core.privacy.ledger import Ledger
 from deal_core.protection import make_mechanism
-from deal_core.training.gradients import Gradients
+from deal_core.training.loop import Gradients
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from deal_core.lora.attach import factors_in, lora_layers, named, read
 from deal_core.lora.state import State, start_of
 from deal_core.methods import LocalTask, make_method
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
-from deal_core.training.loop import load_state, train
-from deal_core.training.parametrization import parametrization_of
+from deal_core.training.batching import Cache
+from deal_core.training.loop import load_state, parametrization_of, train
 from tests.deal_core.training.accumulated import accumulate
 
 LABELS = ("Anatomy", "Surgery")

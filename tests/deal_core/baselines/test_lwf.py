@@ -14,7 +14,7 @@ from deal_core.lora.state import State, drop_task_start, snapshot_task_start, st
 from deal_core.methods import LocalTask, make_method
 from deal_core.models import load_model
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
+from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state, train
 from tests.deal_core.deal.distilling import (
     DATA,

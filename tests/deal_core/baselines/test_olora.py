@@ -13,7 +13,7 @@ from deal_core.lora.attach import CURRENT, lora_layers, read, set_trainable
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
+from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state, train
 
 LABELS = ("Anatomy", "Surgery")

@@ -17,7 +17,7 @@ from deal_core.methods import LocalTask, TaskDataset, TaskHistory, make_method
 from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
+from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state, train
 
 LABELS = ("Anatomy", "Surgery")

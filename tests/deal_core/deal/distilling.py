@@ -15,7 +15,7 @@ from deal_core.lora.state import State
 from deal_core.methods import LocalTask, Method
 from deal_core.models import Encoded
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
+from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state
 
 LABELS = ("Anatomy", "Surgery")

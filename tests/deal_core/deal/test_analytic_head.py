@@ -15,7 +15,7 @@ from deal_core.lora.state import State
 from deal_core.methods import method_of, phases_of, resolve_auto, statistics_of
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.training.embedding import base_embeddings
+from deal_core.training.evaluation import base_embeddings
 from deal_core.training.loop import load_state
 
 EXAMPLES = [Example("A murmur in systole", "Heart"), Example("Blurred vision of one eye", "Eye")]

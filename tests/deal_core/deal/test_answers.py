@@ -25,7 +25,7 @@ from deal_core.lora.state import State
 from deal_core.methods import LocalTask, TaskPrompt, make_method
 from deal_core.models import load_model
 from deal_core.privacy import dpsgd
-from deal_core.training.cache import Cache
+from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state
 from tests.deal_core.training.clipped import clipped_gradients
 

@@ -22,7 +22,7 @@ from deal_core.lora.state import State, snapshot_task_start
 from deal_core.methods import LocalTask, make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
+from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state, train
 from tests.deal_core.training.accumulated import accumulate
 

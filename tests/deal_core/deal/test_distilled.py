@@ -12,7 +12,7 @@ from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
+from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state
 from tests.deal_core.deal.distilling import (
     DATA,

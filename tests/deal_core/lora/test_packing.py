@@ -16,7 +16,7 @@ from deal_core.models import load_model
 from deal_core.models.encoder import EncoderLabels
 from deal_core.models.interface import Encoded
 from deal_core.training.batching import within_budget
-from deal_core.training.nonprivate_gradients import mean_gradient
+from deal_core.training.loop import mean_gradient
 from tests.deal_core.training.clipped import clipped_gradients
 
 LABELS = ["red", "green", "blue"]

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from deal_core.lora.adapter import LoraFactors, stack, zero_adapter
-from deal_core.lora.pooled import POOLED, begin_pooled, label_basis
+from deal_core.lora.kinds import POOLED, begin_pooled, label_basis
 
 
 def vectors(count: int, seed: int, size: int = 32) -> torch.Tensor:

@@ -21,7 +21,7 @@ from deal_core.lora.attach import (
     merge,
     write,
 )
-from deal_core.lora.quantized import compute_whole, is_quantized, whole_weight
+from deal_core.lora.linear import compute_whole, is_quantized, whole_weight
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 ADAPTED = ("first", "second")

@@ -15,7 +15,7 @@ from deal_core.lora.attach import read, set_trainable, write
 from deal_core.models import FAMILIES, adapter_shapes, auto_class, embedding_size, load_model
 from deal_core.models.fast.attention import attention, register_attention
 from deal_core.randomness import seeded
-from deal_core.training.embedding import base_embeddings
+from deal_core.training.evaluation import base_embeddings
 from deal_core.training.loop import train
 from tests.architectures import CONFIGS, MODULES, REFUSED, WORKING, model_config, save
 from tests.deal_core.training.clipped import clipped_gradients

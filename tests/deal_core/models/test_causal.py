@@ -23,7 +23,7 @@ from deal_core.models.causal import causal_prompts
 from deal_core.models.generating import greedy_settings
 from deal_core.models.prompt import dummy_prefix
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
+from deal_core.training.batching import Cache
 from deal_core.training.evaluation import count_correct
 from deal_core.training.loop import load_state, train
 from tests.architectures import model_config, save

@@ -17,7 +17,7 @@ from deal_core.lora.state import State
 from deal_core.methods import METHODS, LocalTask, TaskPrompt, make_method
 from deal_core.models import GeneratingModel, adapter_shapes, load_model
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
+from deal_core.training.batching import Cache
 from deal_core.training.evaluation import count_correct
 from deal_core.training.loop import load_state, train
 from tests.deal_core.training.clipped import clipped_gradients

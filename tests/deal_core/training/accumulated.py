@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deal_core.models import Encoded
-from deal_core.training.loop import penalise
-from deal_core.training.nonprivate_gradients import mean_gradient
-from deal_core.training.objective import Objective
+from deal_core.training.loop import Objective, mean_gradient, penalise
 
 
 def accumulate(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deal_core.lora.learnt import learning_by_key
+from deal_core.lora.attach import learning_by_key
 from deal_core.privacy import dpsgd
 from deal_core.privacy.dpsgd import ClippedSum
 

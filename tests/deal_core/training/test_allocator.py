@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from deal_core.training.allocator import CACHES, KERNELS, keep_memory
+from deal_core.training.hardware import CACHES, KERNELS, keep_memory
 
 SHAPES = """
 import random, torch
-from deal_core.training.allocator import keep_memory
+from deal_core.training.hardware import keep_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6

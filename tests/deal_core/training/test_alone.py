@@ -9,8 +9,7 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.deal.distillation import make_teacher
 from deal_core.models import embedding_size, load_model
-from deal_core.training.embedding import base_embeddings, embeddings_alone
-from deal_core.training.evaluation import count_correct
+from deal_core.training.evaluation import base_embeddings, count_correct, embeddings_alone
 
 LABELS = ("heart", "skin")
 TEXTS = ("a beat", "a rash that itches", "a valve")

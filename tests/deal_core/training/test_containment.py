@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from deal_core.training.containment import contained
+from deal_core.training.batching import contained
 
 
 def fail() -> int:

@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 from deal_core.models import Encoded
-from deal_core.training.evaluation import NO_ANSWER, answer_space, count_both
-from deal_core.training.head_scores import by_heads, by_names_told
+from deal_core.training.evaluation import (
+    NO_ANSWER,
+    answer_space,
+    by_heads,
+    by_names_told,
+    count_both,
+)
 
 LEARNT = {"heart": ("old", "new"), "skin": ("rash", "old")}
 SPACE = answer_space("skin", LEARNT["skin"], LEARNT)

@@ -13,10 +13,9 @@ from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
 from deal_core.models import Encoded, load_model
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
-from deal_core.training.loop import load_state
-from deal_core.training.nonprivate_gradients import NonPrivateGradients
-from deal_core.training.precision import compute_dtype
+from deal_core.training.batching import Cache
+from deal_core.training.hardware import compute_dtype
+from deal_core.training.loop import NonPrivateGradients, load_state
 from tests.deal_core.training.accumulated import accumulate
 
 LABELS = ("Anatomy", "Surgery")

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from deal_core.data import open_source
 from deal_core.errors import UserError
-from deal_core.training.embedding import base_embeddings
+from deal_core.training.evaluation import base_embeddings
 from deal_core.training.public_subspace import principal
 from simulations.audit import membership, sums_told
 from simulations.audit.membership import MembershipAudit, MembershipRequest, run_membership

@@ -19,7 +19,7 @@ from deal_core.config.method import LinearProbeConfig, PrototypeConfig
 from deal_core.data import open_source
 from deal_core.deal.class_means import SCALE
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT
-from deal_core.training.embedding import base_embeddings
+from deal_core.training.evaluation import base_embeddings
 from deal_core.training.public_subspace import Subspace, principal, text_vectors
 from simulations.engines.inprocess import run_inprocess
 from tests.conftest import load_once

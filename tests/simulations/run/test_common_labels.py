@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
-from deal_core.training.embedding import base_embeddings
+from deal_core.training.evaluation import base_embeddings
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.conftest import load_once

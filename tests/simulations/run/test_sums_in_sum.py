@@ -26,7 +26,7 @@ from deal_core.privacy.distributed_noise import COUNT_WEIGHT
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.plan import common_noise_multiplier
 from deal_core.protection import make_mechanism
-from deal_core.training.embedding import base_embeddings
+from deal_core.training.evaluation import base_embeddings
 from server.checkpoint import Checkpoint, load_latest
 from server.results import read_results
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, Interceptor

@@ -23,7 +23,7 @@ from deal_core.methods import method_of, phases_of, statistics_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.randomness import seeded
-from deal_core.training.cache import Cache
+from deal_core.training.batching import Cache
 from deal_core.wire.adapter_record import pack_update
 from server.roster import Roster, find_roster
 from server.run import run

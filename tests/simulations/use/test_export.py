@@ -22,7 +22,7 @@ from deal_core.inference.folder import find_adapter, read_inference
 from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.lora.attach import base_only
 from deal_core.models.encoder import LOGIT_SCALE
-from deal_core.training.embedding import base_embeddings
+from deal_core.training.evaluation import base_embeddings
 from simulations.use.encoder_code import Exported, encoder_code
 from simulations.use.export import ExportRequest, export
 from simulations.use.prompts import asking_code, write_prompts

@@ -15,7 +15,7 @@ from deal_core.privacy.audit.canaries import GradientCanaries, fair_coins
 from deal_core.privacy.audit.planted import likelihood_ratio
 from deal_core.privacy.audit.planted_objective import PlantedObjective
 from deal_core.privacy.audit.text_canaries import TextCanaries
-from deal_core.training.nonprivate_gradients import mean_gradient
+from deal_core.training.loop import mean_gradient
 from tests.deal_core.training.clipped import clipped_gradients
 
 RECORDS = [Encoded((101, 2540, 102), 0), Encoded((101, 3096, 2003, 2009, 102), 1)]

@@ -14,7 +14,7 @@ from deal_core.data import Example
 from deal_core.deal.objective import Plain
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.attach import set_trainable, write
-from deal_core.lora.pooled import begin_pooled
+from deal_core.lora.kinds import begin_pooled
 from deal_core.models import load_model
 from deal_core.privacy.distributed_noise import GRID_BITS, NoisySum, grid_step
 from deal_core.privacy.dpsgd import Groups, clipping_bound
