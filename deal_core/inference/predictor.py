@@ -21,7 +21,7 @@ from deal_core.lora.adapter import Adapter, LoraFactors, split
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.payload import PREFIX
 from deal_core.lora.state import State
-from deal_core.models import FAMILIES, Encoded, GeneratingModel, LanguageModel, load_model
+from deal_core.models import Encoded, GeneratingModel, LanguageModel, load_model, skeleton
 from deal_core.models.loading import best_device
 from deal_core.training.evaluation import (
     AnswerSpace,
@@ -198,10 +198,9 @@ def has_layers(model: ModelConfig, config: AdapterConfig, adapter: Adapter) -> b
     Raises:
         UserError: unknown family, or a base model that is not there.
     """
-    family = choose("model.family", model.family, FAMILIES)
-    skeleton = family.skeleton(model)
-    kind_of(config).add_layers(skeleton)
-    layers = dict(skeleton.named_modules())
+    base = skeleton(model)
+    kind_of(config).add_layers(base)
+    layers = dict(base.named_modules())
     return all(
         name in layers and set(layers[name].weight.shape) == set(shape)
         for name, shape in adapter.shapes.items()

@@ -13,23 +13,22 @@ from peft import TaskType
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError, choose
 from deal_core.lora.attach import attach, lora_layers
-from deal_core.models.causal import causal_prompts, causal_skeleton, load_causal
+from deal_core.models.causal import causal_prompts, load_causal
 from deal_core.models.encoder import (
     encoder_label_vectors,
-    encoder_skeleton,
     load_encoder,
 )
+from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import (
     Encoded,
     ForwardOutput,
-    GeneratingModel,
     LabelVectors,
     LanguageModel,
 )
 from deal_core.models.loading import check_bits, pretrained
 from deal_core.models.loading import check_weights as check_checkpoint
 from deal_core.models.prompt import PromptTokens, require_distinct
-from deal_core.models.seq2seq import load_seq2seq, seq2seq_prompts, seq2seq_skeleton
+from deal_core.models.seq2seq import load_seq2seq, seq2seq_prompts
 from deal_core.models.stateless import require_fixed_places
 
 
@@ -39,46 +38,38 @@ class Family:
 
     Attributes:
         load: model, adapter, ``max_length``, type of the frozen weights -> a ready model.
-        skeleton: model -> the base module on the meta device, no weights read.
         task_type: PEFT's name of the family.
         has_label_logits: of its models (:class:`LanguageModel`).
         label_vectors: model -> vectors of names of labels; None: the family has none.
         prompts: tokeniser, the base model's own settings, model, ``max_length`` -> what makes the
             prompts; None: a text is read alone.
-        decodes_apart: an answer is a decoder's own, and does not follow the prompt.
     """
 
     load: Callable[[ModelConfig, AdapterConfig, int, torch.dtype], LanguageModel]
-    skeleton: Callable[[ModelConfig], Any]
     task_type: TaskType
     has_label_logits: bool
     label_vectors: Callable[[ModelConfig], LabelVectors] | None = None
     prompts: Callable[[Any, Any, ModelConfig, int], PromptTokens] | None = None
-    decodes_apart: bool = False
 
 
 FAMILIES: Mapping[str, Family] = {
     "encoder-labels": Family(
         load_encoder,
-        encoder_skeleton,
         TaskType.FEATURE_EXTRACTION,
         True,
         encoder_label_vectors,
     ),
     "causal-lm": Family(
         load_causal,
-        causal_skeleton,
         TaskType.CAUSAL_LM,
         False,
         prompts=causal_prompts,
     ),
     "seq2seq-lm": Family(
         load_seq2seq,
-        seq2seq_skeleton,
         TaskType.SEQ_2_SEQ_LM,
         False,
         prompts=seq2seq_prompts,
-        decodes_apart=True,
     ),
 }
 
@@ -101,7 +92,7 @@ def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tupl
         UserError: as :func:`load_model`.
     """
     family = choose("model.family", model.family, FAMILIES)
-    base = family.skeleton(model)
+    base = skeleton(model)
     require_fixed_places(base, model.name)
     module = attach(base, adapter, family.task_type)
     return {
@@ -131,6 +122,20 @@ def auto_class(task_type: TaskType) -> Any:
         TaskType.SEQ_2_SEQ_LM: "AutoModelForSeq2SeqLM",
     }
     return getattr(transformers, names.get(task_type, "AutoModel"))
+
+
+def skeleton(model: ModelConfig) -> Any:
+    """Return the base model without weights (meta device): enough to know its layers.
+
+    Raises:
+        UserError: unknown family or name.
+    """
+    from transformers import AutoConfig
+
+    loader = auto_class(choose("model.family", model.family, FAMILIES).task_type)
+    config = pretrained(AutoConfig, model.name)
+    with torch.device("meta"):
+        return loader.from_config(config)
 
 
 def check_weights(model: ModelConfig) -> None:
@@ -199,7 +204,8 @@ def decodes_apart(model: ModelConfig) -> bool:
     Raises:
         UserError: unknown family.
     """
-    return choose("model.family", model.family, FAMILIES).decodes_apart
+    family = choose("model.family", model.family, FAMILIES)
+    return family.task_type == TaskType.SEQ_2_SEQ_LM
 
 
 __all__ = [
@@ -221,4 +227,5 @@ __all__ = [
     "label_vectors",
     "load_model",
     "max_positions",
+    "skeleton",
 ]

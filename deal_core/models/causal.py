@@ -12,12 +12,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
-from peft import PeftModel, TaskType
+from peft import TaskType
 from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError
-from deal_core.lora.attach import attach, lora_layers
+from deal_core.lora.attach import lora_layers
 from deal_core.lora.packing import Packing, packed
 from deal_core.models.fast.attention import register_attention
 from deal_core.models.fast.lower_layers import LowerLayers, first_adapted
@@ -29,9 +29,9 @@ from deal_core.models.fast.prompt_forest import (
     decode_layers,
     plant,
 )
-from deal_core.models.generating import GeneratingLM, greedy
+from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, text_of
-from deal_core.models.loading import best_device, load_base_model, pretrained
+from deal_core.models.loading import load_base_model, pretrained
 from deal_core.models.prompt import PromptTokens, prompt_tokens
 
 SCORING_TOKENS = 4096
@@ -50,43 +50,22 @@ def causal_prompts(
     return prompt_tokens(tokenizer, model, max_length, (opening, ()), gap=" ")
 
 
-class CausalReader:
+class CausalLM(GeneratingModel):
     """A Hugging Face decoder-only model whose attention can be replaced."""
 
     def __init__(self, base: Any, adapter: AdapterConfig, prompts: PromptTokens) -> None:
-        self.device = best_device()
-        self.module: PeftModel = attach(base.to(self.device), adapter, TaskType.CAUSAL_LM)
-        self.module.eval()
-        self._decoder = base.get_decoder()
-        self._head = base.get_output_embeddings()
+        super().__init__(base, adapter, TaskType.CAUSAL_LM, prompts)
         self._head.register_forward_pre_hook(_without_gaps)
         layers, below = first_adapted(self.module)
         self._lower = LowerLayers(self._decoder, layers, below) if below else None
-        self._padding = prompts.padding
-        base.generation_config = greedy(prompts)
 
-    def word_logits(self, states: Tensor) -> Tensor:
-        """Return logits over the vocabulary, ``(words, vocabulary)``, float32."""
-        logits: Tensor = self._head(states).float()
-        return logits
-
-    def continued(self, batch: Sequence[Encoded], to_the_end: bool = False) -> list[list[int]]:
-        """Return the likeliest words after each prompt, as long as the longest answer may be;
-        ``to_the_end``: as long as that, whatever the words."""
-        longest = max(len(item.tokens) for item in batch)
-        pad = self._padding
-        rows = [(*[pad] * (longest - len(item.tokens)), *item.tokens) for item in batch]
-        real = [[0] * (longest - len(item.tokens)) + [1] * len(item.tokens) for item in batch]
+    def _continued(self, batch: Sequence[Encoded], least: int | None) -> Tensor:
+        ids, real = self._padded([item.tokens for item in batch], left=True)
         base = cast(Any, self.module.get_base_model())
-        least = base.generation_config.max_new_tokens if to_the_end else None
-        with torch.no_grad():
-            whole = base.generate(
-                input_ids=torch.tensor(rows, device=self.device),
-                attention_mask=torch.tensor(real, device=self.device),
-                min_new_tokens=least,
-            )
-        written: list[list[int]] = whole[:, longest:].tolist()
-        return written
+        whole: Tensor = base.generate(
+            input_ids=ids, attention_mask=real.long(), min_new_tokens=least
+        )
+        return whole[:, ids.shape[1] :]
 
     def likelihoods(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
         """Return mean log-likelihood per answer token, ``(batch, answers)``, float32."""
@@ -198,7 +177,7 @@ def _within(rows: Sequence[PromptRow], tokens: int) -> list[list[PromptRow]]:
 
 def load_causal(
     model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
-) -> GeneratingLM:
+) -> CausalLM:
     """Return the model, base and tokeniser loaded.
 
     Raises:
@@ -212,7 +191,7 @@ def load_causal(
     require_plain_head(base, model.name)
     tokenizer = pretrained(AutoTokenizer, model.name)
     prompts = causal_prompts(tokenizer, base.config, model, max_length)
-    return GeneratingLM(CausalReader(base, adapter, prompts), prompts)
+    return CausalLM(base, adapter, prompts)
 
 
 def require_forest(base: Any, model: ModelConfig) -> None:
@@ -261,12 +240,3 @@ def require_plain_head(base: Any, name: str) -> None:
             f"model.name '{name}': changes the scores of words after its last product, which "
             "causal-lm cannot follow; choose another model"
         )
-
-
-def causal_skeleton(model: ModelConfig) -> Any:
-    """Return the base model without weights (meta device): enough to know its layers."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = pretrained(AutoConfig, model.name)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]

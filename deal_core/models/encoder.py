@@ -245,12 +245,3 @@ def reads_alone(base: Any) -> bool:
         return False
     error = (beside - alone).norm(dim=1) / alone.float().norm(dim=1)
     return bool(error.max() < ALONE_TOLERANCE)
-
-
-def encoder_skeleton(model: ModelConfig) -> Any:
-    """Return the base model without weights (meta device): enough to know its layers."""
-    from transformers import AutoConfig, AutoModel
-
-    config = pretrained(AutoConfig, model.name)
-    with torch.device("meta"):
-        return AutoModel.from_config(config)  # type: ignore[no-untyped-call]

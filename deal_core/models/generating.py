@@ -7,60 +7,72 @@ example. Scoring is the length-normalised log-likelihood of each label as the an
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, cast
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from deal_core.config.experiment import AdapterConfig
 from deal_core.data import Example
+from deal_core.lora.attach import attach
 from deal_core.models.fast.prompt_forest import Tokens
 from deal_core.models.interface import Encoded, ForwardOutput, embedding_of
+from deal_core.models.loading import best_device
 from deal_core.models.prompt import PromptTokens
 
 
-class Reader(Protocol):
-    """Reads prompts and predicts the words of answers: a decoder alone, or an encoder and one."""
+class GeneratingModel(ABC):
+    """A base model with a current adapter, asked by prompts: a decoder alone, or an encoder and
+    one."""
 
-    module: PeftModel
-    device: torch.device
+    has_label_logits = False
 
+    def __init__(
+        self, base: Any, adapter: AdapterConfig, task_type: TaskType, prompts: PromptTokens
+    ) -> None:
+        self.device: torch.device = best_device()
+        self.module: PeftModel = attach(base.to(self.device), adapter, task_type)
+        self.module.eval()
+        self._decoder = base.get_decoder()
+        self._head = base.get_output_embeddings()
+        self._prompts = prompts
+        self.tokens = prompts.texts
+        base.generation_config = greedy(prompts)
+
+    @abstractmethod
     def answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
         """Return the states that predict the words of the answers, an answer to each prompt,
         ``(words, hidden)``."""
 
-    def word_logits(self, states: Tensor) -> Tensor:
-        """Return logits over the vocabulary, ``(..., vocabulary)``, float32."""
-
+    @abstractmethod
     def likelihoods(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
         """Return the mean log-likelihood of each answer's tokens to each prompt, ``(batch,
         answers)``, float32."""
 
-    def keep_nothing(self) -> None:
-        """Keep nothing of a prompt when its pass is over."""
-
-    def continued(self, batch: Sequence[Encoded], to_the_end: bool = False) -> list[list[int]]:
-        """Return the likeliest words after each prompt, as long as the longest answer may be;
-        ``to_the_end``: as long as that, whatever the words."""
-
+    @abstractmethod
     def pooled(self, batch: Sequence[Encoded], layers: int) -> list[Tensor]:
         """Return the mean states of the texts, each read within its prompt, in the last layers, the
         last one first, ``(batch, hidden)`` each, float32."""
 
+    @abstractmethod
+    def _continued(self, batch: Sequence[Encoded], least: int | None) -> Tensor:
+        """Return the likeliest words after each prompt, ``(batch, words)``, ``least`` of them at
+        least."""
 
-class GeneratingLM:
-    """A base model with a current adapter, asked by prompts."""
+    def word_logits(self, states: Tensor) -> Tensor:
+        """Return logits over the vocabulary, ``(..., vocabulary)``, float32."""
+        logits: Tensor = self._head(states).float()
+        return logits
 
-    has_label_logits = False
-
-    def __init__(self, reader: Reader, prompts: PromptTokens) -> None:
-        self.reader, self.module, self.device = reader, reader.module, reader.device
-        self._prompts = prompts
-        self.tokens = prompts.texts
+    def keep_nothing(self) -> None:  # noqa: B027 - most keep nothing
+        """Keep nothing of a text when its pass is over: then memory does not depend on the texts
+        before, of which single ones may be protected."""
 
     def prepare(self, texts: Sequence[str], folder: Path | None) -> None:
         """Make or read token ids."""
@@ -79,7 +91,7 @@ class GeneratingLM:
         """Return losses on the answer's tokens and the end; distillation is over the vocabulary at
         those tokens, so ``seen`` only decides whether there is anything to distil."""
         answers = self._answers(batch, labels)
-        states = self.reader.answer_states(batch, answers)
+        states = self.answer_states(batch, answers)
         return answer_losses(self.word_logits, states, answers, seen)
 
     def word_states(
@@ -88,15 +100,11 @@ class GeneratingLM:
         """Return the states that predict the words of the answers, ends included, ``(words,
         hidden)``, and how many each example has."""
         answers = self._answers(batch, labels)
-        return self.reader.answer_states(batch, answers), [len(answer) for answer in answers]
-
-    def word_logits(self, states: Tensor) -> Tensor:
-        """Return logits over the vocabulary, ``(..., vocabulary)``, float32."""
-        return self.reader.word_logits(states)
+        return self.answer_states(batch, answers), [len(answer) for answer in answers]
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return mean log-likelihood per answer token, ``(batch, labels)``, float32."""
-        return self.reader.likelihoods(batch, self._prompts.scored(labels))
+        return self.likelihoods(batch, self._prompts.scored(labels))
 
     def log_likelihoods(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return log-likelihoods of whole labels, ``(batch, labels)``, float32."""
@@ -111,11 +119,6 @@ class GeneratingLM:
         model gives now: its best label, and the end."""
         return self._prompts.answered(batch, labels, instruction, self.scores, self.written)
 
-    def keep_nothing(self) -> None:
-        """Keep nothing of a text when its pass is over: then memory does not depend on the texts
-        before, of which single ones may be protected."""
-        self.reader.keep_nothing()
-
     def answer_length(self, label: str) -> int:
         """Return how many tokens a label has as an answer, without an end."""
         return len(self._prompts.label(label))
@@ -127,12 +130,27 @@ class GeneratingLM:
     def written(self, batch: Sequence[Encoded], to_the_end: bool = False) -> list[Tokens]:
         """Return the answers' tokens, the end included where there was one; ``to_the_end``: none
         before as many words as there may be."""
-        return [self._prompts.until_end(row) for row in self.reader.continued(batch, to_the_end)]
+        base = cast(Any, self.module.get_base_model())
+        least = base.generation_config.max_new_tokens if to_the_end else None
+        with torch.no_grad():
+            rows: list[list[int]] = self._continued(batch, least).tolist()
+        return [self._prompts.until_end(row) for row in rows]
+
+    def _padded(self, rows: Sequence[Tokens], *, left: bool = False) -> tuple[Tensor, Tensor]:
+        """Return ids and which of them are of a row, ``(rows, longest)`` each; ``left``: padding
+        stands before them."""
+        lengths = torch.tensor([len(row) for row in rows])
+        longest, pad = int(lengths.max()), self._prompts.padding
+        gaps = [[pad] * (longest - len(row)) for row in rows]
+        ids = [[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, gaps, strict=True)]
+        place = torch.arange(longest)[None, :]
+        real = place >= longest - lengths[:, None] if left else place < lengths[:, None]
+        return torch.tensor(ids).to(self.device), real.to(self.device)
 
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
         """Return unit vectors of the texts, each read within its prompt, ``(batch, parts *
         hidden)``, float32: (M44)."""
-        return embedding_of(self.reader.pooled(batch, layers))
+        return embedding_of(self.pooled(batch, layers))
 
     def _answers(self, batch: Sequence[Encoded], labels: Sequence[str]) -> list[Tokens]:
         return [self._prompts.answer(item, labels) for item in batch]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -130,47 +130,6 @@ class LanguageModel(Protocol):
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return ``(batch, len(labels))``; the largest score is the answer."""
-
-
-@runtime_checkable
-class GeneratingModel(LanguageModel, Protocol):
-    """A model that answers in words: a causal one, or an encoder-decoder."""
-
-    def word_states(
-        self, batch: Sequence[Encoded], labels: Sequence[str]
-    ) -> tuple[Tensor, list[int]]:
-        """Return the states that the words of the examples' answers are predicted from,
-        ``(words, hidden)``, and how many each example has: a word's logits follow from its state
-        alone, which is much smaller."""
-
-    def word_logits(self, states: Tensor) -> Tensor:
-        """Return logits over the vocabulary, ``(words, vocabulary)``, float32."""
-
-    def log_likelihoods(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
-        """Return log-likelihoods of whole labels, ``(batch, labels)``; scores are means over their
-        tokens."""
-
-    def answered(
-        self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""
-    ) -> list[Encoded]:
-        """Return the same texts under the prompt of another task, each with the answer that the
-        model gives now, as a text: its best label, or where there are none what it writes."""
-
-    def keep_nothing(self) -> None:
-        """Keep nothing of a text when its pass is over."""
-
-    def answer_length(self, label: str) -> int:
-        """Return how many tokens a label has as an answer, without an end."""
-
-    def written(
-        self, batch: Sequence[Encoded], to_the_end: bool = False
-    ) -> Sequence[tuple[int, ...]]:
-        """Return the tokens of what the model answers, its end included where there was one;
-        ``to_the_end``: none before as many words as there may be."""
-
-    def write(self, batch: Sequence[Encoded]) -> list[str]:
-        """Return what the model answers, each time with the likeliest word, until it ends or
-        ``model.max_new_tokens``."""
 
 
 def embedding_of(pooled: Sequence[Tensor]) -> Tensor:

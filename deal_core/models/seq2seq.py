@@ -12,17 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from peft import PeftModel, TaskType
+from peft import TaskType
 from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError
-from deal_core.lora.attach import attach
 from deal_core.models.fast.attention import register_attention
 from deal_core.models.fast.prompt_forest import Tokens
-from deal_core.models.generating import GeneratingLM, greedy
+from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, last_layers, text_of
-from deal_core.models.loading import best_device, load_base_model, pretrained
+from deal_core.models.loading import load_base_model, pretrained
 from deal_core.models.prompt import PromptTokens, prompt_tokens
 
 SCORING_TOKENS = 4096
@@ -44,24 +43,20 @@ class ReadTexts:
         )
 
 
-class Seq2SeqReader:
+class Seq2SeqLM(GeneratingModel):
     """Any Hugging Face encoder-decoder whose logits are a product with the decoder's states."""
 
     def __init__(self, base: Any, adapter: AdapterConfig, prompts: PromptTokens) -> None:
-        self.device = best_device()
-        self.module: PeftModel = attach(base.to(self.device), adapter, TaskType.SEQ_2_SEQ_LM)
-        self.module.eval()
-        self._encoder, self._decoder = base.get_encoder(), base.get_decoder()
+        super().__init__(base, adapter, TaskType.SEQ_2_SEQ_LM, prompts)
+        self._encoder = base.get_encoder()
         self._cache_name = cache_name(self._decoder)
-        self._head = base.get_output_embeddings()
         self._factor = state_factor(base)
         self._bias: Tensor | None = getattr(base, "final_logits_bias", None)
-        self._start, self._padding = prompts.start, prompts.padding
-        base.generation_config = greedy(prompts)
+        self._start = prompts.start
 
     def word_logits(self, states: Tensor) -> Tensor:
         """Return logits over the vocabulary, ``(..., vocabulary)``, float32."""
-        logits: Tensor = self._head(states).float()
+        logits = super().word_logits(states)
         return logits if self._bias is None else logits + self._bias[0].float()
 
     def likelihoods(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
@@ -92,9 +87,6 @@ class Seq2SeqReader:
             found = logits.gather(2, index)[:, :, 0] - logits.logsumexp(dim=2)
             total = total.index_add(1, real.nonzero()[:, 0], found)
         return total / lengths
-
-    def keep_nothing(self) -> None:
-        """Nothing is kept of a prompt when its pass is over."""
 
     def answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
         """Return the states that predict the words of the answers, ``(words, hidden)``. An example
@@ -142,30 +134,16 @@ class Seq2SeqReader:
         states: Tensor = output.last_hidden_state
         return states if self._factor == 1.0 else states * self._factor
 
-    def continued(self, batch: Sequence[Encoded], to_the_end: bool = False) -> list[list[int]]:
-        """Return the likeliest words, as long as the longest answer may be; ``to_the_end``: as long
-        as that, whatever the words."""
+    def _continued(self, batch: Sequence[Encoded], least: int | None) -> Tensor:
         ids, real = self._padded([item.tokens for item in batch])
         base = cast(Any, self.module.get_base_model())
-        least = base.generation_config.max_new_tokens if to_the_end else None
-        with torch.no_grad():
-            whole = base.generate(
-                input_ids=ids,
-                attention_mask=real.long(),
-                min_new_tokens=least,
-                decoder_input_ids=torch.tensor([self._start] * len(batch), device=self.device),
-            )
-        written: list[list[int]] = whole[:, len(self._start) :].tolist()
-        return written
-
-    def _padded(self, rows: Sequence[Tokens]) -> tuple[Tensor, Tensor]:
-        """Return ids and which of them are of a row, ``(rows, longest)`` each."""
-        lengths = torch.tensor([len(row) for row in rows])
-        longest = int(lengths.max())
-        pad = self._padding
-        ids = torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])
-        real = torch.arange(longest)[None, :] < lengths[:, None]
-        return ids.to(self.device), real.to(self.device)
+        whole: Tensor = base.generate(
+            input_ids=ids,
+            attention_mask=real.long(),
+            min_new_tokens=least,
+            decoder_input_ids=torch.tensor([self._start] * len(batch), device=self.device),
+        )
+        return whole[:, len(self._start) :]
 
 
 def _within(batch: Sequence[Encoded], labels: int) -> list[list[Encoded]]:
@@ -217,7 +195,7 @@ def state_factor(base: Any) -> float:
 
 def load_seq2seq(
     model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
-) -> GeneratingLM:
+) -> Seq2SeqLM:
     """Return the model, base and tokeniser loaded.
 
     Raises:
@@ -228,12 +206,12 @@ def load_seq2seq(
     base = load_base_model(AutoModelForSeq2SeqLM, model, dtype, register_attention())
     tokenizer = pretrained(AutoTokenizer, model.name)
     prompts = seq2seq_prompts(tokenizer, base.config, model, max_length)
-    loaded = GeneratingLM(Seq2SeqReader(base, adapter, prompts), prompts)
+    loaded = Seq2SeqLM(base, adapter, prompts)
     require_same_logits(loaded, base, prompts.start, model.name)
     return loaded
 
 
-def require_same_logits(model: GeneratingLM, base: Any, start: Tokens, name: str) -> None:
+def require_same_logits(model: Seq2SeqLM, base: Any, start: Tokens, name: str) -> None:
     """Check that words have the logits that the model itself gives them to a text alone, beside a
     longer text too.
 
@@ -259,12 +237,3 @@ def require_same_logits(model: GeneratingLM, base: Any, start: Tokens, name: str
             f"model.name '{name}': its words have other scores than a product with the decoder's "
             "states, which seq2seq-lm cannot follow; choose another model"
         )
-
-
-def seq2seq_skeleton(model: ModelConfig) -> Any:
-    """Return the base model without weights (meta device): enough to know its layers."""
-    from transformers import AutoConfig, AutoModelForSeq2SeqLM
-
-    config = pretrained(AutoConfig, model.name)
-    with torch.device("meta"):
-        return AutoModelForSeq2SeqLM.from_config(config)  # type: ignore[no-untyped-call]

@@ -78,7 +78,7 @@ def test_nothing_of_a_record_is_held_while_the_next_is_read(make_causal, tmp_pat
         labels = bench.labels("laboratory")
         texts = [Example(f"the text {word}", labels[0]) for word in ("a", "b b")]
         bench.model.scores(bench.model.encode(texts, labels), labels)
-        assert len(bench.model.reader._lower._known) == kept
+        assert len(bench.model._lower._known) == kept
 
 
 def test_it_is_rehearsed_with_the_words_of_the_task_and_of_earlier_ones(

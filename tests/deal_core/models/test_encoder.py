@@ -16,7 +16,7 @@ from deal_core.lora.adapter import Adapter, LoraFactors, orthogonal_init, zero_a
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.attach import CURRENT, at_task_start, base_only, read, set_trainable
 from deal_core.lora.state import State
-from deal_core.models import FAMILIES, embedding_size, load_model
+from deal_core.models import embedding_size, load_model
 from deal_core.training.loop import load_state
 
 LABELS = ("Anatomy", "Social_Preventive Medicine", "Surgery")
@@ -223,9 +223,3 @@ def test_user_errors_are_one_line():
         load_model(ModelConfig(family="encoder"), AdapterConfig(), 32)
     with pytest.raises(UserError, match="target_modules"):
         load_model(ModelConfig(), AdapterConfig(target_modules=("nope",)), 32)
-
-
-def test_every_family_has_all_its_parts():
-    for family in FAMILIES.values():
-        assert callable(family.load)
-        assert callable(family.skeleton)
