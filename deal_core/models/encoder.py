@@ -104,7 +104,7 @@ class EncoderLabels:
         """Unit vectors of the texts, ``(batch, parts * hidden)``, float32: (M44)."""
         token_ids = [item.tokens for item in batch]
         if layers == 1 and self._frozen is not None:
-            return self._mapped(self._frozen(token_ids))
+            return self._mapped(self._frozen(token_ids).to(self.device))
         return self._embed(token_ids, layers)
 
     def _mapped(self, vectors: Tensor) -> Tensor:

@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from deal_core.atomic_write import atomic_write
 from deal_core.data import Example
 from deal_core.data.public import texts_digest
 from deal_core.models import LanguageModel
-from deal_core.models.fast.text_cache import weights_name
+from deal_core.models.fast.text_cache import stored, weights_name
 from deal_core.training.evaluation import base_embeddings
 
 LONG = 0.9
@@ -118,18 +114,9 @@ def public_subspace(
     """
     if not number:
         texts = texts[:1]
-    path = None if folder is None else folder / f"{_key(model, texts, layers, labels)}.npy"
-    if path is not None:
-        with suppress(OSError, ValueError):
-            return principal(torch.from_numpy(np.load(path, allow_pickle=False)), number)
-    vectors = text_vectors(model, texts, layers, labels)
-    if path is not None:
-        buffer = BytesIO()
-        np.save(buffer, vectors.numpy())
-        with suppress(OSError):  # a cache that cannot be written is no error
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            atomic_write(path, buffer.getvalue(), 0o600)
-    return principal(vectors, number)
+    path = None if folder is None else folder / f"{_key(model, texts, layers, labels)}.npz"
+    made = stored(path, lambda: {"vectors": text_vectors(model, texts, layers, labels).numpy()})
+    return principal(torch.from_numpy(made["vectors"]), number)
 
 
 def text_vectors(

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deal_core.atomic_write import atomic_path, atomic_write
+from deal_core.atomic_write import atomic_write
 
+Arrays = dict[str, np.ndarray]
 TokenIds = list[int]
 Tokenise = Callable[[list[str]], list[TokenIds]]
 
@@ -51,16 +53,20 @@ class TokenCache:
             folder: of the files, made when needed; None: none are read or written.
         """
         wanted = [text for text in dict.fromkeys(texts) if text not in self._known]
-        if folder is None or not self._name or len(wanted) < FEWEST:
+        path = None
+        if folder is not None and self._name and len(wanted) >= FEWEST:
+            read = (text.encode("utf-8", "surrogatepass") for text in wanted)
+            path = folder / f"{_name_of(self._name, read)}.npz"
+
+        def make() -> Arrays:
             ids = self._tokenise(wanted) if wanted else []
-        else:
-            path = folder / f"{_name_of(self._name, wanted)}.arrow"
-            stored = _read_ids(path)
-            ids = stored if stored is not None and len(stored) == len(wanted) else []
-            if not ids:
-                ids = self._tokenise(wanted)
-                _write_ids(path, ids)
-        self._known.update(zip(wanted, ids, strict=True))
+            flat = np.fromiter((token for own in ids for token in own), np.int32)
+            return {"ids": flat, "lengths": np.array([len(own) for own in ids], np.int64)}
+
+        found = stored(path, make)
+        ends = np.cumsum(found["lengths"])[:-1]
+        rows = np.split(found["ids"], ends) if wanted else []
+        self._known.update(zip(wanted, (row.tolist() for row in rows), strict=True))
 
     def __call__(self, texts: Sequence[str]) -> list[TokenIds]:
         """Return the ids of each text; what was not prepared is made now."""
@@ -82,37 +88,35 @@ def cache_folder(name: str = "tokens") -> Path:
     return Path(base) / "federated-deal" / name
 
 
-def _name_of(name: str, texts: Sequence[str]) -> str:
-    hashed = hashlib.sha256(name.encode())
-    for text in texts:
-        hashed.update(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest())
-    return hashed.hexdigest()[:40]
+def stored(path: Path | None, make: Callable[[], Arrays]) -> Arrays:
+    """Return named arrays, from a file where an earlier process has left them; otherwise they are
+    made, and left there for the next. A file that is damaged, or cannot be written, costs time
+    alone.
 
-
-def _read_ids(path: Path) -> list[TokenIds] | None:
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as file:
-            ids: list[TokenIds] = pa.ipc.open_file(file).read_all()["ids"].to_pylist()
-            return ids
-    except (OSError, pa.ArrowInvalid, KeyError):  # not there, or damaged: made anew
-        return None
-
-
-def _write_ids(path: Path, ids: list[TokenIds]) -> None:
-    """Atomically; a cache that cannot be written is no error."""
-    import pyarrow as pa
-
-    table = pa.table({"ids": pa.array(ids, pa.list_(pa.int32()))})
+    Args:
+        path: its name says all that the arrays depend on; None: nothing is read or written.
+        make: makes them.
+    """
+    if path is None:
+        return make()
+    with (
+        suppress(OSError, ValueError, EOFError, BadZipFile),
+        np.load(path, allow_pickle=False) as file,
+    ):
+        return dict(file)
+    made, buffer = make(), BytesIO()
+    np.savez(buffer, **made)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (
-            atomic_path(path, 0o600) as beside,
-            beside.open("wb") as file,
-            pa.ipc.new_file(file, table.schema) as writer,
-        ):
-            writer.write_table(table)
+        atomic_write(path, buffer.getvalue(), 0o600)
+    return made
+
+
+def _name_of(name: str, parts: Iterable[bytes]) -> str:
+    hashed = hashlib.sha256(name.encode())
+    for part in parts:
+        hashed.update(hashlib.sha256(part).digest())
+    return hashed.hexdigest()[:40]
 
 
 Ids = tuple[int, ...]
@@ -146,12 +150,12 @@ class FrozenVectors:
         wanted = [ids for ids in dict.fromkeys(texts) if ids not in self._known]
         if not wanted:
             return
-        path = None if folder is None else folder / f"{self._key(wanted)}.npy"
-        vectors = _read_vectors(path, len(wanted)) if path is not None else None
-        if vectors is None:
-            vectors = self._made(wanted)
-            if path is not None:
-                _write_vectors(path, vectors)
+        path = None
+        if folder is not None:
+            read = (np.asarray(ids, np.int64).tobytes() for ids in wanted)
+            path = folder / f"{_name_of(f'alone {self._name()}', read)}.npz"
+        found = stored(path, lambda: {"vectors": self._made(wanted).float().cpu().numpy()})
+        vectors = torch.from_numpy(found["vectors"])
         self._known.update(zip(wanted, vectors, strict=True))
 
     def __call__(self, texts: Sequence[Ids]) -> Tensor:
@@ -165,12 +169,6 @@ class FrozenVectors:
         with torch.no_grad():
             return torch.cat([self._embed([ids]) for ids in texts])
 
-    def _key(self, texts: Sequence[Ids]) -> str:
-        hashed = hashlib.sha256(f"alone {self._name()}".encode())
-        for ids in texts:
-            hashed.update(hashlib.sha256(np.asarray(ids, np.int64).tobytes()).digest())
-        return hashed.hexdigest()[:40]
-
 
 def weights_name(weights: Mapping[str, Tensor], *settings: object) -> str:
     """Return a digest of named weights, and of whatever else decides about vectors."""
@@ -180,21 +178,3 @@ def weights_name(weights: Mapping[str, Tensor], *settings: object) -> str:
         hashed.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         hashed.update(data.tobytes())
     return hashed.hexdigest()
-
-
-def _read_vectors(path: Path, texts: int) -> Tensor | None:
-    try:
-        vectors = np.load(path, allow_pickle=False)
-    except (OSError, ValueError):  # not there, or damaged: made anew
-        return None
-    right = vectors.ndim == 2 and len(vectors) == texts and vectors.dtype == np.float32
-    return torch.from_numpy(vectors) if right else None
-
-
-def _write_vectors(path: Path, vectors: Tensor) -> None:
-    """Atomically; a cache that cannot be written is no error."""
-    buffer = BytesIO()
-    np.save(buffer, vectors.float().cpu().numpy(), allow_pickle=False)
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        atomic_write(path, buffer.getvalue(), 0o600)
