@@ -156,19 +156,6 @@ def test_the_retention_reaches_what_is_retained():
     assert 0.01 < relative_difference(kept[1], kept[0]) < 0.9
 
 
-def test_without_retention_every_task_trains_the_same_adapter():
-    method = make_method(ONE_ADAPTER, CONFIG)
-    state = method.begin_task(start(), seeded(0))
-    for task in range(3):
-        is_nonzero = learnt(state, task)
-        state = method.end_task(is_nonzero)
-        assert state.current is is_nonzero.current
-        assert not any(f.B.any() for f in state.retained.layers.values())
-        assert state.residual is None
-        state = method.begin_task(state, seeded(task + 1))
-        assert state.current is is_nonzero.current
-
-
 def test_without_retention_clients_see_where_the_task_started():
     """``base + retained`` is that model; all parts together are the one adapter, however far it
     has moved."""
@@ -194,12 +181,6 @@ def test_without_retention_what_a_rule_puts_beside_the_adapter_is_kept():
         again = method.begin_task(ended, seeded(3))
         assert relative_difference(again.retained, stack([begun.current, beside])) < 1e-6
         assert relative_difference(stack(again.parts()), again.retained) < 1e-6
-
-
-def test_sequential_keeps_training_the_same_adapter():
-    method = make_method(MethodConfig(name="sequential"), CONFIG)
-    state = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
-    assert method.begin_task(state, seeded(1)) is state
 
 
 def test_unknown_method_names_the_known_ones():
@@ -239,26 +220,6 @@ def trained(
         seeded(0, "train"),
     )
     return report.loss, read(minilm.module).layers[next(iter(shapes))].B
-
-
-def test_distillation_reaches_the_gradients(minilm):
-    """Each switch changes a number: weight, temperature, and whether there is a past."""
-    seen = (("Dental", "Skin"),)
-    _, without = trained(minilm, MethodConfig(), ())
-    _, with_past = trained(minilm, MethodConfig(), seen)
-    off = MethodConfig.model_validate({"distillation": {"weight": 0.0}})
-    _, switched_off = trained(minilm, off, seen)
-    hot = MethodConfig.model_validate({"distillation": {"temperature": 8.0}})
-    _, hotter = trained(minilm, hot, seen)
-    assert torch.equal(without, switched_off)
-    assert not torch.equal(without, with_past)
-    assert not torch.equal(with_past, hotter)
-    future = MethodConfig.model_validate({"distillation": {"future_weight": 0.5}})
-    _, with_future = trained(minilm, future, (), (("Dental", "Skin"),))
-    blind = MethodConfig.model_validate({"distillation": {"future_weight": 0.0}})
-    _, not_looking = trained(minilm, blind, (), (("Dental", "Skin"),))
-    assert torch.equal(without, not_looking)
-    assert not torch.equal(without, with_future)
 
 
 def test_without_retention_the_teacher_is_the_adapter_as_the_task_began(minilm):

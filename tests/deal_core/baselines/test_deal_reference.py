@@ -28,7 +28,6 @@ DATA = [
 ]
 BOTH = frozenset({"lora_A", "lora_B"})
 CPU = torch.device("cpu")
-SMALL = {"first": (40, 50), "second": (60, 40)}
 
 
 def made(**keys: float):
@@ -165,21 +164,6 @@ def test_gradients_reach_every_part_of_gate_and_mlp(minilm, begun, weights):
     assert all(p.grad is None for p in factors_in(minilm.module).values())
 
 
-def test_behind_a_closed_gate_only_the_last_bias_learns(minilm, shapes):
-    """As published: with a flat spectrum the first factor's gate is closed, and stays so."""
-    flat_A = {
-        n: LoraFactors(torch.linalg.qr(f.A.T).Q.T / 3**0.5, f.B)
-        for n, f in spread(shapes, 1).layers.items()
-    }
-    before = State(Adapter(flat_A, 2.0), zero_adapter(shapes, 16))
-    state = made().begin_task(before, seeded(0))
-    assert not any(f.A.any() for f in state.current.layers.values())
-    built = objective(minilm, state, lambda1=0.0, lambda2=0.0)
-    gradients = {k: g for k, g in end_to_end(minilm, built).items() if ".lora_A/" in k}
-    reached = {key.rsplit("/", 1)[1] for key, gradient in gradients.items() if gradient.any()}
-    assert reached == {"mlp.out_bias"}
-
-
 def test_one_client_trains_its_maps_as_if_there_were_no_federation(minilm, begun, tmp_path):
     """Over rounds the factors are the maps', and no round begins at the task's start again."""
     state, before = begun, dict(objective(minilm, begun).maps)
@@ -220,38 +204,3 @@ def test_only_maps_of_factors_that_learn_move_and_are_priced(minilm, begun, trai
     for key, value in after.items():
         learns = key.split("/")[0].rsplit(".", 1)[1] in trained
         assert torch.equal(value, before[key]) != learns, key
-
-
-@pytest.mark.slow
-def test_a_penalty_pulls_what_it_is_for(minilm, begun, tmp_path):
-    """Zero weights leave the maps to the data; each weight shrinks its own part."""
-    sizes = {}
-    for number, keys in enumerate(
-        ({"lambda1": 0.0, "lambda2": 0.0}, {"lambda1": 10.0, "lambda2": 0.0}, {"lambda2": 10.0})
-    ):
-        folder = tmp_path / str(number)
-        one_round(minilm, begun, RoundStore(folder, 1, 1), epochs=4, **keys)
-        maps = objective(minilm, begun, RoundStore(folder, 1, 2)).maps.values()
-        sizes[number] = (
-            sum(float(t.abs().sum()) for m in maps for t in m.retaining()),
-            sum(float(t.abs().sum()) for m in maps for t in m.updating()),
-        )
-    assert sizes[1][0] < sizes[0][0]
-    assert sizes[1][1] == pytest.approx(sizes[0][1], rel=0.01)
-    assert sizes[2][1] < 0.98 * sizes[0][1]
-
-
-def test_what_a_client_keeps_does_not_grow_with_tasks():
-    method = make_method(
-        MethodConfig(name="deal-reference"), AdapterConfig(rank=8, retained_rank=6)
-    )
-    state, sizes = State(spread(SMALL, 0), zero_adapter(SMALL, 6)), set()
-    for task in range(4):
-        state = method.begin_task(state, seeded(task))
-        maps = fresh_maps(start_of(state).current, DealReferenceConfig())
-        sizes.add(sum(value.numel() * value.element_size() for value in flat(maps).values()))
-        moved = spread(SMALL, task + 1)
-        state = method.end_task(replace(state, current=moved))
-        assert state.residual is None
-        assert state.current is moved
-    assert len(sizes) == 1

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from deal_core.baselines.ewc import anchored, drawn_labels, fisher_diagonal
-from deal_core.config.experiment import AdapterConfig, TrainConfig
+from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, zero_adapter
@@ -15,10 +15,9 @@ from deal_core.lora.attach import factors_in, named, read, set_trainable
 from deal_core.lora.state import State, snapshot_task_start
 from deal_core.methods import LocalTask, TaskDataset, TaskHistory, make_method
 from deal_core.models import load_model
-from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
-from deal_core.training.loop import load_state, train
+from deal_core.training.loop import load_state
 from tests.architectures import model_config, save
 
 LABELS = ("Anatomy", "Surgery")
@@ -115,30 +114,6 @@ def test_the_fisher_diagonal_is_that_of_a_loop_over_examples(minilm, start):
     assert all(p.grad is None for p in factors_in(minilm.module).values())
 
 
-def test_labels_are_drawn_from_what_the_model_expects(minilm, start):
-    load_state(minilm, start)
-    item = minilm.encode(OLD, EARLIER)[1]
-    share = TaskDataset(EARLIER, [item] * 400)
-    parts = [list(range(i, i + 50)) for i in range(0, 400, 50)]
-    drawn = drawn_labels(minilm, share, parts, seeded("labels"))
-    with torch.no_grad():
-        chances = minilm.scores([item], EARLIER).softmax(dim=1)[0]
-    shares = torch.bincount(torch.tensor([d.target for d in drawn]), minlength=3) / 400
-    assert (shares - chances).abs().max() < 4 * 0.5 / 400**0.5
-    assert all(d.tokens == item.tokens for d in drawn)
-
-
-def test_without_data_nothing_is_important(minilm, start):
-    load_state(minilm, start)
-    found = fisher_diagonal(minilm, TaskDataset(EARLIER, []), "seed")
-    assert all(value.shape == p.shape for value, p in pairs(found, factors_in(minilm.module)))
-    assert not any(value.any() for value in found.values())
-
-
-def pairs(first, second):
-    return [(first[key], second[key]) for key in second]
-
-
 @pytest.mark.parametrize("trained", [{"lora_A"}, {"lora_B"}, {"lora_A", "lora_B"}])
 def test_the_penalty_and_its_gradient_are_the_formula(minilm, start, second_task, trained):
     load_state(minilm, second_task)
@@ -220,27 +195,3 @@ def test_what_was_learnt_since_the_start_is_not_held_to_it(minilm, second_task):
     objective(minilm, second_task, within, shares, known=2)
     objective(minilm, second_task, apart, shares)
     close(within.made[2], apart.made[2], 1e-6)
-
-
-def after_training(minilm, state: State, weight: float) -> Adapter:
-    load_state(minilm, state)
-    share = TaskDataset(EARLIER, minilm.encode(OLD, EARLIER))
-    built, data = objective(minilm, state, TaskMemory(), [share], weight)
-    train(minilm, built, data, BOTH, 6, TrainConfig(), seeded(1))
-    return read(minilm.module)
-
-
-def test_a_weight_holds_and_a_huge_one_freezes(minilm, start, second_task):
-    begun = replace(second_task, current=start.current)
-    free = relative_difference(after_training(minilm, begun, 0.0), start.current)
-    held = relative_difference(after_training(minilm, begun, 1e4), start.current)
-    frozen = relative_difference(after_training(minilm, begun, 1e12), start.current)
-    assert free > held > frozen
-    assert frozen < 0.2 * free
-
-
-def test_the_first_task_is_plain(minilm, second_task):
-    method = make_method(MethodConfig(name="ewc"), AdapterConfig())
-    data = [Encoded((101, 102), 0)]
-    built = method.objective(minilm, second_task, LocalTask(LABELS, ()), data, Cache())
-    assert built.penalty() is None

@@ -48,12 +48,6 @@ def probed(how: str, rounds: int, ridge: float) -> Tensor:
     return method.end_task(state).heads["skin"]
 
 
-@pytest.mark.parametrize("name", ["learn", "probe"])
-def test_embeddings_of_as_many_layers_as_asked_for_are_summed_and_answered_with(name):
-    method = method_with(name="linear-probe", linear_probe={"layers": 4})
-    assert statistics_in(method, name).layers == 4
-
-
 @pytest.mark.parametrize("how", SPLITS)
 def test_a_linear_probe_reaches_the_central_optimum(how):
     x, y = data(6)

@@ -4,23 +4,16 @@ import pytest
 import torch
 
 from deal_core.baselines.olora import in_use, overlap
-from deal_core.config.experiment import AdapterConfig, TrainConfig
+from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
-from deal_core.data import Example
-from deal_core.lora.adapter import Adapter, LoraFactors, orthogonal_init, relative_difference, stack
+from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack
 from deal_core.lora.adapter import zero_adapter as zeros
-from deal_core.lora.attach import CURRENT, lora_layers, read, set_trainable
+from deal_core.lora.attach import CURRENT, lora_layers, set_trainable
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, make_method
+from deal_core.methods import make_method
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
-from deal_core.training.loop import load_state, train
+from deal_core.training.loop import load_state
 
-LABELS = ("Anatomy", "Surgery")
-DATA = [
-    Example("The phrenic nerve supplies the diaphragm", "Anatomy"),
-    Example("Laparoscopic removal of the appendix", "Surgery"),
-]
 BOTH = frozenset({"lora_A", "lora_B"})
 
 
@@ -59,42 +52,10 @@ def test_the_penalty_and_its_gradient_are_those_of_the_dense_formula(minilm, sec
         assert layer.lora_B[CURRENT].weight.grad is None
 
 
-def test_orthogonal_rows_cost_nothing(minilm, shapes, second_task):
-    fresh = orthogonal_init(second_task.retained, 8, 2.0, seeded(0))
-    with torch.no_grad():
-        load_state(minilm, State(fresh, second_task.retained))
-        assert float(overlap(minilm.module, rows(second_task), 1.0)) < 1e-9
-        load_state(minilm, second_task)
-        assert float(overlap(minilm.module, rows(second_task), 1.0)) > 1.0
-
-
 def test_a_round_that_leaves_a_alone_has_no_penalty(minilm, second_task):
     load_state(minilm, second_task)
     set_trainable(minilm.module, frozenset({"lora_B"}))
     assert overlap(minilm.module, rows(second_task), 1.0) is None
-
-
-def after_training(minilm, state: State, weight: float) -> tuple[Adapter, float]:
-    """The adapter, and the overlap that is left."""
-    method = MethodConfig.model_validate({"name": "olora", "olora": {"weight": weight}})
-    load_state(minilm, state)
-    data = minilm.encode(DATA, LABELS)
-    objective = make_method(method, AdapterConfig()).objective(
-        minilm, state, LocalTask(LABELS, (("Skin",),)), data, Cache()
-    )
-    train(minilm, objective, data, BOTH, 40, TrainConfig(), seeded(1))
-    with torch.no_grad():
-        return read(minilm.module), float(overlap(minilm.module, rows(state), 1.0))
-
-
-@pytest.mark.slow
-def test_training_makes_rows_orthogonal_by_the_weight(minilm, second_task):
-    free, overlap_free = after_training(minilm, second_task, 0.0)
-    light, _ = after_training(minilm, second_task, 0.001)
-    heavy, overlap_heavy = after_training(minilm, second_task, 1e4)
-    assert relative_difference(light, free) > 1e-3
-    assert relative_difference(heavy, light) > 1e-3
-    assert overlap_heavy < 0.5 * overlap_free
 
 
 def test_every_task_is_kept_whole_and_the_model_grows_by_its_rank(random_adapter):

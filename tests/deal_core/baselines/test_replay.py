@@ -7,18 +7,17 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from deal_core.baselines.replay import kept_examples, paired
-from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
-from deal_core.lora.adapter import relative_difference, zero_adapter
-from deal_core.lora.attach import read
+from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, TaskDataset, TaskHistory, make_method
 from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
-from deal_core.training.loop import load_state, train
+from deal_core.training.loop import load_state
 
 LABELS = ("Anatomy", "Surgery")
 DATA = [
@@ -31,7 +30,6 @@ OLD = [
     (FIRST, [Example("Caries of the lower molar", "Dental"), Example("Blurred vision", "Eye")]),
     (SECOND, [Example("A murmur in systole", "Heart"), Example("Wheezing", "Lung")]),
 ]
-BOTH = frozenset({"lora_A", "lora_B"})
 
 
 def past(shares) -> TaskHistory:
@@ -96,38 +94,6 @@ def test_every_old_example_comes_equally_often():
     assert len(counts) == 7
     assert set(counts.values()) == {3, 4}
     assert len(paired(old, 3, seeded(1))) == 3
-
-
-def trained(minilm, state, shares, **settings):
-    load_state(minilm, state)
-    built, data = objective(minilm, state, shares, **settings)
-    config = TrainConfig(batch_size=2)
-    report = train(minilm, built, data, BOTH, 6, config, seeded(1))
-    with torch.no_grad():
-        old = [minilm.forward_train(s.data, s.labels, ()).example_losses.mean() for s in shares]
-    return report, read(minilm.module), float(sum(old))
-
-
-@pytest.mark.slow
-def test_equal_steps_and_what_is_old_is_learnt_too(minilm, start, old_shares):
-    """Old labels that the base model would never give: only practice lowers their loss."""
-    odd = [Encoded(item.tokens, 1) for item in old_shares[0].data]
-    old_shares = [TaskDataset(FIRST, odd), old_shares[1]]
-    plain, free, loss_free = trained(minilm, start, old_shares, weight=0.0)
-    replayed, held, loss_held = trained(minilm, start, old_shares, share=1.0)
-    _, other, _ = trained(minilm, start, old_shares, share=0.5)
-    _, again, _ = trained(minilm, start, old_shares, share=1.0)
-    assert replayed.steps == plain.steps == 12
-    assert loss_held < 0.5 * loss_free
-    assert relative_difference(held, free) > 1e-2
-    assert relative_difference(other, held) > 1e-2
-    assert all(torch.equal(f.B, again.layers[n].B) for n, f in held.layers.items())
-
-
-def test_without_anything_old_it_is_plain(minilm, start):
-    for shares, settings in (([TaskDataset(FIRST, [])], {}), ([numbered(3)], {"share": 0.0})):
-        built, _ = objective(minilm, start, shares, **settings)
-        assert type(built).__name__ == "Plain"
 
 
 def test_partners_change_with_the_round(minilm, start, random_adapter, old_shares):

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deal_core.baselines.slao import orthonormal_rows
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
 from deal_core.errors import UserError
@@ -55,20 +54,6 @@ def test_four_tasks_are_those_of_the_paper_s_equations(random_adapter):
             torch.testing.assert_close(state.current.layers[name].A, f.A, rtol=0, atol=0)
             torch.testing.assert_close(state.current.layers[name].B, merged[name])
         assert relative_difference(stack(state.parts()), state.current) < 1e-6
-
-
-def test_rows_that_are_orthonormal_stay_as_they_are():
-    """Not only their span: each row keeps its place and its side."""
-    rows = torch.linalg.qr(torch.randn(50, 4, generator=seeded(0))).Q.T
-    torch.testing.assert_close(orthonormal_rows(rows), rows)
-    torch.testing.assert_close(orthonormal_rows(-3.0 * rows), -rows)
-
-
-def test_rows_of_zero_give_rows_of_length_one_all_the_same():
-    rows = torch.randn(4, 50, generator=seeded(0))
-    rows[2] = 0.0
-    made = orthonormal_rows(rows)
-    torch.testing.assert_close(made @ made.T, torch.eye(4), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("ended", [True, False])

@@ -67,11 +67,6 @@ def test_where_no_sums_can_leave_it_is_off(setting):
     assert statistics_of(method_of(config)) is None
 
 
-def test_what_is_asked_for_is_not_decided_otherwise():
-    config = experiment("privacy.mechanism=record", "method.prototype.enabled=on")
-    assert statistics_of(method_of(config)) is not None  # and the mechanism refuses it
-
-
 def test_what_is_summed_up_does_not_depend_on_what_was_learnt(minilm):
     data = minilm.encode(EXAMPLES, ("Heart", "Eye"))
     shapes = adapter_shapes(ModelConfig(), AdapterConfig())

@@ -19,7 +19,7 @@ from deal_core.deal.distillation import (
     word_teacher,
 )
 from deal_core.deal.objective import Plain
-from deal_core.lora.adapter import compress, zero_adapter
+from deal_core.lora.adapter import compress
 from deal_core.lora.attach import at_task_start, read, set_trainable
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, TaskPrompt, make_method
@@ -176,30 +176,6 @@ def test_the_loss_is_that_of_the_task_and_a_divergence_at_the_words_of_these_ans
         ).sum(1).mean() * 4  # fmt: skip
         assert expected > 1e-4
         torch.testing.assert_close(found[n], plain[n] + 0.7 * expected, rtol=1e-4, atol=1e-5)
-
-
-def test_at_the_start_of_a_task_there_is_nothing_to_pay(model):
-    model, state = model
-    shapes = read(model.module).shapes
-    start = State(zero_adapter(shapes, 4, 2.0), state.retained)
-    load_state(model, start)
-    data = model.encode(EXAMPLES, LABELS)
-    task = LocalTask(LABELS, (), prompts=EARLIER)
-    objective = answers_distilled(model, start, task, data, Cache(), DistillationConfig())
-    with torch.no_grad():
-        found = objective.example_losses(range(len(data)))
-        plain = Plain(model, LABELS, data).example_losses(range(len(data)))
-    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
-
-
-def test_an_empty_share_spoils_nothing_for_a_full_one(model):
-    """Where training fails, a site goes on with no example; the next round has them again."""
-    model, state = model
-    data = model.encode(EXAMPLES, LABELS)
-    task, cache, config = LocalTask(LABELS, (), prompts=EARLIER), Cache(), DistillationConfig()
-    answers_distilled(model, state, task, [], cache, config)
-    objective = answers_distilled(model, state, task, data, cache, config)
-    assert objective.example_losses(range(len(data))).isfinite().all()
 
 
 @pytest.mark.parametrize("floats", [0, 2**25])

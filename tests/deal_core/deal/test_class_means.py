@@ -105,12 +105,6 @@ def test_heads_of_coordinates_score_whole_embeddings_alike_once_they_are_exporte
     assert float((scores.argmax(1) == y).double().mean()) > 0.6
 
 
-def test_heads_of_whole_vectors_are_exported_as_they_are():
-    x, y = data(1)
-    state = noised(class_totals(x, y), known_of(["skin"]), directions=0)
-    assert torch.equal(whole_heads(state)["skin"], state.heads["skin"])
-
-
 def test_heads_of_earlier_tasks_stay_when_class_sums_of_another_come():
     method = method_with(name="prototype")
     statistics = statistics_in(method, "learn")
@@ -149,13 +143,6 @@ def test_rounded_heads_of_class_sums_answer_as_exact_ones_do():
         (coordinates @ own[:, :SIZE].T + own[:, SIZE]).argmax(1) for own in (head, at_int8(head))
     ]
     assert (answers[0] == answers[1]).float().mean() > 0.98
-
-
-def test_of_class_sums_nothing_is_kept_but_the_heads():
-    subspace, vectors, y = in_directions()
-    known = known_of(["skin"], 0.5, subspace)
-    noisy = noised(class_totals(subspace.project(vectors), y), known)
-    assert noisy.sums.keys() == {"centre", "directions"}
 
 
 def test_nothing_that_is_zero_travels_at_a_larger_rank_than_one():

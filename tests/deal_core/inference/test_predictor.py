@@ -15,43 +15,30 @@ from deal_core.training.evaluation import answer_space
 LEARNT = {"heart": ("old", "new"), "skin": ("rash", "old")}
 
 
-def among(scores: list[float], shared: bool, task: str = ""):
-    space = answer_space("skin", LEARNT["skin"], LEARNT, shared)
+def among(scores: list[float], task: str = ""):
+    space = answer_space("skin", LEARNT["skin"], LEARNT)
     chosen = space.own if task else range(len(space.columns))
     return answer_among(torch.tensor(scores).double(), space, list(chosen))
 
 
 def test_the_best_and_the_second_with_their_shares():
-    answer = among([0.0, 2.0, 1.0, -9.0], shared=False)
+    answer = among([0.0, 2.0, 1.0, -9.0])
     assert (answer.task, answer.label, answer.runner_up) == ("heart", "new", "rash")
-    shares = torch.softmax(torch.tensor([0.0, 2.0, 1.0, -9.0]).double(), dim=0)
+    shares = torch.softmax(torch.tensor([0.0, 2.0, 1.0]).double(), dim=0)
     assert answer.probability == pytest.approx(float(shares[1]))
     assert answer.runner_up_probability == pytest.approx(float(shares[2]))
 
 
 def test_one_word_in_two_tasks_is_one_class_with_the_larger_score():
-    answer = among([0.5, 0.4, 0.0, 0.6], shared=True)
+    answer = among([0.5, 0.4, 0.0, 0.6])
     assert (answer.task, answer.label, answer.runner_up) == ("skin", "old", "new")
     shares = torch.softmax(torch.tensor([0.6, 0.4, 0.0]).double(), dim=0)
     assert answer.probability == pytest.approx(float(shares[0]))
-    apart = among([0.5, 0.4, 0.0, 0.6], shared=False)
-    assert (apart.label, apart.runner_up) == ("old", "old")
-
-
-def test_of_equal_scores_the_first_is_the_answer():
-    assert among([0.1, 0.5, 0.5, 0.0], shared=True).label == "new"
-    assert among([0.5, 0.1, 0.0, 0.5], shared=True).task == "heart"
 
 
 def test_a_task_that_is_told_leaves_the_others_out():
-    answer = among([9.0, 9.0, 0.0, 0.2], shared=True, task="skin")
+    answer = among([9.0, 9.0, 0.0, 0.2], task="skin")
     assert (answer.task, answer.label, answer.runner_up) == ("skin", "old", "rash")
-
-
-def test_one_label_alone_has_no_second():
-    space = answer_space("a", ("b",), {}, True)
-    answer = answer_among(torch.zeros(1).double(), space, [0])
-    assert (answer.label, answer.probability, answer.runner_up) == ("b", 1.0, None)
 
 
 def test_a_file_of_another_version_or_none(tmp_path):

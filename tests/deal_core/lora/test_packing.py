@@ -11,11 +11,10 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.deal.objective import Plain
 from deal_core.lora.attach import read, set_trainable, write
 from deal_core.lora.linear import AdaptedLinear, WholeWeight
-from deal_core.lora.packing import Packing, packing_of
+from deal_core.lora.packing import Packing
 from deal_core.models import load_model
 from deal_core.models.encoder import EncoderLabels
 from deal_core.models.interface import Encoded
-from deal_core.training.batching import within_budget
 from deal_core.training.loop import mean_gradient
 from tests.deal_core.training.clipped import clipped_gradients
 
@@ -40,12 +39,6 @@ def test_apart_and_together_again(lengths: list[int]) -> None:
         assert len(group.lengths) * max(group.lengths) <= 1.1 * sum(group.lengths)
     places = [n for length in lengths for n in range(length)]
     assert packing.positions.tolist() == [places]
-
-
-def test_texts_of_about_one_length_are_padded() -> None:
-    assert packing_of([(1,) * 10, (1,) * 10]) is None
-    assert packing_of([(1,) * 9, (1,) * 10]) is None
-    assert packing_of([(1,) * 5, (1,) * 10]) == Packing((5, 10))
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +117,3 @@ def test_a_packing_of_other_texts_gives_no_gradient_per_example() -> None:
         7,
         4,
     )
-
-
-def test_a_pass_without_padding_holds_more() -> None:
-    data = [Encoded((1,) * n, 0) for n in (10, 10, 80)]
-    assert within_budget(data, range(3), 100) == [[0, 1], [2]]

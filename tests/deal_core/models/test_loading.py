@@ -49,12 +49,6 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path, make_causal, capfd):
     assert "MISSING" not in "".join(capfd.readouterr())  # nor does transformers say it at length
 
 
-def test_an_encoder_is_no_causal_model():
-    early, late = refusals(ModelConfig(family="causal-lm", name="embedded:minilm"))
-    assert early == late
-    assert "choose the model.family that it was saved for" in early
-
-
 @pytest.fixture
 def encoder(tmp_path, make_causal) -> Path:
     """A tiny BERT, with the word-level tokeniser of the tiny Llama."""

@@ -5,25 +5,16 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.deal.distillation import ask
 from deal_core.deal.objective import Plain
 from deal_core.errors import UserError
-from deal_core.lora.adapter import orthogonal_init, zero_adapter
-from deal_core.lora.attach import CURRENT, at_task_start, lora_layers, read, set_trainable, write
-from deal_core.lora.state import State
-from deal_core.methods import METHODS, LocalTask, TaskPrompt, make_method
-from deal_core.models import GeneratingModel, adapter_shapes, load_model
-from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
-from deal_core.training.evaluation import count_correct
-from deal_core.training.loop import load_state, train
+from deal_core.lora.attach import at_task_start, read, set_trainable, write
+from deal_core.methods import TaskPrompt
+from deal_core.models import load_model
 from tests.deal_core.training.clipped import clipped_gradients
 
-OF_SUMS = ("linear-probe", "prototype")
-"""Methods that need embeddings, which there are none of."""
 LABELS = ("red", "blue_green", "green")
 EXAMPLES = [
     Example("a b", "red"),
@@ -32,7 +23,6 @@ EXAMPLES = [
     Example("a b a b a b", "red"),
 ]
 WRITTEN = [Example("a b", "", target="red red blue"), Example("d d d", "", target="green")]
-KINDS = ("t5", "flan-t5", "bart")
 
 
 def config_of(folder, **changes) -> ModelConfig:
@@ -68,11 +58,6 @@ def plain_logits(folder, prompt, answer) -> torch.Tensor:
 def plain_log_likelihoods(folder, prompt, answer) -> torch.Tensor:
     rows = plain_logits(folder, prompt, answer)[:-1]
     return -cross_entropy(rows, torch.tensor(answer), reduction="none")
-
-
-def test_it_is_a_model_that_answers_in_words(model):
-    assert isinstance(model, GeneratingModel)
-    assert not model.has_label_logits
 
 
 def test_scores_are_length_normalised_log_likelihoods(model, seq2seq_folder):
@@ -146,25 +131,6 @@ def test_example_loss_is_the_mean_over_its_own_answer_and_the_end(model, seq2seq
             torch.testing.assert_close(loss, expected, rtol=0, atol=1e-4)
 
 
-def test_distillation_rows_are_answer_tokens(model, seq2seq_folder):
-    batch = model.encode(EXAMPLES, LABELS)
-    with torch.no_grad():
-        assert model.forward_train(batch, LABELS, ()).distillation_logits.numel() == 0
-        learnt = model.forward_train(batch, LABELS, (("red",),))
-        states, words = model.word_states(batch, LABELS)
-        logits = model.word_logits(states)
-    expected = [len(answer_ids(seq2seq_folder, e.label)) + 1 for e in EXAMPLES]
-    assert learnt.rows == words == expected
-    torch.testing.assert_close(learnt.distillation_logits, logits, rtol=0, atol=0)
-
-
-def test_a_long_text_never_pushes_the_question_out(model, seq2seq_folder):
-    short, long = model.encode([Example("a", "red"), Example("a " * 500, "red")], LABELS)
-    tail = ids_of(seq2seq_folder, "\nAnswer: </s>")
-    assert long.tokens[-len(tail) :] == short.tokens[-len(tail) :] == tuple(tail)
-    assert len(long.tokens) - len(short.tokens) == 31
-
-
 def test_the_prompt_stands_between_what_the_tokeniser_puts_around_a_text(model, seq2seq_folder):
     (item,) = model.encode([Example("a b", "red")], LABELS)
     prompt = "Classify the text. Answer with one of the options.\nOptions: red, blue green, green\nText: a b\nAnswer:"  # noqa: E501
@@ -211,48 +177,6 @@ def test_the_teacher_answers_the_prompts_of_earlier_tasks(model, seq2seq_folder)
         assert teacher([n])[0].shape == (len(item.answer), len(tokenizer))
 
 
-@pytest.mark.parametrize(
-    ("seq2seq_folder", "name"),
-    [
-        *(("t5", name) for name in METHODS if name not in OF_SUMS),
-        ("flan-t5", "deal"),
-        ("bart", "deal"),
-    ],
-    indirect=["seq2seq_folder"],
-)
-def test_training_lowers_the_loss_and_moves_only_the_current_adapter(
-    model, seq2seq_folder, small_adapter, name
-):
-    shapes = adapter_shapes(config_of(seq2seq_folder), small_adapter)
-    assert shapes == read(model.module).shapes
-    method = make_method(MethodConfig(name=name), small_adapter)
-    start = method.begin_task(
-        State(zero_adapter(shapes, 4, 2.0), zero_adapter(shapes, 6)), seeded(0, "begin")
-    )
-    retained = orthogonal_init(zero_adapter(shapes, 6), 6, 1.0, seeded(1))
-    state = State(start.current, retained)
-    load_state(model, state)
-    batch = model.encode(EXAMPLES, LABELS)
-    task = LocalTask(LABELS, (("a",),), prompts=(TaskPrompt(("a", "b"), "Text"),))
-    objective = method.objective(model, state, task, batch, Cache())
-    everything = range(len(batch))
-    with torch.no_grad():
-        before = float(objective.example_losses(everything).mean())
-    frozen = {
-        n: p.detach().clone() for n, p in model.module.named_parameters() if f".{CURRENT}." not in n
-    }
-    settings = TrainConfig(learning_rate=2e-2, batch_size=2)
-    both = frozenset({"lora_A", "lora_B"})
-    train(model, objective, batch, both, 20, settings, seeded(0, "train"))
-    with torch.no_grad():
-        after = float(objective.example_losses(everything).mean())
-    assert after < before - 0.1
-    for n, p in model.module.named_parameters():
-        if f".{CURRENT}." not in n:
-            assert torch.equal(p, frozen[n]), n
-    assert count_correct(model, batch, LABELS) >= 2
-
-
 @pytest.mark.parametrize("modules", [(), ("q", "k", "v", "o", "wi", "wo")])
 @pytest.mark.parametrize("seq2seq_folder", ["t5"], indirect=True)
 def test_gradients_of_each_example_are_those_it_has_alone(seq2seq_folder, random_adapter, modules):
@@ -285,38 +209,7 @@ def test_gradients_of_each_example_are_those_it_has_alone(seq2seq_folder, random
 
 
 @pytest.mark.parametrize("seq2seq_folder", ["t5"], indirect=True)
-def test_the_default_layers_are_queries_and_values_of_all_three_attentions(model):
-    names = list(lora_layers(model.module))
-    assert len(names) == 2 * 3 * 2
-    for part in ("encoder.block.0", "decoder.block.1.layer.0.SelfAttention", "EncDecAttention"):
-        assert {name[-2:] for name in names if part in name} == {".q", ".v"}
-
-
-@pytest.mark.parametrize("seq2seq_folder", ["t5", "bart"], indirect=True)
-def test_layers_are_counted_in_encoder_and_decoder(seq2seq_folder):
-    shapes = adapter_shapes(config_of(seq2seq_folder), AdapterConfig(first_layer=1))
-    assert len(shapes) == 3 * 2
-    assert all(".1." in name for name in shapes)
-
-
-def test_half_precision_scores_are_near(seq2seq_folder, small_adapter):
-    whole = load_model(config_of(seq2seq_folder), small_adapter, 32)
-    half = load_model(config_of(seq2seq_folder), small_adapter, 32, torch.bfloat16)
-    batch = whole.encode(EXAMPLES, LABELS)
-    with torch.no_grad():
-        found, expected = half.scores(batch, LABELS), whole.scores(batch, LABELS)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, rtol=0, atol=0.15)
-
-
-@pytest.mark.parametrize("seq2seq_folder", ["t5"], indirect=True)
 def test_words_with_other_scores_are_refused(seq2seq_folder, small_adapter, monkeypatch):
     monkeypatch.setattr("deal_core.models.seq2seq.state_factor", lambda base: 1.0)
     with pytest.raises(UserError, match="other scores than a product"):
         load_model(config_of(seq2seq_folder), small_adapter, 32)
-
-
-def test_a_decoder_alone_is_refused(make_causal, tmp_path, small_adapter):
-    with pytest.raises(UserError, match="cannot load this folder") as refused:
-        load_model(config_of(make_causal(tmp_path, "llama")), small_adapter, 32)
-    assert "\n" not in str(refused.value)

@@ -50,12 +50,6 @@ def test_they_are_refused_before_weights_are_read(tmp_path, make_causal) -> None
         adapter_shapes(model, AdapterConfig(rank=2))
 
 
-@pytest.mark.parametrize("places", ["default", "linear"])
-def test_other_places_are_not(tmp_path, make_causal, places: str) -> None:
-    model = load(llama(tmp_path, make_causal, places))
-    require_stateless(model, "tiny", LENGTH)
-
-
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_models_that_answer_in_words_keep_nothing(tmp_path, make_causal, kind: str) -> None:
     require_stateless(load(make_causal(tmp_path, kind)), kind, LENGTH)

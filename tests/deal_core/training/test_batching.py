@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from deal_core.models import Encoded
 from deal_core.randomness import seeded
 from deal_core.training.batching import (
-    EVALUATION_TOKENS,
     WINDOW,
-    evaluation_batches,
     training_batches,
     within_budget,
 )
@@ -27,13 +25,6 @@ def test_an_epoch_has_every_example_once_in_full_batches(lengths, batch_size, se
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
     assert all(len(batch) <= batch_size for batch in batches)
     assert len(batches) <= len(lengths) // batch_size + 1
-
-
-def test_equal_seeds_give_equal_batches_and_others_differ():
-    data = texts([5 + i % 7 for i in range(100)])
-    first, again, other = (training_batches(data, 8, seeded(seed)) for seed in (0, 0, 1))
-    assert first == again
-    assert first != other
 
 
 def test_a_window_of_one_batch_makes_random_batches_and_wider_ones_similar_lengths():
@@ -63,11 +54,3 @@ def test_passes_keep_the_order_and_the_budget(lengths, tokens, waste):
         padded = len(part) * max(lengths[i] for i in part)
         assert padded <= tokens or len(part) == 1
         assert waste is None or padded - sum(lengths[i] for i in part) <= waste
-
-
-@given(LENGTHS)
-def test_evaluation_sees_every_example_once(lengths):
-    data = texts(lengths)
-    batches = evaluation_batches(data)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(data)))
-    assert all(len(b) * max(lengths[i] for i in b) <= EVALUATION_TOKENS for b in batches)

@@ -13,10 +13,6 @@ def fail() -> int:
     raise IndexError("a text of 9 tokens")
 
 
-def test_what_works_is_given_either_way() -> None:
-    assert contained(lambda: 7, alone=True) == contained(lambda: 7, alone=False) == 7
-
-
 def test_a_failure_about_one_record_is_none_and_stands_in_the_sites_log(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

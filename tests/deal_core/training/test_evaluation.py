@@ -38,12 +38,6 @@ def test_right_among_its_own_labels_may_be_wrong_among_all():
     assert count_both(scorer(rows), examples(0, 0, 1), space) == (2, 1)
 
 
-def test_labels_of_equal_name_are_one_class():
-    """The best column is that of the same word in another task."""
-    space = answer_space("skin", LEARNT["skin"], LEARNT)
-    assert count_both(scorer([[0.9, 0.0, 0.1, 0.8]]), examples(1), space) == (1, 1)
-
-
 def test_of_equal_scores_the_first_column_wins():
     space = answer_space("skin", LEARNT["skin"], LEARNT)
     assert count_both(scorer([[0.1, 0.5, 0.1, 0.5]]), examples(1), space) == (1, 0)
@@ -57,12 +51,6 @@ def test_scores_that_are_no_numbers_are_no_answer():
     space = answer_space("heart", LEARNT["heart"], {})
     assert count_both(scorer([[nan, nan], [nan, nan]]), examples(0, 1), space) == (0, 0)
     assert count_both(scorer([[nan, 0.3], [0.3, nan]]), examples(1, 1), space) == (1, 1)
-
-
-def test_before_anything_is_learnt_both_protocols_are_the_same():
-    space = answer_space("heart", LEARNT["heart"], {})
-    rows = [[0.2, 0.1], [0.2, 0.1], [0.0, 0.3]]
-    assert count_both(scorer(rows), examples(0, 1, 1), space) == (2, 2)
 
 
 def test_alone_each_example_is_asked_about_in_a_pass_of_its_own():

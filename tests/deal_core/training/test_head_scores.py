@@ -42,13 +42,6 @@ def test_heads_and_names_add_up_and_either_can_be_the_reason():
     assert float(found[:2].max()) <= NO_ANSWER
 
 
-def test_names_that_count_nothing_are_not_asked_for():
-    def never(batch: Sequence[int]) -> Tensor:
-        raise AssertionError
-
-    assert by_heads(TEXTS, SPACE, {"skin": SKIN}, never, 0.0)([0]).shape == (1, 4)
-
-
 def test_a_task_without_a_head_is_answered_by_names_where_it_is_told_and_never_where_it_is_not():
     """Whoever does not know the task asks the heads, and these know other tasks alone."""
     heart = answer_space("heart", LEARNT["heart"], LEARNT)

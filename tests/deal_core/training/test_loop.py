@@ -3,15 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.config.experiment import AdapterConfig, TrainConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
 from deal_core.deal.distillation import make_teacher
 from deal_core.lora.adapter import zero_adapter
-from deal_core.lora.attach import at_task_start, lora_layers, merge, set_trainable, write
+from deal_core.lora.attach import lora_layers, merge, set_trainable, write
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
-from deal_core.models import Encoded, load_model
+from deal_core.models import Encoded
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.hardware import compute_dtype
@@ -129,20 +129,6 @@ def test_the_teacher_is_asked_once_for_all_rounds_and_again_when_its_basis_chang
     assert len(asked) == 3
 
 
-def test_bfloat16_answers_as_float32_does(shapes, random_adapter, minilm):
-    """Same answers up to rounding; the adapter itself stays float32."""
-    state = random_state(shapes, random_adapter, residual=True)
-    half = load_model(ModelConfig(), AdapterConfig(), 64, torch.bfloat16)
-    data = minilm.encode(DATA, LABELS)
-    scores = []
-    for model in (minilm, half):
-        load_state(model, state)
-        with torch.no_grad(), at_task_start(model.module):
-            scores.append(model.scores(data, LABELS))
-    assert scores[1].dtype == torch.float32
-    torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=0.25)  # of 20
-
-
 def test_precision_is_what_is_asked_for():
     cpu = torch.device("cpu")
     assert compute_dtype(TrainConfig(precision="float32"), cpu) == torch.float32
@@ -161,19 +147,3 @@ def test_batches_are_of_similar_length_and_have_every_example():
     found = list(NonPrivateGradients(data, 2, config, seeded(0)).batches())
     assert sorted(i for batch in found for i in batch) == sorted([*range(96)] * 2)
     assert max(max(batch) - min(batch) for batch in found) < 8
-
-
-def test_equal_seeds_train_equally(minilm, shapes, random_adapter):
-    from deal_core.training.loop import train
-
-    results = []
-    for _ in range(2):
-        state = random_state(shapes, random_adapter, residual=False)
-        load_state(minilm, state)
-        data = minilm.encode(DATA, LABELS)
-        objective = make_method(MethodConfig(), AdapterConfig()).objective(
-            minilm, state, LocalTask(LABELS, (("Skin",),)), data, Cache()
-        )
-        both = frozenset({"lora_A", "lora_B"})
-        results.append(train(minilm, objective, data, both, 2, TrainConfig(), seeded(1)))
-    assert results[0] == results[1]
