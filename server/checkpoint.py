@@ -101,6 +101,11 @@ class History(BaseModel):
         appended = {name: (*getattr(self, name), value) for name, value in figures.items()}
         return self.model_copy(update=appended)
 
+    def with_peak(self, rss_bytes: int) -> History:
+        """Take what memory this start holds."""
+        peak = max(self.peak_rss_bytes, rss_bytes)
+        return self.model_copy(update={"peak_rss_bytes": peak})
+
     def after(self, phase: str, seconds: float) -> History:
         """Add the duration of a part of a phase."""
         total = self.seconds.get(phase, 0.0) + seconds

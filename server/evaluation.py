@@ -8,26 +8,31 @@ before along, and clients that do not train in that round are asked in the same 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
+import numpy as np
 import torch
 
+from deal_core.aggregation import NUMERICAL
 from deal_core.errors import UserError
 from deal_core.lora.adapter import is_nonzero, relative_difference, stack, zero_adapter
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
+from deal_core.protection import sum_terms
+from deal_core.secure_sum.layout import Layout
+from deal_core.secure_sum.messages import ProtocolError
+from deal_core.secure_sum.server_round import ServerRound
 from deal_core.wire.instruction import Instruction
-from deal_core.wire.records import count_names
+from deal_core.wire.records import EXAMPLES, count_names
+from deal_core.wire.secure_layout import counts_layout
 from server import wire
-from server.checkpoint import History
-from server.dispatch import Dispatch
-from server.exchange import Exchange, answered
+from server.checkpoint import EVERYBODY, History
+from server.clients import Clients, Reply, Sent, instruction_of
 from server.plan import Step
-from server.reply_collection import Reply
+from server.secure_aggregation import SecureAggregation, Sums
 
 Counts = list[list[int | float]]
 """``[correct, examples]`` per task, or ``[correct, examples, correct_all]``."""
@@ -37,126 +42,190 @@ ALIKE = 1e-5
 """Relative difference of two updates below which they are the same model, rounding aside."""
 
 
+ROUNDING = 1e-3
+"""Of a sum of shares of right answers."""
+NO_TASK = ""
+"""In the place of a task: clients that keep their counts are not counted on again."""
+
+
 @dataclass
-class EvaluationReplies:
-    """What an evaluation has brought so far.
+class Evaluation:
+    """One evaluation of the model that a step ends with.
 
     Attributes:
-        counts: by client.
+        clients: of the run.
+        step: whose model it is.
+        tasks: of the stream, in its order.
+        learnt: those that some client has worked on when the stage of the step has ended.
+        counts: what has been told so far, by client.
         withheld: clients that keep theirs to themselves.
         again: clients that were reached and have told nothing.
     """
 
+    clients: Clients
+    step: Step
+    tasks: tuple[str, ...]
+    learnt: tuple[str, ...]
     counts: dict[str, Counts] = field(default_factory=dict)
     withheld: set[str] = field(default_factory=set)
     again: list[str] = field(default_factory=list)
 
+    def instruction(self, state: State) -> Instruction:
+        """Return what every client is asked about a state."""
+        common = instruction_of(self.step, state)
+        return common.model_copy(update={"tasks": self.tasks, "learnt": self.learnt})
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Asks for counts, and writes them into the history.
+    def ask(self, state: State) -> Sent | None:
+        """Return requests to all clients; None: it is lost before it begins."""
+        asked = self.instruction(state)
+        return self.clients.ask(self.step, state, dict.fromkeys(self.clients.roster.clients, asked))
 
-    Attributes:
-        tasks: of the stream, in its order.
-        learnt: number of a stage to the tasks that some client has worked on when it has ended.
-    """
+    def beside(self, state: State, requests: Mapping[str, Instruction]) -> dict[str, Instruction]:
+        """Return instructions by which all are asked for counts of a state as well: who trains the
+        model as it is, beside that; the others alone. ``requests``: of the clients that train."""
+        counting = self.instruction(state)
+        asked = dict.fromkeys(self.clients.roster.clients, counting)
+        beside = {"piggybacked_evaluation": counting.tasks, "learnt": counting.learnt}
+        for name, each in requests.items():
+            asked[name] = each.model_copy(update=beside)
+        return asked
 
-    exchange: Exchange
-    tasks: tuple[str, ...]
-    learnt: Callable[[int], tuple[str, ...]]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the counts of a task."""
+        return count_names(has_label_logits(self.clients.experiment.model))
 
-    def run(self, step: Step, state: State, history: History) -> tuple[State, History]:
-        """Ask everybody; return the state as the clients decode it."""
-        started = time.monotonic()
-        shown = without_zeros(state)
-        asked = self.request(step, shown)
-        everyone = dict.fromkeys(self.exchange.roster.clients, asked)
-        sent = self.exchange.ask(shown, asked, everyone)
-        tally = EvaluationReplies()
-        for reply in self.exchange.replies(step, sent):
-            self.hear(step, reply, sent, tally)
-        history = self.finish(step, sent, tally, history)
-        history = history.after_round({"evaluation_bytes_down": sent.bytes_down})
-        state = decoded(sent, shown, state)
-        return state, history.after("evaluate", time.monotonic() - started)
-
-    def request(self, step: Step, state: State) -> Instruction:
-        """What every client is asked about the model that a step ends with."""
-        common = self.exchange.instruction(step, state)
-        return common.model_copy(update={"tasks": self.tasks, "learnt": self.learnt(step.stage)})
-
-    def hear(self, step: Step, reply: Reply, sent: Dispatch, tally: EvaluationReplies) -> None:
+    def hear(self, reply: Reply, sent: Sent) -> None:
         """Take the counts of a reply, to an evaluation request or to one that carries it."""
-        instruction = sent.instructions[reply.client]
+        client, instruction = reply.client, sent.instructions[reply.client]
+        read = wire.read_counts_beside if instruction.task else wire.read_counts
+        shares = bool(self.clients.experiment.data.generation)
         try:
-            counts = self._read(reply, instruction)
+            counts = read(reply.answered(), len(self.tasks), self.names, shares)
         except wire.ClientSkipped as reason:
-            tally.withheld.add(reply.client)
-            self.exchange.event("client_idle", step, client=reply.client, code=reason.code)
+            self.withheld.add(client)
+            self.clients.event("client_idle", self.step, client=client, code=reason.code)
         except PayloadError as fault:
             silent = reply.message is None
-            if silent and reply.client in sent.requests:
-                tally.again.append(reply.client)
+            if silent and client in sent.requests:
+                self.again.append(client)
             if not (silent and instruction.task):  # told with the update that is missing
-                self.exchange.event("client_failed", step, client=reply.client, reason=str(fault))
+                self.clients.event("client_failed", self.step, client=client, reason=str(fault))
         else:
             if counts is None:
-                tally.again.append(reply.client)
+                self.again.append(client)
             else:
-                tally.counts[reply.client] = counts
+                self.counts[client] = counts
 
-    def _read(self, reply: Reply, instruction: Instruction) -> Counts | None:
-        message = answered(reply)
-        experiment = self.exchange.experiment
-        names = count_names(has_label_logits(experiment.model))
-        read = wire.read_counts_beside if instruction.task else wire.read_counts
-        return read(message, len(self.tasks), names, bool(experiment.data.generation))
-
-    def finish(
-        self, step: Step, sent: Dispatch, tally: EvaluationReplies, history: History
-    ) -> History:
+    def finish(self, sent: Sent | None, history: History) -> History:
         """Return the history with the evaluation of the state that was ``sent``.
 
         A registered site that was sent the request and is silent is asked once more: until two
-        heartbeats are missed the server takes a lost site for a connected one, and whoever is
-        missing takes its tests along. Simulated clients cannot be lost. Nor do they claim rows that
-        they do not have: counts of sites alone are :func:`cut`.
+        heartbeats are missed the server takes a lost site for a connected one, and its tests would
+        be missing. Simulated clients cannot be lost. Nor do they claim rows that they do not have:
+        counts of sites alone are :func:`cut`.
 
         Raises:
             UserError: fewer answered than the quorum.
         """
-        roster = self.exchange.roster
-        if tally.again and roster.patience:
-            asked = self.request(step, sent.state)
-            again = self.exchange.ask_again(sent, dict.fromkeys(tally.again, asked))
+        assert sent is not None
+        clients, roster = self.clients, self.clients.roster
+        if self.again and roster.patience:
+            asked = self.instruction(sent.packed.state)
+            again = clients.ask_again(self.step, sent, dict.fromkeys(self.again, asked))
             sent.resent.extend(again.requests.values())
-            for reply in self.exchange.replies(step, again):
-                self.hear(step, reply, again, tally)
-        heard = len(tally.counts) + len(tally.withheld)  # who keeps counts has answered, too
-        self.exchange.require_quorum(heard, len(roster.clients), step)
-        counts = {name: tally.counts[name] for name in roster.clients if name in tally.counts}
+            for reply in clients.replies(again):
+                self.hear(reply, again)
+        heard = len(self.counts) + len(self.withheld)  # who keeps counts has answered, too
+        clients.require_quorum(heard, len(roster.clients), self.step)
+        counts = {name: self.counts[name] for name in roster.clients if name in self.counts}
         if roster.patience:
-            noised = self.exchange.experiment.privacy.metrics == "noised"
+            noised = clients.experiment.privacy.metrics == "noised"
             first = {} if noised else first_told(history)  # noise is another one each time
             counts, found = cut(counts, first)
             for name, places in found.items():
                 cut_tasks = [self.tasks[place] for place in places]
-                self.exchange.event("counts_cut", step, client=name, tasks=cut_tasks)
-        return self.recorded(step, counts, len(counts) < len(roster.clients), history)
+                clients.event("counts_cut", self.step, client=name, tasks=cut_tasks)
+        return self._recorded(counts, len(counts) < len(roster.clients), history)
 
-    def recorded(
-        self, step: Step, counts: dict[str, Counts], partial: bool, history: History
-    ) -> History:
-        """Return the history with the counts of an evaluation, and log what they say; ``partial``:
-        some clients keep theirs, or were not there.
-
-        Raises:
-            UserError: no client has a test example of a task.
-        """
+    def _recorded(self, counts: dict[str, Counts], partial: bool, history: History) -> History:
+        """The history with the counts; ``partial``: some clients keep theirs, or were not there."""
         accuracy = pooled(counts, self.tasks, partial)
         among_all = pooled_among_all(counts, self.tasks)
-        self.exchange.event("evaluated", step, accuracy=accuracy, class_incremental=among_all)
+        self.clients.event("evaluated", self.step, accuracy=accuracy, class_incremental=among_all)
         return history.model_copy(update={"evaluations": (*history.evaluations, counts)})
+
+
+@dataclass
+class MaskedEvaluation(Evaluation):
+    """An evaluation whose counts are only seen as one sum over clients. A sum that fails leaves the
+    evaluation without counts, and the run continues.
+
+    Attributes:
+        secure: the secure sums of the run.
+    """
+
+    secure: SecureAggregation = field(kw_only=True)
+    _held: ServerRound = field(init=False)
+    _layout: Layout = field(init=False)
+
+    def ask(self, state: State) -> Sent | None:
+        """Return requests to the members of a secure sum; None: there are too few.
+
+        Raises:
+            UserError: fewer prepared than the quorum.
+        """
+        experiment, asked = self.clients.experiment, self.instruction(state)
+        basis = sum_terms(experiment, experiment.model.name, asked, state)
+        sites = experiment.federation.clients
+        self._layout = counts_layout(self.names, len(self.tasks), sites, basis)
+        everyone = dict.fromkeys(self.clients.roster.clients, NO_TASK)
+        with self.clients.may_be_lost("evaluation_lost", self.step):
+            self._held = self.secure.share_keys(self.step, everyone, self._layout, by_all=True)
+            own = self.secure.masked_input_requests(self._held)
+            return self.clients.ask(self.step, state, dict.fromkeys(own, asked), secure=own)
+        return None
+
+    def hear(self, reply: Reply, sent: Sent) -> None:
+        """Take a client's masked counts, if it gives any."""
+        client = reply.client
+        try:
+            self._held = self.secure.add_masked_input(self._held, client, reply.answered())
+        except wire.ClientSkipped as reason:
+            self.secure.sits_out(self.step, client, NO_TASK, reason)
+        except NUMERICAL as fault:
+            self.clients.record_fault(client, self.step, fault)
+            self.secure.note_blame(self.step, self._held, client, reply.message, NO_TASK)
+
+    def finish(self, sent: Sent | None, history: History) -> History:
+        """Return the history with the sum over clients.
+
+        Raises:
+            UserError: two sites are one.
+        """
+        counts: dict[str, Counts] = {}
+        if sent is not None:
+            with self.clients.may_be_lost("evaluation_lost", self.step):
+                words = self.secure.unmask(self.step, self._held)
+                sums = self._layout.decode(words, len(self._held.masked))
+                shares = bool(self.clients.experiment.data.generation)
+                counts[EVERYBODY] = summed_rows(sums, self.names, shares)
+        return self._recorded(counts, True, history)
+
+
+def summed_rows(sums: Sums, names: tuple[str, ...], shares: bool) -> Counts:
+    """Return the counts of each task; whole numbers unless answers may be right in part.
+
+    Raises:
+        ProtocolError: counts that cannot be, which one site's can make of the sum.
+    """
+    columns = [sums[name] if shares else np.rint(sums[name]) for name in names]
+    rows = [[float(x) if shares else int(x) for x in row] for row in zip(*columns, strict=True)]
+    for row in rows:
+        examples = row[names.index(EXAMPLES)]
+        if any(not 0 <= count <= examples + ROUNDING for count in row):
+            raise ProtocolError("a sum of counts that cannot be: some site's are false")
+    return rows
 
 
 def cut(
@@ -243,9 +312,10 @@ def without_zeros(state: State) -> State:
     return replace(state, current=zero_adapter(state.current.shapes, 1))
 
 
-def decoded(sent: Dispatch, shown: State, state: State) -> State:
-    """Return the state as the clients decode it, of which ``shown`` was ``sent``."""
-    return sent.state if shown is state else replace(sent.state, current=state.current)
+def decoded(sent: Sent, state: State) -> State:
+    """Return a state that was ``sent`` (:func:`without_zeros`) as the clients decode it."""
+    arrived = sent.packed.state
+    return arrived if is_nonzero(state.current) else replace(arrived, current=state.current)
 
 
 def same_model(first: State, second: State) -> bool:

@@ -27,9 +27,8 @@ from deal_core.models import FAMILIES, has_label_logits
 from deal_core.models.loading import TO_THE_BIT, pinned, upstream_of, with_revision
 from deal_core.protection import mechanism_of
 from deal_core.wire.records import DIGEST, RECORD, digest_of, read_folder
+from server.clients import Reply, Roster, collect
 from server.folder import EventLog
-from server.reply_collection import Reply, collect
-from server.roster import Roster
 from server.wire import status
 
 KIND = f"{MessageType.QUERY}.adapter"

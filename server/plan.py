@@ -286,8 +286,3 @@ def schedule(rounds: Sequence[int], further: Sequence[Phase] = ()) -> list[Step]
     steps.insert(1, Step("zero-shot", -1))
     counted = accumulate(step.kind == "round" for step in steps)
     return [replace(step, round=int(count)) for step, count in zip(steps, counted, strict=True)]
-
-
-def rounds_of(stage: int, steps: Sequence[Step]) -> int:
-    """How many rounds a stage has, of all phases."""
-    return sum(step.kind == "round" and step.stage == stage for step in steps)

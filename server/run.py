@@ -10,19 +10,18 @@ from flwr.serverapp import Grid
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
 from deal_core.errors import UserError
-from deal_core.methods import method_of, phases_after
+from deal_core.methods import method_of
 from deal_core.models import adapter_shapes
 from deal_core.protection import make_mechanism, mechanism_of
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
-from server.exchange import Exchange
+from server.clients import Clients, find_roster
 from server.export import export_adapter, hand_over, task_spaces
-from server.federation import Federation, start_state
 from server.folder import EventLog, Listener, RunFolder, exclusive_lock
-from server.measures import make_results
+from server.measures import make_results, peak_rss_bytes
 from server.model_card import write_card
-from server.plan import Plan, make_plan, rounds_of, schedule
+from server.plan import make_plan
 from server.results import Results, write_results
-from server.roster import find_roster
+from server.strategy import DealStrategy, start_state
 from server.tracking.tracker import tracked
 
 
@@ -56,15 +55,15 @@ def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) ->
 
 
 def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog) -> Results:
-    mechanism = make_mechanism(experiment)  # refuses what it cannot protect
+    mechanism = make_mechanism(experiment)  # refuses what it cannot protect, as the method does
+    method_of(experiment)
     tasks = list(open_source(experiment.data).task_names())
-    method = method_of(experiment)
-    shapes = adapter_shapes(experiment.model, experiment.adapter)
-    checkpoint = _start(experiment, folder, shapes, events)
+    checkpoint = _start(experiment, folder, events)
     roster = find_roster(grid, experiment.federation)
     plan = make_plan(experiment, tasks, roster.clients)
-    steps = schedule(plan.stages, phases_after(method))
-    federation = Federation(Exchange(grid, experiment, roster, events), plan)
+    clients = Clients(grid, experiment, roster, events)
+    strategy = DealStrategy(clients, plan, checkpoint.state, checkpoint.history)
+    steps, done = strategy.steps, checkpoint.position
     events.write(
         "run_started",
         tasks=tasks,
@@ -74,16 +73,23 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
         unit_column=experiment.privacy.unit_column,
         assumes=mechanism_of(experiment).assumes(experiment.privacy),
         stages=[
-            {"rounds": rounds_of(stage, steps), "tasks": list(plan.work(stage))}
+            {
+                "rounds": sum(step.kind == "round" and step.stage == stage for step in steps),
+                "tasks": list(plan.work(stage)),
+            }
             for stage in range(len(plan.stages))
         ],
-        resumed=checkpoint.position > 0,
-        done_rounds=sum(step.kind == "round" for step in steps[: checkpoint.position]),
+        resumed=done > 0,
+        done_rounds=sum(step.kind == "round" for step in steps[:done]),
     )
-    for step in steps[checkpoint.position :]:
-        checkpoint = federation.run_step(step, checkpoint)
-        save_checkpoint(folder.checkpoint, checkpoint)
-    results = _finish(experiment, plan, folder, checkpoint)
+    for position, step in enumerate(steps[done:], start=done + 1):
+        strategy.play(step)
+        strategy.history = strategy.history.with_peak(peak_rss_bytes())
+        save_checkpoint(
+            folder.checkpoint,
+            Checkpoint(position=position, state=strategy.state, history=strategy.history),
+        )
+    results = _finish(experiment, strategy, folder)
     if experiment.federation.sites:
         seconds = experiment.federation.deadline_seconds
         hand_over(grid, roster, folder.adapter, events, seconds)
@@ -97,12 +103,8 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     return results
 
 
-def _start(
-    experiment: Experiment,
-    folder: RunFolder,
-    shapes: dict[str, tuple[int, int]],
-    events: EventLog,
-) -> Checkpoint:
+def _start(experiment: Experiment, folder: RunFolder, events: EventLog) -> Checkpoint:
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
     if experiment.run.resume:
         checkpoint, damage = load_latest(folder.checkpoint, shapes)
         if damage:
@@ -118,14 +120,13 @@ def _start(
     return checkpoint
 
 
-def _finish(
-    experiment: Experiment, plan: Plan, folder: RunFolder, checkpoint: Checkpoint
-) -> Results:
+def _finish(experiment: Experiment, strategy: DealStrategy, folder: RunFolder) -> Results:
     """Write the adapter folder, and then the results."""
+    plan = strategy.plan
     spaces = task_spaces(experiment, plan.learnt(len(plan.stages) - 1))
     labels = {space.name: space.labels for space in spaces}
-    results = make_results(experiment, plan, checkpoint.history, labels)
-    inference = export_adapter(folder.adapter, checkpoint.state, experiment, spaces)
+    results = make_results(experiment, plan, strategy.history, labels)
+    inference = export_adapter(folder.adapter, strategy.state, experiment, spaces)
     write_card(folder.adapter, results, inference)
     write_results(folder.results, results)
     return results

@@ -10,9 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from deal_core.aggregation import ClientUpdate
+from deal_core.config.experiment import Experiment
 from deal_core.installed import package_digest
 from deal_core.lora.adapter import nonzero_rank, padded, split
 from deal_core.lora.payload import (
@@ -26,6 +27,8 @@ from deal_core.lora.payload import (
     PayloadError,
 )
 from deal_core.lora.state import State
+from deal_core.methods import method_of, statistics_of
+from deal_core.randomness import seeded
 from deal_core.secure_sum.messages import ProtocolError, UsedUpdate
 from deal_core.wire.adapter_record import UpdateReader, pack, unpack
 from deal_core.wire.codec import WireArrays
@@ -42,8 +45,8 @@ BY_POLICY = "policy"
 NO_PART = frozenset({"no-data", "budget-spent", BY_POLICY, UsedUpdate.code})
 NO_COUNTS = frozenset({"withheld", BY_POLICY})
 """Codes by which a client takes no part in a round, or an evaluation: not a fault."""
-LACKS_DISTILLED = "resend"
-HAS_DISTILLED = frozenset({"ok"}) | NO_PART | NO_COUNTS
+LACKS_RETAINED = "resend"
+HAS_RETAINED = frozenset({"ok"}) | NO_PART | NO_COUNTS
 """What the code of a reply tells of the retained adapter, which is sent once."""
 OPTIONAL = frozenset({"loss", "seconds"}) | Spending.model_fields.keys()
 """Figures that a client may keep to itself, or does not have."""
@@ -68,19 +71,24 @@ class Outgoing:
     Attributes:
         records: what travels.
         state: as the clients decode it; after a lossy format the server goes on from this.
-        distilled_rank: rows of the record ``distilled``; the others of the retained adapter are 0.
-        digest: of the record ``distilled``.
+        retained_rank: rows of the record of the retained adapter; its others are 0.
+        digest: of that record.
     """
 
     records: dict[str, ArrayRecord]
     state: State
-    distilled_rank: int
+    retained_rank: int
     digest: str
 
     def named_in(self, instruction: Instruction) -> Instruction:
         """Return the instruction with the retained adapter that goes with it."""
-        named = {"distilled": self.digest, "distilled_rank": self.distilled_rank}
+        named = {"distilled": self.digest, "distilled_rank": self.retained_rank}
         return instruction.model_copy(update=named)
+
+    def records_for(self, has_retained: bool) -> dict[str, ArrayRecord]:
+        """Return what travels to a client; the retained adapter only where it has not got it."""
+        left_out = {DISTILLED} if has_retained else set()
+        return {name: record for name, record in self.records.items() if name not in left_out}
 
 
 def outgoing(
@@ -98,9 +106,9 @@ def outgoing(
     sent = {LORA: state.current, DISTILLED: split(state.retained, rank)[0]}
     if state.residual is not None:
         sent[RESIDUAL] = state.residual
-    packed = {name: pack(adapter, dtype, generator) for name, adapter in sent.items()}
-    arrived = {name: unpack(encoded, dtype, sent[name]) for name, encoded in packed.items()}
-    records = {name: as_record(encoded) for name, encoded in packed.items()}
+    coded = {name: pack(adapter, dtype, generator) for name, adapter in sent.items()}
+    arrived = {name: unpack(encoded, dtype, sent[name]) for name, encoded in coded.items()}
+    records = {name: as_record(encoded) for name, encoded in coded.items()}
     heads = state.heads
     if heads:
         records[HEADS] = as_record(pack_heads(heads, round_heads))
@@ -118,13 +126,13 @@ def outgoing(
 
 
 def request(
-    records: dict[str, ArrayRecord],
+    records: Mapping[str, ArrayRecord],
     instruction: Instruction,
     node: int,
     message_type: str,
     deadline: float,
 ) -> Message:
-    """Return a request; it is valid until the deadline, so that nobody works on a stale one.
+    """Return a request; it is valid until the deadline, so that no client works on a stale one.
 
     Args:
         records: what the client is sent; without ``distilled`` where it has that.
@@ -137,51 +145,60 @@ def request(
     return Message(content, node, message_type, ttl=deadline)
 
 
-@dataclass(frozen=True)
-class UpdateReply:
-    """A reply with an update that has not been decoded yet.
-
-    Attributes:
-        record: the update as it travelled.
-        figures: beside it.
-        spent: what it says of privacy; charged at the client, whatever the update is.
-    """
-
-    record: ArrayRecord
-    figures: Mapping[str, float]
-    spent: Spending | None
-
-    def update(self, client: str, reader: UpdateReader) -> ClientUpdate:
-        """Return the update, checked and decoded.
-
-        Raises:
-            PayloadError: anything that ``reader`` refuses.
-        """
-        return ClientUpdate(client, reader.read(self.record), self.figures["num_examples"])
+def packed(experiment: Experiment, state: State, asked: Instruction) -> Outgoing:
+    """Return a state packed for what is asked of it; formats that round draw by that."""
+    dtype = experiment.wire.dtype
+    where = (experiment.run.seed, "downlink", kind_of(asked), asked.stage, asked.server_round)
+    statistics = statistics_of(method_of(experiment)) if state.heads else None
+    round_heads = statistics is not None and statistics.rounds(dtype)
+    return outgoing(state, dtype, seeded(*where), round_heads)
 
 
-def read_update_reply(message: Message, instruction: Instruction) -> UpdateReply:
-    """Return what a reply with an update has, its figures checked.
+def kind_of(instruction: Instruction) -> str:
+    """Flower's type of the message that carries it: who has no task is asked to evaluate."""
+    return MessageType.TRAIN if instruction.task else MessageType.EVALUATE
+
+
+def read_figures(
+    message: Message, instruction: Instruction, name: str
+) -> tuple[dict[str, float], Spending | None]:
+    """Return the figures beside what answers a training request, and what they say of privacy.
+
+    Args:
+        message: the reply.
+        instruction: what was asked.
+        name: of the record that the answer is in.
 
     Raises:
         PayloadError: an error code, another record, a wrong round, or figures that cannot be.
         ClientSkipped: the client takes no part.
     """
-    record, measured = _answer(message, instruction, LORA)
-    return UpdateReply(record, measured, _spent(measured))
+    _require_part(message, NO_PART)
+    beside = frozenset({COUNTS} if instruction.piggybacked_evaluation else ())
+    content = _contents(message, {"status", name, "metrics"}, beside)
+    answered = _fields(content.config_records, "status", {"code", *PLACE})
+    for key in PLACE:
+        if answered[key] != getattr(instruction, key):
+            raise PayloadError(f"answers another {key}")
+    figures = _fields(content.metric_records, "metrics", {"num_examples"}, OPTIONAL)
+    if not 1 <= _number(figures.get("num_examples")) <= MOST_EXAMPLES:
+        raise PayloadError("num_examples out of bounds")
+    measured = {key: _number(value) for key, value in figures.items()}
+    try:
+        return measured, spending_in(measured)
+    except ValueError as fault:
+        raise PayloadError("what privacy has cost cannot be") from fault
 
 
-def read_figures(
-    message: Message, instruction: Instruction
-) -> tuple[dict[str, float], Spending | None]:
-    """Return the figures beside a masked vector, and what they say of privacy.
+def read_update(message: Message, client: str, weight: float, reader: UpdateReader) -> ClientUpdate:
+    """Return the update of a reply, checked and decoded.
 
     Raises:
-        PayloadError: an error code, another record, a wrong round, or what is not expected.
-        ClientSkipped: the client takes no part.
+        PayloadError: no update, or anything that ``reader`` refuses.
     """
-    measured = _figures(message, instruction, SECURE)
-    return measured, _spent(measured)
+    if LORA not in message.content.array_records:
+        raise PayloadError("a record of another kind than expected")
+    return ClientUpdate(client, reader.read(message.content.array_records[LORA]), weight)
 
 
 def read_secure(message: Message) -> bytes:
@@ -206,39 +223,11 @@ def secure_bytes(content: RecordDict) -> int:
     return len(reply) if isinstance(reply, bytes) else 0
 
 
-def _answer(
-    message: Message, instruction: Instruction, name: str
-) -> tuple[ArrayRecord, dict[str, float]]:
-    """The record that answers a training request, not decoded yet, and the figures beside it."""
-    figures = _figures(message, instruction, name)
-    if name not in message.content.array_records:
-        raise PayloadError("a record of another kind than expected")
-    return message.content.array_records[name], figures
-
-
-def _figures(message: Message, instruction: Instruction, name: str) -> dict[str, float]:
-    """The figures beside the record that answers a training request."""
-    _require_part(message, NO_PART)
-    beside = frozenset({COUNTS} if instruction.piggybacked_evaluation else ())
-    content = _contents(message, {"status", name, "metrics"}, beside)
-    answered = _fields(content.config_records, "status", {"code", *PLACE})
-    for key in PLACE:
-        if answered[key] != getattr(instruction, key):
-            raise PayloadError(f"answers another {key}")
-    figures = _fields(content.metric_records, "metrics", {"num_examples"}, OPTIONAL)
-    if not 1 <= _number(figures.get("num_examples")) <= MOST_EXAMPLES:
-        raise PayloadError("num_examples out of bounds")
-    return {key: _number(value) for key, value in figures.items()}
-
-
-def holds_distilled(message: Message | None) -> bool | None:
+def holds_retained(message: Message) -> bool | None:
     """Return whether the sender of a reply has the retained adapter that it was asked with; None
     where the reply does not tell."""
-    try:
-        code = status(message) if message is not None else ""
-    except PayloadError:
-        return None
-    return False if code == LACKS_DISTILLED else (True if code in HAS_DISTILLED else None)
+    code = status(message) if message.has_content() else ""
+    return False if code == LACKS_RETAINED else (True if code in HAS_RETAINED else None)
 
 
 def read_counts(
@@ -249,7 +238,7 @@ def read_counts(
     Args:
         message: the reply.
         tasks: number of them.
-        names: see :func:`~deal_core.wire.records.count_names`.
+        names: see :func:`~deal_core.wire.counts.count_names`.
         shares: whether answers may be right in part, because some are texts.
 
     Raises:
@@ -382,13 +371,6 @@ def payload_bytes(content: RecordDict) -> int:
 def as_record(encoded: WireArrays) -> ArrayRecord:
     """Flower's record of what a codec made."""
     return ArrayRecord({key: Array(np.ascontiguousarray(a)) for key, a in encoded.items()})
-
-
-def _spent(figures: Mapping[str, float]) -> Spending | None:
-    try:
-        return spending_in(figures)
-    except ValueError as fault:
-        raise PayloadError("what privacy has cost cannot be") from fault
 
 
 def _number(value: object) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import server.run
-from server.roster import Roster
+from server.clients import Roster
 
 Connected = Callable[[dict[str, int]], dict[str, int]]
 """From all clients to those who are connected now."""

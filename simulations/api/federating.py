@@ -14,8 +14,8 @@ from deal_core.methods import method_of
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training.hardware import threads
-from server.federation import start_state
-from server.round import fold_residual, sendable
+from server.strategy import sendable, start_state
+from server.summation import fold_residual
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from client.site_file import NODE_KEY
 from deal_core.errors import UserError
 from deal_core.wire.records import DIGEST, RECORD, digest_of
 from server import export as handover
+from server.clients import Roster
 from server.folder import EventLog
-from server.roster import Roster
 from simulations.deployment.site.fetch import fetch_adapter
 from simulations.engines.flower_identity import assume_identity
 from tests.client.real_site import RealSite, asked, code

@@ -17,7 +17,7 @@ from deal_core.privacy.unprotected import NoMechanism
 from deal_core.protection import sum_terms
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
-from server.federation import start_state
+from server.strategy import start_state
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.client.secure.sites import RUN, SecureSite, SiteGrid, experiment_of, grid_of, make_sites
 from tests.run_configs import placed
@@ -115,7 +115,7 @@ def test_a_round_is_judged_by_the_settings_that_its_noise_is_made_with(tmp_path,
                 context.run_config = placed(lie, f"/srv/{RUN}")
             return context
 
-    monkeypatch.setattr("server.secure.protocol.fewest_in_sum", lambda experiment: 3)
+    monkeypatch.setattr("server.secure_aggregation.fewest_in_sum", lambda experiment: 3)
     with pytest.raises(UserError, match="0 of 4 clients gave a valid reply"):
         rounds(truth, tmp_path / RUN, grid_of=grid_of(sites, Liar))
     assert not any(site.trained() for site in sites)

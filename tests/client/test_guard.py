@@ -21,7 +21,7 @@ from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import record_digest
-from server.federation import start_state
+from server.strategy import start_state
 from server.wire import outgoing, request
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import CLIENT_FAILED, FIRST_CLIENT_NODE, InProcessGrid

@@ -28,8 +28,8 @@ from deal_core.protection import sum_terms
 from deal_core.secure_sum.layout import WEIGHT, weighted_means
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import without_loss
-from server.federation import start_state
-from server.secure.round import MeanUpdate
+from server import summation
+from server.strategy import start_state
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.client.secure.sites import (
     OPEN,
@@ -100,21 +100,21 @@ def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
     tmp_path: Path, monkeypatch
 ):
     """So the test above can fail, and the terms of a round are what stands in the way."""
-    for module in ("client.secure.masked_input", "server.secure.round"):
+    for module in ("client.secure.masked_input", "server.summation"):
         monkeypatch.setattr(f"{module}.sum_terms", lambda *told: "")
     sums, grids = [], []
-    step = MeanUpdate.__call__
+    step = summation.mean_update
 
-    def noted(self, state, summed, place):
+    def noted(rule, state, summed, server_round):
         sums.append(summed)
-        return step(self, state, summed, place)
+        return step(rule, state, summed, server_round)
 
     class Kept(Zeros):
         def __init__(self, *arguments, **named) -> None:
             super().__init__(*arguments, **named)
             grids.append(self)
 
-    monkeypatch.setattr(MeanUpdate, "__call__", noted)
+    monkeypatch.setattr(summation, "mean_update", noted)
     sites = make_sites(tmp_path)
     rounds(experiment_of(sites, EQUAL), tmp_path / RUN, grid_of=grid_of(sites, Kept))
     own, read = own_update(sites[VICTIM], grids[0]), weighted_means(without_loss(sums[0]))
@@ -297,13 +297,13 @@ def test_real_sites_weigh_the_same_in_a_sum(tmp_path, monkeypatch):
     """Whatever they let go: of the sum of few weights each can be worked out, and of one heavy site
     among light ones the sum is nearly the update."""
     sums = []
-    step = MeanUpdate.__call__
+    step = summation.mean_update
 
-    def noted(self, state, summed, place):
+    def noted(rule, state, summed, server_round):
         sums.append(summed)
-        return step(self, state, summed, place)
+        return step(rule, state, summed, server_round)
 
-    monkeypatch.setattr(MeanUpdate, "__call__", noted)
+    monkeypatch.setattr(summation, "mean_update", noted)
     sites = make_sites(tmp_path, policy=OPEN + "share_num_examples = true\n")
     sites[0].write(pins(sites, sites[0]))
     rounds(experiment_of(sites), tmp_path / RUN, grid_of=grid_of(sites))

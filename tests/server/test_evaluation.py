@@ -23,15 +23,15 @@ from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import read_instruction
 from deal_core.wire.records import count_names
-from server import reply_collection as rounds
-from server import roster, wire
+from server import clients as rounds
+from server import wire
+from server.clients import Clients
 from server.evaluation import Evaluation, cut
-from server.exchange import Exchange
-from server.federation import start_state
 from server.folder import RunFolder
 from server.plan import Step
 from server.results import read_results
 from server.run import run
+from server.strategy import start_state
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
 from tests.registered import register
@@ -49,7 +49,6 @@ def quick_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
     )
     monkeypatch.setattr(rounds, "time", clock)
-    monkeypatch.setattr(roster, "time", clock)
 
 
 @dataclass
@@ -376,20 +375,17 @@ def test_an_evaluation_has_one_name_whether_it_is_asked_alone_or_carried_along(t
     state = make_method(experiment.method, experiment.adapter).begin_task(
         start_state(experiment, shapes), seeded("begin")
     )
-    exchange = Exchange(None, experiment, roster.Roster(("0",), lambda: {"0": 2}), None)
-    evaluation = Evaluation(
-        exchange, ("laboratory", "surgery"), lambda stage: ("laboratory", "surgery")[:stage]
-    )
-    alone = evaluation.request(Step("end-stage", 3), state)
-    training = exchange.instruction(Step("round", 4, 1), state).model_copy(
+    clients = Clients(None, experiment, rounds.Roster(("0",), lambda: {"0": 2}), None)
+    tasks, ended, begun = ("laboratory", "surgery"), Step("end-stage", 3), Step("round", 4, 1)
+    evaluation = Evaluation(clients, ended, tasks, tasks)
+    alone = evaluation.instruction(state)
+    training = rounds.instruction_of(begun, state).model_copy(
         update={"task": "surgery", "seen": ("laboratory",), "trained": ("lora_B",)}
     )
-    carrying = training.model_copy(
-        update={"piggybacked_evaluation": evaluation.tasks, "learnt": alone.learnt}
-    )
+    carrying = evaluation.beside(state, {"0": training})["0"]
     with assume_identity(1, 1):
-        first = exchange.ask(state, training, {"0": carrying})
-        second = exchange.ask_again(first, {"0": alone})
+        first = clients.ask(begun, state, {"0": carrying})
+        second = clients.ask_again(ended, first, {"0": alone})
     names = set()
     for sent in (first, second):
         message = sent.requests["0"]

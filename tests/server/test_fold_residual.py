@@ -5,7 +5,7 @@ import torch
 from deal_core.aggregation import Aggregate
 from deal_core.lora.adapter import Adapter, relative_difference, stack, zero_adapter
 from deal_core.lora.state import State
-from server.round import fold_residual
+from server.summation import fold_residual
 
 SHAPES = {"first": (12, 20), "second": (8, 16)}
 

@@ -18,7 +18,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from server import reply_collection as rounds
+from server import clients as rounds
 from server.folder import RunFolder
 from server.run import run
 from simulations.engines.flower_identity import assume_identity

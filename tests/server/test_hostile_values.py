@@ -21,11 +21,11 @@ from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from server import reply_collection as rounds
+from server import clients as rounds
 from server.checkpoint import Checkpoint, load_checkpoint
 from server.folder import RunFolder
-from server.round import sendable
 from server.run import run
+from server.strategy import sendable
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model

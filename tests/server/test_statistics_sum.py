@@ -21,9 +21,9 @@ from deal_core.privacy.distributed_noise import COUNT_WEIGHT, NoisySum, class_su
 from deal_core.privacy.interface import RecordId
 from deal_core.privacy.noise import SeededNoise
 from deal_core.randomness import seeded
-from server.federation import start_state
+from server.class_sums import ClassSums
 from server.plan import Step
-from server.statistics_sum import StatisticsSum
+from server.strategy import start_state
 from tests.server.fuzz_grid import tiny_model
 
 LABELS, CLIENTS, SIZE = 3, ("0", "1", "2", "3"), 16
@@ -62,17 +62,19 @@ class Played:
         return next(each.statistics for each in method_of(self.config).phases)
 
     @property
-    def sum(self) -> StatisticsSum:
+    def sum(self) -> ClassSums:
         def absorb(state, totals, known):
             self.totals, self.known = dict(totals), [*self.known, known]
             return state
 
-        exchange = SimpleNamespace(
-            roster=SimpleNamespace(clients=CLIENTS),
-            event=lambda name, step, task: self.events.append((name, task)),
+        clients, step = (
+            SimpleNamespace(
+                experiment=self.config,
+                roster=SimpleNamespace(clients=CLIENTS),
+                event=lambda name, step, task: self.events.append((name, task)),
+            ),
+            Step("round", 0, 1),
         )
-        plan, step = SimpleNamespace(tasks=TASKS), Step("round", 0, 1)
-        one = SimpleNamespace(exchange=exchange, experiment=self.config, plan=plan, step=step)
         statistics = self.statistics
         watched = SimpleNamespace(
             absorb=absorb,
@@ -80,7 +82,8 @@ class Played:
             noise_multiplier=statistics.noise_multiplier,
             shapes=statistics.shapes,
         )
-        return StatisticsSum(one, watched, self.tasks, dict.fromkeys(TASKS, LABELS), self.context)
+        labels = dict.fromkeys(TASKS, LABELS)
+        return ClassSums(clients, step, watched, self.tasks, labels, len(TASKS), self.context)
 
     def context(self, tasks, deviation: float) -> SumContext:
         self.asked.append(list(tasks))
@@ -125,7 +128,7 @@ def test_counts_and_sums_are_those_of_all_records(model, bound):
     config = experiment(model)
     privacy = config.privacy.model_copy(update={"max_grad_norm": bound})
     played = Played(config.model_copy(update={"privacy": privacy}), {"skin": list(CLIENTS)})
-    played.sum.add(state(), given(played, played.tasks), len(CLIENTS), CLIENTS)
+    played.sum.absorb(state(), given(played, played.tasks), len(CLIENTS), CLIENTS)
     x, y = (torch.cat(parts) for parts in zip(*(records(c, "skin") for c in CLIENTS), strict=True))
     found, counts = played.totals["skin"], torch.bincount(y, minlength=LABELS).double()
     clipped = bound / math.sqrt(1 + COUNT_WEIGHT**2)
@@ -148,7 +151,7 @@ def test_the_noise_that_heads_count_on_is_the_noise_that_clients_add(model, sett
             # nobody has a record of the task: what is left is noise
             sums = given(played, {"skin": [], "else": clients}, seed)
             played.tasks = {"skin": clients}
-            played.sum.add(state(), sums, members, clients)
+            played.sum.absorb(state(), sums, members, clients)
         assert not any(bool(part.any()) for part in quiet.totals["skin"].values())
         entries.append(noised.totals["skin"][SUM].flatten())
     assert entries[0].numel() == LABELS * settings.get("directions", SIZE)
@@ -160,8 +163,7 @@ def test_the_noise_that_heads_count_on_is_the_noise_that_clients_add(model, sett
 
 def test_all_that_have_worked_on_a_task_of_the_round_are_asked_each_once(model):
     played = Played(experiment(model), {"skin": ["3", "0"], "eye": ["0", "2"]})
-    assert played.sum.clients() == {"0": "skin", "2": "eye", "3": "skin"}
-    assert played.sum.trained == frozenset()
+    assert played.sum.asked == {"0": "skin", "2": "eye", "3": "skin"}
 
 
 def test_the_layout_has_the_class_sums_of_every_task_and_no_example_or_loss(model):
@@ -181,13 +183,13 @@ def test_a_task_of_fewer_than_three_clients_is_left_out_and_the_others_are_not(m
     tasks = {"skin": list(CLIENTS[:3]), "eye": ["0", "1", "3"]}
     played = Played(experiment(model), tasks)
     sums = given(played, tasks)
-    played.sum.add(state(), sums, 4, ("0", "1", "3"))
+    played.sum.absorb(state(), sums, 4, ("0", "1", "3"))
     assert played.totals.keys() == {"eye"}
     assert played.events == [("sums_left_out", "skin")]
     assert played.asked == [["eye"]]
     played.totals = {}
     before = state()
-    assert played.sum.add(before, sums, 4, left) == (before, None)
+    assert played.sum.absorb(before, sums, 4, left) == (before, None)
     assert played.totals == {}
     assert played.events[1:] == [("sums_left_out", "skin"), ("sums_left_out", "eye")]
 
@@ -202,7 +204,7 @@ def test_where_all_tasks_are_left_out_the_state_stays(model, method):
         context=lambda tasks, deviation: SumContext(deviation, {}, None),  # as of no task
     )
     before = start_state(played.config, {"layer": (4, 4)})
-    after, _ = real.add(before, sums, 3, ("0", "1"))
+    after, _ = real.absorb(before, sums, 3, ("0", "1"))
     assert (after.heads, after.sums) == ({}, {})
 
 
@@ -218,11 +220,11 @@ def exact(played: Played) -> dict:
 def test_exact_sums_pass_as_they_are_and_what_no_data_can_have_is_refused(model):
     played = Played(experiment(model, "linear-probe"), {"skin": list(CLIENTS)})
     sums = exact(played)
-    played.sum.add(state(), sums, len(CLIENTS), CLIENTS)
+    played.sum.absorb(state(), sums, len(CLIENTS), CLIENTS)
     assert {f"0.{key}": part.numpy().tolist() for key, part in played.totals["skin"].items()} == {
         key: part.tolist() for key, part in sums.items()
     }
     assert played.known[0].deviation == 0.0
     for key, factor in (("0.count", -1.0), ("0.moment", 2.0)):
         with pytest.raises(PayloadError):
-            played.sum.add(state(), {**sums, key: factor * sums[key]}, len(CLIENTS), CLIENTS)
+            played.sum.absorb(state(), {**sums, key: factor * sums[key]}, len(CLIENTS), CLIENTS)

@@ -25,9 +25,8 @@ from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_
 from deal_core.secure_sum.site_state import UsedUpdates
 from deal_core.wire.instruction import RECORD, read_instruction
 from deal_core.wire.secure_layout import layout_of, without_loss
-from server.federation import start_state
-from server.secure.keys import ChannelKeys
-from server.secure.protocol import SecureLegs
+from server.secure_aggregation import ChannelKeys, SecureAggregation
+from server.strategy import start_state
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.client.secure.sites import (
@@ -74,7 +73,7 @@ class FirstRound:
 @pytest.fixture
 def first(tmp_path: Path, monkeypatch) -> FirstRound:
     sites, totals, grids = make_sites(tmp_path), [], []
-    total = SecureLegs.total
+    total = SecureAggregation.unmask
 
     def noted(self, step, held):
         words = total(self, step, held)
@@ -86,7 +85,7 @@ def first(tmp_path: Path, monkeypatch) -> FirstRound:
             super().__init__(*arguments, **named)
             grids.append(self)
 
-    monkeypatch.setattr(SecureLegs, "total", noted)
+    monkeypatch.setattr(SecureAggregation, "unmask", noted)
     experiment = experiment_of(sites)
     ran = rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites, Kept))
     (record,) = (tmp_path / RUN / "secure").glob("*.round")

@@ -15,13 +15,12 @@ from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum.messages import BelowThreshold, ProtocolError
 from deal_core.wire.records import CORRECT, CORRECT_ALL, EXAMPLES
 from deal_core.wire.secure_layout import counts_layout
-from server.exchange import Exchange
+from server.clients import Clients, Roster
+from server.evaluation import summed_rows
 from server.folder import EventLog
 from server.plan import Step
 from server.results import read_results
-from server.roster import Roster
-from server.secure.evaluation import _rows
-from server.secure.protocol import SecureLegs
+from server.secure_aggregation import SecureAggregation
 from server.wire import ClientSkipped, read_secure
 from simulations.engines.flower_identity import assume_identity
 from simulations.run.preflight import check_names
@@ -101,14 +100,14 @@ def test_a_client_whose_counts_are_lost_takes_the_evaluation_along_and_not_the_r
 def test_too_few_end_the_run_which_can_go_on_and_a_broken_sum_costs_the_counts(
     make_experiment, tmp_path, monkeypatch, fault, ends
 ):
-    opened = SecureLegs.open
+    opened = SecureAggregation.share_keys
 
     def fail(self, step, *rest, **options):
         if step.kind == "zero-shot":
             raise fault
         return opened(self, step, *rest)
 
-    monkeypatch.setattr(SecureLegs, "open", fail)
+    monkeypatch.setattr(SecureAggregation, "share_keys", fail)
     experiment = at(make_experiment(*SUMMED, 'data.tasks=["laboratory"]'), tmp_path)
     if ends:
         with pytest.raises(UserError, match="too few"):
@@ -152,16 +151,16 @@ def test_a_sum_that_no_counts_can_have_is_none(counts):
     """One site may add what it likes under its mask."""
     sums = {CORRECT: np.array([3, counts[0]]), EXAMPLES: np.array([4, counts[1]])}
     with pytest.raises(ProtocolError, match="counts that cannot be"):
-        _rows(sums, (CORRECT, EXAMPLES), shares=False)
+        summed_rows(sums, (CORRECT, EXAMPLES), shares=False)
     good = {CORRECT: np.array([3, 10]), EXAMPLES: np.array([4, 10])}
-    assert _rows(good, (CORRECT, EXAMPLES), shares=False) == [[3, 4], [10, 10]]
+    assert summed_rows(good, (CORRECT, EXAMPLES), shares=False) == [[3, 4], [10, 10]]
 
 
 def test_two_sites_that_are_one_end_the_run_and_not_a_round(make_experiment, tmp_path, monkeypatch):
     def fail(self, step, held):
         raise UserError("two sites are registered as one")
 
-    monkeypatch.setattr(SecureLegs, "total", fail)
+    monkeypatch.setattr(SecureAggregation, "unmask", fail)
     experiment = at(make_experiment(*SUMMED, 'data.tasks=["laboratory"]'), tmp_path)
     with pytest.raises(UserError, match="two sites are registered as one"):
         run_in_process(experiment)
@@ -170,17 +169,15 @@ def test_two_sites_that_are_one_end_the_run_and_not_a_round(make_experiment, tmp
 def test_who_sits_out_of_an_evaluation_has_answered(tmp_path, make_experiment):
     """Else one site that is away would stop a run in which all others keep their counts."""
     roster = Roster(("0", "1", "2"), dict, 0.0)
-    exchange = Exchange(
-        None, make_experiment(*SUMMED), roster, EventLog(tmp_path / "metrics.jsonl")
-    )
-    legs = SecureLegs(exchange, tmp_path, {"": {"0", "2"}})
+    clients = Clients(None, make_experiment(*SUMMED), roster, EventLog(tmp_path / "metrics.jsonl"))
+    legs = SecureAggregation(clients, tmp_path, {"": {"0", "2"}})
     step, everyone = Step("end-stage", 0), dict.fromkeys("012", "")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SecureLegs, "_meet", lambda self, step, wanted: None)
+        patch.setattr(SecureAggregation, "_advertise_keys", lambda self, step, wanted: None)
         with pytest.raises(BelowThreshold):  # the evaluation is lost, and the run goes on
-            legs.open(step, everyone, None, by_all=True)
+            legs.share_keys(step, everyone, None, by_all=True)
         with pytest.raises(UserError, match="0 of 1 clients"):
-            legs.open(step, everyone, None)
+            legs.share_keys(step, everyone, None)
 
 
 def test_a_site_that_keeps_its_counts_sits_out_and_is_no_fault():

@@ -42,7 +42,7 @@ def sums_of_all_records() -> Iterator[None]:
     """No record is held back, and class means are used whatever they are worth."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Workbench, "_holds_back", False)
-        patch.setattr("server.federation.found_worse", lambda *given: False)
+        patch.setattr("server.strategy.found_worse", lambda *given: False)
         yield
 
 

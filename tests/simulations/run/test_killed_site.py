@@ -25,7 +25,7 @@ from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.record import unpacked
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
-from server.federation import start_state
+from server.strategy import start_state
 from server.wire import outgoing, request
 from simulations.engines.flower_identity import assume_identity
 from tests.forked import Forker

@@ -211,7 +211,7 @@ def test_class_means_are_those_of_all_tasks_at_once_whatever_the_orders(
     """A task is summed once, when the last of its clients has worked on it, whenever one joins, and
     also where a task returns; however many end in a stage."""
     method, settings = case
-    monkeypatch.setattr("server.federation.found_worse", lambda *given: False)
+    monkeypatch.setattr("server.strategy.found_worse", lambda *given: False)
     asked = (*TINY, *QUIET, 'data.tasks=["laboratory", "surgery"]', "data.partition.kind=iid")
     own_method = DEAL if method == "deal" else tiny(method)
     own = per_client(make_experiment, tmp_path / "own", *asked, *own_method, EVERYBODY, *settings)

@@ -11,7 +11,7 @@ from flwr.app import Message
 from client import local_update as training
 from client.secure.store import STATE, USED, SecureStore
 from deal_core.privacy.interface import Refusal
-from server.secure.protocol import SecureLegs
+from server.secure_aggregation import SecureAggregation
 from simulations.engines.inprocess import InProcessGrid
 from tests.registered import register
 from tests.simulations.run.secure_runs import LEGS, SHORT, Ran, client_of, leg_of, rounds
@@ -86,7 +86,7 @@ def test_a_server_that_ends_when_the_sum_is_known_and_not_kept_gets_it_again(
     experiment, whole, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr("server.secure.round.sendable", lambda state: exec("raise KeyboardInterrupt"))
+        patch.setattr("server.strategy.sendable", lambda state: exec("raise KeyboardInterrupt"))
         with pytest.raises(KeyboardInterrupt):
             rounds(experiment, tmp_path / "run")
     assert same(rounds(experiment, tmp_path / "run", last=2), whole)
@@ -227,7 +227,7 @@ def test_a_number_of_a_round_is_used_once_whatever_the_clock_says(
     experiment, tmp_path, monkeypatch
 ):
     rounds(experiment, tmp_path / "run")
-    monkeypatch.setattr("server.secure.keys.time.time_ns", lambda: 5_000)
+    monkeypatch.setattr("server.secure_aggregation.time.time_ns", lambda: 5_000)
     ran = rounds(experiment, tmp_path / "run", last=2)
     assert ran.told("summed", "sites") == [CLIENTS]
 
@@ -273,13 +273,13 @@ def test_the_record_of_a_round_is_written_when_members_survivors_and_confirmers_
     experiment, tmp_path, monkeypatch
 ):
     saved: list[tuple[bool, bool, bool]] = []
-    save = SecureLegs._save
+    save = SecureAggregation._save
 
     def note(legs, step, held):
         saved.append((held.members is None, held.survivors is None, held.confirmers is None))
         save(legs, step, held)
 
-    monkeypatch.setattr(SecureLegs, "_save", note)
+    monkeypatch.setattr(SecureAggregation, "_save", note)
     rounds(experiment, tmp_path / "run")
     assert saved == [(False, True, True), (False, False, True), (False, False, False)]
 

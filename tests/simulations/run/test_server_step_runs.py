@@ -25,8 +25,8 @@ from deal_core.lora.state import State
 from deal_core.methods import method_of
 from deal_core.models import load_model
 from deal_core.randomness import seeded
-from server.federation import start_state
 from server.results import read_results
+from server.strategy import start_state
 from tests.architectures import CONFIGS, LOADERS, save
 from tests.simulations.runs import at, learnt_adapter, run_in_process
 from tests.slow import slow_but

@@ -142,7 +142,7 @@ def test_class_means_answer_beside_words_where_there_are_labels(
 ):
     """They train nothing: what is learnt is what the run without them learns. ``deal predict`` and
     the report weigh both as the evaluation does."""
-    monkeypatch.setattr("server.federation.found_worse", lambda *given: False)
+    monkeypatch.setattr("server.strategy.found_worse", lambda *given: False)
     monkeypatch.setattr(Workbench, "_holds_back", False)
     parts = {}
     for run, more in (("without", ON[1:]), ("with", ON)):

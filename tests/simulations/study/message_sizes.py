@@ -25,7 +25,7 @@ from deal_core.privacy.interface import LocalUpdate
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.wire.adapter_record import pack_update
-from server.roster import Roster, find_roster
+from server.clients import Roster, find_roster
 from server.run import run
 from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid

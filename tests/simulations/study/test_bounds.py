@@ -22,9 +22,9 @@ from deal_core.privacy.interface import Site
 from deal_core.privacy.ledger import Ledger
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
-from server.federation import start_state
 from server.plan import make_plan
 from server.results import Results, read_results
+from server.strategy import start_state
 from simulations.engines.inprocess import run_inprocess
 from simulations.study.bounds import BOUNDS
 from simulations.study.outcome import outcome

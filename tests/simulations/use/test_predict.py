@@ -107,7 +107,7 @@ def finished(experiment: Experiment, keeping: bool = False) -> EvaluationAnswers
         return class_sums(bench, client, instruction, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("server.federation.found_worse", lambda *given: False)
+        patch.setattr("server.strategy.found_worse", lambda *given: False)
         if keeping:
             patch.setattr("client.local_training.class_sums", kept)
         patch.setattr("client.local_evaluation.count_both", answers.count_both)

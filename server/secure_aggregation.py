@@ -1,34 +1,131 @@
-"""The server's legs of a secure sum: who takes part, who has survived, and the sum.
+"""Secure sums at the server, in SecAgg's stages: AdvertiseKeys, ShareKeys, MaskedInput, Unmask.
 
-What it holds of a round is on the disk after every leg that fixes something: a server that starts
-again goes on with the same terms, and sites answer the same requests with the same bytes.
+What the server holds of a round is on the disk after every stage that fixes something: a server
+that starts again goes on with the same terms, and sites answer the same requests with the same
+bytes. Channel keys and the numbers of rounds last as long as the run's folder: sites answer one
+announcement of a peer in a run, and no number twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
 from pathlib import Path
+from typing import Any
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from numpy.typing import NDArray
 
 from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError
 from deal_core.privacy.policy import fewest_in_sum
-from deal_core.secure_sum import server_round as legs
-from deal_core.secure_sum.keys import Words
+from deal_core.secure_sum import server_round as stages
+from deal_core.secure_sum.keys import Announcement, Words, fingerprint, site_of, verify
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.messages import BelowThreshold, ProtocolError, UsedUpdate
-from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
+from deal_core.secure_sum.server_round import ServerRound
 from deal_core.secure_sum.terms import LEAST_SITES, RoundTerms, threshold
 from deal_core.wire.records import ANNOUNCEMENTS, NAMES, REQUEST, RUN, SECURE
 from server import wire
-from server.exchange import Exchange, answered
+from server.clients import Clients, collect
 from server.plan import Step
-from server.reply_collection import collect
-from server.secure.keys import ChannelKeys, registered_site
+
+REPLY_SECONDS = 60.0
+"""How long the server waits for the short replies of a secure sum, those beside the updates."""
+Sums = Mapping[str, NDArray[Any]]
+"""Name of a field of a layout to its sum over sites."""
+ANNOUNCED, NUMBER = "announced", "number"
+"""Keys of the file: client to its announcement, hexadecimal; the last round's number."""
+
+
+@dataclass(frozen=True)
+class ChannelKeys:
+    """Attributes: ``path``, the file; ``run``, name of the run, as sites know it."""
+
+    path: Path
+    run: str
+
+    @cached_property
+    def _held(self) -> dict[str, Any]:
+        if not self.path.exists():
+            return {ANNOUNCED: {}, NUMBER: 0}
+        held: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return held
+
+    def announcement(self, client: str) -> bytes:
+        """Return what a client has announced; empty: nothing yet."""
+        return bytes.fromhex(self._held[ANNOUNCED].get(client, ""))
+
+    def site(self, client: str) -> bytes:
+        """Return which site a client is that has announced itself."""
+        return Announcement.from_bytes(self.announcement(client)).site
+
+    def clients_of(self, sites: Iterable[bytes]) -> dict[str, bytes]:
+        """Return client to site, of some sites."""
+        wanted = frozenset(sites)
+        known = {client: self.site(client) for client in self._held[ANNOUNCED]}
+        return {client: site for client, site in known.items() if site in wanted}
+
+    def add(self, client: str, data: bytes, registered: bytes = b"") -> str:
+        """Keep a client's announcement for good.
+
+        Args:
+            client: its name.
+            data: the announcement.
+            registered: public key that it has signed in with, PEM; empty: it is simulated.
+
+        Returns:
+            The fingerprint of its key.
+
+        Raises:
+            ProtocolError: it is for another run, not signed by its own key, of another site than
+                the registered one, or that of another client.
+        """
+        announcement = Announcement.from_bytes(data)
+        site = announcement.site
+        if registered and site != registered_site(registered):
+            raise ProtocolError(f"announces {fingerprint(site)}, and is registered with another")
+        verify(announcement, self.run, None)
+        if any(other != client for other in self.clients_of([site])):
+            raise ProtocolError(f"announces {fingerprint(site)}, which is another client's")
+        self._held[ANNOUNCED][client] = data.hex()
+        self._save()
+        return fingerprint(site)
+
+    def forget(self, client: str) -> None:
+        """Drop the announcement of a client that has another key now."""
+        self._held[ANNOUNCED].pop(client, None)
+        self._save()
+
+    def next_number(self) -> int:
+        """Return a number for a round, larger than all before, whatever the clock says: sites take
+        none that is not."""
+        number: int = max(self._held[NUMBER] + 1, time.time_ns() // 1000)
+        self._held[NUMBER] = number
+        self._save()
+        return number
+
+    def _save(self) -> None:
+        atomic_write(self.path, json.dumps(self._held), mode=0o600, for_good=True)
+
+
+def registered_site(key: bytes) -> bytes:
+    """Return which site signs in with a public key (PEM).
+
+    Raises:
+        ProtocolError: it is no EC key.
+    """
+    public = serialization.load_pem_public_key(key)
+    if not isinstance(public, ec.EllipticCurvePublicKey):
+        raise ProtocolError("is registered with a key that is no EC key")
+    return site_of(public)
+
 
 Add = Callable[[ServerRound, bytes, bytes], ServerRound]
 LEFT_OUT, MISSED = "client_failed", "leg_failed"
@@ -40,18 +137,18 @@ REPLY_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class SecureLegs:
-    """The secure sums of a run.
+class SecureAggregation:
+    """The secure sums of a run, in SecAgg's stages.
 
     Attributes:
-        exchange: with the clients.
+        clients: of the run.
         folder: of the run.
         idle: task to the clients that take no part in it, by their own rules: they are not counted
             on again, for whoever prepares and sends nothing brings the sum closer to its threshold.
         accusers: site to the clients that have refused its part of a round.
     """
 
-    exchange: Exchange
+    clients: Clients
     folder: Path
     idle: dict[str, set[str]] = field(default_factory=dict)
     accusers: dict[bytes, set[str]] = field(default_factory=dict)
@@ -66,10 +163,10 @@ class SecureLegs:
         """What clients have announced."""
         return ChannelKeys(self.folder / "secure" / "keys.json", self.run)
 
-    def open(
+    def share_keys(
         self, step: Step, clients: Mapping[str, str], layout: Layout, by_all: bool = False
     ) -> ServerRound:
-        """Return the round after its first leg: the members are fixed.
+        """Return the round with its members fixed, after AdvertiseKeys and ShareKeys.
 
         Args:
             step: which round of the run.
@@ -84,18 +181,18 @@ class SecureLegs:
         held = self._load(step, layout)
         if held is not None:
             return held
-        self._meet(step, set(self._counted_on(clients)))
+        self._advertise_keys(step, set(self._counted_on(clients)))
         cohort = [name for name in self._counted_on(clients) if self.keys.announcement(name)]
         if len(cohort) >= self._least():
             held = self._prepared(step, {name: clients[name] for name in cohort}, layout)
         valid = len(held.prepared) if held is not None else len(cohort)
         idle = len(clients) - len(self._counted_on(clients)) if by_all else 0
-        self.exchange.require_quorum(valid + idle, len(self._counted_on(clients)) + idle, step)
+        self.clients.require_quorum(valid + idle, len(self._counted_on(clients)) + idle, step)
         if held is None:
             raise BelowThreshold(
                 f"{len(cohort)} clients can be asked, and a sum is of {self._least()} or more"
             )
-        held = legs.close_prepared(held)
+        held = stages.close_prepared(held)
         self._save(step, held)
         return held
 
@@ -112,7 +209,7 @@ class SecureLegs:
         update is in another sum, which is of this round alone."""
         if reason.code != UsedUpdate.code:
             self.leave_out(client, task)
-        self.exchange.event("client_idle", step, client=client, code=reason.code)
+        self.clients.event("client_idle", step, client=client, code=reason.code)
 
     def note_blame(
         self, step: Step, held: ServerRound, client: str, message: Message | None, task: str
@@ -126,57 +223,57 @@ class SecureLegs:
         (accused,) = self.keys.clients_of([site])
         if accused == client:
             return False
-        self.exchange.event("client_blamed", step, client=accused, by=client)
+        self.clients.event("client_blamed", step, client=accused, by=client)
         by = self.accusers.setdefault(site, set())
         by.add(client)
-        if len(by) > max(1, self.exchange.experiment.privacy.colluding):
+        if len(by) > max(1, self.clients.experiment.privacy.colluding):
             self.leave_out(accused, task)
         return True
 
-    def mask_requests(self, held: ServerRound) -> dict[str, ConfigRecord]:
+    def masked_input_requests(self, held: ServerRound) -> dict[str, ConfigRecord]:
         """Return client to the record that its training request carries."""
         members = self._clients(held, held.members)
         return {
-            name: ConfigRecord({REQUEST: legs.mask_request(held, site)})
+            name: ConfigRecord({REQUEST: stages.mask_request(held, site)})
             for name, site in members.items()
         }
 
-    def add(self, held: ServerRound, client: str, message: Message) -> ServerRound:
-        """Return the round with a client's masked vector.
+    def add_masked_input(self, held: ServerRound, client: str, message: Message) -> ServerRound:
+        """Return the round with a client's masked vector: MaskedInput.
 
         Raises:
             ProtocolError, PayloadError: it does not count.
         """
-        return legs.add_masked(held, self.keys.site(client), wire.read_secure(message))
+        return stages.add_masked(held, self.keys.site(client), wire.read_secure(message))
 
-    def total(self, step: Step, held: ServerRound) -> Words:
-        """Return the sum over those whose masked vectors have arrived.
+    def unmask(self, step: Step, held: ServerRound) -> Words:
+        """Return the sum over those whose masked vectors have arrived: ConsistencyCheck and Unmask.
 
         Raises:
             BelowThreshold: too few are left.
             ProtocolError: shares that do not fit.
         """
-        held = legs.close_masked(held)
+        held = stages.close_masked(held)
         self._save(step, held)
         survivors = self._clients(held, held.survivors)
-        asked = {name: legs.confirm_request(held, site) for name, site in survivors.items()}
-        held = legs.close_confirmed(self._leg(step, "confirm", asked, held, legs.add_confirmed))
+        asked = {name: stages.confirm_request(held, site) for name, site in survivors.items()}
+        held = stages.close_confirmed(self._leg(step, "confirm", asked, held, stages.add_confirmed))
         self._save(step, held)
         confirmers = self._clients(held, held.confirmers)  # nobody else may answer the last leg
-        asked = {name: legs.unmask_request(held, site) for name, site in confirmers.items()}
-        held = self._leg(step, "unmask", asked, held, legs.add_unmasked)
-        total = unmasked_sum(held)
+        asked = {name: stages.unmask_request(held, site) for name, site in confirmers.items()}
+        held = self._leg(step, "unmask", asked, held, stages.add_unmasked)
+        total = stages.unmasked_sum(held)
         summed, cohort = len(held.survivors or ()), len(held.terms.cohort)
-        self.exchange.event("summed", step, sites=summed, cohort=cohort)
+        self.clients.event("summed", step, sites=summed, cohort=cohort)
         return total
 
     def given(self, held: ServerRound) -> list[str]:
         """Return the clients whose masked vectors have arrived."""
         return list(self._clients(held, held.masked))
 
-    def _meet(self, step: Step, clients: set[str]) -> None:
+    def _advertise_keys(self, step: Step, clients: set[str]) -> None:
         """Learn the channel keys of clients that have not told theirs, or have another key now."""
-        registered = self.exchange.roster.keys()
+        registered = self.clients.roster.keys()
         for name in clients & registered.keys():
             known = bool(self.keys.announcement(name))
             if known and self.keys.site(name) != registered_site(registered[name]):
@@ -190,22 +287,24 @@ class SecureLegs:
             except ProtocolError as fault:
                 self._fault(LEFT_OUT, step, "announce", name, fault)
             else:
-                self.exchange.event("announced", step, client=name, fingerprint=shown)
+                self.clients.event("announced", step, client=name, fingerprint=shown)
 
     def _prepared(self, step: Step, clients: Mapping[str, str], layout: Layout) -> ServerRound:
         """The round with the replies of those who have prepared; the members are not fixed."""
         terms = self._terms(clients, layout)
         asked = dict.fromkeys(sorted(clients), terms.to_bytes())
-        return self._leg(step, "prepare", asked, open_round(terms), legs.add_prepared, clients)
+        return self._leg(
+            step, "prepare", asked, stages.open_round(terms), stages.add_prepared, clients
+        )
 
     def _least(self) -> int:
         """Fewest clients in a sum: where the noise is in it, all but those that may fail."""
-        config = self.exchange.experiment
+        config = self.clients.experiment
         return max(LEAST_SITES, config.aggregation.min_cohort, fewest_in_sum(config))
 
     def _needed(self, clients: set[str]) -> int:
         """How many clients a round waits for: the quorum, and as many as a sum needs."""
-        config = self.exchange.experiment
+        config = self.clients.experiment
         number = len(clients)
         needed = max(self._least(), threshold(number, config.privacy.colluding))
         return min(number, max(needed, ceil(config.federation.quorum * number)))
@@ -215,7 +314,7 @@ class SecureLegs:
             run=self.run,
             number=self.keys.next_number(),
             cohort=tuple(sorted(map(self.keys.site, clients))),
-            colluding=self.exchange.experiment.privacy.colluding,
+            colluding=self.clients.experiment.privacy.colluding,
             min_cohort=self._least(),
             bits=layout.bits,
             length=layout.length,
@@ -255,8 +354,8 @@ class SecureLegs:
     ) -> list[tuple[str, bytes]]:
         """Return client and reply of those that count, once ``least`` are connected."""
         event = LEFT_OUT if leg in ("announce", "prepare") else MISSED
-        nodes = self.exchange.roster.present(set(records), least) if records else {}
-        config = self.exchange.experiment
+        nodes = self.clients.roster.present(set(records), least) if records else {}
+        config = self.clients.experiment
         seconds = min(REPLY_SECONDS, config.federation.deadline_seconds)
         kind = f"{MessageType.QUERY}.{leg}"
         requests = {
@@ -267,28 +366,28 @@ class SecureLegs:
         for name in records.keys() - requests.keys():
             self._fault(event, step, leg, name, UserError("not connected"))
         replies: dict[str, bytes] = {}
-        for reply in collect(self.exchange.grid, requests, seconds):
+        for reply in collect(self.clients.grid, requests, seconds):
             if reply.dropped:
                 continue
             try:
-                replies[reply.client] = wire.read_secure(answered(reply))
+                replies[reply.client] = wire.read_secure(reply.answered())
                 if tasks is not None:
-                    self.exchange.heard_willing(reply.client, True)
+                    self.clients.record_refusal(reply.client, False)
             except wire.ClientSkipped as reason:
                 if tasks is not None:
-                    self.exchange.heard_willing(reply.client, reason.code != wire.BY_POLICY)
+                    self.clients.record_refusal(reply.client, reason.code == wire.BY_POLICY)
                     self.leave_out(reply.client, tasks[reply.client])
-                self.exchange.event("client_idle", step, client=reply.client, code=reason.code)
+                self.clients.event("client_idle", step, client=reply.client, code=reason.code)
             except ValueError as fault:
                 self._fault(event, step, leg, reply.client, fault)
         return [(name, replies[name]) for name in records if name in replies]
 
     def _fault(self, event: str, step: Step, leg: str, client: str, fault: Exception) -> None:
-        self.exchange.event(event, step, client=client, leg=leg, reason=str(fault)[:400])
+        self.clients.event(event, step, client=client, leg=leg, reason=str(fault)[:400])
 
     def _name(self, client: str) -> str:
         """What a client is called: a site's name."""
-        sites = self.exchange.experiment.federation.sites
+        sites = self.clients.experiment.federation.sites
         return sites[int(client)] if sites else client
 
     def _clients(self, held: ServerRound, positions: tuple[int, ...] | None) -> dict[str, bytes]:

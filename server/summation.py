@@ -1,0 +1,347 @@
+"""What a round adds up: single updates, or one sum under masks. A round asks and listens
+(:mod:`server.strategy`); a summation says whom to ask, what a reply adds, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from flwr.app import ConfigRecord, Message
+
+from deal_core.aggregation import (
+    NUMERICAL,
+    Aggregate,
+    Aggregation,
+    AggregationRule,
+    ClientUpdate,
+    Limits,
+    Screen,
+    Verdict,
+    finished,
+    refuse_beyond,
+)
+from deal_core.config.experiment import Experiment
+from deal_core.lora.adapter import compress, stack
+from deal_core.lora.attach import changed
+from deal_core.lora.payload import LORA, PayloadError
+from deal_core.lora.state import State
+from deal_core.privacy.distributed_noise import grid_step, sum_deviation
+from deal_core.privacy.policy import at_server
+from deal_core.protection import make_mechanism, sum_terms
+from deal_core.secure_sum.layout import Layout, weighted_means
+from deal_core.secure_sum.server_round import ServerRound
+from deal_core.training.hardware import threads
+from deal_core.wire.adapter_record import UpdateReader
+from deal_core.wire.instruction import Instruction
+from deal_core.wire.records import SECURE
+from deal_core.wire.secure_layout import EXAMPLES, layout_of, mean_loss, without_loss
+from server import wire
+from server.clients import Clients, Reply, Sent
+from server.plan import Step
+from server.secure_aggregation import SecureAggregation, Sums
+
+NOISE_PER_EXAMPLE = 1.8e-2
+"""Of a step at the server: noise of the mean gradient, in clipping bounds, times the learning rate,
+at most; where there is more noise the rate is lowered."""
+RELATIVE_BOUND = 20.0
+"""Largest length of a whole update, in medians of the round's other updates (of three clients or
+more); above: quarantined."""
+WEIGHT_CAP = 50.0
+"""Largest weight of a client in the average, in medians of the round's other weights; what is above
+is cut to it."""
+LARGEST_CHANGE = 100.0
+"""Of an entry in a round. AdamW moves it by about its rate in a step: a thousand steps of 0.1."""
+
+
+class Summation(Protocol):
+    """What one round adds up.
+
+    Attributes:
+        asked: client name to its task, of those to ask.
+        tasks: of several that are worked on at once; else none.
+        trained: factors that learn; none where nothing is trained.
+        record: name of the record of a reply that is added.
+        sizes: bytes of each valid reply, by client.
+    """
+
+    asked: Mapping[str, str]
+    tasks: tuple[str, ...]
+    trained: frozenset[str]
+    record: str
+    sizes: dict[str, int]
+
+    def open(
+        self, state: State, shown: State, instructions: Mapping[str, Instruction]
+    ) -> Mapping[str, ConfigRecord] | None:
+        """Return what the requests to those who take part carry; None: nothing, to all.
+
+        Raises:
+            ProtocolError: the round cannot begin.
+        """
+
+    def begin(self, sent: Sent) -> None:
+        """Take what clients are sent, and begin from."""
+
+    def add(self, client: str, message: Message, weight: float) -> None:
+        """Check a reply, and take what it gives.
+
+        Raises:
+            PayloadError, ProtocolError: it does not count.
+        """
+
+    def settle(self) -> None:
+        """Add what has been taken and can be judged by now."""
+
+    def skipped(self, client: str, reason: wire.ClientSkipped) -> None:
+        """Log that a client takes no part."""
+
+    def hindered(self, reply: Reply) -> bool:
+        """Return whether a client could not take part by what another one sent."""
+
+    def close(self) -> int:
+        """Return how many replies count, when no more can come."""
+
+    def finish(self, state: State) -> tuple[State, Aggregate | None]:
+        """Return the state after the round, and what was aggregated; ``state``: before it.
+
+        Raises:
+            ProtocolError, ValueError, ArithmeticError, RuntimeError: the sum, or its numbers, fail.
+        """
+
+
+@dataclass
+class Updates:
+    """Single updates: each is checked by itself and beside the others, and joins the aggregation.
+    A bad one costs its sender the round."""
+
+    clients: Clients
+    step: Step
+    asked: Mapping[str, str]
+    tasks: tuple[str, ...]
+    trained: frozenset[str]
+    rule: AggregationRule
+    record: str = LORA
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def open(
+        self, state: State, shown: State, instructions: Mapping[str, Instruction]
+    ) -> Mapping[str, ConfigRecord] | None:
+        """Return None: requests carry nothing beside the state."""
+        return None
+
+    def begin(self, sent: Sent) -> None:
+        """Begin the aggregation, from the current adapter as clients of full rank decode it."""
+        self._alike = make_mechanism(self.clients.experiment).unit is not None
+        self._screen = Screen(Limits(RELATIVE_BOUND, WEIGHT_CAP, LARGEST_CHANGE))
+        self._arrived: dict[str, int] = {}
+        self._verdicts: list[Verdict] = []
+        current = sent.packed.state.current
+        self._reader = UpdateReader(current, self.clients.experiment.wire.dtype, self.trained)
+        with threads(1):
+            self._aggregation: Aggregation = self.rule.begin(current, self.step.server_round)
+
+    def add(self, client: str, message: Message, weight: float) -> None:
+        """Check an update by itself, and let it be judged beside the others.
+
+        Raises:
+            PayloadError: it does not count.
+        """
+        reader = self._reader
+        update = wire.read_update(message, client, weight, reader)
+        if self._alike and weight != 1:
+            raise PayloadError("num_examples is not 1, the weight of every client here")
+        with threads(1):
+            refuse_beyond(update, reader.before, self.clients.experiment.aggregation.norm_bound)
+            self._verdicts += self._screen.add(update, reader.before)
+        self._arrived[client] = wire.payload_bytes(message.content)
+
+    def settle(self) -> None:
+        """Add who is let in; who is not is named, though its reply was in order by itself."""
+        verdicts, self._verdicts = self._verdicts, []
+        for verdict in verdicts:
+            update = verdict.update
+            try:
+                if verdict.fault:
+                    raise PayloadError(verdict.fault)
+                with threads(1):
+                    self._aggregation.add(update)
+            except NUMERICAL as fault:
+                self.clients.record_fault(update.client, self.step, fault)
+                continue
+            self.sizes[update.client] = self._arrived[update.client]
+            if verdict.cut:
+                self.clients.event(
+                    "weight_cut", self.step, client=update.client, weight=update.weight
+                )
+
+    def skipped(self, client: str, reason: wire.ClientSkipped) -> None:
+        """Log that a client takes no part."""
+        self.clients.event("client_idle", self.step, client=client, code=reason.code)
+
+    def hindered(self, reply: Reply) -> bool:
+        """Return False: an update is its sender's alone."""
+        return False
+
+    def close(self) -> int:
+        """Judge what has waited, and return how many updates are in the aggregation."""
+        with threads(1):
+            self._verdicts += self._screen.judged()
+        self.settle()
+        return len(self.sizes)
+
+    def finish(self, state: State) -> tuple[State, Aggregate | None]:
+        """Return the state with the aggregate in it."""
+        if not self.sizes:
+            return state, None
+        aggregate = finished(self._aggregation)
+        return fold_residual(state, aggregate), aggregate
+
+
+Absorb = Callable[[State, Sums, int, Sequence[str]], tuple[State, Aggregate | None]]
+"""From the state before a round, the sums over clients, how many were to give theirs, and the
+clients that are in the sum, to the state after it and what was aggregated."""
+
+
+@dataclass
+class MaskedSum:
+    """One sum under masks: single replies cannot be read.
+
+    Attributes:
+        layout: from the state before the round, and what all clients must be told alike, to the
+            layout of what each gives.
+        absorb: what becomes of the sum.
+    """
+
+    clients: Clients
+    step: Step
+    asked: Mapping[str, str]
+    tasks: tuple[str, ...]
+    trained: frozenset[str]
+    secure: SecureAggregation
+    layout: Callable[[State, str], Layout]
+    absorb: Absorb
+    record: str = SECURE
+    sizes: dict[str, int] = field(default_factory=dict)
+    held: ServerRound = field(init=False)
+
+    def open(
+        self, state: State, shown: State, instructions: Mapping[str, Instruction]
+    ) -> Mapping[str, ConfigRecord] | None:
+        """Return the members' requests for their masked input.
+
+        Raises:
+            ProtocolError: too few share their keys.
+            UserError: fewer than the quorum do.
+        """
+        config, one = self.clients.experiment, next(iter(instructions.values()))
+        self._layout = self.layout(state, sum_terms(config, config.model.name, one, shown))
+        self.held = self.secure.share_keys(self.step, self.asked, self._layout)
+        return self.secure.masked_input_requests(self.held)
+
+    def begin(self, sent: Sent) -> None:
+        """Do nothing: the layout says what clients give."""
+
+    def add(self, client: str, message: Message, weight: float) -> None:
+        """Add a masked vector.
+
+        Raises:
+            PayloadError, ProtocolError: it does not count.
+        """
+        self.held = self.secure.add_masked_input(self.held, client, message)
+        self.sizes[client] = wire.secure_bytes(message.content)
+
+    def settle(self) -> None:
+        """Do nothing: under masks nothing is judged beside others."""
+
+    def skipped(self, client: str, reason: wire.ClientSkipped) -> None:
+        """Log that a client takes no part, and count on it no more."""
+        self.secure.sits_out(self.step, client, self.asked[client], reason)
+
+    def hindered(self, reply: Reply) -> bool:
+        """Return whether a client refuses the round because of another site's part in it."""
+        task = self.asked[reply.client]
+        return self.secure.note_blame(self.step, self.held, reply.client, reply.message, task)
+
+    def close(self) -> int:
+        """Return how many are in the sum, those of before a restart included."""
+        return max(len(self.sizes), len(self.held.masked))
+
+    def finish(self, state: State) -> tuple[State, Aggregate | None]:
+        """Return the state that follows from the sum."""
+        words = self.secure.unmask(self.step, self.held)
+        sums = self._layout.decode(words, len(self.held.masked))
+        members, given = len(self.held.members or ()), self.secure.given(self.held)
+        after, aggregate = self.absorb(state, without_loss(sums), members, given)
+        loss = mean_loss(sums)
+        if loss is not None:
+            self.clients.event("loss_summed", self.step, loss=loss)
+        return after, aggregate
+
+
+def masked_updates(
+    clients: Clients,
+    step: Step,
+    asked: Mapping[str, str],
+    tasks: tuple[str, ...],
+    trained: frozenset[str],
+    rule: AggregationRule,
+    secure: SecureAggregation,
+    stream: int,
+) -> MaskedSum:
+    """Return the sum of updates, or of gradients where the server takes the step; ``stream``:
+    number of tasks of the run."""
+    experiment = clients.experiment
+    gradients = at_server(experiment)
+
+    def layout(state: State, basis: str) -> Layout:
+        return layout_of(experiment, state.current, trained, gradients, basis)
+
+    def absorb(
+        state: State, sums: Sums, members: int, given: Sequence[str]
+    ) -> tuple[State, Aggregate | None]:
+        if gradients:
+            return gradient_step(experiment, state, sums, stream), None
+        return mean_update(rule, state, sums, step.server_round)
+
+    return MaskedSum(clients, step, asked, tasks, trained, secure, layout, absorb)
+
+
+def gradient_step(experiment: Experiment, state: State, sums: Sums, tasks: int) -> State:
+    """Return the state after a step of gradient descent on a sum of clipped gradients and noise:
+    (M59). The learning rate is lowered where a step has much noise."""
+    examples = max(1, int(sums[EXAMPLES][0]))
+    rate = experiment.train.learning_rate
+    if experiment.privacy.mechanism != "none":
+        rate = min(rate, NOISE_PER_EXAMPLE * examples / sum_deviation(experiment, tasks))
+    unit = grid_step(experiment.privacy.max_grad_norm) * rate / examples
+    change = {key: torch.from_numpy(-unit * part) for key, part in sums.items() if key != EXAMPLES}
+    return replace(state, current=changed(state.current, change))
+
+
+def mean_update(
+    rule: AggregationRule, state: State, sums: Sums, server_round: int
+) -> tuple[State, Aggregate]:
+    """Return the state after the rule's aggregate of the weighted mean of all updates, as if it
+    were one client's."""
+    means = {key: torch.from_numpy(part) for key, part in weighted_means(sums).items()}
+    aggregation = rule.begin(state.current, server_round)
+    aggregation.add(ClientUpdate("all", changed(state.current, means), 1.0))
+    aggregate = finished(aggregation)
+    if len(rule.trained(server_round)) > 1:  # what a mean of factors loses shows in single updates
+        aggregate = replace(aggregate, error=None)
+    return fold_residual(state, aggregate), aggregate
+
+
+def fold_residual(state: State, aggregate: Aggregate) -> State:
+    """Return the state after a round: what the current adapter cannot hold joins the residual,
+    whose rank stays below the layers' own."""
+    gained = [part for part in (state.residual, aggregate.residual) if part is not None]
+    if not gained:
+        return replace(state, current=aggregate.current)
+    residual = stack(gained)
+    full = max(min(shape) for shape in residual.shapes.values())
+    if residual.rank > full:
+        residual = compress(residual, full)
+    return replace(state, current=aggregate.current, residual=residual)
