@@ -132,9 +132,6 @@ LEFT_OUT, MISSED = "client_failed", "leg_failed"
 """Events: a client is out of the round; a client whose update is in the sum has missed a leg."""
 
 
-REPLY_SECONDS = 60.0
-"""How long the server waits for the short replies of a secure sum, those beside the updates."""
-
 
 @dataclass(frozen=True)
 class SecureAggregation:

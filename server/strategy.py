@@ -352,9 +352,6 @@ class DealStrategy(Strategy):
         plan, adds = self.plan, self._statistics(step) is not None
         trained = tuple(sorted(summation.trained))
         common = instruction_of(step, shown).model_copy(update={"trained": trained})
-        learns = step.phase == LEARN and not adds
-        ranks = (learns and self.clients.experiment.adapter.client_ranks) or (common.rank,)
-        place = {name: number for number, name in enumerate(self.clients.roster.clients)}
         met, future = plan.met(step.stage, step.server_round), plan.future(step.stage)
 
         def past(name: str) -> tuple[str, ...]:
