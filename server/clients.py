@@ -309,7 +309,7 @@ class Clients:
         state: State,
         instructions: dict[str, Instruction],
         share: float = 1.0,
-        secure: Mapping[str, ConfigRecord] | None = None,
+        secure: Mapping[str, ConfigRecord | None] | None = None,
     ) -> Sent:
         """Return requests about a state to those who are connected, once a ``share`` of them is, or
         patience ends; nothing is sent yet. ``secure``: client name to the record of a secure sum
@@ -330,7 +330,7 @@ class Clients:
         packed: wire.Outgoing,
         instructions: dict[str, Instruction],
         share: float,
-        secure: Mapping[str, ConfigRecord],
+        secure: Mapping[str, ConfigRecord | None],
     ) -> Sent:
         """The requests; what a client has is left out."""
         nodes = self.roster.present(set(instructions), share * len(instructions))
@@ -343,8 +343,8 @@ class Clients:
                 sent.requests[name] = wire.request(
                     packed.records_for(has), each, nodes[name], wire.kind_of(each), deadline
                 )
-                if name in secure:
-                    sent.requests[name].content[SECURE] = secure[name]
+                if (masked := secure.get(name)) is not None:
+                    sent.requests[name].content[SECURE] = masked
         return sent
 
     def messages(self, sent: Sent) -> Iterator[Message]:

@@ -79,15 +79,6 @@ def rounded_up(value: float, digits: int) -> str:
     return f"{float(up):.{digits}g}"
 
 
-def spending_told(event: Mapping[str, Any]) -> Spending | None:
-    """Return what an event says of privacy; None where it says nothing, or what cannot be, as older
-    servers let clients do."""
-    try:
-        return spending_in(event)
-    except ValueError:
-        return None
-
-
 def spending_in(figures: Mapping[str, Any]) -> Spending | None:
     """Return what the figures of an update, or an event, say of privacy; None where they do not.
 
@@ -100,10 +91,7 @@ def spending_in(figures: Mapping[str, Any]) -> Spending | None:
 
 
 SCHEMA: Literal[3] = 3
-"""Version of ``results.json``; 1 had no stages, 2 no labels, no date and no zero-shot accuracy of
-each client."""
-READABLE = (2, SCHEMA)
-"""What is new in 3 may be missing."""
+"""Version of ``results.json``."""
 
 Accuracy = float | None
 """0 to 1; None where a client has no test example of a task."""
@@ -134,7 +122,7 @@ class ClientResult(Strict):
     Attributes:
         accuracy_matrix: as the global one; None where the client has no example, or its counts
             did not arrive.
-        zero_shot: per task, before any training; empty in files from before.
+        zero_shot: per task, before any training.
         average_accuracy: mean of the last row over the tasks the client has.
         test_examples: per task, as last told.
     """
@@ -264,7 +252,7 @@ class Results(Strict):
 
     Attributes:
         measures: task to what its entries in the matrix are: the share of right answers, or, where
-            answers are texts, the task's measure (empty in files from before: accuracy).
+            answers are texts, the task's measure.
         stages: the plan; the accuracy matrix has one row per stage. It is empty, as is
             ``zero_shot``, and its measures are None, where clients kept their counts of right
             answers to themselves and too few were left to know all of it.
@@ -272,15 +260,14 @@ class Results(Strict):
             another has; empty: none. A row is of who was heard in it; transfer and forgetting are
             of those heard in all, and None where there are none, or sums over others.
         class_incremental: the same among all labels seen so far; None where that is not known, or
-            the model family does not score all labels in one pass (and in files from before).
+            the model family does not score all labels in one pass.
         labels: task to the names of its labels, which are public; none: its answers are texts.
-            Empty in files from before, as are the next two.
         finished: when, UTC, ISO 8601.
         commit: of this project, where the server ran from a checkout of it (``-dirty``: with
             changes); empty: it did not.
     """
 
-    schema_version: Literal[2, 3] = SCHEMA
+    schema_version: Literal[3] = SCHEMA
     config: Experiment
     engine: str
     seed: int
@@ -335,7 +322,7 @@ def read_results(folder: Path) -> Results:
     path = folder / "results.json"
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and data.get("schema_version", SCHEMA) not in READABLE:
+        if isinstance(data, dict) and data.get("schema_version", SCHEMA) != SCHEMA:
             found = data["schema_version"]
             raise UserError(f"{path}: of schema version {found}, not {SCHEMA}; run it again")
         return Results.model_validate(data)

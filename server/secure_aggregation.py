@@ -132,7 +132,6 @@ LEFT_OUT, MISSED = "client_failed", "leg_failed"
 """Events: a client is out of the round; a client whose update is in the sum has missed a leg."""
 
 
-
 @dataclass(frozen=True)
 class SecureAggregation:
     """The secure sums of a run, in SecAgg's stages.

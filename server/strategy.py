@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from logging import INFO
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -55,7 +56,7 @@ from server.evaluation import (
 from server.plan import Plan, Step, StepKind, schedule
 from server.results import Spending
 from server.secure_aggregation import SecureAggregation
-from server.summation import MaskedSum, Summation, Updates, masked_updates
+from server.summation import MaskedSum, Summation, Updates, UpdateSum
 
 STOPS = (UserError, torch.OutOfMemoryError)
 """What ends a run, though linear algebra raises its like."""
@@ -173,8 +174,7 @@ class DealStrategy(Strategy):
             clients.event("round_lost", step, reason=str(fault))
             self._require_participants(step)
             return self._skipped(step, evaluation)
-        if secure is not None:
-            instructions = {name: each for name, each in instructions.items() if name in secure}
+        instructions = {name: each for name, each in instructions.items() if name in secure}
         if evaluation is None:
             quorum = clients.experiment.federation.quorum
             sent = clients.ask(step, shown, instructions, quorum, secure)
@@ -304,24 +304,33 @@ class DealStrategy(Strategy):
         if statistics is not None:
             labels = {task: len(own) for task, own in self._labels.of.items()}
             tasks = tasks_to_sum(plan, step, statistics, self.state, labels)
+            several = plan.joint_tasks or experiment.stream.schedule == "per-client"
             context = self._labels.context
             sums = ClassSums(clients, step, statistics, tasks, labels, len(plan.tasks), context)
-            several = plan.joint_tasks or experiment.stream.schedule == "per-client"
-            at_once = tuple(tasks) if several else ()
-            none = frozenset[str]()
             return MaskedSum(
-                clients, step, sums.asked, at_once, none, secure, sums.layout, sums.absorb
+                clients=clients,
+                step=step,
+                asked=sums.asked,
+                tasks=tuple(tasks) if several else (),
+                secure=secure,
+                layout=sums.layout,
+                absorb=sums.absorb,
             )
         own = rule_of(experiment.adapter, experiment.aggregation)
         config = experiment.aggregation.model_copy(update={"rule": own})
         rule = make_rule(config, frozenset(self.history.distrusted))
         trained = make_mechanism(experiment).trained(rule.trained(step.server_round))
-        at_once = plan.tasks if plan.joint_tasks and step.phase == LEARN else ()
-        asked = self._sample(step)
-        if experiment.aggregation.secure:
-            stream = len(plan.tasks)
-            return masked_updates(clients, step, asked, at_once, trained, rule, secure, stream)
-        return Updates(clients, step, asked, at_once, trained, rule)
+        common: dict[str, Any] = {
+            "clients": clients,
+            "step": step,
+            "asked": self._sample(step),
+            "tasks": plan.tasks if plan.joint_tasks and step.phase == LEARN else (),
+            "trained": trained,
+        }
+        if not experiment.aggregation.secure:
+            return Updates(rule=rule, **common)
+        own_sum = UpdateSum(experiment, step, rule, trained, len(plan.tasks))
+        return MaskedSum(secure=secure, layout=own_sum.layout, absorb=own_sum.absorb, **common)
 
     def _sample(self, step: Step) -> dict[str, str]:
         """Return the clients of a round and their tasks: a seeded choice of ``clients_per_round``

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from flwr.app import ConfigRecord, Message
@@ -55,31 +55,40 @@ LARGEST_CHANGE = 100.0
 """Of an entry in a round. AdamW moves it by about its rate in a step: a thousand steps of 0.1."""
 
 
-class Summation(Protocol):
+@dataclass(kw_only=True)
+class Summation:
     """What one round adds up.
 
     Attributes:
+        clients: of the run.
+        step: which round it is.
         asked: client name to its task, of those to ask.
         tasks: of several that are worked on at once; else none.
         trained: factors that learn; none where nothing is trained.
-        record: name of the record of a reply that is added.
         sizes: bytes of each valid reply, by client.
     """
 
+    clients: Clients
+    step: Step
     asked: Mapping[str, str]
-    tasks: tuple[str, ...]
-    trained: frozenset[str]
-    record: str
-    sizes: dict[str, int]
+    tasks: tuple[str, ...] = ()
+    trained: frozenset[str] = frozenset()
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    record: ClassVar[str]
+    """Name of the record of a reply that is added."""
 
     def open(
         self, state: State, shown: State, instructions: Mapping[str, Instruction]
-    ) -> Mapping[str, ConfigRecord] | None:
-        """Return what the requests to those who take part carry; None: nothing, to all.
+    ) -> Mapping[str, ConfigRecord | None]:
+        """Return who takes part in a round from ``state``, each to the record of a secure sum that
+        its request carries.
 
         Raises:
             ProtocolError: the round cannot begin.
+            UserError: fewer than the quorum take part.
         """
+        raise NotImplementedError
 
     def begin(self, sent: Sent) -> None:
         """Take what clients are sent, and begin from."""
@@ -90,18 +99,22 @@ class Summation(Protocol):
         Raises:
             PayloadError, ProtocolError: it does not count.
         """
+        raise NotImplementedError
 
     def settle(self) -> None:
         """Add what has been taken and can be judged by now."""
 
     def skipped(self, client: str, reason: wire.ClientSkipped) -> None:
         """Log that a client takes no part."""
+        self.clients.event("client_idle", self.step, client=client, code=reason.code)
 
     def hindered(self, reply: Reply) -> bool:
         """Return whether a client could not take part by what another one sent."""
+        return False
 
     def close(self) -> int:
         """Return how many replies count, when no more can come."""
+        return len(self.sizes)
 
     def finish(self, state: State) -> tuple[State, Aggregate | None]:
         """Return the state after the round, and what was aggregated; ``state``: before it.
@@ -109,27 +122,26 @@ class Summation(Protocol):
         Raises:
             ProtocolError, ValueError, ArithmeticError, RuntimeError: the sum, or its numbers, fail.
         """
+        raise NotImplementedError
 
 
-@dataclass
-class Updates:
+@dataclass(kw_only=True)
+class Updates(Summation):
     """Single updates: each is checked by itself and beside the others, and joins the aggregation.
-    A bad one costs its sender the round."""
+    A bad one costs its sender the round.
 
-    clients: Clients
-    step: Step
-    asked: Mapping[str, str]
-    tasks: tuple[str, ...]
-    trained: frozenset[str]
+    Attributes:
+        rule: of aggregation.
+    """
+
     rule: AggregationRule
-    record: str = LORA
-    sizes: dict[str, int] = field(default_factory=dict)
+    record = LORA
 
     def open(
         self, state: State, shown: State, instructions: Mapping[str, Instruction]
-    ) -> Mapping[str, ConfigRecord] | None:
-        """Return None: requests carry nothing beside the state."""
-        return None
+    ) -> Mapping[str, ConfigRecord | None]:
+        """Return all, with nothing beside the state."""
+        return dict.fromkeys(instructions)
 
     def begin(self, sent: Sent) -> None:
         """Begin the aggregation, from the current adapter as clients of full rank decode it."""
@@ -176,14 +188,6 @@ class Updates:
                     "weight_cut", self.step, client=update.client, weight=update.weight
                 )
 
-    def skipped(self, client: str, reason: wire.ClientSkipped) -> None:
-        """Log that a client takes no part."""
-        self.clients.event("client_idle", self.step, client=client, code=reason.code)
-
-    def hindered(self, reply: Reply) -> bool:
-        """Return False: an update is its sender's alone."""
-        return False
-
     def close(self) -> int:
         """Judge what has waited, and return how many updates are in the aggregation."""
         with threads(1):
@@ -204,56 +208,37 @@ Absorb = Callable[[State, Sums, int, Sequence[str]], tuple[State, Aggregate | No
 clients that are in the sum, to the state after it and what was aggregated."""
 
 
-@dataclass
-class MaskedSum:
+@dataclass(kw_only=True)
+class MaskedSum(Summation):
     """One sum under masks: single replies cannot be read.
 
     Attributes:
+        secure: the secure sums of the run.
         layout: from the state before the round, and what all clients must be told alike, to the
             layout of what each gives.
         absorb: what becomes of the sum.
+        held: the round of the protocol.
     """
 
-    clients: Clients
-    step: Step
-    asked: Mapping[str, str]
-    tasks: tuple[str, ...]
-    trained: frozenset[str]
     secure: SecureAggregation
     layout: Callable[[State, str], Layout]
     absorb: Absorb
-    record: str = SECURE
-    sizes: dict[str, int] = field(default_factory=dict)
     held: ServerRound = field(init=False)
+    record = SECURE
 
     def open(
         self, state: State, shown: State, instructions: Mapping[str, Instruction]
-    ) -> Mapping[str, ConfigRecord] | None:
-        """Return the members' requests for their masked input.
-
-        Raises:
-            ProtocolError: too few share their keys.
-            UserError: fewer than the quorum do.
-        """
+    ) -> Mapping[str, ConfigRecord | None]:
+        """Return the members, with the request for their masked input."""
         config, one = self.clients.experiment, next(iter(instructions.values()))
         self._layout = self.layout(state, sum_terms(config, config.model.name, one, shown))
         self.held = self.secure.share_keys(self.step, self.asked, self._layout)
         return self.secure.masked_input_requests(self.held)
 
-    def begin(self, sent: Sent) -> None:
-        """Do nothing: the layout says what clients give."""
-
     def add(self, client: str, message: Message, weight: float) -> None:
-        """Add a masked vector.
-
-        Raises:
-            PayloadError, ProtocolError: it does not count.
-        """
+        """Add a masked vector."""
         self.held = self.secure.add_masked_input(self.held, client, message)
         self.sizes[client] = wire.secure_bytes(message.content)
-
-    def settle(self) -> None:
-        """Do nothing: under masks nothing is judged beside others."""
 
     def skipped(self, client: str, reason: wire.ClientSkipped) -> None:
         """Log that a client takes no part, and count on it no more."""
@@ -280,32 +265,33 @@ class MaskedSum:
         return after, aggregate
 
 
-def masked_updates(
-    clients: Clients,
-    step: Step,
-    asked: Mapping[str, str],
-    tasks: tuple[str, ...],
-    trained: frozenset[str],
-    rule: AggregationRule,
-    secure: SecureAggregation,
-    stream: int,
-) -> MaskedSum:
-    """Return the sum of updates, or of gradients where the server takes the step; ``stream``:
-    number of tasks of the run."""
-    experiment = clients.experiment
-    gradients = at_server(experiment)
+@dataclass(frozen=True)
+class UpdateSum:
+    """What becomes of a sum of updates, or of gradients where the server takes the step.
 
-    def layout(state: State, basis: str) -> Layout:
-        return layout_of(experiment, state.current, trained, gradients, basis)
+    Attributes:
+        trained: factors that learn in the round.
+        stream: number of tasks of the run.
+    """
+
+    experiment: Experiment
+    step: Step
+    rule: AggregationRule
+    trained: frozenset[str]
+    stream: int
+
+    def layout(self, state: State, basis: str) -> Layout:
+        """Return the layout of gradient sums, or of changes and their weight."""
+        gradients = at_server(self.experiment)
+        return layout_of(self.experiment, state.current, self.trained, gradients, basis)
 
     def absorb(
-        state: State, sums: Sums, members: int, given: Sequence[str]
+        self, state: State, sums: Sums, members: int, given: Sequence[str]
     ) -> tuple[State, Aggregate | None]:
-        if gradients:
-            return gradient_step(experiment, state, sums, stream), None
-        return mean_update(rule, state, sums, step.server_round)
-
-    return MaskedSum(clients, step, asked, tasks, trained, secure, layout, absorb)
+        """Return the state after the step."""
+        if at_server(self.experiment):
+            return gradient_step(self.experiment, state, sums, self.stream), None
+        return mean_update(self.rule, state, sums, self.step.server_round)
 
 
 def gradient_step(experiment: Experiment, state: State, sums: Sums, tasks: int) -> State:

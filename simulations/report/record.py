@@ -16,7 +16,7 @@ from deal_core.errors import UserError
 from server.checkpoint import EVERYBODY
 from server.folder import RunFolder, held, plain_reason, read_events, site_name
 from server.measures import privacy_of
-from server.results import Privacy, Results, Spending, read_results, spending_told
+from server.results import Privacy, Results, Spending, read_results, spending_in
 from simulations.run.run_folder import RECORD, recorded
 
 RunEvent = Mapping[str, Any]
@@ -252,7 +252,7 @@ def _of_client(log: RunLog, event: RunEvent) -> None:
             one.losses[number] = float(event["loss"])
         if "num_examples" in event:
             client.examples[str(event["task"])] = float(event["num_examples"])
-    spent = spending_told(event)
+    spent = spending_in(event)
     if spent is not None:
         log.spent[number] = spent
 
