@@ -22,7 +22,7 @@ from server.model_card import write_card
 from server.plan import make_plan
 from server.results import Results, write_results
 from server.strategy import DealStrategy, start_state
-from server.tracking.tracker import tracked
+from server.tracking import tracked
 
 
 def run(grid: Grid, experiment: Experiment, listener: Listener | None = None) -> Results:

@@ -156,12 +156,12 @@ def tracked(experiment: Experiment, folder: Path, events: EventLog) -> Iterator[
 
     def follow(event: RunEvent) -> None:
         nonlocal done
+        if events.listener is not None:
+            events.listener(event)
         done = event.get("round", done)
         step = 0 if event.get("stage", 0) < 0 else done  # the start, before anything is learnt
         if figures := figures_of(event):
             safely(lambda: trackers[0].log(step, figures))
-        if events.listener is not None:
-            events.listener(event)
 
     safely(lambda: trackers.append(TRACKERS[name](folder / name, flatten(experiment))))
     finished = False

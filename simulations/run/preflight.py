@@ -28,7 +28,7 @@ from deal_core.randomness import seeded
 from deal_core.secure_sum.terms import LEAST_SITES
 from deal_core.wire.adapter_record import codec_named
 from server.plan import make_plan
-from server.tracking.tracker import check_tracker
+from server.tracking import check_tracker
 from simulations.check.findings import Check, reading, run_checks
 from simulations.check.rows import QUICK, ROWS
 from simulations.engines.faults import FAULTS

@@ -73,7 +73,7 @@ def files(tmp_path: Path) -> Callable[..., list[str]]:
 def test_a_tracker_without_its_package_is_one_line_and_nothing_starts(
     deal: Call, files: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.tracking.tracker.find_spec", lambda name: None)
+    monkeypatch.setattr("server.tracking.find_spec", lambda name: None)
     line = refused(deal(*files(), "--set", "run.track=mlflow"))
     assert line.startswith("error: run.track = 'mlflow' needs mlflow")
     assert "pip install --editable '.[mlflow]'" in line

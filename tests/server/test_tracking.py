@@ -1,0 +1,142 @@
+"""Trackers beside real runs: what they hold is what the run has found, and nothing is sent.
+
+A tracker's package is needed for its part: the extras `tensorboard` and `mlflow`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from server import tracking
+from server.folder import EventLog, read_events
+from server.tracking import TRACKERS, check_tracker, figures_of, tracked
+from simulations.engines.inprocess import run_inprocess
+from tests.simulations.runs import at
+
+READERS = {
+    "tensorboard": """
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
+names = events.Tags()["scalars"]
+found = {name: [[event.step, event.value] for event in events.Scalars(name)] for name in names}
+status = ""
+""",
+    "mlflow": """
+from mlflow import MlflowClient
+client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+experiment = client.get_experiment_by_name("federated-deal")
+(run,) = client.search_runs([experiment.experiment_id])
+found = {
+    name: [[m.step, m.value] for m in client.get_metric_history(run.info.run_id, name)]
+    for name in run.data.metrics
+}
+status = run.info.status
+""",
+}
+"""Programs that read a tracker's folder with its own package."""
+RUNS = """
+import json, socket, sys
+from deal_core.config.experiment import Experiment
+from server.folder import EventLog
+from server.tracking import tracked
+from pathlib import Path
+connect = socket.socket.connect
+def guarded(self, address):
+    assert self.family == socket.AF_UNIX, address
+    return connect(self, address)
+socket.socket.connect = guarded
+out = Path(sys.argv[1])
+log = EventLog(out / "metrics.jsonl")
+for number, resume in enumerate((False, True), start=1):
+    experiment = Experiment.model_validate({"run": {"track": sys.argv[2], "resume": resume}})
+    with tracked(experiment, out / "tracking", log) as events:
+        events.write("evaluated", round=number, stage=number - 2, accuracy={"a": number / 4})
+        if resume:
+            raise SystemExit
+"""
+"""A run that is resumed, and ends before its time, in a process that may call nobody."""
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_it_holds_what_a_resumed_run_has_found_and_calls_nobody(name: str, tmp_path: Path) -> None:
+    for package in TRACKERS[name].packages:
+        pytest.importorskip(package)
+    out = tmp_path / "run"
+    out.mkdir()
+    subprocess.run([sys.executable, "-c", RUNS, str(out), name], check=True)
+    assert [event for event in read_events(out / "metrics.jsonl") if "tracker" in event] == []
+    folder, show = out / "tracking" / name, "import json; print(json.dumps([found, status]))"
+    program = f"folder = {str(folder)!r}\n{READERS[name]}\n{show}"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    found, status = json.loads(told.stdout.splitlines()[-1])
+    assert found == {"accuracy/a": [[0, 0.25], [2, 0.5]]}  # what the start knows is step 0
+    assert status in ("", "FAILED")
+
+
+def test_a_tracker_that_fails_costs_nothing_of_the_run(
+    tmp_path: Path, make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        def __init__(self, folder: Path, settings: object) -> None:
+            self.told = 0
+
+        def log(self, step: int, figures: object) -> None:
+            self.told += 1
+            assert self.told == 1, "no more than one"
+
+        def close(self, finished: bool) -> None:
+            raise AssertionError("it is told no more")
+
+    monkeypatch.setattr(tracking, "TRACKERS", {"tensorboard": Broken})
+    heard: list[dict[str, Any]] = []
+    experiment = make_experiment("federation.rounds=1", 'data.tasks=["surgery"]')
+    run_inprocess(at(experiment, tmp_path / "run", track="tensorboard"), heard.append)
+    written = read_events(tmp_path / "run/metrics.jsonl")
+    assert written[-1]["event"] == "run_finished"
+    (failed,) = [event for event in written if event["event"] == "tracking_failed"]
+    assert "no more than one" in failed["reason"]
+    assert heard == written
+
+
+def test_without_its_package_nothing_starts(
+    make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    with pytest.raises(UserError) as error:
+        check_tracker(make_experiment("run.track=tensorboard"))
+    assert str(error.value) == (
+        "run.track = 'tensorboard' needs tensorboard, which is not installed; run "
+        "pip install --editable '.[tensorboard]' in the checkout, or leave run.track out"
+    )
+    check_tracker(make_experiment())
+
+
+def test_a_run_without_a_tracker_has_no_folder_for_one(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "metrics.jsonl")
+    with tracked(Experiment(), tmp_path / "tracking", log) as events:
+        assert events is log
+    assert not (tmp_path / "tracking").exists()
+
+
+@pytest.mark.parametrize(
+    ("event", "drawn"),
+    [
+        ({"event": "round_finished", "seconds": 2.0, "excluded": []}, {"round/seconds": 2.0}),
+        ({"event": "client_finished", "client": "1", "loss": 0.5}, {"loss/1": 0.5}),
+        ({"event": "client_finished", "client": "1", "epsilon": 2.0}, {}),
+        ({"event": "loss_summed", "loss": 1.5}, {"loss/sum": 1.5}),
+        ({"event": "run_finished", "forgetting": None}, {}),
+        ({"event": "run_started", "clients": 3}, {}),
+    ],
+)
+def test_what_is_drawn_of_an_event(event: dict[str, Any], drawn: dict[str, float]) -> None:
+    assert figures_of(event) == drawn
