@@ -212,7 +212,7 @@ class DealStrategy(Strategy):
         figures = self._record(one, sent, summation, aggregate)
         self._keep_what_helps(one)
         known = {name: value for name, value in figures.items() if value is not None}
-        return self.arrays, MetricRecord(known)
+        return self.arrays, MetricRecord({**known})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -89,7 +89,7 @@ ELSEWHERE = {
         "test_three_times_in_a_row_and_all_processes_are_gone_after_each",
     ),
     "deal simulate quickstart --set run.track=tensorboard": (
-        "tests/server/tracking/test_tracker.py",
+        "tests/server/test_tracking.py",
         "test_it_holds_what_the_run_has_found_and_calls_nobody",
     ),
     "deal simulate quickstart --set method.name=fedprox": (
