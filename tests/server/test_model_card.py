@@ -47,36 +47,6 @@ def test_the_card_has_tasks_accuracies_method_and_versions():
     assert "peft 1.2.3" in lines
 
 
-def test_the_rule_is_the_one_that_ran():
-    """Some kinds of adapter have a rule of their own."""
-    pooled = Experiment.model_validate({"adapter": {"kind": "pooled"}})
-    assert "aggregation rule: `ffa-a`" in model_card(results(config=pooled), inference())
-
-
-@pytest.mark.parametrize(
-    ("weight", "pooling", "said"),
-    [
-        (0.0, "mean", "Measured with the label heads of `heads.safetensors` alone."),
-        (0.5, "mean", "Measured with class means (`heads.safetensors`) beside names of labels;"),
-        (
-            1.0,
-            "",
-            "Measured with class means (`heads.safetensors`) beside the likelihood of words;",
-        ),
-    ],
-)
-def test_it_says_what_answered(weight, pooling, said):
-    update = {"head_layers": 4, "names_weight": weight, "pooling": pooling}
-    assert said in model_card(results(), inference().model_copy(update=update))
-    assert "heads.safetensors" not in model_card(results(), inference())
-
-
-def test_without_privacy_it_says_so():
-    card = model_card(results(), inference())
-    assert "**None.** No text left its client" in card
-    assert "epsilon" not in card
-
-
 def test_an_epsilon_has_delta_unit_extent_and_assumptions():
     card = model_card(results(privacy=PRIVATE), inference())
     assert "epsilon <= 7.5 at delta = 0.0001, largest over clients" in card

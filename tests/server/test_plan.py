@@ -10,8 +10,7 @@ from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
 from deal_core.config.method import MethodConfig, PrototypeConfig
 from deal_core.errors import UserError
-from deal_core.methods import method_of, phases_after
-from deal_core.metrics import spans
+from deal_core.methods import Phase, method_of, phases_after
 from deal_core.privacy.plan import evaluations, planned_work
 from server.plan import Plan, Step, make_plan, schedule
 
@@ -125,11 +124,6 @@ def test_a_task_has_ended_when_the_last_of_its_clients_has_worked_on_it():
     assert plan.ended(1) == {"a": ["0", "1"], "b": ["0", "1", "2"]}
 
 
-def test_a_task_that_returns_ends_once():
-    plan = planned(("a", "b"), ("0",), rounds=1, orders={"0": ("a", "b", "a")})
-    assert [plan.ended(stage) for stage in range(3)] == [{"a": ["0"]}, {"b": ["0"]}, {}]
-
-
 def test_tasks_end_without_who_joins_after_them():
     plan = planned(rounds=2, schedule="synchronous", joins={"2": 3})
     early = ["0", "1"]
@@ -141,12 +135,6 @@ def test_tasks_end_without_who_joins_after_them():
     ]
 
 
-def test_tasks_that_are_learnt_at_once_end_with_the_first_stage():
-    plan = planned(schedule="joint")
-    assert plan.stages == [2]
-    assert plan.ended(0) == {task: list(CLIENTS) for task in TASKS}
-
-
 def test_an_order_is_drawn_for_every_client_by_the_seed():
     plan = planned()
     assert plan == planned()
@@ -155,13 +143,6 @@ def test_an_order_is_drawn_for_every_client_by_the_seed():
     assert len(set(plan.orders.values())) > 1
     more = planned(clients=(*CLIENTS, "3"))
     assert {name: more.orders[name] for name in CLIENTS} == plan.orders
-
-
-def test_a_client_meets_as_many_tasks_as_it_should_and_its_own_where_they_are_given():
-    whole = planned()
-    part = planned(tasks_per_client=1, orders={"1": ("d", "c", "a", "b"), "2": ()})
-    assert part.orders == {"0": whole.orders["0"][:1], "1": ("d", "c", "a", "b"), "2": ()}
-    assert planned(tasks_per_client=9) == whole
 
 
 @given(st.integers(0, 50), st.integers(1, 4))
@@ -192,10 +173,6 @@ def test_a_plan_that_cannot_be_is_one_line(orders, problem):
     assert "\n" not in str(error.value)
 
 
-def test_where_all_is_learnt_at_once_nothing_is_to_come():
-    assert planned(schedule="joint").future(0) == ()
-
-
 @given(st.integers(0, 6))
 def test_a_late_client_begins_with_the_next_task_where_tasks_come_in_turn_for_all(over):
     plan = planned(schedule="synchronous", joins={"1": over})
@@ -217,28 +194,6 @@ def test_a_task_that_returns_is_worked_on_twice_and_was_met_before():
     assert plan.past("0", 2, 1) == ("a", "b")
     assert plan.work(2) == {"a": ["0"]}
     assert plan.future(2) == ()
-
-
-@pytest.mark.parametrize(
-    ("stream", "problem"),
-    [
-        ({"joins": {"5": 1}}, "names client '5' (orders, joins); the clients are 0 to 2"),
-        (
-            {"schedule": "synchronous", "joins": dict.fromkeys(CLIENTS, 1)},
-            "no client meets the task 'a'",
-        ),
-    ],
-)
-def test_who_joins_when_is_checked(stream, problem):
-    with pytest.raises(UserError) as error:
-        planned(**stream)
-    assert problem in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_nobody_joins_late_where_all_tasks_come_at_once():
-    with pytest.raises(ValueError, match="nobody joins late"):
-        StreamConfig(schedule="joint", joins={"0": 1})
 
 
 @given(
@@ -273,17 +228,6 @@ def test_nobody_is_asked_for_more_than_the_privacy_budget_was_planned_for(
     assert len(plan.stages) + 1 <= evaluations(experiment, len(TASKS))
 
 
-def test_only_those_who_train_begin_and_end_a_task():
-    orders = {"0": ("a", "b"), "1": ("b", "a")}
-    experiment = Experiment(
-        stream=StreamConfig(schedule="per-client", orders=orders),
-        federation=FederationConfig(rounds=1, clients=2, participants=(0,)),
-    )
-    plan = make_plan(experiment, ("a", "b"), ("0", "1"))
-    assert [plan.work(stage) for stage in range(2)] == [{"a": ["0"]}, {"b": ["0"]}]
-    assert spans(plan.tasks, [plan.work(stage) for stage in range(2)]) == ([0, 1], [0, 1])
-
-
 def test_a_client_that_comes_when_all_is_over_is_named():
     with pytest.raises(UserError, match=r"stream\.joins.*rounds 9 to 20") as error:
         planned(joins={"1": 20})
@@ -295,3 +239,17 @@ def test_a_client_that_comes_when_all_is_over_is_named():
 def test_a_client_that_comes_after_the_last_task_began_has_nothing_to_do(over):
     with pytest.raises(UserError, match=r"stream\.joins: client 1 has nothing left to do"):
         planned(schedule="synchronous", joins={"1": over})
+
+
+def test_every_stage_has_its_rounds_of_all_phases_then_its_end():
+    polish = Phase("polish", 1, lambda *given: None)
+    assert schedule([2, 1], [polish]) == [
+        Step("round", 0, 1, round=1),
+        Step("zero-shot", -1, round=1),  # of the start; learning does not wait for it
+        Step("round", 0, 2, round=2),
+        Step("round", 0, 3, "polish", round=3),
+        Step("end-stage", 0, round=3),
+        Step("round", 1, 1, round=4),  # counted over the whole run
+        Step("round", 1, 2, "polish", round=5),
+        Step("end-stage", 1, round=5),
+    ]

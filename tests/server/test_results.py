@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
 from deal_core.config.experiment import Experiment
@@ -85,93 +82,6 @@ def test_measures_among_all_labels_stand_beside_those_among_a_tasks_own():
     assert first.test_examples == [2, 0]
 
 
-def test_a_client_that_has_not_counted_among_all_labels_is_left_out_of_those_alone():
-    """Its counts are from before there were two protocols, say."""
-    rows = [{"0": [[2, 4, 1]], "1": [[4, 4]]}] * 2
-    results = make_results(
-        Experiment(),
-        Plan(("a",), {"0": ("a",), "1": ("a",)}, 1, 1),
-        History(evaluations=tuple(rows)),
-    )
-    assert results.accuracy_matrix == [[0.75]]
-    assert results.class_incremental.accuracy_matrix == [[0.25]]
-    assert results.class_incremental.per_client["1"].accuracy_matrix == [[None]]
-
-
-def test_results_from_before_the_second_protocol_can_be_read(tmp_path):
-    data = json.loads(make_results(Experiment(), IN_TURN, HISTORY).model_dump_json())
-    del data["class_incremental"]
-    (tmp_path / "results.json").write_text(json.dumps(data))
-    assert read_results(tmp_path).class_incremental is None
-
-
-def test_no_privacy_means_no_epsilon():
-    privacy = make_results(Experiment(), IN_TURN, HISTORY).privacy
-    assert privacy.mechanism == "none"
-    assert privacy.epsilon == {}
-
-
-def test_file_round_trip_and_schema(tmp_path):
-    results = make_results(Experiment(), IN_TURN, HISTORY)
-    write_results(tmp_path / "results.json", results)
-    assert read_results(tmp_path) == results
-    data = json.loads((tmp_path / "results.json").read_text())
-    assert set(data) == {
-        *("config", "engine", "seed", "tasks", "stages", "accuracy_matrix", "zero_shot"),
-        *("average_accuracy", "backward_transfer", "forward_transfer", "forgetting"),
-        *("per_client", "privacy", "wire", "aggregation_error", "seconds"),
-        *("peak_rss_bytes", "versions", "schema_version", "class_incremental", "measures"),
-        *("labels", "finished", "commit", "unheard"),
-    }
-
-
-def test_labels_date_and_commit_are_in_the_file():
-    names = {"a": ("yes", "no"), "b": ()}
-    results = make_results(Experiment(), IN_TURN, HISTORY, names)
-    assert results.labels == {"a": ["yes", "no"], "b": []}
-    age = datetime.now(UTC) - datetime.fromisoformat(results.finished)
-    assert timedelta(0) <= age < timedelta(minutes=1)
-    assert results.commit == commit()
-
-
-def test_a_file_of_the_version_before_can_be_read(tmp_path):
-    data = json.loads(make_results(Experiment(), IN_TURN, HISTORY).model_dump_json())
-    data["schema_version"] = 2
-    for name in ("labels", "finished", "commit"):
-        del data[name]
-    for client in data["per_client"].values():
-        del client["zero_shot"]
-    (tmp_path / "results.json").write_text(json.dumps(data))
-    before = read_results(tmp_path)
-    assert (before.schema_version, before.labels, before.finished) == (2, {}, "")
-    assert before.per_client["0"].zero_shot == []
-    assert before.accuracy_matrix == [[1.0, 0.25], [0.75, 0.75]]
-
-
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema_version": 2, "extra": 2}'])
-def test_a_broken_file_is_one_line(tmp_path, text):
-    (tmp_path / "results.json").write_text(text)
-    with pytest.raises(UserError, match="not a valid results file"):
-        read_results(tmp_path)
-
-
-def test_what_is_no_text_file_is_one_line(tmp_path):
-    path = tmp_path / "results.json"
-    path.write_bytes(b"\xff\xfe{}")
-    with pytest.raises(UserError, match="not a valid results file"):
-        read_results(tmp_path)
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(UserError, match="cannot be read"):
-        read_results(tmp_path)
-
-
-def test_a_file_of_another_version_says_so(tmp_path):
-    (tmp_path / "results.json").write_text('{"schema_version": 1, "tasks": []}')
-    with pytest.raises(UserError, match="schema version 1, not 3"):
-        read_results(tmp_path)
-
-
 # "a": client 0 in stages 0 and 1, client 1 in stage 2; "b": client 1 in stages 0 and 1;
 # "c": client 0 in stages 2 and 3 (two rounds a task, a stage a round)
 OWN = Plan(("a", "b", "c"), {"0": ("a", "c"), "1": ("b", "a")}, rounds=2, every=1)
@@ -203,19 +113,8 @@ def test_measures_where_clients_have_orders_of_their_own():
     # only "c" begins after the first stage: row 1 is the last before it
     assert results.forward_transfer == 0.75 - 0.25
     assert results.average_accuracy == pytest.approx((0.625 + 0.5 + 1.0) / 3)
-
-
-def test_a_clients_matrix_has_a_row_for_every_stage():
-    results = make_results(Experiment(), OWN, OWN_HISTORY)
-    nothing = [None, None, None]
-    rows = [[0.5, 0.5, None], nothing, [0.75, 1.0, None], [0.75, 0.5, None]]
-    assert results.per_client["1"].accuracy_matrix == rows
-    assert len(results.per_client["0"].accuracy_matrix) == 4
-
-
-def test_an_unfinished_run_says_so(tmp_path):
-    with pytest.raises(UserError, match="has not finished"):
-        read_results(tmp_path)
+    own = [[0.5, 0.5, None], [None] * 3, [0.75, 1.0, None], [0.75, 0.5, None]]
+    assert results.per_client["1"].accuracy_matrix == own  # a row for every stage
 
 
 @pytest.mark.parametrize(
@@ -265,3 +164,25 @@ def test_sums_over_other_clients_are_not_compared():
         results = make_results(Experiment(), IN_TURN, history)
         assert (results.backward_transfer is not None) is known
         assert results.average_accuracy is not None
+
+
+def test_a_file_reads_back_and_a_broken_one_is_one_line(tmp_path):
+    path = tmp_path / "results.json"
+    with pytest.raises(UserError, match="has not finished"):
+        read_results(tmp_path)
+    results = make_results(Experiment(), IN_TURN, HISTORY, {"a": ("yes", "no"), "b": ()})
+    write_results(path, results)
+    assert read_results(tmp_path) == results
+    assert results.labels == {"a": ["yes", "no"], "b": []}
+    assert results.privacy.epsilon == {}
+    assert results.commit == commit()
+    broken = {
+        b"[]": "not a valid results file",
+        b"\xff\xfe{}": "not a valid results file",
+        b'{"schema_version": 3, "extra": 2}': "not a valid results file",
+        b'{"schema_version": 2, "tasks": []}': "schema version 2, not 3",
+    }
+    for data, line in broken.items():
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=line):
+            read_results(tmp_path)

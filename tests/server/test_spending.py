@@ -4,22 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from server.results import EARLIER, MORE_TRUST, VOID, Privacy, extent, rounded_up, spending_in
+from server.results import EARLIER, MORE_TRUST, VOID, Privacy, rounded_up, spending_in
 
 GOOD = {"epsilon": 1.0, "delta": 1e-4, "simulation_only": 1.0}
-
-
-def test_it_is_read_from_among_other_figures():
-    spent = spending_in({**GOOD, "loss": 0.5})
-    assert spent is not None
-    assert (spent.epsilon, spent.simulation_only, spent.disjoint_tasks) == (1.0, True, False)
-    parallel = spending_in({**GOOD, "disjoint_tasks": 1.0})
-    assert parallel is not None
-    assert extent(parallel.disjoint_tasks) != extent(spent.disjoint_tasks)
-
-
-def test_who_keeps_it_says_none():
-    assert spending_in({"simulation_only": 0.0}) is None
 
 
 @pytest.mark.parametrize(
