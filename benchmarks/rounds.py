@@ -18,8 +18,8 @@ from flwr.simulation import run_simulation
 from measuring import Contestant, Figures, Window
 from server.clients import collect
 from simulations.api import run
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
+from simulations.engines.worker_pool import assume_identity
 
 TENSORS, BYTES = 24, 1_000_000
 """There and back; as many tensors as the embedded encoder's adapter has."""

@@ -340,10 +340,10 @@ def demo_deployment(
     sites: Annotated[int, typer.Option(min=2, max=3, help="Two or three.")] = 3,
 ) -> None:
     """Run a server and sites on this machine: keys, TLS, a whole run, and the end of it all."""
-    from simulations.deployment.demo.run import DemoRequest, demo_deployment
+    from simulations.deployment.demo import demo_deployment as demonstrate
 
-    console, request = wide_console(), DemoRequest(folder, sites)
-    written = demo_deployment(request, console, lambda run: report_after(run, console))
+    console = wide_console()
+    written = demonstrate(folder, sites, console, lambda run: report_after(run, console))
     raise typer.Exit(written)
 
 
@@ -358,7 +358,7 @@ def demo_files(
     """Write keys, shares of the embedded data and the experiment; start nothing."""
     from pathlib import Path
 
-    from simulations.deployment.demo.files import write_files
+    from simulations.deployment.demo import write_files
 
     for line in write_files(Path(folder), sites, port):
         typer.echo(line)

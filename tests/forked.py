@@ -18,7 +18,7 @@ from pathlib import Path
 from subprocess import DEVNULL, STDOUT
 from typing import IO, Any
 
-from simulations.engines.forkserver import PRELOADED
+from simulations.engines.worker_pool import PRELOADED
 
 IMPORTED = (
     *PRELOADED,

@@ -113,7 +113,7 @@ def load_run(path: str | Path) -> Run:
     """Return a finished run.
 
     Args:
-        path: run folder, or an adapter folder (``RUN/adapter``, or of ``deal site fetch``).
+        path: run folder, or an adapter folder (``RUN/adapter``, here or at a site).
 
     Raises:
         UserError: there is none, or it has not finished.

@@ -44,8 +44,8 @@ from server.folder import Listener, exclusive_lock
 from server.results import Results
 from server.run import run
 from simulations.audit.found import Attack, Found, Kind, Training, outcomes_of, steps_of
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
+from simulations.engines.worker_pool import assume_identity
 from simulations.output.stored import read_stored
 from simulations.run.run_folder import check_same, record, recorded
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,48 +38,36 @@ def server_init(
     ] = 9444,
 ) -> None:
     """Make certificates, settings, a proxy file and a service file."""
-    from simulations.deployment.server.folder import ServerSettings, init_server, server_folder
+    from simulations.deployment.server.folder import ServerFolder, ServerSettings, init_server
 
     settings = ServerSettings(hosts=tuple(host), port=port, superlink_port=superlink_port)
-    print_lines(init_server(server_folder(folder), settings))
+    print_lines(init_server(ServerFolder(folder), settings))
 
 
 @server.command("start")
 def server_start(folder: Folder = ".") -> None:
     """Run the server until Ctrl-C."""
-    from simulations.deployment.server.folder import server_folder
-    from simulations.deployment.server.superlink import start_server, starting_lines
+    from simulations.deployment.server.folder import ServerFolder, start_server, starting_lines
 
-    where = server_folder(folder)
-    print_lines(starting_lines(where, where.settings()))
+    where = ServerFolder(folder)
+    print_lines(starting_lines(where))
     start_server(where)
 
 
 @server.command("add-site")
 def server_add_site(name: str, key: Path, folder: ServerDir = ".") -> None:
     """Let the holder of KEY sign in as NAME (the server must be running)."""
-    from simulations.deployment.server.folder import server_folder
-    from simulations.deployment.server.superlink import add_site
+    from simulations.deployment.server.folder import ServerFolder, add_site
 
-    print_lines(add_site(server_folder(folder), name, key))
+    print_lines(add_site(ServerFolder(folder), name, key))
 
 
 @server.command("remove-site")
 def server_remove_site(name: str, folder: ServerDir = ".") -> None:
     """Refuse NAME's key from now on: it left, or its key was stolen or renewed."""
-    from simulations.deployment.server.folder import server_folder
-    from simulations.deployment.server.superlink import remove_site
+    from simulations.deployment.server.folder import ServerFolder, remove_site
 
-    print_lines(remove_site(server_folder(folder), name))
-
-
-@server.command("sites")
-def server_sites(folder: ServerDir = ".") -> None:
-    """List the registered sites with the fingerprints of their keys."""
-    from simulations.deployment.server.folder import server_folder
-    from simulations.deployment.server.superlink import listed
-
-    print_lines(listed(server_folder(folder)))
+    print_lines(remove_site(ServerFolder(folder), name))
 
 
 @site.command("init")
@@ -100,15 +87,16 @@ def site_init(
     ] = "",
 ) -> None:
     """Make a key pair and site.toml."""
-    from simulations.deployment.site.init import SiteRequest, agreed_labels, init_site
+    from simulations.deployment.site.folder import agreed_labels, init_site
     from simulations.run.experiment import Request, load_experiment
 
-    where = at_home(folder).resolve()
-    request = SiteRequest(where, data, name, server_address, certificate, text_column, label_column)
+    agreed: dict[str, Any] = {}
     if experiment:
-        agreed = load_experiment(Request(experiment))
-        request = replace(request, labels=agreed_labels(agreed), model=agreed.model.name)
-    print_lines(init_site(request))
+        asked = load_experiment(Request(experiment))
+        agreed = {"labels": agreed_labels(asked), "model": asked.model.name}
+    agreed |= {"text_column": text_column, "label_column": label_column}
+    where = at_home(folder).resolve()
+    print_lines(init_site(where, data, name, server_address, certificate, **agreed))
 
 
 @site.command("check")
@@ -120,14 +108,12 @@ def site_check(
     offline: Annotated[bool, typer.Option("--offline", help="Data and keys only.")] = False,
 ) -> None:
     """Read the data, try the connection, say what would leave; nothing is sent."""
-    from simulations.deployment.site.check import check_site, label_of
+    from simulations.deployment.site.check import check_site
     from simulations.run.experiment import Request, load_experiment
 
     asked = load_experiment(Request(experiment)) if experiment else None
     report = check_site(at_home(folder).resolve(), asked, offline)
-    print_lines([f"{label_of(line):<7}{line}" for line in report.lines])
-    print_lines([f"warn   {line}" for line in report.warnings])
-    print_lines([f"wrong  {line}" for line in report.problems])
+    print_lines(report.printed())
     if report.problems:
         print_lines([f"next: mend what is wrong ({len(report.problems)}), and check again"])
         raise typer.Exit(2)
@@ -137,25 +123,11 @@ def site_check(
 @site.command("start")
 def site_start(folder: SiteFolder = Path(".")) -> None:
     """Take part until Ctrl-C."""
-    from client.site_file import read_site
-    from simulations.deployment.site.start import start_site, starting_lines
+    from simulations.deployment.site.folder import start_site, starting_lines
 
     where = at_home(folder).resolve()
-    print_lines(starting_lines(where, read_site(where / "site.toml")))
+    print_lines(starting_lines(where))
     raise typer.Exit(start_site(where))
-
-
-@site.command("fetch")
-def site_fetch(
-    folder: SiteFolder = Path("."),
-    run: Annotated[str, typer.Option(help="A run; the one that ended last when left out.")] = "",
-    to: Annotated[Path, typer.Option(help="A new folder.")] = Path("adapter"),
-) -> None:
-    """Copy the adapter of a finished run, checked, out of the site's state (docs/using.md)."""
-    from simulations.deployment.site.fetch import fetch_adapter
-
-    where = at_home(folder).resolve()
-    print_lines(fetch_adapter(where, run, at_home(to).resolve()))
 
 
 def submit(
@@ -169,13 +141,19 @@ def submit(
 ) -> None:
     """Start an experiment with the registered sites, or continue a run."""
     from deal_core.errors import UserError
-    from simulations.deployment.server.folder import server_folder
-    from simulations.deployment.server.submit import Submission, submit
+    from simulations.deployment.server import submit as runs
+    from simulations.deployment.server.folder import ServerFolder
 
     if bool(experiment) == bool(resume):
         raise UserError("deal submit: give an experiment, or --resume RUN, and not both")
-    submission = Submission(experiment, resume, tuple(overrides or ()), seed)
-    print_lines(submit(server_folder(folder), submission))
+    if resume and (overrides or seed is not None):
+        raise UserError(
+            "deal submit: a run goes on with the settings that it was started with; leave out "
+            "--set and --seed, or submit the experiment anew"
+        )
+    where = ServerFolder(folder)
+    started = runs.resume(where, resume) if resume else None
+    print_lines(started or runs.submit(where, experiment, tuple(overrides or ()), seed))
 
 
 def status(
@@ -184,18 +162,18 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Where a run and its sites stand."""
-    from simulations.deployment.server.folder import server_folder
+    from simulations.deployment.server.folder import ServerFolder
     from simulations.deployment.server.status import status
 
-    status(server_folder(folder), run, wide_console(), as_json)
+    status(ServerFolder(folder), run, wide_console(), as_json)
 
 
 def stop(run: str, folder: ServerDir = ".") -> None:
     """End a run; its checkpoint stays."""
-    from simulations.deployment.server.folder import server_folder
+    from simulations.deployment.server.folder import ServerFolder
     from simulations.deployment.server.submit import stop
 
-    print_lines(stop(server_folder(folder), run))
+    print_lines(stop(ServerFolder(folder), run))
 
 
 def add_to(app: typer.Typer, panel: str) -> None:

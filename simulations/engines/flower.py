@@ -1,4 +1,5 @@
-"""The environment of every program of Flower's: a private home, nothing phoned home."""
+"""Flower's programs in a private home, with nothing phoned home; and the engine ``flower``, which
+runs an experiment in Flower's simulation runtime."""
 
 from __future__ import annotations
 
@@ -28,76 +29,108 @@ from simulations.engines.interrupt import uninterrupted
 from simulations.engines.worker_pool import Workers, as_run_by, this_machine
 from simulations.output.files import toml_lines
 
-
-def flower_environment(home: Path) -> dict[str, str]:
-    """Return the environment of this process with Flower's own settings in it.
-
-    Args:
-        home: where Flower keeps its files.
-    """
-    return {
-        **os.environ,
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-    }
-
-
+LOCAL = "127.0.0.1"
+CODE = Path(__file__).resolve().parents[2]
+"""This checkout, or where it is installed."""
+BUNDLE = CODE / "simulations" / "bundle"
+"""What ``flwr run`` builds and sends: it imports the installed apps."""
 CONNECTION = "deal"
 """Name of the SuperLink in the private Flower configuration."""
+COMMAND_SECONDS = 120.0
 START_SECONDS = 60.0
 STOP_SECONDS = 3.0
+POLL_SECONDS = 0.2
 LONGEST_RAY_FOLDER = 40
 """Ray puts sockets below its folder, and a socket's path has at most about 100 characters."""
+LOG = "flower.log"
+"""Flower's own output, in the run folder."""
+
+
+class RunFailed(UserError):
+    """The run ended without results; the message has the reason and the place of the log."""
 
 
 @dataclass(frozen=True)
-class Sandbox:
-    """A running SuperLink in simulation mode.
+class FlowerHome:
+    """A private ``FLWR_HOME``."""
 
-    Attributes:
-        home: private ``FLWR_HOME``.
-        environment: for every process that belongs to this SuperLink.
-        children: what :meth:`start` has started.
-    """
-
-    home: Path
-    environment: dict[str, str]
-    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    path: Path
 
     @property
-    def working_directory(self) -> Path:
-        """Empty, so that nothing in it can be imported instead of the app."""
-        return self.home / "empty"
+    def empty(self) -> Path:
+        """Working directory: nothing in it can be imported instead of the app."""
+        return self.path / "empty"
 
-    def start(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
-        """Start a process that writes to ``log`` and ends with the sandbox."""
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                command,
-                cwd=self.working_directory,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is for us alone
-            )
-        self.children.append(process)
-        return process
+    def environment(self) -> dict[str, str]:
+        """Return the environment for every program of Flower's; this checkout comes first among
+        what it imports, but for an app, which Flower puts before it."""
+        self.empty.mkdir(parents=True, exist_ok=True)
+        return {
+            **os.environ,
+            "FLWR_HOME": str(self.path),
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "PYTHONPATH": import_path(),
+        }
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run ``flwr ARGUMENTS`` to its end."""
-        return subprocess.run(
-            [program("flwr"), *arguments],
-            cwd=self.working_directory,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
+    def connect(self, address: str, certificate: Path | None = None) -> None:
+        """Write the connection that ``flwr`` uses; without a certificate it is plain HTTP."""
+        trust = {"root-certificates": str(certificate)} if certificate else {"insecure": True}
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\n'
+            f"{toml_lines({'address': address, **trust})}",
+            encoding="utf-8",
         )
+
+    def ask(self, *arguments: str) -> dict[str, Any]:
+        """Return what ``flwr ARGUMENTS --format json`` says.
+
+        Raises:
+            UserError: Flower refuses, or the SuperLink does not answer.
+        """
+        try:
+            environment = self.environment()
+            done = subprocess.run(
+                [program("flwr"), *arguments, "--format", "json"],
+                cwd=self.empty,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise UserError(
+                f"flwr {arguments[0]}: no answer after {COMMAND_SECONDS:g} s; "
+                "is the server running (deal server start)?"
+            ) from None
+        answer = _json_in(done.stdout)
+        if not answer.get("success"):
+            said = str(answer.get("error-message") or done.stderr or done.stdout)
+            reason = " ".join(said.split())[-300:] or f"exit code {done.returncode}"
+            raise UserError(
+                f"flwr {arguments[0]}: {reason} (is the server running? deal server start)"
+            )
+        return answer
+
+
+def import_path() -> str:
+    """Return ``PYTHONPATH`` for a child: this checkout comes first."""
+    return os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
+
+
+def _json_in(text: str) -> dict[str, Any]:
+    """Return the JSON object in an output that may have lines before it."""
+    start = text.find("{")
+    try:
+        found = json.loads(text[start:]) if start >= 0 else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def program(name: str) -> str:
@@ -112,6 +145,43 @@ def program(name: str) -> str:
     return str(path)
 
 
+def free_port() -> int:
+    """Return a local port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind((LOCAL, 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """A running SuperLink in simulation mode.
+
+    Attributes:
+        home: Flower's.
+        environment: for every process that belongs to this SuperLink.
+        children: what :meth:`start` has started.
+    """
+
+    home: FlowerHome
+    environment: dict[str, str]
+    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def start(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
+        """Start a process that writes to ``log`` and ends with the sandbox."""
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=self.home.empty,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C in the terminal is for us alone
+            )
+        self.children.append(process)
+        return process
+
+
 @contextmanager
 def flower_sandbox(log: Path) -> Iterator[Sandbox]:
     """Yield a SuperLink that was started here; it is stopped, with all it started, at the end.
@@ -122,45 +192,35 @@ def flower_sandbox(log: Path) -> Iterator[Sandbox]:
     Raises:
         UserError: the SuperLink does not start.
     """
-    home = Path(tempfile.mkdtemp(prefix="deal-")).resolve()
-    sandbox = Sandbox(home, _environment(home))
+    path = Path(tempfile.mkdtemp(prefix="deal-")).resolve()
+    home = FlowerHome(path)
+    sandbox = Sandbox(home, _ray_environment(home))
     try:
-        sandbox.working_directory.mkdir()
-        port = _free_port()
-        (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "{CONNECTION}"\n\n'
-            f'[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
-            encoding="utf-8",
-        )
+        port = free_port()
+        home.connect(f"{LOCAL}:{port}")
         _start_superlink(sandbox, port, log)
         yield sandbox
     finally:
         with uninterrupted():
-            stop_all(home)
+            stop_all(path)
             for child in sandbox.children:
                 child.wait()
-            shutil.rmtree(home, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def _environment(home: Path) -> dict[str, str]:
-    environment = flower_environment(home)
+def _ray_environment(home: FlowerHome) -> dict[str, str]:
+    environment = home.environment()
     # Somebody else's Ray cluster must not be joined, and its folder not be filled.
     environment.pop("RAY_ADDRESS", None)
-    if len(str(home)) <= LONGEST_RAY_FOLDER:
-        environment["RAY_TMPDIR"] = str(home)
+    if len(str(home.path)) <= LONGEST_RAY_FOLDER:
+        environment["RAY_TMPDIR"] = str(home.path)
     return environment
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _start_superlink(sandbox: Sandbox, port: int, log: Path) -> None:
     command = [program("flower-superlink"), "--insecure", "--simulation"]
     command += ["--isolation", "subprocess", "--disable-runtime-dependency-installation"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--host", LOCAL, "--port", str(port)]
     process = sandbox.start(command, log)
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
@@ -173,7 +233,7 @@ def _start_superlink(sandbox: Sandbox, port: int, log: Path) -> None:
 def _healthy(port: int) -> bool:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"http://127.0.0.1:{port}/health", timeout=1) as response:
+        with opener.open(f"http://{LOCAL}:{port}/health", timeout=1) as response:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
@@ -218,17 +278,6 @@ def _left(home: Path, variable: str) -> list[psutil.Process]:
     return found
 
 
-LOG = "flower.log"
-"""Flower's own output, in the run folder."""
-BUNDLE = Path(__file__).resolve().parents[1] / "bundle"
-"""What ``flwr run`` builds and sends: it imports the installed apps."""
-POLL_SECONDS = 0.2
-
-
-class RunFailed(UserError):
-    """The run ended without results; the message has the reason and the place of the log."""
-
-
 @dataclass
 class Tail:
     """Follows a file of JSON lines from where it ends now."""
@@ -266,16 +315,31 @@ def run_flower(experiment: Experiment, listener: Listener) -> None:
     tail = Tail.from_end(folder.metrics)
     last: RunEvent = {"event": "nothing"}
     with flower_sandbox(log) as sandbox:
-        process = sandbox.start(run_command(sandbox, experiment), log)
+        process = sandbox.start(run_command(sandbox.home, experiment), log)
         alive = True
         while alive:
             alive = process.poll() is None
             for last in tail.new():
                 listener(last)
             time.sleep(POLL_SECONDS if alive else 0)
-        outcome = final_outcome(sandbox)
-    if outcome.status != "finished:completed" or last["event"] != "run_finished":
-        raise RunFailed(f"{reason(last, outcome)}; Flower's log is {log}")
+        status, details = final_status(sandbox.home)
+    if last["event"] == "run_stopped":
+        raise RunFailed(f"{plain_reason(last['reason'])}; Flower's log is {log}")
+    if status != "finished:completed" or last["event"] != "run_finished":
+        said = f"the run ended as '{status}' after the event '{last['event']}': {details}"
+        said = said.partition("\n")[0]
+        raise RunFailed(f"{said}; Flower's log is {log}")
+
+
+def run_command(home: FlowerHome, experiment: Experiment) -> list[str]:
+    """Return the ``flwr run`` of this experiment; ends when the run has ended."""
+    workers = this_machine(experiment)
+    run_config = home.path / "run-config.toml"
+    settled = as_run_by(workers, experiment)
+    run_config.write_text(toml_lines(to_run_config(settled)), encoding="utf-8")
+    settings = " ".join(f"{key}={value}" for key, value in resources(experiment, workers).items())
+    command = [program("flwr"), "run", str(BUNDLE), CONNECTION, "--stream"]
+    return [*command, "--run-config", str(run_config), "--federation-config", settings]
 
 
 def resources(experiment: Experiment, workers: Workers) -> dict[str, int | float]:
@@ -291,47 +355,15 @@ def resources(experiment: Experiment, workers: Workers) -> dict[str, int | float
     return settings
 
 
-def run_command(sandbox: Sandbox, experiment: Experiment) -> list[str]:
-    """Return the ``flwr run`` of this experiment; ends when the run has ended."""
-    workers = this_machine(experiment)
-    run_config = sandbox.home / "run-config.toml"
-    settled = as_run_by(workers, experiment)
-    run_config.write_text(toml_lines(to_run_config(settled)), encoding="utf-8")
-    settings = " ".join(f"{key}={value}" for key, value in resources(experiment, workers).items())
-    command = [program("flwr"), "run", str(BUNDLE), CONNECTION, "--stream"]
-    return [*command, "--run-config", str(run_config), "--federation-config", settings]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the SuperLink says of a run."""
-
-    status: str
-    details: str = ""
-
-
-def final_outcome(sandbox: Sandbox, patience: float = 30.0) -> Outcome:
-    """Ask for the status of the only run; wait a little for it to be final."""
+def final_status(home: FlowerHome, patience: float = 30.0) -> tuple[str, str]:
+    """Return what the SuperLink says of the only run, its status and details; wait a little for it
+    to be final."""
     deadline = time.monotonic() + patience
     while True:
-        outcome = parse_outcome(sandbox.command("list", CONNECTION, "--format", "json").stdout)
-        if outcome.status.startswith("finished") or time.monotonic() > deadline:
-            return outcome
+        try:
+            run = home.ask("list", CONNECTION)["runs"][0]
+        except (UserError, LookupError):
+            run = {"status": "unknown"}
+        if str(run["status"]).startswith("finished") or time.monotonic() > deadline:
+            return str(run["status"]), str(run.get("status-details", ""))
         time.sleep(1.0)
-
-
-def parse_outcome(text: str) -> Outcome:
-    """Read the output of ``flwr list --format json``; ``unknown`` where there is no run."""
-    try:
-        run: dict[str, Any] = json.loads(text)["runs"][0]
-        return Outcome(str(run["status"]), str(run.get("status-details", "")))
-    except (ValueError, KeyError, IndexError):
-        return Outcome("unknown")
-
-
-def reason(last: RunEvent, outcome: Outcome) -> str:
-    """Return why a run failed, on one line; what the server itself said comes first."""
-    if last["event"] == "run_stopped":
-        return plain_reason(last["reason"])
-    said = f"the run ended as '{outcome.status}' after the event '{last['event']}'"
-    return f"{said}: {outcome.details}".partition("\n")[0]

@@ -7,12 +7,14 @@ way, so no client can see or change what another one holds.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from copy import copy as shallow
 from uuid import uuid4
 
+import numpy as np
 from flwr.app import (
+    Array,
     ArrayRecord,
     ConfigRecord,
     Context,
@@ -24,13 +26,20 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
+from numpy.typing import NDArray
 
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, FaultsConfig
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
+from deal_core.lora.payload import LORA
 from server.folder import Listener
-from simulations.engines.flower_identity import assume_identity
-from simulations.engines.worker_pool import WorkerPool, as_run_by, this_machine, worker_pool
+from simulations.engines.worker_pool import (
+    WorkerPool,
+    as_run_by,
+    assume_identity,
+    this_machine,
+    worker_pool,
+)
 
 RUN_ID = 1
 SERVER_NODE = 1
@@ -202,7 +211,6 @@ def run_inprocess(experiment: Experiment, listener: Listener) -> None:
     """Run the experiment to its end; the server's errors pass through."""
     from client.app import make_app as make_client_app
     from server.app import make_app as make_server_app
-    from simulations.engines.faults import spoiler
 
     workers = this_machine(experiment)
     run_config = to_run_config(as_run_by(workers, experiment))
@@ -210,5 +218,37 @@ def run_inprocess(experiment: Experiment, listener: Listener) -> None:
     with assume_identity(RUN_ID, SERVER_NODE), worker_pool(workers, RUN_ID, SERVER_NODE) as pool:
         grid = InProcessGrid(make_client_app(), run_config, experiment.federation.clients, pool)
         if experiment.faults.clients:
-            grid.interceptor = spoiler(experiment.faults, FIRST_CLIENT_NODE)
+            grid.interceptor = spoiler(experiment.faults)
         make_server_app(listener)(grid, context)
+
+
+FAULTS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
+    "none": lambda values: values,
+    "scaled": lambda values: values * np.float32(10),
+    "sign-flipped": lambda values: -values,
+    "not-finite": lambda values: np.full_like(values, np.nan),
+}
+"""``faults.kind`` to what clients that misbehave on purpose do to the arrays of an update."""
+
+
+def touched(kind: str, keys: Sequence[str]) -> list[str]:
+    """Return the arrays a fault acts on: all of them, except that a sign is flipped on one factor
+    alone (flipped on both, the product would be the good one again)."""
+    factor = [key for key in keys if "lora_B" in key]
+    return factor if kind == "sign-flipped" and factor else list(keys)
+
+
+def spoiler(faults: FaultsConfig) -> Interceptor:
+    """Return what spoils the updates of ``faults.clients`` on their way to the server."""
+    spoil = FAULTS[faults.kind]
+    nodes = {FIRST_CLIENT_NODE + client for client in faults.clients}
+
+    def pass_on(reply: Message) -> Message:
+        records = reply.content.array_records if reply.has_content() else {}
+        if reply.metadata.src_node_id in nodes and (record := records.get(LORA)) is not None:
+            for key in touched(faults.kind, list(record)):
+                if record[key].dtype in ("float32", "float64"):
+                    record[key] = Array(spoil(record[key].numpy()))
+        return reply
+
+    return pass_on

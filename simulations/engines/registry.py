@@ -30,10 +30,10 @@ def _inprocess(experiment: Experiment, listener: Listener) -> None:
 
 
 def _start_forkserver(experiment: Experiment) -> None:
-    from simulations.engines.forkserver import start
+    from simulations.engines.worker_pool import start_forkserver
 
     if experiment.run.workers != 1 and experiment.federation.clients > 1:
-        start()
+        start_forkserver()
 
 
 def _flower(experiment: Experiment, listener: Listener) -> None:

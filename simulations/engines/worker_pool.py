@@ -1,4 +1,5 @@
-"""Processes that train side by side: how many there are, and what each of them gets."""
+"""Processes that train side by side: how many there are, what each of them gets, and who they are
+to Flower."""
 
 from __future__ import annotations
 
@@ -10,14 +11,58 @@ from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, Thre
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import parent_process
+from multiprocessing import context, forkserver, get_context, parent_process
 from threading import Lock, Thread
 
 from flwr.app import Context, Message
+from flwr.supercore.task_identity import TaskIdentity
 
 from deal_core.config.experiment import Experiment
-from simulations.engines import forkserver
-from simulations.engines.flower_identity import become
+from simulations.engines.interrupt import ignoring_ctrl_c
+
+
+@contextmanager
+def assume_identity(run_id: int, node_id: int) -> Iterator[None]:
+    """Within the block, messages can be created as ``node_id`` of ``run_id``: Flower lets only its
+    own processes create messages. Uses an internal of Flower 1.42, here and nowhere else."""
+    before = (TaskIdentity._run_id, TaskIdentity._task_id, TaskIdentity._node_id)
+    become(run_id, node_id)
+    try:
+        yield
+    finally:
+        TaskIdentity._run_id, TaskIdentity._task_id, TaskIdentity._node_id = before
+
+
+def become(run_id: int, node_id: int) -> None:
+    """From now on, messages can be created as ``node_id`` of ``run_id``."""
+    TaskIdentity.run_id = run_id
+    TaskIdentity.task_id = run_id
+    TaskIdentity.node_id = node_id
+
+
+PRELOADED = [
+    "client.app",
+    "client.local_evaluation",
+    "client.local_update",
+    "client.wire",
+    "client.resources",
+    "flwr_datasets",
+]
+
+
+def start_forkserver() -> context.ForkServerContext:
+    """Start it, unless it runs; it imports in the background, and ends with this process.
+
+    A terminal sends Ctrl-C to all processes; it and its workers leave that to this one.
+
+    Returns:
+        The context whose processes are forked from it.
+    """
+    processes = get_context("forkserver")
+    processes.set_forkserver_preload(PRELOADED)
+    with ignoring_ctrl_c():  # a new process inherits it
+        forkserver.ensure_running()
+    return processes
 
 
 @dataclass(frozen=True)
@@ -53,9 +98,7 @@ def divide(experiment: Experiment, cores: int, gpus: int) -> Workers:
 
 def this_machine(experiment: Experiment) -> Workers:
     """Divide the cores and GPUs of this machine."""
-    import torch
-
-    return divide(experiment, os.cpu_count() or 1, torch.cuda.device_count())
+    return divide(experiment, os.cpu_count() or 1, gpus_here())
 
 
 def as_run_by(workers: Workers, experiment: Experiment) -> Experiment:
@@ -74,19 +117,15 @@ def gpus_here() -> int:
     return torch.cuda.device_count()
 
 
-def shown_gpu(place: int, gpus: int) -> dict[str, str]:
+def shown_gpu(place: int, gpus: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return what goes into the environment of a process before it uses CUDA; nothing where there
     is no choice.
 
     Args:
         place: number of the process among those that work side by side, from 0.
         gpus: that torch sees here.
+        environment: shows them.
     """
-    return of_those(place, gpus, os.environ)
-
-
-def of_those(place: int, gpus: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the same, of the GPUs that ``environment`` shows."""
     if gpus < 2:
         return {}
     names = environment.get(SHOWN, "").split(",")
@@ -191,7 +230,7 @@ def worker_pool(workers: Workers, run_id: int, node_id: int) -> Iterator[WorkerP
     if workers.count == 1:
         yield None
         return
-    context = forkserver.start()
+    context = start_forkserver()
     with ExitStack() as stack:
         gpus = gpus_here()
         executors = [

@@ -31,7 +31,7 @@ from server.plan import make_plan
 from server.tracking import check_tracker
 from simulations.check.findings import Check, reading, run_checks
 from simulations.check.rows import QUICK, ROWS
-from simulations.engines.faults import FAULTS
+from simulations.engines.inprocess import FAULTS
 from simulations.run.data_checks import (
     check_answers,
     check_data,

@@ -29,7 +29,7 @@ from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.strategy import start_state
 from server.wire import outgoing, request
-from simulations.engines.flower_identity import assume_identity
+from simulations.engines.worker_pool import assume_identity
 from tests.run_configs import placed
 
 Row = tuple[str, str]

@@ -14,13 +14,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from client.app import make_app
 from client.resident_worker import INSIDE
 from client.site_file import NODE_KEY
-from deal_core.errors import UserError
-from deal_core.wire.records import DIGEST, RECORD, digest_of
+from deal_core.wire.records import DIGEST, RECORD, digest_of, read_folder
 from server import export as handover
 from server.clients import Roster
 from server.folder import EventLog
-from simulations.deployment.site.fetch import fetch_adapter
-from simulations.engines.flower_identity import assume_identity
 from tests.client.real_site import RealSite, asked, code
 from tests.run_configs import placed
 
@@ -54,16 +51,19 @@ def send(site: RealSite, records: RecordDict, run: str = "run-1", kind: str = ha
         return code(make_app()(message, Context(7, 1, node, RecordDict(), config)))
 
 
-def test_what_was_sent_can_be_fetched(site, tmp_path):
+def kept(site: RealSite) -> dict[str, bytes]:
+    """The adapter that lies at the site, and is what its digest says."""
+    run = site.folder / "state" / "runs" / "run-1"
+    files = read_folder(run / "adapter")
+    assert (run / "adapter.sha256").read_text().strip() == digest_of(files)
+    return files
+
+
+def test_what_was_sent_is_kept_under_its_digest(site):
     assert send(site, content(FILES)) == "ok"
-    lines = fetch_adapter(site.folder, "", tmp_path / "mine")
-    assert {p.name: p.read_bytes() for p in (tmp_path / "mine").iterdir()} == FILES
-    assert digest_of(FILES) in " ".join(lines)
-    with pytest.raises(UserError, match="is there already"):
-        fetch_adapter(site.folder, "run-1", tmp_path / "mine")
+    assert kept(site) == FILES
     assert send(site, content({"README.md": b"later"})) == "ok"  # of the run, resumed
-    fetch_adapter(site.folder, "run-1", tmp_path / "later")
-    assert [p.name for p in (tmp_path / "later").iterdir()] == ["README.md"]
+    assert kept(site) == {"README.md": b"later"}
     assert [line["event"] for line in site.log()] == ["arrived", "answered"] * 2
 
 
@@ -82,13 +82,13 @@ def test_what_was_sent_can_be_fetched(site, tmp_path):
         RecordDict({**content(FILES), "more": ConfigRecord()}),
     ],
 )
-def test_anything_else_is_refused_and_nothing_is_written(site, records, tmp_path):
+def test_anything_else_is_refused_and_nothing_is_written(site, records):
     assert send(site, content(FILES)) == "ok"
     before = {p: p.read_bytes() for p in site.folder.rglob("*") if p.is_file()}
     assert send(site, records) == "refused"
     after = {p: p.read_bytes() for p in site.folder.rglob("*") if p.is_file()}
     assert {p for p in after if after[p] != before.get(p)} == {site.folder / "state/log.jsonl"}
-    fetch_adapter(site.folder, "", tmp_path / "mine")
+    assert kept(site) == FILES
 
 
 def test_a_simulated_client_keeps_none(tmp_path):
@@ -98,18 +98,6 @@ def test_a_simulated_client_keeps_none(tmp_path):
         context = Context(7, 1, {"partition-id": 0}, RecordDict(), config)
         assert code(make_app()(message, context)) == "refused"
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_adapter_that_is_not_there_or_was_changed(site, tmp_path):
-    with pytest.raises(UserError, match="no finished run has left an adapter here"):
-        fetch_adapter(site.folder, "", tmp_path / "mine")
-    send(site, content(FILES))
-    with pytest.raises(UserError, match="run 'run-2': has left no adapter here"):
-        fetch_adapter(site.folder, "run-2", tmp_path / "mine")
-    (site.folder / "state/runs/run-1/adapter/inference.json").write_text("[]")
-    with pytest.raises(UserError, match="was changed since it came"):
-        fetch_adapter(site.folder, "", tmp_path / "mine")
-    assert not (tmp_path / "mine").exists()
 
 
 class Line(SimpleNamespace):
@@ -153,8 +141,7 @@ def test_the_server_notes_who_has_it(site, tmp_path):
     assert (sent["event"], sent["clients"]) == ("adapter_sent", ["0"])
     assert sent["sha256"] == digest_of(FILES)
     assert (missing["client"], missing["reason"]) == ("1", "not connected")
-    fetch_adapter(site.folder, "", tmp_path / "mine")
-    assert {p.name: p.read_bytes() for p in (tmp_path / "mine").iterdir()} == FILES
+    assert kept(site) == FILES
 
 
 def test_a_broken_line_is_an_event(tmp_path):

@@ -11,7 +11,7 @@ from ray import cloudpickle
 import client.resources
 from client.app import make_app
 from deal_core.config.experiment import Experiment, RunConfig
-from simulations.engines.flower_identity import assume_identity
+from simulations.engines.worker_pool import assume_identity
 from tests.run_configs import placed
 
 HEAVY = {"torch", "transformers", "peft", "pandas", "scipy", "safetensors"}

@@ -23,8 +23,8 @@ from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import record_digest
 from server.strategy import start_state
 from server.wire import outgoing, request
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import CLIENT_FAILED, FIRST_CLIENT_NODE, InProcessGrid
+from simulations.engines.worker_pool import assume_identity
 
 Spoil = Callable[[RecordDict], None]
 

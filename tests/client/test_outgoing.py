@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from client import wire
 from client.egress import FIELDS, check_reply
 from deal_core.lora.payload import PayloadError
-from simulations.engines.flower_identity import assume_identity
+from simulations.engines.worker_pool import assume_identity
 from tests.client.real_site import RealSite, asked, code
 
 KEY = "base_model.model.layer.lora_B.weight"

@@ -36,9 +36,9 @@ from deal_core.wire.instruction import Instruction
 from server import wire
 from server.results import read_results
 from server.run import run
-from simulations.deployment.site.agreement import what_leaves
-from simulations.engines.flower_identity import assume_identity
+from simulations.deployment.site.check import what_leaves
 from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.worker_pool import assume_identity
 from simulations.run.summary import print_report
 from tests.registered import register
 

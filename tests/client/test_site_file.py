@@ -29,7 +29,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import OutsidePolicy, Refusal
 from deal_core.wire.instruction import Instruction
-from simulations.engines.flower_identity import assume_identity
+from simulations.engines.worker_pool import assume_identity
 from tests.run_configs import placed
 
 SECRET = "Maria K., born 1961-04-03"

@@ -21,7 +21,7 @@ FAST = {
     "deal predict runs/quickstart-seed0 --file texts.csv --column question --task surgery": (
         '"row": 2'
     ),
-    "deal predict /srv/model 'a text'": '"text": "a text"',
+    "deal predict /srv/deal-site/state/runs/RUN/adapter 'a text'": '"text": "a text"',
     "deal export runs/quickstart-seed0 --to mine": "mine/adapter_config.json",
     "deal export runs/quickstart-seed0 --to mine --merge": "mine/model.safetensors",
     "deal ledger show STATE": "epsilon",
@@ -112,11 +112,8 @@ PARSED = {
     "deal site start one/south": DEPLOYMENT,
     "deal submit one/triage.toml --dir one/server": DEPLOYMENT,
     "deal status --dir one/server": DEPLOYMENT,
-    "deal site fetch one/north --to one/model": DEPLOYMENT,
-    "deal predict one/model 'sudden pain in the chest'": DEPLOYMENT,
-    "deal server sites --dir /srv/deal": DEPLOYMENT,
+    "deal predict one/north/state/runs/RUN/adapter 'sudden pain in the chest'": DEPLOYMENT,
     "deal site check /srv/deal-site --experiment two-tasks.toml": DEPLOYMENT,
-    "deal site fetch /srv/deal-site --to /srv/model": DEPLOYMENT,
     "deal submit two-tasks.toml --dir /srv/deal": DEPLOYMENT,
     "deal submit --resume RUN --dir /srv/deal": DEPLOYMENT,
     "deal status --dir /srv/deal": DEPLOYMENT,

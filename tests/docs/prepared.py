@@ -21,10 +21,10 @@ from tests.simulations.runs import at
 
 PLACES = {
     "/srv/deal/runs/RUN": "runs/mine",
+    "/srv/deal-site/state/runs/RUN/adapter": "runs/quickstart-seed0",
     "/srv/deal-site/state": "STATE",
     "/srv/deal-site": "site",
     "/srv/deal": "server",
-    "/srv/model": "runs/quickstart-seed0",
     "/srv/data": "data",
 }
 """Absolute paths of the pages, the longest first, to places below the prepared folder."""

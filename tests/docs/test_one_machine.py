@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from client.site_file import read_site
-from simulations.deployment.server.folder import server_folder
+from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.site.check import check_site
 from simulations.run.experiment import Request, load_experiment
 from tests.docs.pages import ROOT, fences
@@ -23,7 +23,7 @@ def test_what_the_page_makes_is_ready_and_names_the_port_that_listens(tmp_path: 
         ["bash", "-e", "-c", deal + block], cwd=tmp_path, env=environment, check=True, timeout=240
     )
     experiment = load_experiment(Request(str(tmp_path / "one/triage.toml")))
-    settings = server_folder(str(tmp_path / "one/server")).settings()
+    settings = ServerFolder(tmp_path / "one/server").settings()
     for name in ("north", "south"):
         site = tmp_path / "one" / name
         report = check_site(site, experiment, offline=True)

@@ -32,8 +32,8 @@ from server.plan import Step
 from server.results import read_results
 from server.run import run
 from server.strategy import start_state
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.worker_pool import assume_identity
 from tests.registered import register
 from tests.server.fuzz_grid import FuzzGrid, counts, lost, tiny_app, tiny_model
 from tests.server.test_fuzz import settings

@@ -21,8 +21,8 @@ from deal_core.randomness import seeded
 from server import clients as rounds
 from server.folder import RunFolder
 from server.run import run
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.worker_pool import assume_identity
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
 from tests.server.mutations import COUNTS, INT8, MUTATIONS
 from tests.server.spoil import TEXT

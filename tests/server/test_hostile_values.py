@@ -26,8 +26,8 @@ from server.checkpoint import Checkpoint, load_checkpoint
 from server.folder import RunFolder
 from server.run import run
 from server.strategy import sendable
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.worker_pool import assume_identity
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
 from tests.server.spoil import Mutation, alternating, every_float, figures, one_value, times
 

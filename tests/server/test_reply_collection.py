@@ -10,8 +10,8 @@ from flwr.clientapp import ClientApp
 
 from deal_core.errors import UserError
 from server import clients as rounds
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
+from simulations.engines.worker_pool import assume_identity
 
 CLIENTS = 4
 HOUR = 3600.0

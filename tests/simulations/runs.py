@@ -17,8 +17,8 @@ from deal_core.data import load_for_clients
 from deal_core.inference.predictor import Predictor
 from server.results import Results
 from server.run import run
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, Interceptor
+from simulations.engines.worker_pool import assume_identity
 
 IN_SUM = (
     "federation.clients=3",

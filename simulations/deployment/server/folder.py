@@ -1,27 +1,43 @@
-"""The server's folder: where everything lies in it, its settings, and ``deal server init``, which
-fills it."""
+"""The server: its folder and settings, ``deal server init``, which fills it, ``deal server start``,
+which runs Flower's SuperLink with TLS and a lasting memory, and who may sign in there."""
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import Field
 
+from client.site_file import NAME
+from deal_core.atomic_write import atomic_write
 from deal_core.config.data import Table
 from deal_core.config.file import parse_tables, read_toml
 from deal_core.errors import UserError, at_home
 from server.folder import EventLog
-from simulations.deployment.keys import make_authority, make_server_certificate, write_secret
-from simulations.deployment.programs import FlowerHome, filled, service_unit
+from simulations.deployment.keys import (
+    check_secret,
+    fingerprint_of_line,
+    make_authority,
+    make_server_certificate,
+    read_public_key,
+    write_secret,
+)
+from simulations.deployment.programs import filled, service_unit, supervise
+from simulations.engines.flower import CONNECTION, LOCAL, FlowerHome, program
 from simulations.output.files import toml_lines
 
-LOCAL = "127.0.0.1"
 HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*")
+WAIT_SECONDS = 60.0
+"""For a command that changes the list of sites at the same time."""
 
 
 class ServerSettings(Table):
@@ -33,8 +49,6 @@ class ServerSettings(Table):
     """What the reverse proxy listens on, for the sites."""
     superlink_port: int = Field(9444, ge=1, le=65535)
     """What the SuperLink listens on, on this machine alone: who reaches it can start runs."""
-    metrics_port: int = Field(0, ge=0, le=65535)
-    """Prometheus figures on this machine; 0: none."""
 
     @property
     def address(self) -> str:
@@ -47,71 +61,36 @@ class ServerSettings(Table):
         return f"localhost:{self.superlink_port}"
 
 
-@dataclass(frozen=True)
 class ServerFolder:
-    """Names inside it."""
+    """Names inside it.
 
-    path: Path
+    Attributes:
+        authority: certificate of the authority, which every site needs.
+        authority_key: needed for a new server certificate only; better kept elsewhere.
+        certificate, key: the server's.
+        database: what the SuperLink remembers: registered keys and runs.
+        sites: names, keys and Flower's ids of the registered sites.
+        runs: one folder per run.
+        events: who was registered and removed, what was started and stopped.
+        log: Flower's own output.
+        pid: process id of ``deal server start``.
+        flower: Flower's home.
+    """
 
-    @property
-    def settings_file(self) -> Path:
-        """``server.toml``."""
-        return self.path / "server.toml"
-
-    @property
-    def authority(self) -> Path:
-        """Certificate of the authority: what every site needs."""
-        return self.path / "ca.crt"
-
-    @property
-    def authority_key(self) -> Path:
-        """Needed for a new server certificate only; better kept elsewhere."""
-        return self.path / "ca.key"
-
-    @property
-    def certificate(self) -> Path:
-        """The server's."""
-        return self.path / "server.crt"
-
-    @property
-    def key(self) -> Path:
-        """The server's private key."""
-        return self.path / "server.key"
-
-    @property
-    def database(self) -> Path:
-        """What the SuperLink remembers: registered keys and runs."""
-        return self.path / "superlink.db"
-
-    @property
-    def sites(self) -> Path:
-        """Names of the registered sites."""
-        return self.path / "sites.json"
-
-    @property
-    def runs(self) -> Path:
-        """One folder per run."""
-        return self.path / "runs"
-
-    @property
-    def events(self) -> EventLog:
-        """What was done here: who was registered and removed, what was started and stopped."""
-        return EventLog(self.path / "events.jsonl")
-
-    @property
-    def log(self) -> Path:
-        """Flower's own output."""
-        return self.path / "superlink.log"
-
-    @property
-    def pid(self) -> Path:
-        """Process id of ``deal server start``."""
-        return self.path / "server.pid"
-
-    @property
-    def flower(self) -> FlowerHome:
-        """Flower's home."""
-        return FlowerHome(self.path / "flower")
+    def __init__(self, path: str | Path) -> None:
+        self.path = at_home(path).resolve()
+        self.settings_file = self.path / "server.toml"
+        self.authority = self.path / "ca.crt"
+        self.authority_key = self.path / "ca.key"
+        self.certificate = self.path / "server.crt"
+        self.key = self.path / "server.key"
+        self.database = self.path / "superlink.db"
+        self.sites = self.path / "sites.json"
+        self.runs = self.path / "runs"
+        self.events = EventLog(self.path / "events.jsonl")
+        self.log = self.path / "superlink.log"
+        self.pid = self.path / "server.pid"
+        self.flower = FlowerHome(self.path / "flower")
 
     def settings(self) -> ServerSettings:
         """Return ``server.toml``, read and checked.
@@ -127,16 +106,10 @@ class ServerFolder:
         where = str(self.settings_file)
         return parse_tables(ServerSettings, read_toml(self.settings_file), where)
 
-
-def server_folder(path: str) -> ServerFolder:
-    """Return the folder at ``path``, absolute."""
-    return ServerFolder(at_home(path).resolve())
-
-
-def command(folder: ServerFolder, words: str) -> str:
-    """Return ``deal WORDS`` for the server in ``folder``: with ``--dir``, without which every
-    command looks for the server in the folder that it is called from."""
-    return f"deal {words} --dir {shlex.quote(str(folder.path))}"
+    def command(self, words: str) -> str:
+        """Return ``deal WORDS`` for this server: with ``--dir``, without which every command looks
+        for the server in the folder that it is called from."""
+        return f"deal {words} --dir {shlex.quote(str(self.path))}"
 
 
 def init_server(folder: ServerFolder, settings: ServerSettings) -> list[str]:
@@ -166,7 +139,18 @@ def init_server(folder: ServerFolder, settings: ServerSettings) -> list[str]:
         folder.settings_file.write_text(toml_lines(settings.model_dump()), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder.path}: cannot be written ({error.strerror})") from None
-    return next_steps(folder, settings)
+    return [
+        f"made {folder.path}: certificates for {', '.join(settings.hosts)}, server.toml, "
+        "nginx.conf, deal-server.service",
+        "next:",
+        f"  1. include {folder.path / 'nginx.conf'} in your reverse proxy (port {settings.port})",
+        f"  2. deal server start {folder.path}        (or install deal-server.service)",
+        f"  3. send {folder.authority} and the address {settings.address} to every site",
+        f"  4. for each key that comes back: {folder.command('server add-site NAME KEY.pub')}",
+        f"  without a proxy, for sites on this machine alone: leave out 1; their address is "
+        f"{settings.local_address}",
+        f"  keep {folder.authority_key.name} offline: it is needed for a new certificate only",
+    ]
 
 
 def check_hosts(hosts: Sequence[str]) -> None:
@@ -191,45 +175,27 @@ def _write_keys(folder: ServerFolder, hosts: Sequence[str]) -> None:
     folder.certificate.write_bytes(server.certificate)
 
 
-def next_steps(folder: ServerFolder, settings: ServerSettings) -> list[str]:
-    """Return what the administrator does now."""
-    return [
-        f"made {folder.path}: certificates for {', '.join(settings.hosts)}, server.toml, "
-        "nginx.conf, deal-server.service",
-        "next:",
-        f"  1. include {folder.path / 'nginx.conf'} in your reverse proxy (port {settings.port})",
-        f"  2. deal server start {folder.path}        (or install deal-server.service)",
-        f"  3. send {folder.authority} and the address {settings.address} to every site",
-        f"  4. for each key that comes back: {command(folder, 'server add-site NAME KEY.pub')}",
-        f"  without a proxy, for sites on this machine alone: leave out 1; their address is "
-        f"{settings.local_address}",
-        f"  keep {folder.authority_key.name} offline: it is needed for a new certificate only",
-    ]
-
-
 def nginx_file(folder: ServerFolder, settings: ServerSettings) -> str:
-    """Return a server block for nginx."""
+    """Return a server block for nginx.
+
+    Raises:
+        UserError: the path has a ``$``, which nginx cannot quote.
+    """
+    if "$" in str(folder.path):
+        raise UserError(f"{folder.path}: nginx takes no path with $; choose another folder")
+
+    def word(path: Path) -> str:
+        return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
     return filled(
         "nginx.conf",
         port=settings.port,
         names=" ".join(settings.hosts),
-        certificate=_nginx(folder.certificate),
-        key=_nginx(folder.key),
-        authority=_nginx(folder.authority),
+        certificate=word(folder.certificate),
+        key=word(folder.key),
+        authority=word(folder.authority),
         superlink_port=settings.superlink_port,
     )
-
-
-def _nginx(path: Path) -> str:
-    """Return one word of nginx's, whatever a path contains but ``$``, which nginx cannot quote.
-
-    Raises:
-        UserError: the path has one.
-    """
-    if "$" in str(path):
-        raise UserError(f"{path}: nginx cannot be told of a path with $; choose another folder")
-    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
 
 
 def server_unit(folder: ServerFolder) -> str:
@@ -238,3 +204,155 @@ def server_unit(folder: ServerFolder) -> str:
     fixed = (folder.settings_file, folder.authority, folder.certificate, folder.key)
     what = "Federated DEAL: server"
     return service_unit(what, "deal-server", "server start", folder.path, fixed, folder.path)
+
+
+def start_server(folder: ServerFolder) -> None:
+    """Run the SuperLink until it is asked to end.
+
+    Raises:
+        UserError: no server's folder, an unsafe key, a port in use, it runs already, or it has
+            ended by itself.
+    """
+    settings = folder.settings()
+    check_secret(folder.key)
+    check_free(settings.superlink_port)
+    folder.flower.connect(f"{LOCAL}:{settings.superlink_port}", folder.authority)
+    folder.events.write("server_started", port=settings.superlink_port)
+    command = superlink_command(folder, settings)
+    if supervise(command, folder.flower, folder.log, folder.pid):
+        raise UserError(f"Flower's SuperLink has ended by itself; {folder.log} says why")
+
+
+def check_free(port: int) -> None:
+    """Raise :class:`UserError` where another program listens on a local port already."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOCAL, port))
+        except OSError:
+            raise UserError(
+                f"port {port} is in use on this machine; end what uses it, or change "
+                "superlink_port in server.toml, and the port that nginx.conf passes requests to"
+            ) from None
+
+
+def starting_lines(folder: ServerFolder) -> list[str]:
+    """Return what is about to run, and what to do next."""
+    settings = folder.settings()
+    return [
+        f"SuperLink on {LOCAL}:{settings.superlink_port}, log in {folder.log}; Ctrl-C ends it",
+        f"sites on this machine reach it at {settings.local_address}, without a proxy; others at "
+        f"{settings.address}, where the proxy listens (nginx.conf)",
+        f"next, in another terminal, for each site: "
+        f"{folder.command('server add-site NAME KEY.pub')}",
+        f"then: {folder.command('submit EXPERIMENT')}",
+    ]
+
+
+def superlink_command(folder: ServerFolder, settings: ServerSettings) -> list[str]:
+    """Flower's own program, bound to this machine: sites come through the proxy."""
+    return [
+        program("flower-superlink"),
+        *("--ssl-ca-certfile", str(folder.authority)),
+        *("--ssl-certfile", str(folder.certificate)),
+        *("--ssl-keyfile", str(folder.key)),
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        *("--host", LOCAL, "--port", str(settings.superlink_port)),
+        *("--database", str(folder.database)),
+    ]
+
+
+def registered(folder: ServerFolder) -> dict[str, dict[str, Any]]:
+    """Return name to ``key`` (the public line), ``node`` (Flower's id) and ``since``, in the order
+    in which they were added.
+
+    Raises:
+        UserError: the list cannot be read.
+    """
+    try:
+        sites: dict[str, dict[str, Any]] = json.loads(folder.sites.read_text(encoding="utf-8"))
+        return sites
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder.sites}: cannot be read ({error}); restore your backup") from None
+
+
+def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
+    """Let the holder of a key sign in as ``name``.
+
+    Returns:
+        The lines to print.
+
+    Raises:
+        UserError: a name or key that is taken or none, or the server is not running.
+    """
+    settings = folder.settings()
+    if not NAME.fullmatch(name):
+        raise UserError(f"'{name}': a site's name has letters, digits, '.', '_' and '-', up to 64")
+    with _changing(folder) as sites:
+        key = read_public_key(key_file)
+        if name in sites:
+            cure = folder.command(f"server remove-site {name}")
+            raise UserError(f"'{name}' is registered already; for a new key first {cure}")
+        for other, site in sites.items():
+            if site["key"] == key:
+                raise UserError(
+                    f"{key_file}: this key is that of '{other}'; every site has its own"
+                )
+        answer = folder.flower.ask(
+            "supernode", "register", str(key_file.resolve()), CONNECTION, "--name", name
+        )
+        sites[name] = {"key": key, "node": str(answer["node-id"]), "since": time.time()}
+        try:
+            _write(folder.sites, sites)
+        except OSError as error:  # else Flower would know the key, and nobody its name
+            folder.flower.ask("supernode", "unregister", sites[name]["node"], CONNECTION)
+            raise UserError(f"{folder.sites}: cannot be written ({error.strerror})") from None
+    folder.events.write("site_added", site=name, **sites[name])
+    return [
+        f"registered '{name}' ({len(sites)} in all)",
+        f"fingerprint {fingerprint_of_line(key)}: compare it with the site's by telephone",
+        f"next: the site runs deal site check and deal site start (server {settings.address}, or "
+        f"on this machine, without a proxy, {settings.local_address}); "
+        f"when all are there, {folder.command('submit EXPERIMENT')}",
+    ]
+
+
+def remove_site(folder: ServerFolder, name: str) -> list[str]:
+    """Let nobody sign in as ``name`` any more.
+
+    Returns:
+        The lines to print.
+
+    Raises:
+        UserError: no such site, or the server is not running.
+    """
+    folder.settings()
+    with _changing(folder) as sites:
+        if name not in sites:
+            raise UserError(f"'{name}' is not registered; known: {', '.join(sites) or 'none'}")
+        folder.flower.ask("supernode", "unregister", sites[name]["node"], CONNECTION)
+        removed = sites.pop(name)
+        _write(folder.sites, sites)
+    folder.events.write("site_removed", site=name, **removed)
+    return [
+        f"removed '{name}': its key is refused from now on",
+        f"next: for a new key, {folder.command(f'server add-site {name} KEY.pub')} (the name "
+        "keeps its place in runs that are continued)",
+    ]
+
+
+@contextmanager
+def _changing(folder: ServerFolder) -> Iterator[dict[str, dict[str, Any]]]:
+    """Yield the list; within the block no other command changes it."""
+    try:
+        with FileLock(folder.sites.with_suffix(".lock"), timeout=WAIT_SECONDS):
+            yield registered(folder)
+    except Timeout:
+        raise UserError(
+            f"{folder.sites}: another command changes the list; try again when it has ended"
+        ) from None
+
+
+def _write(path: Path, sites: dict[str, dict[str, Any]]) -> None:
+    atomic_write(path, json.dumps(sites, indent=1) + "\n")

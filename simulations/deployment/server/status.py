@@ -1,12 +1,14 @@
-"""``deal status``: where a run and its sites stand, in lines, as a table, or as JSON."""
+"""``deal status``: what the events of a run say about where it and its sites stand, in lines, as a
+table, or as JSON."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,238 @@ from rich.text import Text
 
 from deal_core.errors import UserError
 from deal_core.privacy.events import unit_text
-from server.folder import TOLD_TO_END, RunFolder, held
-from server.results import MORE_TRUST, VOID, Spending, rounded_up, whole_extent
-from simulations.deployment.programs import CONNECTION
-from simulations.deployment.server.folder import ServerFolder, command
-from simulations.deployment.server.run_state import (
-    KILLED,
-    RoundState,
-    RunState,
-    SiteState,
-    state_of,
+from server.folder import (
+    TOLD_TO_END,
+    RunEvent,
+    RunFolder,
+    held,
+    plain_reason,
+    read_events,
+    site_name,
+    without_undone,
 )
+from server.results import (
+    MORE_TRUST,
+    VOID,
+    Spending,
+    read_results,
+    rounded_up,
+    spending_told,
+    whole_extent,
+)
+from simulations.deployment.server.folder import ServerFolder, registered
 from simulations.deployment.server.submit import flower_status, run_folder, starts, was_stopped
-from simulations.deployment.server.superlink import registered
+from simulations.engines.flower import CONNECTION
 from simulations.output.console import print_line
 from simulations.run.run_folder import recorded
+
+ROUND_ENDS = frozenset(
+    {"round_finished", "round_skipped", "run_started", "run_finished", "run_stopped"}
+)
+"""Events after which no round is under way."""
+WHERE = ("stage", "phase", "server_round")
+FAULTS = ("client_failed", "reply_dropped", "leg_failed")
+KILLED = "its process has ended without a word: the server was killed or restarted"
+MEANING = {
+    "client reports 'unpinned'": "a peer's key is not pinned there; its log says whose",
+    "client reports 'protocol'": "it refuses a leg of the secure sum; its log says why",
+}
+"""What Flower has a number for, and a site a word."""
+SITS_OUT = {
+    "policy": "its policy refuses the experiment (deal site check --experiment FILE, there)",
+    "budget-spent": "its privacy budget is spent (deal ledger, there)",
+}
+"""Words by which a site takes no part for longer than a task."""
+
+
+ANSWERS = {"client_finished": "replied", "client_idle": "declined", "client_failed": "failed"}
+"""Event to what it is counted as in a round."""
+
+
+@dataclass
+class RoundState:
+    """One round, from the event that starts it to the one that ends it.
+
+    Attributes:
+        since: when it began, seconds since 1970.
+        asked: how many sites it asks.
+        where: stage, phase and number within the stage.
+        answers: client to the last of its answers, a value of ``ANSWERS``.
+    """
+
+    since: float
+    asked: int
+    where: list[Any]
+    answers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class SiteState:
+    """One site in one run.
+
+    Attributes:
+        last_seen: time of its last valid reply, seconds since 1970; 0: none yet.
+        task: of that reply.
+        rounds: valid updates so far.
+        faults: rounds without a valid reply, and replies that were dropped.
+        last_fault: the reason of the last one, or why it takes no part at all.
+        spent: what privacy has cost, all rounds and tasks so far; None: nobody says.
+    """
+
+    last_seen: float = 0.0
+    task: str = ""
+    rounds: int = 0
+    faults: int = 0
+    last_fault: str = ""
+    spent: Spending | None = None
+
+
+@dataclass
+class RunState:
+    """One run.
+
+    Attributes:
+        phase: ``starting``, ``running``, ``stopped`` or ``finished``.
+        reason: why it stopped.
+        stage: that was worked on last, from 0, of so many ``stages``; -1: none yet.
+        rounds: finished, of ``planned``.
+        current: the round that is under way; None: none is.
+        quarantined: sites left out in the last round, by a check or a robust rule.
+        summed: how many sites the last secure sum is over, of how many; None: updates are seen.
+        lost: why the last round was lost; empty: it was not.
+        bytes_up, bytes_down: of the whole run, mean per site.
+        accuracy: task to 0-1, as last evaluated.
+        evaluated: after which stage, from 0; -1: before the first.
+        among_all: the same among all labels seen so far; empty: not known.
+        unit: of privacy: what an epsilon protects; empty: nothing is protected.
+        unit_column: of groups, as the experiment names it.
+        assumes: whom an epsilon takes to be honest.
+    """
+
+    phase: str = "starting"
+    reason: str = ""
+    stage: int = -1
+    stages: int = 0
+    server_round: int = 0
+    rounds: int = 0
+    planned: int = 0
+    current: RoundState | None = None
+    tasks: list[str] = field(default_factory=list)
+    working: list[str] = field(default_factory=list)
+    quarantined: list[str] = field(default_factory=list)
+    summed: tuple[int, int] | None = None
+    lost: str = ""
+    bytes_up: float = 0.0
+    bytes_down: float = 0.0
+    accuracy: dict[str, float] = field(default_factory=dict)
+    among_all: dict[str, float] = field(default_factory=dict)
+    evaluated: int = -1
+    unit: str = ""
+    unit_column: str = ""
+    assumes: str = ""
+    last_event: float = 0.0
+    sites: dict[str, SiteState] = field(default_factory=dict)
+
+
+def run_state(events: Iterable[RunEvent]) -> RunState:
+    """Fold the events into a state; sites go by their names."""
+    state, names = RunState(), list[str]()
+    for event in without_undone(events):
+        state.last_event = event["time"]
+        state.current = round_after(event, state.current)
+        if event["event"] == "run_started":
+            names = event.get("sites") or [str(k) for k in range(event["clients"])]
+            _begin(state, event, names)
+        elif event["event"] in ("client_finished", *FAULTS):
+            _heard(state, site_name(event["client"], names), event)
+        elif event["event"] == "client_idle" and event.get("code") in SITS_OUT:
+            site = state.sites.setdefault(site_name(event["client"], names), SiteState())
+            site.last_fault = SITS_OUT[event["code"]]
+        else:
+            _told(state, event, names)
+    return state
+
+
+def state_of(run: Path) -> RunState:
+    """Return the state of a run folder. ``finished`` is a run whose results are there and valid,
+    ``running`` one that some process writes."""
+    folder = RunFolder(run)
+    state = run_state(read_events(folder.metrics))
+    if state.phase == "running" and not held(folder.writing):
+        state = run_state(read_events(folder.metrics))  # it may have ended in between
+    if state.phase == "running" and not held(folder.writing):
+        state.phase, state.reason, state.current = "stopped", KILLED, None
+    if state.phase == "finished":
+        try:
+            read_results(run)
+        except UserError as error:
+            state.phase, state.reason = "stopped", str(error)
+    return state
+
+
+def round_after(event: Mapping[str, Any], current: RoundState | None) -> RoundState | None:
+    """Return the round that is under way after an event; None: none is."""
+    kind, where = event["event"], [event.get(key) for key in WHERE]
+    if kind == "round_started":
+        return RoundState(event["time"], int(event.get("clients", 0)), where)
+    if kind in ROUND_ENDS:
+        return None
+    if current is not None and kind in ANSWERS and where == current.where:
+        current.answers[event["client"]] = ANSWERS[kind]
+    return current
+
+
+def _begin(state: RunState, event: RunEvent, names: list[str]) -> None:
+    state.phase, state.reason = "running", ""
+    state.tasks, state.unit = list(event["tasks"]), str(event.get("unit") or "")
+    state.unit_column = str(event.get("unit_column") or "")
+    state.assumes = str(event.get("assumes") or "")
+    state.planned = sum(stage["rounds"] for stage in event["stages"])
+    state.rounds, state.stages = int(event["done_rounds"]), len(event["stages"])
+    for name in names:
+        state.sites.setdefault(name, SiteState())
+
+
+def _heard(state: RunState, name: str, event: RunEvent) -> None:
+    site = state.sites.setdefault(name, SiteState())
+    site.spent = spending_told(event) or site.spent
+    if event["event"] != "client_finished":
+        site.faults += 1
+        site.last_fault = MEANING.get(str(event["reason"]), str(event["reason"]))
+        trained = event.get("server_round", 1)  # 0: an evaluation, which leaves out no update
+        if event["event"] == "client_failed" and trained and name not in state.quarantined:
+            state.quarantined.append(name)
+        return
+    if name in state.quarantined:  # asked again, and well
+        state.quarantined.remove(name)
+    site.last_seen, site.task = event["time"], str(event["task"])
+    site.rounds += 1
+
+
+def _told(state: RunState, event: RunEvent, names: list[str]) -> None:
+    kind: str = event["event"]
+    if kind == "round_started":
+        state.stage, state.server_round = event["stage"], event["server_round"]
+        state.working, state.quarantined, state.lost = list(event["tasks"]), [], ""
+    elif kind == "summed":
+        state.summed = int(event["sites"]), int(event["cohort"])
+    elif kind == "round_lost":
+        state.lost = plain_reason(event["reason"])
+    elif kind == "round_finished":
+        state.rounds += 1
+        state.bytes_up += event["bytes_up"]
+        state.bytes_down += event["bytes_down"]
+        state.quarantined += [names[int(k)] for k in event["excluded"]]
+    elif kind == "round_skipped":
+        state.rounds += 1
+    elif kind == "evaluated":
+        state.accuracy, state.evaluated = dict(event["accuracy"]), int(event.get("stage", -1))
+        state.among_all = dict(event.get("class_incremental") or {})
+    elif kind == "run_finished":
+        state.phase = "finished"
+    elif kind == "run_stopped":
+        state.phase, state.reason = "stopped", plain_reason(event["reason"])
+
 
 COLUMNS = ("site", "connection", "last reply", "task", "rounds", "faults", "last fault")
 
@@ -48,16 +267,23 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
             print(json.dumps({"run": "", "connected": sites}, indent=1))
             return
         print_sites(console, sites, RunState(), fault)
-        print_line(console, f"no run yet; next: {command(folder, 'submit EXPERIMENT')}")
+        print_line(console, f"no run yet; next: {folder.command('submit EXPERIMENT')}")
         return
     run = run_folder(folder, name)
     state = state_of(run)
-    if state.phase == "stopped" and _starts_again(run, state):
-        state.phase, state.reason = "starting", ""
-    if state.phase == "starting" and not fault:
-        _as_flower_sees_it(folder, state, run)
-    if state.phase == "stopped":
-        _name_the_command(folder, state, run)
+    begun = starts(run)
+    continued = bool(begun) and float(begun[-1]["time"]) > state.last_event
+    if state.phase == "stopped" and (continued or held(RunFolder(run).writing)):
+        state.phase, state.reason = "starting", ""  # it waits for its sites
+    if state.phase == "starting" and begun and not fault:
+        found = flower_status(folder, begun[-1]["run"])
+        if found.startswith("finished"):
+            state.phase = "stopped"
+            state.reason = f"Flower says '{found}'; superlink.log in the server's folder has more"
+    # A run that was stopped on command knows only that its process was told to end.
+    told_to_end = state.phase == "stopped" and state.reason in (TOLD_TO_END, KILLED)
+    if told_to_end and was_stopped(folder, run):
+        state.reason = "by deal stop"
     if as_json:
         told = {"run": run.name, **asdict(state), "connected": sites}
         print(json.dumps(told, indent=1, default=Spending.model_dump))
@@ -66,14 +292,6 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
         print_line(console, line)
     print_sites(console, sites, state, fault)
     print_line(console, next_step(folder, run.name, state))
-
-
-def _starts_again(run: Path, state: RunState) -> bool:
-    """Return whether a run that has stopped was continued, and has not said so yet: it waits for
-    its sites first."""
-    begun = starts(run)
-    later = bool(begun) and float(begun[-1]["time"]) > state.last_event
-    return later or held(RunFolder(run).writing)
 
 
 def connected(folder: ServerFolder) -> tuple[dict[str, str], str]:
@@ -153,8 +371,8 @@ def next_step(folder: ServerFolder, name: str, state: RunState) -> str:
         run = folder.runs / name
         return f"next: adapter and results.json are in {run}; deal report {shlex.quote(str(run))}"
     if state.phase == "stopped":
-        return f"next: {command(folder, f'submit --resume {name}')}"
-    return f"next: wait; {command(folder, f'stop {name}')} ends it and keeps its checkpoint"
+        return f"next: {folder.command(f'submit --resume {name}')}"
+    return f"next: wait; {folder.command(f'stop {name}')} ends it and keeps its checkpoint"
 
 
 def _deadline(run: Path) -> float:
@@ -163,21 +381,6 @@ def _deadline(run: Path) -> float:
         return recorded(run).federation.deadline_seconds
     except UserError:
         return 0.0
-
-
-def _name_the_command(folder: ServerFolder, state: RunState, run: Path) -> None:
-    """A run that was stopped on command knows only that its process was told to end."""
-    if state.reason in (TOLD_TO_END, KILLED) and was_stopped(folder, run):
-        state.reason = "by deal stop"
-
-
-def _as_flower_sees_it(folder: ServerFolder, state: RunState, run: Path) -> None:
-    """A run that ended before its first event is not starting any more."""
-    begun = starts(run)
-    found = flower_status(folder, begun[-1]["run"]) if begun else ""
-    if found.startswith("finished"):
-        state.phase = "stopped"
-        state.reason = f"Flower says '{found}'; superlink.log in the server's folder has more"
 
 
 def round_line(current: RoundState, number: int, deadline: float, now: float) -> str:
@@ -189,10 +392,10 @@ def round_line(current: RoundState, number: int, deadline: float, now: float) ->
         deadline: seconds for which it waits for replies; 0: not known.
         now: seconds since 1970.
     """
+    counts = Counter(current.answers.values())
     sites = "1 site" if current.asked == 1 else f"{current.asked} sites"
-    parts = [f"{sites} asked {span(now - current.since)} ago", f"{len(current.replied)} replied"]
-    parts += [f"{len(current.declined)} declined"] if current.declined else []
-    parts += [f"{len(current.failed)} failed"] if current.failed else []
+    parts = [f"{sites} asked {span(now - current.since)} ago", f"{counts['replied']} replied"]
+    parts += [f"{counts[kind]} {kind}" for kind in ("declined", "failed") if counts[kind]]
     left = current.since + deadline - now
     if deadline:
         parts.append(f"deadline in {span(left)}" if left > 0 else "the deadline has passed")
@@ -218,7 +421,9 @@ def print_sites(
         table.add_column(f"ε per {unit_text(state.unit, state.unit_column)} so far")
     for name in [*state.sites, *(name for name in connections if name not in state.sites)]:
         site = state.sites.get(name, SiteState())
-        row = _row(name, connections.get(name, "not registered"), site)
+        last = f"{span(time.time() - site.last_seen)} ago" if site.last_seen else "never"
+        row = [name, connections.get(name, "not registered"), last, site.task]
+        row += [str(site.rounds), str(site.faults), site.last_fault]
         row += [_cost(site.spent)] if spent else []
         table.add_row(*map(Text, row))  # a site's own words are no markup
     console.print(table)
@@ -226,12 +431,6 @@ def print_sites(
         print_line(console, line)
     if fault:
         print_line(console, f"connections unknown: {fault}")
-
-
-def _row(name: str, connection: str, site: SiteState) -> list[Any]:
-    last = f"{span(time.time() - site.last_seen)} ago" if site.last_seen else "never"
-    counts = [str(site.rounds), str(site.faults)]
-    return [name, connection, last, site.task, *counts, site.last_fault]
 
 
 def _cost(spent: Spending | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ from deal_core.config.run_config import from_run_config, to_run_config
 from deal_core.data.sources import SitesSource
 from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock, read_events
-from simulations.deployment.programs import CONNECTION
-from simulations.deployment.server.folder import ServerFolder, command
-from simulations.deployment.server.superlink import registered
-from simulations.engines.flower import BUNDLE
+from simulations.deployment.server.folder import ServerFolder, registered
+from simulations.engines.flower import BUNDLE, CONNECTION
 from simulations.output.files import toml_lines
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.run_folder import check_folder, record, recorded
@@ -27,24 +24,16 @@ STARTS = "starts.jsonl"
 """In the run folder: Flower's id of the run, one line for each time that it was started."""
 
 
-@dataclass(frozen=True)
-class Submission:
-    """The arguments of ``deal submit``.
+def submit(
+    folder: ServerFolder, experiment: str, overrides: tuple[str, ...] = (), seed: int | None = None
+) -> list[str]:
+    """Start a new run.
 
-    Attributes:
-        experiment: a TOML file, or a shipped name; empty with ``resume``.
-        resume: name of a run to be continued.
+    Args:
+        folder: of the server.
+        experiment: a TOML file, or a shipped name.
         overrides: ``table.key=value``.
-    """
-
-    experiment: str = ""
-    resume: str = ""
-    overrides: tuple[str, ...] = ()
-    seed: int | None = None
-
-
-def submit(folder: ServerFolder, submission: Submission) -> list[str]:
-    """Start the run.
+        seed: beats the experiment's.
 
     Returns:
         The lines to print.
@@ -54,71 +43,36 @@ def submit(folder: ServerFolder, submission: Submission) -> list[str]:
     """
     folder.settings()
     sites = list(registered(folder))
-    if submission.resume:
-        if submission.overrides or submission.seed is not None:
-            raise UserError(
-                "deal submit: a run goes on with the settings that it was started with; leave out "
-                "--set and --seed, or submit the experiment anew"
-            )
-        experiment = continued_experiment(folder, submission.resume, sites)
-    else:
-        experiment = new_experiment(folder, submission, sites)
-    check(experiment)
-    run = RunFolder(Path(experiment.run.out))
-    with exclusive_lock(run.launching, _while_it_runs(folder, run.path)):
-        check_folder(experiment)
-        if submission.resume:
-            _nobody_writes(folder, run.path)
-        record(experiment)
-        number = _start(folder, experiment, run.path)
-    name = run.path.name
-    return [
-        f"{'continued' if submission.resume else 'started'} {name} with "
-        f"{len(experiment.federation.sites)} sites (Flower's run {number})",
-        f"results go to {run.path}",
-        f"next: {command(folder, f'status {name}')}",
-        f"to end it: {command(folder, f'stop {name}')}",
-    ]
-
-
-def new_experiment(folder: ServerFolder, submission: Submission, sites: list[str]) -> Experiment:
-    """Return the experiment of a new run, with a name that no run had before.
-
-    Raises:
-        UserError: a file that cannot be read, or nobody to work with.
-    """
-    stem = Path(submission.experiment).stem
-    request = Request(
-        submission.experiment,
-        "unnamed",
-        submission.overrides,
-        submission.seed,
-        "deployment",
-    )
-    experiment = load_experiment(request)
-    name = f"{stem}-seed{experiment.run.seed}-{secrets.token_hex(3)}"
+    asked = load_experiment(Request(experiment, "unnamed", overrides, seed, "deployment"))
+    name = f"{Path(experiment).stem}-seed{asked.run.seed}-{secrets.token_hex(3)}"
     if not NAME.fullmatch(name):
-        raise UserError(f"{submission.experiment}: rename it to letters, digits, '-' and '_'")
-    chosen = experiment.federation.sites or tuple(sites)
+        raise UserError(f"{experiment}: rename it to letters, digits, '-' and '_'")
+    chosen = asked.federation.sites or tuple(sites)
     _require_registered(folder, chosen, sites)
-    return _at(experiment, str(folder.runs / name), chosen)
+    return _start(folder, _at(asked, folder.runs / name, chosen), "started")
 
 
-def continued_experiment(folder: ServerFolder, name: str, sites: list[str]) -> Experiment:
-    """Return the experiment of a run that is there. A site that has left meanwhile is absent from
-    it, as one that is switched off.
+def resume(folder: ServerFolder, name: str) -> list[str]:
+    """Continue a run, under the settings that it was started with. A site that has left meanwhile
+    is absent from it, as one that is switched off.
+
+    Returns:
+        The lines to print.
 
     Raises:
-        UserError: no such run, or fewer of its sites are registered than its quorum.
+        UserError: no such run, it has not ended, fewer of its sites are registered than its quorum,
+            or the server does not answer.
     """
-    path = run_folder(folder, name)
+    folder.settings()
+    sites, path = list(registered(folder)), run_folder(folder, name)
     before = recorded(path)
     chosen = before.federation.sites
     still = [site for site in chosen if site in sites]
     if len(still) < max(1.0, before.federation.quorum * len(chosen)):
         _require_registered(folder, chosen, sites)
-    experiment = _at(before, str(path), chosen)
-    return experiment.model_copy(update={"run": experiment.run.model_copy(update={"resume": True})})
+    experiment = _at(before, path, chosen)
+    run = experiment.run.model_copy(update={"resume": True})
+    return _start(folder, experiment.model_copy(update={"run": run}), "continued")
 
 
 def stop(folder: ServerFolder, name: str) -> list[str]:
@@ -132,37 +86,35 @@ def stop(folder: ServerFolder, name: str) -> list[str]:
     """
     folder.settings()
     run = run_folder(folder, name)
-    begun = starts(run)
-    if not begun:
+    numbers = [start["run"] for start in reversed(starts(run))]
+    if not numbers:
         return [f"{run.name} was never started; its folder is {run}"]
-    numbers = [start["run"] for start in reversed(begun)]
     alive = (n for n in numbers if not flower_status(folder, n).startswith("finished"))
     number = next(alive, numbers[0])
     folder.flower.ask("stop", number, CONNECTION)
     folder.events.write("run_stopped", run=run.name, flower=number)
     return [
         f"stopped {run.name}; the checkpoint after its last step stands",
-        f"next: {command(folder, f'submit --resume {run.name}')} goes on from there",
+        f"next: {folder.command(f'submit --resume {run.name}')} goes on from there",
     ]
 
 
 def run_folder(folder: ServerFolder, name: str) -> Path:
-    """Return the folder of a run; an empty name: of the latest.
+    """Return the folder of a run; an empty name: of the one that was started last.
 
     Raises:
         UserError: no such run, or none at all.
     """
-    runs = [path for path in folder.runs.glob("*") if path.is_dir()]
+    runs = {path.name: path for path in folder.runs.glob("*") if path.is_dir()}
     if not runs:
         raise UserError(
-            f"{folder.runs}: no run yet; start one with {command(folder, 'submit EXPERIMENT')}"
+            f"{folder.runs}: no run yet; start one with {folder.command('submit EXPERIMENT')}"
         )
     if not name:
-        return max(runs, key=_begun_at)
-    found = {path.name: path for path in runs}
-    if Path(name).name not in found:
-        raise UserError(f"no run '{name}'; there are: {', '.join(sorted(found))}")
-    return found[Path(name).name]
+        return max(runs.values(), key=lambda run: (_started_at(run), run.stat().st_mtime))
+    if Path(name).name not in runs:
+        raise UserError(f"no run '{name}'; there are: {', '.join(sorted(runs))}")
+    return runs[Path(name).name]
 
 
 def check(experiment: Experiment) -> None:
@@ -201,9 +153,13 @@ def starts(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def _started_at(run: Path) -> float:
+    return max((float(start["time"]) for start in starts(run)), default=0.0)
+
+
 def was_stopped(folder: ServerFolder, run: Path) -> bool:
     """Return whether ``deal stop`` was called for the run since it was started last."""
-    begun = max((float(start["time"]) for start in starts(run)), default=0.0)
+    begun = _started_at(run)
     return any(
         event["event"] == "run_stopped" and event["run"] == run.name and event["time"] >= begun
         for event in read_events(folder.events.path)
@@ -224,32 +180,55 @@ def flower_status(folder: ServerFolder, number: str) -> str:
     return str(runs[0]["status"]) if runs else "unknown"
 
 
-def _begun_at(run: Path) -> tuple[float, float]:
-    """When a run was started last; a page that is written later does not make it the latest."""
-    times = [float(start["time"]) for start in starts(run)]
-    return max(times, default=0.0), run.stat().st_mtime
-
-
 def _require_registered(folder: ServerFolder, chosen: tuple[str, ...], sites: list[str]) -> None:
     missing = [name for name in chosen if name not in sites]
     if missing:
-        cure = command(folder, f"server add-site {missing[0]} KEY.pub")
+        cure = folder.command(f"server add-site {missing[0]} KEY.pub")
         raise UserError(f"site '{missing[0]}' is not registered; {cure}")
     if not chosen:
-        cure = command(folder, "server add-site NAME KEY.pub")
+        cure = folder.command("server add-site NAME KEY.pub")
         raise UserError(f"no site is registered; {cure}")
 
 
-def _at(experiment: Experiment, out: str, sites: tuple[str, ...]) -> Experiment:
-    run = experiment.run.model_copy(update={"out": out, "engine": "deployment"})
+def _at(experiment: Experiment, out: Path, sites: tuple[str, ...]) -> Experiment:
+    run = experiment.run.model_copy(update={"out": str(out), "engine": "deployment"})
     federation = experiment.federation.model_copy(update={"sites": sites, "clients": len(sites)})
     data = experiment.data.model_copy(update={"path": "", "files": {}, "hub": {}})
     return experiment.model_copy(update={"run": run, "federation": federation, "data": data})
 
 
-def _nobody_writes(folder: ServerFolder, run: Path) -> None:
+def _start(folder: ServerFolder, experiment: Experiment, done: str) -> list[str]:
+    """Start it with ``flwr run``; return the lines to print."""
+    check(experiment)
+    run = Path(experiment.run.out)
+    where = (
+        f"{folder.command(f'status {run.name}')} says how far it is, and "
+        f"{folder.command(f'stop {run.name}')} ends it"
+    )
+    with exclusive_lock(RunFolder(run).launching, where):
+        check_folder(experiment)
+        if experiment.run.resume:
+            _require_ended(folder, run, where)
+        record(experiment)
+        config = run / "run-config.toml"
+        config.write_text(toml_lines(to_run_config(experiment)), encoding="utf-8")
+        answer = folder.flower.ask("run", str(BUNDLE), CONNECTION, "--run-config", str(config))
+        number = str(answer["run-id"])
+        with (run / STARTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"run": number, "time": time.time()}) + "\n")
+    sites = list(experiment.federation.sites)
+    folder.events.write("run_submitted", run=run.name, flower=number, sites=sites)
+    return [
+        f"{done} {run.name} with {len(sites)} sites (Flower's run {number})",
+        f"results go to {run}",
+        f"next: {folder.command(f'status {run.name}')}",
+        f"to end it: {folder.command(f'stop {run.name}')}",
+    ]
+
+
+def _require_ended(folder: ServerFolder, run: Path, where: str) -> None:
     """Raise where the run that should go on has not ended, or is about to begin."""
-    with exclusive_lock(RunFolder(run).writing, _while_it_runs(folder, run)):
+    with exclusive_lock(RunFolder(run).writing, where):
         pass
     begun, events = starts(run), list(read_events(RunFolder(run).metrics))
     if not begun or (events and events[-1]["time"] > begun[-1]["time"]):
@@ -258,26 +237,5 @@ def _nobody_writes(folder: ServerFolder, run: Path) -> None:
     if found and not found.startswith(("finished", "unknown")):
         raise UserError(
             f"{run.name} was continued a moment ago and has not begun; wait, and see "
-            f"{command(folder, f'status {run.name}')}"
+            f"{folder.command(f'status {run.name}')}"
         )
-
-
-def _while_it_runs(folder: ServerFolder, run: Path) -> str:
-    """What to do where another process writes the run."""
-    return (
-        f"{command(folder, f'status {run.name}')} says how far it is, and "
-        f"{command(folder, f'stop {run.name}')} ends it"
-    )
-
-
-def _start(folder: ServerFolder, experiment: Experiment, run: Path) -> str:
-    """Start it with ``flwr run``; return Flower's id of it."""
-    config = run / "run-config.toml"
-    config.write_text(toml_lines(to_run_config(experiment)), encoding="utf-8")
-    answer = folder.flower.ask("run", str(BUNDLE), CONNECTION, "--run-config", str(config))
-    number = str(answer["run-id"])
-    with (run / STARTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"run": number, "time": time.time()}) + "\n")
-    sites = list(experiment.federation.sites)
-    folder.events.write("run_submitted", run=run.name, flower=number, sites=sites)
-    return number

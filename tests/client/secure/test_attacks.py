@@ -27,8 +27,8 @@ from deal_core.wire.instruction import RECORD, read_instruction
 from deal_core.wire.secure_layout import layout_of, without_loss
 from server.secure_aggregation import ChannelKeys, SecureAggregation
 from server.strategy import start_state
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
+from simulations.engines.worker_pool import assume_identity
 from tests.client.secure.sites import (
     RUN,
     SecureSite,

@@ -14,7 +14,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.ledger import Ledger
 from deal_core.secure_sum.keys import announce, public_half
 from simulations.deployment.keys import fingerprint_of_line, make_key_pair
-from simulations.engines.flower_identity import assume_identity
+from simulations.engines.worker_pool import assume_identity
 from tests.client.secure.sites import (
     NAMES,
     OPEN,

@@ -67,7 +67,7 @@ def spoiled(update, kind):
 
 
 def turned(update, trained):
-    """What :mod:`simulations.engines.faults` does to an update: the product changes its sign."""
+    """What :mod:`simulations.engines.inprocess` does to an update: the product changes its sign."""
     layers = {
         n: LoraFactors(f.A, -f.B) if LORA_B in trained else LoraFactors(-f.A, f.B)
         for n, f in update.adapter.layers.items()

@@ -17,21 +17,14 @@ from typing import Any
 
 import psutil
 
-from simulations.deployment.server.folder import ServerFolder, server_folder
-from simulations.deployment.server.superlink import registered
-from simulations.engines.flower import stop_all
+from simulations.deployment.server.folder import ServerFolder, registered
+from simulations.engines.flower import free_port, members, stop_all
 
 ROOT = Path(__file__).parents[3]
 DEAL = [sys.executable, "-m", "simulations.cli"]
 SLOW = float(os.environ.get("DEAL_TEST_SLOW", "1"))
 """How many times slower this machine is than two idle cores: a federation that gets a tenth of them
 misses every deadline. It stretches deadlines, and what tests wait for."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for(what: str, condition: Callable[[], Any], seconds: float) -> Any:
@@ -81,7 +74,7 @@ class Federation:
 
     @property
     def folder(self) -> ServerFolder:
-        return server_folder(str(self.path / "server"))
+        return ServerFolder(self.path / "server")
 
     @property
     def address(self) -> str:
@@ -149,11 +142,9 @@ class Federation:
     def members(self, name: str) -> list[Any]:
         """The processes that work for a site, without the SuperNode that holds its place."""
         found = []
-        for process in _members(self.site(name) / "state" / "flower"):
+        for process in members(self.site(name) / "state" / "flower"):
             with suppress(psutil.Error):
-                if {"simulations.deployment.site.clientapp", "client.worker_process"} & {
-                    *process.cmdline()
-                }:
+                if {"clientapp", "client.worker_process"} & {*process.cmdline()}:
                     found.append(process)
         return found
 
@@ -179,7 +170,7 @@ class Federation:
         process.kill()
         process.wait()
         home = (self.folder.path if name == "server" else self.site(name) / "state") / "flower"
-        for member in _members(home):
+        for member in members(home):
             with suppress(psutil.Error):
                 member.kill()
 
@@ -238,12 +229,6 @@ class Federation:
         stop_all(self.folder.flower.path)
         for site in (self.path / "sites").glob("*"):
             stop_all(site / "state" / "flower")
-
-
-def _members(home: Path) -> list[Any]:
-    from simulations.engines.flower import members
-
-    return members(home)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from server.results import read_results
 from simulations.deployment.server.folder import ServerFolder
-from simulations.deployment.server.run_state import state_of
+from simulations.deployment.server.status import state_of
 from tests.simulations.deployment.loopback import Federation, done, federation, wait_for
 from tests.simulations.deployment.short_experiment import alone, experiment_file, same_adapter
 from tests.simulations.deployment.site_data import SITES, divide

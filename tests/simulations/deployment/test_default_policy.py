@@ -10,7 +10,7 @@ import pytest
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.privacy.ledger import Ledger
 from server.results import read_results
-from simulations.deployment.site.init import POLICY
+from simulations.deployment.site.folder import POLICY
 from tests.simulations.deployment.loopback import ROOT, done, federation
 from tests.simulations.deployment.site_data import divide
 

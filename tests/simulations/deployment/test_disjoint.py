@@ -11,8 +11,7 @@ import pytest
 from deal_core.errors import UserError
 from simulations.deployment.keys import make_authority
 from simulations.deployment.site.check import check_site
-from simulations.deployment.site.init import SiteRequest, init_site
-from simulations.deployment.site.start import start_site
+from simulations.deployment.site.folder import init_site, start_site
 
 AGREED = {"triage": ("a", "b"), "ward": ("c", "d")}
 
@@ -34,7 +33,7 @@ def site(tmp_path: Path) -> Path:
     authority = tmp_path / "given.crt"
     authority.write_bytes(make_authority().certificate)
     folder = tmp_path / "site"
-    init_site(SiteRequest(folder, data, "north", "127.0.0.1:1", authority, labels=AGREED))
+    init_site(folder, data, "north", "127.0.0.1:1", authority, labels=AGREED)
     return folder
 
 

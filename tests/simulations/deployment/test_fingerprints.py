@@ -21,15 +21,14 @@ from simulations.deployment.keys import (
     make_key_pair,
     read_public_key,
 )
-from simulations.deployment.server import superlink
+from simulations.deployment.server import folder as serving
 from simulations.deployment.server.folder import (
     ServerFolder,
     ServerSettings,
     init_server,
-    server_folder,
 )
 from simulations.deployment.site.check import Report, check_site
-from simulations.deployment.site.init import SiteRequest, init_site
+from simulations.deployment.site.folder import init_site
 
 LABELS = {"triage": ("a", "b")}
 OTHERS = {name: make_key_pair(name) for name in ("south", "west", "east")}
@@ -50,7 +49,7 @@ def site(tmp_path: Path) -> Path:
     authority = tmp_path / "given.crt"
     authority.write_bytes(make_authority().certificate)
     folder = tmp_path / "site"
-    init_site(SiteRequest(folder, data.parent, "north", "here:1", authority, labels=LABELS))
+    init_site(folder, data.parent, "north", "here:1", authority, labels=LABELS)
     return folder
 
 
@@ -88,7 +87,7 @@ def secure_line(report: Report) -> str:
 
 
 def test_a_site_is_told_its_fingerprint_at_once_and_at_every_check(tmp_path: Path, site: Path):
-    said = init_site(SiteRequest(tmp_path / "other", tmp_path / "data", "south"))
+    said = init_site(tmp_path / "other", tmp_path / "data", "south")
     assert f"fingerprint of this site's key: {own(tmp_path / 'other')}" in said
     assert any("by telephone" in line for line in said)
     assert any(own(site) in line for line in checked(site).lines)
@@ -168,30 +167,9 @@ def test_a_server_that_vouches_is_named_as_what_it_is(site: Path):
     assert "with whoever the server names (policy.server_vouches_for_peers)" in line
 
 
-def test_the_server_shows_the_same_fingerprints(
-    tmp_path: Path, site: Path, monkeypatch: pytest.MonkeyPatch
-):
-    server = server_folder(str(tmp_path / "server"))
-    init_server(server, ServerSettings(hosts=("example.org",)))
-    assert "no site is registered" in superlink.listed(server)[0]
-
-    class Flower:
-        @staticmethod
-        def ask(*words: str) -> dict[str, str]:
-            return {"node-id": "7"}
-
-    monkeypatch.setattr(ServerFolder, "flower", Flower)
-    said = superlink.add_site(server, "north", site / "site.pub")
-    assert any(own(site) in line and "by telephone" in line for line in said)
-    line, cure = superlink.listed(server)
-    assert line.startswith("north ")
-    assert own(site) in line
-    assert "deal site check" in cure
-
-
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerFolder:
-    folder = server_folder(str(tmp_path / "server"))
+def server(tmp_path: Path) -> ServerFolder:
+    folder = ServerFolder(tmp_path / "server")
     init_server(folder, ServerSettings(hosts=("example.org",)))
     asked: list[tuple[str, ...]] = []
 
@@ -203,7 +181,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerFolder:
             return {"node-id": str(len(asked))}
 
     Flower.asked = asked
-    monkeypatch.setattr(ServerFolder, "flower", Flower)
+    folder.flower = Flower
     return folder
 
 
@@ -214,13 +192,15 @@ def key_of(folder: Path, name: str) -> Path:
 
 
 def test_two_sites_that_are_added_at_the_same_time_are_both_there(
-    server: ServerFolder, tmp_path: Path
+    server: ServerFolder, site: Path, tmp_path: Path
 ):
     keys = {name: key_of(tmp_path, name) for name in ("north", "south", "west")}
     with ThreadPoolExecutor(3) as pool:
         for name, key in keys.items():
-            pool.submit(superlink.add_site, server, name, key)
-    assert set(superlink.registered(server)) == set(keys)
+            pool.submit(serving.add_site, server, name, key)
+    assert set(serving.registered(server)) == set(keys)
+    said = serving.add_site(server, "own", site / "site.pub")
+    assert any(own(site) in line and "by telephone" in line for line in said)
 
 
 def test_a_list_that_cannot_be_written_leaves_no_key_behind(
@@ -229,8 +209,8 @@ def test_a_list_that_cannot_be_written_leaves_no_key_behind(
     def full(path: Path, sites: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(superlink, "_write", full)
+    monkeypatch.setattr(serving, "_write", full)
     with pytest.raises(UserError, match="No space left"):
-        superlink.add_site(server, "north", key_of(tmp_path, "north"))
-    assert [words[1] for words in ServerFolder.flower.asked] == ["register", "unregister"]
-    assert superlink.registered(server) == {}
+        serving.add_site(server, "north", key_of(tmp_path, "north"))
+    assert [words[1] for words in server.flower.asked] == ["register", "unregister"]
+    assert serving.registered(server) == {}

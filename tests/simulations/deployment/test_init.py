@@ -28,18 +28,15 @@ from simulations.deployment.server.folder import (
     ServerFolder,
     ServerSettings,
     init_server,
-    server_folder,
 )
 from simulations.deployment.server.submit import (
     STARTS,
-    Submission,
     check,
-    continued_experiment,
-    new_experiment,
+    resume,
     run_folder,
     submit,
 )
-from simulations.deployment.site.init import SiteRequest, init_site
+from simulations.deployment.site.folder import init_site
 from simulations.run.preflight import check_cohort
 from simulations.run.run_folder import record
 from tests.simulations.deployment.loopback import deal, done
@@ -56,7 +53,7 @@ def mode(path: Path) -> int:
 
 @pytest.fixture
 def server(tmp_path: Path) -> ServerFolder:
-    folder = server_folder(str(tmp_path / "server"))
+    folder = ServerFolder(tmp_path / "server")
     init_server(folder, ServerSettings(hosts=HOSTS))
     return folder
 
@@ -106,7 +103,7 @@ def test_the_proxy_forwards_one_path_and_the_link_is_local(server: ServerFolder)
 def test_a_host_that_is_none_is_refused_before_anything_is_written(
     tmp_path: Path, host: str
 ) -> None:
-    folder = server_folder(str(tmp_path / "server"))
+    folder = ServerFolder(tmp_path / "server")
     with pytest.raises(UserError, match="neither a host name nor an address"):
         init_server(folder, ServerSettings(hosts=(host,)))
     assert not folder.path.exists()
@@ -119,9 +116,9 @@ def test_an_address_without_host_or_port_is_refused_before_anything_is_written(
     (tmp_path / "data").mkdir()
     site = tmp_path / "site"
     with pytest.raises(UserError, match=f"--server '{address}': write it as HOST:PORT"):
-        init_site(SiteRequest(site, tmp_path / "data", "north", address))
+        init_site(site, tmp_path / "data", "north", address)
     assert not site.exists()
-    init_site(SiteRequest(site, tmp_path / "data", "north", "[::1]:9443"))
+    init_site(site, tmp_path / "data", "north", "[::1]:9443")
     assert read_site(site / "site.toml").server.address == "[::1]:9443"
 
 
@@ -131,21 +128,21 @@ def test_a_server_and_a_site_are_made_once(server: ServerFolder, tmp_path: Path)
         init_server(server, ServerSettings(hosts=HOSTS))
     assert server.authority_key.read_bytes() == before
     (tmp_path / "data").mkdir()
-    request = SiteRequest(tmp_path / "site", tmp_path / "data", "north")
-    said = "\n".join(init_site(request))
+    request = (tmp_path / "site", tmp_path / "data", "north")
+    said = "\n".join(init_site(*request))
     assert "send" in said
     assert mode(tmp_path / "site" / "site.key") == 0o600
     assert mode(tmp_path / "site") == 0o700
     assert read_site(tmp_path / "site" / "site.toml").site.name == "north"
     key = (tmp_path / "site" / "site.key").read_bytes()
     with pytest.raises(UserError, match="holds a site already"):
-        init_site(request)
+        init_site(*request)
     assert (tmp_path / "site" / "site.key").read_bytes() == key
 
 
 def test_the_sites_unit_confines_the_code_it_is_sent(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    init_site(SiteRequest(tmp_path / "site", tmp_path / "data", "north"))
+    init_site(tmp_path / "site", tmp_path / "data", "north")
     unit = (tmp_path / "site" / "deal-site.service").read_text()
     for line in (
         "ProtectSystem=strict",
@@ -165,14 +162,14 @@ def test_a_new_site_has_the_safe_policy(
 ) -> None:
     (tmp_path / "data").mkdir()
     labels = {"surgery": ("Radiology", "Surgery")}
-    init_site(SiteRequest(tmp_path / "site", tmp_path / "data", "north", labels=labels))
+    init_site(tmp_path / "site", tmp_path / "data", "north", labels=labels)
     site = read_site(tmp_path / "site" / "site.toml")
     assert site.policy is not None
     policy = site.policy
     assert (policy.mechanism, policy.max_epsilon, policy.metrics) == ("record", 8.0, "none")
     assert (policy.share_num_examples, policy.spending) == (False, True)
     assert site.data.labels == labels
-    init_site(SiteRequest(tmp_path / "other", tmp_path / "data", "south"))
+    init_site(tmp_path / "other", tmp_path / "data", "south")
     assert read_site(tmp_path / "other" / "site.toml").data.labels == {}
     assert "# [data.labels]" in (tmp_path / "other" / "site.toml").read_text()
 
@@ -191,7 +188,7 @@ def test_the_labels_come_from_the_experiment_of_the_consortium(tmp_path: Path) -
 
 
 def test_the_proxy_takes_any_path_and_limits_what_is_sent(tmp_path: Path) -> None:
-    server = server_folder(str(tmp_path / 'a server; # {1} "x" \\'))
+    server = ServerFolder(tmp_path / 'a server; # {1} "x" \\')
     init_server(server, ServerSettings(hosts=HOSTS))
     written = (server.path / "nginx.conf").read_text()
     words = nginx_words(written)
@@ -203,8 +200,8 @@ def test_the_proxy_takes_any_path_and_limits_what_is_sent(tmp_path: Path) -> Non
         assert words[words.index(directive) + 1] == str(path)
     (limit,) = re.findall(r"client_max_body_size (\d+)m;", written)
     assert FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE * 1.25 < int(limit) * 2**20 < 2**25
-    with pytest.raises(UserError, match="nginx cannot be told"):
-        init_server(server_folder(str(tmp_path / "a$b")), ServerSettings(hosts=HOSTS))
+    with pytest.raises(UserError, match="nginx takes no path"):
+        init_server(ServerFolder(tmp_path / "a$b"), ServerSettings(hosts=HOSTS))
     assert not (tmp_path / "a$b").exists()
     if shutil.which("nginx"):
         http = f'pid {tmp_path}/nginx.pid; events {{}} http {{ include "{tmp_path}/*.server"; }}'
@@ -231,12 +228,12 @@ def on_disk() -> Iterator[Path]:
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")
 def test_systemd_takes_the_units_as_they_are(on_disk: Path) -> None:
-    server = server_folder(str(on_disk / 'a "server" at 50%n'))
+    server = ServerFolder(on_disk / 'a "server" at 50%n')
     init_server(server, ServerSettings(hosts=HOSTS))
     data = on_disk / "the data $HOME 50%n"
     data.mkdir()
     site = on_disk / 'a "site" at 50%n $HOME'
-    init_site(SiteRequest(site, data, "north"))
+    init_site(site, data, "north")
     for unit in (server.path / "deal-server.service", site / "deal-site.service"):
         told = subprocess.run(
             ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True
@@ -246,13 +243,9 @@ def test_systemd_takes_the_units_as_they_are(on_disk: Path) -> None:
 
 def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no site is registered"):
-        submit(server, Submission("quickstart"))
+        submit(server, "quickstart")
     with pytest.raises(UserError, match="site 'south' is not registered"):
-        new_experiment(
-            server,
-            Submission("quickstart", overrides=TO_SOUTH),
-            ["north"],
-        )
+        submit(server, "quickstart", TO_SOUTH)
     with pytest.raises(UserError, match=r'a run with sites has data\.source = "sites"'):
         check(Experiment())
     privacy = {"mechanism": "record", "noise": "seeded"}
@@ -260,9 +253,9 @@ def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Pa
     with pytest.raises(UserError, match=r"privacy\.noise is 'seeded'.*protects nobody"):
         check(seeded)
     with pytest.raises(UserError, match="no run yet"):
-        continued_experiment(server, "no-such-run", ["north"])
+        resume(server, "no-such-run")
     with pytest.raises(UserError, match=r"no server.toml; make one with deal server init"):
-        submit(server_folder(str(tmp_path)), Submission("quickstart"))
+        submit(ServerFolder(tmp_path), "quickstart")
     assert not any(server.runs.iterdir())
 
 
@@ -273,14 +266,22 @@ AGREED = {
 }
 
 
-def test_a_run_goes_on_without_a_site_that_has_left(server: ServerFolder) -> None:
+def test_a_run_goes_on_without_a_site_that_has_left(
+    server: ServerFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     experiment = Experiment.model_validate({**AGREED, "run": {"out": str(server.runs / "one")}})
     record(experiment)
-    going = continued_experiment(server, "one", ["north", "south", "east"])
-    assert going.federation.sites == ("north", "south", "west")
-    assert going.run.resume
+    going: list[Experiment] = []
+    monkeypatch.setattr(
+        "simulations.deployment.server.submit._start", lambda at, asked, done: going.append(asked)
+    )
+    server.sites.write_text(json.dumps({name: {} for name in ("north", "south", "east")}))
+    resume(server, "one")
+    assert going[0].federation.sites == ("north", "south", "west")
+    assert going[0].run.resume
+    server.sites.write_text('{"north": {}}')
     with pytest.raises(UserError, match="site 'south' is not registered"):
-        continued_experiment(server, "one", ["north"])
+        resume(server, "one")
 
 
 def test_the_latest_run_is_the_one_that_was_started_last(server: ServerFolder) -> None:
@@ -324,6 +325,6 @@ def test_a_secure_sum_is_of_as_many_sites_as_are_named_when_it_is_known() -> Non
 
 
 def test_the_commands_load_nothing_heavy() -> None:
-    heavy = {"torch", "flwr", "cryptography", "prometheus_client", "pydantic"}
+    heavy = {"torch", "flwr", "cryptography", "pydantic"}
     code = f"import sys, simulations.cli; sys.exit(', '.join({heavy!r} & set(sys.modules)) or 0)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -18,23 +18,21 @@ from simulations.deployment.server import submit as submitting
 from simulations.deployment.server.folder import (
     ServerFolder,
     ServerSettings,
-    command,
+    add_site,
     init_server,
-    server_folder,
+    remove_site,
+    starting_lines,
 )
-from simulations.deployment.server.run_state import RunState
-from simulations.deployment.server.status import next_step, status
+from simulations.deployment.server.status import RunState, next_step, status
 from simulations.deployment.server.submit import (
-    Submission,
-    new_experiment,
+    resume,
     run_folder,
     stop,
     submit,
 )
-from simulations.deployment.server.superlink import add_site, listed, remove_site, starting_lines
 from tests.simulations.deployment.short_experiment import experiment_file
 
-OF_A_FOLDER = r"deal (?:submit|status|stop|server (?:add-site|remove-site|sites))\b"
+OF_A_FOLDER = r"deal (?:submit|status|stop|server (?:add-site|remove-site))\b"
 """Commands that look for the server in the folder that they are called from, but for ``--dir``."""
 
 
@@ -45,9 +43,9 @@ def answer(*words: str) -> dict[str, object]:
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ServerFolder:
-    folder = server_folder(str(tmp_path / "the server"))
+    folder = ServerFolder(tmp_path / "the server")
     init_server(folder, ServerSettings(hosts=("localhost",)))
-    monkeypatch.setattr(ServerFolder, "flower", SimpleNamespace(ask=answer))
+    folder.flower = SimpleNamespace(ask=answer)
     return folder
 
 
@@ -73,18 +71,16 @@ def require_pasteable(said: str, folder: ServerFolder) -> None:
 
 
 def test_a_folder_with_a_space_is_one_word() -> None:
-    folder = server_folder("/srv/the server")
-    assert shlex.split(command(folder, "stop one"))[-2:] == ["--dir", "/srv/the server"]
+    folder = ServerFolder("/srv/the server")
+    assert shlex.split(folder.command("stop one"))[-2:] == ["--dir", "/srv/the server"]
 
 
 def test_what_is_printed_before_a_run_names_the_folder(server, tmp_path, capsys) -> None:
-    require_pasteable("\n".join(starting_lines(server, server.settings())), server)
-    require_pasteable("\n".join(listed(server)), server)
+    require_pasteable("\n".join(starting_lines(server)), server)
     require_pasteable(error(lambda: run_folder(server, "")), server)
-    require_pasteable(error(lambda: submit(server, Submission("quickstart"))), server)
+    require_pasteable(error(lambda: submit(server, "quickstart")), server)
     to_south = ('federation.sites=["south"]', "federation.clients=1")
-    asked = Submission("quickstart", overrides=to_south)
-    require_pasteable(error(lambda: new_experiment(server, asked, ["north"])), server)
+    require_pasteable(error(lambda: submit(server, "quickstart", to_south)), server)
     require_pasteable("\n".join(add_site(server, "north", key(tmp_path, "north"))), server)
     again = error(lambda: add_site(server, "north", key(tmp_path, "other")))
     require_pasteable(again, server)
@@ -96,23 +92,23 @@ def test_what_is_printed_before_a_run_names_the_folder(server, tmp_path, capsys)
 def test_what_is_printed_of_a_run_names_the_folder(server, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(submitting, "BUNDLE", tmp_path)
     add_site(server, "north", key(tmp_path, "north"))
-    said = submit(server, Submission(str(experiment_file(tmp_path / "two-tasks.toml"))))
+    said = submit(server, str(experiment_file(tmp_path / "two-tasks.toml")))
     require_pasteable("\n".join(said), server)
     assert "deal stop " in "\n".join(said)
     run = run_folder(server, "")
     for phase in ("running", "stopped"):
         require_pasteable(next_step(server, run.name, RunState(phase=phase)), server)
     with exclusive_lock(RunFolder(run).launching):
-        require_pasteable(error(lambda: submit(server, Submission(resume=run.name))), server)
+        require_pasteable(error(lambda: resume(server, run.name)), server)
     require_pasteable("\n".join(stop(server, run.name)), server)
 
 
 def test_the_port_that_listens_without_a_proxy_is_named(tmp_path, monkeypatch) -> None:
-    folder = server_folder(str(tmp_path / "server"))
+    folder = ServerFolder(tmp_path / "server")
     settings = ServerSettings(hosts=("here.example.org",), port=9443, superlink_port=9555)
     made = "\n".join(init_server(folder, settings))
-    monkeypatch.setattr(ServerFolder, "flower", SimpleNamespace(ask=answer))
-    started = "\n".join(starting_lines(folder, settings))
+    folder.flower = SimpleNamespace(ask=answer)
+    started = "\n".join(starting_lines(folder))
     added = "\n".join(add_site(folder, "north", key(tmp_path, "north")))
     for said in (made, started, added):
         assert "localhost:9555" in said

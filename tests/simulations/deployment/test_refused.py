@@ -13,8 +13,7 @@ import pytest
 
 from deal_core.config.experiment import Experiment
 from simulations.deployment.keys import make_authority
-from simulations.deployment.programs import FlowerHome
-from simulations.engines.flower import program
+from simulations.engines.flower import FlowerHome, program
 from tests.simulations.deployment.loopback import deal, done, federation, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -38,12 +37,11 @@ def test_strangers_are_refused_and_told_why(tmp_path: Path) -> None:
             assert process.wait(timeout=60) == 2
             assert reason in (fed.path / f"{name}.out").read_text()
         home = FlowerHome(tmp_path / "plain")
-        home.make()
         command = [program("flower-supernode"), "--insecure", "--superlink", fed.address]
         command += ["--host", "127.0.0.1", "--port", "0", "--max-retries", "1"]
         plain = subprocess.run(
             command,
-            cwd=home.empty,
+            cwd=home.path.parent,
             env=home.environment(),
             capture_output=True,
             timeout=90,

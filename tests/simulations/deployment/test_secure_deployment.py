@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from server.results import read_results
-from simulations.deployment.server.run_state import state_of
+from simulations.deployment.server.status import state_of
 from tests.simulations.deployment.loopback import OPEN, SLOW, done, federation
 from tests.simulations.deployment.pins import pin_each_other
 from tests.simulations.deployment.short_experiment import experiment_file

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.deployment.server.run_state import state_of
+from simulations.deployment.server.status import state_of
 from tests.simulations.deployment.loopback import Federation, deal, done, federation, wait_for
 from tests.simulations.deployment.short_experiment import alone, experiment_file, same_adapter
 from tests.simulations.deployment.site_data import divide

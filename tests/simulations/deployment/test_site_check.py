@@ -25,9 +25,15 @@ from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
 from simulations.cli import app
 from simulations.deployment.keys import make_authority
-from simulations.deployment.site.agreement import check_sums, what_leaves
-from simulations.deployment.site.check import MOST_SKEW, Report, check_clock, check_site
-from simulations.deployment.site.init import SiteRequest, agreed_labels, init_site
+from simulations.deployment.site.check import (
+    MOST_SKEW,
+    Report,
+    check_clock,
+    check_site,
+    check_sums,
+    what_leaves,
+)
+from simulations.deployment.site.folder import agreed_labels, init_site
 from simulations.run.experiment import Request, load_experiment
 
 AGREED = {"triage": ("a", "b")}
@@ -47,7 +53,7 @@ def site(tmp_path: Path) -> Path:
     authority = tmp_path / "given.crt"
     authority.write_bytes(make_authority().certificate)
     folder = tmp_path / "site"
-    init_site(SiteRequest(folder, data, "north", "127.0.0.1:1", authority, labels=AGREED))
+    init_site(folder, data, "north", "127.0.0.1:1", authority, labels=AGREED)
     return folder
 
 
@@ -72,7 +78,7 @@ def test_a_base_model_that_the_site_has_not_agreed_to_is_a_problem(site: Path) -
 
 def test_the_base_model_of_the_agreed_experiment_is_in_a_new_site_file(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    init_site(SiteRequest(tmp_path / "site", tmp_path / "data", "north", model="somebody/else"))
+    init_site(tmp_path / "site", tmp_path / "data", "north", model="somebody/else")
     assert read_site(tmp_path / "site" / "site.toml").models == {"somebody/else": ""}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.deployment.server.run_state import state_of
+from simulations.deployment.server.status import state_of
 from tests.simulations.deployment.cable import cabled
 from tests.simulations.deployment.loopback import SLOW, Federation, done, wait_for
 from tests.simulations.deployment.short_experiment import experiment_file

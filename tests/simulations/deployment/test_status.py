@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,23 +14,19 @@ from deal_core.errors import UserError
 from deal_core.protection import mechanism_of
 from server.folder import TOLD_TO_END, EventLog, RunFolder, read_events
 from server.results import EARLIER, MORE_TRUST, VOID, Spending
-from simulations.deployment.server import superlink
-from simulations.deployment.server.folder import ServerFolder, ServerSettings, server_folder
-from simulations.deployment.server.run_state import (
-    RunFigures,
+from simulations.deployment.server import folder as serving
+from simulations.deployment.server.folder import ServerFolder, ServerSettings
+from simulations.deployment.server.status import (
     RunState,
     SiteState,
+    described,
+    print_sites,
     run_state,
-    serve,
     state_of,
+    status,
 )
-from simulations.deployment.server.status import described, print_sites, status
-from simulations.deployment.server.submit import Submission, _nobody_writes, stop, submit
+from simulations.deployment.server.submit import _require_ended, stop
 from simulations.engines.inprocess import run_inprocess
-from simulations.report.blocks import render
-from simulations.report.record import read_run
-from simulations.report.run import run_page
-from tests.simulations.deployment.loopback import free_port
 from tests.sizes import TWO_LAYERS
 
 SITES = ["north", "south"]
@@ -69,15 +64,6 @@ def test_the_state_names_sites_tasks_rounds_and_who_was_left_out(run: Path) -> N
     assert (south.rounds, south.faults) == (0, 2)
     assert "not finite" in south.last_fault
     assert south.last_seen == 0 < north.last_seen
-
-
-def test_the_report_of_a_run_names_its_sites_by_the_servers_own_log(run: Path) -> None:
-    record = read_run(run)
-    assert list(record.log.clients) == SITES
-    assert (record.log.clients["south"].left_out, record.log.clients["north"].left_out) == (2, 0)
-    page = render(run_page(record))
-    assert "south (2 ×)" in page
-    assert "finished" in page
 
 
 def test_accuracy_is_named_and_tasks_and_stages_are_counted_from_one(run: Path) -> None:
@@ -142,29 +128,6 @@ def test_of_secure_sums_it_is_told_over_how_many_and_why_a_round_was_lost() -> N
     assert "lost" not in "\n".join(described("one", run_state([started, begun, lost, begun])))
 
 
-def test_prometheus_reads_the_figures(run: Path) -> None:
-    port = free_port()
-    serve(server_folder(str(run.parents[1])), port)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    assert 'deal_run_rounds_finished{run="one"} 2.0' in text
-    assert 'deal_run_phase{phase="finished",run="one"} 1.0' in text
-    assert 'deal_site_faults{run="one",site="south"} 2.0' in text
-    assert 'deal_run_accuracy{run="one",task="surgery"}' in text
-    assert "deal_site_epsilon{" not in text
-
-
-def test_impossible_figures_in_an_old_log_are_passed_over() -> None:
-    """Servers once let clients say them."""
-    started = {"event": "run_started", "time": 1.0, "tasks": ["a"], "clients": 1, "sites": ["x"]}
-    started |= {"stages": [{"rounds": 3}], "done_rounds": 0}
-    heard = {"event": "client_finished", "time": 2.0, "client": "0", "task": "a"}
-    for figures in ({"epsilon": 1.0}, {"epsilon": -1.0, "delta": 0.1}):
-        state = run_state([started, {**heard, **figures}])
-        assert state.sites["x"].rounds == 1
-        assert state.sites["x"].spent is None
-
-
 OVER = {False: "all rounds and tasks", True: "all rounds, a record being in one task"}
 
 
@@ -186,7 +149,7 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     monkeypatch.setattr("simulations.deployment.server.status.connected", lambda folder: ({}, ""))
     monkeypatch.setattr(ServerFolder, "settings", lambda self: None)
     console = Console(width=200, record=True)
-    status(server_folder(str(tmp_path)), "one", console, as_json=False)
+    status(ServerFolder(tmp_path), "one", console, as_json=False)
     shown = console.export_text()
     assert "ε per record so far" in shown
     over = OVER[disjoint] + EARLIER
@@ -196,46 +159,19 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     assert state.assumes == mechanism_of(private_run).assumes(private_run.privacy)
     assert shown.count(" at δ ") == shown.count("simulation only") == len(spent)
     capsys.readouterr()
-    status(server_folder(str(tmp_path)), "one", console, as_json=True)
+    status(ServerFolder(tmp_path), "one", console, as_json=True)
     told = json.loads(capsys.readouterr().out)["sites"]
     assert [site["spent"]["delta"] for site in told.values()] == [each.delta for each in spent]
-    figures = [f for f in RunFigures(tmp_path / "runs").collect() if f.name == "deal_site_epsilon"]
-    labels = [sample.labels for family in figures for sample in family.samples]
-    assert len(labels) == len(spent)
-    assert {each["unit"] for each in labels} == {"record"}
-    assert {each["over"] for each in labels} == {over}
-    assert {each["void"] for each in labels} == {"false"}
-    assert {each["assumes"] for each in labels} == {state.assumes}
-    assert {each["simulation_only"] for each in labels} == {"true"}
-    assert all(0 < float(each["delta"]) < 1 for each in labels)
-
-
-@pytest.mark.parametrize("port", [0, 9464])
-def test_prometheus_is_off_until_it_gets_a_port(tmp_path, monkeypatch, port) -> None:
-    served: list[int] = []
-    settings = {"hosts": ("here",), **({"metrics_port": port} if port else {})}
-    monkeypatch.setattr(ServerFolder, "settings", lambda self: ServerSettings(**settings))
-    monkeypatch.setattr(
-        "simulations.deployment.server.run_state.serve", lambda at, on: served.append(on)
-    )
-    for name in ("check_secret", "check_free"):
-        monkeypatch.setattr(superlink, name, lambda *given: None)
-    monkeypatch.setattr(superlink, "supervise", lambda *given: 0)
-    superlink.start_server(server_folder(str(tmp_path)))
-    assert served == [port] * bool(port)
-    monkeypatch.setattr(superlink, "supervise", lambda *given: 1)
-    with pytest.raises(UserError, match=r"has ended by itself; .*superlink.log says why"):
-        superlink.start_server(server_folder(str(tmp_path)))
 
 
 def test_other_commands_find_a_server_whose_port_was_changed(tmp_path, monkeypatch) -> None:
     settings = ServerSettings(hosts=("here",), superlink_port=9777)
     monkeypatch.setattr(ServerFolder, "settings", lambda self: settings)
     for name in ("check_secret", "check_free"):
-        monkeypatch.setattr(superlink, name, lambda *given: None)
-    monkeypatch.setattr(superlink, "supervise", lambda *given: 0)
-    folder = server_folder(str(tmp_path))
-    superlink.start_server(folder)
+        monkeypatch.setattr(serving, name, lambda *given: None)
+    monkeypatch.setattr(serving, "supervise", lambda *given: 0)
+    folder = ServerFolder(tmp_path)
+    serving.start_server(folder)
     assert 'address = "127.0.0.1:9777"' in (folder.flower.path / "config.toml").read_text()
 
 
@@ -292,10 +228,10 @@ def test_a_round_that_is_under_way_says_who_was_asked_when_and_who_has_answered(
     assert f"round 1: 3 sites asked 8 min ago, {expected}" in some
     again = under_way(*heard, said("client_finished", "1"))  # asked once more
     assert again.current is not None
-    assert (again.current.replied, again.current.failed) == (["0", "1"], [])
+    assert list(again.current.answers.values()) == ["replied", "replied", "declined"]
     other = under_way(said("client_finished", "0", server_round=0))
     assert other.current is not None
-    assert other.current.replied == []
+    assert other.current.answers == {}
 
 
 @pytest.mark.parametrize("end", ["round_finished", "round_skipped", "run_stopped"])
@@ -342,15 +278,6 @@ def test_an_evaluation_that_fails_leaves_no_update_out() -> None:
     assert run_state([started, {**failed, "server_round": 1}, well]).quarantined == []
 
 
-def test_a_site_that_refuses_the_app_is_told_in_words() -> None:
-    started = {"event": "run_started", "time": 1.0, "tasks": ["a"], "clients": 1, "sites": ["x"]}
-    started |= {"stages": [{"rounds": 3}], "done_rounds": 0}
-    failed = {"event": "client_failed", "time": 2.0, "client": "0", "reason": "flower error 7"}
-    assert "the app is not allowed there" in run_state([started, failed]).sites["x"].last_fault
-    other = {**failed, "reason": "flower error 3"}
-    assert run_state([started, other]).sites["x"].last_fault == "flower error 3"
-
-
 def test_a_round_that_is_played_again_counts_once(run: Path) -> None:
     """The server was killed between the event and the checkpoint."""
     events = read_events(RunFolder(run).metrics)
@@ -389,7 +316,7 @@ def write_stopped_run(
 def quiet_server(monkeypatch: pytest.MonkeyPatch, folder: Path) -> ServerFolder:
     monkeypatch.setattr("simulations.deployment.server.status.connected", lambda folder: ({}, ""))
     monkeypatch.setattr(ServerFolder, "settings", lambda self: None)
-    return server_folder(str(folder))
+    return ServerFolder(folder)
 
 
 def test_before_any_run_a_script_gets_json_too(tmp_path, monkeypatch, capsys) -> None:
@@ -422,9 +349,9 @@ def test_a_run_that_was_continued_a_moment_ago_is_not_continued_again(
     )
     if found in ("running", "pending"):
         with pytest.raises(UserError, match="a moment ago"):
-            _nobody_writes(server_folder(str(tmp_path)), run)
+            _require_ended(ServerFolder(tmp_path), run, "")
     else:
-        _nobody_writes(server_folder(str(tmp_path)), run)
+        _require_ended(ServerFolder(tmp_path), run, "")
 
 
 def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(
@@ -437,18 +364,10 @@ def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(
     asked: list[tuple[str, ...]] = []
     folder = quiet_server(monkeypatch, tmp_path)
     flower = SimpleNamespace(ask=lambda *words: asked.append(words))
-    monkeypatch.setattr(ServerFolder, "flower", flower)
+    folder.flower = flower
     found = {"7": "running", "8": "finished:failed"}
     monkeypatch.setattr(
         "simulations.deployment.server.submit.flower_status", lambda folder, number: found[number]
     )
     stop(folder, "one")
     assert asked[0][:2] == ("stop", "7")
-
-
-def test_a_run_goes_on_with_the_settings_that_it_was_started_with(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("simulations.deployment.server.submit.registered", lambda folder: {})
-    folder = quiet_server(monkeypatch, tmp_path)
-    for given in ({"overrides": ("federation.quorum=0.3",)}, {"seed": 1}):
-        with pytest.raises(UserError, match="leave out --set and --seed"):
-            submit(folder, Submission("", "one", **{"overrides": (), "seed": None} | given))

@@ -13,9 +13,9 @@ import pytest
 from deal_core.errors import UserError
 from server.folder import exclusive_lock
 from simulations.deployment import programs as module
-from simulations.deployment.programs import HUNG, FlowerHome, supervise
-from simulations.deployment.site.start import HANDSHAKE, IN_USE, why
-from simulations.engines.flower import members
+from simulations.deployment.programs import HUNG, supervise
+from simulations.deployment.site.folder import HANDSHAKE
+from simulations.engines.flower import FlowerHome, members
 
 
 def run(tmp_path: Path, script: str, fatal: str = "") -> int:
@@ -90,9 +90,3 @@ def test_nobody_runs_it_twice(tmp_path: Path) -> None:
         pytest.raises(UserError, match=r"runs already; end that process first"),
     ):
         run(tmp_path, "true")
-
-
-def test_what_flower_says_has_a_reason() -> None:
-    assert "deal server add-site" in why(f"[code: 2004] {IN_USE}.")
-    assert "clocks" in why("SuperNode terminated gracefully.")
-    assert why("") == "Flower's SuperNode has ended"

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from deal_core.config.experiment import FaultsConfig
 from deal_core.errors import UserError
-from simulations.engines.faults import FAULTS, spoiler, touched
-from simulations.engines.inprocess import run_inprocess
+from simulations.engines.inprocess import FAULTS, run_inprocess, touched
 from simulations.run.preflight import preflight
 
 
@@ -29,11 +27,6 @@ def test_a_flipped_sign_flips_the_product():
     assert touched("sign-flipped", both) == ["x.lora_B.weight"]
     assert touched("sign-flipped", one) == one
     assert touched("scaled", both) == both
-
-
-def test_unknown_kind():
-    with pytest.raises(UserError, match="known: none, not-finite"):
-        spoiler(FaultsConfig(kind="loud"), 100)
 
 
 def test_only_the_inprocess_engine_has_them(make_experiment):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -20,15 +19,13 @@ from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines import flower as flower_engine
 from simulations.engines.flower import (
+    CONNECTION,
     LOG,
-    Outcome,
     RunFailed,
     Tail,
     as_run_by,
     flower_sandbox,
     members,
-    parse_outcome,
-    reason,
     resources,
     run_flower,
     stop_all,
@@ -56,23 +53,6 @@ def test_the_tail_skips_what_was_there_and_waits_for_whole_lines(tmp_path: Path)
         file.write('nt": "b"}\n')
     assert list(tail.new()) == [{"event": "b"}]
     assert list(Tail.from_end(tmp_path / "missing").new()) == []
-
-
-def test_the_outcome_comes_from_flower_and_not_from_an_exit_code() -> None:
-    run = {"status": "finished:failed", "status-details": "it broke"}
-    assert parse_outcome(json.dumps({"runs": [run]})) == Outcome("finished:failed", "it broke")
-    for text in ("", "no json", '{"runs": []}', '{"success": false}'):
-        assert parse_outcome(text) == Outcome("unknown")
-
-
-def test_the_servers_own_reason_comes_first_and_fits_on_a_line() -> None:
-    outcome = Outcome("finished:failed", "Simulation failed\nlong")
-    stopped = {"event": "run_stopped", "reason": "UserError: quorum not met"}
-    assert reason(stopped, outcome) == "quorum not met"
-    early = reason({"event": "nothing"}, outcome)
-    assert (
-        early == "the run ended as 'finished:failed' after the event 'nothing': Simulation failed"
-    )
 
 
 def test_flower_gets_room_for_exactly_the_workers() -> None:
@@ -131,14 +111,13 @@ def test_only_what_was_started_with_the_home_is_stopped(tmp_path: Path) -> None:
 def test_the_sandbox_is_private_empty_and_leaves_nothing(tmp_path: Path) -> None:
     log = tmp_path / LOG
     with flower_sandbox(log) as sandbox:
-        assert list(sandbox.working_directory.iterdir()) == []
-        assert members(sandbox.home)
-        listed = sandbox.command("list", "--format", "json")
-        assert json.loads(listed.stdout)["runs"] == []
+        assert list(sandbox.home.empty.iterdir()) == []
+        assert members(sandbox.home.path)
+        assert sandbox.home.ask("list", CONNECTION)["runs"] == []
         for name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
             assert sandbox.environment[name] == "0"
-    assert not members(sandbox.home)
-    assert not sandbox.home.exists()
+    assert not members(sandbox.home.path)
+    assert not sandbox.home.path.exists()
 
 
 FAILING_SERVER = """

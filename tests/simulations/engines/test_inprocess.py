@@ -29,13 +29,13 @@ from deal_core.models import adapter_shapes
 from server.checkpoint import load_checkpoint
 from server.results import read_results
 from server.run import run
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import (
     FIRST_CLIENT_NODE,
     InProcessGrid,
     Interceptor,
     run_inprocess,
 )
+from simulations.engines.worker_pool import assume_identity
 from tests.simulations.runs import at, gain, learnt_adapter, same
 from tests.sizes import ENOUGH_TO_LEARN, TINY
 

@@ -238,7 +238,7 @@ while not here.with_name("go").exists():
     time.sleep(0.05)
 """
 POOL = """
-from simulations.engines.forkserver import PRELOADED
+from simulations.engines.worker_pool import PRELOADED
 from simulations.engines.interrupt import stoppable
 from simulations.engines.worker_pool import worker_pool
 from simulations.engines.worker_pool import Workers

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
-from simulations.engines.worker_pool import Workers, divide
+from simulations.engines.worker_pool import Workers, divide, shown_gpu
 
 
 def asked(clients: int = 100, threads: int = 0, workers: int = 0) -> Experiment:
@@ -45,3 +45,18 @@ def test_as_many_actors_fit_as_there_are_workers(gpus: int) -> None:
         assert actors == divided.count == workers
         assert 0 < divided.gpus <= 1
         assert divided.count * divided.gpus <= gpus
+
+
+@pytest.mark.parametrize(
+    ("gpus", "shown", "found"),
+    [
+        (0, None, [{}] * 3),
+        (1, None, [{}] * 3),
+        (2, None, [{"CUDA_VISIBLE_DEVICES": name} for name in "010"]),
+        (2, "3,5", [{"CUDA_VISIBLE_DEVICES": name} for name in "353"]),
+        (3, "GPU-a,GPU-b,GPU-c", [{"CUDA_VISIBLE_DEVICES": f"GPU-{name}"} for name in "abc"]),
+    ],
+)
+def test_each_process_is_shown_one_shown_gpu_that_torch_sees(gpus, shown, found) -> None:
+    environment = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
+    assert [shown_gpu(place, gpus, environment) for place in range(3)] == found

@@ -20,8 +20,8 @@ from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
 from server.checkpoint import load_latest
 from server.run import run
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, Interceptor
+from simulations.engines.worker_pool import assume_identity
 from tests.simulations.runs import at
 from tests.sizes import TWO_LAYERS
 

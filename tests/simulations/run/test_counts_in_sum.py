@@ -22,7 +22,7 @@ from server.plan import Step
 from server.results import read_results
 from server.secure_aggregation import SecureAggregation
 from server.wire import ClientSkipped, read_secure
-from simulations.engines.flower_identity import assume_identity
+from simulations.engines.worker_pool import assume_identity
 from simulations.run.preflight import check_names
 from tests.simulations.runs import at, run_in_process
 

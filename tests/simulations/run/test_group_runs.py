@@ -20,8 +20,8 @@ from server.run import run
 from simulations.audit.found import Training
 from simulations.audit.run import carry_out
 from simulations.audit.tables import Audit, AuditedCell, markdown
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.worker_pool import assume_identity
 from simulations.ledger_command import show
 from simulations.run.check import privacy_warnings
 from simulations.run.live_view import plain_lines

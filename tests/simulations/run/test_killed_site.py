@@ -27,7 +27,7 @@ from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.strategy import start_state
 from server.wire import outgoing, request
-from simulations.engines.flower_identity import assume_identity
+from simulations.engines.worker_pool import assume_identity
 from tests.forked import Forker
 
 TOML = """\
@@ -68,7 +68,7 @@ elif point == "leaving":  # the reply is made
 PROGRAM = """
 import pickle, sys
 from client.app import make_app
-from simulations.engines.flower_identity import become
+from simulations.engines.worker_pool import become
 
 become(7, 1)
 app = make_app()

@@ -26,7 +26,7 @@ from deal_core.wire.secure_layout import (
     mean_loss,
     without_loss,
 )
-from simulations.engines.flower_identity import assume_identity
+from simulations.engines.worker_pool import assume_identity
 from simulations.report.record import read_log
 from tests.simulations.run.secure_runs import SHORT, rounds
 

@@ -19,8 +19,8 @@ from deal_core.methods import METHODS, LocalTask
 from deal_core.wire.instruction import Instruction, read_instruction
 from server.results import read_results
 from server.run import run
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, run_inprocess
+from simulations.engines.worker_pool import assume_identity
 from simulations.run.data_checks import check_data
 from simulations.run.preflight import check_names
 from tests.simulations.runs import learnt_adapter, run_in_process, same

@@ -27,8 +27,8 @@ from deal_core.training.batching import Cache
 from deal_core.wire.adapter_record import pack_update
 from server.clients import Roster, find_roster
 from server.run import run
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.worker_pool import assume_identity
 from simulations.study.grid import grid
 from simulations.study.study_file import load_study
 from tests.server.fuzz_grid import counts, nudged

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -18,18 +17,17 @@ import pytest
 import yaml
 
 from simulations import cli
-from simulations.deployment.server.run_state import state_of
+from simulations.deployment.server.status import state_of
 from simulations.engines.flower import members, stop_all
 from tests.simulations.deployment.loopback import DEAL, ROOT, SLOW, free_port, wait_for
 
 FOLDER = ROOT / "simulations/deployment/containers"
-KINDS = ("server", "site")
 MARK = "DEAL_TEST_COMPOSE"
 
 
-def instructions(kind: str) -> list[tuple[str, str]]:
+def instructions() -> list[tuple[str, str]]:
     """Keyword and the rest of every instruction, lines that go on joined."""
-    text = (FOLDER / f"Dockerfile.{kind}").read_text(encoding="utf-8")
+    text = (FOLDER / "Dockerfile").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if line and not line.startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ").splitlines()
     return [(line.split()[0], line.split(maxsplit=1)[1]) for line in joined]
@@ -50,9 +48,8 @@ def require_command(words: list[str]) -> None:
     command.make_context("deal", list(words), resilient_parsing=False)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_image_copies_what_is_there_and_runs_a_command_that_exists(kind: str) -> None:
-    found = instructions(kind)
+def test_the_image_copies_what_is_there_and_runs_as_a_user() -> None:
+    found = instructions()
     for keyword, rest in found:
         if keyword == "COPY":
             sources = [name for name in rest.split()[:-1] if "$" not in name]
@@ -63,12 +60,10 @@ def test_an_image_copies_what_is_there_and_runs_a_command_that_exists(kind: str)
     keywords = [keyword for keyword, _ in found]
     assert keywords.index("USER") > max(n for n, k in enumerate(keywords) if k in ("RUN", "COPY"))
     assert dict(found)["ENTRYPOINT"] == '["deal"]'
-    require_command(json.loads(dict(found)["CMD"]))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_everything_in_an_image_comes_by_its_hash(kind: str) -> None:
-    steps = " && ".join(rest for keyword, rest in instructions(kind) if keyword == "RUN")
+def test_everything_in_the_image_comes_by_its_hash() -> None:
+    steps = " && ".join(rest for keyword, rest in instructions() if keyword == "RUN")
     installs = [step for step in steps.split("&&") if "pip install" in step]
     assert len(installs) == 3
     hashed, assets, own = installs
@@ -76,14 +71,6 @@ def test_everything_in_an_image_comes_by_its_hash(kind: str) -> None:
     assert "--require-hashes" in assets
     assert {"--no-deps", "--no-build-isolation"} <= set(own.split())
     assert "--no-deps" in assets
-
-
-def test_both_images_are_the_same_but_for_what_they_start() -> None:
-    one, other = (instructions(kind) for kind in KINDS)
-    assert [pair for pair in one if pair not in other] == [
-        ("CMD", '["server", "start", "/deal/server"]')
-    ]
-    assert len(one) == len(other)
 
 
 def test_nothing_is_open_to_other_machines() -> None:
@@ -177,7 +164,7 @@ def test_the_last_steps_of_an_image_work_in_a_clean_environment(tmp_path: Path) 
     environment; the copies, the install of the project and its command are the image's own."""
     app, home = tmp_path / "app", tmp_path / "venv"
     app.mkdir()
-    for keyword, rest in instructions("server"):
+    for keyword, rest in instructions():
         if keyword == "COPY" and "$" not in rest:
             *names, target = rest.split()
             for name in names:

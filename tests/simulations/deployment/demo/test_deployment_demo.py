@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from server.results import read_results
-from simulations.deployment.demo.run import MARK
+from simulations.deployment.demo import MARK
 from simulations.engines.flower import members
 from tests.simulations.deployment.loopback import DEAL, ROOT, SLOW, wait_for
 

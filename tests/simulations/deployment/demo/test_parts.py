@@ -14,21 +14,24 @@ from client.site_file import read_site
 from deal_core.config.data import DataConfig
 from deal_core.data import open_source
 from deal_core.errors import UserError
-from simulations.deployment.demo.files import (
+from simulations.deployment.demo import (
     DEFAULT,
     NAMES,
     POLICY,
     TASKS,
     TEST_ROWS,
     TRAIN_ROWS,
+    Children,
     DemoFolder,
+    brief,
+    follow,
     new_folder,
+    stopped_at_the_end,
     write_files,
     write_shares,
 )
-from simulations.deployment.demo.run import Children, brief, follow, stopped_at_the_end
 from simulations.deployment.server.submit import check
-from simulations.deployment.site.init import SiteRequest, agreed_labels, init_site
+from simulations.deployment.site.folder import agreed_labels, init_site
 from simulations.run.experiment import Request, load_experiment
 
 
@@ -66,8 +69,8 @@ def test_a_folder_that_cannot_be_written_or_is_taken_is_one_line(tmp_path: Path)
 def test_a_site_of_a_demonstration_is_open_and_any_other_is_not(tmp_path: Path) -> None:
     folder = DemoFolder(tmp_path)
     folder.data("north").mkdir(parents=True)
-    init_site(SiteRequest(folder.site("north"), folder.data("north"), "north", policy=POLICY))
-    init_site(SiteRequest(folder.site("south"), folder.data("north"), "south"))
+    init_site(folder.site("north"), folder.data("north"), "north", policy=POLICY)
+    init_site(folder.site("south"), folder.data("north"), "south")
     opened, strict = (read_site(folder.site(n) / "site.toml").policy for n in ("north", "south"))
     assert (opened.mechanism, opened.metrics, opened.share_sums) == ("", "clear", True)
     assert (strict.mechanism, strict.metrics, strict.share_sums) == ("record", "none", False)

@@ -1,0 +1,304 @@
+"""A site: its folder, ``deal site init``, which fills it with a key pair and a ``site.toml`` that
+says what the site lends, and ``deal site start``, which keeps Flower's SuperNode running."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from client.site_file import NAME, SiteFile, read_site, site_files
+from deal_core.config.experiment import Experiment, ModelConfig
+from deal_core.data.files import SiteSource
+from deal_core.data.sources import SitesSource
+from deal_core.data.tables import READERS
+from deal_core.errors import UserError
+from deal_core.installed import package_digest
+from simulations.deployment.keys import (
+    check_secret,
+    fingerprint_of_line,
+    make_key_pair,
+    write_secret,
+)
+from simulations.deployment.programs import filled, service_unit, supervise
+from simulations.engines.flower import FlowerHome
+from simulations.output.files import toml_value
+
+MODULE = "simulations.deployment.site.programs"
+IN_USE = "Failed to activate SuperNode"
+UNKNOWN = "CERTIFICATE_VERIFY_FAILED"
+HANDSHAKE = "SSL/TLS handshake error detected"
+"""A connection that broke in the middle of a handshake, a proxy that was restarted: Flower's
+SuperNode stops working after it, and does not end."""
+CONNECTED = "SuperNode ID:"
+AFTERLIFE_SECONDS = 90.0
+"""How long after a crash the server may still believe that the site is connected: two missed
+heartbeats, and something."""
+RETRY_SECONDS = 5.0
+REASONS = {
+    UNKNOWN: "the server is not the one that ca.crt vouches for; compare it "
+    "with the server's administrator",
+    IN_USE: "the server does not know this key, or another process serves "
+    "with it; let its administrator run deal server add-site",
+    "terminated gracefully": "the server has refused a signature: the key is not registered any "
+    "more, or the clocks differ; deal site check compares them",
+}
+"""What Flower writes when it gives up, and what that means."""
+POLICY = """\
+mechanism = "record"     # differential privacy for each record; without this and max_epsilon,
+                         # updates leave as the experiment asks, also unprotected
+max_epsilon = 8.0        # of all that the ledger holds, for ever; a larger one protects less
+# unit_column = "patient_id"  # whose a record is: all records of one are then protected together,
+                         # in experiments alone that say so too; once and for all
+metrics = "none"         # counts of right answers stay; "noised": they leave with noise, and are
+                         # charged; "summed": as part of a secure sum alone; "clear": as they are
+share_num_examples = false  # true: the exact number of training records may leave
+share_sums = false       # true: class sums may leave with noise that is not charged; under
+                         # differential privacy they leave anyway, with its noise, and are charged
+spending = true          # false: epsilon and delta of the ledger stay here as well
+secure_aggregation = "allowed"  # "required": an update leaves in a secure sum, or not at all
+min_cohort = 3           # fewest sites in a secure sum; the number of all: no sum leaves one out
+colluding = 1            # so many other sites may work with the server, and learn nothing more
+# noise_share = "sum"    # the noise that protects a record may be made by all sites of a secure
+                         # sum together; else all of it is made here
+"""
+"""Keys of ``[policy]`` in a new ``site.toml``: differential privacy, and nothing in the clear."""
+LABELS = """\
+[data.labels]            # every task that this site takes part in, and its labels, as agreed on
+{lines}"""
+NO_LABELS = """\
+# Without [data.labels] the site takes part in no task. Add every task that it does take part in,
+# with its labels, as the consortium has agreed on; deal site check --experiment prints the lines.
+# [data.labels]
+# TASK = ["label", "other label"]
+"""
+
+
+def init_site(
+    folder: Path,
+    data: Path,
+    name: str,
+    address: str = "SERVER:9443",
+    certificate: Path | None = None,
+    *,
+    text_column: str = "text",
+    label_column: str = "label",
+    labels: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    model: str = ModelConfig().name,
+    policy: str = POLICY,
+) -> list[str]:
+    """Fill the folder of a site.
+
+    Args:
+        folder: a new one.
+        data: one folder per task.
+        name: of the site.
+        address: of the server.
+        certificate: the server's; it is copied.
+        text_column: of the data.
+        label_column: of the data.
+        labels: of each task of the agreed experiment.
+        model: its base model.
+        policy: keys of its table, as TOML.
+
+    Returns:
+        The lines to print.
+
+    Raises:
+        UserError: a site is there already, a name or an address that is none, no such data, or
+            the folder cannot be written.
+    """
+    if not NAME.fullmatch(name):
+        raise UserError(f"--name {name}: use letters, digits, '.', '_' and '-', up to 64")
+    host_and_port(address, "--server")
+    if not data.is_dir():
+        raise UserError(f"--data {data}: no such folder; give the folder of the tasks")
+    if (folder / "site.toml").exists():
+        raise UserError(f"{folder}: holds a site already; choose another folder, or edit site.toml")
+    if certificate is not None and not certificate.is_file():
+        raise UserError(f"--certificate {certificate}: no such file; give the server's ca.crt")
+    settings = filled(
+        "site.toml",
+        name=toml_value(name),
+        address=toml_value(address),
+        data=toml_value(str(data.resolve())),
+        text=toml_value(text_column),
+        label=toml_value(label_column),
+        labels=LABELS.format(lines=label_lines(labels)) if labels else NO_LABELS,
+        models=f'{toml_value(model)} = ""\n',
+        policy=policy,
+    )
+    try:
+        (folder / "state").mkdir(parents=True, exist_ok=True)  # the unit lets nothing else change
+        folder.chmod(0o700)
+        pair = make_key_pair(name)
+        write_secret(folder / "site.key", pair.private)
+        (folder / "site.pub").write_bytes(pair.public)
+        if certificate is not None:
+            shutil.copyfile(certificate, folder / "ca.crt")
+        unit = site_unit(folder, data.resolve())
+        (folder / "deal-site.service").write_text(unit, encoding="utf-8")
+        (folder / "site.toml").write_text(settings, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
+    without = "" if labels else ", and [data.labels], without which no task is worked on"
+    lines = [
+        f"made {folder}: site.toml, site.key (private, stays here), site.pub, deal-site.service",
+        f"fingerprint of this site's key: {fingerprint_of_line(pair.public.decode())}",
+        "next:",
+        f"  1. look through {folder / 'site.toml'} (columns, limits{without}; data files are "
+        f"{', '.join(READERS)})",
+        f"  2. send {folder / 'site.pub'} to the server's administrator, and compare the "
+        "fingerprint by telephone",
+    ]
+    if certificate is None:
+        lines.append(f"  3. put the server's ca.crt into {folder}, its address into site.toml")
+    return [
+        *lines,
+        "  for secure sums: read the fingerprint out to the other institutions by telephone, and "
+        "write theirs into [peers]",
+        f"  then: deal site check {folder}, and deal site start {folder}",
+    ]
+
+
+def label_lines(labels: Mapping[str, Sequence[str]]) -> str:
+    """Return lines of ``[data.labels]``."""
+    return "".join(f"{toml_value(task)} = {toml_value(own)}\n" for task, own in labels.items())
+
+
+def agreed_labels(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """Return task to labels, of every task that the experiment trains.
+
+    Raises:
+        UserError: it is no experiment for sites, or it names no labels.
+    """
+    if experiment.data.source != "sites":
+        raise UserError(
+            f"data.source is '{experiment.data.source}'; the experiment of a consortium has "
+            'data.source = "sites" and [data.labels] with TASK = ["label", ...]'
+        )
+    labels = experiment.data.labels
+    return {task: labels.get(task, ()) for task in SitesSource(experiment.data).task_names()}
+
+
+def host_and_port(address: str, place: str) -> tuple[str, int]:
+    """Return the host, an IPv6 address without its brackets, and the port.
+
+    Args:
+        address: ``HOST:PORT``.
+        place: where it was written, for the message.
+
+    Raises:
+        UserError: a part is missing, or the port is none.
+    """
+    host, _, port = address.rpartition(":")
+    bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
+    number = int(port) if port.isascii() and port.isdigit() else 0
+    if not host or bare or not 0 < number < 65536:
+        raise UserError(
+            f"{place} '{address}': write it as HOST:PORT, as the server's administrator gives it"
+            f"{' (an IPv6 address in brackets)' if bare else ''}"
+        )
+    return host.strip("[]"), number
+
+
+def site_unit(folder: Path, data: Path) -> str:
+    """Return a systemd unit that keeps a site running. What it runs can read the data, and write
+    the state folder; it can change neither ``site.toml`` with its limits, nor the
+    keys, nor anything else of this machine's."""
+    what, state = "Federated DEAL: site", folder / "state"
+    return service_unit(what, "deal-site", "site start", folder, (data, folder), state)
+
+
+def start_site(folder: Path) -> int:
+    """Run the SuperNode until it is stopped.
+
+    Returns:
+        The exit code, 0: it was asked to end.
+
+    Raises:
+        UserError: ``site.toml`` is wrong, a key is unsafe, tasks are not as disjoint as declared,
+            the site runs already, or the server refuses it.
+    """
+    site = read_site(folder / "site.toml")
+    check_secret(Path(site.server.key))
+    if not Path(site.server.certificate).is_file():
+        raise UserError(
+            f"{site.server.certificate}: not there; it is the ca.crt of the server's administrator"
+        )
+    list(check_disjoint(site))  # read before anything is served
+    state = Path(site.site.state)
+    make_private(state)
+    home = FlowerHome(state / "flower")
+    # -P: nothing is imported from its working directory, which apps can write.
+    command = [sys.executable, "-P", "-m", MODULE, "supernode", str(folder / "site.toml")]
+    return _keep_going(site, command, home, state / "supernode.log", state / "site.pid")
+
+
+def check_disjoint(site: SiteFile) -> Iterator[str]:
+    """Yield that no two tasks have a record (or group) in common; nothing where the policy does not
+    declare it. All training files are read.
+
+    Raises:
+        UserError: two have: the site would refuse the later of them for good, and the server would
+            see that.
+    """
+    if site.policy is None or not site.policy.disjoint_tasks:
+        return
+    source = SiteSource(site_files(site.data), site.policy.unit_column)
+    owner: dict[str, str] = {}
+    for task in source.task_names():
+        own = {example.whose for example in source.load(task).train}
+        for other in dict.fromkeys(owner.values()):
+            common = sum(1 for each in own if owner.get(each) == other)
+            if common:
+                raise UserError(
+                    f"policy.disjoint_tasks: tasks '{other}' and '{task}' have {common} ids of "
+                    "training records in common; separate them, or set disjoint_tasks to false"
+                )
+        owner.update(dict.fromkeys(own, task))
+    yield f"policy.disjoint_tasks: no id is in two of {len(source.task_names())} tasks"
+
+
+def make_private(state: Path) -> None:
+    """Make the state folder, and let its owner alone into it: log and ledger are the site's."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if state.stat().st_mode & 0o077:
+        state.chmod(0o700)
+
+
+def _keep_going(site: SiteFile, command: list[str], home: FlowerHome, log: Path, pid: Path) -> int:
+    """Run the SuperNode, again where what has ended it will pass."""
+    was_in = pid.exists()  # whoever ended in order has taken it away, or never was in
+    give_up = time.monotonic() + (AFTERLIFE_SECONDS if was_in else 0.0)
+    while True:
+        start = log.stat().st_size if log.exists() else 0
+        if supervise(command, home, log, pid, HANDSHAKE) == 0:
+            return 0
+        said = log.read_bytes()[start:].decode("utf-8", "replace")
+        if CONNECTED in said:
+            was_in, give_up = True, time.monotonic() + AFTERLIFE_SECONDS
+        passes = HANDSHAKE in said and was_in and UNKNOWN not in said
+        if not passes and (IN_USE not in said or time.monotonic() > give_up):
+            if not was_in:  # it never was: the next start has nothing to wait for
+                pid.unlink(missing_ok=True)
+            known = (reason for sign, reason in REASONS.items() if sign in said)
+            reason = next(known, "Flower's SuperNode has ended")
+            raise UserError(f"{site.server.address}: {reason} (log: {log})")
+        what = "no TLS with the server" if passes else "the server holds the connection from before"
+        print(f"{what}; trying again", flush=True)
+        time.sleep(RETRY_SECONDS)
+
+
+def starting_lines(folder: Path) -> list[str]:
+    """Return what is about to run, and where to look."""
+    site = read_site(folder / "site.toml")
+    return [
+        f"site '{site.site.name}' serves {site.server.address}; Ctrl-C ends it",
+        f"it runs what is installed here: federated-deal {package_digest()[:12]}",
+        f"its log: {Path(site.site.state) / 'log.jsonl'}; Flower's: supernode.log beside it",
+        f"next: nothing; to look at data and connection: deal site check {folder}",
+    ]

@@ -1,0 +1,192 @@
+"""The site's own start of Flower's programs: ``python -m simulations.deployment.site.programs``
+with ``supernode SITE.TOML``, ``superexec ...`` or ``clientapp ...``.
+
+Flower's SuperNode unpacks and runs whatever app the server sends. Here it is given the ten lines
+that are installed, whatever the server sends, under their own name, version and hash, and each run
+is taken for an ordinary one: a site runs what it has installed itself. With another Flower, which
+lacks the functions that are replaced, the programs end before they connect.
+
+``superexec`` starts ``clientapp`` for a message to a ClientApp, and no other program. An error that
+leaves carries no text: Flower would send that of an exception.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Context, Error, Message
+from flwr.supercore.constant import TaskType
+from flwr.supercore.fab import Fab
+from flwr.supercore.run import Run
+
+from client.site_file import NODE_KEY, SiteFile, read_site
+from simulations.deployment.keys import write_secret
+from simulations.engines.flower import BUNDLE, LOCAL, free_port
+from simulations.output.files import toml_value
+
+if TYPE_CHECKING:
+    from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
+
+MODULE = "simulations.deployment.site.programs"
+
+
+@cache
+def own_app() -> Fab:
+    """Return the bundle that ``flwr run`` builds: it holds no time and no path, and nothing in it
+    is compressed, so the same files give the same bytes everywhere."""
+    from flwr.cli.build import build_fab_from_files
+
+    files = {path.name: path for path in BUNDLE.iterdir() if path.is_file()}
+    content = build_fab_from_files(files)[0]
+    return Fab(hashlib.sha256(content).hexdigest(), content, {})
+
+
+def with_own_app(pull: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Return Flower's ``pull``, which takes in a message, its run and the run's app: the app is the
+    installed one, and so is all that the run says of it."""
+    from flwr.common.config import get_fab_config, get_metadata_from_config
+
+    own = own_app()
+    name, version = get_metadata_from_config(get_fab_config(own.content))
+    true = {"fab_id": name, "fab_version": version, "fab_hash": own.hash_str}
+
+    def pull_own(**given: Any) -> int | None:
+        def get_run(run_id: int) -> Run:
+            run: Run = given["get_run"](run_id)
+            return dataclasses.replace(run, primary_task_type=TaskType.SERVER_APP, **true)
+
+        return pull(**{**given, "get_run": get_run, "get_fab": lambda fab_hash, run_id: own})
+
+    return pull_own
+
+
+def supernode_arguments(path: Path, site: SiteFile, port: int, secret: Path) -> list[str]:
+    """For Flower's own program; the app is told nothing but where ``site.toml`` lies."""
+    return [
+        *("--root-certificates", site.server.certificate),
+        *("--auth-supernode-private-key", site.server.key),
+        *("--superlink", site.server.address),
+        *("--host", LOCAL, "--port", str(port)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+        *("--node-config", f"{NODE_KEY}={toml_value(str(path))}"),
+    ]
+
+
+def new_secret(home: Path) -> Path:
+    """Return a file that lets the process that starts apps, and nobody else on this machine, take
+    tasks from the SuperNode."""
+    secret = home / "superexec.secret"
+    secret.unlink(missing_ok=True)
+    write_secret(secret, secrets.token_hex(32).encode())
+    return secret
+
+
+def supernode(path: Path) -> None:
+    """Serve until a signal comes."""
+    internal: Any = importlib.import_module("flwr.supernode.start_client_internal")
+    internal._pull_and_store_message = with_own_app(internal._pull_and_store_message)
+    site, home = read_site(path), Path(os.environ["FLWR_HOME"])
+    # Flower finds an unpacked app by eight digits of a hash; what lies there from before must not
+    # be taken for the installed one.
+    shutil.rmtree(home / "apps", ignore_errors=True)
+    port, secret = free_port(), new_secret(home)
+    command = [
+        *(sys.executable, "-P", "-m", MODULE, "superexec"),
+        *("--insecure", "--runtime-api-address", f"{LOCAL}:{port}"),
+        *("--superexec-auth-secret-file", str(secret), "--parent-pid", str(os.getpid())),
+    ]
+    subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    sys.argv = ["flower-supernode", *supernode_arguments(path, site, port, secret)]
+    from flwr.supernode.cli import flower_supernode
+
+    flower_supernode()
+
+
+class ClientAppExecutor:
+    """Flower's interface of an executor; it starts ClientApps alone."""
+
+    def get_eligible_capacity(
+        self, supported_task_types: set[TaskType], **where: Any
+    ) -> tuple[set[TaskType], set[str]]:
+        """Only messages to ClientApps are taken from the SuperNode."""
+        return supported_task_types & {TaskType.CLIENT_APP}, set()
+
+    def wait_for_capacity(self, task_type: TaskType | None = None, **where: Any) -> None:
+        """There is room always: the SuperNode hands out one message at a time."""
+
+    def launch(self, spec: ExecutionSpec) -> LaunchResult:
+        """Start a process for one message; its token is told where no other user can read it."""
+        from flwr.supercore.superexec.executor import LaunchResult
+
+        if spec.task_type != TaskType.CLIENT_APP:
+            return LaunchResult.failed("this site runs ClientApps only")
+        process = subprocess.Popen(self.command(spec), stdin=subprocess.PIPE)
+        assert process.stdin is not None
+        with process.stdin as channel:
+            channel.write(spec.token.encode())
+        return LaunchResult.accepted()
+
+    def command(self, spec: ExecutionSpec) -> list[str]:
+        """Return the process for one message."""
+        return [
+            *(sys.executable, "-P", "-m", MODULE, "clientapp"),
+            *("--insecure", "--runtime-api-address", spec.runtime_api_address),
+            *(("--parent-pid", str(spec.parent_pid)) if spec.parent_pid is not None else ()),
+        ]
+
+    def reconcile(self) -> None:
+        """Do nothing: no process is kept between messages."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is kept open."""
+
+
+def superexec() -> None:
+    """Start processes until the SuperNode ends."""
+    flower: Any = importlib.import_module("flwr.supercore.superexec.run_superexec")
+    if not callable(flower.get_executor):
+        raise TypeError("this Flower makes its executor in another way")
+    flower.get_executor = lambda *given, **named: ClientAppExecutor()
+    from flwr.supercore.cli import flower_superexec
+
+    flower_superexec()
+
+
+def pushing(push: Callable[..., None]) -> Callable[..., None]:
+    """Flower's ``push``, with errors that say nothing but their code."""
+
+    def push_message(client: Any, message: Message, context: Context) -> None:
+        if message.has_error():
+            message.error = Error(message.error.code, "failed")
+        push(client, message, context)
+
+    return push_message
+
+
+def clientapp() -> None:
+    """Answer one message; the task's token comes by standard input."""
+    sys.argv += ["--token", sys.stdin.read()]
+    flower: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
+    flower.push_message = pushing(flower.push_message)
+    from flwr.supernode.cli import flwr_clientapp
+
+    flwr_clientapp()
+
+
+if __name__ == "__main__":
+    which = sys.argv.pop(1)
+    if which == "supernode":
+        supernode(Path(sys.argv[1]))
+    else:
+        {"superexec": superexec, "clientapp": clientapp}[which]()
