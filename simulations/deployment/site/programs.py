@@ -59,7 +59,7 @@ def with_own_app(pull: Callable[..., int | None]) -> Callable[..., int | None]:
 
     own = own_app()
     name, version = get_metadata_from_config(get_fab_config(own.content))
-    true = {"fab_id": name, "fab_version": version, "fab_hash": own.hash_str}
+    true: dict[str, Any] = {"fab_id": name, "fab_version": version, "fab_hash": own.hash_str}
 
     def pull_own(**given: Any) -> int | None:
         def get_run(run_id: int) -> Run:
