@@ -18,6 +18,7 @@ from deal_core.wire.records import DIGEST, RECORD, digest_of, read_folder
 from server import export as handover
 from server.clients import Roster
 from server.folder import EventLog
+from simulations.engines.worker_pool import assume_identity
 from tests.client.real_site import RealSite, asked, code
 from tests.run_configs import placed
 

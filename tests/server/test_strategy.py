@@ -17,8 +17,8 @@ from server.folder import EventLog, read_events
 from server.plan import make_plan
 from server.strategy import DealStrategy, start_state
 from server.summation import fold_residual
-from simulations.engines.flower_identity import assume_identity
 from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.worker_pool import assume_identity
 from tests.server.fuzz_grid import bytes_of, tiny_app, tiny_model
 from tests.server.test_fuzz import settings
 

@@ -34,7 +34,7 @@ from server.results import (
     Spending,
     read_results,
     rounded_up,
-    spending_told,
+    spending_in,
     whole_extent,
 )
 from simulations.deployment.server.folder import ServerFolder, registered
@@ -212,7 +212,7 @@ def _begin(state: RunState, event: RunEvent, names: list[str]) -> None:
 
 def _heard(state: RunState, name: str, event: RunEvent) -> None:
     site = state.sites.setdefault(name, SiteState())
-    site.spent = spending_told(event) or site.spent
+    site.spent = spending_in(event) or site.spent
     if event["event"] != "client_finished":
         site.faults += 1
         site.last_fault = MEANING.get(str(event["reason"]), str(event["reason"]))
