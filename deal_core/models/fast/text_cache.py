@@ -105,7 +105,7 @@ def stored(path: Path | None, make: Callable[[], Arrays]) -> Arrays:
     ):
         return dict(file)
     made, buffer = make(), BytesIO()
-    np.savez(buffer, **made)
+    np.savez(buffer, allow_pickle=False, **made)
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         atomic_write(path, buffer.getvalue(), 0o600)
