@@ -25,9 +25,9 @@ from client.secure.masked_input import (
 from client.state import folder_of, forget
 from client.status_reply import secure_reply
 from client.verdict import verdict
+from deal_core.config.experiment import counts_in_sum
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.privacy.policy import counts_in_sum
 from deal_core.wire.instruction import LEARN, Instruction
 
 if TYPE_CHECKING:

@@ -40,8 +40,8 @@ from deal_core.models.fast.text_cache import cache_folder
 from deal_core.models.loading import best_device
 from deal_core.models.stateless import require_stateless
 from deal_core.privacy.events import GROUP
-from deal_core.privacy.interface import Grouping, MakeMechanism, Mechanism, RecordId
-from deal_core.protection import make_mechanism, mechanism_of
+from deal_core.privacy.interface import Grouping, Mechanism, RecordId
+from deal_core.protection import make_mechanism
 from deal_core.training.batching import Cache
 from deal_core.training.evaluation import base_embeddings, embeddings_alone
 from deal_core.training.hardware import compute_dtype, keep_memory
@@ -95,7 +95,7 @@ class Workbench:
     def __init__(
         self,
         experiment: Experiment,
-        mechanism: MakeMechanism = make_mechanism,
+        mechanism: Callable[[Experiment], Mechanism] = make_mechanism,
         prepare: Callable[[list[TaskData]], list[TaskData]] = lambda shares: shares,
         *,
         whole: bool = False,
@@ -128,7 +128,7 @@ class Workbench:
         config = self.experiment
         torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
         keep_memory()
-        dtype = compute_dtype(config.train, best_device(), mechanism_of(config).needs_float32)
+        dtype = compute_dtype(config.train, best_device(), config.privacy.mechanism != "none")
         model = load_model(config.model, config.adapter, config.train.max_length, dtype)
         if config.privacy.mechanism != "none":
             require_stateless(model, config.model.name, config.train.max_length)

@@ -14,6 +14,7 @@ from client.distilled_store import DistilledStore
 from client.egress import IN_THE_SUM, METRICS
 from client.resources import Workbench
 from client.status_reply import STATUS
+from deal_core.config.experiment import counts_in_sum
 from deal_core.lora.adapter import Adapter, padded, zero_adapter
 from deal_core.lora.payload import (
     COUNTS,
@@ -27,7 +28,6 @@ from deal_core.lora.payload import (
 )
 from deal_core.lora.state import State
 from deal_core.privacy.interface import Counts, LocalUpdate
-from deal_core.privacy.policy import counts_in_sum
 from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
 from deal_core.wire.heads import read_heads, tasks_in
 from deal_core.wire.instruction import RECORD, Instruction, read_instruction

@@ -1,25 +1,44 @@
-"""Privacy mechanisms, and what an experiment must be for each. A mechanism is a file and a line of
-:data:`MECHANISMS`."""
+"""What an experiment asks of :mod:`deal_core.privacy`: its mechanism with plain values, and what it
+must be for it; and what all sites of a secure sum are told alike."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
 
-from deal_core.config.experiment import Experiment, may_take_sums
+from deal_core.config.experiment import Experiment, at_server, may_take_sums
+from deal_core.config.run_config import run_name
 from deal_core.data.public import public_texts, texts_digest
 from deal_core.data.source import named_tasks
 from deal_core.errors import UserError, choose
 from deal_core.lora.state import State
 from deal_core.methods import Statistics, method_of, phases_of, statistics_of, sums_beside_learning
-from deal_core.privacy.distributed_noise import shares_of, whom_to_trust
+from deal_core.privacy.distributed_noise import shares_without_mechanism
 from deal_core.privacy.events import unit_of
-from deal_core.privacy.interface import Mechanism, MechanismDefinition, nobody
-from deal_core.privacy.policy import at_server, in_sum
+from deal_core.privacy.interface import Mechanism, UpdateRequest
+from deal_core.privacy.plan import (
+    ReleaseSchedule,
+    RunSchedule,
+    noise_of_rounds,
+    noise_of_sums,
+)
+from deal_core.privacy.policy import in_sum
 from deal_core.privacy.record import RecordMechanism
 from deal_core.privacy.unprotected import NoMechanism
+from deal_core.training.loop import NonPrivateGradients
 from deal_core.wire.instruction import LEARN, Instruction, transcript_hash
+
+SUMS_SHARE = 0.5
+"""Of the target epsilon that class sums beside learning may cost, taken by themselves."""
+
+NOMINAL_DELTA = 1e-5
+"""Where an experiment names no delta; it decides how much noise there is, not what it costs."""
+
+ROOM = 1e-3
+"""Share of the target that is left for the slack of noise in a sum."""
 
 READ_BATCHES_ALONE: Mapping[str, str] = {
     "deal": "penalties of adapters; distillation and class sums on the records of the batch",
@@ -87,27 +106,37 @@ def check_records_protected(experiment: Experiment) -> None:
         )
 
 
-MECHANISMS: Mapping[str, MechanismDefinition] = {
-    "none": MechanismDefinition(client=NoMechanism, attacked="updates", assumes=nobody),
-    "record": MechanismDefinition(
-        client=RecordMechanism,
-        attacked="steps",
-        check=check_records_protected,
-        assumes=whom_to_trust,
-        needs_float32=True,
-        noises_counts=True,
-    ),
-}
+def _none(experiment: Experiment) -> Mechanism:
+    return NoMechanism(
+        privacy=experiment.privacy,
+        run=run_name(experiment),
+        seed=experiment.run.seed,
+        at_server=at_server(experiment),
+        secure=experiment.aggregation.secure,
+        ordinary=partial(ordinary_gradients, experiment),
+    )
+
+
+def ordinary_gradients(experiment: Experiment, ask: UpdateRequest) -> NonPrivateGradients:
+    """Return gradients without protection, for the epochs of the experiment."""
+    epochs = experiment.federation.local_epochs
+    return NonPrivateGradients(ask.data, epochs, experiment.train, ask.generator)
+
+
+def _record(experiment: Experiment) -> Mechanism:
+    return RecordMechanism(
+        privacy=experiment.privacy,
+        run=run_name(experiment),
+        seed=experiment.run.seed,
+        batch_size=experiment.train.batch_size,
+        at_server=at_server(experiment),
+        shares=shares_of(experiment),
+        schedule=partial(run_schedule, experiment),
+    )
+
+
+MECHANISMS: Mapping[str, Callable[[Experiment], Mechanism]] = {"none": _none, "record": _record}
 """``privacy.mechanism`` to what it is."""
-
-
-def mechanism_of(experiment: Experiment) -> MechanismDefinition:
-    """Return what the mechanism is that the experiment names.
-
-    Raises:
-        UserError: unknown ``privacy.mechanism``.
-    """
-    return choose("privacy.mechanism", experiment.privacy.mechanism, MECHANISMS)
 
 
 def make_mechanism(experiment: Experiment) -> Mechanism:
@@ -116,11 +145,10 @@ def make_mechanism(experiment: Experiment) -> Mechanism:
     Raises:
         UserError: unknown ``privacy.mechanism``, or one that cannot protect the experiment.
     """
-    definition = mechanism_of(experiment)
-    mechanism = definition.client(experiment)
+    mechanism = choose("privacy.mechanism", experiment.privacy.mechanism, MECHANISMS)(experiment)
     if mechanism.unit is not None:
         check_sums_protected(experiment)
-    definition.check(experiment)
+        check_records_protected(experiment)
     check_steps_at_server(experiment)
     return mechanism
 
@@ -131,12 +159,10 @@ def check_counts(experiment: Experiment) -> None:
     Raises:
         UserError: they cannot.
     """
-    definition = mechanism_of(experiment)
-    if experiment.privacy.metrics == "noised" and not definition.noises_counts:
+    if experiment.privacy.metrics == "noised" and experiment.privacy.mechanism == "none":
         raise UserError(
-            f'privacy.metrics = "noised" is charged to a budget of records, which mechanism '
-            f"'{experiment.privacy.mechanism}' has not; set privacy.mechanism to \"record\", or "
-            'privacy.metrics to "clear"'
+            'privacy.metrics = "noised" is charged to a budget of records, which mechanism '
+            '\'none\' has not; set privacy.mechanism to "record", or privacy.metrics to "clear"'
         )
 
 
@@ -224,6 +250,177 @@ def _step_conditions(experiment: Experiment) -> list[tuple[bool, str]]:
             "sequential, and method.update.enabled to false; or method.name to prototype",
         ),
     ]
+
+
+def run_schedule(experiment: Experiment, records: Mapping[str, int]) -> RunSchedule:
+    """Return what a run asks of a client with so many records, or groups, of each task.
+
+    Raises:
+        UserError: all sites need one delta, and there is none.
+        NoFeasibleNoise: no multiplier that is of use fits.
+    """
+    tasks = len(records)
+    return RunSchedule(
+        work=planned_work(experiment, records),
+        evaluations=evaluations(experiment, tasks),
+        sums_noise=sums_noise_multiplier(experiment, tasks),
+        common_noise=common_noise_multiplier(experiment, tasks) if at_server(experiment) else 0.0,
+    )
+
+
+def planned_work(experiment: Experiment, records: Mapping[str, int]) -> tuple[ReleaseSchedule, ...]:
+    """Return what a client may be asked to do, at most.
+
+    A client that is not sampled, or has fewer tasks than there are, will spend less.
+
+    Args:
+        experiment: rounds, epochs, batch size and sample rate.
+        records: task to the number of the client's own records, all tasks of the stream; none is
+            a number like others.
+    """
+    stream, learning = experiment.stream, experiment.federation.rounds
+    sums = sum(phase.rounds for phase in method_of(experiment).phases if phase.name != LEARN)
+    rates = sample_rates(experiment, records)
+    return tuple(
+        ReleaseSchedule(
+            task=task,
+            records=records[task],
+            rounds=learning * stream.times(task),
+            sample_rate=rates[task],
+            steps=steps_of(rates[task], experiment),
+            sums=sums,
+        )
+        for task in records
+    )
+
+
+def evaluations(experiment: Experiment, tasks: int) -> int:
+    """How often all tasks are evaluated: at the start, and after every stage."""
+    stream, rounds = experiment.stream, experiment.federation.rounds
+    until = max([0, *stream.joins.values()]) + rounds * stream.turns(tasks)
+    return 1 + math.ceil(until / (stream.consolidate_every or rounds))
+
+
+def sample_rates(experiment: Experiment, records: Mapping[str, int]) -> dict[str, float]:
+    """Return task to sample rate. Where steps are taken at the server all sites have one, 1 unless
+    told otherwise. A task without records is sampled like an average one: that there
+    are none must not show."""
+    if experiment.privacy.sample_rate or at_server(experiment):
+        return dict.fromkeys(records, experiment.privacy.sample_rate or 1.0)
+    mean = sum(records.values()) / max(1, len(records))
+    batch = experiment.train.batch_size
+    return {task: min(1.0, batch / max(n or mean, 1)) for task, n in records.items()}
+
+
+def steps_of(rate: float, experiment: Experiment) -> int:
+    """Return the steps of a round: so many that a record is seen ``local_epochs`` times on average,
+    at least; one where it is taken at the server."""
+    if at_server(experiment):
+        return 1
+    return experiment.federation.local_epochs * math.ceil(1 / rate - 1e-9)
+
+
+def common_noise_multiplier(experiment: Experiment, tasks: int) -> float:
+    """Return the multiplier of every round of a run, of the sum over all sites.
+
+    What rounding and the shape of the noise cost beside it (the slack of an event) is not in it;
+    the budget is met without it to 1e-3.
+
+    Args:
+        experiment: rounds, rate, target epsilon and delta.
+        tasks: of the run.
+
+    Raises:
+        UserError: no target delta, which sites could each choose otherwise.
+        NoFeasibleNoise: no multiplier that is of use fits.
+    """
+    privacy = experiment.privacy
+    if not privacy.target_delta:
+        raise UserError(
+            'privacy.noise_share = "sum" needs one delta for all sites; set privacy.target_delta'
+        )
+    noised = privacy.metrics == "noised"
+    counts = evaluations(experiment, tasks) if noised else 0
+    times = 1 if privacy.disjoint_tasks else tasks
+    return noise_of_rounds(
+        privacy.sample_rate or 1.0,
+        experiment.federation.rounds * times,
+        times,
+        counts,
+        privacy.target_epsilon * (1 - ROOM),
+        privacy.target_delta,
+        sums_noise_multiplier(experiment, tasks),
+    )
+
+
+def sums_noise_multiplier(experiment: Experiment, tasks: int) -> float:
+    """Return the multiplier of class sums that are taken beside learning: it follows from the
+    experiment alone. 0: there are none.
+
+    Args:
+        experiment: target epsilon and delta.
+        tasks: of the run.
+
+    Raises:
+        NoFeasibleNoise: no multiplier that is of use fits.
+    """
+    privacy = experiment.privacy
+    if not sums_beside_learning(method_of(experiment)):
+        return 0.0
+    sums = 1 if privacy.disjoint_tasks else tasks
+    budget = SUMS_SHARE * privacy.target_epsilon
+    return noise_of_sums(sums, budget, privacy.target_delta or NOMINAL_DELTA)
+
+
+def shares_of(experiment: Experiment) -> int:
+    """Return of how many sites the noise must suffice: of all but those that may collude or fail;
+    of one where each adds the whole.
+
+    Raises:
+        UserError: of none.
+    """
+    clients, privacy = experiment.federation.clients, experiment.privacy
+    if not in_sum(privacy):
+        return 1
+    shares = clients - privacy.colluding - privacy.dropouts
+    if shares < 1:
+        raise UserError(
+            f"privacy.colluding = {privacy.colluding} and privacy.dropouts = {privacy.dropouts} "
+            f"leave nobody's noise among {clients} clients; lower them, or let more take part"
+        )
+    return shares
+
+
+def sum_deviation(experiment: Experiment, tasks: int) -> float:
+    """Return the standard deviation of the noise of all sites together, in each entry of a sum and
+    in clipping bounds; 0 without a mechanism.
+
+    Args:
+        experiment: rounds, rate, budget, and of how many sites the noise suffices.
+        tasks: of the run.
+    """
+    if experiment.privacy.mechanism == "none":
+        return 0.0
+    added = math.sqrt(experiment.federation.clients / shares_of(experiment))
+    return common_noise_multiplier(experiment, tasks) * added
+
+
+def class_sum_noise(
+    experiment: Experiment, statistics: Statistics, members: int, tasks: int
+) -> tuple[float, int]:
+    """Return the noise multiplier of a class sum, and of how many sites it is counted on.
+
+    Args:
+        experiment: its mechanism decides; without one ``statistics`` does.
+        statistics: what is added up.
+        members: sites that are asked for their part of the sum.
+        tasks: of the run.
+    """
+    if experiment.privacy.mechanism == "none":
+        shares = shares_without_mechanism(members, experiment.privacy.colluding)
+        return statistics.noise_multiplier, shares
+    beside = sums_noise_multiplier(experiment, tasks)
+    return beside or common_noise_multiplier(experiment, tasks), shares_of(experiment)
 
 
 OF_ONE_SITE = frozenset({"data", "run", "description"})

@@ -17,7 +17,8 @@ from deal_core.data import public_labels
 from deal_core.lora.state import State
 from deal_core.methods import COUNT, SUM, Statistics, SumContext, Tensors, method_of, statistics_of
 from deal_core.models import LabelVectors, LanguageModel, label_vectors, load_model
-from deal_core.privacy.distributed_noise import COUNT_WEIGHT, class_sum_noise, grid_step
+from deal_core.privacy.distributed_noise import COUNT_WEIGHT, grid_step
+from deal_core.protection import class_sum_noise
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.terms import LEAST_SITES
 from deal_core.training.public_subspace import Subspace, text_vectors

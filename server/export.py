@@ -25,7 +25,6 @@ from deal_core.lora.state import State
 from deal_core.methods import method_of, statistics_of, whole_heads
 from deal_core.models import FAMILIES, has_label_logits
 from deal_core.models.loading import TO_THE_BIT, pinned, upstream_of, with_revision
-from deal_core.protection import mechanism_of
 from deal_core.wire.records import DIGEST, RECORD, digest_of, read_folder
 from server.clients import Reply, Roster, collect
 from server.folder import EventLog
@@ -156,7 +155,7 @@ def peft_config(adapter: Adapter, experiment: Experiment) -> LoraConfig:
 def make_inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpace]) -> Inference:
     """Return what it takes to answer as the clients' evaluation does."""
     statistics = statistics_of(method_of(experiment)) if state.heads else None
-    needs_float32 = mechanism_of(experiment).needs_float32
+    needs_float32 = experiment.privacy.mechanism != "none"
     precision = experiment.train.precision
     return Inference(
         model=experiment.model,

@@ -13,8 +13,9 @@ import psutil
 
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
+from deal_core.privacy.distributed_noise import whom_to_trust
 from deal_core.privacy.events import GROUP
-from deal_core.protection import make_mechanism, mechanism_of
+from deal_core.protection import make_mechanism
 from server.checkpoint import EVERYBODY, History, commit
 from server.plan import Plan
 from server.results import (
@@ -104,7 +105,7 @@ def privacy_of(experiment: Experiment, spent: Mapping[str, Spending]) -> Privacy
         mechanism=experiment.privacy.mechanism,
         unit=mechanism.unit,
         unit_column=experiment.privacy.unit_column if mechanism.unit == GROUP else "",
-        assumes=mechanism_of(experiment).assumes(experiment.privacy),
+        assumes=whom_to_trust(experiment.privacy),
         delta=max((each.delta for each in spent.values()), default=None),
         n_delta=max((s.n_delta for s in spent.values() if s.n_delta is not None), default=None),
         epsilon={client: spent[client].epsilon for client in sorted(spent, key=int)},

@@ -12,7 +12,8 @@ from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.models import adapter_shapes
-from deal_core.protection import make_mechanism, mechanism_of
+from deal_core.privacy.distributed_noise import whom_to_trust
+from deal_core.protection import make_mechanism
 from server.checkpoint import Checkpoint, History, load_latest, save_checkpoint
 from server.clients import Clients, find_roster
 from server.export import export_adapter, hand_over, task_spaces
@@ -71,7 +72,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
         sites=list(experiment.federation.sites),
         unit=mechanism.unit,
         unit_column=experiment.privacy.unit_column,
-        assumes=mechanism_of(experiment).assumes(experiment.privacy),
+        assumes=whom_to_trust(experiment.privacy),
         stages=[
             {
                 "rounds": sum(step.kind == "round" and step.stage == stage for step in steps),

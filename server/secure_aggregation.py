@@ -23,8 +23,8 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from numpy.typing import NDArray
 
 from deal_core.atomic_write import atomic_write
+from deal_core.config.experiment import fewest_in_sum
 from deal_core.errors import UserError
-from deal_core.privacy.policy import fewest_in_sum
 from deal_core.secure_sum import server_round as stages
 from deal_core.secure_sum.keys import Announcement, Words, fingerprint, site_of, verify
 from deal_core.secure_sum.layout import Layout

@@ -27,14 +27,13 @@ from deal_core.aggregation import (
     one_line,
     require_finite,
 )
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, counts_in_sum
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes, zero_adapter
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.kinds import kind_of, rule_of
 from deal_core.lora.state import State
 from deal_core.methods import Statistics, method_of, phases_after, phases_of
-from deal_core.privacy.policy import counts_in_sum
 from deal_core.protection import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.secure_sum.messages import ProtocolError

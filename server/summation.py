@@ -22,14 +22,13 @@ from deal_core.aggregation import (
     finished,
     refuse_beyond,
 )
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, at_server
 from deal_core.lora.adapter import compress, stack
 from deal_core.lora.attach import changed
 from deal_core.lora.payload import LORA, PayloadError
 from deal_core.lora.state import State
-from deal_core.privacy.distributed_noise import grid_step, sum_deviation
-from deal_core.privacy.policy import at_server
-from deal_core.protection import make_mechanism, sum_terms
+from deal_core.privacy.distributed_noise import grid_step
+from deal_core.protection import make_mechanism, sum_deviation, sum_terms
 from deal_core.secure_sum.layout import Layout, weighted_means
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.training.hardware import threads

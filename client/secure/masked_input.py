@@ -19,7 +19,7 @@ from client.resources import Workbench
 from client.secure.protocol import announced_state, conditions, request_of
 from client.secure.store import SecureStore
 from deal_core.aggregation import shortened
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, at_server
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.arrays import from_arrays, to_arrays
 from deal_core.lora.payload import PayloadError, Template
@@ -27,7 +27,6 @@ from deal_core.lora.state import State
 from deal_core.methods import Phase
 from deal_core.models import has_label_logits
 from deal_core.privacy.interface import Counts, LocalUpdate
-from deal_core.privacy.policy import at_server
 from deal_core.protection import sum_terms
 from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum import site_round

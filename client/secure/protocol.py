@@ -19,9 +19,8 @@ from client.context import RequestContext
 from client.gate import require_policy
 from client.secure.store import SecureStore
 from client.site_file import NAME
-from deal_core.config.experiment import Experiment, may_take_sums
+from deal_core.config.experiment import Experiment, fewest_in_sum, may_take_sums
 from deal_core.lora.payload import PayloadError
-from deal_core.privacy.policy import fewest_in_sum
 from deal_core.secure_sum import site_round
 from deal_core.secure_sum.keys import Pins, fingerprint, site_of, site_of_fingerprint
 from deal_core.secure_sum.messages import ConfirmRequest, UnmaskRequest, UnpinnedPeer

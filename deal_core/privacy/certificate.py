@@ -27,9 +27,7 @@ from deal_core.privacy.ledger import Entry, Ledger
 
 KEY = "ledger.key"
 VERSION = 7
-"""Of statements; 2 had no ``unit_column``, 3 did not say which events were ``compared``, until 4
-all said that nobody is trusted, until 5 runs were added up as if fixed beforehand, and until 6 none
-said ``n_delta``."""
+"""Of statements."""
 PLACE = ("seq", "time")
 ROUNDING = 1e-6
 

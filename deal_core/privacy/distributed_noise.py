@@ -31,11 +31,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deal_core.config.experiment import Experiment, PrivacyConfig
-from deal_core.errors import UserError
+from deal_core.config.privacy import PrivacyConfig
 from deal_core.lora.attach import learnt_sizes
 from deal_core.lora.per_example import ExampleLosses
-from deal_core.methods import Statistics
 from deal_core.models.interface import Encoded
 from deal_core.privacy.discrete_gaussian import discrete_gaussian
 from deal_core.privacy.dpsgd import (
@@ -47,10 +45,9 @@ from deal_core.privacy.dpsgd import (
     require_drawn,
 )
 from deal_core.privacy.guards import require_plain_lora
-from deal_core.privacy.interface import RecordId, nobody_trusted
+from deal_core.privacy.interface import RecordId
 from deal_core.privacy.noise import NoiseSource
-from deal_core.privacy.plan import common_noise_multiplier, sums_noise_multiplier
-from deal_core.privacy.policy import Policy, at_server, in_sum
+from deal_core.privacy.policy import Policy, in_sum
 from deal_core.secure_sum.terms import LEAST_SITES, threshold
 
 GRID_BITS = 16
@@ -62,6 +59,7 @@ COUNT_WEIGHT = 0.25
 count needs to be known less well than a sum."""
 
 
+NOBODY_TRUSTED = "nobody outside the client is trusted"
 UNLIKELY = 1e-30
 """Probability of noise so long that the bound on the gap says nothing."""
 
@@ -212,67 +210,21 @@ def _clipped(vectors: Tensor, bound: float, step: float) -> Tensor:
     return (vectors * (bound / lengths.clamp(min=bound)) / step).round().to(torch.int64)
 
 
-def shares_of(experiment: Experiment) -> int:
-    """Return of how many sites the noise must suffice: of all but those that may collude or fail;
-    of one where each adds the whole.
-
-    Raises:
-        UserError: of none.
-    """
-    clients, privacy = experiment.federation.clients, experiment.privacy
-    if not in_sum(privacy):
-        return 1
-    shares = clients - privacy.colluding - privacy.dropouts
-    if shares < 1:
-        raise UserError(
-            f"privacy.colluding = {privacy.colluding} and privacy.dropouts = {privacy.dropouts} "
-            f"leave nobody's noise among {clients} clients; lower them, or let more take part"
-        )
-    return shares
-
-
-def sum_deviation(experiment: Experiment, tasks: int) -> float:
-    """Return the standard deviation of the noise of all sites together, in each entry of a sum and
-    in clipping bounds; 0 without a mechanism.
+def slack_of(noise_multiplier: float, shares: int, entries: int) -> float:
+    """Return what a release costs because the noise of a sum is not quite a Gaussian's: (M60).
 
     Args:
-        experiment: rounds, rate, budget, and of how many sites the noise suffices.
-        tasks: of the run.
+        noise_multiplier: of the sum, in clipping bounds.
+        shares: of so many sites the noise makes up the whole.
+        entries: numbers that are released.
     """
-    if experiment.privacy.mechanism == "none":
-        return 0.0
-    added = math.sqrt(experiment.federation.clients / shares_of(experiment))
-    return common_noise_multiplier(experiment, tasks) * added
+    return 2 * density_gap(noise_multiplier * 2**GRID_BITS, shares, max(1, entries))
 
 
-def class_sum_noise(
-    experiment: Experiment, statistics: Statistics, members: int, tasks: int
-) -> tuple[float, int]:
-    """Return the noise multiplier of a class sum, and of how many sites it is counted on.
-
-    Args:
-        experiment: its mechanism decides; without one ``statistics`` does.
-        statistics: what is added up.
-        members: sites that are asked for their part of the sum.
-        tasks: of the run.
-    """
-    if experiment.privacy.mechanism == "none":
-        colluding = experiment.privacy.colluding
-        fewest = max(LEAST_SITES, threshold(members, colluding))  # those that may be left of them
-        return statistics.noise_multiplier, max(1, fewest - colluding)
-    beside = sums_noise_multiplier(experiment, tasks)
-    return beside or common_noise_multiplier(experiment, tasks), shares_of(experiment)
-
-
-def slack_of(
-    experiment: Experiment, noise_multiplier: float, entries: int, summed: bool = False
-) -> float:
-    """Return what a step costs because the noise of a sum is not quite a Gaussian's: (M60); 0 where
-    sites take steps of their own, unless records are ``summed``."""
-    if not at_server(experiment) and not summed:
-        return 0.0
-    sigma = noise_multiplier * 2**GRID_BITS
-    return 2 * density_gap(sigma, shares_of(experiment), max(1, entries))
+def shares_without_mechanism(members: int, colluding: int) -> int:
+    """Return of how many sites the noise of class sums must suffice under no mechanism: of those
+    that may be left of so many members, without those that may collude."""
+    return max(1, max(LEAST_SITES, threshold(members, colluding)) - colluding)
 
 
 def density_gap(sigma: float, shares: int, dimensions: int) -> float:
@@ -314,5 +266,7 @@ def trust_in_sum(privacy: PrivacyConfig, policy: Policy | None = None) -> str:
 
 
 def whom_to_trust(privacy: PrivacyConfig) -> str:
-    """Return whom an epsilon takes to be honest."""
-    return trust_in_sum(privacy) if in_sum(privacy) else nobody_trusted(privacy)
+    """Return whom an epsilon takes to be honest; empty: there is no epsilon."""
+    if privacy.mechanism == "none":
+        return ""
+    return trust_in_sum(privacy) if in_sum(privacy) else NOBODY_TRUSTED

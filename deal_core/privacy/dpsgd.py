@@ -34,9 +34,8 @@ from deal_core.privacy.guards import (
     require_plain_lora,
     require_same_answers,
 )
-from deal_core.privacy.interface import RecordId
+from deal_core.privacy.interface import Probes, RecordId
 from deal_core.privacy.noise import NoiseSource
-from deal_core.training.loop import Probes
 
 GRID_BITS = 30
 """A clipping bound is ``2^30`` steps of the grid that gradients are summed on."""

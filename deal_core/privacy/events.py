@@ -5,13 +5,11 @@ The unit is what two neighbouring data sets differ by:
 
 * ``record``: one record of a site, there or not.
 * ``group``: all records of a site with one value of a column, such as those of a patient.
-* ``client``: a whole client; only ledgers of earlier versions hold releases of it.
 
 An epsilon of one unit says nothing of another. A group of many records loses more in releases that
 hide single records. And one record, where its group stays, moves a clipped sum of groups by up to
 twice the bound. So what was released for records and for groups, or for groups of two columns, is
-never added up. A client that hides all of its data hides every record and group of it as well:
-such releases may stand beside either.
+never added up.
 """
 
 from __future__ import annotations
@@ -20,11 +18,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from deal_core.config.experiment import PrivacyConfig
+from deal_core.config.privacy import PrivacyConfig
 from deal_core.errors import UserError
 from deal_core.privacy.accountant import DpEvent, adaptive_epsilon, epsilon_of
 
-RECORD, GROUP, CLIENT = "record", "group", "client"
+RECORD, GROUP = "record", "group"
 Unit = tuple[str, str]
 """A unit of privacy, and the column that makes it; no column: empty."""
 
@@ -44,8 +42,7 @@ def unit_text(unit: str, column: str) -> str:
 
 
 def common_unit(units: Iterable[Unit]) -> Unit:
-    """Return the one unit that an epsilon of all these releases is of: the smaller one, where whole
-    clients are among them.
+    """Return the one unit that an epsilon of all these releases is of.
 
     Args:
         units: of protected releases; at least one.
@@ -53,16 +50,15 @@ def common_unit(units: Iterable[Unit]) -> Unit:
     Raises:
         MixedUnits: releases of records and of groups, or of groups of two columns.
     """
-    found = sorted(set(units))
-    smaller = [each for each in found if each[0] != CLIENT]
-    if len(smaller) > 1:
-        first, second = (unit_text(*each) for each in smaller[:2])
+    first, *others = sorted(set(units))
+    if others:
+        one, other = unit_text(*first), unit_text(*others[0])
         raise MixedUnits(
-            f"the ledger holds releases per {first} and per {second}, which cannot be added up: "
+            f"the ledger holds releases per {one} and per {other}, which cannot be added up: "
             "keep to the unit that it began with (privacy.unit_column, at a site "
             "policy.unit_column)"
         )
-    return (smaller or found)[0]
+    return first
 
 
 SET_ASIDE = 0.05
@@ -84,8 +80,7 @@ class LedgerEvent:
         run: name of the run that asked: a hash of its settings, and at a site the run's own name.
         task, phase, stage, server_round: where in the run; no task: of all tasks.
         mechanism: ``record``; ``counts`` for evaluation counts with noise; of what left without
-            protection ``none`` or ``clear-counts``. Ledgers of earlier versions also hold
-            ``client`` (noise in a whole update) and ``trusted-server`` (unprotected).
+            protection ``none`` or ``clear-counts``.
         unit: what a neighbour differs by (see the module).
         sample_rate, noise_multiplier, steps: see
             :class:`~deal_core.privacy.accountant.DpEvent`.

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from deal_core.lora.attach import CURRENT, lora_layers, read, write
 from deal_core.lora.linear import adapted_forward
 from deal_core.models.interface import LanguageModel
-from deal_core.privacy.interface import RecordId
-from deal_core.training.loop import Probes
+from deal_core.privacy.interface import Probes, RecordId
 
 TOLERANCE = 1e-5
 """Relative difference of scores that rounding may make."""

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deal_core.config.experiment import Experiment, PrivacyConfig
-from deal_core.methods import Statistics
-from deal_core.models.interface import Encoded
+from deal_core.lora.per_example import ExampleLosses
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import Policy
 from deal_core.privacy.policy import Refusal as Refusal
-from deal_core.training.loop import Gradients, Objective
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +94,61 @@ class RecordId(NamedTuple):
     row: int
 
 
+Probes = Sequence[Encoded]
+"""Constant texts, tokenised: what is found on them tells nothing of any record."""
+
+
+class Gradients(Protocol):
+    """How the steps of one local training get the gradient of the data.
+
+    Attributes:
+        data: the examples that may be read; nothing else of the client's is.
+    """
+
+    @property
+    def data(self) -> Sequence[Encoded]:
+        """The examples that may be read."""
+
+    def batches(self) -> Iterable[Sequence[int]]:
+        """Return batches of positions in the client's data, one for each step."""
+
+    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
+        """Take the gradient of an objective over so many constant texts, and drop it: a model that
+        cannot be trained privately fails here, before any record is read.
+
+        Raises:
+            UnsafeModel, ValueError: it cannot.
+        """
+
+    def accumulate(
+        self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
+    ) -> float:
+        """Add the batch's gradient to the factors', without the objective's penalty.
+
+        Returns:
+            The mean loss of the batch; 0 where it must not be known.
+        """
+
+    def stepped(self, module: nn.Module) -> None:
+        """The optimiser has moved what it moves.
+
+        Raises:
+            RuntimeError: something that would fail silently has failed.
+        """
+
+    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
+        """The last step is done.
+
+        Args:
+            model: holds the adapter as it will be released.
+            labels: of the task.
+            probes: constant texts on which the model may be looked at.
+
+        Raises:
+            RuntimeError: as :meth:`stepped`.
+        """
+
+
 @dataclass(frozen=True)
 class Grouping:
     """Which of a client's records are of one group, where groups are protected. Groups are numbers
@@ -111,6 +164,23 @@ class Grouping:
     numbers: Sequence[int]
     groups: Callable[[], Mapping[str, int]]
     site_groups: Callable[[], int]
+
+
+class SumRequest(Protocol):
+    """What is added up over records in the place of learning.
+
+    Attributes:
+        noise_multiplier: noise of class sums where no mechanism says how much.
+        exact: sums of another kind, of which no mechanism knows; None: class sums.
+    """
+
+    @property
+    def noise_multiplier(self) -> float:
+        """See the class."""
+
+    @property
+    def exact(self) -> object | None:
+        """See the class."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +227,7 @@ class UpdateRequest:
     counted: tuple[str, ...] = ()
     grouping: Grouping | None = None
     sites: int = 0
-    statistics: Statistics | None = None
+    statistics: SumRequest | None = None
     joint_tasks: tuple[str, ...] = ()
 
 
@@ -170,10 +240,10 @@ class GradientSum(Protocol):
     def sample_rate(self) -> float:
         """Probability that a record is in the sum."""
 
-    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
-        """As :meth:`~deal_core.training.loop.Gradients.rehearse`."""
+    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
+        """As :meth:`Gradients.rehearse`."""
 
-    def total(self, module: nn.Module, objective: Objective) -> Mapping[str, NDArray[Any]]:
+    def total(self, module: nn.Module, objective: ExampleLosses) -> Mapping[str, NDArray[Any]]:
         """Return key of each trained factor to its sum, in whole numbers."""
 
     def class_sums(
@@ -237,47 +307,6 @@ class Mechanism(Protocol):
         Raises:
             Refusal: they do not.
         """
-
-
-MakeMechanism = Callable[[Experiment], Mechanism]
-Attacked = Literal["updates", "steps"]
-
-
-def no_conflict(experiment: Experiment) -> None:
-    """Accept every experiment."""
-
-
-def nobody_trusted(privacy: PrivacyConfig) -> str:
-    """Return whom an epsilon of the mechanism takes to be honest."""
-    return "nobody outside the client is trusted"
-
-
-def nobody(privacy: PrivacyConfig) -> str:
-    """Return nothing: there is no epsilon that assumes anything."""
-    return ""
-
-
-@dataclass(frozen=True)
-class MechanismDefinition:
-    """One privacy mechanism. What may leave with an update is the same for all: see
-    :mod:`client.egress`.
-
-    Attributes:
-        client: builds its part at a client.
-        check: raises :class:`~deal_core.errors.UserError` for an experiment that it cannot protect.
-        assumes: whom its epsilon takes to be honest; empty: there is no epsilon.
-        attacked: what the canaries of an audit are planted in: the updates of a site, or the steps
-            of DP-SGD.
-        needs_float32: whether gradients must be computed in float32.
-        noises_counts: whether counts of right answers can leave with noise, charged.
-    """
-
-    client: MakeMechanism
-    attacked: Attacked
-    check: Callable[[Experiment], None] = no_conflict
-    assumes: Callable[[PrivacyConfig], str] = nobody_trusted
-    needs_float32: bool = False
-    noises_counts: bool = False
 
 
 def release(

@@ -12,17 +12,20 @@ the same, and then looks whether what it has spent before leaves room.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict
+from scipy.optimize import brentq
 
-from deal_core.config.experiment import Experiment
+from deal_core.config.privacy import PrivacyConfig
 from deal_core.errors import UserError
-from deal_core.methods import Phase, method_of, sums_beside_learning
 from deal_core.privacy.accountant import DpEvent, epsilon_of
-from deal_core.privacy.events import SET_ASIDE, Budget
-from deal_core.privacy.policy import Policy, at_server
+from deal_core.privacy.distributed_noise import slack_of, trust_in_sum
+from deal_core.privacy.events import COUNTS, SET_ASIDE, Budget, LedgerEvent
+from deal_core.privacy.interface import UpdateRequest
+from deal_core.privacy.policy import Policy, in_sum
 from deal_core.wire.instruction import LEARN
 
 NARROWEST = 1e-4
@@ -32,12 +35,9 @@ LEAST_NOISE, MOST_NOISE = 0.1, 64.0
 would only do harm."""
 METRICS_NOISE = 10.0
 """Noise multiplier of counts that leave with noise; of one evaluation of all tasks."""
-SUMS_SHARE = 0.5
-"""Of the target epsilon that class sums beside learning may cost, taken by themselves."""
-NOMINAL_DELTA = 1e-5
-"""Where an experiment names no delta; it decides how much noise there is, not what it costs."""
-ROOM = 1e-3
-"""Share of the target that is left for the slack of noise in a sum."""
+TINY = 1e-12
+MOST_ENTRIES = 1_000_000
+"""Of the class sums of a task, where a plan is made: what it costs that noise is discrete."""
 
 
 class ReleaseSchedule(BaseModel):
@@ -108,63 +108,26 @@ class PrivacyPlan(BaseModel):
         )
 
 
+@dataclass(frozen=True)
+class RunSchedule:
+    """What a run asks of a site, at most.
+
+    Attributes:
+        work: of every task.
+        evaluations: of all tasks.
+        sums_noise: multiplier of class sums that are taken beside learning; 0: there are none.
+        common_noise: multiplier of a round where all sites make the noise of a sum together; 0:
+            each site solves its own.
+    """
+
+    work: tuple[ReleaseSchedule, ...]
+    evaluations: int
+    sums_noise: float = 0.0
+    common_noise: float = 0.0
+
+
 class NoFeasibleNoise(Exception):
     """No multiplier that is of use makes it fit."""
-
-
-def planned_work(
-    experiment: Experiment, phases: Sequence[Phase], records: Mapping[str, int]
-) -> list[ReleaseSchedule]:
-    """Return what a client may be asked to do, at most.
-
-    A client that is not sampled, or has fewer tasks than there are, will spend less.
-
-    Args:
-        experiment: rounds, epochs, batch size and sample rate.
-        phases: of the method, beside learning.
-        records: task to the number of the client's own records, all tasks of the stream; none is
-            a number like others.
-    """
-    stream, learning = experiment.stream, experiment.federation.rounds
-    sums = sum(phase.rounds for phase in phases if phase.name != LEARN)
-    rates = sample_rates(experiment, records)
-    return [
-        ReleaseSchedule(
-            task=task,
-            records=records[task],
-            rounds=learning * stream.times(task),
-            sample_rate=rates[task],
-            steps=steps_of(rates[task], experiment),
-            sums=sums,
-        )
-        for task in records
-    ]
-
-
-def evaluations(experiment: Experiment, tasks: int) -> int:
-    """How often all tasks are evaluated: at the start, and after every stage."""
-    stream, rounds = experiment.stream, experiment.federation.rounds
-    until = max([0, *stream.joins.values()]) + rounds * stream.turns(tasks)
-    return 1 + math.ceil(until / (stream.consolidate_every or rounds))
-
-
-def sample_rates(experiment: Experiment, records: Mapping[str, int]) -> dict[str, float]:
-    """Return task to sample rate. Where steps are taken at the server all sites have one, 1 unless
-    told otherwise. A task without records is sampled like an average one: that there
-    are none must not show."""
-    if experiment.privacy.sample_rate or at_server(experiment):
-        return dict.fromkeys(records, experiment.privacy.sample_rate or 1.0)
-    mean = sum(records.values()) / max(1, len(records))
-    batch = experiment.train.batch_size
-    return {task: min(1.0, batch / max(n or mean, 1)) for task, n in records.items()}
-
-
-def steps_of(rate: float, experiment: Experiment) -> int:
-    """Return the steps of a round: so many that a record is seen ``local_epochs`` times on average,
-    at least; one where it is taken at the server."""
-    if at_server(experiment):
-        return 1
-    return experiment.federation.local_epochs * math.ceil(1 / rate - 1e-9)
 
 
 def solve_noise_multiplier(epsilon_with: Callable[[float], float], target_epsilon: float) -> float:
@@ -182,66 +145,27 @@ def solve_noise_multiplier(epsilon_with: Callable[[float], float], target_epsilo
         low, high = high, 2 * high
         if high > MOST_NOISE:
             raise NoFeasibleNoise
-    while high / low > 1 + NARROWEST:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if epsilon_with(middle) <= target_epsilon else (middle, high)
-    return high
 
+    def excess(logarithm: float) -> float:
+        """Nearly a straight line."""
+        return math.log(max(epsilon_with(math.exp(logarithm)), TINY) / target_epsilon)
 
-def common_noise_multiplier(experiment: Experiment, tasks: int) -> float:
-    """Return the multiplier of every round of a run, of the sum over all sites.
-
-    What rounding and the shape of the noise cost beside it (the slack of an event) is not in it;
-    the budget is met without it to 1e-3.
-
-    Args:
-        experiment: rounds, rate, target epsilon and delta.
-        tasks: of the run.
-
-    Raises:
-        UserError: no target delta, which sites could each choose otherwise.
-        NoFeasibleNoise: no multiplier that is of use fits.
-    """
-    privacy = experiment.privacy
-    if not privacy.target_delta:
-        raise UserError(
-            'privacy.noise_share = "sum" needs one delta for all sites; set privacy.target_delta'
-        )
-    noised = privacy.metrics == "noised"
-    counts = evaluations(experiment, tasks) if noised else 0
-    times = 1 if privacy.disjoint_tasks else tasks
-    return _solved(
-        privacy.sample_rate or 1.0,
-        experiment.federation.rounds * times,
-        times,
-        counts,
-        privacy.target_epsilon * (1 - ROOM),
-        privacy.target_delta,
-        sums_noise_multiplier(experiment, tasks),
-    )
-
-
-def sums_noise_multiplier(experiment: Experiment, tasks: int) -> float:
-    """Return the multiplier of class sums that are taken beside learning: it follows from the
-    experiment alone. 0: there are none.
-
-    Args:
-        experiment: target epsilon and delta.
-        tasks: of the run.
-
-    Raises:
-        NoFeasibleNoise: no multiplier that is of use fits.
-    """
-    privacy = experiment.privacy
-    if not sums_beside_learning(method_of(experiment)):
-        return 0.0
-    sums = 1 if privacy.disjoint_tasks else tasks
-    budget = SUMS_SHARE * privacy.target_epsilon
-    return _of_sums(sums, budget, privacy.target_delta or NOMINAL_DELTA)
+    if epsilon_with(low) <= target_epsilon:
+        return low
+    found = math.exp(brentq(excess, math.log(low), math.log(high), xtol=NARROWEST / 4))
+    while epsilon_with(found) > target_epsilon:
+        found *= 1 + NARROWEST / 2
+    return min(found, high)
 
 
 @lru_cache(maxsize=64)
-def _of_sums(sums: int, epsilon: float, delta: float) -> float:
+def noise_of_sums(sums: int, epsilon: float, delta: float) -> float:
+    """Return the multiplier of so many class sums of a record that cost epsilon together.
+
+    Raises:
+        NoFeasibleNoise: no multiplier that is of use fits.
+    """
+
     def epsilon_with(noise_multiplier: float) -> float:
         return epsilon_of([DpEvent(1.0, noise_multiplier, sums)], (1 - SET_ASIDE) * delta)
 
@@ -249,15 +173,25 @@ def _of_sums(sums: int, epsilon: float, delta: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def _solved(
-    rate: float,
-    steps: int,
-    sums: int,
-    counts: int,
-    epsilon: float,
-    delta: float,
-    sums_noise: float,
+def noise_of_rounds(
+    rate: float, steps: int, sums: int, counts: int, epsilon: float, delta: float, sums_noise: float
 ) -> float:
+    """Return the multiplier of so many steps of a record that cost epsilon, together with what is
+    beside them.
+
+    Args:
+        rate: of every step.
+        steps: of all rounds.
+        sums: class sums of multiplier ``sums_noise``.
+        counts: evaluations whose counts have noise.
+        epsilon: of the whole, at ``delta``.
+        delta: of the budget.
+        sums_noise: 0: there are no class sums.
+
+    Raises:
+        NoFeasibleNoise: no multiplier that is of use fits.
+    """
+
     def epsilon_with(noise_multiplier: float) -> float:
         spent = [DpEvent(rate, noise_multiplier, steps)]
         spent += [DpEvent(1.0, METRICS_NOISE, counts)] if counts else []
@@ -265,3 +199,138 @@ def _solved(
         return epsilon_of(spent, (1 - SET_ASIDE) * delta)
 
     return solve_noise_multiplier(epsilon_with, epsilon)
+
+
+def sensitivity(tasks: int, counts: int) -> float:
+    """Return how far one record, or group, moves so many ``counts`` of so many tasks, which may all
+    have it."""
+    return math.sqrt(counts * tasks)
+
+
+@dataclass(frozen=True)
+class RecordEvents:
+    """Events of a run as a ledger holds them.
+
+    Attributes:
+        privacy: settings of the run.
+        unit: of privacy.
+        run: its name in a ledger.
+        shares: of so many sites the noise of a sum makes up the whole.
+        at_server: whether a round is one sum, for a step at the server.
+    """
+
+    privacy: PrivacyConfig
+    unit: str
+    run: str
+    shares: int
+    at_server: bool
+
+    def planned(
+        self,
+        work: ReleaseSchedule,
+        noise_multiplier: float,
+        delta: float,
+        bound: float,
+        entries: int = 0,
+    ) -> LedgerEvent:
+        """Return all rounds of a task as one event."""
+        return LedgerEvent(
+            run=self.run,
+            task=work.task,
+            phase="",
+            stage=0,
+            server_round=0,
+            mechanism="record",
+            unit=self.unit,
+            sample_rate=work.sample_rate,
+            noise_multiplier=noise_multiplier,
+            steps=work.rounds * work.steps,
+            max_grad_norm=bound,
+            delta=delta,
+            simulation_only=False,
+            slack=self._slack(noise_multiplier, entries) if entries else 0.0,
+            unit_column=self.privacy.unit_column,
+            compared=True,  # where tasks compose in parallel, before each charge
+        )
+
+    def planned_sums(self, work: ReleaseSchedule, noise: float, delta: float) -> LedgerEvent:
+        """Return the class sums of a task that are taken beside learning, as one event."""
+        rounds = work.model_copy(update={"rounds": work.sums, "steps": 1, "sample_rate": 1.0})
+        event = self.planned(rounds, noise, delta, self.privacy.max_grad_norm)
+        return replace(event, slack=slack_of(noise, self.shares, MOST_ENTRIES))
+
+    def planned_counts(self, evaluations: int, delta: float) -> LedgerEvent:
+        """Return all evaluations as one event."""
+        work = ReleaseSchedule(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
+        return self.planned(work, METRICS_NOISE, delta, sensitivity(1, 1))
+
+    def update(
+        self,
+        ask: UpdateRequest,
+        seeded: bool,
+        plan: PrivacyPlan,
+        policy: Policy | None,
+        sums_noise: float,
+    ) -> LedgerEvent:
+        """Return the ledger's event of a round.
+
+        Args:
+            ask: what is asked.
+            seeded: whether its noise is.
+            plan: of the run.
+            policy: of the site.
+            sums_noise: multiplier of class sums beside learning.
+
+        Raises:
+            UserError: of a task that was not planned.
+        """
+        work = next((w for w in plan.work if w.task == ask.task), None)
+        if work is None:
+            raise UserError(f"task '{ask.task}' is not in the plan of this run")
+        rate, steps, noise = work.sample_rate, work.steps, plan.noise_multiplier
+        beside = ask.statistics is not None and ask.phase != LEARN
+        if beside:
+            rate, steps, noise = 1.0, 1, sums_noise
+        return LedgerEvent(
+            run=self.run,
+            task=ask.task,
+            phase=ask.phase,
+            stage=ask.stage,
+            server_round=ask.server_round,
+            mechanism="record",
+            unit=self.unit,
+            sample_rate=rate,
+            noise_multiplier=noise,
+            steps=steps,
+            max_grad_norm=plan.max_grad_norm,
+            delta=plan.delta,
+            simulation_only=seeded,
+            slack=self._slack(noise, ask.entries, beside),
+            assumes=trust_in_sum(self.privacy, policy) if in_sum(self.privacy) else "",
+            unit_column=self.privacy.unit_column,
+        )
+
+    def counting(self, ask: UpdateRequest, seeded: bool, plan: PrivacyPlan) -> LedgerEvent:
+        """Return one evaluation of the tasks that are asked for."""
+        return LedgerEvent(
+            run=self.run,
+            task="",
+            phase=ask.phase,
+            stage=ask.stage,
+            server_round=ask.server_round,
+            mechanism=COUNTS,
+            unit=self.unit,
+            sample_rate=1.0,
+            noise_multiplier=METRICS_NOISE,
+            steps=1,
+            max_grad_norm=sensitivity(ask.evaluated, len(ask.counted)),
+            delta=plan.delta,
+            simulation_only=seeded,
+            unit_column=self.privacy.unit_column,
+        )
+
+    def _slack(self, noise_multiplier: float, entries: int, summed: bool = False) -> float:
+        """Of a round; 0 where a site takes steps of its own, unless records are ``summed``."""
+        if not self.at_server and not summed:
+            return 0.0
+        return slack_of(noise_multiplier, self.shares, entries)

@@ -13,8 +13,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from deal_core.config.data import Table
-from deal_core.config.experiment import AdapterConfig, Delta, Experiment, PrivacyConfig
+from deal_core.config.experiment import AdapterConfig, Experiment
 from deal_core.config.method import OWN_MEMORY
+from deal_core.config.privacy import Delta, PrivacyConfig
 from deal_core.errors import UserError
 
 Metrics = Literal["none", "noised", "summed", "clear"]
@@ -201,19 +202,6 @@ def require_bound(bound: float, policy: Policy | None) -> None:
         )
 
 
-def at_server(experiment: Experiment) -> bool:
-    """Return whether the server takes the steps, on sums of gradients."""
-    return experiment.train.step == "server"
-
-
-def fewest_in_sum(experiment: Experiment) -> int:
-    """Return how many clients a sum needs for its noise to be whole: all but those that may fail;
-    0 where the server takes no steps."""
-    if not at_server(experiment):
-        return 0
-    return experiment.federation.clients - experiment.privacy.dropouts
-
-
 def in_sum(privacy: PrivacyConfig) -> bool:
     """Return whether sites make the noise together, of the sum over all of them."""
     return privacy.mechanism == "record" and privacy.noise_share == "sum"
@@ -377,11 +365,6 @@ def metrics_allowed(asked: Metrics, policy: Policy | None, masked: bool = False)
     if stricter != "summed":
         return stricter
     return "clear" if masked else "none"
-
-
-def counts_in_sum(experiment: Experiment) -> bool:
-    """Return whether counts of right answers leave in a secure sum alone."""
-    return experiment.aggregation.secure and experiment.privacy.metrics == "summed"
 
 
 SPENDING = frozenset({"epsilon", "delta", "n_delta", "disjoint_tasks", "void", "assumes_more"})

@@ -15,26 +15,18 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
+import torch
 from safetensors.numpy import load, save
 
-from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import run_name
+from deal_core.config.privacy import PrivacyConfig
 from deal_core.errors import UserError
-from deal_core.methods import method_of
-from deal_core.privacy.counts import clear_counts, noised_counts, sensitivity
-from deal_core.privacy.distributed_noise import (
-    NoisySum,
-    shares_of,
-    slack_of,
-    trust_in_sum,
-    whom_to_trust,
-)
+from deal_core.privacy.distributed_noise import NoisySum, whom_to_trust
 from deal_core.privacy.dpsgd import Groups, PrivateGradients
 from deal_core.privacy.events import (
     COUNTS,
+    RECORD,
     Budget,
     BudgetSpent,
     LedgerEvent,
@@ -44,7 +36,6 @@ from deal_core.privacy.events import (
     is_void,
     unit_of,
 )
-from deal_core.privacy.events import RECORD as RECORD_UNIT
 from deal_core.privacy.guards import UnsafeModel, require_planned
 from deal_core.privacy.interface import (
     Counts,
@@ -58,23 +49,17 @@ from deal_core.privacy.interface import (
 )
 from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.plan import (
-    METRICS_NOISE,
     NoFeasibleNoise,
     PrivacyPlan,
-    ReleaseSchedule,
-    common_noise_multiplier,
-    evaluations,
-    planned_work,
+    RecordEvents,
+    RunSchedule,
+    sensitivity,
     solve_noise_multiplier,
-    sums_noise_multiplier,
 )
 from deal_core.privacy.policy import (
     EffectivePolicy,
     Metrics,
-    Policy,
-    at_server,
     figures_allowed,
-    in_sum,
     metrics_allowed,
     protects,
     require_bound,
@@ -82,16 +67,11 @@ from deal_core.privacy.policy import (
     require_shares,
     terms,
 )
+from deal_core.privacy.unprotected import clear_counts
 from deal_core.randomness import seeded
-from deal_core.wire.instruction import LEARN
+from deal_core.wire.records import EXAMPLES
 
 log = logging.getLogger(__name__)
-
-
-def one_factor(experiment: Experiment, factors: frozenset[str]) -> frozenset[str]:
-    """``lora_B`` alone where the rule leaves both, unless told otherwise."""
-    both = experiment.privacy.factors == "both" or len(factors) == 1
-    return factors if both else factors & {"lora_B"}
 
 
 @contextmanager
@@ -108,18 +88,35 @@ def refusing_when_spent() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RecordMechanism:
-    """Attributes: the ``experiment``."""
+    """The mechanism of one run.
 
-    experiment: Experiment
+    Attributes:
+        privacy: its settings.
+        run: its name in a ledger, unless the site has another for it.
+        seed: of a simulated client's noise.
+        batch_size: records, or groups, that a step is divided by.
+        at_server: whether a round is one sum, for a step at the server.
+        shares: of so many sites the noise of a sum makes up the whole.
+        schedule: what the run asks of a site with so many records, or groups, of each task.
+    """
+
+    privacy: PrivacyConfig
+    run: str
+    seed: int
+    batch_size: int
+    at_server: bool
+    shares: int
+    schedule: Callable[[Mapping[str, int]], RunSchedule]
 
     @property
     def unit(self) -> str:
         """Return ``record``, or ``group`` where ``privacy.unit_column`` makes some."""
-        return unit_of(self.experiment.privacy)
+        return unit_of(self.privacy)
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """Return the factors of :func:`one_factor`."""
-        return one_factor(self.experiment, factors)
+        """Return ``lora_B`` alone where the rule leaves both, unless told otherwise."""
+        both = self.privacy.factors == "both" or len(factors) == 1
+        return factors if both else factors & {"lora_B"}
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
         """Return leave to train, planned and within the budget, or the update that the same request
@@ -129,16 +126,16 @@ class RecordMechanism:
             Refusal: the site's policy does not allow it, or its budget is spent.
         """
         ledger = site.ledger()
-        require_floor(len(ask.data), self.experiment.privacy, site.policy)
+        require_floor(len(ask.data), self.privacy, site.policy)
         try:
             with refusing_when_spent():
-                require_shares(self.experiment.privacy, site.policy)
+                require_shares(self.privacy, site.policy)
                 plan = self._plan(ask, site)
                 require_bound(plan.max_grad_norm, site.policy)
                 budget = self._budget(plan, ask, site)
                 if budget.disjoint_tasks:
                     ledger.declare_members(ask.task, ask.ids(), self.unit)
-                event = self._events(site).update(ask, self._seeds(site), plan, site.policy)
+                event = self._event(ask, site, plan)
                 event = replace(event, compared=budget.disjoint_tasks)
                 planned, groups = plan.records(ask.task), self._groups(ask)
                 require_planned(ask.record_ids, len(ask.data), ask.task, planned, groups)
@@ -154,6 +151,12 @@ class RecordMechanism:
             release=lambda update: self._charged(update, ask, site, plan, event),
             noise_only=self._noise_only(ask, site, event),
         )
+
+    def _event(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
+        """Return what the ledger is charged with."""
+        units = {work.task: work.records for work in plan.work}
+        seeds, sums_noise = self._seeds(site), self.schedule(units).sums_noise
+        return self._events(site).update(ask, seeds, plan, site.policy, sums_noise)
 
     def _charged(
         self,
@@ -192,7 +195,7 @@ class RecordMechanism:
             "delta": plan.delta,
             "n_delta": plan.units * plan.delta,
         }
-        trust = whom_to_trust(self.experiment.privacy)
+        trust = whom_to_trust(self.privacy)
         flags = {
             "disjoint_tasks": disjoint,
             "void": is_void(events),
@@ -210,7 +213,7 @@ class RecordMechanism:
             return []
         run, events = self._run(site), site.ledger().events()
         given = sum(event.mechanism == COUNTS and event.run == run for event in events)
-        left = evaluations(self.experiment, len(self._counts(ask)[0])) - given
+        left = self.schedule(self._counts(ask)[0]).evaluations - given
         return [self._events(site).planned_counts(left, plan.delta)] if left > 0 else []
 
     def _counts_are_noised(self, site: Site) -> bool:
@@ -219,7 +222,7 @@ class RecordMechanism:
     def _allowed(self, site: Site, masked: bool = False) -> Metrics:
         """Return what the site lets counts do; where it wants noise in them, and the mechanism is
         one in name alone, they stay."""
-        privacy, policy = self.experiment.privacy, site.policy
+        privacy, policy = self.privacy, site.policy
         allowed = metrics_allowed(privacy.metrics, policy, masked)
         wanted = policy is not None and policy.metrics == "noised"
         return "none" if wanted and not protects(privacy, policy) else allowed
@@ -235,11 +238,11 @@ class RecordMechanism:
         if allowed == "none":
             raise Refusal("withheld", "counts of right answers do not leave this site")
         if allowed == "clear":
-            return clear_counts(self.experiment, ask, site, make)
+            return clear_counts(self._run(site), ask, site, make)
         ledger = site.ledger()
         try:
             plan = self._plan(ask, site)
-            most = evaluations(self.experiment, len(self._counts(ask)[0]))
+            most = self.schedule(self._counts(ask)[0]).evaluations
             budget = replace(plan.budget(site.policy), most=most)
             kept = ledger.answer_within(ask.request, budget)
             if kept is None:
@@ -285,13 +288,13 @@ class RecordMechanism:
         Raises:
             UserError: groups are protected, but the records have none.
         """
-        if self.unit == RECORD_UNIT:
+        if self.unit == RECORD:
             return ask.records(), ask.site_records()
         return _required(ask).groups(), _required(ask).site_groups()
 
     def _groups(self, ask: UpdateRequest) -> Sequence[int] | None:
         """Return the group of every record that is asked about; None: each by itself."""
-        return None if self.unit == RECORD_UNIT else _required(ask).numbers
+        return None if self.unit == RECORD else _required(ask).numbers
 
     def _solve(
         self,
@@ -301,43 +304,39 @@ class RecordMechanism:
         site: Site,
         entries: int = 0,
     ) -> PrivacyPlan:
-        config = self.experiment
-        agreed = terms(config.privacy, site.policy, site_records)
-        asked = site.simulated and config.privacy.disjoint_tasks
+        agreed = terms(self.privacy, site.policy, site_records)
+        asked = site.simulated and self.privacy.disjoint_tasks
         disjoint = agreed.disjoint_tasks or asked
-        phases = method_of(config).phases
-        work = planned_work(config, phases, records)
-        counts = evaluations(config, len(records)) if self._counts_are_noised(site) else 0
-        events = self._events(site)
+        run, events = self.schedule(records), self._events(site)
+        counts = run.evaluations if self._counts_are_noised(site) else 0
 
         def epsilon_with(noise_multiplier: float) -> float:
             planned = [
                 events.planned(each, noise_multiplier, agreed.delta, agreed.max_grad_norm, entries)
-                for each in work
+                for each in run.work
             ]
-            sums = [each for each in work if each.sums]
-            planned += [events.planned_sums(each, len(work), agreed.delta) for each in sums]
+            sums = [each for each in run.work if each.sums]
+            planned += [events.planned_sums(each, run.sums_noise, agreed.delta) for each in sums]
             planned += [events.planned_counts(counts, agreed.delta)] if counts else []
             return composed([*past, *planned], agreed.delta, disjoint)
 
         return PrivacyPlan(
-            noise_multiplier=self._multiplier(epsilon_with, agreed, len(records)),
+            noise_multiplier=self._multiplier(epsilon_with, agreed, run.common_noise),
             epsilon=agreed.epsilon,
             delta=agreed.delta,
             disjoint_tasks=disjoint,
             max_grad_norm=agreed.max_grad_norm,
-            work=tuple(work),
+            work=run.work,
             units=site_records,
         )
 
     def _multiplier(
-        self, epsilon_with: Callable[[float], float], agreed: EffectivePolicy, tasks: int
+        self, epsilon_with: Callable[[float], float], agreed: EffectivePolicy, common: float
     ) -> float:
         """That of all sites, where they make the noise together; else the smallest that fits."""
         epsilon, delta = agreed.epsilon, agreed.delta
-        if not at_server(self.experiment):
+        if not common:
             return solve_noise_multiplier(epsilon_with, epsilon)
-        common = common_noise_multiplier(self.experiment, tasks)
         if epsilon_with(common) > epsilon:
             raise NoFeasibleNoise(
                 f"noise of {common:.2f} clipping bounds, that of all sites, takes epsilon to "
@@ -350,11 +349,35 @@ class RecordMechanism:
     def _gradients(
         self, ask: UpdateRequest, site: Site, event: LedgerEvent
     ) -> PrivateGradients | NoisySum:
-        noise = self._noise(ask) if event.simulation_only else SecureNoise()
         numbers = self._groups(ask)
         groups = None if numbers is None else Groups(numbers)
-        make = GRADIENTS[self.experiment.train.step] if ask.statistics is None else sum_gradients
-        return make(self.experiment, ask, event, noise, groups)
+        noise: NoiseSource = self._noise(ask) if event.simulation_only else SecureNoise()
+        if self.at_server or ask.statistics is not None:
+            return NoisySum(
+                data=ask.data,
+                record_ids=ask.record_ids,
+                sample_rate=event.sample_rate,
+                noise_multiplier=event.noise_multiplier,
+                max_grad_norm=event.max_grad_norm,
+                shares=self.shares,
+                noise=noise,
+                groups=groups,
+            )
+        expected = self.batch_size
+        if self.privacy.sample_rate:
+            units = len(ask.data) if groups is None else len(groups)
+            expected = max(1, round(self.privacy.sample_rate * units))
+        return PrivateGradients(
+            data=ask.data,
+            record_ids=ask.record_ids,
+            sample_rate=event.sample_rate,
+            noise_multiplier=event.noise_multiplier,
+            max_grad_norm=event.max_grad_norm,
+            steps=event.steps,
+            expected_batch=expected,
+            noise=noise,
+            groups=groups,
+        )
 
     def _noise_only(
         self, ask: UpdateRequest, site: Site, event: LedgerEvent
@@ -363,21 +386,17 @@ class RecordMechanism:
         return replace(self._gradients(ask, site, event), data=(), record_ids=(), groups=None)
 
     def _seeds(self, site: Site) -> bool:
-        return site.simulated and self.experiment.privacy.noise != "secure"
+        return site.simulated and self.privacy.noise != "secure"
 
     def _noise(self, ask: UpdateRequest) -> SeededNoise:
         where = ask.client, ask.phase, ask.stage, ask.server_round
-        return SeededNoise(seeded(self.experiment.run.seed, "privacy", *where))
+        return SeededNoise(seeded(self.seed, "privacy", *where))
 
     def _events(self, site: Site) -> RecordEvents:
-        return RecordEvents(self.experiment, self.unit, self._run(site))
+        return RecordEvents(self.privacy, self.unit, self._run(site), self.shares, self.at_server)
 
     def _run(self, site: Site) -> str:
-        return site.run or self._settings
-
-    @cached_property
-    def _settings(self) -> str:
-        return run_name(self.experiment)
+        return site.run or self.run
 
 
 def _required(ask: UpdateRequest) -> Grouping:
@@ -391,169 +410,6 @@ def _required(ask: UpdateRequest) -> Grouping:
     return ask.grouping
 
 
-MOST_ENTRIES = 1_000_000
-"""Of the class sums of a task, where a plan is made: what it costs that noise is discrete."""
-
-
-@dataclass(frozen=True)
-class RecordEvents:
-    """Attributes: the ``experiment``; ``unit`` of privacy; ``run``, its name in a ledger."""
-
-    experiment: Experiment
-    unit: str
-    run: str
-
-    def planned(
-        self,
-        work: ReleaseSchedule,
-        noise_multiplier: float,
-        delta: float,
-        bound: float,
-        entries: int = 0,
-    ) -> LedgerEvent:
-        """Return all rounds of a task as one event."""
-        return LedgerEvent(
-            run=self.run,
-            task=work.task,
-            phase="",
-            stage=0,
-            server_round=0,
-            mechanism="record",
-            unit=self.unit,
-            sample_rate=work.sample_rate,
-            noise_multiplier=noise_multiplier,
-            steps=work.rounds * work.steps,
-            max_grad_norm=bound,
-            delta=delta,
-            simulation_only=False,
-            slack=slack_of(self.experiment, noise_multiplier, entries) if entries else 0.0,
-            unit_column=self.experiment.privacy.unit_column,
-            compared=True,  # where tasks compose in parallel, before each charge
-        )
-
-    def planned_sums(self, work: ReleaseSchedule, tasks: int, delta: float) -> LedgerEvent:
-        """Return the class sums of a task that are taken beside learning, as one event."""
-        noise = sums_noise_multiplier(self.experiment, tasks)
-        rounds = work.model_copy(update={"rounds": work.sums, "steps": 1, "sample_rate": 1.0})
-        event = self.planned(rounds, noise, delta, self.experiment.privacy.max_grad_norm)
-        return replace(event, slack=slack_of(self.experiment, noise, MOST_ENTRIES, summed=True))
-
-    def planned_counts(self, evaluations: int, delta: float) -> LedgerEvent:
-        """Return all evaluations as one event."""
-        work = ReleaseSchedule(task="", records=0, rounds=evaluations, sample_rate=1.0, steps=1)
-        return self.planned(work, METRICS_NOISE, delta, sensitivity(1, 1))
-
-    def update(
-        self, ask: UpdateRequest, seeded: bool, plan: PrivacyPlan, policy: Policy | None
-    ) -> LedgerEvent:
-        """Return the ledger's event of a round; ``seeded``: its noise is; ``policy``: of the site.
-
-        Raises:
-            UserError: of a task that was not planned.
-        """
-        work = next((w for w in plan.work if w.task == ask.task), None)
-        if work is None:
-            raise UserError(f"task '{ask.task}' is not in the plan of this run")
-        privacy = self.experiment.privacy
-        rate, steps, noise = work.sample_rate, work.steps, plan.noise_multiplier
-        beside = ask.statistics is not None and ask.phase != LEARN
-        if beside:
-            rate, steps, noise = 1.0, 1, sums_noise_multiplier(self.experiment, len(plan.work))
-        return LedgerEvent(
-            run=self.run,
-            task=ask.task,
-            phase=ask.phase,
-            stage=ask.stage,
-            server_round=ask.server_round,
-            mechanism="record",
-            unit=self.unit,
-            sample_rate=rate,
-            noise_multiplier=noise,
-            steps=steps,
-            max_grad_norm=plan.max_grad_norm,
-            delta=plan.delta,
-            simulation_only=seeded,
-            slack=slack_of(self.experiment, noise, ask.entries, summed=beside),
-            assumes=trust_in_sum(privacy, policy) if in_sum(privacy) else "",
-            unit_column=self.experiment.privacy.unit_column,
-        )
-
-    def counting(self, ask: UpdateRequest, seeded: bool, plan: PrivacyPlan) -> LedgerEvent:
-        """Return one evaluation of the tasks that are asked for."""
-        return LedgerEvent(
-            run=self.run,
-            task="",
-            phase=ask.phase,
-            stage=ask.stage,
-            server_round=ask.server_round,
-            mechanism=COUNTS,
-            unit=self.unit,
-            sample_rate=1.0,
-            noise_multiplier=METRICS_NOISE,
-            steps=1,
-            max_grad_norm=sensitivity(ask.evaluated, len(ask.counted)),
-            delta=plan.delta,
-            simulation_only=seeded,
-            unit_column=self.experiment.privacy.unit_column,
-        )
-
-
-MakeGradients = Callable[
-    [Experiment, UpdateRequest, LedgerEvent, NoiseSource, Groups | None],
-    PrivateGradients | NoisySum,
-]
-"""Of the event that the ledger charges."""
-
-
-def site_gradients(
-    experiment: Experiment,
-    ask: UpdateRequest,
-    event: LedgerEvent,
-    noise: NoiseSource,
-    groups: Groups | None,
-) -> PrivateGradients:
-    """Return the steps of a round, each with the whole noise."""
-    expected = experiment.train.batch_size
-    if experiment.privacy.sample_rate:
-        units = len(ask.data) if groups is None else len(groups)
-        expected = max(1, round(experiment.privacy.sample_rate * units))
-    return PrivateGradients(
-        data=ask.data,
-        record_ids=ask.record_ids,
-        sample_rate=event.sample_rate,
-        noise_multiplier=event.noise_multiplier,
-        max_grad_norm=event.max_grad_norm,
-        steps=event.steps,
-        expected_batch=expected,
-        noise=noise,
-        groups=groups,
-    )
-
-
-def sum_gradients(
-    experiment: Experiment,
-    ask: UpdateRequest,
-    event: LedgerEvent,
-    noise: NoiseSource,
-    groups: Groups | None,
-) -> NoisySum:
-    """Return the one sum of a round, with this site's share of the noise."""
-    return NoisySum(
-        data=ask.data,
-        record_ids=ask.record_ids,
-        sample_rate=event.sample_rate,
-        noise_multiplier=event.noise_multiplier,
-        max_grad_norm=event.max_grad_norm,
-        shares=shares_of(experiment),
-        noise=noise,
-        groups=groups,
-    )
-
-
-GRADIENTS: Mapping[str, MakeGradients] = {"client": site_gradients, "server": sum_gradients}
-"""``train.step`` to what reads the records."""
-
-
 def packed(made: LocalUpdate) -> bytes:
     """Return an update as bytes that a ledger keeps."""
     arrays = {key: np.ascontiguousarray(value) for key, value in made.arrays.items()}
@@ -565,3 +421,26 @@ def unpacked(answer: bytes) -> LocalUpdate:
     length = int.from_bytes(answer[:8], "little")
     header = json.loads(answer[8 : 8 + length])
     return LocalUpdate(load(answer), json.loads(header["__metadata__"]["figures"]))
+
+
+def noised_counts(counts: Counts, noise_multiplier: float, noise: NoiseSource) -> Counts:
+    """Return whole numbers, none of right answers above that of examples, and at least one example
+    a task, so that it does not show which tasks a site has.
+
+    Args:
+        counts: right answers and examples, an entry a task.
+        noise_multiplier: standard deviation of the noise in units of :func:`sensitivity`.
+        noise: where it comes from.
+    """
+    scale = noise_multiplier * sensitivity(len(counts[EXAMPLES]), len(counts))
+    loud = {
+        name: torch.tensor(counts[name], dtype=torch.float64)
+        + scale * noise.normal(torch.Size([len(counts[name])]))
+        for name in counts
+    }
+    examples = [max(1, round(n)) for n in loud.pop(EXAMPLES).tolist()]
+    right = {
+        name: [min(max(0, round(c)), n) for c, n in zip(values.tolist(), examples, strict=True)]
+        for name, values in loud.items()
+    }
+    return {**right, EXAMPLES: examples}

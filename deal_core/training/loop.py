@@ -3,7 +3,7 @@ takes. Under the gradients a privacy mechanism puts its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from deal_core.config.experiment import TrainConfig
 from deal_core.lora.attach import merge, set_trainable, write
+from deal_core.lora.per_example import ExampleLosses
 from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel
+from deal_core.privacy.interface import Gradients, Probes
 from deal_core.training.batching import WINDOW, training_batches, within_budget
 
 
@@ -28,59 +30,6 @@ class Objective(Protocol):
         """Return a term that reads none of the task's data, added once a step; None: there is
         none."""
         return None
-
-
-Probes = Sequence[Encoded]
-"""Constant texts, tokenised: what is found on them tells nothing of any record."""
-
-
-class Gradients(Protocol):
-    """How the steps of one local training get the gradient of the data.
-
-    Attributes:
-        data: the examples that may be read; nothing else of the client's is.
-    """
-
-    @property
-    def data(self) -> Sequence[Encoded]:
-        """The examples that may be read."""
-
-    def batches(self) -> Iterable[Sequence[int]]:
-        """Return batches of positions in the client's data, one for each step."""
-
-    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
-        """Take the gradient of an objective over so many constant texts, and drop it: a model that
-        cannot be trained privately fails here, before any record is read.
-
-        Raises:
-            UnsafeModel, ValueError: it cannot.
-        """
-
-    def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
-        """Add the batch's gradient to the factors', without the objective's penalty.
-
-        Returns:
-            The mean loss of the batch; 0 where it must not be known.
-        """
-
-    def stepped(self, module: nn.Module) -> None:
-        """The optimiser has moved what it moves.
-
-        Raises:
-            RuntimeError: something that would fail silently has failed.
-        """
-
-    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
-        """The last step is done.
-
-        Args:
-            model: holds the adapter as it will be released.
-            labels: of the task.
-            probes: constant texts on which the model may be looked at.
-
-        Raises:
-            RuntimeError: as :meth:`stepped`.
-        """
 
 
 class Parametrization(Protocol):
@@ -163,10 +112,12 @@ class NonPrivateGradients:
         for _ in range(self.epochs):
             yield from training_batches(self.data, self.config.batch_size, self.generator, WINDOW)
 
-    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
         """Nothing is promised, so nothing is tried out."""
 
-    def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
+    def accumulate(
+        self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
+    ) -> float:
         """As :func:`mean_gradient`."""
         return mean_gradient(objective, self.data, batch, self.config.tokens_per_microbatch)
 

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, at_server
 from deal_core.errors import UserError, at_home
 from deal_core.privacy.audit.canary_room import with_room
 from deal_core.privacy.audit.planted_sum import require_gradients_in_sum
-from deal_core.privacy.policy import at_server
 from simulations.audit.found import Found, Kind, Training
 from simulations.audit.judged import judged
 from simulations.audit.run import carry_out, known

@@ -38,7 +38,7 @@ from deal_core.privacy.audit.text_canaries import (
 from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import in_sum
-from deal_core.protection import make_mechanism, mechanism_of
+from deal_core.protection import make_mechanism
 from deal_core.wire.instruction import LEARN
 from server.folder import Listener, exclusive_lock
 from server.results import Results
@@ -141,7 +141,7 @@ def _gradients(training: Training, listener: Listener) -> Found:
     canaries = GradientCanaries(training.canaries, training.seed, training.repeat)
     config = beside_canaries(training)
     planted, seen = plant(
-        mechanism_of(config).attacked,
+        "steps" if config.privacy.mechanism == "record" else "updates",
         make_mechanism(config),
         canaries,
         config.privacy.max_grad_norm,

@@ -16,7 +16,8 @@ from deal_core.models import load_model
 from deal_core.privacy.audit.expected_membership import expected_auc
 from deal_core.privacy.audit.membership import Scores, area, true_positive_rate
 from deal_core.privacy.audit.sums_membership import Rows, as_added, known_of, sum_scores
-from deal_core.privacy.distributed_noise import COUNT_WEIGHT, class_sum_noise
+from deal_core.privacy.distributed_noise import COUNT_WEIGHT
+from deal_core.protection import class_sum_noise
 from deal_core.training.evaluation import base_embeddings
 from server.results import Strict
 

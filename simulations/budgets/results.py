@@ -10,9 +10,8 @@ from statistics import fmean
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, at_home
 from deal_core.methods import resolve_auto
-from deal_core.privacy.events import LedgerEvent, assumed_honest, composed
+from deal_core.privacy.events import LedgerEvent, assumed_honest, composed, unit_of
 from deal_core.privacy.ledger import Ledger
-from deal_core.protection import mechanism_of
 from server.results import Privacy, Results, Strict, read_results
 from simulations.audit.found import Bound
 from simulations.audit.tables import Audit
@@ -149,7 +148,7 @@ def check_unit(audit: Audit, private: Experiment) -> None:
     Raises:
         UserError: its canaries were of another unit.
     """
-    unit = mechanism_of(private).client(private).unit
+    unit = unit_of(private.privacy) if private.privacy.mechanism != "none" else None
     units = {found.unit for cell in audit.cells for found in cell.trainings}
     for other in units - {None, unit}:
         raise UserError(

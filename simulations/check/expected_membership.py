@@ -10,7 +10,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
 from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.audit.expected_membership import expected_auc
-from deal_core.privacy.distributed_noise import class_sum_noise
+from deal_core.protection import class_sum_noise
 from simulations.check.findings import Finding
 
 

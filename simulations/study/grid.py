@@ -68,10 +68,9 @@ def resolved(experiment: Experiment) -> Experiment:
 def precise(experiment: Experiment) -> Experiment:
     """The same with the precision of this machine, where it is left to the machine."""
     from deal_core.models.loading import best_device
-    from deal_core.protection import mechanism_of
     from deal_core.training.hardware import compute_dtype
 
-    exact = mechanism_of(experiment).needs_float32
+    exact = experiment.privacy.mechanism != "none"
     dtype = str(compute_dtype(experiment.train, best_device(), exact)).removeprefix("torch.")
     train = experiment.train.model_copy(update={"precision": dtype})
     return experiment.model_copy(update={"train": train})

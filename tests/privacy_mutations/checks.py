@@ -25,7 +25,6 @@ from deal_core.lora.attach import learning_factors, set_trainable
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy import dpsgd
 from deal_core.privacy import noise as noise_module
-from deal_core.privacy.counts import noised_counts
 from deal_core.privacy.dpsgd import Groups, PrivateGradients, clipped_gradients
 from deal_core.privacy.interface import (
     Grouping,
@@ -37,11 +36,12 @@ from deal_core.privacy.interface import (
     release,
 )
 from deal_core.privacy.ledger import Ledger
+from deal_core.privacy.record import noised_counts
 from deal_core.protection import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.evaluation import answer_space, count_both
 from deal_core.training.loop import run_local_steps
-from tests.deal_core.privacy.mechanisms.silence import Silence
+from tests.deal_core.privacy.silence import Silence
 
 LABELS = ["red", "green", "blue"]
 B_ONLY = frozenset({"lora_B"})
@@ -270,7 +270,7 @@ def check_group_samples(model: LanguageModel) -> None:
 
 def check_group_counts(model: LanguageModel) -> None:
     """A group of 50 test records changes a count by at most 1."""
-    space = answer_space("t", ["a", "b"], {}, True)
+    space = answer_space("t", ["a", "b"], {})
 
     def score(batch: Sequence[int]) -> torch.Tensor:
         return torch.tensor([[1.0, 0.0]] * len(batch))

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from client import local_evaluation
-from deal_core.privacy import counts as counts_module
 from deal_core.privacy import dpsgd, events, interface, record
 from deal_core.privacy.accountant import DpEvent
 from deal_core.privacy.dpsgd import ClippedSum, Groups, PrivateGradients
 from deal_core.privacy.events import LedgerEvent
 from deal_core.privacy.noise import SecureNoise, SeededNoise
-from deal_core.privacy.record import RecordEvents, RecordMechanism
+from deal_core.privacy.plan import RecordEvents
+from deal_core.privacy.record import RecordMechanism
 from deal_core.randomness import seeded
 from tests.privacy_mutations import checks
 
@@ -209,11 +209,11 @@ def sampling_counted_twice(patch: Patch) -> None:
 
 
 def counts_as_if_in_one_task(patch: Patch) -> None:
-    patch.setattr(counts_module, "sensitivity", lambda tasks, counts: counts**0.5)
+    patch.setattr(record, "sensitivity", lambda tasks, counts: counts**0.5)
 
 
 def counts_as_if_there_were_two(patch: Patch) -> None:
-    patch.setattr(counts_module, "sensitivity", lambda tasks, counts: (2 * tasks) ** 0.5)
+    patch.setattr(record, "sensitivity", lambda tasks, counts: (2 * tasks) ** 0.5)
 
 
 def the_loss_leaves(patch: Patch) -> None:

@@ -17,9 +17,10 @@ from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
 from deal_core.methods import COUNT, SUM, EmbeddedTask, Statistics, SumContext, method_of
 from deal_core.models.interface import Encoded
-from deal_core.privacy.distributed_noise import COUNT_WEIGHT, NoisySum, class_sum_noise
+from deal_core.privacy.distributed_noise import COUNT_WEIGHT, NoisySum
 from deal_core.privacy.interface import RecordId
 from deal_core.privacy.noise import SeededNoise
+from deal_core.protection import class_sum_noise
 from deal_core.randomness import seeded
 from server.class_sums import ClassSums
 from server.plan import Step

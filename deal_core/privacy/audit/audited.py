@@ -12,6 +12,7 @@ from typing import Protocol
 
 from torch import nn
 
+from deal_core.lora.per_example import ExampleLosses
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.interface import (
     Counts,
@@ -22,7 +23,7 @@ from deal_core.privacy.interface import (
     Site,
     UpdateRequest,
 )
-from deal_core.training.loop import Gradients, Objective, Probes
+from deal_core.training.loop import Gradients, Probes
 
 
 def watched(permit: Permit, watch: Callable[[Gradients], Gradients]) -> Permit:
@@ -72,7 +73,7 @@ class Witnessed:
         """The examples that the mechanism lets be read."""
         return self.inner.data
 
-    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
         """Let the mechanism's own gradients try the objective out."""
         self.inner.rehearse(module, objective, probes)
 
@@ -80,7 +81,9 @@ class Witnessed:
         """Return the batches of the mechanism's own gradients."""
         return self.inner.batches()
 
-    def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
+    def accumulate(
+        self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
+    ) -> float:
         """Add the gradient of the mechanism; return its loss."""
         return self.inner.accumulate(module, objective, batch)
 

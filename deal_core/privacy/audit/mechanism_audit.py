@@ -20,7 +20,7 @@ from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value
 from deal_core.privacy.audit.guesses import guess
 from deal_core.privacy.audit.one_run_audit import CONFIDENCE, LowerBound, lower_bound
-from deal_core.privacy.audit.planted import GROUP_RECORDS, Scores, plant
+from deal_core.privacy.audit.planted import GROUP_RECORDS, Attacked, Scores, plant
 from deal_core.privacy.events import composed
 from deal_core.privacy.interface import (
     GradientSum,
@@ -33,7 +33,7 @@ from deal_core.privacy.interface import (
     release,
 )
 from deal_core.privacy.ledger import Ledger
-from deal_core.protection import make_mechanism, mechanism_of
+from deal_core.protection import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.loop import Gradients, run_local_steps
 from deal_core.wire.instruction import LEARN
@@ -155,7 +155,8 @@ def _trained(
     group_records: int,
 ) -> Scores:
     """All rounds of one repetition; return how the canaries look, ``(count,)``."""
-    attacked, bound = mechanism_of(experiment).attacked, experiment.privacy.max_grad_norm
+    bound = experiment.privacy.max_grad_norm
+    attacked: Attacked = "steps" if experiment.privacy.mechanism == "record" else "updates"
     planted, seen = plant(attacked, mechanism, canaries, bound, group_records)
     site = Site(ledger=lambda: ledger, policy=None, simulated=True)
     trained = mechanism.trained(frozenset({"lora_A", "lora_B"}))

@@ -12,13 +12,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deal_core.lora.attach import learning_factors
+from deal_core.lora.per_example import ExampleLosses
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.audit.audited import Overseen, watched
 from deal_core.privacy.audit.canaries import GradientCanaries
@@ -26,15 +27,15 @@ from deal_core.privacy.audit.planted_objective import PlantedObjective
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import (
-    Attacked,
     Grouping,
     Mechanism,
     Permit,
     RecordId,
     UpdateRequest,
 )
-from deal_core.training.loop import Gradients, Objective, Probes
+from deal_core.training.loop import Gradients, Probes
 
+Attacked = Literal["updates", "steps"]
 FAR = 100.0
 """Length of a canary's gradient in units of the bound: without clipping it could not be missed."""
 GROUP_RECORDS = 3
@@ -135,7 +136,7 @@ class Watched:
         """The records: canaries are no texts."""
         return self.inner.data[: self.records]
 
-    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
         """Let the mechanism's own gradients try the objective out, without canaries."""
         self.inner.rehearse(module, objective, probes)
 
@@ -143,7 +144,9 @@ class Watched:
         """Return the batches of the mechanism's own gradients, canaries among the positions."""
         return self.inner.batches()
 
-    def accumulate(self, module: nn.Module, objective: Objective, batch: Sequence[int]) -> float:
+    def accumulate(
+        self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
+    ) -> float:
         """Add the gradient of records and canaries, and show it to the attacker."""
         if not self._before:
             self._before = _values(module)

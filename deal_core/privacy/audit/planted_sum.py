@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.lora.payload import PREFIX
+from deal_core.lora.per_example import ExampleLosses
 from deal_core.models.interface import Encoded
 from deal_core.privacy.audit.audited import Overseen
 from deal_core.privacy.audit.canaries import GradientCanaries
@@ -31,9 +32,9 @@ from deal_core.privacy.audit.planted import (
     with_canaries,
 )
 from deal_core.privacy.audit.planted_objective import PlantedObjective
-from deal_core.privacy.distributed_noise import NoisySum, grid_step, shares_of
+from deal_core.privacy.distributed_noise import NoisySum, grid_step
 from deal_core.privacy.interface import Mechanism, Permit, UpdateRequest
-from deal_core.training.loop import Objective
+from deal_core.protection import shares_of
 
 Total = Mapping[str, NDArray[Any]]
 Place = tuple[str, str, int, int]
@@ -121,11 +122,11 @@ class WatchedSum:
         """The records: canaries are no texts."""
         return self.inner.data[: self.records]
 
-    def rehearse(self, module: nn.Module, objective: Objective, probes: int) -> None:
+    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
         """Let the mechanism's own sum try the objective out, without canaries."""
         self.inner.rehearse(module, objective, probes)
 
-    def total(self, module: nn.Module, objective: Objective) -> dict[str, NDArray[np.int64]]:
+    def total(self, module: nn.Module, objective: ExampleLosses) -> dict[str, NDArray[np.int64]]:
         """Return the sum of records and canaries, and show it to the attacker."""
         if self.canaries is not None:
             length = FAR * self.inner.max_grad_norm

@@ -16,7 +16,7 @@ from pathlib import Path
 from client.egress import FIELDS
 from client.site_file import SiteFile, agreed_model, own_data, read_site, site_files
 from deal_core.config.data import DataConfig
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, counts_in_sum
 from deal_core.data.files import FilesSource, SiteSource
 from deal_core.data.identifiers import repeated_identifiers
 from deal_core.data.source import TaskData, split_off_each
@@ -25,7 +25,6 @@ from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.events import GROUP, RECORD, unit_text
 from deal_core.privacy.policy import (
     Policy,
-    counts_in_sum,
     figures_allowed,
     protects,
     require_adapter,

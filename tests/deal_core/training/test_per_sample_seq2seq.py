@@ -19,7 +19,7 @@ from deal_core.lora.attach import CURRENT, attach, lora_layers, read, set_traina
 from deal_core.models.interface import Encoded
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.interface import RecordId
-from tests.deal_core.privacy.mechanisms.silence import Silence
+from tests.deal_core.privacy.silence import Silence
 from tests.deal_core.training.clipped import clipped_gradients
 
 TARGETS = ("q", "v")

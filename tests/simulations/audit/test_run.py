@@ -158,7 +158,7 @@ def test_noise_in_the_sum_stays_below_its_claim_and_says_whom_it_trusts(make_exp
 def test_shares_that_are_too_small_are_caught(make_experiment, tmp_path, monkeypatch):
     """Each site adds a tenth of the variance that it is counted on for; the ledgers know nothing of
     it."""
-    monkeypatch.setattr("deal_core.privacy.record.shares_of", lambda experiment: 20)
+    monkeypatch.setattr("deal_core.protection.shares_of", lambda experiment: 20)
     found = summed(make_experiment, tmp_path / "less", *SUM_NOISE)
     assert 3.6 < found.claimed <= 4.0
     assert judged([found]).refuted

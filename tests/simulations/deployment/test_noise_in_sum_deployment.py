@@ -9,7 +9,7 @@ import pytest
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.privacy.events import composed
 from deal_core.privacy.ledger import Ledger
-from deal_core.privacy.plan import common_noise_multiplier
+from deal_core.protection import common_noise_multiplier
 from server.results import read_results
 from tests.simulations.deployment.loopback import SLOW, done, federation
 from tests.simulations.deployment.pins import pin_each_other

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.protection import mechanism_of
+from deal_core.privacy.distributed_noise import whom_to_trust
 from server.folder import TOLD_TO_END, EventLog, RunFolder, read_events
 from server.results import EARLIER, MORE_TRUST, VOID, Spending
 from simulations.deployment.server import folder as serving
@@ -156,7 +156,7 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     assert f"ε composes over {over}" in shown
     assert max(map(len, shown.partition("ε composes")[0].splitlines())) <= 120
     assert f"whom ε counts on: {state.assumes}" in shown
-    assert state.assumes == mechanism_of(private_run).assumes(private_run.privacy)
+    assert state.assumes == whom_to_trust(private_run.privacy)
     assert shown.count(" at δ ") == shown.count("simulation only") == len(spent)
     capsys.readouterr()
     status(ServerFolder(tmp_path), "one", console, as_json=True)

@@ -23,12 +23,11 @@ from deal_core.errors import UserError
 from deal_core.models import label_vectors
 from deal_core.privacy.accountant import DpEvent, epsilon_of
 from deal_core.privacy.certificate import certificate, check_certificate
-from deal_core.privacy.distributed_noise import shares_of, trust_in_sum
+from deal_core.privacy.distributed_noise import trust_in_sum
 from deal_core.privacy.events import KEEPER_ALONE, Budget
 from deal_core.privacy.ledger import Ledger
-from deal_core.privacy.plan import common_noise_multiplier
 from deal_core.privacy.policy import Policy
-from deal_core.protection import make_mechanism
+from deal_core.protection import common_noise_multiplier, make_mechanism, shares_of
 from server.results import read_results
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from simulations.ledger_command import show

@@ -24,8 +24,7 @@ from deal_core.methods import method_of, statistics_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT
 from deal_core.privacy.ledger import Ledger
-from deal_core.privacy.plan import common_noise_multiplier
-from deal_core.protection import make_mechanism
+from deal_core.protection import common_noise_multiplier, make_mechanism
 from deal_core.training.evaluation import base_embeddings
 from server.checkpoint import Checkpoint, load_latest
 from server.results import read_results

@@ -12,66 +12,23 @@ import pytest
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.errors import UserError
 from deal_core.methods import METHODS
-from deal_core.models.interface import Encoded
-from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import Budget, composed, unprotected_event
-from deal_core.privacy.interface import LocalUpdate, RecordId, Refusal, Site, UpdateRequest, release
+from deal_core.privacy.interface import (
+    LocalUpdate,
+    Refusal,
+    RehearsalFailed,
+    Site,
+    release,
+)
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.privacy.policy import SPENDING, Policy, default_delta
 from deal_core.privacy.record import packed, unpacked
 from deal_core.protection import READ_BATCHES_ALONE, UNPROTECTED, make_mechanism
-from deal_core.randomness import seeded
 from deal_core.wire.records import count_names
+from tests.deal_core.privacy.record_requests import RECORDS, TASKS, Maker, ask, count, experiment
 
 BOTH = frozenset({"lora_A", "lora_B"})
-TASKS = [f"task{n}" for n in range(5)]
-RECORDS = {"task0": 225, "task1": 150, "task2": 300, "task3": 40, "task4": 500}
-
-
-def experiment(*overrides: str):
-    given = (
-        "privacy.mechanism=record",
-        "privacy.target_epsilon=3.0",
-        "federation.rounds=10",
-        "train.batch_size=32",
-        *overrides,
-    )
-    return parse_experiment(apply_overrides({}, given), "test")
-
-
-class Maker:
-    """Trains nothing; says whether it was asked."""
-
-    def __init__(self) -> None:
-        self.seen: list[PrivateGradients] = []
-
-    def __call__(self, source) -> LocalUpdate:
-        self.seen.append(source)
-        return LocalUpdate({"w": np.full((2, 2), len(self.seen), np.float32)}, {"num_examples": 99})
-
-
-def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> UpdateRequest:
-    return UpdateRequest(
-        request=request or f"{task} {server_round}",
-        client="0",
-        task=task,
-        phase="learn",
-        stage=int(task[-1]),
-        server_round=server_round,
-        data=[Encoded((1, 2), 0)] * records[task],
-        record_ids=[RecordId(task, row) for row in range(records[task])],
-        records=lambda: records,
-        site_records=lambda: sum(records.values()),
-        ids=lambda: [f"{task} {n}" for n in range(records[task])],
-        learning_rate=2e-3,
-        generator=seeded("order"),
-    )
-
-
-@pytest.fixture
-def site(tmp_path) -> Site:
-    return Site(lambda: Ledger(tmp_path), None, simulated=False)
 
 
 def test_a_whole_run_spends_its_budget_and_not_more(site):
@@ -133,15 +90,6 @@ def test_a_crash_before_the_charge_costs_nothing_and_releases_nothing(site):
     assert site.ledger().answer("task0 1") is None
     release(mechanism, ask("task0", 1), site, Maker())
     assert len(site.ledger().events()) == 1
-
-
-def test_the_charge_stands_before_the_answer_leaves(site, monkeypatch):
-    """If the ledger cannot write, nothing leaves."""
-    monkeypatch.setattr(
-        Ledger, "charge", lambda *a: (_ for _ in ()).throw(OSError("no space left"))
-    )
-    with pytest.raises(OSError, match="space"):
-        release(make_mechanism(experiment()), ask("task0", 1), site, Maker())
 
 
 def test_only_public_figures_go_with_an_update(site):
@@ -284,12 +232,6 @@ def test_one_factor_a_round_unless_told_otherwise():
     assert both.trained(BOTH) == BOTH
 
 
-def count(mechanism, site, stage: int, make) -> dict:
-    asked = replace(ask("task0", 0), task="", phase="evaluate", stage=stage, request=f"e{stage}")
-    asked = replace(asked, evaluated=5, counted=count_names(all_labels=True))
-    return mechanism.count(asked, site, make)
-
-
 def test_noised_counts_are_planned_charged_and_told_once(site):
     mechanism, make = make_mechanism(experiment("privacy.metrics=noised")), Maker()
     asked = []
@@ -315,17 +257,6 @@ def test_noised_counts_are_planned_charged_and_told_once(site):
         count(mechanism, site, 5, counted)
     assert refusal.value.code == "withheld"
     assert len(asked) == 6
-
-
-def test_noise_on_counts_has_the_size_that_is_charged():
-    from deal_core.privacy.counts import noised_counts, sensitivity
-
-    counts = {name: [10**6] * 50_000 for name in ("correct", "correct_all")}
-    counts["examples"] = [10**8] * 50_000
-    loud = noised_counts(counts, 10.0, SecureNoise())
-    error = np.concatenate([np.array(loud[name], float) - counts[name] for name in counts])
-    assert error.std() == pytest.approx(10.0 * sensitivity(50_000, 3), rel=0.01)
-    assert sensitivity(50_000, 3) == pytest.approx(150_000**0.5)
 
 
 def test_without_a_mechanism_noised_counts_do_not_leave(site):
@@ -386,13 +317,6 @@ def test_tasks_that_were_never_compared_do_not_compose_in_parallel(site):
     assert expected > composed(events[3:6], delta)
 
 
-def test_a_task_without_records_is_answered_like_one_with_some(site):
-    """That a record's task has no other is nobody's business."""
-    declared = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
-    mechanism, none = make_mechanism(experiment()), {**dict.fromkeys(TASKS, 225), "task0": 0}
-    assert mechanism.permit(ask("task0", 1, none), declared).gradients.data == []
-
-
 def test_who_takes_the_declaration_back_tells_what_all_tasks_cost(site):
     declared = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
     mechanism, make = make_mechanism(experiment()), Maker()
@@ -432,3 +356,65 @@ def test_noise_in_name_alone_is_none_for_a_site_that_wants_some_in_its_counts(ma
     with pytest.raises(Refusal, match="counts of right answers do not leave") as refused:
         mechanism.count(SimpleNamespace(masked=False), site, pytest.fail)
     assert refused.value.code == "withheld"
+
+
+def site_at(folder, **policy):
+    return Site(lambda: Ledger(folder), Policy(**policy), simulated=False)
+
+
+def test_noised_counts_that_were_kept_stay_where_the_budget_is_smaller_today(tmp_path):
+    asks = ("privacy.metrics=noised", "privacy.target_epsilon=20")
+    mechanism = make_mechanism(experiment(*asks, "federation.rounds=2"))
+    counts = {"correct": [7] * 5, "examples": [10] * 5, "correct_all": [6] * 5}
+    lax = site_at(tmp_path, mechanism="record", metrics="noised")
+    first = count(mechanism, lax, 0, lambda: counts)
+    assert count(mechanism, lax, 0, lambda: counts) == first  # once, and the same again
+    strict = site_at(tmp_path, mechanism="record", metrics="noised", max_epsilon=0.1)
+    with pytest.raises(Refusal) as refused:
+        count(mechanism, strict, 0, lambda: counts)
+    assert refused.value.code == "withheld"
+    assert len(lax.ledger().events()) == 1
+
+
+def test_a_declaration_that_the_site_has_withdrawn_is_told_with_no_kept_update(tmp_path):
+    alone = "method.prototype.enabled=off"  # the budget is that of the updates
+    mechanism = make_mechanism(experiment("federation.rounds=1", alone))
+    limits = {"mechanism": "record", "max_epsilon": 1.0}
+    for number in range(5):
+        told = release(
+            mechanism, ask(f"task{number}", 1), site_at(tmp_path, **limits, disjoint_tasks=True),
+            Maker(),
+        )  # fmt: skip
+    assert told.figures["disjoint_tasks"] == 1.0
+    with pytest.raises(Refusal) as refused:  # of a record in all five tasks more is spent
+        release(mechanism, ask("task4", 1), site_at(tmp_path, **limits), Maker())
+    assert refused.value.code == "budget-spent"
+
+
+def test_a_kept_update_tells_the_spending_of_today(tmp_path):
+    mechanism, site = make_mechanism(experiment("federation.rounds=1")), site_at(tmp_path)
+    first = release(mechanism, ask("task0", 1), site, Maker())
+    later = release(mechanism, ask("task1", 1), site, Maker())
+    again = release(mechanism, ask("task0", 1), site, Maker())
+    assert first.figures["epsilon"] < later.figures["epsilon"] == again.figures["epsilon"]
+    assert len(site.ledger().events()) == 2
+
+
+def test_counts_that_fail_are_noise_and_charged(tmp_path):
+    mechanism = make_mechanism(experiment("privacy.metrics=noised"))
+    site = Site(lambda: Ledger(tmp_path), None, simulated=False)
+
+    def fails():
+        raise RuntimeError("row 7")
+
+    told = count(mechanism, site, 0, fails)
+    assert set(told) == {"correct", "correct_all", "examples"}
+    assert told == count(mechanism, site, 0, fails)  # once
+    assert [event.mechanism for event in site.ledger().events()] == ["counts"]
+
+    def cannot():
+        raise RehearsalFailed("no model")
+
+    with pytest.raises(RehearsalFailed):
+        count(mechanism, site, 1, cannot)
+    assert len(site.ledger().events()) == 1

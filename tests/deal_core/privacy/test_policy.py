@@ -1,10 +1,13 @@
-"""Limits of a site's policy that an experiment passes on either side."""
+"""Limits of a site's policy that an experiment passes on either side; the name of a run."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 
 from deal_core.config.experiment import PrivacyConfig
+from deal_core.config.run_config import run_name
 from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy, default_delta, require_bound, terms
 from deal_core.protection import check_records_protected
@@ -36,3 +39,12 @@ def test_a_method_that_needs_both_factors_says_which_key_gives_them(make_experim
     with pytest.raises(UserError, match="trains one factor a round"):
         check_records_protected(make_experiment(*asks))
     check_records_protected(make_experiment(*asks, "privacy.factors=both"))
+
+
+def test_the_name_is_the_whole_digest_and_another_for_other_settings(make_experiment):
+    names = {
+        run_name(make_experiment(*changed))
+        for changed in ((), ("run.seed=1",), ("train.learning_rate=0.02",), ("adapter.rank=4",))
+    }
+    assert len(names) == 4
+    assert all(re.fullmatch("[0-9a-f]{64}", name) for name in names)

@@ -15,12 +15,9 @@ from deal_core.models.interface import Encoded
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.guards import UnsafeModel, require_plain_lora
 from deal_core.privacy.interface import RecordId
-from deal_core.privacy.noise import SecureNoise, SeededNoise
-from deal_core.randomness import seeded
+from deal_core.privacy.noise import SecureNoise
 from deal_core.training.loop import run_local_steps
-from tests.architectures import model_config, save
-from tests.deal_core.privacy.mechanisms.silence import Silence
-from tests.slow import slow_but
+from tests.deal_core.privacy.silence import Silence
 
 LABELS = ["red", "green", "blue"]
 BOTH = frozenset({"lora_A", "lora_B"})
@@ -28,14 +25,11 @@ ENCODER_TOKENS = ((101, 2540, 102), (101, 3096, 2003, 2009, 102), (101, 2146, 29
 CAUSAL_TOKENS = ((1, 3, 4), (1, 5, 6, 7, 8), (1, 9, 10, 11))
 
 
-@pytest.fixture(scope="module", params=["encoder", "llama", "gpt2", "t5"])
+@pytest.fixture(scope="module", params=["encoder", "gpt2"])
 def case(request, random_adapter, make_causal, tmp_path_factory):
     """A model with something in both factors, and three examples."""
     if request.param == "encoder":
         config, tokens = ModelConfig(), ENCODER_TOKENS
-    elif request.param == "t5":
-        folder = save(tmp_path_factory.mktemp("t5"), "t5")
-        config, tokens = model_config(folder, "t5"), CAUSAL_TOKENS
     else:
         folder = make_causal(tmp_path_factory.mktemp(request.param), request.param)
         config, tokens = ModelConfig(family="causal-lm", name=str(folder)), CAUSAL_TOKENS
@@ -107,60 +101,6 @@ def test_a_record_moves_the_sum_by_at_most_the_bound(case, scale):
     assert not sums[()].any()
     assert float(sums[(2,)].norm()) <= 0.5 * (1 + 1e-6)
     assert float((sums[(0, 2)] - sums[(0,)]).norm()) <= 0.5 * (1 + 1e-6)
-
-
-def test_among_many_a_record_still_moves_the_sum_by_at_most_the_bound(minilm, random_adapter):
-    """The tolerance is that of what is made of a noised sum: float32."""
-    model = minilm
-    before = read(model.module)
-    write(model.module, random_adapter(before.shapes, 8, 0.01, seed=5))
-    words = ["ward", "fever", "a longer note about the night", "pain", "no change since Monday"]
-    texts = [f"{words[n % 5]} {words[n % 3]} {n}" for n in range(32)]
-    data = [Encoded(tuple(ids), n % 3) for n, ids in enumerate(model.tokens(texts))]
-    parameters = set_trainable(model.module, frozenset({"lora_B"}))
-    quiet = gradients(data, Silence(), max_grad_norm=1e-2, expected_batch=1, sample_rate=1.0)
-    objective = Plain(model, LABELS, data)
-    quiet.accumulate(model.module, objective, list(range(32)))
-    whole = taken(parameters)
-    for left_out in range(0, 32, 5):
-        quiet.accumulate(model.module, objective, [i for i in range(32) if i != left_out])
-        assert float((whole - taken(parameters)).norm()) <= 1e-2 * (1 + 1e-5)
-    write(model.module, before)
-
-
-@pytest.mark.parametrize("batch", slow_but([[], [0, 1, 2]], [0, 1, 2]))
-@pytest.mark.parametrize("make", [SecureNoise, lambda: SeededNoise(seeded("noise"))])
-def test_the_released_sum_has_noise_of_the_multiplier_times_the_bound(case, batch, make):
-    model, data = case
-    parameters = set_trainable(model.module, BOTH)
-    objective = Plain(model, LABELS, data)
-    quiet = gradients(data, Silence())
-    quiet.accumulate(model.module, objective, batch)
-    signal = taken(parameters) * quiet.expected_batch
-    loud = gradients(data, make())
-    drawn = []
-    while sum(map(len, drawn)) < 200_000:
-        loud.accumulate(model.module, objective, batch)
-        drawn.append(taken(parameters) * loud.expected_batch - signal)
-    noise = torch.cat(drawn)
-    assert float(noise.std()) == pytest.approx(1.3 * 0.7, rel=0.01)
-    assert float(noise.mean()) == pytest.approx(0.0, abs=0.01)
-
-
-def test_batches_are_poisson_samples_of_a_number_known_before():
-    data = [Encoded((1,) * (n % 7 + 1), 0) for n in range(200)]
-    drawn = list(gradients(data, SecureNoise(), sample_rate=0.05, steps=2000).batches())
-    assert len(drawn) == 2000
-    sizes = torch.tensor([len(batch) for batch in drawn], dtype=torch.float64)
-    assert float(sizes.mean()) == pytest.approx(10.0, rel=0.05)
-    assert float(sizes.var()) == pytest.approx(200 * 0.05 * 0.95, rel=0.2)
-    counts = torch.zeros(200)
-    for batch in drawn:
-        assert len(set(batch)) == len(batch)
-        counts[batch] += 1
-    assert float(counts.min()) > 50  # of 100 expected: everybody's turn comes
-    rare = gradients(data[:3], SecureNoise(), sample_rate=0.05, steps=200)
-    assert any(not batch for batch in rare.batches())
 
 
 def test_the_penalty_comes_after_the_noise_and_is_not_clipped(case):

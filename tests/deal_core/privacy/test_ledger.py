@@ -14,7 +14,6 @@ import pytest
 
 from deal_core.errors import UserError
 from deal_core.privacy.accountant import DpEvent, epsilon_of
-from deal_core.privacy.certificate import certificate, check_certificate
 from deal_core.privacy.events import (
     SET_ASIDE,
     Budget,
@@ -50,21 +49,6 @@ def test_the_same_request_is_charged_once_and_answered_with_the_same(ledger):
     assert ledger.answer("r") == b"first"
     assert ledger.charge(EVENT, WIDE, "r", b"second") == b"first"
     assert len(ledger.events()) == 1
-
-
-def test_a_ledger_of_earlier_versions_with_whole_clients_is_read_and_verified(ledger):
-    """Neither mechanism is there any more; what they released stays charged, or noted."""
-    whole = replace(EVENT, mechanism="client", unit="client", assumes="the server is honest")
-    ledger.charge(whole, WIDE, "r1", b"a")
-    ledger.note(unprotected_event("run", "trusted-server", ("task", "learn", 0, 1)))
-    events = Ledger(ledger.folder).events()
-    assert [event.mechanism for event in events] == ["client", "trusted-server"]
-    statement = check_certificate(certificate(ledger))
-    assert (statement["unit"], statement["unprotected"]) == ("client", 1)
-    assert statement["epsilon"] == composed(events, 1e-4) > 0
-    assert "the server is honest" in statement["assumes"]
-    ledger.charge(EVENT, WIDE, "r2", b"b")  # of a record, which was hidden with its client
-    assert check_certificate(certificate(ledger))["unit"] == "record"
 
 
 def test_a_budget_cannot_be_passed(ledger):

@@ -110,13 +110,6 @@ def test_a_group_of_equal_records_adds_what_one_of_them_does(model):
     assert np.abs(one[key] - fifty[key]).max() <= 1  # steps of the grid
 
 
-def test_a_group_of_one_record_is_that_record(model):
-    key, groups = "base_model.model.pooled.lora_A.weight", Groups(range(6))
-    grouped, plain = sum_of(model, TEXTS[:6], groups=groups), sum_of(model, TEXTS[:6])
-    assert grouped.keys() == plain.keys() == {key}
-    assert np.abs(grouped[key] - plain[key]).max() <= len(groups)  # a step each
-
-
 def test_the_sum_is_that_of_clipped_gradients(model):
     alone = [sum_of(model, [text]) for text in TEXTS[:6:3]]
     both = sum_of(model, TEXTS[:6:3])  # all of the first label
@@ -131,12 +124,6 @@ def test_noise_is_a_share_and_has_its_size(model):
     noise = np.concatenate([(total[key] - quiet[key]).ravel() for total in totals])
     assert noise.std() == pytest.approx(2.0 * 2**GRID_BITS / math.sqrt(3), rel=0.05)
     assert abs(noise.mean()) < 4 * noise.std() / math.sqrt(len(noise))
-
-
-def test_on_no_record_it_is_noise_of_the_same_size_alone(model):
-    total = sum_of(model, TEXTS[:3], noise=2.0, data=(), record_ids=())
-    key = next(iter(total))
-    assert total[key].std() == pytest.approx(2.0 * 2**GRID_BITS / math.sqrt(3), rel=0.1)
 
 
 def test_no_gradient_is_left_behind(model):

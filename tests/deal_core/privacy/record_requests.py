@@ -1,0 +1,63 @@
+"""Requests to mechanism ``record`` at a site whose tasks have records, and no model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from deal_core.config.file import apply_overrides, parse_experiment
+from deal_core.models.interface import Encoded
+from deal_core.privacy.dpsgd import PrivateGradients
+from deal_core.privacy.interface import LocalUpdate, RecordId, UpdateRequest
+from deal_core.randomness import seeded
+from deal_core.wire.records import count_names
+
+TASKS = [f"task{n}" for n in range(5)]
+RECORDS = {"task0": 225, "task1": 150, "task2": 300, "task3": 40, "task4": 500}
+
+
+def experiment(*overrides: str):
+    given = (
+        "privacy.mechanism=record",
+        "privacy.target_epsilon=3.0",
+        "federation.rounds=10",
+        "train.batch_size=32",
+        *overrides,
+    )
+    return parse_experiment(apply_overrides({}, given), "test")
+
+
+class Maker:
+    """Trains nothing; says whether it was asked."""
+
+    def __init__(self) -> None:
+        self.seen: list[PrivateGradients] = []
+
+    def __call__(self, source) -> LocalUpdate:
+        self.seen.append(source)
+        return LocalUpdate({"w": np.full((2, 2), len(self.seen), np.float32)}, {"num_examples": 99})
+
+
+def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> UpdateRequest:
+    return UpdateRequest(
+        request=request or f"{task} {server_round}",
+        client="0",
+        task=task,
+        phase="learn",
+        stage=int(task[-1]),
+        server_round=server_round,
+        data=[Encoded((1, 2), 0)] * records[task],
+        record_ids=[RecordId(task, row) for row in range(records[task])],
+        records=lambda: records,
+        site_records=lambda: sum(records.values()),
+        ids=lambda: [f"{task} {n}" for n in range(records[task])],
+        learning_rate=2e-3,
+        generator=seeded("order"),
+    )
+
+
+def count(mechanism, site, stage: int, make) -> dict:
+    asked = replace(ask("task0", 0), task="", phase="evaluate", stage=stage, request=f"e{stage}")
+    asked = replace(asked, evaluated=5, counted=count_names(all_labels=True))
+    return mechanism.count(asked, site, make)
