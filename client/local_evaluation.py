@@ -1,21 +1,32 @@
-"""The right answers that a client counts."""
+"""The right answers that a client counts, and what a site thinks of class means before they are
+used: one bit, from records that it holds back.
+
+Nobody can look into a masked sum, and one site can ruin it. But each site has records that are in
+no sum and that nothing is learnt from. Where these are answered worse with the class means than by
+the names of labels, it says so; it says one thing in a stage, whatever it is asked.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
-from client.client_context import ClientContext
-from client.gate import check_tasks
+from client.gate import Asked, Authorization, require
+from client.identity import Client
 from client.rehearsal import rehearse_answers, rehearse_embeddings
-from client.resources import ClientTask, Workbench
+from client.runtime import ClientRuntime, ClientTask
+from deal_core.atomic_write import atomic_write
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
 from deal_core.privacy.events import GROUP
-from deal_core.privacy.interface import Counts, Refusal, UpdateRequest
+from deal_core.privacy.interface import Counts, UpdateRequest
 from deal_core.privacy.policy import metrics_allowed
 from deal_core.randomness import seeded
+from deal_core.training.batching import Cache
 from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
@@ -31,52 +42,81 @@ from deal_core.training.text_overlap import TEXT_MEASURES
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import CORRECT, CORRECT_ALL, EXAMPLES, count_names
 
+CLEARLY = 0.2
+"""Share of a new task's records that must be answered worse for the site to be against it."""
+
 
 def local_evaluation(
-    bench: Workbench,
-    client_context: ClientContext,
+    client: Client,
+    runtime: ClientRuntime,
+    granted: Authorization,
     state: State,
-    instruction: Instruction,
     request: str,
     masked: bool = False,
 ) -> Counts:
     """Return ``correct``, ``examples`` and, where the model scores all labels at once,
     ``correct_all`` on the client's test share of every task asked for, as the privacy mechanism
-    lets them go; ``masked``: nothing is seen of them but their sum over clients.
+    lets them go.
+
+    Args:
+        client: whose records.
+        runtime: model and tokenised data of this process.
+        granted: by the gate, for the tasks.
+        state: the adapters as they arrived.
+        request: a name for the request, to answer it twice with the same.
+        masked: nothing is seen of the counts but their sum over clients. Whoever has no test
+            records adds zeros, and a sum over three sites might be one's.
 
     Raises:
         Refusal: they do not leave the site.
     """
-    check_tasks(instruction, bench)
-    asked = bench.experiment.privacy.metrics
-    allowed = metrics_allowed(asked, client_context.site.policy, masked)
+    instruction, policy, config = granted.request, granted.site.policy, runtime.experiment
+    allowed = metrics_allowed(config.privacy.metrics, policy, masked)
     if masked and allowed == "clear":
-        require_enough_to_count(bench, client_context, instruction)
-    ask = _request(bench, client_context.client, instruction, request, masked)
-    count = partial(
-        exact_counts, bench, client_context.client, state, instruction, allowed == "noised"
+        tests = [len(runtime.task(each, client.number).test) for each in instruction.tasks]
+        require(Asked(config, policy, fewest=min(tests, default=0)), "counts in a sum")
+    ask = UpdateRequest(
+        request=f"evaluate {request}",
+        client=str(client.number),
+        task="",
+        phase="evaluate",
+        stage=instruction.stage,
+        server_round=instruction.server_round,
+        data=(),
+        record_ids=(),
+        records=lambda: runtime.records(client.number),
+        site_records=lambda: runtime.site_records(client.number),
+        ids=lambda: (),
+        learning_rate=0.0,
+        generator=seeded(config.run.seed, "evaluate", client.number, instruction.stage),
+        evaluated=len(instruction.tasks),
+        masked=masked,
+        counted=count_names(has_label_logits(config.model)),
+        grouping=runtime.grouping("", client.number),
     )
-    return bench.mechanism.count(ask, client_context.site, count)
+    noised = allowed == "noised"
+    count = partial(exact_counts, runtime, client.number, state, instruction, noised)
+    return runtime.mechanism.count(ask, granted.site, count)
 
 
 def exact_counts(
-    bench: Workbench, client: int, state: State, instruction: Instruction, noised: bool
+    runtime: ClientRuntime, client: int, state: State, instruction: Instruction, noised: bool
 ) -> Counts:
     """Return the counts as they are; ``noised``: noise is going to be added to them, so that a
     record, or group, moves each by at most 1, and no other record's answer."""
     if noised:  # of every task, whether the site has test records of it or not
-        load_state(bench.model, state)
+        load_state(runtime.model, state)
         for task in instruction.tasks:
-            rehearse_task(bench, task)
-    by_group = noised and bench.mechanism.unit == GROUP
-    all_labels = has_label_logits(bench.experiment.model)
+            rehearse_task(runtime, task)
+    by_group = noised and runtime.mechanism.unit == GROUP
+    all_labels = has_label_logits(runtime.experiment.model)
     learnt = instruction.learnt if all_labels else None
-    shares = {task: bench.task(task, client) for task in instruction.tasks}
+    shares = {task: runtime.task(task, client) for task in instruction.tasks}
     right = [
-        right_answers(bench, task, share, state, learnt, by_group, noised)
+        right_answers(runtime, task, share, state, learnt, by_group, noised)
         for task, share in shares.items()
     ]
-    texts = bench.experiment.data.generation  # their measure is a sum of shares
+    texts = runtime.experiment.data.generation  # their measure is a sum of shares
     counts: dict[str, list[float]] = {
         CORRECT: [float(own) if texts else own for own, _ in right],
         EXAMPLES: [
@@ -87,62 +127,20 @@ def exact_counts(
     return {**counts, CORRECT_ALL: [both for _, both in right]} if all_labels else counts
 
 
-def _request(
-    bench: Workbench, client: int, instruction: Instruction, request: str, masked: bool
-) -> UpdateRequest:
-    """What the privacy mechanism must know of the evaluation."""
-    return UpdateRequest(
-        request=f"evaluate {request}",
-        client=str(client),
-        task="",
-        phase="evaluate",
-        stage=instruction.stage,
-        server_round=instruction.server_round,
-        data=(),
-        record_ids=(),
-        records=lambda: bench.records(client),
-        site_records=lambda: bench.site_records(client),
-        ids=lambda: (),
-        learning_rate=0.0,
-        generator=seeded(bench.experiment.run.seed, "evaluate", client, instruction.stage),
-        evaluated=len(instruction.tasks),
-        masked=masked,
-        counted=count_names(has_label_logits(bench.experiment.model)),
-        grouping=bench.grouping("", client),
-    )
-
-
-def require_enough_to_count(
-    bench: Workbench, client_context: ClientContext, instruction: Instruction
-) -> None:
-    """Check that the site has test records of every task that is asked about: whoever has none adds
-    zeros, and a sum over three sites might be one's.
-
-    Raises:
-        Refusal: it has fewer of one than the site's policy lets go.
-    """
-    policy = client_context.site.policy
-    if policy is None:
-        return
-    tests = [len(bench.task(each, client_context.client).test) for each in instruction.tasks]
-    if min(tests, default=0) < policy.min_records:
-        raise Refusal("no-data", f"fewer than {policy.min_records} test records of a task")
-
-
-def rehearse_task(bench: Workbench, task: str) -> None:
+def rehearse_task(runtime: ClientRuntime, task: str) -> None:
     """Try out on constant texts what the answers to a task's test records take.
 
     Raises:
         RehearsalFailed: it does not work.
     """
-    labels, asks = bench.labels(task), bench.instruction(task)
-    rehearse_answers(bench, labels, asks)
-    if bench.statistics is not None and labels:
-        rehearse_embeddings(bench, labels, asks, bench.statistics.layers)
+    labels, asks = runtime.labels(task), runtime.instruction(task)
+    rehearse_answers(runtime, labels, asks)
+    if runtime.statistics is not None and labels:
+        rehearse_embeddings(runtime, labels, asks, runtime.statistics.layers)
 
 
 def right_answers(
-    bench: Workbench,
+    runtime: ClientRuntime,
     task: str,
     share: ClientTask,
     state: State,
@@ -158,13 +156,15 @@ def right_answers(
     weights = group_weights(share.test_groups) if by_group else None
 
     def count() -> tuple[float, float]:
-        load_state(bench.model, state)
+        load_state(runtime.model, state)
         if learnt is None and task not in state.heads:
-            measure = TEXT_MEASURES[bench.experiment.data.measure(task)]
-            return count_correct(bench.model, share.test, share.labels, weights, alone, measure), 0
-        spaces = {name: bench.labels(name) for name in learnt or ()}
+            measure = TEXT_MEASURES[runtime.experiment.data.measure(task)]
+            return count_correct(
+                runtime.model, share.test, share.labels, weights, alone, measure
+            ), 0
+        spaces = {name: runtime.labels(name) for name in learnt or ()}
         space = answer_space(task, share.labels, spaces)
-        score = _scorer(bench, task, share, state, space, learnt)
+        score = _scorer(runtime, task, share, state, space, learnt)
         return count_both(score, share.test, space, weights, alone)
 
     if not share.test:
@@ -182,7 +182,7 @@ def group_weights(groups: Sequence[int]) -> list[float]:
 
 
 def _scorer(
-    bench: Workbench,
+    runtime: ClientRuntime,
     task: str,
     share: ClientTask,
     state: State,
@@ -192,11 +192,51 @@ def _scorer(
     """Return scores by the names of labels; by heads where the task has one, with the names beside
     them if the method says so. A task that has been learnt and has none is answered by those of
     others where nobody tells the task, as by :class:`~deal_core.inference.predictor.Predictor`."""
-    names = by_name(bench.model, share.test, [label for _, label in space.columns])
-    statistics, headless = bench.statistics, task not in state.heads
+    names = by_name(runtime.model, share.test, [label for _, label in space.columns])
+    statistics, headless = runtime.statistics, task not in state.heads
     among_heads = task in (learnt or ()) and any(other in state.heads for other in learnt or ())
     if statistics is None or (headless and not among_heads):
         return names
-    vectors = bench.vectors(share, "test", statistics)
+    vectors = runtime.vectors(share, "test", statistics)
     scores = by_heads(vectors, space, state.heads, names, statistics.names)
     return by_names_told(names, scores, space) if headless else scores
+
+
+def verdict(client: Client, runtime: ClientRuntime, granted: Authorization, state: State) -> bool:
+    """Return whether records that are held back are answered better without the heads of ``state``.
+
+    Args:
+        client: whose records.
+        runtime: model and data.
+        granted: by the gate; its ``tasks`` are those whose class means are new.
+        state: with the heads of all tasks so far.
+    """
+    instruction, path = granted.request, client.kept / "verdicts.json"
+    said: dict[str, bool] = json.loads(path.read_text()) if path.exists() else {}
+    stage = str(instruction.stage)
+    if stage not in said:
+        said[stage] = _worse(runtime, client.number, state, instruction.tasks)
+        atomic_write(path, json.dumps(said))
+    return said[stage]
+
+
+def _worse(runtime: ClientRuntime, client: int, state: State, new: Sequence[str]) -> bool:
+    """Compare right answers, Task-IL and Class-IL.
+
+    Returns:
+        Whether the heads make them worse by more than chance explains: of a new task's own answers
+        a share of ``CLEARLY``, of all together one standard deviation of a sign test.
+    """
+    known, names = tuple(state.heads), replace(state, heads={})
+    learnt = known if has_label_logits(runtime.experiment.model) else None
+    gained, records = 0.0, 0
+    for task in known:
+        share = runtime.task(task, client)
+        held = replace(share, test=share.held, cache=Cache())
+        own, everywhere = right_answers(runtime, task, held, state, learnt)
+        own_names, everywhere_names = right_answers(runtime, task, held, names, learnt)
+        gained += own - own_names + everywhere - everywhere_names
+        records += len(share.held)
+        if task in new and own - own_names < -CLEARLY * len(share.held):
+            return True
+    return gained < -math.sqrt(records)

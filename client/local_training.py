@@ -1,65 +1,105 @@
-"""One local training, or one sum, of a request: what the client makes of the records that its
-privacy mechanism lets it read."""
+"""A request for an update, and the answer, without Flower: what the client makes of the records
+that its privacy mechanism lets it read."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from client.client_context import ClientContext
-from client.local_sums import class_sums, exact_sums
-from client.rehearsal import ObjectiveOf, rehearse
-from client.resources import ClientTask, Workbench
-from client.state import RoundStore, TaskStore, digest
-from deal_core.lora.adapter import Adapter
-from deal_core.lora.attach import read
+from client.gate import Authorization
+from client.identity import Client
+from client.rehearsal import ObjectiveOf, rehearse, rehearse_embeddings
+from client.runtime import ClientRuntime, ClientTask
+from client.state import GivenSums, RoundStore, TaskStore, digest
+from deal_core.data.public import public_texts, texts_digest
+from deal_core.lora.attach import entries_of, read
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, Phase, RoundState, TaskDataset, TaskHistory, Tensors
-from deal_core.privacy.interface import GradientSum, LocalUpdate
+from deal_core.methods import (
+    EmbeddedTask,
+    LocalTask,
+    Phase,
+    RoundState,
+    Statistics,
+    TaskDataset,
+    TaskHistory,
+    Tensors,
+    under_all_labels,
+)
+from deal_core.privacy.distributed_noise import NoisySum
+from deal_core.privacy.interface import (
+    GradientSum,
+    Grouping,
+    LocalUpdate,
+    RecordId,
+    Site,
+    UpdateRequest,
+    release,
+)
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
 from deal_core.training.loop import Gradients, load_state, run_local_steps
 from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
 from deal_core.wire.codec import WireArrays
 from deal_core.wire.instruction import Instruction
-from deal_core.wire.secure_layout import EXAMPLES
+from deal_core.wire.secure_layout import CLASS_SUMS, EXAMPLES
 
 
-def gradient_sum(
-    bench: Workbench,
+def local_update(
+    client: Client,
+    runtime: ClientRuntime,
+    granted: Authorization,
     state: State,
-    objective: ObjectiveOf,
-    task: LocalTask,
-    trained: frozenset[str],
-    gradients: GradientSum,
-    examples: int,
-    cache: Cache,
+    request: str,
+    sites: int = 0,
 ) -> LocalUpdate:
-    """Return the noisy sum of clipped gradients, whole numbers by key of a factor, and how many
-    examples it is over on average; nothing is trained.
+    """Train the current adapter as the phase wants it, on the client's share of the task, or of all
+    tasks that are to be learnt at once; as the privacy mechanism allows it.
 
     Args:
-        bench: model and settings.
+        client: whose data they are.
+        runtime: model, method and tokenised data of this process.
+        granted: by the gate, for task, phase and factors to train.
         state: the adapters as they arrived.
-        objective: what is differentiated, over some data of a task.
-        task: what the client knows of the task.
-        trained: factors that learn.
-        gradients: say which data are read, and add the noise.
-        examples: of the client, which count as public.
-        cache: of what the client works out while it learns the task.
+        request: a name for the request, to answer it twice with the same.
+        sites: in the secure sum that it goes into; 0: into none.
+
+    Returns:
+        The update as it may leave: the trained factors, or the sums that the phase is made of.
+
+    Raises:
+        Refusal: the client has no data for it, or no budget.
     """
-    started, module = time.monotonic(), bench.model.module
-    load_state(bench.model, state)
-    rehearse(bench, objective, task, trained, gradients)
-    total = gradients.total(module, objective(task, gradients.data, cache))
-    expected = np.array([max(1, round(gradients.sample_rate * examples))], np.int64)
-    figures = {"num_examples": 1.0, "seconds": time.monotonic() - started}
-    return LocalUpdate({**total, EXAMPLES: expected}, figures)
+    instruction, site = granted.request, granted.site
+    phase = runtime.phase(instruction.phase)
+    data = runtime.task(instruction.task, client.number)
+    joint_tasks = [own_share(runtime, client.number, task) for task in instruction.tasks]
+    if phase.statistics is not None:
+        joint_tasks = worked_on(runtime, instruction, joint_tasks, site)
+    elif runtime.experiment.stream.joint_labels == "all":
+        joint_tasks = under_all_labels(joint_tasks)
+    grouping = runtime.grouping(instruction.task, client.number)
+    units = len(data.train) if grouping is None else len(set(grouping.numbers))
+    training = LocalTraining(client, runtime, instruction, state, data, joint_tasks, units)
+    ask = _request(training, request, grouping, sites)
+    update = release(runtime.mechanism, ask, site, training.update)
+    for write in training.unsaved:
+        write()
+    return update
+
+
+def own_share(runtime: ClientRuntime, client: int, task: str) -> TaskDataset:
+    """Return the client's own training data of a task; of an earlier one, read when a method
+    asks."""
+    data = runtime.task(task, client)
+    return TaskDataset(data.labels, data.train)
 
 
 @dataclass(frozen=True)
@@ -67,112 +107,62 @@ class LocalTraining:
     """What a request is answered from.
 
     Attributes:
-        bench: model, method and tokenised data of this process.
-        client_context: whose data they are.
-        state: the adapters as they arrived.
+        client: whose data they are.
+        runtime: model, method and tokenised data of this process.
         instruction: task, phase and factors to train.
+        state: the adapters as they arrived.
         data: the client's share of the task.
         joint_tasks: its shares of all tasks that are learnt at once; none: of one alone.
         units: records, or groups, of the share.
         unsaved: writes what the client carries to later rounds. It follows from what was read, so
-            that nothing of it may last before the update is charged: see :meth:`save`.
+            that nothing of it may last before the update is charged.
     """
 
-    bench: Workbench
-    client_context: ClientContext
-    state: State
+    client: Client
+    runtime: ClientRuntime
     instruction: Instruction
+    state: State
     data: ClientTask
     joint_tasks: Sequence[TaskDataset]
     units: int
     unsaved: list[Callable[[], None]] = field(default_factory=list)
 
-    def save(self) -> None:
-        """Write what is carried to later rounds; the update has been charged."""
-        for write in self.unsaved:
-            write()
+    @property
+    def phase(self) -> Phase:
+        """Of the method."""
+        return self.runtime.phase(self.instruction.phase)
 
     def update(self, gradients: Gradients | GradientSum) -> LocalUpdate:
         """Return the update as it travels: trained factors, or the sums that the phase is made of;
         ``gradients`` says which data are read, and what is done to them."""
-        bench, state, instruction = self.bench, self.state, self.instruction
-        client, statistics = self.client_context.client, self._phase.statistics
+        runtime, instruction, statistics = self.runtime, self.instruction, self.phase.statistics
         if statistics is not None and statistics.exact is not None:
             own = self.joint_tasks or [TaskDataset(self.data.labels, self.data.train)]
-            return exact_sums(bench, client, state, instruction, statistics, own)
+            return exact_sums(runtime, self.client.number, self.state, instruction, statistics, own)
         if statistics is not None:
             assert isinstance(gradients, GradientSum)
+            given = self.client.given if runtime.mechanism.unit is None else None
             tasks = self.joint_tasks
-            given = self.client_context.given if bench.mechanism.unit is None else None
-            return class_sums(bench, client, instruction, statistics, gradients, tasks, given)
-        if isinstance(gradients, GradientSum):
-            objective, task, trained = self._objective, self._task(), self._trained
-            return gradient_sum(
-                bench, state, objective, task, trained, gradients, self.units, self._cache
+            return class_sums(
+                runtime, self.client.number, instruction, statistics, gradients, tasks, given
             )
-        return self._learnt(self._task(), gradients)
-
-    @property
-    def _phase(self) -> Phase:
-        return self.bench.phase(self.instruction.phase)
-
-    @property
-    def _objective(self) -> ObjectiveOf:
-        return partial(self._phase.objective, self.bench.model, self.state)
-
-    @property
-    def _trained(self) -> frozenset[str]:
-        return frozenset(self.instruction.trained)
-
-    @property
-    def _cache(self) -> Cache:
-        return self.bench.learning(self.client_context.client, self.instruction.task)
-
-    def _task(self) -> LocalTask:
-        bench, instruction = self.bench, self.instruction
-        past, round_state = self._kept()
-        return LocalTask(
-            labels=self.data.labels,
-            seen=bench.spaces(instruction.seen),
-            past=past,
-            round_state=round_state,
-            joint_tasks=self.joint_tasks,
-            future=partial(bench.spaces, instruction.future),
-            prompts=[bench.prompt(task) for task in instruction.seen],
-            protected=bench.mechanism.unit is not None,
-            instruction=bench.instruction(instruction.task),
-        )
-
-    def _kept(self) -> tuple[TaskHistory | None, RoundState]:
-        """What the client has of earlier tasks, and of earlier rounds."""
-        instruction, folder = self.instruction, self.client_context.store.folder
-        protected = self.bench.mechanism.unit is not None
-        past_tasks = () if protected else instruction.past  # whose records no charge would name
-        own = partial(own_share, self.bench, self.client_context.client)
-        shares = [partial(own, task) for task in past_tasks]
-        met = {*instruction.seen, instruction.task}  # a task that returns was met before
-        known = sum(1 for _ in takewhile(met.__contains__, past_tasks))
-        past = TaskHistory(shares, TaskStore(folder), known) if shares else None
-        store = RoundStore(folder, instruction.stage, instruction.server_round)
-        return past, SavedLater(store, self.unsaved)
-
-    def _learnt(self, task: LocalTask, gradients: Gradients) -> LocalUpdate:
-        """The update of local steps."""
-        started, bench = time.monotonic(), self.bench
-        config = bench.experiment.train
-        probes = bench.probes(tuple(task.labels), task.instruction)
-        load_state(bench.model, self.state)
-        if bench.mechanism.unit is not None:
-            rehearse(bench, self._objective, task, self._trained, gradients)
-        report = run_local_steps(
-            bench.model,
-            self._objective(task, gradients.data, self._cache),
-            gradients,
-            self._trained,
-            config,
-        )
-        gradients.finished(bench.model, task.labels, probes)
-        encoded = self._encoded(read(bench.model.module))
+        started, trained = time.monotonic(), frozenset(instruction.trained)
+        objective: ObjectiveOf = partial(self.phase.objective, runtime.model, self.state)
+        task, cache = self._task(), runtime.learning(self.client.number, instruction.task)
+        summed = isinstance(gradients, GradientSum)
+        probes = () if summed else runtime.probes(tuple(task.labels), task.instruction)
+        load_state(runtime.model, self.state)
+        if summed or runtime.mechanism.unit is not None:
+            rehearse(runtime, objective, task, trained, gradients)
+        made = objective(task, gradients.data, cache)
+        if isinstance(gradients, GradientSum):
+            total = gradients.total(runtime.model.module, made)
+            expected = np.array([max(1, round(gradients.sample_rate * self.units))], np.int64)
+            figures = {"num_examples": 1.0, "seconds": time.monotonic() - started}
+            return LocalUpdate({**total, EXAMPLES: expected}, figures)
+        report = run_local_steps(runtime.model, made, gradients, trained, runtime.experiment.train)
+        gradients.finished(runtime.model, task.labels, probes)
+        encoded = self._encoded(trained)
         figures = {
             "num_examples": len(gradients.data),
             "loss": report.loss,
@@ -180,18 +170,44 @@ class LocalTraining:
         }
         return LocalUpdate(encoded, figures)
 
-    def _encoded(self, adapter: Adapter) -> WireArrays:
+    def _task(self) -> LocalTask:
+        """What the client knows of the task, of earlier tasks, and of earlier rounds."""
+        runtime, instruction = self.runtime, self.instruction
+        folder, protected = self.client.kept, runtime.mechanism.unit is not None
+        past_tasks = () if protected else instruction.past  # whose records no charge would name
+        shares = [partial(own_share, runtime, self.client.number, task) for task in past_tasks]
+        met = {*instruction.seen, instruction.task}  # a task that returns was met before
+        known = sum(1 for _ in takewhile(met.__contains__, past_tasks))
+        store = RoundStore(folder, instruction.stage, instruction.server_round)
+        carried: RoundState = SavedLater(store, self.unsaved)
+        return LocalTask(
+            labels=self.data.labels,
+            seen=runtime.spaces(instruction.seen),
+            past=TaskHistory(shares, TaskStore(folder), known) if shares else None,
+            round_state=carried,
+            joint_tasks=self.joint_tasks,
+            future=partial(runtime.spaces, instruction.future),
+            prompts=[runtime.prompt(task) for task in instruction.seen],
+            protected=protected,
+            instruction=runtime.instruction(instruction.task),
+        )
+
+    def _encoded(self, trained: frozenset[str]) -> WireArrays:
         """Pack the update; keep what a lossy format lost for the client's next round."""
-        instruction, store = self.instruction, self.client_context.store
-        where, before = (instruction.stage, instruction.server_round), self.state.current
-        config = self.bench.experiment
-        basis = f"{instruction.phase} {digest(frozen_factors(before, self._trained))}"
-        generator = seeded(config.run.seed, "uplink", self.client_context.client, *where)
-        dtype = config.wire.dtype
-        feedback = store.load(*where, basis) if dtype != EXACT else {}
-        encoded, lost = pack_update(adapter, before, dtype, self._trained, feedback, generator)
-        if dtype != EXACT:
-            self.unsaved.append(partial(store.save, *where, basis, lost))
+        instruction, before = self.instruction, self.state.current
+        where = (instruction.stage, instruction.server_round)
+        config = self.runtime.experiment
+        dtype, lossy = config.wire.dtype, config.wire.dtype != EXACT
+        store = RoundStore(self.client.kept, *where, "feedback")
+        basis = f"{instruction.phase} {digest(frozen_factors(before, trained))}"
+        generator = seeded(config.run.seed, "uplink", self.client.number, *where)
+        kept = store.load(basis) if lossy else {}
+        feedback = {key: value.numpy() for key, value in kept.items()}
+        adapter = read(self.runtime.model.module)
+        encoded, lost = pack_update(adapter, before, dtype, trained, feedback, generator)
+        if lossy:
+            tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in lost.items()}
+            self.unsaved.append(partial(store.save, basis, tensors))
         return encoded
 
 
@@ -211,8 +227,138 @@ class SavedLater:
         self.unsaved.append(partial(self.store.save, basis, tensors))
 
 
-def own_share(bench: Workbench, client: int, task: str) -> TaskDataset:
-    """Return the client's own training data of a task; of an earlier one, read when a method
-    asks."""
-    data = bench.task(task, client)
-    return TaskDataset(data.labels, data.train)
+def _request(
+    training: LocalTraining, request: str, grouping: Grouping | None, sites: int
+) -> UpdateRequest:
+    """What the privacy mechanism must know of the training."""
+    runtime, instruction, client = training.runtime, training.instruction, training.client.number
+    statistics = training.phase.statistics
+    together = list(zip(instruction.tasks, training.joint_tasks, strict=True))
+    data, record_ids = training.data.train, training.data.record_ids
+    if together:
+        data = [each for _, share in together for each in share.data]
+        record_ids = [
+            RecordId(task, row) for task, share in together for row in range(len(share.data))
+        ]
+    if statistics is None:
+        entries = entries_of(training.state.current, frozenset(instruction.trained))
+    else:
+        labels = len(runtime.labels(instruction.task))
+        shapes = statistics.shapes(labels, runtime.experiment.model)
+        entries = sum(math.prod(shape) for shape in shapes.values())
+    where = instruction.stage, instruction.server_round
+    return UpdateRequest(
+        request=f"{instruction.phase} {request}",
+        client=str(client),
+        task=instruction.task,
+        phase=instruction.phase,
+        stage=instruction.stage,
+        server_round=instruction.server_round,
+        data=data,
+        record_ids=record_ids,
+        records=lambda: runtime.records(client),
+        site_records=lambda: runtime.site_records(client),
+        ids=lambda: runtime.ids(instruction.task, client),
+        learning_rate=runtime.experiment.train.learning_rate,
+        generator=seeded(runtime.experiment.run.seed, "train", client, *where),
+        entries=entries,
+        grouping=grouping,
+        sites=sites,
+        statistics=statistics,
+        joint_tasks=tuple(task for task, share in together if share.data),
+    )
+
+
+def worked_on(
+    runtime: ClientRuntime, instruction: Instruction, tasks: Sequence[TaskDataset], site: Site
+) -> list[TaskDataset]:
+    """Return the tasks whose records are added up, with no record of those that the client has not
+    worked on, or has fewer of than the policy lets go: each of several has sums of its own."""
+    least = site.policy.min_records if site.policy is not None else 0
+    own = {instruction.task, *instruction.past}
+    if runtime.experiment.stream.schedule == "joint":
+        own |= set(instruction.tasks)
+    return [
+        each if name in own and len(each.data) >= least else TaskDataset(each.labels, [])
+        for name, each in zip(instruction.tasks, tasks, strict=True)
+    ]
+
+
+def class_sums(
+    runtime: ClientRuntime,
+    client: int,
+    instruction: Instruction,
+    statistics: Statistics,
+    gradients: GradientSum,
+    tasks: Sequence[TaskDataset],
+    given: GivenSums | None = None,
+) -> LocalUpdate:
+    """Return class sums over the client's records of every task that it is asked about, with its
+    share of the noise.
+
+    Args:
+        runtime: model and tokenised data.
+        client: whose records.
+        instruction: what is asked.
+        statistics: what is added up.
+        gradients: adds it up, and says which records may be read.
+        tasks: of several tasks the records, which are those of ``gradients`` in this order; none:
+            there is one.
+        given: of a site without a mechanism: what it gave before, it gives again.
+
+    Raises:
+        Refusal: it gave another form of them before.
+    """
+    started, size = time.monotonic(), statistics.size(runtime.experiment.model)
+    found: dict[str, NDArray[Any]] = {}
+    records, first = [len(each.data) for each in tasks] or [len(gradients.data)], 0
+    for place, task in enumerate(instruction.tasks or (instruction.task,)):
+        labels, data = runtime.labels(task), gradients.data[first : first + records[place]]
+        rehearse_embeddings(runtime, labels, runtime.instruction(task), statistics.layers)
+        vectors, share = torch.zeros(0, size), runtime.task(task, client)
+        if data:
+            vectors = runtime.vectors(share, "train", statistics)
+        targets = torch.tensor([item.target for item in data], dtype=torch.long)
+        add = partial(gradients.class_sums, vectors, targets, len(labels), first)
+        first += len(data)
+        name = f"{place}.{CLASS_SUMS}"
+        if given is None or not data:
+            found[name] = add()
+            continue
+        assert isinstance(gradients, NoisySum)
+        form = _form(runtime, statistics, labels)
+        found[name] = given.once(task, form, gradients.shares, add)
+    return LocalUpdate(found, {"num_examples": 1.0, "seconds": time.monotonic() - started})
+
+
+def _form(runtime: ClientRuntime, statistics: Statistics, labels: Sequence[str]) -> str:
+    """Return all that decides how records of a task are added up, but the records."""
+    config = runtime.experiment
+    texts = public_texts(config.data, runtime.spaces(runtime.tasks))
+    vectors = config.model.name, statistics.layers, statistics.directions, texts_digest(texts)
+    noise = statistics.noise_multiplier, config.privacy.max_grad_norm
+    return repr((*vectors, *noise, tuple(labels)))
+
+
+def exact_sums(
+    runtime: ClientRuntime,
+    client: int,
+    state: State,
+    instruction: Instruction,
+    statistics: Statistics,
+    tasks: Sequence[TaskDataset],
+) -> LocalUpdate:
+    """Return sums of another kind over the client's records of every task that it is asked for."""
+    started = time.monotonic()
+    assert statistics.exact is not None
+    nothing = torch.zeros(0, statistics.size(runtime.experiment.model))
+    found: dict[str, NDArray[Any]] = {}
+    for place, task in enumerate(instruction.tasks or (instruction.task,)):
+        own, share = tasks[place], runtime.task(task, client)
+        vectors = runtime.vectors(share, "train", statistics) if own.data else nothing
+        targets = torch.tensor([item.target for item in own.data], dtype=torch.long)
+        embedded = EmbeddedTask(vectors, targets, len(own.labels), state.heads.get(task))
+        sums = statistics.exact.collect(embedded)
+        found |= {f"{place}.{name}": value.numpy() for name, value in sums.items()}
+    examples = sum(len(own.data) for own in tasks)
+    return LocalUpdate(found, {"num_examples": examples, "seconds": time.monotonic() - started})

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from client.resources import Workbench
+from client.runtime import ClientRuntime
 from deal_core.deal.distillation import CACHED_FLOATS
 from deal_core.lora.attach import at_task_start, set_trainable
 from deal_core.methods import LocalTask
@@ -22,7 +22,7 @@ ObjectiveOf = Callable[[LocalTask, Sequence[Encoded], Cache], Objective]
 
 
 def rehearse(
-    bench: Workbench,
+    runtime: ClientRuntime,
     objective: ObjectiveOf,
     task: LocalTask,
     trained: frozenset[str],
@@ -34,7 +34,7 @@ def rehearse(
     little memory, it dies here.
 
     Args:
-        bench: its model holds the adapters of the round.
+        runtime: its model holds the adapters of the round.
         objective: what is differentiated, over some data of a task.
         task: what the client knows of the task.
         trained: factors that learn, from now on.
@@ -43,24 +43,24 @@ def rehearse(
     Raises:
         RehearsalFailed: it does not work.
     """
-    module = bench.model.module
-    with rehearsing(), room_for_answers(bench.model.device):
+    module = runtime.model.module
+    with rehearsing(), room_for_answers(runtime.model.device):
         labels = tuple(task.labels)
-        longest = bench.longest(labels, task.instruction)
-        probes = [*bench.probes(labels, task.instruction), *longest]
+        longest = runtime.longest(labels, task.instruction)
+        probes = [*runtime.probes(labels, task.instruction), *longest]
         alone = replace(task, past=None, round_state=None)
         set_trainable(module, trained)
         gradients.rehearse(module, objective(alone, probes, Cache()), len(probes))
-        asked = () if bench.model.has_label_logits else task.prompts
+        asked = () if runtime.model.has_label_logits else task.prompts
         for prompt in asked:  # a text is asked about under one of them, whichever it is
             under = replace(alone, seen=(prompt.labels,), prompts=(prompt,))
             gradients.rehearse(module, objective(under, longest, Cache()), len(longest))
-            if prompt.labels or not isinstance(bench.model, GeneratingModel):
+            if prompt.labels or not isinstance(runtime.model, GeneratingModel):
                 continue
-            texts = bench.longest((), prompt.instruction)
+            texts = runtime.longest((), prompt.instruction)
             # The teacher's answer to a constant text may be short, and to a record as long as this.
             with at_task_start(module):
-                bench.model.written(texts, to_the_end=True)
+                runtime.model.written(texts, to_the_end=True)
             writing = replace(under, labels=(), instruction=prompt.instruction)
             gradients.rehearse(module, objective(writing, texts, Cache()), len(texts))
 
@@ -74,12 +74,12 @@ def room_for_answers(device: torch.device) -> Iterator[None]:
 
 
 def rehearse_embeddings(
-    bench: Workbench, labels: tuple[str, ...], instruction: str, layers: int
+    runtime: ClientRuntime, labels: tuple[str, ...], instruction: str, layers: int
 ) -> None:
     """Embed the longest text that there may be, before the records of a task are.
 
     Args:
-        bench: its model.
+        runtime: its model.
         labels: of the task.
         instruction: of the task: as its records are read.
         layers: of how many of the last layers.
@@ -88,15 +88,15 @@ def rehearse_embeddings(
         RehearsalFailed: it does not work.
     """
     with rehearsing():
-        base_embeddings(bench.model, bench.longest(labels, instruction), layers)
+        base_embeddings(runtime.model, runtime.longest(labels, instruction), layers)
 
 
-def rehearse_answers(bench: Workbench, labels: tuple[str, ...], instruction: str) -> None:
+def rehearse_answers(runtime: ClientRuntime, labels: tuple[str, ...], instruction: str) -> None:
     """Answer the longest text that there may be, before the test records of a task are; the model
     holds the adapters of the round.
 
     Args:
-        bench: its model.
+        runtime: its model.
         labels: of the task.
         instruction: of the task.
 
@@ -104,7 +104,7 @@ def rehearse_answers(bench: Workbench, labels: tuple[str, ...], instruction: str
         RehearsalFailed: it does not work.
     """
     with rehearsing():
-        longest = bench.longest(labels, instruction)
-        count_correct(bench.model, longest, labels)
-        if not labels and isinstance(bench.model, GeneratingModel):
-            bench.model.written(longest, to_the_end=True)
+        longest = runtime.longest(labels, instruction)
+        count_correct(runtime.model, longest, labels)
+        if not labels and isinstance(runtime.model, GeneratingModel):
+            runtime.model.written(longest, to_the_end=True)

@@ -1,8 +1,8 @@
-"""The way to the process that stays (:mod:`client.worker_process`).
+"""A process that stays: it has torch, the model and the tokenised data, request after request.
 
 Flower starts a new process for every message. That process is light, and passes the message on
-to the one that has torch, the model and the tokenised data. The first message starts it; where it
-cannot be reached, the light process does the work itself.
+to the one that stays. The first message starts it, and it ends when nobody has asked for a while;
+where it cannot be reached, the light process does the work itself.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 
-from client.alone import alone
+from client.faults import status_reply
 from client.site_file import SiteFile
-from client.status_reply import status_reply
+from client.state import alone
 
 INSIDE = "inside-worker"
 """Key of the node config, which the worker sets: here the work is done."""
 START_SECONDS = 60.0
-LOCK = "starting.lock"
 LONGEST_PATH = 100
 """Of a socket; the system allows some 108 bytes."""
 GONE = (OSError, EOFError)
@@ -38,30 +39,26 @@ def ask(site: SiteFile, message: Message, context: Context) -> Message | None:
     It is waited for as long as the message is valid. After that nobody wants the reply, and who
     began the work anew would only be late for the next message: the reply is ``failed``.
     """
-    address = Path(site.site.state) / "worker" / "socket"
+    # What a worker cannot change while it runs, its code and its device, is in the socket's name.
+    here = f"{Path(__file__).resolve()} {sys.executable} {site.compute.device}"
+    name = hashlib.sha256(here.encode()).hexdigest()[:8]
+    address = Path(site.site.state) / "worker" / name
     if not site.compute.keep_seconds or len(str(address)) > LONGEST_PATH:
         return None
-    code = code_of(site)
-    connection, stale = _connect(address), False
-    for _ in range(2):
-        if connection is None:
-            connection = _start(address, code, site.compute.keep_seconds, stale)
-        if connection is None:
-            return None
-        with connection:
-            try:
-                _send_within(connection, valid_for(message), (code, message, context))
-                if not connection.poll(valid_for(message)):
-                    return status_reply(message, "failed")
-                reply = connection.recv()
-            except TimeoutError:
+    connection = _connect(address) or _start(address, site.compute.keep_seconds)
+    if connection is None:
+        return None
+    with connection:
+        try:
+            _send_within(connection, valid_for(message), (message, context))
+            if not connection.poll(valid_for(message)):
                 return status_reply(message, "failed")
-            except GONE:
-                return None
-        if reply != "stale":
-            return reply if isinstance(reply, Message) else None
-        connection, stale = None, True
-    return None
+            reply = connection.recv()
+        except TimeoutError:
+            return status_reply(message, "failed")
+        except GONE:
+            return None
+    return reply if isinstance(reply, Message) else None
 
 
 def _send_within(connection: Connection, seconds: float, what: object) -> None:
@@ -85,12 +82,6 @@ def valid_for(message: Message) -> float:
     return max(0.0, message.metadata.created_at + message.metadata.ttl - time.time())
 
 
-def code_of(site: SiteFile) -> str:
-    """A name for what a worker cannot change while it runs: its code, and its device."""
-    here = f"{Path(__file__).resolve()} {sys.executable} {site.compute.device}"
-    return hashlib.sha256(here.encode()).hexdigest()
-
-
 def _connect(address: Path) -> Connection | None:
     end = socket.socket(socket.AF_UNIX)
     try:
@@ -101,30 +92,21 @@ def _connect(address: Path) -> Connection | None:
     return Connection(end.detach())
 
 
-def _start(address: Path, code: str, keep_seconds: int, stale: bool) -> Connection | None:
+def _start(address: Path, keep_seconds: int) -> Connection | None:
     """Return a connection to a new worker, which outlives this process, or to the one that another
-    process has started meanwhile; not to one of other code (``stale``), which ends."""
-    with alone(address.parent, LOCK):
+    process has started meanwhile."""
+    with alone(address.parent, "starting.lock"):
         address.parent.chmod(0o700)  # what is sent here is trusted
-        connection = None if stale else _connect(address)
-        return connection or _launch(address, code, keep_seconds)
+        return _connect(address) or _launch(address, keep_seconds)
 
 
-def _launch(address: Path, code: str, keep_seconds: int) -> Connection | None:
+def _launch(address: Path, keep_seconds: int) -> Connection | None:
     address.unlink(missing_ok=True)
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, os.environ.get("PYTHONPATH", "")]
     with (address.parent / "output").open("ab") as output:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "client.worker_process",
-                str(address),
-                code,
-                str(keep_seconds),
-            ],
+            [sys.executable, "-P", "-m", "client.app", str(address), str(keep_seconds)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -138,3 +120,26 @@ def _launch(address: Path, code: str, keep_seconds: int) -> Connection | None:
             return connection
         time.sleep(0.1)
     return None
+
+
+def serve(app: ClientApp, address: Path, keep_seconds: float) -> None:
+    """Answer one request after another, until none has come for ``keep_seconds``."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen()
+        listener.settimeout(keep_seconds)
+        while True:
+            try:
+                end, _ = listener.accept()
+            except TimeoutError:
+                return
+            with suppress(*GONE), Connection(end.detach()) as connection:  # whoever asked is dead
+                answer(app, connection)
+
+
+def answer(app: ClientApp, connection: Connection) -> None:
+    """Answer the request that waits."""
+    message, context = connection.recv()
+    context.node_config[INSIDE] = True
+    late = valid_for(message) <= 0  # nobody would take what was charged for it
+    connection.send(status_reply(message, "failed") if late else app(message, context))

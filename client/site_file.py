@@ -1,4 +1,5 @@
-"""What the site decides, whatever the server asks: its data, columns, labels, models and device.
+"""What the site decides, whatever the server asks: its data, columns, labels, models and device;
+and its log.
 
 ``site.toml`` lies at the site, and names everything that the server must not: the server knows
 tasks and labels, never a path or a column.
@@ -6,23 +7,29 @@ tasks and labels, never a path or a column.
 
 from __future__ import annotations
 
+import json
+import logging
 import re
+import time
+import traceback
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
 from deal_core.config.data import DataConfig, Labels, Table, TaskColumns
-from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.config.file import parse_tables, read_toml
-from deal_core.data.source import named_tasks
 from deal_core.errors import UserError, at_home
-from deal_core.privacy.policy import OutsidePolicy, Policy, require_unit
+from deal_core.privacy.policy import Policy
 
 NODE_KEY = "site"
 """Key of Flower's node config with the path of ``site.toml``; simulated clients have none."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Of a site, and of a run: both become names of files and folders."""
+LOG = "log.jsonl"
+"""The site's own log, in its state folder."""
+log = logging.getLogger(__name__)
 
 
 def a_fingerprint(text: str) -> str:
@@ -174,80 +181,6 @@ def _absolute(site: SiteFile, base: Path) -> SiteFile:
     )
 
 
-def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
-    """Return the experiment with everything that is the site's to say taken from ``site``.
-
-    Raises:
-        OutsidePolicy: the experiment needs a base model, or public texts, that the site has not
-            agreed to; names a task, or labels, that it has not declared; or has another unit of
-            privacy than the site's.
-    """
-    unit = require_unit(experiment.privacy.unit_column, site.policy)
-    privacy = experiment.privacy.model_copy(update={"unit_column": unit})
-    model = agreed_model(experiment, site)
-    run = experiment.run.model_copy(
-        update={"threads": site.compute.threads or experiment.run.threads}
-    )
-    tables = {"data": own_data(experiment.data, site.data), "model": model}
-    return experiment.model_copy(update={**tables, "privacy": privacy, "run": run})
-
-
-def agreed_model(experiment: Experiment, site: SiteFile) -> ModelConfig:
-    """Return the base model, where it lies at the site.
-
-    Raises:
-        OutsidePolicy: the site has not agreed to it.
-    """
-    model = experiment.model
-    if model.name not in site.models:
-        raise OutsidePolicy(
-            f"[models] of site.toml does not name '{model.name}'; add it to accept it"
-        )
-    return model.model_copy(update={"name": site.models[model.name] or model.name})
-
-
-def own_data(asked: DataConfig, site: SiteData) -> DataConfig:
-    """Return the site's files, tasks and labels; of what was asked only which of the tasks are in
-    the run is left.
-
-    Raises:
-        OutsidePolicy: a task that the site has not declared, or with other labels, another kind of
-            answer, or another instruction.
-    """
-    tasks = asked.tasks or named_tasks(asked)
-    for task in tasks:
-        declared = site.labels.get(task)
-        if declared is None or declared != asked.labels.get(task, declared):
-            what = "is not in" if declared is None else "has other labels than in"
-            raise OutsidePolicy(
-                f"task '{task[:80]}' {what} [data.labels] of site.toml; if the consortium has "
-                "agreed on it, add the lines that deal site check --experiment FILE prints"
-            )
-        if (task in asked.generation) != (not declared):
-            kind = "texts" if declared == () else "labels"
-            raise OutsidePolicy(
-                f"task '{task[:80]}': its answers are {kind} by [data.labels] of site.toml, and "
-                "others by data.generation of the experiment"
-            )
-        words = asked.instructions.get(task, "")
-        if site.instructions.get(task, words) != words:
-            raise OutsidePolicy(
-                f"task '{task[:80]}' has another instruction than in [data.instructions] of "
-                "site.toml"
-            )
-    if asked.public_path and not site.public_path:
-        raise OutsidePolicy("the experiment needs public texts; set data.public_path in site.toml")
-    instructions = {task: asked.instructions[task] for task in tasks if task in asked.instructions}
-    return site_files(site).model_copy(
-        update={
-            "tasks": tasks,
-            "instructions": instructions,
-            "measures": asked.measures,
-            "public_path": site.public_path if asked.public_path else "",
-        }
-    )
-
-
 def site_files(site: SiteData) -> DataConfig:
     """Every declared task of the site, as its own files and columns say."""
     return DataConfig(
@@ -266,3 +199,35 @@ def site_files(site: SiteData) -> DataConfig:
         generation=tuple(task for task, labels in site.labels.items() if not labels),
         instructions=site.instructions,
     )
+
+
+@dataclass(frozen=True)
+class SiteLog:
+    """The site's own log, one JSON object a line; it is never sent.
+
+    Attributes:
+        folder: in which it lies; made when first needed.
+    """
+
+    folder: Path
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append one event. A log that cannot be written stops nothing: the line then goes to
+        the output of the process."""
+        line = json.dumps({"event": event, "time": time.time(), **fields})
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / LOG).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError:
+            log.exception("the site's log cannot be written: %s", line)
+
+    def refusal(self, event: str, error: BaseException, **fields: Any) -> None:
+        """Append what the site has declined by its own rules: the reason, and no traceback, since
+        nothing went wrong."""
+        self.write(event, reason=str(error), **fields)
+
+    def fault(self, event: str, error: BaseException, **fields: Any) -> None:
+        """Append what went wrong, with all that is known of it."""
+        told = "".join(traceback.format_exception(error))
+        self.write(event, error=f"{type(error).__name__}: {error}", traceback=told, **fields)

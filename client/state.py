@@ -1,72 +1,79 @@
-"""What a client keeps between requests, in its own folder, on disk.
+"""What a client keeps between requests, in its own folder, on disk: what methods carry on, the
+answers and class sums that it has given, and what the server has sent for good.
 
 Keyed by place in the run: a request that is repeated, after a crash or a resume, finds what it
-found the first time. Requests with other settings are of another run, and find nothing: what was
-made without noise must not reach an update whose noise is for less.
+found the first time, and gets the same answer: training again would cost time, and, with noise,
+release a second look at the same data. Requests with other settings are of another run, and find
+nothing: what was made without noise must not reach an update whose noise is for less.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from flwr.app import Array, ArrayRecord, Message
 from numpy.typing import NDArray
 
 from deal_core.atomic_write import atomic_write
+from deal_core.lora.payload import PayloadError
+from deal_core.privacy.policy import Refusal
+from deal_core.wire.records import DIGEST, LARGEST, RECORD, check_files, record_digest
 
 if TYPE_CHECKING:
     from deal_core.methods import Tensors
+    from deal_core.privacy.interface import LocalUpdate
+    from deal_core.wire.instruction import Instruction
 
-Arrays = dict[str, NDArray[np.float32]]
+OWNER_ALONE = 0o600
+KEPT_ROUNDS = 2
+"""Of answers: a checkpoint is never more than one round behind."""
+RETAINED = "distilled.safetensors"
+ADAPTER, DIGEST_FILE = "adapter", "adapter.sha256"
+"""Of a finished run, below its folder: that of the adapter's files, and the digest beside it."""
 
 
-@dataclass(frozen=True)
-class FeedbackStore:
-    """What a lossy wire format lost, to be made good in the next round.
+@contextmanager
+def alone(folder: Path, lock: str) -> Iterator[None]:
+    """Within the block no other process, or thread, is in one of the same folder and lock. It ends
+    with the process, however that ends.
 
-    Attributes:
-        folder: the site's own; made when first needed.
+    Args:
+        folder: made where it is missing.
+        lock: name of the file that is locked.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(folder / lock, os.O_CREAT | os.O_WRONLY, OWNER_ALONE)) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
-    folder: Path
 
-    def load(self, stage: int, server_round: int, basis: str) -> Arrays:
-        """Return what the client's latest round of the stage lost; empty in its first, or when the
-        basis has changed since (what was lost has no meaning in other coordinates)."""
-        from safetensors import safe_open
+def folder_of(place: Path, run: str) -> Path:
+    """Return where a site keeps what belongs to a run, of these very settings; of a simulated
+    client, which protects nothing, the name of the run is empty."""
+    return place / f"kept-{hashlib.sha256(run.encode()).hexdigest()[:32]}"
 
-        path = self._before(stage, server_round)
-        if path is None:
-            return {}
-        with safe_open(str(path), framework="numpy") as file:
-            if (file.metadata() or {}).get("basis") != basis:
-                return {}
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
-    def save(self, stage: int, server_round: int, basis: str, lost: Arrays) -> None:
-        """Keep what this round lost, and what :meth:`load` returns: a request that is repeated
-        finds it."""
-        from safetensors.numpy import save
-
-        path = self._path(stage, server_round)
-        arrays = {key: np.ascontiguousarray(value) for key, value in lost.items()}
-        atomic_write(path, save(arrays, {"basis": basis}))
-        keep = {path, self._before(stage, server_round)}
-        for old in self.folder.glob("feedback-*.safetensors"):
-            if old not in keep:
+def forget(folder: Path) -> None:
+    """Drop what earlier runs kept, in this folder and beside it; called after the first round of
+    this one, whose own files stay."""
+    for other in folder.parent.glob("kept-*"):
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    for kind in ("task", "round", "feedback"):
+        for old in folder.glob(f"{kind}-*.safetensors"):
+            if old.stem != f"{kind}-0-1":
                 old.unlink()
-
-    def _before(self, stage: int, server_round: int) -> Path | None:
-        return _latest(server_round, partial(self._path, stage))
-
-    def _path(self, stage: int, server_round: int) -> Path:
-        return self.folder / f"feedback-{stage}-{server_round}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -92,9 +99,7 @@ class TaskStore:
         before = earlier[-1] if earlier else 0
         made = make(before, (_read(self._path(before)) or {}) if before else {})
         _write(path, made, basis)
-        for old in self.folder.glob("task-*.safetensors"):
-            if old not in {path, self._path(before)}:
-                old.unlink()
+        _drop(self.folder, "task", {path, self._path(before)})
         return made
 
     def _path(self, tasks: int) -> Path:
@@ -103,20 +108,23 @@ class TaskStore:
 
 @dataclass(frozen=True)
 class RoundStore:
-    """What a method carries from round to round (:class:`deal_core.methods.RoundState`).
+    """What is carried from round to round of a task: by a method
+    (:class:`deal_core.methods.RoundState`), or what a lossy wire format lost (``feedback``).
 
     Attributes:
         folder: the site's own; made when first needed.
         stage, server_round: of the request at hand.
+        kind: what is carried.
     """
 
     folder: Path
     stage: int
     server_round: int
+    kind: str = "round"
 
     def load(self, basis: str) -> Tensors:
         """Return what the client's latest round of this task before this one left; empty where
-        there was none, or another basis."""
+        there was none, or another basis (in other coordinates it has no meaning)."""
         before = self._before()
         return (_read(before, basis) or {}) if before is not None else {}
 
@@ -124,48 +132,22 @@ class RoundStore:
         """Keep this, and what :meth:`load` returns: a request that is repeated finds it."""
         path = self._path(self.server_round)
         _write(path, tensors, basis)
-        for old in self.folder.glob("round-*.safetensors"):
-            if old not in {path, self._before()}:
-                old.unlink()
+        _drop(self.folder, self.kind, {path, self._before()})
 
     def _before(self) -> Path | None:
-        return _latest(self.server_round, self._path)
+        """Return the file of the client's latest round before this one, if there is one."""
+        # Of those that are there: a server may count as far as it likes.
+        start = f"{self.kind}-{self.stage}-"
+        names = (path.stem for path in self.folder.glob(f"{start}*.safetensors"))
+        numbers = (name.removeprefix(start) for name in names)
+        earlier = [int(n) for n in numbers if n.isdecimal() and 0 < int(n) < self.server_round]
+        return self._path(max(earlier)) if earlier else None
 
     def _path(self, server_round: int) -> Path:
-        return self.folder / f"round-{self.stage}-{server_round}.safetensors"
-
-
-def _latest(server_round: int, path_of: Callable[[int], Path]) -> Path | None:
-    """The file of the client's latest round before this one, which need not be the one before."""
-    # Of those that are there: a server may count as far as it likes.
-    start = path_of(0).stem.removesuffix("0")
-    numbers = (
-        path.stem.removeprefix(start) for path in path_of(0).parent.glob(f"{start}*.safetensors")
-    )
-    earlier = [int(n) for n in numbers if n.isdecimal() and 0 < int(n) < server_round]
-    return path_of(max(earlier)) if earlier else None
-
-
-def folder_of(place: Path, run: str) -> Path:
-    """Return where a site keeps what belongs to a run, of these very settings; of a simulated
-    client, which protects nothing, the name of the run is empty."""
-    return place / f"kept-{hashlib.sha256(run.encode()).hexdigest()[:32]}"
-
-
-def forget(folder: Path) -> None:
-    """Drop what earlier runs kept, in this folder and beside it; called after the first round of
-    this one, whose own files stay."""
-    for other in folder.parent.glob("kept-*"):
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
-    for kind in ("task", "round", "feedback"):
-        for old in folder.glob(f"{kind}-*.safetensors"):
-            if old.stem != f"{kind}-0-1":
-                old.unlink()
+        return self.folder / f"{self.kind}-{self.stage}-{server_round}.safetensors"
 
 
 def _write(path: Path, tensors: Tensors, basis: str) -> None:
-    """Make the folder; a kill leaves the old file or the new one."""
     from safetensors.torch import save
 
     atomic_write(path, save(tensors, {"basis": basis}))
@@ -183,6 +165,12 @@ def _read(path: Path, basis: str | None = None) -> Tensors | None:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
+def _drop(folder: Path, kind: str, kept: set[Path | None]) -> None:
+    for old in folder.glob(f"{kind}-*.safetensors"):
+        if old not in kept:
+            old.unlink()
+
+
 def digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
     """A name for these values; equal values have equal names."""
     hashed = hashlib.sha256()
@@ -190,3 +178,195 @@ def digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
         hashed.update(key.encode())
         hashed.update(np.ascontiguousarray(arrays[key]).tobytes())
     return hashed.hexdigest()
+
+
+@dataclass(frozen=True)
+class UpdateStore:
+    """The updates that a site has given, by stage and round.
+
+    Attributes:
+        folder: the site's own, of one run; made when first needed.
+    """
+
+    folder: Path
+
+    def once(
+        self, request: str, instruction: Instruction, make: Callable[[], LocalUpdate]
+    ) -> LocalUpdate:
+        """Return the answer to ``request``: the one that is kept, or what ``make`` gives, which
+        is on disk before it is returned. One at a time: of two that are asked the same at once,
+        the second gets what the first has made.
+
+        Args:
+            request: a name for all that is asked (:func:`client.requests.request_name`).
+            instruction: says where in the run it is asked.
+            make: what it raises is not kept.
+        """
+        path = self.folder / f"update-{instruction.stage}-{instruction.server_round}.safetensors"
+        with alone(self.folder, "updates.lock"):
+            update = _read_update(path, request)
+            if update is None:
+                update = make()
+                write_update(path, request, update)
+                files = sorted(self.folder.glob("update-*.safetensors"), key=os.path.getmtime)
+                for old in files[:-KEPT_ROUNDS]:
+                    old.unlink()
+        return update
+
+
+def write_update(path: Path, asked: str, update: LocalUpdate) -> None:
+    """Keep an update as the answer to a request."""
+    from safetensors.numpy import save
+
+    arrays = {key: np.ascontiguousarray(value) for key, value in update.arrays.items()}
+    figures = json.dumps(dict(update.figures))
+    atomic_write(path, save(arrays, {"asked": asked, "figures": figures}))
+
+
+def _read_update(path: Path, asked: str) -> LocalUpdate | None:
+    """What is kept for just this request; a file that cannot be read counts as none."""
+    from safetensors import SafetensorError, safe_open
+
+    from deal_core.privacy.interface import LocalUpdate
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            meta = file.metadata() or {}
+            if meta.get("asked") != asked:
+                return None
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return None
+    return LocalUpdate(arrays, json.loads(meta["figures"]))
+
+
+@dataclass(frozen=True)
+class GivenSums:
+    """What a site has given of a task's class sums, once and for all.
+
+    Two sums of one site, of which the second has one record more, tell that record. So the site
+    keeps what it gave first, noise included, and gives the same again in every later run, whatever
+    has become of its data. Sums in other directions, or of another model, would be a second
+    release: there are none.
+
+    Attributes:
+        folder: of a site's state, in which they lie.
+    """
+
+    folder: Path
+
+    def once(
+        self, task: str, made_as: str, shares: int, make: Callable[[], NDArray[np.int64]]
+    ) -> NDArray[np.int64]:
+        """Return what was given of a task; where nothing was, what ``make`` returns, which is on
+        the disk by then.
+
+        Args:
+            task: its name.
+            made_as: all that decides how records are added up, but the records.
+            shares: the noise in it is one of so many equal shares.
+            make: adds them up.
+
+        Raises:
+            Refusal: the task's sums were given in another form, or with a smaller share of the
+                noise than is counted on now.
+        """
+        path = self.folder / f"{hashlib.sha256(task.encode()).hexdigest()[:32]}.npz"
+        if path.exists():
+            kept: dict[str, NDArray[Any]] = dict(np.load(path, allow_pickle=False))
+            if str(kept["made_as"]) != made_as:
+                raise Refusal("policy", f"class sums of '{task}' were given before in another form")
+            if int(kept["shares"]) > shares:
+                raise Refusal("policy", f"class sums of '{task}' were given with less noise")
+            return kept["sums"]
+        sums, buffer = make(), BytesIO()
+        np.savez(buffer, sums=sums, made_as=np.array(made_as), shares=np.array(shares))
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        atomic_write(path, buffer.getvalue(), mode=OWNER_ALONE, for_good=True)
+        return sums
+
+
+class RetainedMissing(Exception):
+    """The request names a retained adapter that this client lacks, because its folder is gone or
+    was damaged: it asks to be sent it again."""
+
+
+@dataclass(frozen=True)
+class RetainedStore:
+    """The retained adapter as the server last sent it, named by its digest: it changes once a
+    stage, and is sent once.
+
+    Attributes:
+        folder: of the client, for this run.
+    """
+
+    folder: Path
+
+    def load(self, digest: str) -> ArrayRecord:
+        """Return the record of that name.
+
+        Raises:
+            RetainedMissing: there is none, or it was damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(self.folder / RETAINED), framework="numpy") as file:
+                headers = json.loads((file.metadata() or {})["headers"])
+                arrays = {
+                    key: Array(dtype, tuple(shape), stype, file.get_tensor(key).tobytes())
+                    for key, (dtype, shape, stype) in headers.items()
+                }
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+            raise RetainedMissing("no retained adapter is kept here") from None
+        record = ArrayRecord(arrays)
+        if record_digest(record) != digest:
+            raise RetainedMissing("another retained adapter is kept here")
+        return record
+
+    def save(self, record: ArrayRecord) -> None:
+        """Keep a record in the place of the one before. A disk that is full costs the bytes of
+        another message, and no answer."""
+        from safetensors.numpy import save
+
+        headers = {key: (a.dtype, list(a.shape), a.stype) for key, a in record.items()}
+        raw = {key: np.frombuffer(a.data, np.uint8) for key, a in record.items()}
+        with suppress(OSError):
+            atomic_write(self.folder / RETAINED, save(raw, {"headers": json.dumps(headers)}))
+
+
+def store_adapter(run: Path, message: Message) -> None:
+    """Keep the adapter of a finished run, in which the site has worked; it takes the place of an
+    earlier one of the run. Written beside, then renamed; the digest comes last, so that half a
+    folder has none.
+
+    Args:
+        run: folder of the run.
+        message: has its files.
+
+    Raises:
+        PayloadError: the site has not worked in the run, or the files are not what is expected.
+    """
+    if not run.is_dir():
+        raise PayloadError("this site has not worked in the run")
+    content = message.content
+    if set(content) != {RECORD, DIGEST}:
+        raise PayloadError(f"records other than {RECORD}, {DIGEST}")
+    stated = str(content.config_records[DIGEST].get("sha256", ""))
+    arrays = content.array_records[RECORD]
+    if sum(len(array.data) for array in arrays.values()) > 2 * LARGEST:
+        raise PayloadError(f"{RECORD}: more than {LARGEST} bytes")
+    try:
+        numbers = {name: array.numpy() for name, array in arrays.items()}
+    except (TypeError, ValueError):
+        raise PayloadError(f"{RECORD}: an array that is none") from None
+    files = check_files(numbers, stated)
+    folder, beside = run / ADAPTER, run / f"{ADAPTER}.writing"
+    shutil.rmtree(beside, ignore_errors=True)
+    for name, data in files.items():
+        atomic_write(beside / name, data)
+    (run / DIGEST_FILE).unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    beside.rename(folder)
+    atomic_write(run / DIGEST_FILE, stated + "\n")

@@ -126,7 +126,7 @@ def one_model() -> Iterator[None]:
     """Runs of other settings get the base model that was loaded for the runs before, as the next
     run of equal settings would: loading it anew is all that this saves."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("client.resources.load_model", load_once())
+        patch.setattr("client.runtime.load_model", load_once())
         yield
 
 

@@ -13,8 +13,6 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from deal_core.config.data import Table
-from deal_core.config.experiment import AdapterConfig, Experiment
-from deal_core.config.method import OWN_MEMORY
 from deal_core.config.privacy import Delta, PrivacyConfig
 from deal_core.errors import UserError
 
@@ -22,7 +20,6 @@ Metrics = Literal["none", "noised", "summed", "clear"]
 STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "summed", "clear")
 
 
-SYNCHRONOUS = "synchronous"
 NOMINAL = 100.0
 """An epsilon beyond it hides next to nothing."""
 
@@ -228,132 +225,6 @@ def require_floor(records: int, privacy: PrivacyConfig, policy: Policy | None) -
     if records < policy.min_records:
         raise Refusal(
             "no-data", f"fewer than {policy.min_records} records, and nothing that protects them"
-        )
-
-
-def require_mechanism(mechanism: str, policy: Policy | None) -> None:
-    """Check that the experiment's mechanism is the one that the site trains under.
-
-    Raises:
-        UserError: it is another one.
-    """
-    demanded = policy.demanded if policy is not None else ""
-    if demanded not in ("", mechanism):
-        raise UserError(
-            f"privacy.mechanism is '{mechanism}', but the site's policy demands '{demanded}'; "
-            "change the experiment, or the policy"
-        )
-
-
-def require_shares(privacy: PrivacyConfig, policy: Policy | None) -> None:
-    """Check that the noise of a sum suffices against as many as the site's policy names.
-
-    Raises:
-        UserError: it does not.
-    """
-    if policy is None or not in_sum(privacy):
-        return
-    if policy.noise_share != "sum":
-        raise UserError(
-            "privacy.noise_share is 'sum', but the site's policy wants all noise from the site; "
-            'set policy.noise_share to "sum" to accept it'
-        )
-    if privacy.colluding < policy.colluding:
-        raise UserError(
-            f"privacy.colluding is {privacy.colluding}, but the site's policy wants noise that "
-            f"suffices against {policy.colluding} other sites and the server together; raise it"
-        )
-
-
-def require_secure(secure: bool, policy: Policy | None) -> None:
-    """Check that an update is masked where the site wants that.
-
-    Raises:
-        UserError: it is not.
-    """
-    if policy is not None and policy.secure_aggregation == "required" and not secure:
-        raise UserError(
-            "the site's policy demands secure aggregation; set aggregation.secure to true in the "
-            "experiment"
-        )
-
-
-def require_comparable(experiment: Experiment, policy: Policy | None = None) -> None:
-    """Check that what a site adds to a sum follows from its data and from what all are told, where
-    no noise protects it.
-
-    Args:
-        experiment: asked for.
-        policy: of the site.
-
-    Raises:
-        UserError: it follows from what the site alone was told, in this round or before.
-    """
-    if not experiment.aggregation.secure or protects(experiment.privacy, policy):
-        return
-    name = experiment.method.name
-    if name in OWN_MEMORY:
-        raise UserError(
-            f"aggregation.secure: what a client of method.name '{name}' learns also follows from "
-            "what it keeps of earlier tasks or rounds, which no other can compare; take another "
-            "method, or let privacy.mechanism protect it"
-        )
-    if experiment.stream.schedule != SYNCHRONOUS:
-        raise UserError(
-            "aggregation.secure: clients that work on different tasks, or give sums of several, "
-            'are not told alike, so a sum might be of one; set stream.schedule to "synchronous", '
-            "or let privacy.mechanism protect it"
-        )
-
-
-def require_unit(asked: str, policy: Policy | None) -> str:
-    """Return the column that makes the groups which the site protects; empty: single records.
-
-    Args:
-        asked: ``privacy.unit_column`` of the experiment: that it names a column is what counts, not
-            which.
-        policy: of the site, which names its own.
-
-    Raises:
-        OutsidePolicy: the experiment is about groups and the site about records, or the reverse.
-    """
-    own = policy.unit_column if policy is not None else ""
-    if asked and not own:
-        raise OutsidePolicy(
-            "the experiment protects groups of records (privacy.unit_column), and the site's "
-            "policy names no column that makes them; set policy.unit_column in site.toml, or take "
-            "no part"
-        )
-    if own and not asked:
-        raise OutsidePolicy(
-            f"the experiment protects single records, and the site's policy demands groups of "
-            f"'{own}'; set privacy.unit_column in the experiment"
-        )
-    return own
-
-
-def require_adapter(adapter: AdapterConfig, policy: Policy | None) -> None:
-    """Check that the site trains adapters of this rank, in these layers.
-
-    Args:
-        adapter: of the experiment.
-        policy: of the site; None: it allows all.
-
-    Raises:
-        UserError: it does not.
-    """
-    if policy is None:
-        return
-    if adapter.rank > policy.max_rank:
-        raise UserError(
-            f"adapter.rank is {adapter.rank}, but the site's policy allows {policy.max_rank}; "
-            "lower it, or raise policy.max_rank"
-        )
-    others = sorted(set(adapter.target_modules) - set(policy.target_modules))
-    if others:
-        raise UserError(
-            f"adapter.target_modules names '{others[0]}', which is not in policy.target_modules of "
-            "site.toml; add it there to accept it"
         )
 
 

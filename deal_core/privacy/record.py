@@ -64,7 +64,6 @@ from deal_core.privacy.policy import (
     protects,
     require_bound,
     require_floor,
-    require_shares,
     terms,
 )
 from deal_core.privacy.unprotected import clear_counts
@@ -129,7 +128,6 @@ class RecordMechanism:
         require_floor(len(ask.data), self.privacy, site.policy)
         try:
             with refusing_when_spent():
-                require_shares(self.privacy, site.policy)
                 plan = self._plan(ask, site)
                 require_bound(plan.max_grad_norm, site.policy)
                 budget = self._budget(plan, ask, site)

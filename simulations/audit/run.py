@@ -9,12 +9,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from client.app import make_app
-from client.resources import Workbench
+from client.runtime import ClientRuntime
 from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
@@ -146,8 +147,9 @@ def _gradients(training: Training, listener: Listener) -> Found:
         canaries,
         config.privacy.max_grad_norm,
     )
-    bench = Workbench(config, lambda same: planted, lambda shares: few(shares, training.records))
-    results = _run(config, bench, listener)
+    prepare = partial(few, records=training.records)
+    runtime = ClientRuntime(config, lambda same: planted, prepare)
+    results = _run(config, runtime, listener)
     return _found(training, results, seen.total, canaries.included, None)
 
 
@@ -163,8 +165,8 @@ def _sums(training: Training, listener: Listener) -> Found:
         alone = few(shares, 1)
         return [own[k] if k == attacked else share for k, share in enumerate(alone)]
 
-    bench = Workbench(config, lambda same: planted, prepare)
-    results = _run(config, bench, listener)
+    runtime = ClientRuntime(config, lambda same: planted, prepare)
+    results = _run(config, runtime, listener)
     if seen.open or not seen.scored:
         raise UserError(
             f"not every site took part in every round of {training.folder}, so the audit saw no "
@@ -202,12 +204,12 @@ def _texts(training: Training, listener: Listener) -> Found:
         lambda task: share_of(training.experiment, task, training.client),
         training.experiment.federation.rounds,
     )
-    bench = Workbench(
+    runtime = ClientRuntime(
         training.experiment,
         lambda config: audited(make_mechanism(config), witness),
         canaries.prepare,
     )
-    results = _run(training.experiment, bench, listener)
+    results = _run(training.experiment, runtime, listener)
     scores = [np.concatenate(s) if s else np.zeros(0) for s in (witness.scores, witness.members)]
     others = np.concatenate(witness.others) if witness.others else np.zeros(0)
     if not (len(scores[0]) and len(scores[1]) and len(others)):
@@ -229,8 +231,8 @@ KINDS: dict[Kind, Callable[[Training, Listener], Found]] = {
 """Kind of canaries to how a training with them is judged."""
 
 
-def _run(config: Experiment, bench: Workbench, listener: Listener) -> Results:
-    app = make_app(find_bench=lambda context, place: bench)
+def _run(config: Experiment, runtime: ClientRuntime, listener: Listener) -> Results:
+    app = make_app(find_runtime=lambda client: runtime)
     grid = InProcessGrid(app, to_run_config(config), config.federation.clients)
     with assume_identity(RUN_ID, SERVER_NODE):
         return run(grid, config, listener)

@@ -40,14 +40,7 @@ def become(run_id: int, node_id: int) -> None:
     TaskIdentity.node_id = node_id
 
 
-PRELOADED = [
-    "client.app",
-    "client.local_evaluation",
-    "client.local_update",
-    "client.wire",
-    "client.resources",
-    "flwr_datasets",
-]
+PRELOADED = ["client.app", "client.requests", "flwr_datasets"]
 
 
 def start_forkserver() -> context.ForkServerContext:

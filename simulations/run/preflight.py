@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from client.gate import Asked, require
 from deal_core.aggregation import AGGREGATION_RULES, MEANS_OF_FACTORS, RULES_OF_KINDS, make_rule
 from deal_core.config.experiment import AggregationConfig, Experiment
 from deal_core.data import open_source
@@ -22,7 +23,6 @@ from deal_core.models import (
     has_label_logits,
     max_positions,
 )
-from deal_core.privacy.policy import require_comparable
 from deal_core.protection import check_counts, make_mechanism
 from deal_core.randomness import seeded
 from deal_core.secure_sum.terms import LEAST_SITES
@@ -268,7 +268,7 @@ def check_secure(experiment: Experiment) -> None:
             f"aggregation.secure: a sum of method.name '{name}' is of one task, and clients work "
             'on others at a time; set stream.schedule to "synchronous"'
         )
-    require_comparable(experiment)
+    require(Asked(experiment), "sum")
     if experiment.faults.clients:
         raise UserError(
             "faults.clients: what leaves under aggregation.secure is masked, and cannot be spoilt "

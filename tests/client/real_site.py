@@ -16,14 +16,19 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from client.app import make_app
+from client.gate import authorize
+from client.identity import Client
+from client.local_training import local_update
 from client.resident_worker import INSIDE
-from client.site_file import NODE_KEY, SiteData
+from client.runtime import ClientRuntime
+from client.site_file import NODE_KEY, SiteData, read_site
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
 from deal_core.privacy.events import LedgerEvent
+from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.ledger import Ledger
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
@@ -98,6 +103,25 @@ class RealSite:
         """The site's log."""
         path = self.folder / "state" / "log.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def client(self, experiment: Experiment) -> Client:
+        """The site as one request of an experiment finds it."""
+        return Client(0, self.folder, experiment, read_site(self.folder / "site.toml"))
+
+    def update(
+        self,
+        experiment: Experiment,
+        instruction: Instruction,
+        state: State | None = None,
+        sites: int = 0,
+        runtime: ClientRuntime | None = None,
+    ) -> LocalUpdate:
+        """What it makes of one request, without Flower."""
+        client = self.client(experiment)
+        runtime = runtime or ClientRuntime(client.experiment, whole=True)
+        granted = authorize(instruction, runtime, client.site)
+        begun = state or start(experiment)
+        return local_update(client, runtime, granted, begun, "x", sites=sites)
 
     def answer(
         self,

@@ -143,8 +143,3 @@ def test_the_server_notes_who_has_it(site, tmp_path):
     assert sent["sha256"] == digest_of(FILES)
     assert (missing["client"], missing["reason"]) == ("1", "not connected")
     assert kept(site) == FILES
-
-
-def test_a_broken_line_is_an_event(tmp_path):
-    (only,) = handed_over(None, tmp_path, tmp_path)
-    assert only["event"] == "adapter_missing"

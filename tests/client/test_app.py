@@ -8,7 +8,7 @@ import sys
 from flwr.app import Context, Message, MessageType, RecordDict
 from ray import cloudpickle
 
-import client.resources
+import client.runtime
 from client.app import make_app
 from deal_core.config.experiment import Experiment, RunConfig
 from simulations.engines.worker_pool import assume_identity
@@ -20,9 +20,9 @@ HEAVY = {"torch", "transformers", "peft", "pandas", "scipy", "safetensors"}
 def test_messages_to_one_process_share_a_workbench(monkeypatch, tmp_path):
     """Flower pickles the app with every message: what it carries is made anew each time."""
     made = []
-    original = client.resources.Workbench
+    original = client.runtime.ClientRuntime
     monkeypatch.setattr(
-        client.resources, "Workbench", lambda config: made.append(config) or original(config)
+        client.runtime, "ClientRuntime", lambda config: made.append(config) or original(config)
     )
     sent = cloudpickle.dumps(make_app())
     experiment = Experiment(run=RunConfig(seed=12345))
@@ -38,7 +38,7 @@ def test_messages_to_one_process_share_a_workbench(monkeypatch, tmp_path):
 
 def test_the_process_that_flower_starts_for_every_message_stays_light():
     """Torch alone takes longer than all the rest; the process that stays has it."""
-    parts = "client.app, client.secure.protocol"  # a secure sum has three messages a round more
+    parts = "client.app, client.secure_legs"  # a secure sum has three messages a round more
     code = f"import {parts}, sys; sys.exit(', '.join({HEAVY!r} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from client import rehearsal
-from client.state import FeedbackStore
+from client.state import RoundStore
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from deal_core.privacy.ledger import Ledger
@@ -58,7 +58,7 @@ def test_nothing_is_carried_on_of_an_update_that_was_not_charged(tmp_path, monke
     """What a lossy format has cut off follows from the noised training: the next round would send
     it, though the ledger has nothing of this one."""
     saved: list[tuple[object, ...]] = []
-    save, charge = FeedbackStore.save, Ledger.charge
+    save, charge = RoundStore.save, Ledger.charge
 
     def watched(self, *given):
         saved.append(given)
@@ -67,7 +67,7 @@ def test_nothing_is_carried_on_of_an_update_that_was_not_charged(tmp_path, monke
     def crashes(*_: object) -> bytes:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(FeedbackStore, "save", watched)
+    monkeypatch.setattr(RoundStore, "save", watched)
     monkeypatch.setattr(Ledger, "charge", crashes)
     small = asked("wire.dtype=int8", "privacy.target_epsilon=1")
     site = RealSite(tmp_path)

@@ -5,15 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from client.client_context import ClientContext
-from client.given_sums import GivenSums
-from client.local_update import local_update
-from client.resources import Workbench
-from client.site_file import as_the_site_decides, read_site
-from client.state import FeedbackStore
-from deal_core.privacy.interface import Refusal, Site
+from deal_core.privacy.interface import Refusal
 from deal_core.wire.instruction import Instruction
-from tests.client.real_site import RealSite, asked, rows, start
+from tests.client.real_site import RealSite, asked, rows
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -42,16 +36,11 @@ def given(site: RealSite, *overrides: str, sites: int = 3, tasks=(TASKS[0],), **
         f'data.public_path="{site.folder / "public.txt"}"',
         *overrides,
     )
-    file = read_site(site.folder / "site.toml")
-    bench = Workbench(as_the_site_decides(experiment, file), whole=True)
-    own = Site(lambda: site.ledger, file.policy, simulated=False, run="r")
-    kept = GivenSums(site.folder / "state" / "sums")
-    context = ClientContext(0, FeedbackStore(site.folder / "kept"), own, kept)
     several = {"tasks": tasks} if len(tasks) > 1 else {}
     ask = Instruction(
         task=tasks[0], stage=0, server_round=1, rank=1, retained_rank=1, **several, **told
     )
-    return local_update(bench, context, start(experiment), ask, "x", sites=sites).arrays
+    return site.update(experiment, ask, sites=sites).arrays
 
 
 def test_it_gives_the_same_again_whatever_has_become_of_its_data(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from client.app import _workbench
+from client.app import _runtime
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import composed
 from deal_core.privacy.policy import Policy
@@ -109,7 +109,7 @@ def test_no_instruction_names_a_unit(site, field):
 def test_a_ledger_of_records_is_not_gone_on_with_groups(tmp_path):
     before = RealSite(tmp_path, each=4)
     assert code(before.answer(asked("privacy.target_epsilon=0.4"), {})) == "ok"
-    _workbench.cache_clear()
+    _runtime.cache_clear()
     after = RealSite(tmp_path, policy=POLICY, each=4)
     assert code(after.answer(asked(GROUPS), {}, run="run-2")) == "policy"
     assert [event.unit for event in after.events] == ["record"]
@@ -122,7 +122,7 @@ def test_a_row_that_is_nobodys_changes_no_answer(site):
         path = site.folder / "data" / "surgery" / f"{split}.jsonl"
         odd = {"text": "whose?", "label": "Surgery", "patient": ""}
         path.write_text(path.read_text() + json.dumps(odd) + "\n")
-    _workbench.cache_clear()
+    _runtime.cache_clear()
     assert code(site.answer(asked(GROUPS), {})) == "ok"
     left_out = [line["rows"] for line in site.log() if line["event"] == "rows_left_out"]
     assert left_out == [2]
@@ -177,7 +177,7 @@ def test_a_patient_more_moves_what_a_site_would_send_by_at_most_the_bound(
             for n in range(more)
         ]
         path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in extra))
-        _workbench.cache_clear()
+        _runtime.cache_clear()
         assert code(site.answer(config, {}, start(config))) == "ok"
     (event,) = site.events
     assert event.steps == 1
@@ -207,7 +207,7 @@ def test_noised_counts_are_of_patients(tmp_path, monkeypatch):
         path = site.folder / "data" / "surgery" / "test.jsonl"
         extra = [{"text": f"note {n}", "label": "Surgery", "patient": "new"} for n in range(more)]
         path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in extra))
-        _workbench.cache_clear()
+        _runtime.cache_clear()
         reply = site.answer(asked(GROUPS, "privacy.metrics=noised"), evaluate, kind="evaluate")
         assert code(reply) == "ok"
         (event,) = site.events

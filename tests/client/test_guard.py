@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from safetensors.numpy import save_file
 
 from client.app import make_app
-from client.distilled_store import DistilledMissing, DistilledStore
+from client.state import RetainedMissing, RetainedStore
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.lora.adapter import Adapter, LoraFactors
@@ -201,7 +201,7 @@ def test_a_retained_adapter_of_another_name_is_refused(ask):
 
 
 def test_a_stored_adapter_that_was_damaged_is_as_none(tmp_path):
-    store = DistilledStore(tmp_path)
+    store = RetainedStore(tmp_path)
     record = ArrayRecord({"base_model.model.q.lora_A.weight": Array(np.ones((1, 3), np.float32))})
     store.save(record)
     digest = record_digest(record)
@@ -211,10 +211,10 @@ def test_a_stored_adapter_that_was_damaged_is_as_none(tmp_path):
         save_file(
             {"w": np.zeros(2, np.uint8)}, tmp_path / "distilled.safetensors", {"headers": headers}
         )
-        with pytest.raises(DistilledMissing):
+        with pytest.raises(RetainedMissing):
             store.load(digest)
     (tmp_path / "distilled.safetensors").write_bytes(whole[:-1] + b"!")
-    with pytest.raises(DistilledMissing):
+    with pytest.raises(RetainedMissing):
         store.load(digest)
 
 
@@ -263,7 +263,7 @@ def test_counts_that_cannot_be_made_do_not_keep_a_client_from_training(ask, monk
     sound = ask(counting).content
     assert dict(sound["counts"]).keys() == {"code", "correct", "correct_all", "examples"}
     assert len(sound["counts"]["examples"]) == 2
-    monkeypatch.setattr("client.replies.local_evaluation", broken)
+    monkeypatch.setattr("client.requests.local_evaluation", broken)
     reply = ask(counting).content
     assert dict(reply["counts"]) == {"code": "failed"}
     assert reply["status"]["code"] == "ok"

@@ -19,7 +19,7 @@ from flwr.app import Message
 from hypothesis import HealthCheck, given, settings
 
 import client.app
-from client import local_update
+from client import local_training as local_update
 from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors
 from deal_core.privacy import record as record_mechanism
@@ -69,7 +69,7 @@ def watch() -> Iterator[Seen]:
         patch.setattr(PrivateGradients, "accumulate", _summed(PrivateGradients.accumulate, seen))
         patch.setattr(record_mechanism, "SecureNoise", HalfSilent)
         models: dict[tuple, object] = {}
-        patch.setattr(client.app, "_workbench", _one_model(client.app._workbench, models))
+        patch.setattr(client.app, "_runtime", _one_model(client.app._runtime, models))
         yield seen
 
 
@@ -102,16 +102,16 @@ def _summed(original, seen: Seen):
 def _one_model(original, models: dict):
     """Loading the base model anew for every config is all that this saves."""
 
-    def workbench(settings_, site):
-        bench = original.__wrapped__(settings_, site)
-        config = bench.experiment
+    def runtime(settings_, site):
+        runtime = original.__wrapped__(settings_, site)
+        config = runtime.experiment
         key = config.adapter, config.train.max_length
         if key not in models:
-            models[key] = bench.model
-        bench.__dict__["model"] = models[key]
-        return bench
+            models[key] = runtime.model
+        runtime.__dict__["model"] = models[key]
+        return runtime
 
-    return workbench
+    return runtime
 
 
 LABELS_OF = {

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from client.local_sums import class_sums
+from client.local_training import class_sums
 from client.rehearsal import rehearse
-from client.resources import Workbench
+from client.runtime import ClientRuntime
 from deal_core.data import Example
 from deal_core.methods import LocalTask
 from deal_core.models.encoder import EncoderLabels
@@ -74,11 +74,11 @@ def test_nothing_of_a_record_is_held_while_the_next_is_read(make_causal, tmp_pat
     model = ("model.family=causal-lm", f'model.name="{llama}"', "adapter.rank=2")
     for mechanism, kept in (("none", 3), ("record", 0)):  # one process may hold one model
         words = asked(*model, "adapter.first_layer=1", f"privacy.mechanism={mechanism}")
-        bench = Workbench(words)
-        labels = bench.labels("laboratory")
+        runtime = ClientRuntime(words)
+        labels = runtime.labels("laboratory")
         texts = [Example(f"the text {word}", labels[0]) for word in ("a", "b b")]
-        bench.model.scores(bench.model.encode(texts, labels), labels)
-        assert len(bench.model._lower._known) == kept
+        runtime.model.scores(runtime.model.encode(texts, labels), labels)
+        assert len(runtime.model._lower._known) == kept
 
 
 def test_it_is_rehearsed_with_the_words_of_the_task_and_of_earlier_ones(
@@ -91,10 +91,10 @@ def test_it_is_rehearsed_with_the_words_of_the_task_and_of_earlier_ones(
         *("model.family=causal-lm", f'model.name="{llama}"', "run.threads=1", "adapter.rank=2"),
         f'data.instructions={{laboratory="{words}", skin="{words * 2}"}}',
     )
-    bench, lengths = Workbench(experiment), []
-    labels = bench.labels("laboratory")
-    prompts = [bench.prompt("surgery"), bench.prompt("skin")]
-    task = LocalTask(labels, (), prompts=prompts, instruction=bench.instruction("laboratory"))
+    runtime, lengths = ClientRuntime(experiment), []
+    labels = runtime.labels("laboratory")
+    prompts = [runtime.prompt("surgery"), runtime.prompt("skin")]
+    task = LocalTask(labels, (), prompts=prompts, instruction=runtime.instruction("laboratory"))
 
     class Gradients:
         def rehearse(self, module, objective, probes):
@@ -102,22 +102,22 @@ def test_it_is_rehearsed_with_the_words_of_the_task_and_of_earlier_ones(
 
     def objective(local, data, cache):
         asks = local.prompts if len(local.prompts) == 1 else ()
-        texts = [bench.model.answered(data, p.labels, p.instruction) for p in asks]
+        texts = [runtime.model.answered(data, p.labels, p.instruction) for p in asks]
         return SimpleNamespace(data=[item for own in texts for item in own] or data)
 
-    rehearse(bench, objective, task, frozenset({"lora_B"}), Gradients())
+    rehearse(runtime, objective, task, frozenset({"lora_B"}), Gradients())
     record = Example("word " * 99, labels[-1])
-    own = len(bench.model.encode([record], labels, bench.instruction("laboratory"))[0].tokens)
+    own = len(runtime.model.encode([record], labels, runtime.instruction("laboratory"))[0].tokens)
     assert lengths[0] >= own
     assert lengths[2] > lengths[0] > lengths[1]  # skin has the longest instruction, surgery none
 
 
 def test_sums_of_no_record_need_the_memory_of_the_longest(small_machine):
     """What is charged where a sum of records fails is a sum of none: it must fail as well."""
-    bench = Workbench(asked("train.max_length=32", "method.name=prototype", "run.threads=1"))
-    statistics = bench.statistics
+    runtime = ClientRuntime(asked("train.max_length=32", "method.name=prototype", "run.threads=1"))
+    statistics = runtime.statistics
     assert statistics is not None
     asks = Instruction(task="laboratory", stage=0, server_round=1, rank=1, retained_rank=1)
     nothing = NoisySum((), (), 1.0, 1.0, 1.0, 3, SecureNoise())
     with pytest.raises(OutOfMemory):
-        class_sums(bench, 0, asks, statistics, nothing, ())
+        class_sums(runtime, 0, asks, statistics, nothing, ())

@@ -5,25 +5,20 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-from client.client_context import ClientContext
+from client.gate import authorize_evaluation
 from client.local_evaluation import local_evaluation
-from client.local_update import local_update
-from client.resources import Workbench
-from client.site_file import as_the_site_decides, read_site
-from client.state import FeedbackStore
+from client.runtime import ClientRuntime
 from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, zero_adapter
 from deal_core.lora.attach import at_task_start
 from deal_core.lora.state import State
-from deal_core.privacy.interface import RehearsalFailed, Site
-from deal_core.privacy.ledger import Ledger
+from deal_core.privacy.interface import RehearsalFailed
 from deal_core.training.loop import load_state
 from deal_core.wire.instruction import Instruction
 from tests.client.real_site import RealSite, asked
@@ -52,8 +47,8 @@ def gpt2(folder: Path, positions: int, tiny) -> Path:
     return folder
 
 
-class Bench:
-    """A site's workbench for one experiment, on a model and records of the test's own."""
+class Desk:
+    """A site's runtime for one experiment, on a model and records of the test's own."""
 
     def __init__(self, folder: Path, model: Path, policy: str, rows, labels, *overrides: str):
         column = 'target_column = "label"\n' if not labels["laboratory"] else ""
@@ -66,20 +61,23 @@ class Bench:
         )
         path = folder / "site.toml"
         path.write_text(f'{path.read_text()}\n[models]\n"{model}" = ""\n')
-        file = read_site(path)
         usual = ("model.family=causal-lm", f'model.name="{model}"', f"adapter.rank={RANK}")
         bounds = ("train.max_length=32", "privacy.target_epsilon=1", "federation.rounds=1")
         experiment = asked(*usual, *bounds, *overrides, labels=labels)
-        self.bench = Workbench(as_the_site_decides(experiment, file), whole=True)
-        ledger = partial(Ledger, folder / "state")
-        self.context = ClientContext(
-            0, FeedbackStore(folder / "kept"), Site(ledger, file.policy, False, run="r")
-        )
+        self.client = self.site.client(experiment)
+        self.runtime = ClientRuntime(self.client.experiment, whole=True)
+
+    def update(self, state: State, ask: Instruction):
+        return self.site.update(self.client.asked, ask, state, runtime=self.runtime)
+
+    def counts(self, state: State, ask: Instruction):
+        granted = authorize_evaluation(ask, self.runtime, self.client.site)
+        return local_evaluation(self.client, self.runtime, granted, state, "x")
 
     def state(self, seed: int | None = None) -> State:
         """Adapters of zeros; with a ``seed`` what is retained is large, and drawn."""
-        adapter = self.bench.experiment.adapter
-        shapes, scaling = self.bench.shapes, adapter.lora_alpha / RANK
+        adapter = self.runtime.experiment.adapter
+        shapes, scaling = self.runtime.shapes, adapter.lora_alpha / RANK
         current = zero_adapter(shapes, RANK, scaling)
         retained = zero_adapter(shapes, adapter.retained_rank)
         if seed is None:
@@ -96,17 +94,17 @@ class Bench:
 
     def state_that_writes_long(self, encoded) -> State:
         """A state under which the long record alone is answered beyond the model's positions."""
-        longest = self.bench.longest((), "")
+        longest = self.runtime.longest((), "")
         for seed in range(300):
             state = self.state(seed)
-            load_state(self.bench.model, state)
-            with at_task_start(self.bench.model.module):
+            load_state(self.runtime.model, state)
+            with at_task_start(self.runtime.model.module):
                 try:
-                    self.bench.model.written(longest)
+                    self.runtime.model.written(longest)
                 except IndexError:
                     continue
                 try:
-                    self.bench.model.written(encoded)
+                    self.runtime.model.written(encoded)
                 except IndexError:
                     return state
         raise AssertionError("no such state")
@@ -129,7 +127,7 @@ def test_class_sums_of_a_record_that_does_not_fit(
     rows = [(text, ("red", "blue")[i % 2]) for i, text in enumerate(texts(400))]
     rows += [(LONG, "red")] * there
     words = "Answer with one of the options . " * instruction_words
-    here = Bench(
+    here = Desk(
         tmp_path / "site",
         gpt2(tmp_path / "gpt2", 90, make_causal),
         'noise_share = "sum"\nserver_vouches_for_peers = true\ncolluding = 0\n',
@@ -146,10 +144,10 @@ def test_class_sums_of_a_record_that_does_not_fit(
     with caplog.at_level(logging.ERROR):
         if instruction_words == 8:
             with pytest.raises(RehearsalFailed):
-                local_update(here.bench, here.context, here.state(), ask, "x")
+                here.update(here.state(), ask)
             assert not here.site.events
             return
-        update = local_update(here.bench, here.context, here.state(), ask, "x")
+        update = here.update(here.state(), ask)
     assert FELL_BACK not in caplog.text
     counts = update.arrays["0.class_sums"][:, -1] / 2**16 / 0.25
     assert counts == pytest.approx([200, 200], abs=80)
@@ -163,7 +161,7 @@ def test_a_teacher_that_cannot_answer_about_one_record(
     may be refuses such a model before it reads a record."""
     rows = [(text, ("red", "blue")[i % 2]) for i, text in enumerate(texts(60))]
     rows += [(LONG, "red")] * there
-    here = Bench(
+    here = Desk(
         tmp_path / "site",
         gpt2(tmp_path / "gpt2", 56, make_causal),
         "",
@@ -173,17 +171,17 @@ def test_a_teacher_that_cannot_answer_about_one_record(
         *('data.generation=["skin"]', 'data.tasks=["skin","laboratory"]'),
     )
     chosen = here.state_that_writes_long(
-        here.bench.model.encode([Example(LONG, "", target="x")], ())
+        here.runtime.model.encode([Example(LONG, "", target="x")], ())
     )
     ask = instruction(
         task="laboratory", stage=1, server_round=1, trained=("lora_B",), seen=("skin",)
     )
     with pytest.raises(RehearsalFailed):
-        local_update(here.bench, here.context, chosen, ask, "x")
+        here.update(chosen, ask)
     assert not here.site.events
     monkeypatch.setattr("client.local_training.rehearse", lambda *_: None)
     with caplog.at_level(logging.ERROR):
-        local_update(here.bench, here.context, chosen, ask, "x")
+        here.update(chosen, ask)
     assert FELL_BACK not in caplog.text
     assert [event.steps > 0 for event in here.site.events] == [True]
 
@@ -193,7 +191,7 @@ def test_whether_a_task_has_test_records_does_not_show_in_a_refusal(
     tmp_path, make_causal, monkeypatch, number
 ) -> None:
     """What cannot be answered at all is refused whatever the site has."""
-    here = Bench(
+    here = Desk(
         tmp_path / "site",
         gpt2(tmp_path / "gpt2", 30, make_causal),
         'metrics = "noised"\n',
@@ -201,12 +199,12 @@ def test_whether_a_task_has_test_records_does_not_show_in_a_refusal(
         {"laboratory": ("red", "blue")},
         *("method.name=sequential", "privacy.metrics=noised", 'data.tasks=["laboratory"]'),
     )
-    share = here.bench.task("laboratory", 0)
+    share = here.runtime.task("laboratory", 0)
     fewer = replace(share, test=share.test[:number], test_groups=share.test_groups[:number])
-    monkeypatch.setattr(here.bench, "task", lambda task, client: fewer)
+    monkeypatch.setattr(here.runtime, "task", lambda task, client: fewer)
     ask = instruction(task="", stage=0, server_round=0, tasks=("laboratory",))
     with pytest.raises(RehearsalFailed):
-        local_evaluation(here.bench, here.context, here.state(), ask, "x")
+        here.counts(here.state(), ask)
     assert not here.site.events
 
 
@@ -215,7 +213,7 @@ def test_counts_of_a_record_that_cannot_be_answered(
     tmp_path, make_causal, caplog, monkeypatch, there
 ) -> None:
     rows = [(text, "a b c d") for text in texts(300)] + [(LONG, "d a b c")] * there
-    here = Bench(
+    here = Desk(
         tmp_path / "site",
         gpt2(tmp_path / "gpt2", 56, make_causal),
         'metrics = "noised"\n',
@@ -225,14 +223,14 @@ def test_counts_of_a_record_that_cannot_be_answered(
         *('data.generation=["laboratory"]', 'data.tasks=["laboratory"]'),
     )
     chosen = here.state_that_writes_long(
-        here.bench.model.encode([Example(LONG, "", target="x")], ())
+        here.runtime.model.encode([Example(LONG, "", target="x")], ())
     )
     ask = instruction(task="", stage=0, server_round=0, tasks=("laboratory",))
     with pytest.raises(RehearsalFailed):
-        local_evaluation(here.bench, here.context, chosen, ask, "x")
+        here.counts(chosen, ask)
     assert not here.site.events
     monkeypatch.setattr("client.local_evaluation.rehearse_answers", lambda *_: None)
     with caplog.at_level(logging.ERROR):
-        counts = local_evaluation(here.bench, here.context, chosen, ask, "x")
+        counts = here.counts(chosen, ask)
     assert FELL_BACK not in caplog.text
     assert counts["examples"][0] == pytest.approx(300, abs=90)

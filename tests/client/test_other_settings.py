@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from client.state import FeedbackStore, RoundStore, folder_of, forget
+from client.state import RoundStore, folder_of, forget
 from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
@@ -24,18 +24,13 @@ BOTH = ["lora_A", "lora_B"]
 def found(monkeypatch) -> list[int]:
     """How many tensors were read of earlier rounds, at each look."""
     read: list[int] = []
-    load, feedback = RoundStore.load, FeedbackStore.load
+    load = RoundStore.load
 
     def spied(store, basis):
         read.append(len(load(store, basis)))
         return load(store, basis)
 
-    def fed(store, *where):
-        read.append(len(feedback(store, *where)))
-        return feedback(store, *where)
-
     monkeypatch.setattr(RoundStore, "load", spied)
-    monkeypatch.setattr(FeedbackStore, "load", fed)
     return read
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
-from client import wire
+from client import gate
+from client import requests as wire
 from client.egress import FIELDS, check_reply
 from deal_core.lora.payload import PayloadError
 from simulations.engines.worker_pool import assume_identity
@@ -169,7 +170,7 @@ def test_what_a_handler_makes_is_looked_at_before_it_leaves(tmp_path, monkeypatc
 
 
 def test_where_only_masks_may_leave_the_last_look_keeps_an_update(tmp_path, monkeypatch):
-    monkeypatch.setattr("client.gate.require_policy", lambda *given: None)
+    monkeypatch.setitem(gate.REFUSALS, "masks", ())
     site = RealSite(tmp_path, 'mechanism = "none"\nsecure_aggregation = "required"\n')
     reply = site.answer(asked("privacy.mechanism=none"), {})
     assert (code(reply), set(reply.content)) == ("refused", {"status"})

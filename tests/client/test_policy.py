@@ -11,25 +11,23 @@ import pytest
 from flwr.app import Array, Message
 
 from client.app import make_app
-from client.context import RequestContext
-from client.gate import require_policy, require_sums
-from client.local_sums import worked_on
-from client.site import site_of
+from client.gate import Asked, require, require_policy
+from client.identity import Client, site_of
+from client.local_training import worked_on
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.methods import TaskDataset, method_of, statistics_of
 from deal_core.models import Encoded
-from deal_core.privacy.interface import Refusal, Site
+from deal_core.privacy.interface import Site
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import (
+    OutsidePolicy,
     Policy,
     default_delta,
     figures_allowed,
-    metrics_allowed,
     require_delta,
-    require_mechanism,
 )
 from deal_core.protection import make_mechanism
 from deal_core.wire.instruction import Instruction
@@ -84,9 +82,9 @@ def sent(experiment: Experiment, folder, policy, stops: str = "", simulated: boo
         return reply
 
     events: list[dict] = []
-    policy_of = policy if callable(policy) else lambda place: policy
+    policy_of = policy if callable(policy) else lambda client: policy
     app = make_app(
-        lambda place: replace(site_of(place), policy=policy_of(place), simulated=simulated)
+        lambda client: replace(site_of(client), policy=policy_of(client), simulated=simulated)
     )
     grid = InProcessGrid(app, to_run_config(experiment), experiment.federation.clients)
     grid.interceptor = see
@@ -161,12 +159,6 @@ def test_noise_on_counts_is_charged_once_however_they_are_asked_for(small, tmp_p
     assert len(matrices) == len(charged) == 1
 
 
-def test_a_site_may_keep_what_it_has_spent_to_itself(small, tmp_path):
-    policy = Policy(mechanism="record", spending=False)
-    left, _ = sent(small("privacy.mechanism=record"), tmp_path, policy)
-    assert left.keys() == ALWAYS.keys() | UPDATE.keys() - {"metrics.epsilon", "metrics.delta"}
-
-
 def test_what_tells_the_number_of_records_leaves_where_that_may(small, tmp_path):
     policy = Policy(mechanism="record", share_num_examples=True)
     left, _ = sent(small("privacy.mechanism=record"), tmp_path, policy)
@@ -220,12 +212,6 @@ def test_a_site_is_told_before_what_leaves_it_then(small, tmp_path, name):
         assert left["metrics.num_examples"] == {"1.0"}
 
 
-def test_counts_leave_where_both_sides_want_them(small, tmp_path):
-    policy = Policy(mechanism="record", metrics="clear")
-    left, _ = sent(small("privacy.mechanism=record"), tmp_path, policy)
-    assert left.keys() == ALWAYS.keys() | UPDATE.keys() | COUNTS.keys()
-
-
 def test_the_server_cannot_switch_a_sites_privacy_off(small, tmp_path):
     policy = Policy(mechanism="record", metrics="clear")
     left, events = sent(small(), tmp_path, policy, stops="all clients .* refuse")
@@ -250,18 +236,12 @@ def test_a_run_that_all_refuse_is_not_called_finished(small, tmp_path):
 def test_a_run_that_some_refuse_goes_on(small, tmp_path):
     """The others learn."""
 
-    def policy_of(place: RequestContext) -> Policy | None:
-        return Policy(mechanism="record") if place.client == "0" else None
+    def policy_of(client: Client) -> Policy | None:
+        return Policy(mechanism="record") if client.number == 0 else None
 
     left, events = sent(small(), tmp_path, policy_of)
     assert events[-1]["event"] == "run_finished"
     assert "lora.*" in left
-
-
-def test_a_policy_without_mechanism_still_keeps_counts_and_loss(small, tmp_path):
-    left, _ = sent(small(), tmp_path, Policy(min_records=1))
-    assert left.keys() == ALWAYS.keys() | OPEN.keys()
-    assert left["metrics.num_examples"] == {"1.0"}
 
 
 SUMMED = ("method.name=prototype", "federation.clients=3", "method.prototype.directions=0")
@@ -296,10 +276,10 @@ def test_of_several_tasks_each_has_the_records_that_the_policy_asks_for(small, s
     """Sums leave for each task: those over one record are that record."""
     site = Site(lambda: None, Policy(min_records=32, share_sums=True), simulated=False)
     shares = [TaskDataset(("x", "y"), [Encoded((1, 2), 0)] * n) for n in (100, 32, 31, 1, 0)]
-    bench = SimpleNamespace(experiment=small(f"stream.schedule={schedule}"))
+    runtime = SimpleNamespace(experiment=small(f"stream.schedule={schedule}"))
     ask = asked_for(tasks=TASKS, past=TASKS[1:])
-    assert [len(own.data) for own in worked_on(bench, ask, shares, site)] == [100, 32, 0, 0, 0]
-    assert worked_on(bench, ask, shares, replace(site, policy=None)) == shares
+    assert [len(own.data) for own in worked_on(runtime, ask, shares, site)] == [100, 32, 0, 0, 0]
+    assert worked_on(runtime, ask, shares, replace(site, policy=None)) == shares
 
 
 def test_of_tasks_that_a_client_has_not_worked_on_it_gives_no_record(small):
@@ -308,8 +288,8 @@ def test_of_tasks_that_a_client_has_not_worked_on_it_gives_no_record(small):
     shares = [TaskDataset(("x", "y"), [Encoded((1, 2), 0)] * 9) for _ in TASKS]
     ask = asked_for(tasks=TASKS, past=("c",))
     for schedule, sizes in (("per-client", [9, 0, 9, 0, 0]), ("joint", [9] * 5)):
-        bench = SimpleNamespace(experiment=small(f"stream.schedule={schedule}"))
-        assert [len(own.data) for own in worked_on(bench, ask, shares, site)] == sizes
+        runtime = SimpleNamespace(experiment=small(f"stream.schedule={schedule}"))
+        assert [len(own.data) for own in worked_on(runtime, ask, shares, site)] == sizes
 
 
 def test_under_a_mechanism_no_exact_sums_are_begun(small):
@@ -326,9 +306,10 @@ KEEPS = replace(REAL, policy=Policy(share_sums=False))
 def may_give(config: Experiment, site: Site) -> bool:
     statistics = statistics_of(method_of(config))
     assert statistics is not None
+    asked = Asked(config, site.policy, simulated=site.simulated, statistics=statistics)
     try:
-        require_sums(config, statistics, site)
-    except Refusal:
+        require(asked, "class sums")
+    except OutsidePolicy:
         return False
     return True
 
@@ -359,26 +340,10 @@ def test_a_mechanism_that_protects_records_is_leave_to_give_class_sums(small):
     assert not may_give(nominal, KEEPS)
 
 
-def test_the_number_of_examples_stays_with_an_update_that_is_masked():
-    figures = {"num_examples": 40.0, "loss": 0.5, "seconds": 1.0}
-    kept = Policy(share_num_examples=False)
-    assert figures_allowed(figures, kept)["num_examples"] == 1.0
-    assert figures_allowed(figures, kept, masked=True) == {"num_examples": 40.0}
-
-
-def test_a_largest_epsilon_demands_a_mechanism_that_counts_it():
+def test_a_largest_epsilon_demands_a_mechanism_that_counts_it(small):
     with pytest.raises(UserError, match="is 'none', but the site's policy demands 'record'"):
-        require_mechanism("none", Policy(max_epsilon=2.0))
-    require_mechanism("record", Policy(max_epsilon=2.0))
-
-
-def test_metrics_are_the_stricter_of_both():
-    for asked in ("none", "noised", "clear"):
-        assert metrics_allowed(asked, None) == asked
-        assert metrics_allowed(asked, Policy(metrics="none")) == "none"
-        assert metrics_allowed(asked, Policy(metrics="clear")) == asked
-    assert metrics_allowed("none", Policy(metrics="noised")) == "none"
-    assert metrics_allowed("clear", Policy(metrics="noised")) == "noised"
+        require_policy(small(), Policy(max_epsilon=2.0))
+    require_policy(small("privacy.mechanism=record"), Policy(max_epsilon=2.0))
 
 
 def test_figures_leave_one_by_one():
@@ -402,7 +367,6 @@ def test_figures_leave_one_by_one():
 )
 def test_noise_that_does_not_suffice_is_refused_before_anything_is_prepared(small, policy, line):
     config = small("privacy.mechanism=record", "privacy.noise_share=sum", "aggregation.secure=true")
-    with pytest.raises(Refusal, match=line) as refusal:
+    with pytest.raises(OutsidePolicy, match=line):
         require_policy(config, policy)
-    assert refusal.value.code == "policy"
     require_policy(config, Policy(noise_share="sum", colluding=1))

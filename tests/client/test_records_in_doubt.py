@@ -142,14 +142,14 @@ def test_label_spaces_are_the_sites(site, labels):
     ),
 )
 def test_a_row_that_cannot_be_used_changes_no_answer_and_is_counted_here_alone(tmp_path, row):
-    from client.app import _workbench
+    from client.app import _runtime
 
     codes = []
     for name, extra in (("without", []), ("with", [row])):
         (tmp_path / name).mkdir()
         data = {**{t: rows(t) for t in LABELS}, "surgery": [*rows("surgery"), *extra]}
         site = RealSite(tmp_path / name, data=data)
-        _workbench.cache_clear()
+        _runtime.cache_clear()
         codes.append(code(site.answer(asked(), {})))
         left_out = [line for line in site.log() if line["event"] == "rows_left_out"]
         assert [line["rows"] for line in left_out] == ([2] if extra else [])  # train and test

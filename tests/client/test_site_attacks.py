@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.resources import PROBE_TEXTS
+from client.runtime import PROBE_TEXTS
 from deal_core.privacy import record as record_mechanism
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import composed
@@ -110,16 +110,16 @@ def test_a_mechanism_learns_the_one_task_that_it_charges(site, read, tasks, sche
 
 def test_every_record_is_read_at_most_once_a_step(site, read, monkeypatch):
     """Whatever is handed to the mechanism: two positions that hold one record are noticed."""
-    from client.resources import Workbench
+    from client.runtime import ClientRuntime
 
-    original = Workbench.task
+    original = ClientRuntime.task
 
     def doubled(self, task, client):
         data = original(self, task, client)
         twice = {"train": [*data.train, *data.train], "record_ids": [*data.record_ids] * 2}
         return type(data)(**{**vars(data), **twice})
 
-    monkeypatch.setattr(Workbench, "task", doubled)
+    monkeypatch.setattr(ClientRuntime, "task", doubled)
     reply = site.answer(asked(), {})
     assert code(reply) == "policy"
     assert (site.events, read) == ([], [])
@@ -129,9 +129,9 @@ def test_more_records_than_were_planned_are_not_read(site, read):
     """The plan's rate and number of steps are those of so many records."""
     assert code(site.answer(asked(), {})) == "ok"
     more = RealSite(site.folder, data={**site.data, "surgery": rows("surgery", 400)})
-    from client.app import _workbench
+    from client.app import _runtime
 
-    _workbench.cache_clear()
+    _runtime.cache_clear()
     read.clear()
     assert code(more.answer(asked(), {"server_round": 2})) == "policy"
     assert (len(more.events), read) == (1, [])

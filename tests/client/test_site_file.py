@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from client import resident_worker, worker_process
-from client.app import make_app, masked_only
-from client.context import RequestContext, choose_device, here
-from client.reply_cache import UpdateStore
-from client.site import site_of
-from client.site_file import NODE_KEY, as_the_site_decides, read_site
+from client import resident_worker
+from client.app import choose_device, make_app, masked_only
+from client.gate import as_the_site_decides
+from client.identity import Client, client_of, file_of
+from client.site_file import NODE_KEY, read_site
+from client.state import UpdateStore
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment
 from deal_core.config.run_config import PACKAGE
@@ -141,9 +141,9 @@ def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> 
     assert (data.generation, data.target_column) == (("letters",), "reply")
     assert decided(measures={"letters": "exact-match"}).data.measure("letters") == "exact-match"
     assert data.instructions == {"letters": "Answer.", "triage": "Where to?"}
-    with pytest.raises(UserError, match="its answers are texts by"):
+    with pytest.raises(UserError, match="answers are texts by"):
         decided(generation=())
-    with pytest.raises(UserError, match="its answers are labels by"):
+    with pytest.raises(UserError, match="answers are texts by"):
         decided(generation=("letters", "triage"))
     with pytest.raises(UserError, match="has another instruction than"):
         decided(instructions={"letters": "Tell me everything."})
@@ -171,8 +171,8 @@ def test_where_peers_are_pinned_the_server_vouches_for_none(site_file: Path) -> 
     vouched = TOML.replace("[policy]\n", "[policy]\nserver_vouches_for_peers = true\n")
     for pinned, vouches in (("", True), (f'[peers]\nwest = "SHA256:{"A" * 43}"\n', False)):
         site_file.write_text(vouched + pinned)
-        place = RequestContext(0, site_file.parent, read_site(site_file))
-        policy = site_of(place).policy
+        client = Client(0, site_file.parent, experiment(), read_site(site_file))
+        policy = client.site.policy
         assert policy is not None
         assert policy.server_vouches_for_peers == vouches
 
@@ -183,21 +183,21 @@ def context(site_file: Path, out: str = "/srv/server/runs/run-1", **tables: obje
 
 
 def test_a_site_knows_its_number_and_its_own_folder(site_file: Path) -> None:
-    place = here(context(site_file))
-    assert place.client == 1
-    assert place.folder == site_file.parent / "state" / "runs" / "run-1"
+    client = client_of(context(site_file))
+    assert client.number == 1
+    assert client.folder == site_file.parent / "state" / "runs" / "run-1"
 
 
 @pytest.mark.parametrize("out", ["/srv/..", "/srv/.hidden", "", "/srv/a b", "/srv/" + "x" * 65])
 def test_the_name_of_a_run_cannot_lead_out_of_the_state_folder(site_file: Path, out: str) -> None:
     with pytest.raises(UserError, match="the name of the run"):
-        here(context(site_file, out))
+        client_of(context(site_file, out))
 
 
 def test_a_run_for_others_is_refused(site_file: Path) -> None:
     site_file.write_text(TOML.replace('"north"', '"east"'))
     with pytest.raises(UserError, match="the run is for south, north, and this site is 'east'"):
-        here(context(site_file))
+        client_of(context(site_file))
 
 
 @pytest.mark.parametrize("theirs", ["0" * 64, ""])
@@ -205,7 +205,7 @@ def test_a_run_of_another_release_is_refused_with_a_code(site_file: Path, theirs
     asked = context(site_file)
     asked.run_config[PACKAGE] = theirs
     with pytest.raises(Refusal, match="install the same release at both") as refused:
-        here(asked)
+        client_of(asked)
     assert refused.value.code == "version"
     with assume_identity(7, 1):
         reply = make_app()(Message(RecordDict(), 1, "query.hello"), asked)
@@ -225,7 +225,7 @@ def test_the_server_gets_a_code_and_the_sites_log_the_rest(
     def fails(*_: object) -> None:
         raise RuntimeError(f"row 7: {SECRET}")
 
-    monkeypatch.setattr("client.app.here", fails)
+    monkeypatch.setattr("client.app.client_of", fails)
     if broken:
         site_file.unlink()
     instruction = ConfigRecord({"task": "triage", "stage": 0, "server_round": 2})
@@ -316,7 +316,7 @@ def test_a_request_that_expires_in_the_process_that_stays_is_not_begun_anew(
     site_file.write_text(TOML.replace("keep_seconds = 0", "keep_seconds = 2"))
     near, frozen = multiprocessing.Pipe()
     monkeypatch.setattr("client.resident_worker._connect", lambda address: near)
-    monkeypatch.setattr("client.app.here", pytest.fail)
+    monkeypatch.setattr("client.app.client_of", pytest.fail)
     with frozen:
         reply = ask(site_file, "train", RecordDict(), ttl=0.5)
         assert frozen.poll()  # it had the request
@@ -331,15 +331,14 @@ def test_a_worker_that_reads_nothing_is_waited_for_no_longer_than_the_message_is
     assert 0.25 < time.monotonic() - begun < 5
 
 
-def test_the_process_that_stays_does_not_work_on_what_has_expired(monkeypatch) -> None:
+def test_the_process_that_stays_does_not_work_on_what_has_expired() -> None:
     """It waited in the queue; an update would be charged, and nobody would take it."""
-    monkeypatch.setattr(worker_process, "app", pytest.fail)
     near, far = multiprocessing.Pipe()
     with assume_identity(1, 1), near, far:
         message = Message(RecordDict(), 1, "train", ttl=10.0)
         message.metadata.__dict__["_created_at"] = time.time() - 11
-        near.send(("code", message, Context(1, 1, {}, RecordDict(), {})))
-        assert worker_process._answer(far, "code")
+        near.send((message, Context(1, 1, {}, RecordDict(), {})))
+        resident_worker.answer(pytest.fail, far)
         reply = near.recv()
     assert dict(reply.content.config_records["status"]) == {"code": "failed"}
 
@@ -348,7 +347,8 @@ def test_where_the_sites_file_cannot_be_read_nothing_leaves_without_a_mask(tmp_p
     broken = tmp_path / "site.toml"
     broken.write_text("[site")
     for node, only in (({NODE_KEY: str(broken)}, True), ({}, False)):
-        assert masked_only(Context(1, 1, node, RecordDict(), {})) == only
+        asked = Context(1, 1, node, RecordDict(), {})
+        assert masked_only(asked, file_of(asked)) == only
 
 
 def update(value: float) -> LocalUpdate:
@@ -386,12 +386,6 @@ def test_of_some_that_are_asked_at_once_one_makes_the_answer(tmp_path: Path) -> 
     assert made == [1]
 
 
-def test_a_home_folder_that_nobody_has_is_one_line(site_file: Path) -> None:
-    site_file.write_text(TOML.replace('path = "', 'path = "~nobody-of-this-name/', 1))
-    with pytest.raises(UserError, match="no such home folder; write the whole path"):
-        read_site(site_file)
-
-
 def test_a_torn_answer_is_made_again(tmp_path: Path) -> None:
     store = UpdateStore(tmp_path)
     place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
@@ -400,16 +394,6 @@ def test_a_torn_answer_is_made_again(tmp_path: Path) -> None:
     kept.write_bytes(kept.read_bytes()[:20])
     again = store.once("request 1", place, lambda: update(3))
     assert again.arrays["w"][0, 0] == 3
-
-
-def test_only_the_last_answers_are_kept(tmp_path: Path) -> None:
-    store = UpdateStore(tmp_path)
-    for server_round in range(1, 5):
-        place = Instruction(
-            task="triage", stage=0, server_round=server_round, rank=4, retained_rank=4
-        )
-        store.once(f"request {server_round}", place, lambda: update(1))
-    assert len(list(tmp_path.glob("update-*"))) == 2
 
 
 def test_site_toml_names_its_faults(site_file: Path) -> None:

@@ -3,53 +3,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from client.state import FeedbackStore, RoundStore, TaskStore, digest, forget
+from client.state import RoundStore, TaskStore, forget
 
 LOST = {"first": np.ones((2, 3), np.float32)}
-
-
-def test_a_round_finds_what_the_round_before_lost(tmp_path):
-    store = FeedbackStore(tmp_path / "site")
-    assert store.load(0, 1, "basis") == {}
-    store.save(0, 1, "basis", LOST)
-    assert np.array_equal(store.load(0, 2, "basis")["first"], LOST["first"])
-
-
-def test_a_repeated_round_finds_the_same_again(tmp_path):
-    store = FeedbackStore(tmp_path)
-    store.save(0, 1, "basis", LOST)
-    store.save(0, 2, "basis", {"first": 2 * LOST["first"]})
-    assert np.array_equal(store.load(0, 2, "basis")["first"], LOST["first"])
-
-
-def test_a_client_that_sat_rounds_out_finds_what_its_last_one_lost(tmp_path):
-    """Not every client is in every round."""
-    store = FeedbackStore(tmp_path)
-    store.save(0, 1, "basis", LOST)
-    assert np.array_equal(store.load(0, 4, "basis")["first"], LOST["first"])
-    store.save(0, 4, "basis", {"first": 2 * LOST["first"]})
-    assert np.array_equal(store.load(0, 4, "basis")["first"], LOST["first"])
-    assert np.array_equal(store.load(0, 6, "basis")["first"], 2 * LOST["first"])
-
-
-def test_nothing_crosses_a_task_or_a_change_of_basis(tmp_path):
-    store = FeedbackStore(tmp_path)
-    store.save(0, 1, "basis", LOST)
-    assert store.load(1, 1, "basis") == {}
-    assert store.load(0, 2, "another basis") == {}
-
-
-def test_the_folder_does_not_grow(tmp_path):
-    store = FeedbackStore(tmp_path)
-    for number in range(1, 6):
-        store.save(0, number, "basis", LOST)
-    store.save(1, 1, "basis", LOST)
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_digest_tells_values_apart():
-    assert digest(LOST) == digest({"first": np.ones((2, 3), np.float32)})
-    assert digest(LOST) != digest({"first": np.zeros((2, 3), np.float32)})
 
 
 def adding(number: float):
@@ -77,12 +33,6 @@ def test_a_repeated_request_finds_what_is_kept_and_another_run_makes_its_own(tmp
     assert TaskStore(tmp_path).get_or_compute(1, "another start", adding(7.0))["sum"] == 7.0
 
 
-def test_the_folder_of_tasks_does_not_grow(tmp_path):
-    for task in range(1, 6):
-        TaskStore(tmp_path).get_or_compute(task, "basis", adding(1.0))
-    assert len(list(tmp_path.iterdir())) == 2
-
-
 def test_a_run_does_not_begin_with_what_another_left(tmp_path):
     forget(tmp_path)
     TaskStore(tmp_path).get_or_compute(1, "one", adding(1.0))
@@ -91,17 +41,17 @@ def test_a_run_does_not_begin_with_what_another_left(tmp_path):
     RoundStore(tmp_path, 1, 1).save("basis", {"sum": torch.ones(1)})
     forget(tmp_path)
     assert RoundStore(tmp_path, 1, 2).load("basis") == {}
-    FeedbackStore(tmp_path).save(1, 1, "basis", {"lost": np.ones(1, np.float32)})
+    RoundStore(tmp_path, 1, 1, "feedback").save("basis", {"lost": torch.ones(1)})
     forget(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_first_round_of_this_run_left_is_not_forgotten(tmp_path):
     RoundStore(tmp_path, 0, 1).save("basis", {"sum": torch.ones(1)})
-    FeedbackStore(tmp_path).save(0, 1, "basis", {"lost": np.ones(1, np.float32)})
+    RoundStore(tmp_path, 0, 1, "feedback").save("basis", {"lost": torch.ones(1)})
     forget(tmp_path)
     assert RoundStore(tmp_path, 0, 2).load("basis")["sum"] == 1.0
-    assert FeedbackStore(tmp_path).load(0, 2, "basis")["lost"] == 1.0
+    assert RoundStore(tmp_path, 0, 2, "feedback").load("basis")["lost"] == 1.0
 
 
 def carry(folder, task, server_round, number):

@@ -13,7 +13,8 @@ import torch
 from flwr.app import Array, Context, Message
 from safetensors.numpy import load_file
 
-from client.context import RequestContext
+from client.gate import Asked, require
+from client.identity import Client
 from client.site_file import SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import OWN_MEMORY
@@ -23,7 +24,6 @@ from deal_core.lora.payload import LORA
 from deal_core.lora.state import State
 from deal_core.methods import METHODS
 from deal_core.models import adapter_shapes
-from deal_core.privacy.policy import require_comparable
 from deal_core.protection import sum_terms
 from deal_core.secure_sum.layout import WEIGHT, weighted_means
 from deal_core.wire.instruction import Instruction
@@ -100,7 +100,7 @@ def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
     tmp_path: Path, monkeypatch
 ):
     """So the test above can fail, and the terms of a round are what stands in the way."""
-    for module in ("client.secure.masked_input", "server.summation"):
+    for module in ("client.masked_input", "server.summation"):
         monkeypatch.setattr(f"{module}.sum_terms", lambda *told: "")
     sums, grids = [], []
     step = summation.mean_update
@@ -167,11 +167,11 @@ def test_a_site_makes_them_of_the_model_that_it_was_asked_for(tmp_path):
             "models": {"embedded:smollm2": "/b", "embedded:minilm": "/a"},
         }
     )
-    place = RequestContext(0, tmp_path, site)
+    client = Client(0, tmp_path, asked, site)
     model = asked.model.model_copy(update={"name": "/a"})
     here = asked.model_copy(update={"model": model})
-    assert place.asked_model(here) == "embedded:minilm" == asked.model.name
-    assert RequestContext(0, tmp_path).asked_model(asked) == asked.model.name
+    assert client.asked_model(here) == "embedded:minilm" == asked.model.name
+    assert Client(0, tmp_path, asked).asked_model(asked) == asked.model.name
     state = start_state(asked, adapter_shapes(asked.model, asked.adapter))
     request = Instruction(task="surgery", stage=0, server_round=1, rank=8, retained_rank=8)
     one, other = (sum_terms(asked, name, request, state) for name in ("/a", "/b"))
@@ -230,10 +230,10 @@ def test_a_site_adds_nothing_that_no_other_could_compare(tmp_path, asked, line):
         rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites))
     assert not any(site.trained() for site in sites)
     assert all(line in site.errors()[-1] for site in sites)
-    require_comparable(experiment_of(sites, asked, "privacy.mechanism=record"))
+    require(Asked(experiment_of(sites, asked, "privacy.mechanism=record")), "sum")
     nominal = ("privacy.mechanism=record", "privacy.target_epsilon=1000")
     with pytest.raises(UserError, match=line):
-        require_comparable(experiment_of(sites, asked, *nominal))
+        require(Asked(experiment_of(sites, asked, *nominal)), "sum")
 
 
 @pytest.mark.parametrize("factor", ["A", "B"])

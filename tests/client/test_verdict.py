@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import client.verdict as verdict
+from client import local_evaluation as verdict
 
 HELD = 16
 
@@ -15,18 +15,18 @@ def against(monkeypatch: pytest.MonkeyPatch, told: int, among_all: int, tasks: i
     """What a site says whose new, last task has so many more right answers with its head."""
     names = [f"task{number}" for number in range(tasks)]
 
-    def right_answers(bench, task, share, state, learnt):
+    def right_answers(runtime, task, share, state, learnt):
         new = bool(state.heads) and task == names[-1]
         return 8 + told * new, 6 + among_all * new
 
-    bench = SimpleNamespace(
+    runtime = SimpleNamespace(
         task=lambda task, client: Share(), experiment=SimpleNamespace(model=None)
     )
     monkeypatch.setattr(verdict, "right_answers", right_answers)
     monkeypatch.setattr(verdict, "has_label_logits", lambda model: True)
     monkeypatch.setattr(verdict, "replace", replaced)
     state = SimpleNamespace(heads=dict.fromkeys(names))
-    return verdict._worse(bench, 0, state, names[-1:])
+    return verdict._worse(runtime, 0, state, names[-1:])
 
 
 class Share:

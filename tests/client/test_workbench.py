@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from client.resources import Workbench
+from client.runtime import ClientRuntime
 from deal_core.config.experiment import Experiment
 from deal_core.deal.distillation import make_teacher
 from deal_core.models.encoder import EncoderLabels
@@ -13,45 +13,45 @@ from deal_core.training.public_subspace import principal, text_vectors
 
 
 def test_what_a_client_worked_out_for_a_task_ends_with_the_task():
-    bench = Workbench(Experiment())
+    runtime = ClientRuntime(Experiment())
     one, two = "laboratory", "surgery"
-    first = bench.learning(0, one)
-    assert bench.learning(0, one) is first
-    assert bench.learning(1, one) is not first
-    assert bench.learning(0, two) is not first
-    assert bench.learning(0, one) is not first  # it was dropped
+    first = runtime.learning(0, one)
+    assert runtime.learning(0, one) is first
+    assert runtime.learning(1, one) is not first
+    assert runtime.learning(0, two) is not first
+    assert runtime.learning(0, one) is not first  # it was dropped
 
 
 def prototype(make_experiment, *overrides: str):
-    """A bench whose clients add up whole vectors."""
+    """A runtime whose clients add up whole vectors."""
     asked = ("method.name=prototype", "method.prototype.directions=0", *overrides)
-    return Workbench(make_experiment("data.max_train=8", "data.max_test=6", *asked))
+    return ClientRuntime(make_experiment("data.max_train=8", "data.max_test=6", *asked))
 
 
 def test_vectors_are_those_of_the_part_and_layers_asked_for_and_made_once(
     make_experiment, monkeypatch
 ):
-    bench = prototype(make_experiment)
-    share, four = bench.task("laboratory", 0), bench.statistics
-    found = bench.vectors(share, "train", four), bench.vectors(share, "test", four)
+    runtime = prototype(make_experiment)
+    share, four = runtime.task("laboratory", 0), runtime.statistics
+    found = runtime.vectors(share, "train", four), runtime.vectors(share, "test", four)
     for vectors, data in zip(found, (share.train, share.test), strict=True):
-        assert torch.equal(vectors, base_embeddings(bench.model, data, 4))
-    monkeypatch.setattr("client.resources.base_embeddings", lambda *args: torch.zeros(0, 768))
-    assert bench.vectors(share, "train", four) is found[0]
-    assert bench.vectors(share, "test", four) is found[1]
-    assert not bench.vectors(share, "train", replace(four, layers=1)).numel()  # made anew
+        assert torch.equal(vectors, base_embeddings(runtime.model, data, 4))
+    monkeypatch.setattr("client.runtime.base_embeddings", lambda *args: torch.zeros(0, 768))
+    assert runtime.vectors(share, "train", four) is found[0]
+    assert runtime.vectors(share, "test", four) is found[1]
+    assert not runtime.vectors(share, "train", replace(four, layers=1)).numel()  # made anew
 
 
 def test_vectors_are_coordinates_in_directions_of_public_texts(make_experiment, tmp_path):
     path = tmp_path / "public.txt"
     path.write_text("".join(f"Sentence {n} of {n % 5} words\n" for n in range(30)))
     asked = ("method.prototype.directions=7", f'data.public_path="{path}"')
-    bench = prototype(make_experiment, *asked)
-    share = bench.task("laboratory", 0)
-    vectors = bench.vectors(share, "train", bench.statistics)
-    labels = bench.labels(bench.tasks[0])
-    public = text_vectors(bench.model, path.read_text().splitlines(), 4, labels)
-    expected = principal(public, 7).project(base_embeddings(bench.model, share.train, 4))
+    runtime = prototype(make_experiment, *asked)
+    share = runtime.task("laboratory", 0)
+    vectors = runtime.vectors(share, "train", runtime.statistics)
+    labels = runtime.labels(runtime.tasks[0])
+    public = text_vectors(runtime.model, path.read_text().splitlines(), 4, labels)
+    expected = principal(public, 7).project(base_embeddings(runtime.model, share.train, 4))
     assert torch.equal(vectors, expected)
     assert vectors.shape == (len(share.train), 7)
 
@@ -75,16 +75,16 @@ def test_where_records_are_protected_each_text_is_embedded_and_taught_alone(
     monkeypatch.setattr(EncoderLabels, "embed", embedded)
     monkeypatch.setattr(EncoderLabels, "forward_train", taught)
     for mechanism, alone in (("none", False), ("record", True)):
-        bench = prototype(make_experiment)
-        protecting = Workbench(make_experiment(f"privacy.mechanism={mechanism}")).mechanism
-        bench.__dict__["mechanism"] = protecting
-        assert bench.subspace  # of public texts, which may be embedded together
-        shares = [bench.task("laboratory", client) for client in range(2)]
+        runtime = prototype(make_experiment)
+        protecting = ClientRuntime(make_experiment(f"privacy.mechanism={mechanism}")).mechanism
+        runtime.__dict__["mechanism"] = protecting
+        assert runtime.subspace  # of public texts, which may be embedded together
+        shares = [runtime.task("laboratory", client) for client in range(2)]
         share = max(shares, key=lambda each: len(each.train))
-        protected = bench.mechanism.unit is not None
+        protected = runtime.mechanism.unit is not None
         assert protected == alone
         passes.clear()
-        bench.vectors(share, "train", bench.statistics)
-        make_teacher(bench.model, share.train, share.labels, [("Skin", "Eye")], alone)
+        runtime.vectors(share, "train", runtime.statistics)
+        make_teacher(runtime.model, share.train, share.labels, [("Skin", "Eye")], alone)
         assert (set(passes) == {1}) == alone
         assert sum(passes) >= 2 * len(share.train)

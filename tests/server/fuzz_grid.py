@@ -11,8 +11,8 @@ import torch
 from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import wire
-from client.distilled_store import DistilledStore
+from client import requests as wire
+from client.state import RetainedStore
 from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.privacy.interface import LocalUpdate
@@ -34,12 +34,12 @@ def tiny_app(
     """Clients that read and write as the real ones do, learn noise in between, and say that they
     have so many examples."""
     app = ClientApp()
-    bench = SimpleNamespace(
+    runtime = SimpleNamespace(
         experiment=experiment, shapes=shapes, latest=Cache(), phase=str, masked=lambda phase: False
     )
 
-    def store(number: int) -> DistilledStore:
-        return DistilledStore(Path(experiment.run.out) / "sites" / str(number))
+    def store(number: int) -> RetainedStore:
+        return RetainedStore(Path(experiment.run.out) / "sites" / str(number))
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
@@ -49,7 +49,7 @@ def tiny_app(
     @app.train()
     def train(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
-        state, instruction = wire.read_request(message, bench, store(number))
+        state, instruction = wire.read_request(message, runtime, store(number))
         generator = seeded("noise", number, instruction.stage, instruction.server_round)
         trained = frozenset(instruction.trained)
         adapter = nudged(state.current, trained, generator)
@@ -68,8 +68,8 @@ def tiny_app(
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
-        _, instruction = wire.read_request(message, bench, store(number))
-        return wire.evaluation_reply(message, counts(len(instruction.tasks)))
+        _, instruction = wire.read_request(message, runtime, store(number))
+        return wire.counts_reply(message, counts(len(instruction.tasks)))
 
     return app
 

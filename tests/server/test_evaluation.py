@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from client.wire import request_name
+from client.requests import request_name
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError

@@ -14,7 +14,8 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 from client.egress import FIELDS
-from client.site_file import SiteFile, agreed_model, own_data, read_site, site_files
+from client.gate import Asked, agreed_model, agreed_unit, own_data, require
+from client.site_file import SiteFile, read_site, site_files
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment, counts_in_sum
 from deal_core.data.files import FilesSource, SiteSource
@@ -27,11 +28,6 @@ from deal_core.privacy.policy import (
     Policy,
     figures_allowed,
     protects,
-    require_adapter,
-    require_comparable,
-    require_mechanism,
-    require_shares,
-    require_unit,
     terms,
 )
 from deal_core.secure_sum.terms import LEAST_SITES
@@ -336,7 +332,7 @@ def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     place = Path(agreed_model(experiment, site).name)
     agreed, own = agreed_labels(experiment), site.data.labels
     if all(own.get(task) == labels for task, labels in agreed.items()):  # else that is told
-        own_data(experiment.data, site.data)
+        own_data(experiment, site.data)
     if place.is_absolute() and not place.is_dir():
         raise UserError(
             f"[models] of site.toml: no folder {place}; write where the model lies here"
@@ -351,11 +347,8 @@ def check_policy(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     Raises:
         UserError: the site would take no part in it.
     """
-    require_mechanism(experiment.privacy.mechanism, site.policy)
-    require_adapter(experiment.adapter, site.policy)
-    require_shares(experiment.privacy, site.policy)
-    require_comparable(experiment, site.policy)
-    column = require_unit(experiment.privacy.unit_column, site.policy)
+    require(Asked(experiment, site.policy), "policy", "sum")
+    column = agreed_unit(experiment, site.policy)
     yield f"the policy allows the experiment: privacy.mechanism '{experiment.privacy.mechanism}'"
     if column:
         yield f"unit of privacy: {unit_text(GROUP, column)}, all records here with one value of it"

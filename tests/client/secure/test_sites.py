@@ -362,9 +362,7 @@ def test_a_run_of_another_name_is_not_announced_for(sites, tmp_path):
 def test_the_rounding_of_a_real_site_does_not_follow_from_the_runs_seed(sites, play, monkeypatch):
     """The seed is the server's word."""
     drawn = []
-    monkeypatch.setattr(
-        "client.secure.masked_input.seeded_numpy", lambda *given: drawn.append(given)
-    )
+    monkeypatch.setattr("client.masked_input.seeded_numpy", lambda *given: drawn.append(given))
     assert play(sites).told("summed", "sites") == [4]
     assert drawn == []
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from client import resources
-from client.resources import Workbench
+from client import runtime as resources
+from client.runtime import ClientRuntime
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError
 from deal_core.lora.attach import lora_layers
@@ -95,9 +95,9 @@ def test_where_records_are_protected_such_a_model_is_not_used(
         return model
 
     monkeypatch.setattr(resources, "load_model", spoiled)
-    bench = Workbench(make_experiment(f"privacy.mechanism={mechanism}"))
+    runtime = ClientRuntime(make_experiment(f"privacy.mechanism={mechanism}"))
     if not refused:
-        assert bench.model.module is not None
+        assert runtime.model.module is not None
         return
     with pytest.raises(UserError, match="choose another model"):
-        _ = bench.model
+        _ = runtime.model

@@ -28,9 +28,3 @@ def test_streams_are_those_of_another_library(bits, length):
     assert np.array_equal(vector, before + first + second - third)
     add_masks(vector, KEYS[2:3], KEYS[:2])
     assert np.array_equal(vector, before)
-
-
-def test_without_a_key_nothing_changes():
-    vector = np.zeros(5, ring_type(32))
-    add_masks(vector, [], [])
-    assert not vector.any()

@@ -19,7 +19,6 @@ from deal_core.wire.codec import (
     encode_with_feedback,
     expected_headers,
     select,
-    to_change,
 )
 
 TEMPLATE = Template({"q": (6, 5), "layer.v": (4, 4)}, 3)
@@ -90,17 +89,6 @@ def test_int8_is_off_by_less_than_one_step_of_its_rank_direction(array, factor):
     assert (gap <= 1.001 * step + 1e-37).all()
 
 
-def test_int8_has_one_scale_per_rank_direction():
-    arrays = sample()
-    arrays[f"{PREFIX}q.lora_A.weight"][1] = 0.0
-    arrays[KEY][:, 1] *= 1e3
-    encoded = encode(CODECS["int8"], arrays, generator())
-    assert encoded[KEY + ".scale"].shape == (3,)
-    assert encoded[KEY + ".scale"][1] > 50 * encoded[KEY + ".scale"][0]
-    decoded = decode(CODECS["int8"], encoded, TEMPLATE, BOTH)
-    assert not decoded[f"{PREFIX}q.lora_A.weight"][1].any()
-
-
 def test_stochastic_rounding_is_unbiased():
     array = sample(ONLY_B)[KEY]
     step = np.abs(array).max(axis=0) / 127
@@ -119,11 +107,6 @@ def test_products_of_rounded_factors_are_unbiased():
     assert (np.abs(mean - b @ a) < 5 * deviation / np.sqrt(draws) + 1e-6).all()
 
 
-def test_equal_generators_give_equal_bytes():
-    first, second = (encode(CODECS["int8"], sample(), generator(7)) for _ in range(2))
-    assert all(np.array_equal(first[key], second[key]) for key in first)
-
-
 @pytest.mark.parametrize("codec", ["bfloat16", "int8"])
 def test_error_feedback_makes_the_average_over_rounds_exact(codec):
     residual, total_in, total_out = {}, 0.0, 0.0
@@ -136,36 +119,6 @@ def test_error_feedback_makes_the_average_over_rounds_exact(codec):
     assert np.abs(residual[KEY]).max() < 5 / 64
     np.testing.assert_allclose(total_in - total_out, residual[KEY], atol=2e-4)
     assert (np.abs(total_in - total_out) / 200).max() < 5e-4
-
-
-def test_changes_shrink_the_steps():
-    before = sample(BOTH, 1)
-    after = {key: array + np.float32(1e-3) * sample(BOTH, 2)[key] for key, array in before.items()}
-    change = to_change(after, before)
-    encoded = encode(CODECS["int8"], change, generator())
-    decoded = decode(CODECS["int8"], encoded, TEMPLATE, BOTH)
-    assert max(np.abs(before[key] + decoded[key] - after[key]).max() for key in after) < 1e-4
-
-
-def test_select():
-    arrays = sample(BOTH, 1)
-    part = select(arrays, ONLY_B)
-    assert set(part) == {KEY, f"{PREFIX}layer.v.lora_B.weight"}
-    assert all(part[key] is arrays[key] for key in part)
-
-
-def test_sizes_of_a_layer_of_width_384_and_rank_8():
-    template = Template({"q": (384, 384)}, 8)
-    sizes = {
-        name: [
-            sum(h.nbytes for h in expected_headers(codec, template, trained).values())
-            for trained in (BOTH, ONLY_B)
-        ]
-        for name, codec in CODECS.items()
-    }
-    assert sizes == {
-        "float32": [24576, 12288], "bfloat16": [12288, 6144], "int8": [6208, 3104],
-    }  # fmt: skip
 
 
 MUTATIONS = {

@@ -144,7 +144,7 @@ class Federation:
         found = []
         for process in members(self.site(name) / "state" / "flower"):
             with suppress(psutil.Error):
-                if {"clientapp", "client.worker_process"} & {*process.cmdline()}:
+                if {"clientapp", "client.app"} & {*process.cmdline()}:
                     found.append(process)
         return found
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from client.site_file import SiteData, own_data, read_site
+from client.gate import own_data
+from client.site_file import SiteData, read_site
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import (
     AggregationConfig,
@@ -193,7 +194,7 @@ def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, tmp_path
     site_toml = site / "site.toml"
     site_toml.write_text(site_toml.read_text().replace("[data]", "[data]\nsplit = 0.3", 1))
     report = checked(site)
-    own = SiteSource(own_data(asked(AGREED).data, read_site(site_toml).data)).load("triage")
+    own = SiteSource(own_data(asked(AGREED), read_site(site_toml).data)).load("triage")
     said = "\n".join(report.lines)
     assert f"task 'triage': {len(own.train)} train, {len(own.test)} test" in said
 
@@ -233,7 +234,7 @@ def test_tasks_whose_answers_are_texts_are_named_by_generation_alone(
     agreed = agreed_labels(Experiment(data=data))
     assert agreed == {"triage": ("a", "b"), "words": ()}
     own = SiteData(path="data", labels=agreed)
-    assert own_data(data, own).tasks == (tasks or ("triage", "words"))
+    assert own_data(Experiment(data=data), own).tasks == (tasks or ("triage", "words"))
 
 
 def test_an_experiment_that_the_policy_refuses_is_told(site: Path) -> None:

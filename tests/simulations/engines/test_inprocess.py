@@ -367,7 +367,7 @@ def test_a_fault_at_a_site_leaves_no_text(make_experiment, tmp_path, monkeypatch
     def leak(*args: object) -> None:
         raise RuntimeError("patient 17 has gout")
 
-    monkeypatch.setattr("client.replies.local_update", leak)
+    monkeypatch.setattr("client.requests.local_update", leak)
     with pytest.raises(UserError, match="quorum"):
         run_inprocess(at(experiment, tmp_path), lambda event: None)
     log = (tmp_path / "metrics.jsonl").read_text()

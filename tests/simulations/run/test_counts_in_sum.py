@@ -7,7 +7,6 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.egress import check_reply
-from client.secure.masked_input import as_arrays
 from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import Policy, metrics_allowed
@@ -140,7 +139,7 @@ def test_counts_of_sites_add_up_to_the_last_digit():
         {CORRECT: [0, 0], EXAMPLES: [0, 1]},
         {CORRECT: [7, 1], EXAMPLES: [9, 3]},
     ]
-    words = [layout.encode(as_arrays(counts), seeded_numpy("counts")).words for counts in sites]
+    words = [layout.encode(counts, seeded_numpy("counts")).words for counts in sites]
     total = layout.decode(np.sum(words, axis=0, dtype=words[0].dtype))
     assert total[CORRECT].tolist() == [8, 10_001]
     assert total[EXAMPLES].tolist() == [12, 100_003]

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.resources import Workbench
 from deal_core.config.experiment import Experiment
 from deal_core.methods import METHODS
 from deal_core.wire.instruction import Instruction
@@ -41,7 +40,7 @@ clients, or for sums all three."""
 def sums_of_all_records() -> Iterator[None]:
     """No record is held back, and class means are used whatever they are worth."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Workbench, "_holds_back", False)
+        patch.setattr("client.runtime.HELD_BACK", 10**9)
         patch.setattr("server.strategy.found_worse", lambda *given: False)
         yield
 

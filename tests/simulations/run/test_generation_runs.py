@@ -7,7 +7,7 @@ from statistics import fmean
 
 import pytest
 
-from client.resources import Workbench
+from client.runtime import ClientRuntime
 from deal_core.data import Example, open_source
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
@@ -72,22 +72,22 @@ def test_each_task_has_its_own_measure(finished):
 
 def test_the_last_row_is_what_the_last_model_writes(experiment, finished):
     """All test texts of all clients at once, in another process's model, judged one by one."""
-    bench = Workbench(experiment)
-    checkpoint = load_checkpoint(finished / "checkpoint.safetensors", bench.shapes)
-    load_state(bench.model, checkpoint.state)
+    runtime = ClientRuntime(experiment)
+    checkpoint = load_checkpoint(finished / "checkpoint.safetensors", runtime.shapes)
+    load_state(runtime.model, checkpoint.state)
     task = open_source(experiment.data).load("research-question")
-    items = bench.model.encode(
+    items = runtime.model.encode(
         task.test, (), experiment.data.instructions.get("research-question", "")
     )
-    written = [bench.model.write([item])[0] for item in items]
+    written = [runtime.model.write([item])[0] for item in items]
     expected = fmean(
         rouge_l(text, (example.target,)) for text, example in zip(written, task.test, strict=True)
     )
     found = read_results(finished).accuracy_matrix[-1][1]
     assert found == pytest.approx(expected, abs=1e-9)
-    fresh = State(zero_adapter(bench.shapes, 1), zero_adapter(bench.shapes, 1))
-    load_state(bench.model, fresh)
-    assert written != [bench.model.write([item])[0] for item in items]
+    fresh = State(zero_adapter(runtime.shapes, 1), zero_adapter(runtime.shapes, 1))
+    load_state(runtime.model, fresh)
+    assert written != [runtime.model.write([item])[0] for item in items]
 
 
 def test_predictions_are_those_of_the_evaluation(experiment, finished):
@@ -144,16 +144,16 @@ def test_a_task_is_measured_as_its_experiment_says(experiment, tmp_path):
     assert dict(measures(results))["ROUGE-1"] == "task 1 research-question"
     assert "(ROUGE-1)" in (tmp_path / "adapter" / "README.md").read_text()
 
-    bench = Workbench(run)
+    runtime = ClientRuntime(run)
     texts = [Example(text, "", target="x") for text in ("a b", "b c d", "d a", "c")]
-    said = bench.model.write(bench.model.encode(texts, ()))
+    said = runtime.model.write(runtime.model.encode(texts, ()))
     turned = [
         Example(each.text, "", target=" ".join(reversed(words.split())))
         for each, words in zip(texts, said, strict=True)
     ]
-    items = bench.model.encode(turned, ())
+    items = runtime.model.encode(turned, ())
     share = {
-        name: count_correct(bench.model, items, (), measure=each) / len(items)
+        name: count_correct(runtime.model, items, (), measure=each) / len(items)
         for name, each in TEXT_MEASURES.items()
     }
     assert any(len(set(words.split())) > 1 for words in said)

@@ -58,8 +58,8 @@ if point == "charged":  # the transaction is committed, and nothing has come aft
     import deal_core.privacy.ledger
     deal_core.privacy.ledger.Ledger._write_head = die
 elif point == "released":  # the mechanism has let the answer go, the site has not kept it
-    import client.reply_cache
-    client.reply_cache._write = die
+    import client.state
+    client.state.write_update = die
 elif point == "leaving":  # the reply is made
     import client.app
     client.app.check_reply = die

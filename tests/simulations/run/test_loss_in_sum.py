@@ -11,7 +11,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from client.egress import check_reply
-from client.gate import as_allowed
+from client.requests import as_allowed
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import Policy, figures_allowed

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import client.local_training as training
-from client.local_sums import class_sums
+from client.local_training import class_sums
 from deal_core.privacy.interface import LocalUpdate
 from tests.conftest import experiment_with
 from tests.simulations.runs import at, run_in_process
@@ -49,8 +49,8 @@ def accuracies(experiment, folder: Path, lie=None, monkeypatch=None) -> tuple[fl
     """Average accuracy after the last task, and the names of the events."""
     if lie is not None:
 
-        def lying(bench, client, *others) -> LocalUpdate:
-            found = class_sums(bench, client, *others)
+        def lying(runtime, client, *others) -> LocalUpdate:
+            found = class_sums(runtime, client, *others)
             if client != LIAR:
                 return found
             arrays = {name: lie(value) for name, value in found.arrays.items()}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flwr.app import Message
 
-from client import local_update as training
-from client.secure.store import STATE, USED, SecureStore
+from client import requests
+from client.secure_legs import STATE, USED, SecureStore
 from deal_core.privacy.interface import Refusal
 from server.secure_aggregation import SecureAggregation
 from simulations.engines.inprocess import InProcessGrid
@@ -235,14 +235,14 @@ def test_a_number_of_a_round_is_used_once_whatever_the_clock_says(
 @pytest.fixture
 def one_has_no_data(monkeypatch):
     """Client 1 prepares, is asked, and has nothing to learn from."""
-    original = training.require_allowed
+    original = requests.local_update
 
-    def require(bench, client_context, instruction):
-        if client_context.client == 1:
+    def update(client, *given):
+        if client.number == 1:
             raise Refusal("no-data", "none")
-        original(bench, client_context, instruction)
+        return original(client, *given)
 
-    monkeypatch.setattr(training, "require_allowed", require)
+    monkeypatch.setattr(requests, "local_update", update)
 
 
 @pytest.mark.usefixtures("one_has_no_data")

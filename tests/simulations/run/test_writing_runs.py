@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.resources import Workbench
 from deal_core.config.file import parse_experiment
 from deal_core.data import open_source
 from deal_core.errors import UserError
@@ -143,7 +142,7 @@ def test_class_means_answer_beside_words_where_there_are_labels(
     """They train nothing: what is learnt is what the run without them learns. ``deal predict`` and
     the report weigh both as the evaluation does."""
     monkeypatch.setattr("server.strategy.found_worse", lambda *given: False)
-    monkeypatch.setattr(Workbench, "_holds_back", False)
+    monkeypatch.setattr("client.runtime.HELD_BACK", 10**9)
     parts = {}
     for run, more in (("without", ON[1:]), ("with", ON)):
         experiment = experiment_of(name, TEXTS_FIRST, "federation.rounds=1", *more)

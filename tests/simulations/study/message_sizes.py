@@ -15,8 +15,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from client import wire
-from client.distilled_store import DistilledStore
+from client import requests as wire
+from client.state import RetainedStore
 from deal_core.config.experiment import Experiment, FederationConfig
 from deal_core.config.run_config import to_run_config
 from deal_core.methods import method_of, phases_of, statistics_of
@@ -108,7 +108,7 @@ def _app(experiment: Experiment) -> ClientApp:
     app, method = ClientApp(), method_of(experiment)
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     spaces = next(s for s in SPACES.values() if set(s) == set(experiment.data.tasks))
-    bench = SimpleNamespace(
+    runtime = SimpleNamespace(
         experiment=experiment,
         shapes=shapes,
         latest=Cache(),
@@ -118,7 +118,7 @@ def _app(experiment: Experiment) -> ClientApp:
         tasks=experiment.data.tasks,
         labels=lambda task: ("",) * spaces[task],
     )
-    store = DistilledStore(Path(experiment.run.out) / "sites" / "0")
+    store = RetainedStore(Path(experiment.run.out) / "sites" / "0")
     dtype = experiment.wire.dtype
 
     @app.query("hello")
@@ -127,7 +127,7 @@ def _app(experiment: Experiment) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        state, asked = wire.read_request(message, bench, store)
+        state, asked = wire.read_request(message, runtime, store)
         generator = seeded("noise", asked.stage, asked.server_round)
         told = None
         if asked.piggybacked_evaluation:
@@ -140,7 +140,7 @@ def _app(experiment: Experiment) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        _, asked = wire.read_request(message, bench, store)
-        return wire.evaluation_reply(message, counts(len(asked.tasks)))
+        _, asked = wire.read_request(message, runtime, store)
+        return wire.counts_reply(message, counts(len(asked.tasks)))
 
     return app

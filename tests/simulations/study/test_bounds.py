@@ -9,17 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from client.client_context import ClientContext
-from client.local_update import local_update
-from client.resources import Workbench
-from client.state import FeedbackStore
+from client.gate import authorize
+from client.identity import Client
+from client.local_training import local_update
+from client.runtime import ClientRuntime
 from deal_core.config.experiment import Experiment
 from deal_core.data import TaskData, open_source
 from deal_core.errors import UserError
 from deal_core.lora.state import State
 from deal_core.methods import make_method
-from deal_core.privacy.interface import Site
-from deal_core.privacy.ledger import Ledger
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.plan import make_plan
@@ -90,15 +88,15 @@ def test_joint_is_one_row_after_the_rounds_of_one_task(make_experiment, tmp_path
     assert sum(gained) > 0
 
 
-def start_of_task(bench: Workbench) -> State:
-    method = make_method(bench.experiment.method, bench.experiment.adapter)
-    return method.begin_task(start_state(bench.experiment, bench.shapes), seeded(0))
+def start_of_task(runtime: ClientRuntime) -> State:
+    method = make_method(runtime.experiment.method, runtime.experiment.adapter)
+    return method.begin_task(start_state(runtime.experiment, runtime.shapes), seeded(0))
 
 
-def desk(client: int, folder: Path) -> ClientContext:
-    return ClientContext(
-        client, FeedbackStore(folder), Site(lambda: Ledger(folder), None, simulated=True)
-    )
+def update_of(runtime: ClientRuntime, number: int, folder: Path, begun: State):
+    client = Client(number, folder, runtime.experiment)
+    granted = authorize(ALL_AT_ONCE, runtime, client.site)
+    return local_update(client, runtime, granted, begun, "")
 
 
 @pytest.mark.parametrize("labels", ["own", "all"])
@@ -106,7 +104,7 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
     make_experiment, tmp_path, monkeypatch, labels
 ):
     """Among the labels of its task, or of all tasks."""
-    bench = Workbench(
+    runtime = ClientRuntime(
         make_experiment(
             "stream.schedule=joint",
             f"stream.joint_labels={labels}",
@@ -116,16 +114,16 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
         )
     )
     seen: Counter = Counter()
-    real = type(bench.model).forward_train
+    real = type(runtime.model).forward_train
 
     def learn(model, batch, labels, earlier):
         seen.update((each.tokens, labels[each.target], tuple(labels)) for each in batch)
         return real(model, batch, labels, earlier)
 
-    monkeypatch.setattr(type(bench.model), "forward_train", learn)
-    shares = [bench.task(task, 1) for task in TASKS]
-    begun = start_of_task(bench)
-    update = local_update(bench, desk(1, tmp_path), begun, ALL_AT_ONCE, "")
+    monkeypatch.setattr(type(runtime.model), "forward_train", learn)
+    shares = [runtime.task(task, 1) for task in TASKS]
+    begun = start_of_task(runtime)
+    update = update_of(runtime, 1, tmp_path, begun)
     everything = tuple(label for share in shares for label in share.labels)
     own = Counter(
         (each.tokens, share.labels[each.target], share.labels if labels == "own" else everything)
@@ -142,11 +140,11 @@ def test_without_data_of_the_first_task_a_client_still_learns_the_others(make_ex
         return [replace(first, train=()) if first.name == TASKS[0] else first, *others]
 
     config = make_experiment("stream.schedule=joint", "method.name=sequential")
-    bench = Workbench(config, prepare=without_the_first)
-    first, second = (bench.task(task, 0) for task in TASKS)
+    runtime = ClientRuntime(config, prepare=without_the_first)
+    first, second = (runtime.task(task, 0) for task in TASKS)
     assert not first.train
-    begun = start_of_task(bench)
-    update = local_update(bench, desk(0, tmp_path), begun, ALL_AT_ONCE, "")
+    begun = start_of_task(runtime)
+    update = update_of(runtime, 0, tmp_path, begun)
     assert update.figures["num_examples"] == len(second.train)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from client.local_sums import class_sums
+from client.local_training import class_sums
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, load_for_clients
 from deal_core.errors import UserError
@@ -101,10 +101,10 @@ def finished(experiment: Experiment, keeping: bool = False) -> EvaluationAnswers
     task."""
     answers = EvaluationAnswers()
 
-    def kept(bench: Any, client: int, instruction: Instruction, *rest: Any) -> Any:
+    def kept(runtime: Any, client: int, instruction: Instruction, *rest: Any) -> Any:
         if instruction.task == TASKS[1]:
             raise Refusal("policy", "sums stay here")
-        return class_sums(bench, client, instruction, *rest)
+        return class_sums(runtime, client, instruction, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("server.strategy.found_worse", lambda *given: False)

@@ -14,19 +14,17 @@ import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from client.context import RequestContext
-from client.resources import Workbench
-from client.secure.protocol import announced_state, conditions, request_of
-from client.secure.store import SecureStore
+from client.identity import Client
+from client.runtime import ClientRuntime
+from client.secure_legs import SecureStore, conditions, request_of
 from deal_core.aggregation import shortened
-from deal_core.config.experiment import Experiment, at_server
+from deal_core.config.experiment import at_server
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.arrays import from_arrays, to_arrays
 from deal_core.lora.payload import PayloadError, Template
 from deal_core.lora.state import State
-from deal_core.methods import Phase
 from deal_core.models import has_label_logits
-from deal_core.privacy.interface import Counts, LocalUpdate
+from deal_core.privacy.interface import LocalUpdate
 from deal_core.protection import sum_terms
 from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum import site_round
@@ -46,14 +44,6 @@ from deal_core.wire.secure_layout import (
 )
 
 
-def told_here(
-    place: RequestContext, experiment: Experiment, instruction: Instruction, state: State
-) -> str:
-    """Return what this client was told of a sum, for its layout: others must have been told the
-    same."""
-    return sum_terms(experiment, place.asked_model(experiment), instruction, state)
-
-
 @dataclass(frozen=True)
 class Maskable:
     """What a client is asked to add to a sum.
@@ -68,7 +58,7 @@ class Maskable:
         name: of the request that the vector answers.
     """
 
-    client: RequestContext
+    client: Client
     message: Message
     layout: Layout
     conditions: SitePolicy
@@ -89,7 +79,7 @@ class Maskable:
         """
         store, request = SecureStore(self.client.folder), request_of(self.message)
         with store.alone():
-            kept = announced_state(store)
+            kept = store.announced()
             site_round.require_maskable(kept, request)
             context = MaskRequest.from_bytes(request).context
             terms = kept.round_of(context).terms
@@ -109,14 +99,14 @@ class Maskable:
             ProtocolError: the mask request is refused, or the vector is in another sum.
         """
         generator = (
-            seeded_numpy(seed, "secure rounding", self.client.client, self.place)
-            if self.client.site is None
+            seeded_numpy(seed, "secure rounding", self.client.number, self.place)
+            if self.client.file is None
             else np.random.default_rng(secrets.randbits(128))  # the seed is the server's word
         )
         encoded = self.layout.encode(arrays, generator)
         store, request = SecureStore(self.client.folder), request_of(self.message)
         with store.alone():
-            answered = site_round.mask(announced_state(store), request, encoded)
+            answered = site_round.mask(store.announced(), request, encoded)
             context = MaskRequest.from_bytes(request).context
             store.keep_used(store.used().masking(context, self.place, self.name))
             store.keep(answered.state)
@@ -124,8 +114,8 @@ class Maskable:
 
 
 def maskable_update(
-    place: RequestContext,
-    bench: Workbench,
+    client: Client,
+    runtime: ClientRuntime,
     message: Message,
     state: State,
     instruction: Instruction,
@@ -134,8 +124,8 @@ def maskable_update(
     """Return what a training request asks to be added to a sum.
 
     Args:
-        place: which client.
-        bench: whose experiment it is.
+        client: which one.
+        runtime: whose experiment it is.
         message: has the round's mask request.
         state: what the client begins from.
         instruction: what is asked.
@@ -144,13 +134,43 @@ def maskable_update(
     Raises:
         PayloadError: the experiment has updates that are not summed as they are.
     """
-    basis = told_here(place, bench.experiment, instruction, state)
-    layout, asked = _layout(bench, state, instruction, basis), conditions(place, bench.experiment)
-    return Maskable(place, message, layout, asked, place_of(bench, instruction), name)
+    config, statistics = runtime.experiment, runtime.phase(instruction.phase).statistics
+    basis = sum_terms(config, client.asked_model(config), instruction, state)
+    # Of one place in the run one update is masked: its round; of sums that a client gives once,
+    # its task, whatever the phase is called, since in another round they would be the same.
+    place = f"{instruction.phase} {instruction.stage} {instruction.server_round}"
+    if statistics is not None:
+        place = f"sums of {instruction.task}" if statistics.once else place
+        tasks = instruction.tasks or (instruction.task,)
+        shapes = [statistics.shapes(len(runtime.labels(task)), config.model) for task in tasks]
+        layout = statistics_layout(config, shapes, basis)
+    elif config.wire.dtype != EXACT:
+        raise PayloadError(f"secure: wire.dtype '{config.wire.dtype}' is not summed")
+    else:
+        trained = frozenset(instruction.trained)
+        layout = layout_of(config, state.current, trained, at_server(config), basis)
+    return Maskable(client, message, layout, conditions(client, config), place, name)
+
+
+def maskable_counts(
+    client: Client,
+    runtime: ClientRuntime,
+    message: Message,
+    state: State,
+    instruction: Instruction,
+    name: str,
+) -> Maskable:
+    """Return what an evaluation request asks to be added to a sum."""
+    config = runtime.experiment
+    basis = sum_terms(config, client.asked_model(config), instruction, state)
+    names = count_names(has_label_logits(config.model))
+    layout = counts_layout(names, len(instruction.tasks), config.federation.clients, basis)
+    place = f"evaluate {instruction.stage}"
+    return Maskable(client, message, layout, conditions(client, config), place, name)
 
 
 def summed_arrays(
-    bench: Workbench,
+    runtime: ClientRuntime,
     state: State,
     instruction: Instruction,
     update: LocalUpdate,
@@ -159,86 +179,25 @@ def summed_arrays(
 ) -> Mapping[str, NDArray[Any] | None]:
     """Return an array for each field of the layout, or that it is covered.
 
+    The change of every trained factor times the weight, and the weight: of a simulated client
+    examples as a share of those that count whole; 1 where a mechanism protects them, and at all
+    real sites: the sum of few weights tells each, and a light one hides nobody. Where the layout
+    has it, the loss as well, if the site lets it into a sum.
+
     Args:
-        bench: whose experiment it is.
+        runtime: whose experiment it is.
         state: what the client began from.
         instruction: what was asked.
         update: trained factors, their gradient sums in whole numbers, or sums of embeddings.
         layout: of the sum.
         simulated: whether the client is.
     """
-    if _phase(bench, instruction).statistics is not None or at_server(bench.experiment):
+    config = runtime.experiment
+    if runtime.phase(instruction.phase).statistics is not None or at_server(config):
         return update.arrays
-    return _weighted(bench, state, instruction, update, layout, simulated)
-
-
-def place_of(bench: Workbench, instruction: Instruction) -> str:
-    """Return the place of an update in its run, of which one is masked: its round; of sums that a
-    client gives once, its task, since in another round they would be the same."""
-    statistics = _phase(bench, instruction).statistics
-    if statistics is not None and statistics.once:
-        return f"sums of {instruction.task}"  # whatever the phase is called
-    return f"{instruction.phase} {instruction.stage} {instruction.server_round}"
-
-
-def maskable_counts(
-    place: RequestContext,
-    bench: Workbench,
-    message: Message,
-    state: State,
-    instruction: Instruction,
-    name: str,
-) -> Maskable:
-    """Return what an evaluation request asks to be added to a sum."""
-    names = count_names(has_label_logits(bench.experiment.model))
-    sites = bench.experiment.federation.clients
-    basis = told_here(place, bench.experiment, instruction, state)
-    layout = counts_layout(names, len(instruction.tasks), sites, basis)
-    asked = conditions(place, bench.experiment)
-    return Maskable(place, message, layout, asked, f"evaluate {instruction.stage}", name)
-
-
-def as_arrays(counts: Counts) -> Mapping[str, NDArray[Any]]:
-    """Return the counts as the fields of the layout."""
-    return {name: np.asarray(values, np.float64) for name, values in counts.items()}
-
-
-def _layout(bench: Workbench, state: State, instruction: Instruction, basis: str) -> Layout:
-    """Return that of what the client adds to the sum, with what all are told alike.
-
-    Raises:
-        PayloadError: the experiment has updates that are not summed as they are.
-    """
-    config, statistics = bench.experiment, _phase(bench, instruction).statistics
-    if statistics is not None:
-        tasks = instruction.tasks or (instruction.task,)
-        shapes = [statistics.shapes(len(bench.labels(task)), config.model) for task in tasks]
-        return statistics_layout(config, shapes, basis)
-    if config.wire.dtype != EXACT:
-        raise PayloadError(f"secure: wire.dtype '{config.wire.dtype}' is not summed")
-    trained = frozenset(instruction.trained)
-    return layout_of(config, state.current, trained, at_server(config), basis)
-
-
-def _phase(bench: Workbench, instruction: Instruction) -> Phase:
-    return bench.phase(instruction.phase)
-
-
-def _weighted(
-    bench: Workbench,
-    state: State,
-    instruction: Instruction,
-    update: LocalUpdate,
-    layout: Layout,
-    simulated: bool,
-) -> Mapping[str, NDArray[Any] | None]:
-    """Return the change of every trained factor times the weight, and the weight: of a simulated
-    client examples as a share of those that count whole; 1 where a mechanism protects them, and at
-    all real sites: the sum of few weights tells each, and a light one hides nobody.
-    Where the layout has it, the loss as well, if the site lets it into a sum."""
-    alike = bench.mechanism.unit is not None or not simulated
-    share = update.figures["num_examples"] / bench.experiment.aggregation.secure_examples
-    change = _change(state.current, update.arrays, bench.experiment.aggregation.norm_bound)
+    alike = runtime.mechanism.unit is not None or not simulated
+    share = update.figures["num_examples"] / config.aggregation.secure_examples
+    change = _change(state.current, update.arrays, config.aggregation.norm_bound)
     bounds = {field.name: field.largest for field in layout.fields}
     weight = 1.0 if alike else min(1.0, share)
     values = weighted_values(within_bounds(change, max(bounds[key] for key in change)), weight)

@@ -1,6 +1,6 @@
 """The heavy things of one process: the model, the method, the tokenised tasks.
 
-Simulated clients in one process share one workbench: one frozen base model, whose adapters
+Simulated clients in one process share one runtime: one frozen base model, whose adapters
 are swapped in for each request. Nothing in it depends on which client asked before.
 """
 
@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -84,7 +83,7 @@ PROBE_TEXTS = (
 """Constant texts: what a model makes of them tells nothing of a record."""
 
 
-class Workbench:
+class ClientRuntime:
     """Built once for an experiment; loads each part when it is first needed.
 
     Attributes:
@@ -257,7 +256,9 @@ class Workbench:
             share = self._own(task, client)
             asks = share.labels, self.instruction(task)
             enough = share.labels and len(share.train) >= HELD_BACK
-            every = HELD_BACK if self._holds_back and enough else 0
+            # To see what class means beside names are worth.
+            checked = self.statistics is not None and self.statistics.names > 0
+            every = HELD_BACK if checked and enough and self.mechanism.unit is None else 0
             held = share.train[::every] if every else ()
             rows = [row for row in range(len(share.train)) if not every or row % every]
             train = [share.train[row] for row in rows]
@@ -272,12 +273,6 @@ class Workbench:
                 group_numbers(share.test),
             )
         return self._tasks[task, client]
-
-    @property
-    def _holds_back(self) -> bool:
-        """Whether records are held back, to see what class means beside names are worth."""
-        statistics = self.statistics
-        return statistics is not None and statistics.names > 0 and self.mechanism.unit is None
 
     def vectors(
         self, share: ClientTask, part: Literal["train", "test"], statistics: Statistics
@@ -310,22 +305,21 @@ class Workbench:
         cache: Cache = self._learning.get_or_compute(str(client), task, Cache)
         return cache
 
-    @property
-    def _cache(self) -> Path | None:
-        return cache_folder() if self.experiment.data.cache_tokens else None
-
     def _own(self, task: str, client: int) -> TaskData:
         return self._share(task)[0 if self.whole else client]
 
     def _share(self, task: str) -> list[TaskData]:
         if task not in self._shares:
-            data = load_for_clients(self.experiment, task)
+            config = self.experiment
+            data, shares = load_for_clients(config, task), config.federation.clients
             if data.left_out:
                 self._on_left_out(task, data.left_out)
-            self.model.prepare([e.text for e in (*data.train, *data.test)], self._cache)
-            self._shares[task] = self._prepare([data] if self.whole else self._divided(data))
+            cache = cache_folder() if config.data.cache_tokens else None
+            self.model.prepare([e.text for e in (*data.train, *data.test)], cache)
+            divided = (
+                [data]
+                if self.whole
+                else partition(data, config.data.partition, shares, config.run.seed)
+            )
+            self._shares[task] = self._prepare(divided)
         return self._shares[task]
-
-    def _divided(self, data: TaskData) -> list[TaskData]:
-        config = self.experiment
-        return partition(data, config.data.partition, config.federation.clients, config.run.seed)

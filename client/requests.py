@@ -1,0 +1,297 @@
+"""A request for an update, or for counts of right answers: read, with the checks of the client's
+side, and answered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from client.egress import IN_THE_SUM, METRICS
+from client.faults import STATUS, log_fault
+from client.gate import authorize, authorize_evaluation
+from client.identity import Client
+from client.local_evaluation import local_evaluation, verdict
+from client.local_training import local_update
+from client.masked_input import maskable_counts, maskable_update, summed_arrays
+from client.runtime import ClientRuntime
+from client.secure_legs import secure_reply
+from client.state import RetainedStore, UpdateStore, forget
+from deal_core.config.experiment import counts_in_sum
+from deal_core.lora.adapter import Adapter, padded, zero_adapter
+from deal_core.lora.payload import (
+    COUNTS,
+    DISTILLED,
+    HEADS,
+    LORA,
+    RESIDUAL,
+    WORSE,
+    PayloadError,
+    Template,
+)
+from deal_core.lora.state import State
+from deal_core.privacy.interface import Counts, LocalUpdate
+from deal_core.privacy.policy import Policy, figures_allowed
+from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
+from deal_core.wire.heads import read_heads, tasks_in
+from deal_core.wire.instruction import LEARN, RECORD, Instruction, read_instruction
+from deal_core.wire.records import REPLY, SECURE, record_digest
+
+
+def evaluation_reply(message: Message, client: Client, runtime: ClientRuntime) -> Message:
+    """Return the counts that the request asks for; masked, where they leave in a secure sum.
+
+    Raises:
+        PayloadError: the request is none.
+        Refusal, OutsidePolicy, ProtocolError: by the client's own rules there are no counts.
+    """
+    state, instruction = read_request(message, runtime, RetainedStore(client.folder))
+    if instruction.task:
+        raise PayloadError("instruction: an evaluation is of no one task")
+    if instruction.phase != LEARN:
+        granted = authorize_evaluation(instruction, runtime, client.site, "verdict")
+        return counts_reply(message, {WORSE: int(verdict(client, runtime, granted, state))})
+    # Asked of every client, once, before a second stage. A site has a folder for each run.
+    if instruction.stage < 0 and client.file is None:
+        forget(client.kept)
+    name = request_name(message, instruction, client.run)
+    masked = counts_in_sum(runtime.experiment)
+    maskable = None
+    if masked:
+        today = client.as_of_today(name)
+        maskable = maskable_counts(client, runtime, message, state, instruction, today)
+        maskable.require()
+    granted = authorize_evaluation(instruction, runtime, client.site)
+    counts = local_evaluation(client, runtime, granted, state, name, masked)
+    if maskable is None:
+        return counts_reply(message, {key: list(values) for key, values in counts.items()})
+    arrays = {key: np.asarray(values, np.float64) for key, values in counts.items()}
+    return secure_reply(message, maskable.masked(arrays, runtime.experiment.run.seed))
+
+
+def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> Message:
+    """Return the update that the request asks for, with the counts that go along; in a secure sum
+    masked. Whether it may be is settled before anything is counted, trained or charged.
+
+    Raises:
+        PayloadError: the request is none.
+        Refusal, OutsidePolicy, ProtocolError: by the client's own rules there is no update.
+    """
+    state, instruction = read_request(message, runtime, RetainedStore(client.folder))
+    granted = authorize(instruction, runtime, client.site)
+    name = request_name(message, instruction, client.run)
+    today = client.as_of_today(name)
+    maskable = None
+    if runtime.masked(instruction.phase):
+        maskable = maskable_update(client, runtime, message, state, instruction, today)
+        maskable.require()
+    counted = _counts(message, client, runtime, state, instruction)
+    sites = maskable.sites if maskable is not None else 0
+    learn = partial(local_update, client, runtime, granted, state, name, sites)
+    if client.file is None:
+        update = learn()
+    else:
+        kept = UpdateStore(client.folder).once(today, instruction, learn)
+        update = as_allowed(kept, client.site.policy, maskable is not None)
+    if maskable is None:
+        return update_reply(message, update, instruction, counted)
+    arrays = summed_arrays(
+        runtime, state, instruction, update, maskable.layout, client.file is None
+    )
+    masked = maskable.masked(arrays, runtime.experiment.run.seed)
+    return update_reply(message, update, instruction, counted, masked)
+
+
+def as_allowed(update: LocalUpdate, policy: Policy | None, masked: bool) -> LocalUpdate:
+    """Return an update that was charged before with those of its figures that may leave today."""
+    return replace(update, figures=figures_allowed(update.figures, policy, masked))
+
+
+def _counts(
+    message: Message,
+    client: Client,
+    runtime: ClientRuntime,
+    state: State,
+    instruction: Instruction,
+) -> tuple[str, Counts] | None:
+    """Return a code, and the counts of the evaluation that a training request asks for as well
+    (empty after a fault): whatever becomes of them, the client trains. None: none is asked for."""
+    if not instruction.piggybacked_evaluation:
+        return None
+    asked = instruction.evaluation()
+    name = request_name(message, asked, client.run)
+    try:
+        granted = authorize_evaluation(asked, runtime, client.site)
+        return "ok", local_evaluation(client, runtime, granted, state, name)
+    except Exception as error:
+        return log_fault(message, error, client.log, client.number), {}
+
+
+def read_request(
+    message: Message, runtime: ClientRuntime, store: RetainedStore
+) -> tuple[State, Instruction]:
+    """Check and decode a server's request.
+
+    Args:
+        message: the request.
+        runtime: what adapters must fit.
+        store: has the retained adapter that the client was sent last.
+
+    Returns:
+        The server's state as the request brings it, and what is asked.
+
+    Raises:
+        PayloadError: a record too many or too few, or anything in one that is not expected.
+        RetainedMissing: the request relies on a retained adapter that is not in the store.
+    """
+    content = message.content
+    if RECORD not in content.config_records:
+        raise PayloadError("no instruction")
+    instruction = read_instruction(dict(content.config_records[RECORD]))
+    runtime.phase(instruction.phase)
+    in_sum = counts_in_sum(runtime.experiment)
+    masked = runtime.masked(instruction.phase) if instruction.task else in_sum
+    others = {RECORD, SECURE} if masked else {RECORD}
+    arrays = dict(content.array_records)
+    wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}
+    if HEADS in arrays and runtime.statistics is not None:
+        wanted.add(HEADS)
+    if set(content) != {*arrays, *others} or set(arrays) - {DISTILLED} != wanted:
+        raise PayloadError(f"records {sorted(content)}, expected {sorted({*wanted, *others})}")
+    sent = arrays.get(DISTILLED)
+    if sent is None:
+        arrays[DISTILLED] = store.load(instruction.distilled)
+    elif record_digest(sent) != instruction.distilled:
+        raise PayloadError("distilled: not what the instruction names")
+    basis = (
+        instruction.distilled,
+        instruction.distilled_rank,
+        instruction.rank,
+        instruction.retained_rank,
+        instruction.residual_rank,
+        instruction.num_reference_directions,
+    )
+    raw = [
+        {key: (a.dtype, a.shape, a.stype, a.data) for key, a in arrays[name].items()}
+        for name in sorted(wanted)
+    ]
+
+    def decode() -> State:
+        return _state(arrays, runtime, instruction)
+
+    state: State = runtime.latest.get_or_compute("state", (basis, raw), decode)
+    if sent is not None:
+        store.save(sent)
+    return state, instruction
+
+
+def request_name(message: Message, instruction: Instruction, run: str) -> str:
+    """Return a name for all that is asked: equal only for what is the same to the byte, in one run.
+
+    Args:
+        message: carries the adapters.
+        instruction: the message's, or that of an evaluation which it carries along: asked for
+            alone, it has the same name.
+        run: of whose run it is: other settings make another answer.
+    """
+    hashed = hashlib.blake2b(digest_size=32)
+    hashed.update(json.dumps(run).encode())
+    hashed.update(json.dumps(instruction.to_config(), sort_keys=True).encode())
+    for name, record in sorted(message.content.array_records.items()):
+        if name != DISTILLED:  # the instruction names it
+            hashed.update(f"{name} {record_digest(record)} ".encode())
+    return hashed.hexdigest()
+
+
+def _state(
+    arrays: Mapping[str, ArrayRecord], runtime: ClientRuntime, instruction: Instruction
+) -> State:
+    scaling = runtime.experiment.adapter.lora_alpha / instruction.rank
+    current = _adapter(arrays[LORA], runtime, instruction.rank, scaling)
+    config = runtime.experiment.adapter
+    most = max(2 * config.retained_rank + config.rank, instruction.distilled_rank)
+    if instruction.retained_rank > most:  # rows that are not sent cost the sender nothing
+        raise PayloadError(f"instruction: more than {most} retained rows")
+    distilled = _adapter(arrays[DISTILLED], runtime, instruction.distilled_rank, 1.0)
+    retained, residual = padded(distilled, instruction.retained_rank), None
+    if instruction.residual_rank:
+        residual = _adapter(arrays[RESIDUAL], runtime, instruction.residual_rank, 1.0)
+    heads = _heads(arrays[HEADS], runtime) if HEADS in arrays else {}
+    return State(current, retained, residual, instruction.num_reference_directions, heads)
+
+
+def _heads(record: ArrayRecord, runtime: ClientRuntime) -> dict[str, Tensor]:
+    """Label heads of tasks of the run, and of no others."""
+    statistics = runtime.statistics
+    if statistics is None:
+        raise PayloadError("heads: no method of this run has any")
+    rounded = statistics.rounds(runtime.experiment.wire.dtype)
+    tasks = tasks_in(record, rounded)
+    if not set(tasks) <= set(runtime.tasks):
+        raise PayloadError("heads: a task that is not of this run")
+    size = statistics.size(runtime.experiment.model)
+    shapes = {task: (len(runtime.labels(task)), size + 1) for task in tasks}
+    return read_heads(record, shapes, rounded)
+
+
+def _adapter(record: ArrayRecord, runtime: ClientRuntime, rank: int, scaling: float) -> Adapter:
+    dtype = runtime.experiment.wire.dtype
+    arrays = decode_checked(record, dtype, Template(runtime.shapes, rank), BOTH)
+    adapter = unpack(arrays, dtype, zero_adapter(runtime.shapes, rank, scaling))
+    require_bounded(adapter)
+    return adapter
+
+
+def update_reply(
+    message: Message,
+    update: LocalUpdate,
+    instruction: Instruction,
+    counted: tuple[str, Counts] | None = None,
+    masked: bytes | None = None,
+) -> Message:
+    """Return the reply with a local update.
+
+    Args:
+        message: the request.
+        update: the trained factors, and figures.
+        instruction: which request it answers.
+        counted: where they were asked for, a code and the counts of the model that arrived.
+        masked: the vector in the place of the factors; of the figures those leave then that tell
+            nothing of single records.
+    """
+    status = ConfigRecord(
+        {
+            "code": "ok",
+            "stage": instruction.stage,
+            "phase": instruction.phase,
+            "server_round": instruction.server_round,
+        }
+    )
+    content, figures = RecordDict({STATUS: status}), dict(update.figures)
+    if masked is None:
+        arrays = {key: Array(np.ascontiguousarray(value)) for key, value in update.arrays.items()}
+        content[LORA] = ArrayRecord(arrays)
+    else:
+        content[SECURE] = ConfigRecord({REPLY: masked})
+        told = {name: value for name, value in figures.items() if name not in IN_THE_SUM}
+        figures = {**told, "num_examples": 1.0}
+    content[METRICS] = MetricRecord(dict(figures))
+    if counted is not None:
+        code, counts = counted
+        content[COUNTS] = ConfigRecord(
+            {"code": code, **{name: list(values) for name, values in counts.items()}}
+        )
+    return Message(content, reply_to=message)
+
+
+def counts_reply(message: Message, values: Mapping[str, int | list[float]]) -> Message:
+    """Counts per task, in the order of the request; or a verdict."""
+    metrics = MetricRecord(dict(values))
+    content = RecordDict({STATUS: ConfigRecord({"code": "ok"}), METRICS: metrics})
+    return Message(content, reply_to=message)
