@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
@@ -38,6 +39,14 @@ def epsilons(text: str) -> list[float]:
 def named(epsilon: float) -> str:
     """In tables and folders: ``8``, ``0.5``, ``inf``."""
     return f"{epsilon:g}"
+
+
+def budget_setting(epsilon: float) -> tuple[str, dict[str, Any]]:
+    """Return name and tables of a study's setting; a name becomes part of a folder's, so it has no
+    dot."""
+    name = f"eps-{named(epsilon)}".replace(".", "_").replace("+", "")
+    private = {"mechanism": "record", "target_epsilon": epsilon}
+    return name, {"privacy": private if math.isfinite(epsilon) else {"mechanism": "none"}}
 
 
 def with_budget(experiment: Experiment, epsilon: float) -> Experiment:

@@ -1,10 +1,10 @@
-"""The end of a study on a terminal: one table that fits a window of 80 columns."""
+"""``deal study``: runs what is left of a grid, and shows what it found in 80 columns."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,24 +17,25 @@ from simulations.engines.worker_pool import gpus_here
 from simulations.output.console import NARROW, print_line, require_one_kind, text_table
 from simulations.output.files import TextTable, blocks, write_texts
 from simulations.run.simulate import STOPPED
-from simulations.study.grid import Cell, Part, chosen, default_settings, grid
+from simulations.study.budgets import budget_table
+from simulations.study.grid import Cell, chosen, default_settings, grid
+from simulations.study.page import markdown
 from simulations.study.results import (
     STUDY_JSON,
-    CellResult,
     StudyResults,
     collect,
     finished,
-    kept,
+    require_kept,
+    require_same_rows,
 )
 from simulations.study.runs import run_all, run_status
-from simulations.study.same_rows import require_same_rows
 from simulations.study.study_file import Study, load_study
 from simulations.study.tables import (
     ALL_LABELS,
     AVERAGE_ACCURACY,
     arms_table,
     best_settings,
-    markdown,
+    by_arm,
 )
 
 SHOWN = ("arm", "n", AVERAGE_ACCURACY, ALL_LABELS, "backward transfer", "forgetting")
@@ -46,6 +47,11 @@ def print_summary(console: Console, study: Study, results: StudyResults) -> None
     """Print the measures of every arm; under several settings, the best setting of each arm.
     Nothing where no cell is done."""
     if not results.cells:
+        return
+    if study.file.epsilons:
+        for arm, own in by_arm(study, results.cells).items():
+            table = first_table(list(budget_table(study, own)))
+            console.print(text_table(table, study.label(arm)), width=min(NARROW, console.width))
         return
     if len(study.file.settings) > 1:
         table = first_table(list(best_settings(study, results.cells)))
@@ -82,23 +88,22 @@ class StudyRequest:
     """The arguments of ``deal study``.
 
     Attributes:
-        study: a shipped name or the path of a TOML file.
+        study: a shipped name or the path of a TOML file, of a study or an experiment.
         out: folder of the study; empty: ``runs/study-NAME``.
         overrides: ``table.key=value``, for all cells.
-        seeds, arms, orders, settings: what is run now, separated by commas; empty: all.
+        seeds: separated by commas; empty: the study's.
+        epsilon: budgets, separated by commas; empty: the study's.
+        only: names of cells, or parts or patterns of them, that are run now; empty: all.
         jobs: runs at a time; 0: as many as there are cores for.
-        report: only read what is there, and run nothing.
     """
 
     study: str
     out: str = ""
     overrides: tuple[str, ...] = ()
     seeds: str = ""
-    arms: str = ""
-    orders: str = ""
-    settings: str = ""
+    epsilon: str = ""
+    only: str = ""
     jobs: int = 0
-    report: bool = False
 
 
 def run_study(request: StudyRequest, console: Console) -> int:
@@ -110,27 +115,20 @@ def run_study(request: StudyRequest, console: Console) -> int:
     Raises:
         UserError: bad input, or a folder with other settings; nothing has started.
     """
-    study = load_study(request.study)
+    study = load_study(request.study, tuple(numbers(request.seeds)), request.epsilon)
     out = study_folder(request)
     require_one_kind(out, STUDY_JSON)
-    listed = (names(text) for text in (request.arms, request.orders, request.settings))
-    part = Part(numbers(request.seeds), *listed)
     cells = grid(study, out, request.overrides)
-    wanted = chosen(cells, part)
-    left = remaining(cells, wanted)
-    before = kept(out, study.name, cells)
-    left = {run: left[run] for run in left if run.partition("/")[0] not in before}
-    work = bool(left) and not request.report
-    if work:
+    left = remaining(cells, chosen(cells, names(request.only)))
+    require_kept(out)
+    if left:
         check_left(left, console)
 
     def renew() -> StudyResults:
-        return write(study, out, cells, before)
+        return write(study, out, cells)
 
     renew()
-    failures: dict[str, str] | None = {}
-    if work:
-        failures = run_left(left, out, request.jobs, command(request), renew, console)
+    failures = run_left(left, out, request.jobs, command(request), renew, console) if left else {}
     if failures is None:
         return STOPPED
     results = renew()
@@ -146,13 +144,8 @@ def run_study(request: StudyRequest, console: Console) -> int:
 
 
 def study_folder(request: StudyRequest) -> Path:
-    """Return the folder of a study.
-
-    Raises:
-        UserError: no such study, or one that cannot be read.
-    """
-    name = request.out or f"runs/study-{load_study(request.study).name}"
-    return at_home(name).resolve()
+    """Return the folder of a study."""
+    return at_home(request.out or f"runs/study-{Path(request.study).stem}").resolve()
 
 
 def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experiment]:
@@ -270,14 +263,11 @@ def renewed(renew: Callable[[], object]) -> str:
     return ""
 
 
-def write(
-    study: Study, out: Path, cells: Sequence[Cell], before: Mapping[str, CellResult]
-) -> StudyResults:
-    """Write ``study.json`` and ``study.md`` of what has finished, now or ``before``. A cell that is
-    no longer in the study stays in the file, which may be all that is left of it.
+def write(study: Study, out: Path, cells: Sequence[Cell]) -> StudyResults:
+    """Write ``study.json`` and ``study.md`` of what has finished.
 
     Returns:
-        What the cells of the study have found.
+        What it found.
 
     Raises:
         UserError: the folder cannot be written, or cells were found on different rows.
@@ -287,15 +277,12 @@ def write(
         description=study.file.description,
         wanted=len(cells),
         defaults=default_settings(),
-        cells=collect(cells, before),
+        cells=collect(cells),
         file=study.file,
     )
     require_same_rows(results.cells)
-    asked = {cell.name for cell in cells}
-    gone = [cell for name, cell in before.items() if name not in asked]
-    everything = results.model_copy(update={"cells": [*results.cells, *gone]})
     texts = {
-        STUDY_JSON: everything.model_dump_json(indent=1) + "\n",
+        STUDY_JSON: results.model_dump_json(indent=1) + "\n",
         "study.md": markdown(study, results),
     }
     write_texts(out, texts)
@@ -314,9 +301,8 @@ def command(request: StudyRequest) -> list[str]:
     for option, value in (
         ("--out", request.out),
         ("--seeds", request.seeds),
-        ("--arms", request.arms),
-        ("--orders", request.orders),
-        ("--settings", request.settings),
+        ("--epsilon", request.epsilon),
+        ("--only", request.only),
         ("--jobs", str(request.jobs or "")),
     ):
         words += [option, value] if value else []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, overlaid, parse_experiment, read_toml
 from deal_core.config.run_config import WHERE, Value, flatten
 from deal_core.data import open_source
-from deal_core.errors import UserError, choose
+from deal_core.errors import UserError
 from server.results import Results
 from simulations.run.experiment import (
     find_experiment,
@@ -19,9 +20,11 @@ from simulations.run.experiment import (
     with_absolute_inputs,
     with_absolute_paths,
 )
-from simulations.study.bounds import BOUNDS
-from simulations.study.outcome import Outcome, outcome
+from simulations.study.outcome import BOUNDS, Outcome, outcome
 from simulations.study.study_file import Study, StudyFile
+
+CELLS = "cells"
+"""Folder of a study's runs."""
 
 
 @dataclass(frozen=True)
@@ -100,59 +103,27 @@ def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:
     return [_cell(study, out, overrides, *place) for place in places(study.file)]
 
 
-@dataclass(frozen=True)
-class Part:
-    """A part of a grid; what is empty: all of it.
-
-    Attributes:
-        seeds, arms, orders, settings: of the cells that are wanted.
-    """
-
-    seeds: Sequence[int] = ()
-    arms: Sequence[str] = ()
-    orders: Sequence[str] = ()
-    settings: Sequence[str] = ()
-
-    def __contains__(self, cell: Cell) -> bool:
-        """Is the cell wanted?"""
-        return (
-            (not self.seeds or cell.seed in self.seeds)
-            and (not self.arms or cell.arm in self.arms)
-            and (not self.orders or cell.order in self.orders)
-            and (not self.settings or cell.setting in self.settings)
-        )
-
-
-def chosen(cells: Sequence[Cell], part: Part) -> list[Cell]:
-    """Return the cells of a part.
+def chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
+    """Return the cells whose names match one of the patterns, such as ``deal.*.seed0``; all where
+    there is none.
 
     Raises:
-        UserError: the study has no such seed, arm, order or setting, or no cell with all of it.
+        UserError: a pattern that no cell matches.
     """
-    for arm in part.arms:
-        choose("arm", arm, {cell.arm: None for cell in cells})
-    _require_known("order", part.orders, [cell.order for cell in cells])
-    _require_known("setting", part.settings, [cell.setting for cell in cells])
-    known = sorted({cell.seed for cell in cells})
-    for seed in part.seeds:
-        if seed not in known:
-            raise UserError(f"--seeds: the study has no seed {seed}; its seeds are {known}")
-    found = [cell for cell in cells if cell in part]
-    if not found:
-        given = [field.name for field in fields(part) if getattr(part, field.name)]
-        options = " and ".join(f"--{name}" for name in given)
-        has = {arm: sorted({c.seed for c in cells if c.arm == arm}) for arm in part.arms}
-        seeds = f"; seeds of these arms: {has}" if has else ""
-        raise UserError(f"{options} have no cell in common{seeds}")
-    return found
+    for pattern in patterns:
+        if not any(_matches(cell.name, pattern) for cell in cells):
+            some = ", ".join(cell.name for cell in cells[:3])
+            raise UserError(f"--only {pattern}: no cell has such a name; there are {some}, ...")
+    return [
+        cell
+        for cell in cells
+        if not patterns or any(_matches(cell.name, pattern) for pattern in patterns)
+    ]
 
 
-def _require_known(kind: str, wanted: Sequence[str], has: Sequence[str]) -> None:
-    named = {name: None for name in has if name}
-    if wanted and not named:
-        raise UserError(f"--{kind}s: the study has none; leave it out")
-    for name in wanted:
-        choose(kind, name, named)
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern is of the whole name, or of some of its parts."""
+    return fnmatchcase(name, pattern) or pattern in name.split(".")
 
 
 def places(file: StudyFile) -> Iterator[tuple[str, str, str, int]]:
@@ -177,7 +148,7 @@ def _cell(
     parts = BOUNDS[bound].parts(base, tasks) if bound else {"": base}
     cell = Cell(arm, order, setting, seed, bound, {})
     runs = {
-        name: _settled(part, out / "cells" / cell.name / name, seed) for name, part in parts.items()
+        name: _settled(part, out / CELLS / cell.name / name, seed) for name, part in parts.items()
     }
     return Cell(arm, order, setting, seed, bound, runs)
 

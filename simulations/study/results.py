@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field
@@ -11,10 +11,11 @@ from pydantic import Field
 from deal_core.config.run_config import Value
 from deal_core.errors import UserError
 from server.folder import RunFolder
-from server.results import Strict, read_results
+from server.results import Privacy, Strict, read_results
 from simulations.output.stored import read_stored
-from simulations.run.run_folder import AUTO, PRECISION, differing, rows_of
+from simulations.run.run_folder import AUTO, PRECISION, rows_of
 from simulations.study.grid import (
+    CELLS,
     Cell,
     cell_name,
     default_settings,
@@ -35,7 +36,8 @@ class CellResult(Strict):
     Attributes:
         settings: of each of its runs, by the name of the part: what it set otherwise than the
             study's ``defaults``.
-        rows: task to the SHA-256 of its rows; empty: an earlier version, which did not say.
+        rows: task to the SHA-256 of its rows.
+        privacy: what was spent; None: without a mechanism.
     """
 
     arm: str
@@ -46,6 +48,7 @@ class CellResult(Strict):
     settings: dict[str, dict[str, Value]]
     outcome: Outcome
     rows: dict[str, str] = Field(default_factory=dict)
+    privacy: Privacy | None = None
 
     @property
     def precision(self) -> Value:
@@ -64,9 +67,8 @@ class StudyResults(Strict):
     Attributes:
         wanted: cells of the whole grid.
         defaults: of every setting, by flat key.
-        cells: what has finished; also of arms, orders, settings and seeds that are no longer in the
-            study (see ``standing``).
-        file: the study file, with the labels of its arms; None: written before schema version 3.
+        cells: what has finished.
+        file: the study file, with the labels of its arms.
     """
 
     schema_version: int = 3
@@ -87,36 +89,6 @@ class StudyResults(Strict):
         return [cell for cell in self.cells if cell.name in asked]
 
 
-def kept(folder: Path, study: str, cells: Sequence[Cell]) -> dict[str, CellResult]:
-    """Return the cells of a study's earlier ``study.json``, by their names: it is enough, the
-    folders of their runs may be gone. Their settings are given by what differs from the defaults of
-    today, whatever those were then.
-
-    Raises:
-        UserError: it cannot be read, is of another study, or a cell was found under other
-            settings than now.
-    """
-    path = folder / STUDY_JSON
-    if not path.exists():
-        return {}
-    cure = "remove it, or choose another --out"
-    results = read_stored(StudyResults, path, "figures of a study", cure)
-    if results.study != study:
-        raise UserError(f"{path}: holds the study {results.study}; choose another --out")
-    usual = {**default_settings(), **results.defaults}
-    before = {cell.name: cell for cell in results.cells}
-    for cell in cells:
-        if cell.name in before:
-            _check_same(path, cell, usual, before[cell.name])
-    return {name: _of_today(cell, usual) for name, cell in before.items()}
-
-
-def _of_today(cell: CellResult, usual: Mapping[str, Value]) -> CellResult:
-    """Return a cell whose settings were written against other defaults, ``usual``."""
-    settings = {part: unusual({**usual, **own}) for part, own in cell.settings.items()}
-    return cell.model_copy(update={"settings": settings})
-
-
 def unusual(settings: Mapping[str, Value]) -> dict[str, Value]:
     """Return what a run set otherwise than today's defaults. A key that there is no longer
     stays."""
@@ -124,55 +96,39 @@ def unusual(settings: Mapping[str, Value]) -> dict[str, Value]:
     return {key: value for key, value in settings.items() if value != usual.get(key)}
 
 
-def _check_same(path: Path, cell: Cell, usual: Mapping[str, Value], before: CellResult) -> None:
-    """Check a cell's settings. Where precision is left to the machine, that of any machine stands;
-    what a method leaves to the experiment is what that decides now.
-
-    Raises:
-        UserError: they are others now.
-    """
-    parts, then = sorted(cell.runs), sorted(before.settings)
-    if parts != then:
-        raise UserError(
-            f"{path}: the cell {cell.name} is made of the runs {parts}, but was found with {then}; "
-            "set the tasks or clients back, remove the cell from that file, or choose another --out"
-        )
-    for part, run in cell.runs.items():
-        there = {**usual, **before.settings[part]}
-        asked = settings_of(run)
-        told = settings_of(resolved(run))
-        for key in differing(asked, there):
-            if told[key] == there[key]:  # what is auto now was said in so many words
-                continue
-            raise UserError(
-                f"{path}: '{key}' is {json.dumps(asked[key])}, but the cell {cell.name} was run "
-                f"with {json.dumps(there[key])}; set it back, remove the cell from that file, "
-                "or choose another --out"
-            )
-
-
 def finished(cell: Cell) -> bool:
     """Have all runs of a cell their results?"""
     return all(RunFolder(Path(run.run.out)).results.exists() for run in cell.runs.values())
 
 
-def collect(cells: Sequence[Cell], before: Mapping[str, CellResult]) -> list[CellResult]:
-    """Return what the finished cells found, in their order; those of ``before`` stand as they are.
-    Those without accuracies are left out: nothing can be compared with them.
+def collect(cells: Sequence[Cell]) -> list[CellResult]:
+    """Return what the finished cells found, in their order. Those without accuracies are left out:
+    nothing can be compared with them.
 
     Raises:
         UserError: a results file that is not valid.
     """
-    done = [cell for cell in cells if cell.name in before or finished(cell)]
-    found = (before.get(cell.name) or _told(cell) for cell in done)
-    return [each for each in found if each is not None]
+    found = []
+    for cell in cells:
+        if finished(cell):
+            with suppress(CountsKept):
+                found.append(_read(cell))
+    return found
 
 
-def _told(cell: Cell) -> CellResult | None:
-    try:
-        return _read(cell)
-    except CountsKept:
-        return None
+def require_kept(out: Path) -> None:
+    """Check that a study's figures can be written anew: the runs behind them are there.
+
+    Raises:
+        UserError: they are not, or the file with the figures cannot be read.
+    """
+    path, cure = out / STUDY_JSON, "name another --out"
+    if not path.exists():
+        return
+    results = read_stored(StudyResults, path, "figures of a study", f"remove it, or {cure}")
+    gone = [each.name for each in results.cells if not (out / CELLS / each.name).is_dir()]
+    if gone:
+        raise UserError(f"{path}: has figures of {gone[0]}, and its runs are not there; {cure}")
 
 
 def _read(cell: Cell) -> CellResult:
@@ -189,4 +145,38 @@ def _read(cell: Cell) -> CellResult:
         },
         outcome=cell.outcome(list(parts.values())),
         rows=rows_of(Path(run.run.out) for run in cell.runs.values()),
+        privacy=next(
+            (p for each in parts.values() if (p := each.privacy).mechanism != "none"), None
+        ),
+    )
+
+
+ROWS_DO_NOT_DEPEND_ON = ("data.path", "data.tasks", "data.partition.")
+"""Settings under which a task has the same rows: where they lie, in which turn, and whose."""
+
+
+def require_same_rows(cells: Iterable[CellResult]) -> None:
+    """Check that a task had the same rows in all cells of a seed that ask for the same of its data.
+
+    Raises:
+        UserError: a task and two cells in which it had others.
+    """
+    seen: dict[tuple[object, ...], tuple[str, str]] = {}
+    for cell in cells:
+        asked = _asked_of_data(next(iter(cell.settings.values()), {}))
+        for task, rows in cell.rows.items():
+            known, name = seen.setdefault((cell.seed, asked, task), (rows, cell.name))
+            if known != rows:
+                raise UserError(
+                    f"the rows of task '{task}' are others in the cell {cell.name} than in {name}, "
+                    "so their accuracies cannot be compared; put the data back and remove the "
+                    f"folder of {cell.name}, or choose another --out"
+                )
+
+
+def _asked_of_data(settings: Mapping[str, Value]) -> tuple[tuple[str, str], ...]:
+    return tuple(
+        (key, str(value))
+        for key, value in sorted(settings.items())
+        if key.startswith("data.") and not key.startswith(ROWS_DO_NOT_DEPEND_ON)
     )

@@ -1,4 +1,5 @@
-"""The study file: a grid of arms, seeds, task orders and settings over one experiment."""
+"""The study file: a grid of arms, seeds, task orders, and settings or privacy budgets over one
+experiment."""
 
 from __future__ import annotations
 
@@ -11,11 +12,13 @@ from typing import Any
 from pydantic import Field
 
 from deal_core.config.data import Table
+from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_tables, read_toml
-from deal_core.errors import UserError, choose
+from deal_core.errors import UserError, at_home, choose
+from simulations.run.epsilons import budget_setting, epsilons
 from simulations.run.experiment import find_file
-from simulations.run.shipped import shipped_studies
-from simulations.study.bounds import BOUNDS
+from simulations.run.shipped import shipped_experiments, shipped_studies
+from simulations.study.outcome import BOUNDS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Of an arm, an order or a setting: it becomes part of a folder's name."""
@@ -65,6 +68,9 @@ class StudyFile(Table):
     """Empty: the experiment's own order alone."""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Every arm is run under each; where both set a key, the arm's value holds."""
+    epsilons: str = ""
+    """Privacy budgets, e.g. ``1,8,inf`` (``inf``: without privacy): every arm is run under each, in
+    the place of settings."""
     baseline: str = ""
     """An arm that every other one is compared with."""
     candidate: str = ""
@@ -86,15 +92,30 @@ class Study:
         return (own.label or arm) + (f" ({', '.join(marks)})" if marks else "")
 
 
-def load_study(name: str) -> Study:
+def load_study(name: str, seeds: tuple[int, ...] = (), budgets: str = "") -> Study:
     """Return a study, found, read and checked.
+
+    Args:
+        name: a shipped study or the path of one; or a shipped experiment or the path of one, which
+            is then the only arm.
+        seeds: in the place of the file's, and of its arms'; none: those of the file.
+        budgets: in the place of its ``epsilons``; empty: those of the file.
 
     Raises:
         UserError: unknown study, unreadable file, unknown key, wrong type, or names that do not
             fit together.
     """
-    path = find_file("study", name, shipped_studies())
-    file = parse_tables(StudyFile, read_toml(path), str(path))
+    path, file = _read(name)
+    changes: dict[str, Any] = {}
+    if seeds:
+        arms = {own: arm.model_copy(update={"seeds": ()}) for own, arm in file.arms.items()}
+        changes = {"seeds": seeds, "arms": arms}
+    if budgets := budgets or file.epsilons:
+        if file.settings:
+            raise UserError(f"{path}: has settings, and budgets beside them; leave one out")
+        changes["epsilons"] = budgets
+        changes["settings"] = dict(map(budget_setting, epsilons(budgets)))
+    file = file.model_copy(update=changes)
     _check_names(file, path)
     _check_seeds(file, path)
     for arm in file.arms.values():
@@ -109,6 +130,24 @@ def load_study(name: str) -> Study:
                     "baseline or the candidate; name another arm"
                 )
     return Study(path.stem, path, file)
+
+
+def _read(name: str) -> tuple[Path, StudyFile]:
+    """Return path and content of a study; of an experiment a study whose only arm it is."""
+    if name in shipped_experiments() and name not in shipped_studies():
+        return _alone(name, shipped_experiments()[name])
+    path = find_file("study", name, shipped_studies())
+    tables = read_toml(path)
+    if tables and "arms" not in tables and tables.keys() <= Experiment.model_fields.keys():
+        return _alone(str(path), path)
+    return path, parse_tables(StudyFile, tables, str(path))
+
+
+def _alone(name: str, path: Path) -> tuple[Path, StudyFile]:
+    experiment = name if name in shipped_experiments() else str(at_home(path).resolve())
+    return path, StudyFile(
+        description=f"{path.stem}.", experiment=experiment, arms={path.stem: Arm()}
+    )
 
 
 def _check_names(file: StudyFile, path: Path) -> None:

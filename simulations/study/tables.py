@@ -1,8 +1,7 @@
-"""``study.md``: the tables of a study. Accuracies in per cent, differences in points."""
+"""The tables of a study. Accuracies in per cent, differences in points."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from statistics import fmean
 
@@ -49,22 +48,6 @@ EXPLANATION = (
 )
 
 
-def markdown(study: Study, results: StudyResults) -> str:
-    """Return the whole page."""
-    more = ALL_LABELS_EXPLAINED if ALL_LABELS in measures_of(results.cells) else ""
-    lines = [f"# Study {study.name}", "", study.file.description, ""]
-    lines += [f"{len(results.cells)} of {results.wanted} cells done. {EXPLANATION}{more}", ""]
-    lines += [*precisions(results), ""]
-    settings = list(study.file.settings)
-    if len(settings) > 1:
-        lines += list(_settings(study, results.cells))
-    for setting in settings or [""]:
-        cells = [cell for cell in results.cells if cell.setting == setting]
-        if cells:
-            lines += list(_section(study, setting, cells))
-    return "\n".join(lines).rstrip() + "\n"
-
-
 def precisions(results: StudyResults) -> Iterator[str]:
     """Yield in what the frozen model computed, and the seeds: pairs with a seed in common should
     have the precision in common, too."""
@@ -77,33 +60,14 @@ def precisions(results: StudyResults) -> Iterator[str]:
         yield f"Frozen model: {'; '.join(parts)}."
 
 
-def _section(study: Study, setting: str, cells: Sequence[CellResult]) -> Iterator[str]:
-    if setting:
-        yield from (f"## Setting {setting}", "")
-    level = "###" if setting else "##"
-    yield from (f"{level} Arms", "", *arms_table(study, cells), "")
-    yield from (f"{level} Differences in average accuracy", "", *significance(study, cells), "")
-    if ALL_LABELS in measures_of(cells):
-        yield from (f"{level} Among all labels", "", *all_labels_table(study, cells), "")
-        among_all = significance(study, cells, ALL_LABELS)
-        yield from (f"{level} Differences among all labels", "", *among_all, "")
-    yield from (f"{level} Forgetting", "", *age_table(study, cells), "")
-    yield from curves(study, cells, level + "#")
-    yield from (f"{level} Cost", "", *cost_table(study, cells), "")
-
-
 def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
     """Yield every arm's measures; first what the model knew before anything was learnt."""
     names = measures_of(cells)
     yield from head("arm", "n", *names)
-    starts = zero_shots(cells)
-    start = estimate([fmean(values) for own in starts.values() for values, _ in own])
+    start = estimate(zero_shots(cells))
     yield row("zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(names) - 1))
     for arm, own in by_arm(study, cells).items():
         yield row(study.label(arm), str(len(own)), *(_measure(own, m) for m in names))
-    if any(len(own) > 1 for own in starts.values()):
-        yield ""
-        yield disagreement(starts)
     alone = [c for c in cells if c.outcome.on_all_tests is not None]
     for arm, own in by_arm(study, alone).items():
         everywhere = estimate([c.outcome.on_all_tests or 0.0 for c in own])
@@ -111,12 +75,6 @@ def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
         yield (
             f"{study.label(arm)}: above, each client's model on its own tests; on everybody's "
             f"tests {_accuracy(everywhere)} %."
-        )
-    for group in equally_accurate(study, cells):
-        yield ""
-        yield (
-            f"The same accuracies in the same cells: {', '.join(group)}. To accuracy, what their "
-            "settings differ in made no difference."
         )
 
 
@@ -128,7 +86,7 @@ def all_labels_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]
         known = [each for each in found if each is not None]
         if known:
             values = ([measure(each) for each in known] for measure in AMONG_ALL.values())
-            cells_of = map(_estimated, AMONG_ALL, values)
+            cells_of = map(estimated, AMONG_ALL, values)
             yield row(study.label(arm), str(len(known)), *cells_of)
 
 
@@ -138,59 +96,22 @@ def measures_of(cells: Sequence[CellResult]) -> list[str]:
     return [name for name in MEASURES if known or name != ALL_LABELS]
 
 
-ZeroShots = dict[tuple[int, tuple[str, ...]], Counter[tuple[tuple[float, ...], Value]]]
-"""Seed and tasks to what was found there (accuracy on each task, precision), and by how many
-cells."""
-
-
-def zero_shots(cells: Sequence[CellResult]) -> ZeroShots:
-    """Return what the cells of every seed found before anything was learnt, in whatever order they
-    were to learn. They have the same texts and the same model, so a second value is due to rounding
-    (docs/studies.md)."""
-    found: ZeroShots = {}
+def zero_shots(cells: Sequence[CellResult]) -> list[float]:
+    """Return the mean accuracy before anything was learnt, once for every seed and set of tasks:
+    its cells have the same texts and the same model."""
+    found: dict[object, float] = {}
     for cell in cells:
-        tasks = tuple(sorted(cell.outcome.zero_shot))
-        # A bound of several runs is summed otherwise: its last bits are no disagreement.
-        values = tuple(round(cell.outcome.zero_shot[task], 9) for task in tasks)
-        found.setdefault((cell.seed, tasks), Counter())[values, cell.precision] += 1
-    return {place: found[place] for place in sorted(found)}
-
-
-def disagreement(starts: ZeroShots) -> str:
-    """Return the line on the seeds whose cells do not all have the same accuracies."""
-    several = {place: own for place, own in starts.items() if len(own) > 1}
-    mixed = len({precision for own in several.values() for _, precision in own}) > 1
-    parts = []
-    for (seed, _), own in several.items():
-        each = []
-        for (values, precision), count in sorted(own.items(), key=repr):
-            cells = f"{count} cell{'s' if count > 1 else ''}"
-            each.append(f"{_percent(fmean(values))} ({cells}{f', {precision}' if mixed else ''})")
-        tasks = zip(*(values for values, _ in own), strict=True)
-        apart = 100 * max(max(task) - min(task) for task in tasks)
-        parts.append(f"seed {seed}: {', '.join(each)}, on a single task {apart:.1f} points apart")
-    told = "; ".join(parts)
-    return (
-        "Cells of one seed disagree on zero-shot; each value counts once above. "
-        f"{told[0].upper()}{told[1:]}. Why: `docs/studies.md`."
-    )
-
-
-def equally_accurate(study: Study, cells: Sequence[CellResult]) -> Iterator[list[str]]:
-    """Yield labels of arms with the same cells, to the digit: a switch among them switched
-    nothing."""
-    alike: dict[str, list[str]] = {}
-    for arm, own in by_arm(study, cells).items():
-        found = sorted((c.seed, c.order, c.outcome.accuracy_matrix) for c in own)
-        alike.setdefault(repr(found), []).append(study.label(arm))
-    yield from (labels for labels in alike.values() if len(labels) > 1)
+        start = cell.outcome.zero_shot
+        found.setdefault((cell.seed, tuple(sorted(start))), fmean(start.values()))
+    return list(found.values())
 
 
 def _measure(cells: Sequence[CellResult], name: str) -> str:
-    return _estimated(name, [MEASURES[name](cell.outcome) for cell in cells])
+    return estimated(name, [MEASURES[name](cell.outcome) for cell in cells])
 
 
-def _estimated(name: str, values: Sequence[float | None]) -> str:
+def estimated(name: str, values: Sequence[float | None]) -> str:
+    """Return mean and interval of a measure, of the values that are known, and how many are."""
     known = [value for value in values if value is not None]
     if not known:
         return DASH
@@ -240,12 +161,6 @@ def significance(
         yield f"Not compared, for want of a pair: {', '.join(alone)}."
 
 
-def best_baseline(study: Study, accuracy: dict[str, dict[Hashable, float]]) -> str:
-    """Return the arm of the highest mean average accuracy, the candidate aside (unless it is
-    alone), over the cells that all of them have; over their own where they have none in common."""
-    return best_of(baselines_of(study, accuracy))
-
-
 def baselines_of(
     study: Study, accuracy: dict[str, dict[Hashable, float]]
 ) -> dict[str, dict[Hashable, float]]:
@@ -293,23 +208,6 @@ def _aged(cells: Sequence[CellResult], age: int) -> str:
     return _percent(fmean(values)) if values else DASH
 
 
-def curves(study: Study, cells: Sequence[CellResult], level: str) -> Iterator[str]:
-    """Accuracy of each task after each later one, mean over seeds: a table per order and arm."""
-    for order in dict.fromkeys(cell.order for cell in cells):
-        for arm, own in by_arm(study, [c for c in cells if c.order == order]).items():
-            matrices = [cell.outcome.accuracy_matrix for cell in own]
-            tasks, stages = own[0].outcome.tasks, len(matrices[0])
-            if stages < 2:
-                continue
-            yield from (f"{level} {study.label(arm)}" + (f", order {order}" if order else ""), "")
-            yield from head("accuracy on", *(f"after {i + 1}" for i in range(stages)))
-            for j, task in enumerate(tasks):
-                first = min(cell.outcome.begun[j] for cell in own)
-                means = (fmean(m[i][j] for m in matrices) for i in range(first, stages))
-                yield row(f"{j + 1} {task}", *[""] * first, *(_percent(mean) for mean in means))
-            yield ""
-
-
 def cost_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
     """Yield means per cell, and the largest peak; what runs beside it on the machine is in the
     time."""
@@ -323,13 +221,6 @@ def cost_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
             f"{fmean(o.bytes_up for o in outcomes) / 1e6:.1f} MB",
             f"{fmean(o.bytes_down for o in outcomes) / 1e6:.1f} MB",
         )
-
-
-def _settings(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Average accuracy of every arm under every setting, and the best setting of each."""
-    yield from ("## Average accuracy by setting", "", *setting_table(study, cells), "")
-    yield from ("## Best setting of every arm, by average accuracy", "")
-    yield from (*best_settings(study, cells), "")
 
 
 def setting_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:

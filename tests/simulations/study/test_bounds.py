@@ -24,8 +24,7 @@ from server.plan import make_plan
 from server.results import Results, read_results
 from server.strategy import start_state
 from simulations.engines.inprocess import run_inprocess
-from simulations.study.bounds import BOUNDS
-from simulations.study.outcome import outcome
+from simulations.study.outcome import BOUNDS, outcome
 from tests.simulations.runs import at
 
 TASKS = ("laboratory", "surgery")

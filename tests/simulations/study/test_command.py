@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +24,6 @@ from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.run_folder import claimed, record, recorded
-from simulations.study import command as study_command
 from simulations.study.command import StudyRequest, fitting, numbers, run_study
 from simulations.study.grid import grid
 from simulations.study.results import StudyResults
@@ -111,6 +109,9 @@ def test_every_cell_is_in_the_tables(done: tuple[StudyRequest, int, str]) -> Non
     results = StudyResults.model_validate_json((out / "study.json").read_text())
     assert results.wanted == 3
     assert [cell.arm for cell in results.cells] == ["sequential", "deal"]
+    (settings,) = results.cells[1].settings.values()
+    assert settings["method.prototype.enabled"] == "on"  # what auto has decided
+    assert f"Frozen model: {settings['train.precision']} (seeds" in (out / "study.md").read_text()
     for cell in results.cells:
         run = read_results(out / "cells" / f"{cell.arm}.seed0")
         assert cell.outcome.accuracy_matrix == run.accuracy_matrix
@@ -152,7 +153,7 @@ def test_again_no_finished_cell_is_run(done: tuple[StudyRequest, int, str]) -> N
     before = {path: path.stat().st_mtime_ns for path in cells.rglob("*") if path.is_file()}
     page = Path(request.out) / "study.md"
     page.unlink()
-    others = StudyRequest(request.study, request.out, arms="sequential,deal")
+    others = StudyRequest(request.study, request.out, only="sequential,deal")
     assert run_study(others, console()) == 0
     assert page.exists()
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -171,138 +172,33 @@ def test_every_cells_data_is_checked_before_anything_starts(tmp_path: Path) -> N
 
 def test_a_cell_with_other_settings_is_refused(done: tuple[StudyRequest, int, str]) -> None:
     request = done[0]
-    other = StudyRequest(request.study, request.out, ("adapter.rank=4",), report=True)
+    other = StudyRequest(request.study, request.out, ("adapter.rank=4",))
     with pytest.raises(
         UserError, match=r"study: 'adapter.rank' is 4, but the run in .*/sequential"
     ):
         run_study(other, console())
     # where it runs is no setting
-    threads = StudyRequest(request.study, request.out, ("run.threads=2",), report=True)
-    assert run_study(threads, console()) == 0
+    threads = ("run.threads=2",)
+    only = StudyRequest(request.study, request.out, threads, only="sequential,deal")
+    assert run_study(only, console()) == 0
 
 
-def test_the_figures_alone_carry_the_study_on(
+def test_figures_whose_runs_are_gone_are_kept(
     done: tuple[StudyRequest, int, str], tmp_path: Path
 ) -> None:
-    request = done[0]
-    figures = (Path(request.out) / "study.json").read_text()
+    figures = (Path(done[0].out) / "study.json").read_text()
     (tmp_path / "study.json").write_text(figures)
-    elsewhere = StudyRequest(
-        request.study, str(tmp_path), ("run.threads=2",), arms="sequential,deal"
-    )
-    assert run_study(elsewhere, console()) == 0
-    assert not (tmp_path / "cells").exists()
+    with pytest.raises(UserError, match=r"has figures of sequential\.seed0, and its runs are not"):
+        run_study(replace(done[0], out=str(tmp_path)), console())
     assert (tmp_path / "study.json").read_text() == figures
-    assert "2 of 3 cells done" in (tmp_path / "study.md").read_text()
-    other = StudyRequest(request.study, str(tmp_path), ("adapter.rank=4",), arms="deal")
-    with pytest.raises(UserError, match=r"study\.json: 'adapter\.rank' is 4, but the cell sequen"):
-        run_study(other, console())
-    assert (tmp_path / "study.json").read_text() == figures
-    # a precision that the study leaves to the machine was what that machine has
-    there = json.loads(figures)
-    used = there["cells"][0]["settings"][""]["train.precision"]
-    assert used in {"float32", "bfloat16"}
-    assert f"Frozen model: {used} (seeds [0])." in (tmp_path / "study.md").read_text()
-    there["cells"][0]["settings"][""]["train.precision"] = "bfloat16"
-    (tmp_path / "study.json").write_text(json.dumps(there))
-    assert run_study(elsewhere, console()) == 0
-    fixed = replace(elsewhere, overrides=("train.precision=float32",))
-    with pytest.raises(UserError, match=r"'train\.precision' is \"float32\", but the cell sequen"):
-        run_study(fixed, console())
-    # a setting that did not exist yet was its default; a default that was another one matters
-    older = json.loads(figures)
-    del older["defaults"]["aggregation.rank_cap"]
-    (tmp_path / "study.json").write_text(json.dumps(older))
-    assert run_study(elsewhere, console()) == 0
-    older["defaults"]["aggregation.rank_cap"] = 1
-    (tmp_path / "study.json").write_text(json.dumps(older))
-    with pytest.raises(UserError, match=r"'aggregation\.rank_cap' is 0, but the cell .* with 1"):
-        run_study(elsewhere, console())
     (tmp_path / "study.json").write_text(figures[: len(figures) // 2])
     with pytest.raises(UserError, match=r"study\.json: no figures of a study .*; remove it"):
-        run_study(elsewhere, console())
-
-
-def test_what_the_study_no_longer_has_stays_in_the_file_and_in_no_table(
-    done: tuple[StudyRequest, int, str], tmp_path: Path
-) -> None:
-    """It may be all that is left of those runs."""
-    request = done[0]
-    figures = json.loads((Path(request.out) / "study.json").read_text())
-    figures["defaults"]["aggregation.rank_cap"] = 1  # then; of what is still asked for, it was set
-    next(c for c in figures["cells"] if c["arm"] == "deal")["settings"][""][
-        "aggregation.rank_cap"
-    ] = 0
-    (tmp_path / "study.json").write_text(json.dumps(figures))
-    text = STUDY.replace('[arms.sequential]\nset.method.name = "sequential"\n', "")
-    (tmp_path / "mine.toml").write_text(text)
-    fewer = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path), report=True)
-    assert run_study(fewer, console()) == 0
-    results = StudyResults.model_validate_json((tmp_path / "study.json").read_text())
-    assert [cell.arm for cell in results.cells] == ["deal", "sequential"]
-    assert results.defaults["aggregation.rank_cap"] == 0
-    assert [cell.settings[""].get("aggregation.rank_cap") for cell in results.cells] == [None, 1]
-    page = (tmp_path / "study.md").read_text()
-    assert "1 of 2 cells done" in page
-    assert "sequential" not in page
-    (tmp_path / "other.toml").write_text(text)
-    other = StudyRequest(str(tmp_path / "other.toml"), str(tmp_path), report=True)
-    with pytest.raises(UserError, match="holds the study mine; choose another --out"):
-        run_study(other, console())
-
-
-def test_a_bound_over_other_tasks_is_another_cell(
-    done: tuple[StudyRequest, int, str], tmp_path: Path
-) -> None:
-    text = STUDY + '[arms.alone]\nbound = "per-task"\n'
-    (tmp_path / "mine.toml").write_text(text)
-    figures = json.loads((Path(done[0].out) / "study.json").read_text())
-    cell = figures["cells"][0] | {"arm": "alone", "bound": "per-task"}
-    usual = cell["settings"][""]
-    names = ("laboratory", "surgery", "medicine")
-    cell["settings"] = {name: {**usual, "data.tasks": json.dumps([name])} for name in names}
-    (tmp_path / "study.json").write_text(json.dumps(figures | {"cells": [cell]}))
-    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path), report=True)
-    with pytest.raises(UserError, match=r"made of the runs .*but was found with .*medicine"):
-        run_study(request, console())
-
-
-def test_what_a_method_left_to_the_experiment_is_recorded_in_so_many_words(
-    done: tuple[StudyRequest, int, str], tmp_path: Path
-) -> None:
-    """What a later version decides otherwise is another cell."""
-    (tmp_path / "mine.toml").write_text(STUDY)
-    figures = json.loads((Path(done[0].out) / "study.json").read_text())
-    (settings,) = next(c for c in figures["cells"] if c["arm"] == "deal")["settings"].values()
-    assert settings["method.prototype.enabled"] == "on"
-    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path), report=True)
-    for enabled in ("auto", "on", "off"):  # as an earlier version wrote it, as it was, otherwise
-        settings["method.prototype.enabled"] = enabled
-        (tmp_path / "study.json").write_text(json.dumps(figures))
-        if enabled != "off":
-            assert run_study(request, console()) == 0
-    with pytest.raises(UserError, match=r'is "auto", but the cell deal.seed0 was run with "off"'):
-        run_study(request, console())
-
-
-def test_the_precision_is_that_of_the_machine_that_ran(
-    done: tuple[StudyRequest, int, str], tmp_path: Path
-) -> None:
-    request, run = done[0], "cells/sequential.seed0"
-    shutil.copytree(Path(request.out) / run, tmp_path / run)
-    path = RunFolder(tmp_path / run).results
-    results = json.loads(path.read_text())
-    used = results["config"]["train"]["precision"]
-    other = {"float32": "bfloat16", "bfloat16": "float32"}[used]
-    results["config"]["train"]["precision"] = other
-    path.write_text(json.dumps(results))
-    assert run_study(replace(request, out=str(tmp_path), report=True), console()) == 0
-    assert f"Frozen model: {other} (seeds [0])." in (tmp_path / "study.md").read_text()
+        run_study(replace(done[0], out=str(tmp_path)), console())
 
 
 def test_a_run_that_another_process_writes_fails_and_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(STUDY)
-    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path / "out"), arms="deal")
+    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path / "out"), only="deal")
     (cell,) = (c for c in grid(load_study(request.study), tmp_path / "out") if c.arm == "deal")
     theirs = cell.runs[""]
     train = theirs.train.model_copy(update={"learning_rate": 0.5})
@@ -321,7 +217,7 @@ def test_every_seed_is_checked_before_anything_starts(tmp_path: Path) -> None:
         'seeds = [0, 4]\n[set]\nstream.schedule = "per-client"\nstream.tasks_per_client = 1',
     )
     (tmp_path / "mine.toml").write_text(text)
-    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path / "out"), arms="deal")
+    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path / "out"), only="deal")
     with pytest.raises(UserError, match="no client meets"):
         run_study(request, console())
     assert not (tmp_path / "out" / "cells").exists()
@@ -336,26 +232,6 @@ def test_without_counts_there_is_nothing_to_compare(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "cells").exists()
 
 
-def test_results_that_cannot_be_used_are_named_and_stop_no_other_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def run_all(left: Mapping[str, Experiment], jobs: int, started: Any, ended: Any) -> None:
-        for name in left:
-            started(name)
-            ended(name, "")
-
-    faults = iter(["one: no accuracies", ""])
-
-    def renew() -> None:
-        if fault := next(faults):
-            raise UserError(fault)
-
-    monkeypatch.setattr(study_command, "run_all", run_all)
-    left = {"one": Experiment(), "two": Experiment()}
-    failures = study_command.run_left(left, tmp_path, 1, ["deal"], renew, Console(quiet=True))
-    assert failures == {"one": "one: no accuracies"}
-
-
 def test_a_run_whose_clients_kept_their_counts_is_left_out_and_stops_no_other(
     done: tuple[StudyRequest, int, str],
 ) -> None:
@@ -364,16 +240,15 @@ def test_a_run_whose_clients_kept_their_counts_is_left_out_and_stops_no_other(
     results = RunFolder(Path(next(c for c in cells if c.arm == "deal").runs[""].run.out)).results
     told = results.read_text()
     results.write_text(json.dumps({**json.loads(told), "accuracy_matrix": []}))
-    (Path(request.out) / "study.json").unlink()
-    out = console()
+    out, finished = console(), replace(request, only="sequential,deal")
     try:
-        assert run_study(replace(request, report=True), out) == 0
+        assert run_study(finished, out) == 0
     finally:
         results.write_text(told)
     assert "left out: deal.seed0: its clients kept their counts" in said(out)
     table = json.loads((Path(request.out) / "study.json").read_text())
     assert [cell["arm"] for cell in table["cells"]] == ["sequential"]
-    run_study(replace(request, report=True), console())
+    run_study(finished, console())
 
 
 def test_a_method_that_finds_no_room_is_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -381,7 +256,7 @@ def test_a_method_that_finds_no_room_is_refused_before_anything_starts(tmp_path:
         "[arms.deal]", '[arms.full]\nset.method.name = "olora"\nset.adapter.rank = 200\n[arms.deal]'
     )
     (tmp_path / "mine.toml").write_text(lines)
-    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path / "out"), arms="full")
+    request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path / "out"), only="full")
     with pytest.raises(UserError, match="no room for"):
         run_study(request, console())
     assert not (tmp_path / "out" / "cells").exists()

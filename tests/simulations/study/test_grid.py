@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from deal_core.config.file import overlaid, parse_experiment, read_toml
 from deal_core.errors import UserError
 from simulations.run.shipped import descriptions, shipped_experiments, shipped_studies
-from simulations.study.grid import Cell, Part, chosen, grid
+from simulations.study.grid import Cell, chosen, grid
 from simulations.study.study_file import Study, load_study
 
 STUDY = """
@@ -114,41 +113,38 @@ def test_bounds_are_ordinary_experiments(tmp_path: Path) -> None:
     assert len(set(folders)) == 6
 
 
-def test_a_part_of_the_grid(tmp_path: Path) -> None:
+def test_a_part_of_the_grid_is_named_by_parts_of_names_or_patterns(tmp_path: Path) -> None:
     whole = cells(tmp_path)
-    assert chosen(whole, Part()) == whole
-    assert {c.name for c in chosen(whole, Part(seeds=(1,), arms=("two",)))} == {
+    assert chosen(whole, []) == whole
+    assert [c.name for c in chosen(whole, ["two.*.seed1"])] == [
         "two.forth.small.seed1",
         "two.back.small.seed1",
-    }
-    assert [c.name for c in chosen(whole, Part((1,), ("two",), orders=("back",)))] == [
-        "two.back.small.seed1"
     ]
-    large = replace(whole[0], setting="large")
-    assert chosen([*whole, large], Part(settings=("large",))) == [large]
+    assert {c.seed for c in chosen(whole, ["seed7", "seed3"])} == {3, 7}
+    with pytest.raises(UserError, match=r"--only tow: no cell has such a name; there are one\."):
+        chosen(whole, ["two", "tow"])
 
 
-@pytest.mark.parametrize(
-    ("part", "message"),
-    [
-        (Part(arms=("tow",)), r"unknown arm 'tow'.*did you mean 'two'"),
-        (Part(orders=("frth",)), r"unknown order 'frth'.*did you mean 'forth'"),
-        (Part(settings=("smal",)), r"unknown setting 'smal'.*did you mean 'small'"),
-        (Part(seeds=(2,)), r"no seed 2; its seeds are \[1, 3, 7\]"),
-        (Part((3,), ("two",)), r"no cell in common; seeds of these arms: {'two': \[1, 7\]}"),
-    ],
-)
-def test_a_part_that_the_grid_has_not_is_named(tmp_path: Path, part: Part, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        chosen(cells(tmp_path), part)
-
-
-def test_a_study_without_orders_or_settings_says_so(tmp_path: Path) -> None:
-    plain = [replace(cell, setting="", order="") for cell in cells(tmp_path)]
-    with pytest.raises(UserError, match="--settings: the study has none; leave it out"):
-        chosen(plain, Part(settings=("small",)))
-    with pytest.raises(UserError, match="--orders: the study has none; leave it out"):
-        chosen(plain, Part(orders=("back",)))
+def test_an_experiment_is_a_study_of_one_arm_under_budgets(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text("[adapter]\nrank = 7\n")
+    study = load_study(str(path), seeds=(4, 5), budgets="0.5,8,inf")
+    found = grid(study, tmp_path / "out")
+    assert [cell.name for cell in found if cell.seed == 4] == [
+        "own.eps-0_5.seed4",
+        "own.eps-8.seed4",
+        "own.eps-inf.seed4",
+    ]
+    settings = [cell.runs[""].privacy for cell in found[:3]]
+    assert [each.mechanism for each in settings] == ["record", "record", "none"]
+    assert settings[0].target_epsilon == 0.5
+    assert {cell.runs[""].adapter.rank for cell in found} == {7}
+    for text in ("0", "-1", "x", "1,1", "2000", "nan"):
+        with pytest.raises(UserError, match=f"--epsilon {text}: "):
+            load_study(str(path), budgets=text)
+    path.write_text("[arms.one]\n[settings.a]\nadapter.rank = 3\n")
+    with pytest.raises(UserError, match="has settings, and budgets beside them"):
+        load_study(str(path), budgets="8")
 
 
 @pytest.mark.parametrize(
@@ -198,20 +194,3 @@ def test_every_shipped_study_is_a_grid_of_valid_experiments(tmp_path: Path, name
     assert len({cell.name for cell in found}) == len(found)
     folders = [run.run.out for cell in found for run in cell.runs.values()]
     assert len(set(folders)) == len(folders)
-
-
-def test_tuning_never_sees_the_second_half_of_clinc10() -> None:
-    tasks = load_study("tuning").file.set["data"]["tasks"]
-    assert tuple(tasks) == clinc_tasks()[:5]
-
-
-def test_tuning_tries_the_same_for_every_method() -> None:
-    settings = load_study("tuning").file.settings
-    tried = {
-        (s["train"]["learning_rate"], s["federation"]["local_epochs"]) for s in settings.values()
-    }
-    alike = {(1e-3, 1), (2e-3, 1), (4e-3, 1), (2e-3, 2), (4e-3, 2)}
-    assert tried == alike | {(5e-4, 1), (8e-3, 1), (2e-3, 3)}
-    arms = load_study("tuning").file.arms.values()
-    methods = [arm for arm in arms if not arm.bound]
-    assert not any({"train", "federation"} & arm.set.keys() for arm in methods)

@@ -7,8 +7,7 @@ import json
 import pytest
 
 from deal_core.errors import UserError
-from simulations.study.results import CellResult
-from simulations.study.same_rows import require_same_rows
+from simulations.study.results import CellResult, require_same_rows
 from tests.stored_results import RESULTS
 
 STORED = RESULTS / "memory" / "study.json"

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from simulations.study.outcome import AmongAll, Outcome
+from simulations.study.page import markdown
 from simulations.study.results import CellResult, StudyResults
 from simulations.study.study_file import Study, StudyFile, load_study
 from simulations.study.tables import (
     ALL_LABELS,
     age_table,
     arms_table,
-    best_baseline,
-    markdown,
+    best_of,
     significance,
 )
 
@@ -121,39 +121,6 @@ def test_accuracy_among_all_labels_stands_beside_where_it_is_known(study: Study)
     assert table["DEAL"][:3] == ["2", "78.5 ± 44.5", "–"]
 
 
-def test_zero_shot_that_differs_within_a_seed_is_shown_and_said(study: Study) -> None:
-    """Whatever the order of the cells: the last one of a seed stands for no other."""
-    matrix = [[0.8, 0.3], [0.4, 0.8]]
-    cells = [
-        cell("weak", 0, matrix),
-        cell("good", 0, matrix, zero_shot=(0.1, 0.34)),
-        cell("deal", 0, matrix),
-        cell("weak", 1, matrix),
-    ]
-    for ordered in (cells, cells[::-1]):
-        lines = list(arms_table(study, ordered))
-        # 20, 22 and 20: standard error 0.667, t(0.975, 2) = 4.303
-        assert rows(lines)["zero-shot (bound)"][:2] == ["3", "20.7 ± 2.9"]
-        (line,) = [line for line in lines if "disagree" in line]
-        assert "Seed 0: 20.0 (2 cells), 22.0 (1 cell), on a single task 4.0 points apart." in line
-        assert "seed 1" not in line
-    assert not [line for line in arms_table(study, CELLS) if "disagree" in line]
-
-
-def test_zero_shot_of_another_precision_or_with_equal_means_is_told_apart(study: Study) -> None:
-    matrix = [[0.8, 0.3], [0.4, 0.8]]
-    other = {"": {"train.precision": "float32"}}
-    exact = cell("good", 0, matrix, zero_shot=(0.12, 0.28), order="A")
-    cells = [
-        cell("weak", 0, matrix, order="B"),
-        exact.model_copy(update={"settings": other}),
-    ]
-    lines = list(arms_table(study, cells))
-    assert rows(lines)["zero-shot (bound)"][:2] == ["2", "20.0 ± 0.0"]
-    (line,) = [line for line in lines if "disagree" in line]
-    assert "Seed 0: 20.0 (1 cell, auto), 20.0 (1 cell, float32), on a single" in line
-
-
 def test_an_order_cannot_change_zero_shot(study: Study) -> None:
     """Nothing was learnt: the same texts, hence one value for each seed. Orders of other tasks have
     values of their own."""
@@ -165,24 +132,6 @@ def test_an_order_cannot_change_zero_shot(study: Study) -> None:
     longer = cell("weak", 0, matrix, order="D").model_copy(update={"outcome": third})
     lines = list(arms_table(study, [*cells, longer]))
     assert rows(lines)["zero-shot (bound)"][0] == "3"
-    assert not [line for line in lines if "disagree" in line]
-
-
-def test_arms_that_nothing_tells_apart_are_named(study: Study) -> None:
-    good = [c for c in CELLS if c.arm == "good"]
-    twins = [cell("replay", c.seed, c.outcome.accuracy_matrix) for c in good]
-    others = [c for c in CELLS if c.arm != "replay"]
-
-    def named(cells: list[CellResult]) -> list[str]:
-        return [line for line in arms_table(study, cells) if "no difference" in line]
-
-    (line,) = named([*others, *twins])
-    assert line.startswith(
-        "The same accuracies in the same cells: Good | old, replay (not private)."
-    )
-    assert not named(CELLS)
-    assert not named([*others, twins[0]])  # the same as far as it goes, but it goes less far
-    assert not named([*others, twins[0], cell("replay", 1, [[0.9, 0.3], [0.7, 0.81]])])
 
 
 def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study: Study) -> None:
@@ -191,11 +140,8 @@ def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study: Study) 
     assert "| replay (not private) | DEAL | 1 | +10.0 | – |" in table
     assert "| DEAL | replay" not in table
     assert "joint" not in table
-    assert best_baseline(study, {"weak": {0: 0.9}, "deal": {0: 0.95}, "good": {0: 0.8}}) == "weak"
-    assert best_baseline(study, {"deal": {0: 0.9}}) == "deal"
     # on the seed that both have, weak is ahead; its hard seed 1 is no fault of its own
-    unequal = {"weak": {0: 0.9, 1: 0.5}, "good": {0: 0.8}, "deal": {0: 0.95, 1: 0.6}}
-    assert best_baseline(study, unequal) == "weak"
+    assert best_of({"weak": {0: 0.9, 1: 0.5}, "good": {0: 0.8}}) == "weak"
 
 
 def test_differences_are_paired_by_seed(study: Study) -> None:
@@ -253,21 +199,6 @@ def test_forgetting_by_age(study: Study) -> None:
     assert "joint (bound)" not in table
 
 
-def test_curves_show_every_task_after_every_later_one(study: Study) -> None:
-    results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=CELLS)
-    text = markdown(study, results)
-    assert "8 of 10 cells done" in text
-    assert "What is compared" in text
-    curve = text[text.index("### DEAL") :].splitlines()[2:6]
-    assert curve == [
-        "| accuracy on | after 1 | after 2 |",
-        "|---|---:|---:|",
-        "| 1 a | 85.0 | 77.0 |",
-        "| 2 b |  | 80.0 |",
-    ]
-    assert "| DEAL | 1 min 5 s | 800 MB | 1.5 MB | 3.0 MB |" in text
-
-
 def test_every_table_has_as_many_cells_in_every_row(study: Study) -> None:
     results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=CELLS)
     width = 0
@@ -294,12 +225,7 @@ def test_settings_have_an_overview_and_every_arm_its_best(study: Study) -> None:
     assert "DEAL" not in text[text.index("## Setting s2") :]
 
 
-def test_nothing_finished_yet_is_a_page_too(study: Study) -> None:
-    results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=[])
-    assert "0 of 10 cells done" in markdown(study, results)
-
-
-def test_orders_are_pairs_of_their_own_and_have_curves_of_their_own(study: Study) -> None:
+def test_orders_are_pairs_of_their_own(study: Study) -> None:
     cells = [
         cell("good", 0, [[0.8, 0.3], [0.4, 0.8]], order="forth"),
         cell("good", 0, [[0.8, 0.3], [0.5, 0.8]], order="back"),
@@ -307,8 +233,3 @@ def test_orders_are_pairs_of_their_own_and_have_curves_of_their_own(study: Study
     ]
     found = [line for line in significance(study, cells) if line.startswith("| DEAL | Good")]
     assert found == ["| DEAL | Good \\| old | 1 | +5.0 | – |"]
-    results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=cells)
-    text = markdown(study, results)
-    assert "### Good | old, order forth" in text
-    assert "### DEAL, order back" in text
-    assert "### DEAL, order forth" not in text

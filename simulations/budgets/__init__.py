@@ -1,1 +1,0 @@
-"""Accuracy against the privacy budget, on the machinery of studies."""
