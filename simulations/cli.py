@@ -14,8 +14,7 @@ from deal_core.errors import UserError
 from simulations.deployment.commands import add_to
 from simulations.output.console import wide_console, with_argument_help
 from simulations.report.commands import add_report_commands, report_after
-from simulations.run.own_packages import require_own_packages
-from simulations.run.shipped import shipped_experiments, shipped_studies
+from simulations.run.shipped import require_own_packages, shipped_experiments, shipped_studies
 
 app = typer.Typer(
     name="deal",
@@ -50,7 +49,7 @@ StudyName = Annotated[
     str,
     typer.Argument(
         help="A name from `deal ls`, or a TOML file.",
-        autocompletion=lambda: list(shipped_studies()),
+        autocompletion=lambda: [*shipped_studies(), *shipped_experiments()],
     ),
 ]
 RunFolderName = Annotated[
@@ -199,16 +198,19 @@ def study(
     study: StudyName,
     out: Annotated[str, typer.Option(help="Folder; default: runs/study-NAME.")] = "",
     overrides: Overrides = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of the runs, e.g. 0,1; default: all.")] = "",
-    arms: Annotated[str, typer.Option(help="Run these only, e.g. deal,lwf.")] = "",
-    orders: Annotated[str, typer.Option(help="Run these only, e.g. order1.")] = "",
-    settings: Annotated[str, typer.Option(help="Run these only, e.g. share10,share58.")] = "",
+    seeds: Annotated[str, typer.Option(help="In the place of its seeds, e.g. 0,1.")] = "",
+    epsilon: Annotated[
+        str, typer.Option(help="Privacy budgets of every arm, e.g. 1,8,inf (inf: without privacy).")
+    ] = "",
+    only: Annotated[
+        str, typer.Option(help="Run these cells now, e.g. deal,lwf or 'deal.*.seed0'.")
+    ] = "",
     jobs: Annotated[
         int, typer.Option(min=0, help="Runs at a time; 0: one per core, or per GPU.")
     ] = 0,
-    report: Annotated[bool, typer.Option("--report", help="Only renew the tables.")] = False,
 ) -> None:
-    """Run a grid of methods, orders, seeds and settings; the same command continues it."""
+    """Run a grid of methods, orders, seeds, and settings or budgets, or an experiment as one; the
+    same command continues it."""
     from simulations.study.command import StudyRequest, run_study, study_folder
 
     request = StudyRequest(
@@ -216,11 +218,9 @@ def study(
         out=out,
         overrides=tuple(overrides or ()),
         seeds=seeds,
-        arms=arms,
-        orders=orders,
-        settings=settings,
+        epsilon=epsilon,
+        only=only,
         jobs=jobs,
-        report=report,
     )
     console = wide_console()
     code = run_study(request, console)
@@ -280,55 +280,6 @@ def audit(
     code = run_audit(request, console)
     if (audit_folder(request) / "audit.json").is_file():
         report_after(audit_folder(request), console)
-    raise typer.Exit(code)
-
-
-@app.command(rich_help_panel=MEASURING)
-def budgets(
-    experiment: ExperimentName,
-    epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,2,4,8,inf",
-    seeds: Annotated[str, typer.Option(help="Seeds of the runs, e.g. 0,1.")] = "0,1,2",
-    method: Annotated[str, typer.Option(help="Methods, e.g. deal,lwf.")] = "",
-    out: Annotated[str, typer.Option(help="Folder; default: runs/budgets-NAME.")] = "",
-    overrides: Overrides = None,
-    free: Annotated[
-        str,
-        typer.Option(
-            "--without-privacy",
-            metavar="EXPERIMENT",
-            help="Settings of the runs without privacy; default: the same.",
-        ),
-    ] = "",
-    noise: Annotated[str, typer.Option(help="Whose noise: site, sum, or both to compare.")] = "",
-    beside: Annotated[
-        str, typer.Option(help="Other experiments at the same budgets, e.g. private-sums.")
-    ] = "",
-    audit: Annotated[str, typer.Option(help="Folder of a `deal audit` to show beside.")] = "",
-    jobs: Annotated[
-        int, typer.Option(min=0, help="Runs at a time; 0: one per core, or per GPU.")
-    ] = 0,
-    report: Annotated[bool, typer.Option("--report", help="Only renew table and plot.")] = False,
-) -> None:
-    """Accuracy, forgetting and worst client against epsilon; the same command continues it."""
-    from simulations.budgets.command import BudgetsRequest, budgets_folder, run_budgets
-
-    request = BudgetsRequest(
-        experiment,
-        epsilon=epsilon,
-        method=method,
-        seeds=seeds,
-        out=out,
-        overrides=tuple(overrides or ()),
-        audit=audit,
-        jobs=jobs,
-        report=report,
-        free=free,
-        noise=noise,
-        beside=beside,
-    )
-    console = wide_console()
-    code = run_budgets(request, console)
-    report_after(budgets_folder(request), console)
     raise typer.Exit(code)
 
 

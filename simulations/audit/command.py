@@ -20,8 +20,7 @@ from simulations.audit.tables import Audit, AuditedCell, markdown
 from simulations.engines.interrupt import stoppable
 from simulations.output.console import print_line, print_page, require_one_kind
 from simulations.output.files import write_texts
-from simulations.run.epsilons import epsilons, named, with_budget
-from simulations.run.experiment import Request, load_experiment
+from simulations.run.experiment import Request, epsilons, load_experiment, named, with_budget
 from simulations.run.live_view import progress_view
 from simulations.run.preflight import preflight
 from simulations.run.simulate import STOPPED

@@ -94,7 +94,6 @@ def stage_title(stage: int, tasks: Sequence[str], stages: Sequence[Sequence[str]
 FIGURES = {
     "results.json": "a run",
     "study.json": "a study",
-    "budgets.json": "a budget study",
     "audit.json": "an audit",
     "membership.json": "an audit of membership",
 }

@@ -1,1 +1,1 @@
-"""Reports: what a run, a study, budgets, an audit or a ledger has found, each as one page."""
+"""Reports: what a run, a study, an audit or a ledger has found, each as one page."""

@@ -27,7 +27,7 @@ def add_report_commands(app: typer.Typer) -> None:
 def report(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(metavar="PATH...", help="Folders of runs, studies, budgets or audits."),
+        typer.Argument(metavar="PATH...", help="Folders of runs, studies or audits."),
     ] = None,
     labels: Annotated[
         bool, typer.Option("--labels", help="Of runs: answer the test texts anew; F1, ROUGE-1.")
@@ -96,7 +96,7 @@ def write_report(folder: Path) -> Path:
 
 
 def page_of(folder: Path) -> Page:
-    """Return the page of what lies in a folder: a study, budgets, an audit, or a run.
+    """Return the page of what lies in a folder: a study, an audit, or a run.
 
     Raises:
         UserError: none of them, or it cannot be read.
@@ -104,11 +104,10 @@ def page_of(folder: Path) -> Page:
     from simulations.report.audit import audit_page, membership_page
     from simulations.report.record import is_run, read_run
     from simulations.report.run import run_page
-    from simulations.report.study import budgets_page, study_page
+    from simulations.report.study import study_page
 
     pages = {
         "study.json": study_page,
-        "budgets.json": budgets_page,
         "audit.json": audit_page,
         "membership.json": membership_page,
     }
@@ -118,7 +117,7 @@ def page_of(folder: Path) -> Page:
     if is_run(folder):
         return run_page(read_run(folder))
     raise UserError(
-        f"{folder}: no run, study, budgets or audit here; name the folder that --out named"
+        f"{folder}: no run, study or audit here; name the folder that --out named"
     )
 
 

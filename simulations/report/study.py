@@ -1,4 +1,4 @@
-"""The pages of a study and of a budget study: a sweep over privacy budgets."""
+"""The page of a study, and of what privacy costs in it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import fmean
 
 from deal_core.errors import UserError
-from simulations.budgets import tables as budget_tables
-from simulations.budgets.results import Budgets, Mean, Point
 from simulations.output.files import DASH
 from simulations.output.stored import read_stored
 from simulations.report.blocks import (
@@ -27,8 +25,15 @@ from simulations.report.blocks import (
     plain,
 )
 from simulations.report.charts import Curve, Dot, dots, lines
+from simulations.study.budgets import (
+    BUDGETS_EXPLAINED,
+    budget_table,
+    by_epsilon,
+    meanings,
+    sweep_text,
+)
 from simulations.study.results import STUDY_JSON, CellResult, StudyResults
-from simulations.study.statistics import estimate
+from simulations.study.statistics import Estimate, estimate
 from simulations.study.study_file import Study
 from simulations.study.tables import (
     ALL_LABELS,
@@ -50,7 +55,6 @@ from simulations.study.tables import (
 )
 
 REPORT = "report.html"
-BUDGETS_JSON = "budgets.json"
 ACCURACIES = {AVERAGE_ACCURACY: "Task-IL accuracy", ALL_LABELS: "Class-IL accuracy"}
 
 
@@ -88,6 +92,8 @@ def study_page(folder: Path) -> Page:
 def _study_sections(folder: Path, study: Study, results: StudyResults) -> Iterator[Section]:
     cells = results.standing
     yield Section("summary", "Summary", tuple(_summary(study, results)))
+    if study.file.epsilons and cells:
+        yield Section("budgets", "Accuracy against epsilon", tuple(_budgets(study, cells)))
     settings = [name for name in study.file.settings if any(c.setting == name for c in cells)]
     if len(settings) < 2 and cells:
         for name, blocks in _parts(study, cells, ""):
@@ -169,7 +175,7 @@ def _arms_figure(
             rows.append(Dot(study.label(arm), 100 * found.mean, width, marked, hollow))
     if not rows:
         return None
-    starts = [fmean(values) for own in zero_shots(cells).values() for values, _ in own]
+    starts = zero_shots(cells)
     return dots(
         f"{ACCURACIES[measure]} of every arm, mean and 95 % interval. Hollow: bounds and "
         f"references.{' Orange: the candidate.' * bool(study.file.candidate)}{setting}",
@@ -192,68 +198,34 @@ def _forgetting(blocks: tuple[Block, ...]) -> Iterator[Block]:
         yield block
 
 
-PANELS: dict[str, Callable[[Point], Mean | None]] = {
-    "Task-IL accuracy (%)": lambda p: p.average_accuracy,
-    "Class-IL accuracy (%)": lambda p: p.class_incremental,
-    "forgetting (points)": lambda p: p.forgetting,
-    "worst client (%)": lambda p: p.worst_client,
+PANELS = {
+    AVERAGE_ACCURACY: "Task-IL accuracy (%)",
+    ALL_LABELS: "Class-IL accuracy (%)",
+    "forgetting": "forgetting (points)",
+    "worst client": "worst client (%)",
 }
 
 
-def budgets_page(folder: Path) -> Page:
-    """Return the page of the budget study in a folder.
-
-    Raises:
-        UserError: its file cannot be read.
-    """
-    budgets = read_stored(Budgets, folder / BUDGETS_JSON, "budget study")
-    complete = budgets.finished == budgets.wanted
-    methods = list(dict.fromkeys(point.method for point in budgets.points))
-    seeds = sorted({seed for point in budgets.points for seed in point.seeds})
-    known = any(point.class_incremental is not None for point in budgets.points)
-    summary = Section("summary", "Accuracy against epsilon", tuple(_budgets(budgets, methods)))
-    tables = []
-    for number, method in enumerate(methods):
-        points = [point for point in budgets.points if point.method == method]
-        caption = f"{method} under each budget; accuracies in %"
-        told = from_markdown(budget_tables.budget_table(points, known), caption)
-        tables.append(Section(f"method-{number}", f"Method {method}", told))
-    sweep = Section("sweep", "The sweep itself", (Text(budget_tables.sweep_text(budgets.sweep)),))
-    return Page(
-        kind="Budgets",
-        title=budgets.experiment,
-        subtitle=f"Accuracy of {budgets.experiment} against the privacy budget",
-        sections=(summary, *tables, sweep),
-        state="complete" if complete else f"{budgets.finished} of {budgets.wanted} runs",
-        tone="good" if complete else "warn",
-        meta=(f"methods {', '.join(methods)}", f"seeds {', '.join(map(str, seeds))}"),
-        source=BUDGETS_JSON,
-    )
-
-
-def _budgets(budgets: Budgets, methods: Sequence[str]) -> Iterator[Block]:
-    if budgets.finished < budgets.wanted:
-        yield Notice(
-            f"{budgets.wanted - budgets.finished} of {budgets.wanted} runs have not finished; the "
-            "same command continues them."
-        )
-    if any(point.simulation_only for point in budgets.points):
+def _budgets(study: Study, cells: Sequence[CellResult]) -> Iterator[Block]:
+    """Yield measures against epsilon, drawn, and a table of each arm."""
+    if any(cell.privacy and cell.privacy.simulation_only for cell in cells):
         yield Notice("Simulation only: the noise came from a seed, so nothing is guaranteed.")
-    for text in dict.fromkeys(filter(None, map(budget_tables.spent_meaning, budgets.points))):
-        yield Text(text)
-    for name, measure in PANELS.items():
+    yield Text(plain(BUDGETS_EXPLAINED))
+    yield from (Text(text) for text in meanings(cells))
+    for measure, name in PANELS.items():
         curves, levels = [], []
-        for method in methods:
-            own = [p for p in budgets.points if p.method == method]
-            found = [(float(p.epsilon), mean) for p in own if (mean := measure(p)) is not None]
-            private = [(x, mean) for x, mean in found if math.isfinite(x)]
-            levels += [
-                (100 * mean.mean, f"{method}, no privacy")
-                for x, mean in found
-                if not math.isfinite(x)
+        for arm, own in by_arm(study, cells).items():
+            found = [
+                (epsilon, estimate(known))
+                for epsilon, under in by_epsilon(study, own).items()
+                if (known := [v for c in under if (v := MEASURES[measure](c.outcome)) is not None])
             ]
+            label = study.label(arm)
+            private = [(x, mean) for x, mean in found if math.isfinite(x)]
+            free = [mean for x, mean in found if not math.isfinite(x)]
+            levels += [(100 * mean.mean, f"{label}, no privacy") for mean in free]
             if private:
-                curves.append(_curve(method, private))
+                curves.append(_curve(label, private))
         if curves or levels:
             yield lines(
                 f"{name[0].upper()}{name[1:]} against epsilon, means with 95 % intervals.",
@@ -262,16 +234,17 @@ def _budgets(budgets: Budgets, methods: Sequence[str]) -> Iterator[Block]:
                 levels=levels,
                 budgets=True,
             )
-    known = any(point.class_incremental is not None for point in budgets.points)
-    more = budget_tables.ALL_LABELS_EXPLAINED if known else ""
-    yield Text(plain(budget_tables.EXPLANATION + more))
+    for arm, own in by_arm(study, cells).items():
+        caption = f"{study.label(arm)} under each budget; accuracies in %"
+        yield from from_markdown(budget_table(study, own), caption)
+    yield Text(sweep_text(cells))
 
 
-def _curve(method: str, private: Sequence[tuple[float, Mean]]) -> Curve:
+def _curve(label: str, private: Sequence[tuple[float, Estimate]]) -> Curve:
     means = [100 * found.mean for _, found in private]
     widths = [100 * (found.half_width or 0.0) for _, found in private]
     return Curve(
-        method,
+        label,
         tuple(x for x, _ in private),
         tuple(means),
         tuple(mean - width for mean, width in zip(means, widths, strict=True)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from rich.console import Console
 
@@ -12,13 +11,13 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml, sound_part
 from deal_core.data import TaskData, load_for_clients, open_source, partition
 from deal_core.data.identifiers import RepeatedIdentifier, alike_people, repeated_identifiers
-from deal_core.errors import UserError, at_home, choose
+from deal_core.errors import UserError, choose
 from deal_core.installed import without_collection
-from simulations.check.findings import Check, Finding, check_task_names, reading, run_checks
-from simulations.check.rows import QUICK, ROWS
 from simulations.engines.registry import ENGINES
 from simulations.output.console import print_line
 from simulations.run.experiment import find_experiment, own_folder, with_absolute_inputs
+from simulations.run.findings import Check, Finding, check_task_names, reading, run_checks
+from simulations.run.rows import QUICK, ROWS
 
 FAILED = 2
 
@@ -73,7 +72,6 @@ def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
         for problem in error.problems:
             yield Finding(problem)
     folder = own_folder(name, path)
-    yield from two_folders(experiment, folder)
     experiment = with_absolute_inputs(experiment, folder)
     if experiment.data.source == "sites":
         yield Finding('data.source = "sites": rows are read by deal site check', kind="warning")
@@ -90,7 +88,7 @@ def every_check() -> Iterator[Check]:
     yield Check(check_engine, reading("run"))
     yield Check(warn_of_privacy, reading("privacy", "data", "federation", "run", ROWS))
     with without_collection():
-        from simulations.check.expected_membership import check_membership
+        from simulations.run.data_checks import check_membership
         from simulations.run.preflight import CHECKS, METHOD, MODEL, TABLES
 
     yield from CHECKS
@@ -104,21 +102,6 @@ def check_engine(experiment: Experiment) -> None:
         UserError: unknown name.
     """
     choose("run.engine", experiment.run.engine, ENGINES)
-
-
-def two_folders(experiment: Experiment, folder: Path | None) -> Iterator[Finding]:
-    """Yield a warning where ``data.path`` is in the working directory and beside the experiment
-    file, and they are not the same."""
-    path = experiment.data.path
-    if not path or folder is None or at_home(path).is_absolute():
-        return
-    here, there = Path(path).resolve(), (folder / path).resolve()
-    if here.exists() and there.exists() and here != there:
-        yield Finding(
-            f"data.path = '{path}' is in the working directory and beside the experiment: "
-            f"{here} is used, not {there}",
-            kind="warning",
-        )
 
 
 def privacy_warnings(experiment: Experiment) -> list[str]:

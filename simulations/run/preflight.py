@@ -29,8 +29,6 @@ from deal_core.secure_sum.terms import LEAST_SITES
 from deal_core.wire.adapter_record import codec_named
 from server.plan import make_plan
 from server.tracking import check_tracker
-from simulations.check.findings import Check, reading, run_checks
-from simulations.check.rows import QUICK, ROWS
 from simulations.engines.inprocess import FAULTS
 from simulations.run.data_checks import (
     check_answers,
@@ -39,6 +37,8 @@ from simulations.run.data_checks import (
     check_lengths,
     check_text_lengths,
 )
+from simulations.run.findings import Check, reading, run_checks
+from simulations.run.rows import QUICK, ROWS
 
 
 def check_method(experiment: Experiment) -> None:

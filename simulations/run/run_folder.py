@@ -28,8 +28,6 @@ RECORD = "experiment.toml"
 
 PRECISION, AUTO = "train.precision", "auto"
 """The key whose default leaves it to the machine."""
-TASK_TABLES = frozenset({"data.files", "data.hub"})
-"""Settings that hold a table for each task."""
 
 
 def check_folder(experiment: Experiment) -> None:
@@ -130,17 +128,15 @@ def _anothers(key: str, method: str) -> bool:
 
 
 def _said(key: str, value: Value) -> Any:
-    """Return what a setting says: of a task's own columns none that is empty, which an earlier
-    version may not have had."""
-    if key not in TASK_TABLES:
+    """Return what a setting says: where the folder of a hub's task lies says nothing, as with
+    ``data.path``."""
+    if key != "data.hub":
         return value
-    return {task: _filled(own) for task, own in json.loads(str(value)).items()}
-
-
-def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a folder lies says nothing: ``data.path`` does not either."""
-    said = {key: value for key, value in table.items() if value not in ("", {}, [])}
-    return {k: v for k, v in said.items() if k != "path" or not at_home(str(v)).is_dir()}
+    tasks: dict[str, dict[str, Any]] = json.loads(str(value))
+    return {
+        task: {k: v for k, v in own.items() if k != "path" or not at_home(str(v)).is_dir()}
+        for task, own in tasks.items()
+    }
 
 
 def recorded(folder: Path) -> Experiment:
@@ -156,10 +152,6 @@ def recorded(folder: Path) -> Experiment:
 def _as_toml(experiment: Experiment) -> str:
     """Dotted keys with real lists and tables: a file that reads back as the experiment."""
     return toml_lines(leaves(experiment) | {"run.resume": False})
-
-
-FORM = 1
-"""Of the records that are written."""
 
 
 class TaskRecord(BaseModel):
@@ -178,16 +170,11 @@ class TaskRecord(BaseModel):
 
 
 class DataRecord(BaseModel):
-    """The rows of a run, task by task, as its clients have them.
-
-    Attributes:
-        form: what is hashed; 0: a version wrote it that looked at other rows than clients have.
-    """
+    """The rows of a run, task by task, as its clients have them."""
 
     model_config = ConfigDict(frozen=True)
 
     tasks: dict[str, TaskRecord]
-    form: int = 0
 
 
 def data_record(experiment: Experiment) -> DataRecord:
@@ -197,10 +184,7 @@ def data_record(experiment: Experiment) -> DataRecord:
         UserError: they cannot be read.
     """
     names = open_source(experiment.data, experiment.privacy.unit_column).task_names()
-    return DataRecord(
-        tasks={name: _record(load_for_clients(experiment, name)) for name in names},
-        form=FORM,
-    )
+    return DataRecord(tasks={name: _record(load_for_clients(experiment, name)) for name in names})
 
 
 def write_data_record(experiment: Experiment) -> None:
@@ -217,8 +201,7 @@ def write_data_record(experiment: Experiment) -> None:
 
 
 def check_data_record(experiment: Experiment, folder: Path, option: str, cure: str) -> None:
-    """Check that the rows are those that a run was started with. A run of an earlier version has
-    no record, and is believed.
+    """Check that the rows are those that a run was started with.
 
     Args:
         experiment: says where the rows are.
@@ -230,33 +213,24 @@ def check_data_record(experiment: Experiment, folder: Path, option: str, cure: s
         UserError: they are not, a line for each task; or the record cannot be read.
     """
     before = _noted(folder)
-    if before is None:
-        return
     if changed := list(_changes(before, data_record(experiment), folder)):
         raise UserError(*(f"{option}: {change}, or {cure}" for change in changed))
 
 
 def rows_of(folders: Iterable[Path]) -> dict[str, str]:
-    """Return task to the SHA-256 of its rows, of the runs of a cell; without those of an earlier
-    version, which told nothing or something else.
+    """Return task to the SHA-256 of its rows, of the runs of a cell.
 
     Raises:
         UserError: a run's record cannot be read.
     """
-    rows: dict[str, str] = {}
-    for folder in folders:
-        record = _noted(folder)
-        if record is not None and record.form == FORM:
-            rows |= {task: each.sha256 for task, each in record.tasks.items()}
-    return rows
+    records = map(_noted, folders)
+    return {task: each.sha256 for record in records for task, each in record.tasks.items()}
 
 
-def _noted(folder: Path) -> DataRecord | None:
-    """What a run has noted of its rows; None: nothing."""
+def _noted(folder: Path) -> DataRecord:
+    """What a run has noted of its rows."""
     path = RunFolder(folder).data_record
-    if not path.exists():
-        return None
-    return read_stored(DataRecord, path, "record of a run's rows", "remove it to go on")
+    return read_stored(DataRecord, path, "record of a run's rows", "start in another folder")
 
 
 def _changes(before: DataRecord, now: DataRecord, folder: Path) -> Iterator[str]:
@@ -266,7 +240,7 @@ def _changes(before: DataRecord, now: DataRecord, folder: Path) -> Iterator[str]
             f"started with {', '.join(before.tasks)}; put them back"
         )
     for task, record in now.tasks.items():
-        old = before.tasks.get(task) if before.form == now.form else None
+        old = before.tasks.get(task)
         if old is not None and old != record:
             yield (
                 f"the rows of task '{task}' are not those that the run in {folder} was started "

@@ -1,10 +1,15 @@
-"""The experiments and studies that come with the package."""
+"""What comes with the package: experiments, studies, and its own import names.
+
+The names ``client`` and ``server`` are generic: another package of that name must not run."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
+
+from deal_core.errors import UserError
 
 
 def shipped_experiments() -> dict[str, Path]:
@@ -28,3 +33,35 @@ def descriptions(files: Mapping[str, Path]) -> dict[str, str]:
         name: str(tomllib.loads(path.read_text(encoding="utf-8")).get("description", ""))
         for name, path in files.items()
     }
+
+
+PACKAGES = ("deal_core", "client", "server")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def require_own_packages(root: Path = ROOT) -> None:
+    """Check that the packages beside this one would be imported, and no others; none is imported.
+
+    Args:
+        root: the folder in which all of them lie.
+
+    Raises:
+        UserError: another one comes first, or one is missing.
+    """
+    for name in PACKAGES:
+        found = _place(name)
+        if found != root / name:
+            raise UserError(
+                f"the name '{name}' means {found or 'nothing'} here, and not {root / name}; start "
+                "deal from another folder, take that one out of PYTHONPATH, or uninstall the other "
+                "package"
+            )
+
+
+def _place(name: str) -> Path | None:
+    """Return the folder, or the file, that would be imported."""
+    spec = find_spec(name)
+    if spec is None:
+        return None
+    places = [*(spec.submodule_search_locations or ()), spec.origin or ""]
+    return Path(places[0]).resolve() if places[0] else None

@@ -11,12 +11,12 @@ from rich.console import Console
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, choose
 from server.folder import RunFolder
-from simulations.check.findings import run_checks
 from simulations.engines.interrupt import stoppable
 from simulations.engines.registry import ENGINES, Engine
 from simulations.output.console import print_line
 from simulations.run.check import every_check
 from simulations.run.experiment import Request, load_experiment
+from simulations.run.findings import run_checks
 from simulations.run.live_view import progress_view
 from simulations.run.run_folder import check_folder, claimed
 

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
-
 from server.results import Privacy, extent, rounded_up
 from simulations.output.files import DASH, head, row
-from simulations.run.epsilons import budget_setting, epsilons, named
+from simulations.run.experiment import budget_setting, epsilons, named
 from simulations.study.outcome import Outcome
 from simulations.study.results import CellResult
 from simulations.study.study_file import Study

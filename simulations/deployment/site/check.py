@@ -31,8 +31,6 @@ from deal_core.privacy.policy import (
     terms,
 )
 from deal_core.secure_sum.terms import LEAST_SITES
-from simulations.check.findings import CLEAR_COUNTS
-from simulations.check.rows import grouped
 from simulations.deployment.keys import check_secret, fingerprint_of_private_key
 from simulations.deployment.site.folder import (
     agreed_labels,
@@ -46,6 +44,8 @@ from simulations.run.check import (
     both_sides_warning,
     identifier_warning,
 )
+from simulations.run.findings import CLEAR_COUNTS
+from simulations.run.rows import grouped
 
 CONNECT_SECONDS = 10.0
 MOST_SKEW = 10.0

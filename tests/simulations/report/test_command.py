@@ -31,7 +31,6 @@ def test_each_folder_gets_the_page_of_what_lies_in_it(tmp_path: Path) -> None:
     kinds = {
         "Run": EXAMPLES / "plain",
         "Study": RESULTS / "memory",
-        "Budgets": RESULTS / "budgets",
         "Audit": RESULTS / "audit-private",
     }
     folders = [Path(shutil.copytree(path, tmp_path / kind)) for kind, path in kinds.items()]
@@ -46,12 +45,11 @@ def test_each_folder_gets_the_page_of_what_lies_in_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("", "", "no run, study, budgets or audit here"),
+        ("", "", "no run, study or audit here"),
         ("metrics.jsonl", "", "no such file"),
         ("experiment.toml", (EXAMPLES / "plain/experiment.toml").read_text(), "has not begun"),
         ("results.json", "{", "not a valid results file"),
         ("study.json", "{", "no figures of a study"),
-        ("budgets.json", "{", "no budget study"),
         ("audit.json", "{", "no audit"),
     ],
 )

@@ -20,7 +20,6 @@ KINDS = {
     "private run": EXAMPLES / "private",
     "study": RESULTS / "all-labels-medmcqa",
     "study with settings": RESULTS / "memory",
-    "budgets": RESULTS / "budgets",
     "audit": RESULTS / "audit-private",
 }
 STYLE = (HERE / "style.css").read_text(encoding="utf-8")

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from simulations.audit.tables import Audit, attack_table, membership_table
-from simulations.budgets.results import Budgets
-from simulations.budgets.tables import budget_table, sweep_text
 from simulations.output.files import TextTable, blocks
 from simulations.report.commands import write_report
 from simulations.study.results import CellResult, StudyResults
@@ -105,20 +103,6 @@ def test_only_cells_that_are_in_the_study_are_on_its_page(tmp_path: Path) -> Non
     assert [link for link in links if "cells/" in link] == ["cells/new.seed0/report.html"]
     stored(folder, results, file, [])
     assert "0 of 4 cells" in page(folder).text
-
-
-@pytest.mark.parametrize("name", ["budgets", "budgets-wiener"])
-def test_budgets_have_their_table_and_what_an_epsilon_means(name: str, tmp_path: Path) -> None:
-    folder = copied(name, tmp_path)
-    shown = page(folder)
-    budgets = Budgets.model_validate_json((folder / "budgets.json").read_text())
-    for method in {point.method for point in budgets.points}:
-        points = [point for point in budgets.points if point.method == method]
-        has(shown, list(budget_table(points, any(p.class_incremental for p in budgets.points))))
-    private = next(point for point in budgets.points if point.spent is not None)
-    assert f"Spent: epsilon at delta = {private.delta:.2g} per {private.unit}" in shown.text
-    assert "over all rounds and tasks; " in shown.text
-    assert sweep_text(budgets.sweep) in shown.text
 
 
 def test_an_audit_has_its_tables_and_its_verdict(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deal_core.errors import UserError
-from simulations.run.own_packages import PACKAGES, ROOT, require_own_packages
+from simulations.run.shipped import PACKAGES, ROOT, require_own_packages
 
 
 def test_here_they_are_our_own() -> None:

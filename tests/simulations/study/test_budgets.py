@@ -20,7 +20,9 @@ PRIVATE = Privacy(
 
 def under(setting: str, seed: int, reached: float, spent: Privacy | None = None) -> CellResult:
     found = cell("deal", seed, [[0.8, 0.3], [reached, reached]], setting)
-    return found.model_copy(update={"privacy": spent, "settings": {"": {}}})
+    return found.model_copy(
+        update={"privacy": spent, "settings": {"": {"train.precision": "float32"}}}
+    )
 
 
 CELLS = [
@@ -43,16 +45,14 @@ def test_a_row_for_every_budget_that_has_run(study: Study) -> None:
     assert list(table) == ["1", "inf (no privacy)"]
     # zero-shot is 0.2: 0.2 of 0.6, and 0.3 of 0.4
     assert table["1"][5] == "54.2 ± 264.7"
-    assert table["1"][6] == "1.0"
+    assert table["1"][6] == "1"
     assert table["inf (no privacy)"][1] == "70.0 ± 127.1"
     assert table["inf (no privacy)"][5:] == ["100.0 ± 0.0", "–"]
 
 
 def test_an_epsilon_comes_with_its_delta_unit_extent_and_trust() -> None:
     (text,) = meanings(CELLS)
-    assert text.startswith(
-        "Spent: epsilon at delta = 0.00001 per record, over all rounds and tasks"
-    )
+    assert text.startswith("Spent: epsilon at delta = 1e-05 per record, over all")
     seeded = PRIVATE.model_copy(update={"simulation_only": True})
     assert "simulation only" in meanings([under("eps-1", 0, 0.4, seeded)])[0]
 

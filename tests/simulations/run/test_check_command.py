@@ -12,12 +12,12 @@ from rich.console import Console
 from deal_core.data import Example, TaskData
 from deal_core.data.files import FilesSource
 from deal_core.errors import UserError
-from simulations.check.findings import Check, Finding, reading, run_checks
-from simulations.check.rows import grouped, odd_rows
 from simulations.run.check import check
 from simulations.run.experiment import Request, load_experiment
+from simulations.run.findings import Check, Finding, reading, run_checks
+from simulations.run.rows import grouped, odd_rows
 from simulations.run.simulate import simulate
-from tests.simulations.check.odd_inputs import ROWS, TEST, TESTS, OddInput
+from tests.simulations.run.odd_inputs import ROWS, TEST, TESTS, OddInput
 
 
 def checked(path: Path, *overrides: str, strict: bool = False) -> tuple[int, list[str]]:

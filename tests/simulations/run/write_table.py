@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from simulations.output.files import row
-from tests.simulations.check.odd_inputs import ODD_INPUTS, OddInput
+from tests.simulations.run.odd_inputs import ODD_INPUTS, OddInput
 
 ROOT = Path(__file__).parents[3]
 

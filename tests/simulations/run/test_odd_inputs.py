@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from deal_core.errors import UserError
-from simulations.check.findings import Finding
 from simulations.run.check import findings
+from simulations.run.findings import Finding
 from simulations.run.shipped import shipped_experiments
-from tests.simulations.check.odd_inputs import ODD_INPUTS, SMALL_LM, OddInput
+from tests.simulations.run.odd_inputs import ODD_INPUTS, SMALL_LM, OddInput
 
 ROOT = Path(__file__).parents[3]
 
@@ -84,7 +84,7 @@ def test_shipped_experiments_are_in_order(name: str) -> None:
 
 def test_no_shipped_experiment_has_an_odd_setting() -> None:
     from deal_core.config.file import parse_experiment, read_toml
-    from simulations.check.rows import QUICK
+    from simulations.run.rows import QUICK
 
     for name, path in shipped_experiments().items():
         experiment = parse_experiment(read_toml(path), name)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, TaskData, open_source
 from deal_core.data.files import FilesSource
 from deal_core.data.rows import folded
 from deal_core.errors import UserError
-from simulations.check.findings import (
+from simulations.run.findings import (
     Check,
     Finding,
-    check_adapter,
     check_privacy,
     check_training,
     reading,
@@ -35,7 +32,6 @@ def check_rows(experiment: Experiment) -> Iterator[Finding]:
         UserError: the source itself cannot be opened.
     """
     source = open_source(experiment.data, experiment.privacy.unit_column)
-    elsewhere = SeenElsewhere()
     for name in source.task_names():
         problems: list[UserError] = []
         try:
@@ -50,8 +46,6 @@ def check_rows(experiment: Experiment) -> Iterator[Finding]:
         yield from (Finding(text) for text in grouped(map(str, problems)))
         odd = (*odd_rows(task), *number_labels(task, experiment))
         yield from (Finding(text, kind="warning") for text in odd)
-        elsewhere.add(task)
-    yield from (Finding(text, kind="warning") for text in elsewhere.lines())
 
 
 def described(task: TaskData) -> str:
@@ -91,12 +85,11 @@ ROWS_PER_LABEL = 2
 
 
 def odd_rows(task: TaskData) -> Iterator[str]:
-    """Yield a line for every kind of oddity: rows of the test file that are in training, rows that
-    occur twice, labels that may be one, a single label, texts that say nothing, few test rows."""
+    """Yield a line for every kind of oddity: rows of the test file that are in training, texts with
+    several labels, labels that may be one, a single label, texts that say nothing, few test rows."""
     where = f"task '{task.name}'"
     for line in (
         *_in_both(task),
-        *_repeated(task),
         *_answered_twice(task),
         *_alike_labels(task),
         *_label_counts(task),
@@ -118,16 +111,6 @@ def _in_both(task: TaskData) -> Iterator[str]:
         yield (
             f"{count} of {len(task.test)} test rows have a text that is in training too; {cure}: "
             "accuracy is partly of what was seen"
-        )
-
-
-def _repeated(task: TaskData) -> Iterator[str]:
-    counts = Counter((example.text, _answer(example)) for example in task.train)
-    count = len(task.train) - len(counts)
-    if count:
-        yield (
-            f"{count} of {len(task.train)} training rows repeat an earlier one; remove them, "
-            "unless they are different records"
         )
 
 
@@ -175,9 +158,6 @@ def _empty_texts(task: TaskData) -> Iterator[str]:
                 f"{count} of {len(examples)} {split} texts have fewer than {FEW_CHARACTERS} "
                 "characters: the column is nearly empty; check text_column"
             )
-        distinct = len({example.text for example in examples})
-        if distinct == 1 < len(examples):
-            yield f"all {len(examples)} {split} texts are the same; check text_column"
 
 
 OWN_DATA = ("files", "hub")
@@ -203,44 +183,10 @@ def number_labels(task: TaskData, experiment: Experiment) -> Iterator[str]:
         )
 
 
-@dataclass(frozen=True)
-class SeenElsewhere:
-    """The rows of all tasks so far, as digests.
-
-    Attributes:
-        train, test: task to the digests of text and answer, of each row.
-    """
-
-    train: dict[str, frozenset[bytes]] = field(default_factory=dict)
-    test: dict[str, list[bytes]] = field(default_factory=dict)
-
-    def add(self, task: TaskData) -> None:
-        """Take the rows of a task."""
-        self.train[task.name] = frozenset(map(_digest, task.train))
-        self.test[task.name] = list(map(_digest, task.test))
-
-    def lines(self) -> Iterator[str]:
-        """Yield a line for each pair of tasks with such rows."""
-        for task, rows in self.test.items():
-            for other, known in self.train.items():
-                count = sum(row in known for row in rows) if other != task else 0
-                if count:
-                    yield (
-                        f"task '{task}': {count} of {len(rows)} test rows are training rows of "
-                        f"task '{other}', answers included; take them out of one side"
-                    )
-
-
-def _digest(example: Example) -> bytes:
-    answer = example.label or example.target
-    return hashlib.sha256(f"{example.text}\0{answer}".encode("utf-8", "surrogatepass")).digest()
-
-
 ROWS = "rows"
 """The fact that all rows can be read."""
 QUICK = (
     Check(check_rows, reading("data"), settles=ROWS),
     Check(check_training, reading("train", "federation", "adapter", "privacy", "method")),
-    Check(check_adapter, reading("adapter", "method")),
     Check(check_privacy, reading("privacy")),
 )

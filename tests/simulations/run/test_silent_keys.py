@@ -14,8 +14,8 @@ from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
 from simulations.api import experiment
-from simulations.check.findings import check_privacy
 from simulations.run.data_checks import check_declared
+from simulations.run.findings import check_privacy
 
 
 def parsed(*overrides: str):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deal_core.config.file import parse_experiment
-from simulations.check.findings import CLEAR_COUNTS, check_privacy
+from simulations.run.findings import CLEAR_COUNTS, check_privacy
 
 
 @pytest.mark.parametrize(
