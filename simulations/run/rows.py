@@ -85,8 +85,8 @@ ROWS_PER_LABEL = 2
 
 
 def odd_rows(task: TaskData) -> Iterator[str]:
-    """Yield a line for every kind of oddity: rows of the test file that are in training, texts with
-    several labels, labels that may be one, a single label, texts that say nothing, few test rows."""
+    """Yield a line for every kind of oddity: rows of the test file that are in training, texts of
+    several labels, labels that may be one, a single label, texts that say nothing, few tests."""
     where = f"task '{task.name}'"
     for line in (
         *_in_both(task),

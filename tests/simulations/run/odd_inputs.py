@@ -1,4 +1,4 @@
-"""Bad and odd inputs, and the line that `deal check` says of each. docs/checking.md lists them."""
+"""Bad and odd inputs, and the line that `deal check` says of each."""
 
 from __future__ import annotations
 
@@ -209,12 +209,6 @@ ODD_INPUTS = (
         warns=True,
     ),
     OddInput(
-        "rows that occur twice",
-        "5 of 85 training rows repeat an earlier one",
-        train=(*ROWS, *ROWS[:5]),
-        warns=True,
-    ),
-    OddInput(
         "a text with two labels",
         "1 training texts have several labels",
         train=(*ROWS, (ROWS[0][0], "b")),
@@ -300,7 +294,8 @@ ODD_INPUTS = (
     OddInput(
         "a prompt that does not fit",
         "its prompt has ",
-        toml=SMALL_LM + 'instruction = "' + "Answer well. " * 4000 + '"\n[federation]\nrounds = 1',
+        toml=SMALL_LM + "[federation]\nrounds = 1",
+        data='instructions.ward = "' + "Answer well. " * 4000 + '"',
     ),
     OddInput(
         "a prompt that does not fit beside the longest text",
@@ -319,12 +314,6 @@ ODD_INPUTS = (
         "train.learning_rate = 0.002 is of AdamW; the server takes plain steps",
         toml='[train]\nstep = "server"\n[aggregation]\nsecure = true\n[federation]\nclients = 3\n'
         '[adapter]\nkind = "pooled"',
-        warns=True,
-    ),
-    OddInput(
-        "a rank out of any sense",
-        "adapter.rank = 5000 is hardly low",
-        toml="[adapter]\nrank = 5000",
         warns=True,
     ),
     OddInput(
