@@ -209,8 +209,7 @@ def study(
         int, typer.Option(min=0, help="Runs at a time; 0: one per core, or per GPU.")
     ] = 0,
 ) -> None:
-    """Run a grid of methods, orders, seeds, and settings or budgets, or an experiment as one; the
-    same command continues it."""
+    """Run a grid of methods, orders, seeds, settings or budgets; the same command continues it."""
     from simulations.study.command import StudyRequest, run_study, study_folder
 
     request = StudyRequest(

@@ -1,6 +1,6 @@
 """The reference of the commands, made from the command line itself.
 
-``python -m simulations.command_reference > docs/commands.md`` writes the page anew.
+``python -m simulations.command_reference`` prints the page.
 """
 
 from __future__ import annotations
@@ -19,21 +19,19 @@ from simulations.output.files import row
 INTRODUCTION = """\
 # Commands
 
-This page is made from the command line itself; a test says when it is out of date.
+This page is made from the command line itself.
 
 `deal COMMAND --help` says the same. The exit code is 0 where a command has done what it is for,
 2 where what was typed, or a file that it names, is wrong, or a run cannot go on (one line says
-what, where, and the cure); 1 where a run of a study or of budgets has failed, an audit has refuted
+what, where, and the cure); 1 where a run of a study has failed, an audit has refuted
 a claim, or the program has a fault; 130 where it was interrupted.
-
-Made by `python -m simulations.command_reference > docs/commands.md`.
 """
 LEFT_OUT = {"help", "install_completion", "show_completion"}
 """Options that every command line of this kind has."""
 
 
 def commands_page() -> str:
-    """Return docs/commands.md."""
+    """Return the page."""
     found = list(leaves(click.Context(cli.command(), info_name="deal")))
     lines = [INTRODUCTION, "| command | does |", "|---|---|"]
     for context in found:

@@ -1,6 +1,7 @@
 """Gather the pages of the docs site: ``python docs/site/gather_pages.py FOLDER``.
 
-The pages are README.md, docs/*.md, and every file of the repository that a page links to. They
+The pages are README.md, docs/*.md, every file of the repository that a page links to, and the two
+references that are made from the program itself: of commands and of configuration. Pages
 keep their places, so links hold as they are written; zensical checks those between pages, and this
 program those to other files. Equations become MathML: browsers show it without a script.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,11 @@ from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
+REFERENCES = {
+    "docs/commands.md": "simulations.command_reference",
+    "docs/configuration.md": "simulations.output.configuration",
+}
+"""Page to the module that prints it."""
 EQUATION = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DELIMITERS = {
     **{r"\lVert": "‖", r"\rVert": "‖", r"\lvert": "|", r"\rvert": "|"},
@@ -96,8 +103,12 @@ def gather(root: Path, folder: Path) -> int:
             copy.write_text(with_mathml(file.read_text(encoding="utf-8")), encoding="utf-8")
         else:
             shutil.copyfile(file, copy)
+    for name, module in REFERENCES.items():
+        words = [sys.executable, "-m", module]
+        made = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
+        (pages / name).write_text(made.stdout, encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name("zensical.toml"), folder / "zensical.toml")
-    return len(files)
+    return len(files) + len(REFERENCES)
 
 
 if __name__ == "__main__":

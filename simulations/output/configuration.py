@@ -1,6 +1,6 @@
 """The configuration reference, made from the models that check the files.
 
-``python -m simulations.output.configuration > docs/configuration.md`` writes the page anew.
+``python -m simulations.output.configuration`` prints the page.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from simulations.output.files import row, toml_value
 INTRODUCTION = """\
 # Configuration
 
-This page is made from the models that check the files; a test says when it is out of date.
+This page is made from the models that check the files.
 
 *Default* is the value of a key that is left out; a dash means that the key must be there. An
 unknown key, a wrong type or a value out of range is one line with the nearest known key, and
@@ -34,8 +34,6 @@ nothing has started.
 * [Experiment](#experiment): the same keys in an experiment file and with `--set table.key=value`;
   Flower's run config has the experiment as one JSON value.
 * [site.toml](#sitetoml): what an institution decides. No experiment and no message changes it.
-
-Made by `python -m simulations.output.configuration > docs/configuration.md`.
 """
 KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 BOUNDS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}"}
@@ -66,7 +64,7 @@ def plain_markdown(text: str) -> str:
 
 
 def configuration_page() -> str:
-    """Return ``docs/configuration.md``: every key of an experiment and of ``site.toml``."""
+    """Return the page: every key of an experiment and of ``site.toml``."""
     lines = [
         INTRODUCTION,
         "## Experiment\n",

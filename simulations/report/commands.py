@@ -116,9 +116,7 @@ def page_of(folder: Path) -> Page:
             return page(folder)
     if is_run(folder):
         return run_page(read_run(folder))
-    raise UserError(
-        f"{folder}: no run, study or audit here; name the folder that --out named"
-    )
+    raise UserError(f"{folder}: no run, study or audit here; name the folder that --out named")
 
 
 def report_after(folder: Path, console: Console) -> None:

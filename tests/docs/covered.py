@@ -52,16 +52,11 @@ SLOW = {
     "deal simulate quickstart-llm": f"{STREAM} {ALONE}",
     "deal simulate my.toml --out runs/mine --resume": "",
     "deal simulate my.toml --set privacy.mechanism=record --set privacy.unit_column=patient_id": "",
-    "deal study medmcqa --seeds 0 --arms deal,lwf": f"{SMALL} --jobs 1",
-    "deal study medmcqa --report": SMALL,
+    "deal study medmcqa --only 'deal.*,lwf.*'": f"{SMALL} --seeds 0 --jobs 1",
+    "deal study private --epsilon 1,8,inf": f"{SMALL} --seeds 0 --epsilon 8 --jobs 1",
     "deal audit private-site --epsilon 8": AUDIT,
     "deal audit private-site --client 2 --canaries 4000 --repetitions 12 --text-canaries 0": AUDIT,
     "deal audit private --set federation.rounds=2": AUDIT,
-    "deal budgets private-site --audit runs/audit-private-site": (
-        f"{SMALL} --epsilon 8 --seeds 0 --jobs 1"
-    ),
-    "deal budgets quickstart --method deal,lwf": f"{SMALL} --epsilon 8 --seeds 0 --jobs 1",
-    "deal budgets quickstart --report": f"{SMALL} --epsilon 8 --seeds 0 --method deal,lwf",
 }
 """Command to what makes it small: run one after another in one folder, marked slow."""
 
@@ -119,8 +114,6 @@ PARSED = {
     "deal status --dir /srv/deal": DEPLOYMENT,
     "deal stop RUN --dir /srv/deal": DEPLOYMENT,
     "deal study medmcqa": HOURS,
-    "deal budgets private --without-privacy quickstart": HOURS,
-    "deal budgets private --epsilon 1,2,4,8,inf --seeds 0,1,2 --without-privacy quickstart": HOURS,
     "deal audit private-site": HOURS,
     "deal audit private-site --epsilon 1,8,inf": HOURS,
     "deal study clinc10 --set data.path=FOLDER": BENCHMARK,

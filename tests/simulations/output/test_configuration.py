@@ -1,9 +1,8 @@
-"""The configuration reference is up to date, and says something of every key."""
+"""The configuration reference says something of every key."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -27,7 +26,8 @@ from deal_core.protection import MECHANISMS
 from deal_core.wire.codec import CODECS
 from simulations.output.configuration import attribute_docstrings, configuration_page
 
-PAGE = Path(__file__).parents[3] / "docs/configuration.md"
+LARGEST = 125
+"""Keys of an experiment. A key costs a row and a column in every table: it comes in the place of one."""
 
 
 def tables_of(model: type[Table]) -> Iterator[type[Table]]:
@@ -39,12 +39,6 @@ def tables_of(model: type[Table]) -> Iterator[type[Table]]:
                 yield from tables_of(kind)
 
 
-def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == configuration_page(), (
-        "run: python -m simulations.output.configuration > docs/configuration.md"
-    )
-
-
 def test_every_key_of_an_experiment_is_there() -> None:
     section = configuration_page().split("## Experiment\n")[1].split("\n## site.toml")[0]
     keys, table = set(), ""
@@ -54,6 +48,7 @@ def test_every_key_of_an_experiment_is_there() -> None:
         elif line.startswith("| `"):
             keys.add(table + line.split("`")[1])
     assert {key for key in keys if ".TASK." not in key} == set(flatten(Experiment()))
+    assert len(flatten(Experiment())) <= LARGEST
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from simulations.output.console import FIGURES
     ("words", "own"),
     [
         (("study", "tuning"), "study.json"),
-        (("budgets", "private"), "budgets.json"),
         (("audit", "private"), "audit.json"),
     ],
 )

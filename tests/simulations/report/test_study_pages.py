@@ -7,8 +7,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pytest
-
 from simulations.audit.tables import Audit, attack_table, membership_table
 from simulations.output.files import TextTable, blocks
 from simulations.report.commands import write_report
