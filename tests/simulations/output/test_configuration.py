@@ -27,7 +27,7 @@ from deal_core.wire.codec import CODECS
 from simulations.output.configuration import attribute_docstrings, configuration_page
 
 LARGEST = 125
-"""Keys of an experiment. A key costs a row and a column in every table: it comes in the place of one."""
+"""Keys of an experiment: each costs a row in every table of what goes with what."""
 
 
 def tables_of(model: type[Table]) -> Iterator[type[Table]]:
