@@ -49,12 +49,10 @@ class PartitionConfig(Table):
     """How one data set is divided among simulated clients."""
 
     kind: str = "dirichlet"
-    """``iid``, ``dirichlet``, ``pathological``, ``quantity`` or ``column``."""
+    """``iid``, ``dirichlet``, ``quantity`` or ``column``."""
     alpha: float = Field(0.5, gt=0)
     """Dirichlet concentration over labels, or (quantity) over clients' sizes: small is skewed,
     large is uniform."""
-    labels_per_client: int = Field(2, ge=1)
-    """Labels that each client holds (pathological)."""
     column: str = ""
     """The column whose values name the client (column); more values than clients take turns."""
 

@@ -134,36 +134,6 @@ def _dirichlet(task: TaskData, config: PartitionConfig, clients: int, seed: int)
     raise AssertionError("a draw without a minimum always stands")
 
 
-def _pathological(task: TaskData, config: PartitionConfig, clients: int, seed: int) -> Owners:
-    """Return positions by client: shuffled labels dealt in turn, a label's holders share evenly.
-
-    Own dealing, because the library's leaves out the labels that no client drew.
-
-    Raises:
-        UserError: so few labels a client leave some label without a holder.
-    """
-    indices = by_label(task.train)
-    held = min(config.labels_per_client, len(indices))
-    if clients * held < len(indices):
-        raise UserError(
-            f"task '{task.name}': {clients} clients with {held} labels each cannot hold "
-            f"{len(indices)} labels; set data.partition.labels_per_client to "
-            f"{-(-len(indices) // clients)} or more"
-        )
-    rng = random.Random(seed)
-    labels = list(indices)
-    rng.shuffle(labels)
-    holders: dict[str, list[int]] = {label: [] for label in labels}
-    for turn in range(clients * held):
-        holders[labels[turn % len(labels)]].append(turn // held)
-    owners: Owners = [[] for _ in range(clients)]
-    for label, among in holders.items():
-        rng.shuffle(indices[label])
-        for position, client in enumerate(among):
-            owners[client] += indices[label][position :: len(among)]
-    return owners
-
-
 def _quantity(task: TaskData, config: PartitionConfig, clients: int, seed: int) -> Owners:
     """Return positions by client: a shuffled task cut into parts whose sizes are a draw from
     Dirichlet(alpha), none of them empty; labels are alike."""
@@ -240,7 +210,6 @@ PARTITIONERS: Mapping[str, Partitioner] = MappingProxyType(
     {
         "iid": _iid,
         "dirichlet": _dirichlet,
-        "pathological": _pathological,
         "quantity": _quantity,
         "column": _column,
     }

@@ -69,7 +69,7 @@ def test_a_site_leaves_such_a_row_out(folder):
     assert task.left_out == 1
 
 
-@pytest.mark.parametrize("kind", ["iid", "dirichlet", "quantity", "pathological"])
+@pytest.mark.parametrize("kind", ["iid", "dirichlet", "quantity"])
 def test_every_example_gets_one_owner_without_labels(kind):
     examples = tuple(Example(f"text {n}", "", target=f"answer {n}") for n in range(40))
     task = TaskData("write", (), examples, examples[:20])

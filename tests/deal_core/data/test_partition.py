@@ -58,7 +58,7 @@ def test_every_example_goes_to_exactly_one_client(
     kind: str, counts: list[int], clients: int, alpha: float, seed: int
 ) -> None:
     task = make_task([count + 8 for count in counts], counts)
-    config = PartitionConfig(kind=kind, alpha=alpha, labels_per_client=6)
+    config = PartitionConfig(kind=kind, alpha=alpha)
     parts = partition(task, config, clients, seed)
     assert len(parts) == clients
     assert Counter(e for part in parts for e in part.train) == Counter(task.train)
@@ -67,7 +67,7 @@ def test_every_example_goes_to_exactly_one_client(
     assert parts == partition(task, config, clients, seed)
 
 
-@pytest.mark.parametrize("kind", ["iid", "dirichlet", "pathological"])
+@pytest.mark.parametrize("kind", ["iid", "dirichlet"])
 @given(
     counts=st.lists(st.integers(0, 40), min_size=2, max_size=5),
     clients=st.integers(1, 6),
@@ -78,7 +78,7 @@ def test_test_labels_follow_the_training_labels(
     kind: str, counts: list[int], clients: int, seed: int
 ) -> None:
     task = make_task([30] * len(counts), counts)
-    config = PartitionConfig(kind=kind, labels_per_client=5)
+    config = PartitionConfig(kind=kind)
     for part in partition(task, config, clients, seed):
         train = Counter(example.label for example in part.train)
         test = Counter(example.label for example in part.test)
@@ -113,20 +113,6 @@ def test_dirichlet_with_extreme_skew_leaves_clients_without_examples() -> None:
     parts = partition(make_task([50], [10]), PartitionConfig(alpha=1e-4), 5, 0)
     assert sorted(len(part.train) for part in parts) == [0, 0, 0, 0, 50]
     assert sorted(len(part.test) for part in parts) == [0, 0, 0, 0, 10]
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_pathological_clients_hold_exactly_so_many_labels(seed: int) -> None:
-    task = make_task([40] * 6, [4] * 6)
-    parts = partition(task, PartitionConfig(kind="pathological", labels_per_client=2), 4, seed)
-    assert [len({e.label for e in part.train}) for part in parts] == [2] * 4
-    assert all({e.label for e in p.test} <= {e.label for e in p.train} for p in parts)
-
-
-def test_pathological_that_would_lose_labels_is_an_error() -> None:
-    config = PartitionConfig(kind="pathological", labels_per_client=1)
-    with pytest.raises(UserError, match=r"set data\.partition\.labels_per_client to 3 or more"):
-        partition(make_task([9] * 5, [2] * 5), config, 2, 0)
 
 
 def test_quantity_differs_in_size_and_not_in_labels() -> None:
@@ -181,11 +167,11 @@ def test_more_clients_than_examples_is_an_error(kind: str) -> None:
 
 
 def test_unknown_kind_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match="known: column, dirichlet, iid, pathological"):
+    with pytest.raises(UserError, match="known: column, dirichlet, iid, quantity"):
         partition(make_task([4], [4]), PartitionConfig(kind="dirichlett"), 2, 0)
 
 
-@pytest.mark.parametrize("kind", ["iid", "dirichlet", "pathological"])
+@pytest.mark.parametrize("kind", ["iid", "dirichlet"])
 def test_seed_and_task_name_change_the_division(kind: str) -> None:
     config = PartitionConfig(kind=kind)
 

@@ -33,7 +33,7 @@ TASKS = ("laboratory", "surgery")
 SIZES = ("federation.clients=4", "federation.rounds=1", "data.max_train=64", "data.max_test=4")
 EXACT = (*SIZES, "train.precision=float32")
 SPLITS = {
-    "a label each": ("data.partition.kind=pathological", "data.partition.labels_per_client=1"),
+    "few labels": ("data.partition.kind=dirichlet", "data.partition.alpha=0.05"),
     "by size": ("data.partition.kind=quantity", "data.partition.alpha=0.3"),
 }
 PROTOTYPE = PrototypeConfig()
