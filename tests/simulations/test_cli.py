@@ -14,6 +14,7 @@ import pytest
 
 from server.folder import RunFolder
 from simulations import cli
+from simulations.run.shipped import shipped_experiments, shipped_studies
 from tests.forked import Forker, Process
 
 Call = Callable[..., tuple[int, str, str]]
@@ -90,42 +91,9 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
     code, out, _ = deal("ls")
     assert code == 0
     commands = [line.split()[:3] for line in out.splitlines()]
-    orders = [f"cl-order{number}" for number in range(1, 7)]
-    experiments = [
-        *orders,
-        "clinc10",
-        "frugal",
-        "per-client",
-        "private",
-        "private-llm",
-        "private-site",
-        "private-sums",
-    ]
-    experiments += ["quickstart", "quickstart-llm", "trace"]
-    asked = ["cl15-core", "clinc10", "many-clients", "medmcqa", "quantity", "skew"]
-    studies = [
-        "ablation",
-        *(f"all-labels-{what}" for what in asked),
-        "cl15-core",
-        "clinc10",
-        "compression-15-tasks",
-        "compression-cl15-core",
-        "compression-clinc10",
-        "data-budget",
-        "medmcqa",
-        "memory",
-        "own-orders-cl15-core",
-        "own-orders-clinc10",
-        "own-orders-medmcqa",
-        "own-paces-medmcqa",
-        "returning-tasks-medmcqa",
-        "standard-cl-llm",
-        "standard-cl-llm-writing",
-        "tuning",
-    ]
     assert commands == [
-        *(["deal", "simulate", name] for name in experiments),
-        *(["deal", "study", name] for name in studies),
+        *(["deal", "simulate", name] for name in shipped_experiments()),
+        *(["deal", "study", name] for name in shipped_studies()),
     ]
     assert "Hospitals learn together" in out
 
@@ -288,22 +256,14 @@ def test_a_client_without_data_is_one_line(fork: Forker, tmp_path: Path) -> None
 def test_mistakes_in_a_study(deal: Call, tmp_path: Path) -> None:
     assert "did you mean 'medmcqa'" in refused(deal("study", "medmqca"))
     assert "mine.toml: no such file" in refused(deal("study", "mine.toml"))
-    assert "no seed 9" in refused(deal("study", "medmcqa", "--seeds", "9"))
     assert "write whole numbers" in refused(deal("study", "medmcqa", "--seeds", "x"))
-    assert "unknown arm 'dael'" in refused(deal("study", "medmcqa", "--arms", "dael"))
+    assert "--only dael: no cell has" in refused(deal("study", "medmcqa", "--only", "dael"))
     assert "unknown key 'adapter.rnk'" in refused(
         deal("study", "medmcqa", "--set", "adapter.rnk=1")
     )
     assert "needs data.path" in refused(deal("study", "clinc10"))
     assert "needs data.path" in refused(deal("study", "tuning"))
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_study_of_which_nothing_has_run_yet_has_empty_tables(deal: Call, tmp_path: Path) -> None:
-    code, out, _ = deal("study", "medmcqa", "--report")
-    assert code == 0
-    assert "study.md" in out
-    assert "0 of 47 cells done" in (tmp_path / "runs/study-medmcqa/study.md").read_text()
 
 
 @pytest.mark.parametrize(
