@@ -19,7 +19,7 @@ made well-posed.
 Other than there, because it is federated:
 
 * Only factors travel. The server makes the factors that a task begins with, from MLPs that are
-  drawn from ``method.deal_reference.seed``, the same in every task; clients draw the same ones.
+  drawn from a seed, the same in every task; clients draw the same ones.
 * Averaged factors are the factors of no gate and MLP. A client goes on with its own, which it
   keeps on its disk, and holds the difference fixed in a round: ``received + map(now) - map(as the
   round began)``. With one client there is no difference. What a client keeps does not grow with
@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from deal_core.baselines.sequential import HeldStart
 from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import DealReferenceConfig, MethodConfig
+from deal_core.config.method import MethodConfig
 from deal_core.deal.interface import LocalTask, RoundState, Tensors
 from deal_core.deal.objective import plain
 from deal_core.lora.adapter import Adapter, fingerprint, is_nonzero
@@ -61,10 +61,29 @@ NARROWEST, WIDEST = 128, 512
 
 
 @dataclass(frozen=True)
+class Constants:
+    """Of the authors' second code release.
+
+    Attributes:
+        kernels: heat kernels of a gate.
+        lambda1, a: weight and power of the sum over what the gates learn.
+        lambda2, b: weight and power of the sum over what the MLPs learn.
+        seed: draws the MLPs that a task begins with, at the server and at every client.
+    """
+
+    kernels: int = 4
+    lambda1: float = 0.01
+    lambda2: float = 0.001
+    a: float = 5.0
+    b: float = 2.0
+    seed: int = 42
+
+
+@dataclass(frozen=True)
 class DealReference(HeldStart):
     """Attributes: the kernels, penalties and draw of ``config``."""
 
-    config: DealReferenceConfig
+    config: Constants = Constants()
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Hold the factors as they are; the current ones are what fresh maps make of them."""
@@ -97,7 +116,7 @@ class DealReference(HeldStart):
         return penalty(maps, self.config)
 
 
-def fresh_maps(start: Adapter, config: DealReferenceConfig) -> Mapping[str, FactorMap]:
+def fresh_maps(start: Adapter, config: Constants) -> Mapping[str, FactorMap]:
     """Return the map of each factor as a task begins, by the factor's key
     (:func:`~deal_core.lora.attach.named`); on the CPU, so that server and clients make
     the same."""
@@ -107,7 +126,7 @@ def fresh_maps(start: Adapter, config: DealReferenceConfig) -> Mapping[str, Fact
     }
 
 
-def penalty(maps: Sequence[FactorMap], config: DealReferenceConfig) -> Tensor:
+def penalty(maps: Sequence[FactorMap], config: Constants) -> Tensor:
     """Return ``lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b`` over all maps, all entries."""
     retaining = [t.abs().pow(config.a).sum() for m in maps for t in m.retaining()]
     updating = [t.abs().pow(config.b).sum() for m in maps for t in m.updating()]
@@ -117,7 +136,7 @@ def penalty(maps: Sequence[FactorMap], config: DealReferenceConfig) -> Tensor:
 
 def make_deal_reference(method: MethodConfig, adapter: AdapterConfig) -> DealReference:
     """Build from the experiment."""
-    return DealReference(adapter, method.deal_reference)
+    return DealReference(adapter)
 
 
 @dataclass(frozen=True)

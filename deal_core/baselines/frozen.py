@@ -85,6 +85,12 @@ def make_prototype(method: MethodConfig, adapter: AdapterConfig) -> Frozen:
     return Frozen(adapter, (Phase(LEARN, 0, statistics=class_statistics(method.prototype)),))
 
 
+ROUNDS = 30
+"""Of exact gradients per task (linear-probe), after the one in which the sums are taken."""
+RIDGE = 3e-4
+"""Weight of half the squared norm of weights and biases beside the mean cross-entropy."""
+
+
 def moment_shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
     """Name to shape of what a client sends once: of a symmetric moment the upper triangle."""
     return {COUNT: (labels,), MOMENT: ((size + 1) * (size + 2) // 2,)}
@@ -228,14 +234,20 @@ class LinearProbe(Frozen):
         return replace(state, heads=heads)
 
 
-def make_linear_probe(method: MethodConfig, adapter: AdapterConfig) -> LinearProbe:
-    """Build from the experiment."""
-    config = method.linear_probe
-    layers = config.layers
+def linear_probe(
+    adapter: AdapterConfig, rounds: int = ROUNDS, ridge: float = RIDGE, layers: int = 1
+) -> LinearProbe:
+    """Return the method with so many rounds of exact gradients a task, on embeddings of so many of
+    the model's last layers."""
     once = ExactSums(moment_shapes, collect_moment, check_moment)
     first = Statistics(absorb_moment, True, layers, exact=once)
-    absorb = partial(absorb_gradient, ridge=config.ridge)
+    absorb = partial(absorb_gradient, ridge=ridge)
     further = Statistics(absorb, False, layers, exact=ExactSums(shapes, collect, check))
     learn = Phase(LEARN, 0, statistics=first)
-    probe = Phase("probe", config.rounds, statistics=further)
+    probe = Phase("probe", rounds, statistics=further)
     return LinearProbe(adapter, (learn, probe))
+
+
+def make_linear_probe(method: MethodConfig, adapter: AdapterConfig) -> LinearProbe:
+    """Build from the experiment."""
+    return linear_probe(adapter)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deal_core.baselines.sequential import Sequential
 from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import MethodConfig, ReplayConfig
+from deal_core.config.method import MethodConfig
 from deal_core.data.source import rounded_up
 from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory
 from deal_core.deal.objective import Placed, losses_by_task, plain
@@ -32,12 +32,17 @@ from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.loop import Objective
 
+SHARE = 0.1
+"""Of a client's examples of every earlier task that it keeps, rounded up."""
+
 
 @dataclass(frozen=True)
 class Replay(Sequential):
-    """Attributes: ``config``: what is kept, and its weight."""
+    """Attributes: ``share``: of earlier examples that is kept; ``weight``: of an old example's loss
+    beside that of a new one."""
 
-    config: ReplayConfig
+    share: float = SHARE
+    weight: float = 1.0
 
     def objective(
         self,
@@ -50,9 +55,9 @@ class Replay(Sequential):
         """Return ``CE(new) + weight * CE(old)``; plain in the first task, or where nothing is
         kept."""
         learning = plain(model, task, data)
-        if task.past is None or self.config.weight == 0:
+        if task.past is None or self.weight == 0:
             return learning
-        old = kept_examples(task.past, self.config.share)
+        old = kept_examples(task.past, self.share)
         if not old:
             return learning
         # Other partners in every round, also where what is learnt goes into the residual.
@@ -60,7 +65,7 @@ class Replay(Sequential):
         generator = seeded("replay", *map(fingerprint, moved))
         partners = paired(old, len(data), generator)
         labels = [share().labels for share in task.past.shares]
-        return Replayed(model, learning, labels, partners, self.config.weight)
+        return Replayed(model, learning, labels, partners, self.weight)
 
 
 @dataclass(frozen=True)
@@ -109,4 +114,4 @@ def paired(old: Sequence[Placed], count: int, generator: torch.Generator) -> lis
 
 def make_replay(method: MethodConfig, adapter: AdapterConfig) -> Replay:
     """Build from the experiment."""
-    return Replay(adapter, method.replay)
+    return Replay(adapter)

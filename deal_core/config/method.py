@@ -14,9 +14,6 @@ disks, and learn from it: more than a request and the task at hand."""
 READ_BY = {
     "ewc": ("ewc",),
     "olora": ("olora",),
-    "replay": ("replay",),
-    "deal_reference": ("deal-reference",),
-    "linear_probe": ("linear-probe",),
     "prototype": ("prototype", "deal"),
 }
 """Table of settings to the methods that read it; one that is not named here is for all."""
@@ -105,15 +102,6 @@ class OLoraConfig(Table):
     """Of ``||A_earlier A^T||_F^2``, summed over layers."""
 
 
-class ReplayConfig(Table):
-    """Examples of earlier tasks that a client keeps and trains on again (replay): not private."""
-
-    share: float = Field(0.1, ge=0, le=1)
-    """Of the client's examples of every earlier task, rounded up; 1: all."""
-    weight: float = Field(1.0, ge=0)
-    """Of an old example's loss beside that of a new one."""
-
-
 class PrototypeConfig(Table):
     """Labels answered by class means of the frozen model's embeddings (prototype; deal, where
     enabled)."""
@@ -143,39 +131,6 @@ class PrototypeConfig(Table):
     """A label's name counts as so many records of it, for each standard deviation of the noise."""
 
 
-class LinearProbeConfig(Table):
-    """Softmax regression for each task on the frozen model's embeddings (linear-probe)."""
-
-    layers: int = Field(1, ge=1)
-    """Of how many of the model's last layers embeddings are made, as for ``method.prototype``."""
-    rounds: int = Field(30, ge=1)
-    """Rounds of exact gradients per task, after the one in which the sums are taken."""
-    ridge: float = Field(3e-4, gt=0)
-    """Weight of half the squared norm of weights and biases beside the mean cross-entropy."""
-
-
-class DealReferenceConfig(Table):
-    """The paper's method as its authors' second code release reads it (deal-reference)."""
-
-    kernels: int = Field(4, ge=2)
-    """Heat kernels of a gate."""
-    lambda1: float = Field(0.01, ge=0)
-    """Of the power sum over what the gates learn."""
-    lambda2: float = Field(0.001, ge=0)
-    """Of the power sum over what the MLPs learn."""
-    a: float = 5.0
-    """Power of the first sum."""
-    b: float = Field(2.0, ge=1)
-    """Power of the second sum, at most ``a``."""
-    seed: int = Field(42, ge=0)
-    """Draws the MLPs that a task begins with, at the server and at every client."""
-
-    @model_validator(mode="after")
-    def _higher_order_on_the_gates(self) -> Self:
-        _require_higher(self.a, self.b)
-        return self
-
-
 class MethodConfig(Table):
     """The continual-learning method."""
 
@@ -190,7 +145,4 @@ class MethodConfig(Table):
     distillation: DistillationConfig = DistillationConfig()
     ewc: EwcConfig = EwcConfig()
     olora: OLoraConfig = OLoraConfig()
-    replay: ReplayConfig = ReplayConfig()
-    deal_reference: DealReferenceConfig = DealReferenceConfig()
     prototype: PrototypeConfig = PrototypeConfig()
-    linear_probe: LinearProbeConfig = LinearProbeConfig()

@@ -7,9 +7,17 @@ import pytest
 import torch
 
 from client.state import RoundStore
-from deal_core.baselines.deal_reference import Mapped, flat, fresh_map, fresh_maps, penalty
+from deal_core.baselines.deal_reference import (
+    Constants,
+    DealReference,
+    Mapped,
+    flat,
+    fresh_map,
+    fresh_maps,
+    penalty,
+)
 from deal_core.config.experiment import AdapterConfig, TrainConfig
-from deal_core.config.method import DealReferenceConfig, MethodConfig
+from deal_core.config.method import MethodConfig
 from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.lora.attach import factors_in, lora_layers, named, read
@@ -31,8 +39,7 @@ CPU = torch.device("cpu")
 
 
 def made(**keys: float):
-    method = MethodConfig.model_validate({"name": "deal-reference", "deal_reference": keys})
-    return make_method(method, AdapterConfig())
+    return DealReference(AdapterConfig(), Constants(**keys))
 
 
 def spread(shapes, seed: int) -> Adapter:
@@ -94,8 +101,8 @@ def test_server_and_clients_make_the_same_start(minilm, begun):
     maps = objective(minilm, begun).maps
     for key, factor in named(begun.current, CPU).items():
         torch.testing.assert_close(maps[key].factor(), factor, rtol=1e-5, atol=1e-7)
-    again = fresh_maps(start_of(begun).current, DealReferenceConfig())
-    other = fresh_maps(start_of(begun).current, DealReferenceConfig(seed=43))
+    again = fresh_maps(start_of(begun).current, Constants())
+    other = fresh_maps(start_of(begun).current, Constants(seed=43))
     key = next(iter(maps))
     assert torch.equal(again[key].factor(), maps[key].factor())
     assert not torch.equal(other[key].factor(), maps[key].factor())
@@ -104,7 +111,7 @@ def test_server_and_clients_make_the_same_start(minilm, begun):
 @pytest.mark.parametrize("powers", [(5.0, 2.0), (10.0, 2.0), (3.0, 1.5)])
 def test_the_penalty_and_its_gradient_are_the_formula(powers):
     a, b = powers
-    config = DealReferenceConfig(lambda1=0.3, lambda2=0.2, a=a, b=b)
+    config = Constants(lambda1=0.3, lambda2=0.2, a=a, b=b)
     generator = seeded("penalty")
     starts = [torch.randn(shape, generator=generator) for shape in ((4, 30), (20, 4))]
     maps = [fresh_map(start, 4, generator).at({}, CPU) for start in starts]

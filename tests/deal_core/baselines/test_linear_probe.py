@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from deal_core.baselines import frozen as probe
+from deal_core.config.experiment import AdapterConfig
 from tests.deal_core.deal.sums import (
     LABELS,
     SIZE,
@@ -40,7 +41,7 @@ def central_optimum(x: Tensor, y: Tensor, ridge: float) -> Tensor:
 
 def probed(how: str, rounds: int, ridge: float) -> Tensor:
     x, y = data(6)
-    method = method_with(name="linear-probe", linear_probe={"ridge": ridge, "rounds": rounds})
+    method = probe.linear_probe(AdapterConfig(), rounds, ridge)
     tasks = {"skin": divided(x, y, how)}
     state = one_round(start(), statistics_in(method, "learn"), tasks)
     for _ in range(rounds):

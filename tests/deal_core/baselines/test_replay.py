@@ -53,10 +53,9 @@ def old_shares(minilm) -> list[TaskDataset]:
 
 
 def objective(minilm, state, shares, **settings):
-    method = MethodConfig.model_validate({"name": "replay", "replay": settings})
     task = LocalTask(LABELS, (FIRST, SECOND), past(shares))
     data = minilm.encode(DATA, LABELS)
-    built = make_method(method, AdapterConfig())
+    built = Replay(AdapterConfig(), **settings)
     return built.objective(minilm, state, task, data, Cache()), data
 
 

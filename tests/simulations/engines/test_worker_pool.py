@@ -133,7 +133,7 @@ def test_a_closed_pool_starts_nothing_more():
 
 KINDS = {
     "int8": ('wire.dtype="int8"', "method.prototype.enabled=on"),
-    "sums": ("method.name=linear-probe", "method.linear_probe.rounds=3"),
+    "sums": ("method.name=linear-probe",),
     "secure": ("aggregation.secure=true", "method.prototype.enabled=off"),
     "private": IN_SUM,
 }

@@ -24,7 +24,6 @@ pytestmark = pytest.mark.usefixtures("one_model")
 QUIET = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
 RUNS = {
     **{name: (f"method.name={name}",) for name in METHODS},
-    "linear-probe": ("method.name=linear-probe", "method.linear_probe.rounds=3"),
     "prototype": ("method.name=prototype", *QUIET),
     "deal with prototypes": ("method.name=deal", "method.prototype.enabled=auto", *QUIET),
 }

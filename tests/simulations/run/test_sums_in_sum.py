@@ -86,7 +86,6 @@ def test_in_a_phase_of_statistics_nothing_leaves_but_masked_vectors(
     asked = (
         f"method.name={method}",
         "method.prototype.enabled=on",
-        "method.linear_probe.rounds=1",
         f"aggregation.secure={secure}",
         f'data.public_path="{public_file(tmp_path)}"',
         "method.prototype.directions=4",
