@@ -29,17 +29,11 @@ class RetentionConfig(Table):
     """Compression of all earlier tasks into the retained adapter (deal)."""
 
     enabled: bool = True
-    """False: every task keeps training the same adapter, and nothing is compressed. The keys
-    below then have no effect."""
+    """False: every task keeps training the same adapter, and nothing is compressed."""
     filter: str = "svd"
     """What is kept of the singular values of all that was learnt, at the end of every task: ``svd``
     (the largest, as they are; nothing measured beats it) or ``wavelet`` (heat kernels over the
     spectrum: values near the noise floor shrink, those below it vanish)."""
-    kernels: int = Field(16, ge=2)
-    """Heat kernels of ``wavelet`` over a layer's spectrum, centred at its quantiles."""
-    width: float = Field(0.5, gt=0)
-    """Width of a kernel in units of ``S_1 / kernels``: towards 0 each singular value has the
-    gain of its nearest centre, towards infinity all have the mean gain."""
 
 
 class UpdateConfig(Table):
@@ -73,9 +67,6 @@ class DistillationConfig(Table):
     future_weight: float = Field(0.25, ge=0)
     """Weight of what future tasks will choose between (deal): the experiment names their labels,
     and what the model can do without training is kept as well, from the first task on. 0: off."""
-    temperature: float = Field(2.0, gt=0)
-    """Divides the logits of teacher and student: large makes their answers alike, and small ones
-    count more."""
     softmax: Literal["per-task", "joint"] = "per-task"
     """What the teacher chooses between: the labels of each task, as they are told apart when that
     task is tested (the mean over tasks), or of all earlier ones, and of all future ones, at once. A
@@ -137,9 +128,6 @@ class MethodConfig(Table):
     name: str = "deal"
     """``deal``, or a baseline: ``sequential``, ``lwf``, ``ewc``, ``olora``, ``slao``, ``replay``,
     ``deal-reference``; without training, ``prototype``, ``linear-probe``."""
-    orthogonal_init: bool = True
-    """A task's new adapter starts outside of the retained directions; false: in directions
-    drawn without regard to them (deal with retention; the first task is the same)."""
     retention: RetentionConfig = RetentionConfig()
     update: UpdateConfig = UpdateConfig()
     distillation: DistillationConfig = DistillationConfig()

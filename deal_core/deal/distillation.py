@@ -71,7 +71,7 @@ def distilled(
         "teacher", basis, lambda: make_teacher(model, data, task.labels, spaces, task.protected)
     )
     weights = [weight for _, weight in choices] if model.has_label_logits else [config.weight]
-    return Distilled(model, task.labels, spaces, weights, data, teacher, config.temperature)
+    return Distilled(model, task.labels, spaces, weights, data, teacher, TEMPERATURE)
 
 
 def _choices(
@@ -92,6 +92,11 @@ def _choices(
             spaces = group if config.softmax == "per-task" else [joint_labels(group)]
             choices += [(space, weight / len(spaces)) for space in spaces]
     return choices
+
+
+TEMPERATURE = 2.0
+"""Divides the logits of teacher and student: large makes their answers alike, and small ones count
+more."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +262,7 @@ def answers_distilled(
     asked, teacher = cache.get_or_compute(
         "answers", basis, lambda: ask(model, data, task.prompts, alone=task.protected)
     )
-    return AnswersDistilled(model, learning, asked, teacher, config.weight, config.temperature)
+    return AnswersDistilled(model, learning, asked, teacher, config.weight, TEMPERATURE)
 
 
 def ask(

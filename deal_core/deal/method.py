@@ -58,10 +58,8 @@ class Deal:
         not to (M4). Without retention the adapter that is there goes on."""
         if not self.method.retention.enabled:
             return snapshot_task_start(continued(state, self.adapter, generator))
-        nothing = zero_adapter(state.retained.shapes, 1)
-        avoided = state.retained if self.method.orthogonal_init else nothing
         rank, scaling = self.adapter.rank, self.adapter.lora_alpha / self.adapter.rank
-        fresh = orthogonal_init(avoided, rank, scaling, generator)
+        fresh = orthogonal_init(state.retained, rank, scaling, generator)
         return replace(state, current=fresh, residual=None, num_reference_directions=0)
 
     def end_task(self, state: State) -> State:

@@ -17,13 +17,13 @@ from deal_core.deal.wavelet import NEGLIGIBLE, wavelet
 from deal_core.errors import choose
 from deal_core.lora.adapter import Adapter, Spectrum, refactor, spectrum, strong_part
 
-Retention = Callable[[Tensor, int, RetentionConfig], Tensor]
+Retention = Callable[[Tensor, int], Tensor]
 """Singular values of a layer, descending, the first one positive; how many directions are kept at
-most; settings -> gains, of the same shape. Gains that do not decrease with the singular values keep
+most -> gains, of the same shape. Gains that do not decrease with the singular values keep
 the leading part the best one."""
 
 
-def svd(S: Tensor, rank: int, config: RetentionConfig) -> Tensor:
+def svd(S: Tensor, rank: int) -> Tensor:
     """Return gains of 1: the best part of a matrix is its truncated SVD (Eckart-Young)."""
     return torch.ones_like(S)
 
@@ -53,7 +53,7 @@ def retain(adapter: Adapter, rank: int, config: RetentionConfig) -> Adapter:
         parts = spectrum(factors, adapter.scaling)
         kept = strong_part(parts, NEGLIGIBLE)
         if number := kept.S.numel():
-            rho = gains(parts.S, rank, config)[:number]
+            rho = gains(parts.S, rank)[:number]
             kept = Spectrum(kept.U, rho * kept.S, kept.Vh)
         layers[name] = refactor(kept, rank)
     return Adapter(layers)

@@ -10,26 +10,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from deal_core.config.method import RetentionConfig
-
+KERNELS = 16
+"""Heat kernels over a layer's spectrum, centred at its quantiles."""
+WIDTH = 0.5
+"""Of a kernel in units of ``S_1 / KERNELS``: towards 0 each singular value has the gain of its
+nearest centre, towards infinity all have the mean gain."""
 NEGLIGIBLE = 1e-6
 """Singular values below this part of the largest are rounding of float32 factors: zeros."""
 
 
-def wavelet(S: Tensor, rank: int, config: RetentionConfig) -> Tensor:
+def wavelet(S: Tensor, rank: int) -> Tensor:
     """Return gains in (0, 1) that do not decrease with ``S``: values near the noise floor shrink,
     those far below it vanish.
 
     Args:
         S: singular values of a layer, descending, zeros included, the first one positive.
         rank: the most that can be signal; the floor is estimated from what lies beyond.
-        config: number and width of the kernels.
     """
     x = S / S[0]
-    quantiles = torch.linspace(0.0, 1.0, config.kernels, dtype=x.dtype)
+    quantiles = torch.linspace(0.0, 1.0, KERNELS, dtype=x.dtype)
     centres = torch.quantile(x[x > NEGLIGIBLE], quantiles)
     gains = shrinkage(centres * S[0], noise_floor(S, rank))
-    return kernel_mean(x, centres, config.width / config.kernels, gains)
+    return kernel_mean(x, centres, WIDTH / KERNELS, gains)
 
 
 def kernel_mean(x: Tensor, centres: Tensor, tau: float, gains: Tensor) -> Tensor:

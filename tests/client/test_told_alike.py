@@ -141,7 +141,6 @@ def told(experiment: Experiment, state: State | None = None, **fields) -> str:
     [
         LIGHT,
         "train.learning_rate=1e-9",
-        "method.distillation.temperature=3",
         "federation.local_epochs=9",
         "aggregation.norm_bound=1e-9",
         "method.distillation.weight=0",

@@ -66,7 +66,6 @@ TRAINED = [
 """Methods that train an adapter; the others: test_class_means.py, test_linear_probe.py."""
 SWITCHED = {
     **{name: MethodConfig(name=name) for name in TRAINED},
-    "plain draws": deal(orthogonal_init=False),
     "wavelet": deal(retention={"filter": "wavelet"}),
     "one adapter": ONE_ADAPTER,
 }
@@ -130,21 +129,6 @@ def test_deal_consolidates_the_residual_too():
     wide = make_method(MethodConfig(), AdapterConfig(rank=4, retained_rank=8, lora_alpha=8.0))
     merged = wide.end_task(with_rest).retained
     assert relative_difference(merged, stack([state.current, residual])) < 1e-5
-
-
-def test_without_the_switch_a_fresh_adapter_ignores_what_is_retained():
-    """The first task is the same, and nothing learnt is lost; later directions differ."""
-    both = [make_method(deal(orthogonal_init=on), CONFIG) for on in (True, False)]
-    first, plain = (method.begin_task(start(), seeded(0)) for method in both)
-    assert all(torch.equal(f.A, plain.current.layers[n].A) for n, f in first.current.layers.items())
-    kept = both[1].end_task(learnt(plain, 1))
-    assert relative_difference(kept.retained, learnt(plain, 1).current) < 1e-6
-    outside, anywhere = (method.begin_task(kept, seeded(1)).current for method in both)
-    for name, f in anywhere.layers.items():
-        overlap = f.A.double() @ kept.retained.layers[name].A.double().T
-        assert overlap.abs().max() > 0.01
-        assert not torch.equal(f.A, outside.layers[name].A)
-        assert not f.B.any()
 
 
 def test_the_retention_reaches_what_is_retained():

@@ -158,7 +158,7 @@ def test_the_loss_is_that_of_the_task_and_a_divergence_at_the_words_of_these_ans
     monkeypatch.setattr("deal_core.models.generating.WORDS", words)
     model, state = model
     data = model.encode(EXAMPLES, LABELS)
-    config = DistillationConfig(weight=0.7, temperature=2.0)
+    config = DistillationConfig(weight=0.7)
     task = LocalTask(LABELS, (EARLIER[0].labels,), prompts=EARLIER[:1])
     objective = answers_distilled(model, state, task, data, Cache(), config)
     with torch.no_grad():

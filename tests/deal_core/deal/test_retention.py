@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deal_core.config.method import MethodConfig, RetentionConfig
+from deal_core.deal import wavelet
 from deal_core.deal.retention import RETENTIONS, retain
 from deal_core.deal.wavelet import kernel_mean, noise_floor, shrinkage
 from deal_core.errors import UserError
@@ -25,8 +26,7 @@ from deal_core.methods import make_method
 SHAPES = {"first": (40, 50), "second": (60, 45)}
 
 
-def wavelet(**kernels: float) -> RetentionConfig:
-    return RetentionConfig.model_validate({"filter": "wavelet", **kernels})
+WAVELET = RetentionConfig(filter="wavelet")
 
 
 def clipped_wiener(S: torch.Tensor, noise: float) -> torch.Tensor:
@@ -46,9 +46,9 @@ def test_wavelet_is_the_identity_while_everything_fits(random_adapter):
     """The noise floor is 0 then."""
     adapter = random_adapter(SHAPES, 7, 0.5, 1)
     for rank in (7, 9):
-        assert relative_difference(retain(adapter, rank, wavelet()), adapter) < 1e-6
+        assert relative_difference(retain(adapter, rank, WAVELET), adapter) < 1e-6
     padded = stack([compress(adapter, 16), zero_adapter(SHAPES, 4)])
-    assert relative_difference(retain(padded, 8, wavelet()), adapter) < 1e-6
+    assert relative_difference(retain(padded, 8, WAVELET), adapter) < 1e-6
 
 
 @pytest.mark.parametrize("name", RETENTIONS)
@@ -65,10 +65,12 @@ def test_nothing_learnt_stays_nothing_and_the_size_is_constant(random_adapter, n
 
 
 @pytest.mark.parametrize("width", [1e-4, 0.25, 2.0])
-def test_factored_equals_dense(random_adapter, width):
+def test_factored_equals_dense(monkeypatch, random_adapter, width):
     """The obvious slow way: SVD of the dense matrix in float64, the formula word for word."""
     adapter, rank, J = random_adapter(SHAPES, 8, 0.7, 3), 5, 6
-    for name, kept in retain(adapter, rank, wavelet(kernels=J, width=width)).layers.items():
+    monkeypatch.setattr(wavelet, "KERNELS", J)
+    monkeypatch.setattr(wavelet, "WIDTH", width)
+    for name, kept in retain(adapter, rank, WAVELET).layers.items():
         given_factors = adapter.layers[name]
         whole = 0.7 * given_factors.B.double() @ given_factors.A.double()
         U, S, Vh = torch.linalg.svd(whole, full_matrices=False)
@@ -132,7 +134,7 @@ def test_wavelet_comes_nearer_to_the_clean_matrix_than_truncation():
     ratios = []
     for seed in range(20):
         clean, noisy, _ = planted(seed)
-        error = relative_difference(retain(noisy, 12, wavelet()), clean)
+        error = relative_difference(retain(noisy, 12, WAVELET), clean)
         ratios.append(error / relative_difference(compress(noisy, 12), clean))
     assert max(ratios) < 0.65
 

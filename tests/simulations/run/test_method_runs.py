@@ -36,10 +36,8 @@ def model_update(folder) -> torch.Tensor:
 
 SWITCHES = [
     ("method.update.enabled=true", "method.update.lambda1=1.0"),
-    ("method.orthogonal_init=false",),
     ("method.distillation.weight=0.0",),
     ("method.distillation.future_weight=0.0",),
-    ("method.distillation.temperature=4.0",),
     ("method.retention.enabled=false",),
 ]
 """Each changes what clients learn, or what the server keeps of it."""
