@@ -17,12 +17,11 @@ from deal_core.baselines.deal_reference import (
     penalty,
 )
 from deal_core.config.experiment import AdapterConfig, TrainConfig
-from deal_core.config.method import MethodConfig
 from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.lora.attach import factors_in, lora_layers, named, read
 from deal_core.lora.state import State, start_of
-from deal_core.methods import LocalTask, make_method
+from deal_core.methods import LocalTask
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state, parametrization_of, train
