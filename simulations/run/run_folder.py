@@ -201,7 +201,8 @@ def write_data_record(experiment: Experiment) -> None:
 
 
 def check_data_record(experiment: Experiment, folder: Path, option: str, cure: str) -> None:
-    """Check that the rows are those that a run was started with.
+    """Check that the rows are those that a run was started with. A run over sites has no record of
+    rows, which are theirs.
 
     Args:
         experiment: says where the rows are.
@@ -213,6 +214,8 @@ def check_data_record(experiment: Experiment, folder: Path, option: str, cure: s
         UserError: they are not, a line for each task; or the record cannot be read.
     """
     before = _noted(folder)
+    if before is None:
+        return
     if changed := list(_changes(before, data_record(experiment), folder)):
         raise UserError(*(f"{option}: {change}, or {cure}" for change in changed))
 
@@ -223,13 +226,15 @@ def rows_of(folders: Iterable[Path]) -> dict[str, str]:
     Raises:
         UserError: a run's record cannot be read.
     """
-    records = map(_noted, folders)
+    records = filter(None, map(_noted, folders))
     return {task: each.sha256 for record in records for task, each in record.tasks.items()}
 
 
-def _noted(folder: Path) -> DataRecord:
-    """What a run has noted of its rows."""
+def _noted(folder: Path) -> DataRecord | None:
+    """What a run has noted of its rows; None: nothing."""
     path = RunFolder(folder).data_record
+    if not path.exists():
+        return None
     return read_stored(DataRecord, path, "record of a run's rows", "start in another folder")
 
 
