@@ -235,7 +235,7 @@ def _noted(folder: Path) -> DataRecord | None:
     path = RunFolder(folder).data_record
     if not path.exists():
         return None
-    return read_stored(DataRecord, path, "record of a run's rows", "start in another folder")
+    return read_stored(DataRecord, path, "record of a run's rows", "remove it to go on")
 
 
 def _changes(before: DataRecord, now: DataRecord, folder: Path) -> Iterator[str]:
