@@ -13,8 +13,7 @@ from deal_core.errors import UserError
 from deal_core.models import Encoded, adapter_shapes
 from deal_core.privacy.interface import RecordId, Site, UpdateRequest
 from deal_core.privacy.ledger import Ledger
-from deal_core.privacy.unprotected import NoMechanism
-from deal_core.protection import sum_terms
+from deal_core.protection import MECHANISMS, sum_terms
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.strategy import start_state
@@ -161,5 +160,5 @@ def test_without_noise_no_server_chooses_whose_gradients_are_summed(tmp_path, si
         learning_rate=1e-3,
         generator=seeded("any"),
     )
-    drawn = NoMechanism(experiment).permit(request, site).gradients.sample_rate
+    drawn = MECHANISMS["none"](experiment).permit(request, site).gradients.sample_rate
     assert drawn == (0.001 if simulated else 1.0)
