@@ -36,6 +36,7 @@ from deal_core.methods import (
 )
 from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.interface import (
+    Gradients,
     GradientSum,
     Grouping,
     LocalUpdate,
@@ -45,7 +46,7 @@ from deal_core.privacy.interface import (
     release,
 )
 from deal_core.randomness import seeded
-from deal_core.training.loop import Gradients, load_state, run_local_steps
+from deal_core.training.loop import load_state, run_local_steps
 from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
 from deal_core.wire.codec import WireArrays
 from deal_core.wire.instruction import Instruction

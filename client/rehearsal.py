@@ -13,10 +13,10 @@ from deal_core.deal.distillation import CACHED_FLOATS
 from deal_core.lora.attach import at_task_start, set_trainable
 from deal_core.methods import LocalTask
 from deal_core.models import Encoded, GeneratingModel
-from deal_core.privacy.interface import GradientSum, rehearsing
+from deal_core.privacy.interface import Gradients, GradientSum, rehearsing
 from deal_core.training.batching import Cache
 from deal_core.training.evaluation import base_embeddings, count_correct
-from deal_core.training.loop import Gradients, Objective
+from deal_core.training.loop import Objective
 
 ObjectiveOf = Callable[[LocalTask, Sequence[Encoded], Cache], Objective]
 

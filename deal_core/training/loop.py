@@ -129,7 +129,7 @@ class NonPrivateGradients:
 
 
 def mean_gradient(
-    objective: Objective, data: Sequence[Encoded], batch: Sequence[int], tokens: int
+    objective: ExampleLosses, data: Sequence[Encoded], batch: Sequence[int], tokens: int
 ) -> float:
     """Return the batch's mean loss, after its gradient was added pass by pass.
 

@@ -16,14 +16,15 @@ from deal_core.lora.per_example import ExampleLosses
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.interface import (
     Counts,
+    Gradients,
     GradientSum,
     LocalUpdate,
     Mechanism,
     Permit,
+    Probes,
     Site,
     UpdateRequest,
 )
-from deal_core.training.loop import Gradients, Probes
 
 
 def watched(permit: Permit, watch: Callable[[Gradients], Gradients]) -> Permit:

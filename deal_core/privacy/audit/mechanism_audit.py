@@ -23,6 +23,7 @@ from deal_core.privacy.audit.one_run_audit import CONFIDENCE, LowerBound, lower_
 from deal_core.privacy.audit.planted import GROUP_RECORDS, Attacked, Scores, plant
 from deal_core.privacy.events import composed
 from deal_core.privacy.interface import (
+    Gradients,
     GradientSum,
     Grouping,
     LocalUpdate,
@@ -35,7 +36,7 @@ from deal_core.privacy.interface import (
 from deal_core.privacy.ledger import Ledger
 from deal_core.protection import make_mechanism
 from deal_core.randomness import seeded
-from deal_core.training.loop import Gradients, run_local_steps
+from deal_core.training.loop import run_local_steps
 from deal_core.wire.instruction import LEARN
 
 TASK = "audited"

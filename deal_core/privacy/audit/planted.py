@@ -27,13 +27,14 @@ from deal_core.privacy.audit.planted_objective import PlantedObjective
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import (
+    Gradients,
     Grouping,
     Mechanism,
     Permit,
+    Probes,
     RecordId,
     UpdateRequest,
 )
-from deal_core.training.loop import Gradients, Probes
 
 Attacked = Literal["updates", "steps"]
 FAR = 100.0

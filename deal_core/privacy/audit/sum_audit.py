@@ -30,6 +30,7 @@ from deal_core.privacy.audit.planted import Scores
 from deal_core.privacy.audit.planted_sum import plant_in_sum
 from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.interface import (
+    Gradients,
     GradientSum,
     LocalUpdate,
     Mechanism,
@@ -40,7 +41,6 @@ from deal_core.privacy.interface import (
 )
 from deal_core.privacy.ledger import Ledger
 from deal_core.protection import make_mechanism
-from deal_core.training.loop import Gradients
 
 
 @dataclass(frozen=True)
