@@ -237,11 +237,9 @@ def _task(task: str, counts: TaskCounts) -> Iterator[Block]:
         "true label",
         tuple(counts.labels),
         tuple(
-            (label, tuple(HeatCell(str(n), min(9, 10 * n // max(1, sum(row)))) for n in row))
+            (label, tuple(HeatCell(str(n), n / max(1, sum(row))) for n in row))
             for label, row in zip(counts.labels, counts.counts, strict=True)
         ),
-        "0 %",
-        "100 %",
         marked=False,
     )
 
@@ -265,18 +263,14 @@ def accuracy_blocks(run: RunRecord) -> Iterator[Block]:
 
 def _heat_map(run: RunRecord, rows: Rows, caption: str) -> HeatMap:
     """Return the matrix: a row for what was known before, and one after each stage."""
-    known = [v for row in (run.zero_shot, *rows) for v in row if v is not None]
-    low = min(0.9, int(10 * min(known)) / 10)
-    high = max(low + 0.1, -(-10 * max(known) // 1) / 10)
     begun, learnt = metrics.spans(run.tasks, run.stages)
 
     def cell(value: float | None, stage: int, j: int) -> HeatCell | None:
         if value is None:
             return None
-        level = min(9, int(10 * (value - low) / (high - low)))
         if stage == learnt[j]:
-            return HeatCell(percent(value), level, "learnt")
-        return HeatCell(percent(value), level, "future" if stage < begun[j] else "")
+            return HeatCell(percent(value), value, "learnt")
+        return HeatCell(percent(value), value, "future" if stage < begun[j] else "")
 
     names = ["nothing (zero-shot)"]
     names += [stage_title(i, run.tasks, run.stages) for i in range(len(rows))]
@@ -289,8 +283,6 @@ def _heat_map(run: RunRecord, rows: Rows, caption: str) -> HeatMap:
             (name, tuple(cell(value, i - 1, j) for j, value in enumerate(row)))
             for i, (name, row) in enumerate(zip(names, [run.zero_shot, *rows], strict=True))
         ),
-        percent(low).removesuffix(".0"),
-        percent(high).removesuffix(".0"),
     )
 
 

@@ -82,13 +82,18 @@ class HeatCell:
 
     Attributes:
         text: shown in it.
-        level: of its colour, 0 to 9.
+        share: 0 to 1, for its colour.
         mark: ``learnt`` (just now, by its last learner), ``future`` (not begun), or neither.
     """
 
     text: str
-    level: int
+    share: float
     mark: Literal["", "learnt", "future"] = ""
+
+    @property
+    def level(self) -> int:
+        """Of its colour, 0 to 9."""
+        return min(9, int(10 * self.share))
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,6 @@ class HeatMap:
         corner: what the names of the rows are.
         columns: their names.
         rows: name of the row, and its cells; None: nothing is known there.
-        low, high: ends of the colours, as shown.
         marked: whether cells have marks, which are explained.
     """
 
@@ -108,8 +112,6 @@ class HeatMap:
     corner: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[HeatCell | None, ...]], ...]
-    low: str
-    high: str
     marked: bool = True
 
 

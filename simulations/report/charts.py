@@ -33,7 +33,7 @@ FONT, WIDTH, HEIGHT, LEGEND_HEIGHT = 11.0, 430.0, 200.0, 16.0
 """Points, the last of a row of the legend: a drawing is shown at about its own size."""
 ROW_HEIGHT, FRAME_HEIGHT = 19.0, 58.0
 """Points: of a row of dots, and of what is around them."""
-LABEL_LETTERS = 26
+LABEL_LETTERS = 32
 MANY = 25
 """Points of a line above which it has no marks."""
 SETTINGS: dict[str, Any] = {
@@ -165,8 +165,10 @@ def _row(axis: Any, place: int, row: Dot) -> None:
     axis.plot([row.value], [place], "o", color=colour, markerfacecolor=fill, markersize=5.5)
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= LABEL_LETTERS else label[: LABEL_LETTERS - 1] + "…"
+def _short(label: str, labels: int = 1) -> str:
+    """Return a label in the room of so many."""
+    most = labels * LABEL_LETTERS
+    return label if len(label) <= most else label[: most - 1] + "…"
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,6 @@ def lines(
     behind: Table | None = None,
     *,
     levels: Sequence[tuple[float, str]] = (),
-    breaks: Sequence[float] = (),
     from_zero: bool = False,
     budgets: bool = False,
 ) -> Figure:
@@ -205,7 +206,6 @@ def lines(
         axes: names of the horizontal and the vertical one.
         behind: what is drawn; None: a table on the page has it.
         levels: horizontal lines to compare with: value and name.
-        breaks: places of vertical lines: where stages end.
         from_zero: the values are amounts.
         budgets: points have intervals, and stand at privacy budgets: a logarithmic axis.
     """
@@ -213,13 +213,13 @@ def lines(
     def paint(canvas: Canvas) -> None:
         plot: Any = canvas.add_subplot()
         plot.grid(visible=False, axis="x")
-        for place in breaks:
-            plot.axvline(place, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
         for (value, label), style in zip(levels, cycle(DASHES[1:]), strict=False):
-            plot.axhline(value, color=MUTED, linestyle=style, linewidth=1.2, label=label)
-        for curve, colour, dashes in zip(curves, cycle(SERIES), cycle(DASHES), strict=False):
+            name = _short(label, 2)
+            plot.axhline(value, color=MUTED, linestyle=style, linewidth=1.2, label=name)
+        for i, curve in enumerate(curves):
+            colour, dashes = SERIES[i % 6], DASHES[(i + i // 6) % 6]
             ys = [math.nan if y is None else y for y in curve.ys]
-            name, marker = curve.name or None, "o" if len(ys) <= MANY else ""
+            name, marker = _short(curve.name, 2) or None, "o" if len(ys) <= MANY else ""
             if curve.low and budgets:
                 plot.vlines(curve.xs, curve.low, curve.high, color=colour, linewidth=1.4)
             elif curve.low:

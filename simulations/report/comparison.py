@@ -34,9 +34,6 @@ from simulations.report.charts import Curve, lines
 from simulations.report.run import HIDDEN, shown
 from simulations.run.run_folder import rows_of
 
-LONGEST_VALUE = 24
-"""Letters of a setting's value on a terminal."""
-
 
 @dataclass(frozen=True)
 class ComparedRun:
@@ -125,7 +122,7 @@ def compare(folders: Sequence[str]) -> Comparison:
         ComparedRun(name, found, {key: own[key] for key in differing})
         for name, found, own in zip(_names(paths), results, settings, strict=True)
     )
-    return Comparison(runs, (*_warnings(results), *_other_rows(paths, results)))
+    return Comparison(runs, (*_warnings(results), *_other_rows(paths, results[0].tasks)))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -146,30 +143,16 @@ def _warnings(results: Sequence[Results]) -> Iterator[str]:
         yield "The runs have different base models."
 
 
-def _other_rows(paths: Sequence[Path], results: Sequence[Results]) -> Iterator[str]:
-    """Yield a line on tasks whose rows differ, by what the runs have noted of them, or else by the
-    numbers of test rows that clients told."""
+def _other_rows(paths: Sequence[Path], tasks: Sequence[str]) -> Iterator[str]:
+    """Yield a line on tasks whose rows differ, by what the runs have noted of them."""
     rows = [rows_of([path]) for path in paths]
-    for task in results[0].tasks:
-        noted = {each[task] for each in rows if task in each}
-        if len(noted) > 1:
+    for task in tasks:
+        if len({each[task] for each in rows if task in each}) > 1:
             yield f"Task '{task}' has other rows in one run than in another."
-        elif sum(task in each for each in rows) < len(rows):
-            counted = {
-                sum(
-                    each.test_examples[found.tasks.index(task)]
-                    for each in found.per_client.values()
-                )
-                for found in results
-                if task in found.tasks
-            }
-            if len(counted - {0}) > 1:
-                yield f"Task '{task}' was tested on other numbers of rows."
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Print the measures of all runs, what their epsilons mean, and in what settings they differ: a
-    table of at most 80 columns."""
+    """Print the measures of all runs in at most 80 columns, and what their epsilons mean."""
     for warning in comparison.warnings:
         print_line(console, f"warning: {warning}")
     meanings = list(dict.fromkeys(run.meaning for run in comparison.runs if run.meaning))
@@ -187,22 +170,8 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     for number, meaning in enumerate(meanings, start=1):
         print_line(console, f"[{number}] {meaning}")
     settings = comparison.runs[0].settings
-    if settings and len(comparison.runs) <= 4:
-        names = tuple(run.name for run in comparison.runs)
-        values = tuple(
-            (key, *(_short(shown(run.settings[key])) for run in comparison.runs))
-            for key in settings
-        )
-        table = TextTable(("setting", *names), (False,) * (len(names) + 1), values)
-        console.print()
-        console.print(text_table(table, "Settings that differ"), width=width)
-    elif settings:
+    if settings:
         print_line(console, f"settings that differ: {', '.join(settings)}")
-
-
-def _short(value: str) -> str:
-    """Return a value that fits a column; the page has all of it."""
-    return value if len(value) <= LONGEST_VALUE else value[: LONGEST_VALUE - 1] + "…"
 
 
 def comparison_page(comparison: Comparison) -> Page:

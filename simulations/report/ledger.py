@@ -51,6 +51,8 @@ COMPUTED = {
     "record": "A small adapter of a language model was trained here on the site's records. The "
     "influence of each record on a step was cut to a bound, and noise was added, before anything "
     "left. What left is the noised adapter.",
+    "client": "A small adapter of a language model was trained here. Its whole update was cut to a "
+    "bound and noise was added, before it left.",
     "counts": "Right answers of the model on the site's test records were counted. Noise was added "
     "to the counts before they left.",
     "none": "A small adapter of a language model was trained here on the site's records, or what "

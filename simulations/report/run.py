@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
@@ -238,14 +237,10 @@ def _rounds(run: RunRecord) -> Iterator[Block]:
     yield Facts(tuple(facts))
     if any(each.loss for each in done) and len(done) > 1:
         numbers = tuple(float(each.number) for each in done)
-        ends = [
-            after.number - 0.5 for before, after in pairwise(done) if after.stage != before.stage
-        ]
         yield lines(
-            "Mean training loss of each round. Dotted: ends of stages.",
+            "Mean training loss of each round.",
             [Curve("", numbers, tuple(each.loss for each in done))],
             ("round", "mean training loss"),
-            breaks=ends,
             from_zero=True,
         )
     columns = (
@@ -320,15 +315,8 @@ def _adapter(run: RunRecord) -> Iterator[Block]:
     if not spectra:
         yield Text("There is no adapter file; it is written when a run has finished.")
         return
-    config = run.experiment.adapter
-    yield Facts(
-        (
-            ("adapted layers", whole(len(spectra))),
-            ("rank in the file, retained and current", whole(max(map(len, spectra)))),
-            ("rank a task is learnt with", whole(config.rank)),
-            ("rank kept between tasks, at most", whole(config.retained_rank)),
-        )
-    )
+    rank = ("rank in the file, retained and current", whole(max(map(len, spectra))))
+    yield Facts((("adapted layers", whole(len(spectra))), rank))
     rows = np.full((len(spectra), max(map(len, spectra))), np.nan)
     for row, values in zip(rows, spectra, strict=True):
         if values.any():
@@ -408,13 +396,10 @@ def _faults(run: RunRecord) -> Iterator[Block]:
 
 
 def _settings(run: RunRecord) -> Iterator[Block]:
-    config, results = run.experiment.run, run.results
-    facts = [("seed", str(config.seed)), ("engine", config.engine)]
+    results = run.results
     if results:
-        facts += [("commit", results.commit or "not known")]
-        facts += [("finished (UTC)", results.finished), *results.versions.items()]
-        facts += [("schema of results.json", str(results.schema_version))]
-    yield Facts(tuple(facts))
+        known = (("commit", results.commit or "not known"), ("finished (UTC)", results.finished))
+        yield Facts((*known, *results.versions.items()))
     usual = leaves(Experiment())
     own = {key: value for key, value in leaves(run.experiment).items() if key not in HIDDEN}
     rows = {key: (key, shown(value), shown(usual[key])) for key, value in own.items()}

@@ -156,7 +156,7 @@ def _parts(
         differences += from_markdown(significance(study, cells, name), caption)
     yield "Differences", tuple(differences)
     ages = f"Accuracy on a task by the tasks learnt since, in %{setting}"
-    yield "Forgetting", tuple(_forgetting(from_markdown(age_table(study, cells), ages)))
+    yield "Forgetting", tuple(_forgetting(study, from_markdown(age_table(study, cells), ages)))
     cost = f"Means per cell; the largest peak of memory{setting}"
     yield "Cost", from_markdown(cost_table(study, cells), cost)
 
@@ -185,15 +185,17 @@ def _arms_figure(
     )
 
 
-def _forgetting(blocks: tuple[Block, ...]) -> Iterator[Block]:
-    """Yield what is left of a task with the tasks learnt since, drawn, and its table."""
+def _forgetting(study: Study, blocks: tuple[Block, ...]) -> Iterator[Block]:
+    """Yield what is left of a task with the tasks learnt since: contestants drawn, and a table."""
+    contestants = {study.label(arm) for arm, own in study.file.arms.items() if own.contestant}
     for block in blocks:
         if isinstance(block, Table) and len(block.columns) > 2:
             curves = []
             for label, *shares in block.rows:
                 values = tuple(None if cell == DASH else float(cell) for cell in shares)
-                curves.append(Curve(label, tuple(map(float, range(len(values)))), values))
-            caption = f"{block.caption}: means over tasks and cells"
+                if label in contestants:
+                    curves.append(Curve(label, tuple(map(float, range(len(values)))), values))
+            caption = f"{block.caption}: contestants, means over tasks and cells"
             yield lines(caption, curves, ("tasks learnt since", "accuracy (%)"))
         yield block
 

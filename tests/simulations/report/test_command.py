@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -61,16 +59,6 @@ def test_what_cannot_be_reported_is_one_line(
     with pytest.raises(UserError, match=message) as caught:
         called("report", tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_a_mistake_in_the_input_shows_before_anything_heavy_loads() -> None:
-    code = (
-        "import sys; from simulations.cli import main; sys.argv = ['deal', 'simulate', 'typo']\n"
-        "try: main()\nexcept SystemExit: print(sorted({'torch', 'matplotlib'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "unknown experiment 'typo'" in done.stderr
-    assert done.stdout.strip() == "[]"
 
 
 def test_a_report_that_fails_costs_nothing_of_what_it_is_about(

@@ -40,8 +40,7 @@ def test_terminal_and_page_have_the_figures_and_what_an_epsilon_means(
     ):
         assert part in meaning
         assert part in shown.text
-    tables = [line for line in said.splitlines() if not line.startswith(("[1]", "page in"))]
-    assert max(map(len, tables)) <= 80
+    assert max(map(len, said.partition("[1] e")[0].splitlines())) <= 80
     settings = shown.table("Settings in which the runs differ")
     assert ["privacy.mechanism", "none", "record"] in settings
     assert "privacy.mechanism" in said
@@ -60,7 +59,7 @@ def test_runs_of_one_name_get_as_much_of_their_place_as_tells_them_apart(tmp_pat
     said = called("compare", *runs, "--out", tmp_path / "out")
     assert "a/run " in said
     assert "b/run " in said
-    assert "Settings that differ" not in said
+    assert "settings that differ" not in said
 
 
 def test_bad_input_is_one_line(runs: list[Path], tmp_path: Path) -> None:
@@ -80,18 +79,10 @@ def noted(run: Path, **rows: str) -> None:
 
 
 def test_runs_on_other_rows_are_told_apart(runs: list[Path], tmp_path: Path) -> None:
-    """By what each has noted; or else by the numbers of test rows."""
+    """By what each has noted."""
     one, *others = read_results(runs[0]).tasks
     for run, rows in zip(runs, ("1", "2"), strict=True):
         noted(run, **{one: rows, **dict.fromkeys(others, "same")})
     said = called("compare", *runs, "--out", tmp_path / "out")
     assert f"Task '{one}' has other rows in one run than in another." in said
     assert said.count("other rows") == 1
-    results = json.loads((runs[1] / "results.json").read_text())
-    for client in results["per_client"].values():
-        client["test_examples"] = [2 * n for n in client["test_examples"]]
-    (runs[1] / "results.json").write_text(json.dumps(results))
-    for run in runs:
-        (run / "data.json").unlink()
-    said = called("compare", *runs, "--out", tmp_path / "out")
-    assert "was tested on other numbers of rows." in said
