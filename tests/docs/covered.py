@@ -114,6 +114,8 @@ PARSED = {
     "deal status --dir /srv/deal": DEPLOYMENT,
     "deal stop RUN --dir /srv/deal": DEPLOYMENT,
     "deal study medmcqa": HOURS,
+    "deal study private --epsilon 1,2,4,8,inf": HOURS,
+    "deal study private --epsilon 1,2,4,8,inf --seeds 0,1,2": HOURS,
     "deal audit private-site": HOURS,
     "deal audit private-site --epsilon 1,8,inf": HOURS,
     "deal study clinc10 --set data.path=FOLDER": BENCHMARK,
