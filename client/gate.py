@@ -124,6 +124,12 @@ def _other_instruction(config: DataConfig, own: SiteData, task: str) -> bool:
     return own.instructions.get(task, words) != words
 
 
+def _too_large_rank(asked: Asked) -> int:
+    adapter = asked.experiment.adapter
+    largest = max((adapter.rank, *adapter.client_ranks))
+    return largest if largest > asked.limits.max_rank else 0
+
+
 def _foreign_module(asked: Asked) -> str:
     if asked.policy is None:
         return ""
@@ -231,9 +237,9 @@ REFUSALS: Mapping[str, tuple[Rule, ...]] = {
         ),
         Rule(
             "policy",
-            "adapter.rank is {experiment.adapter.rank}, but the site's policy allows "
+            "adapter.rank is {found}, but the site's policy allows "
             "{limits.max_rank}; lower it, or raise policy.max_rank",
-            lambda a: a.experiment.adapter.rank > a.limits.max_rank,
+            _too_large_rank,
         ),
         Rule(
             "policy",

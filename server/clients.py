@@ -274,7 +274,8 @@ class Sent:
     def whole(self, client: str, deadline: float) -> Message:
         """Return the request to a client with everything in it, valid for so many seconds."""
         content, metadata = self.requests[client].content, self.requests[client].metadata
-        whole = RecordDict({**content, **self.packed.records})
+        packed = self.packed.of(self.instructions[client].rank)
+        whole = RecordDict({**content, **packed.records})
         return Message(whole, metadata.dst_node_id, metadata.message_type, ttl=deadline)
 
     @property
@@ -317,7 +318,7 @@ class Clients:
         asked = list(instructions.values())
         with threads(1):
             one = next((each for each in asked if each.task), asked[0])
-            packed = wire.packed(self.experiment, state, one)
+            packed = wire.packed(self.experiment, state, one, {each.rank for each in asked})
         return self._addressed(step, packed, instructions, share, secure or {})
 
     def ask_again(self, step: Step, sent: Sent, instructions: dict[str, Instruction]) -> Sent:
@@ -341,7 +342,11 @@ class Clients:
             if name in nodes:
                 has = self.holding.get(name) == packed.digest
                 sent.requests[name] = wire.request(
-                    packed.records_for(has), each, nodes[name], wire.kind_of(each), deadline
+                    packed.of(each.rank).records_for(has),
+                    each,
+                    nodes[name],
+                    wire.kind_of(each),
+                    deadline,
                 )
                 if (masked := secure.get(name)) is not None:
                     sent.requests[name].content[SECURE] = masked

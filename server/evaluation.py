@@ -87,7 +87,8 @@ class Evaluation:
         asked = dict.fromkeys(self.clients.roster.clients, counting)
         beside = {"piggybacked_evaluation": counting.tasks, "learnt": counting.learnt}
         for name, each in requests.items():
-            asked[name] = each.model_copy(update=beside)
+            whole = each.rank == counting.rank
+            asked[name] = each.model_copy(update=beside if whole else {})
         return asked
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from logging import INFO
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,10 @@ class DealStrategy(Strategy):
         trained = tuple(sorted(summation.trained))
         common = instruction_of(step, shown).model_copy(update={"trained": trained})
         met, future = plan.met(step.stage, step.server_round), plan.future(step.stage)
+        learns = step.phase == LEARN and not adds
+        ranks = self.clients.experiment.adapter.client_ranks if learns else ()
+        turns = cycle(ranks or (common.rank,))
+        rank_of = dict(zip(self.clients.roster.clients, turns, strict=False))
 
         def past(name: str) -> tuple[str, ...]:
             if adds and summation.tasks:  # of the task at hand the records are added up as well
@@ -375,6 +380,7 @@ class DealStrategy(Strategy):
                     "seen": tuple(other for other in met if other != task),
                     "future": future,
                     "past": past(name),
+                    "rank": rank_of[name],
                 }
             )
             for name, task in summation.asked.items()

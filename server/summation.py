@@ -149,7 +149,12 @@ class Updates(Summation):
         self._arrived: dict[str, int] = {}
         self._verdicts: list[Verdict] = []
         current = sent.packed.state.current
-        self._reader = UpdateReader(current, self.clients.experiment.wire.dtype, self.trained)
+        dtype = self.clients.experiment.wire.dtype
+        of_rank = {
+            rank: UpdateReader(sent.packed.of(rank).state.current, dtype, self.trained)
+            for rank in {each.rank for each in sent.instructions.values()}
+        }
+        self._readers = {name: of_rank[each.rank] for name, each in sent.instructions.items()}
         with threads(1):
             self._aggregation: Aggregation = self.rule.begin(current, self.step.server_round)
 
@@ -159,7 +164,7 @@ class Updates(Summation):
         Raises:
             PayloadError: it does not count.
         """
-        reader = self._reader
+        reader = self._readers[client]
         update = wire.read_update(message, client, weight, reader)
         if self._alike and weight != 1:
             raise PayloadError("num_examples is not 1, the weight of every client here")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
-from deal_core.aggregation import ClientUpdate
+from deal_core.aggregation import ClientUpdate, starting_adapter
 from deal_core.config.experiment import Experiment
 from deal_core.installed import package_digest
 from deal_core.lora.adapter import nonzero_rank, padded, split
@@ -73,12 +73,18 @@ class Outgoing:
         state: as the clients decode it; after a lossy format the server goes on from this.
         retained_rank: rows of the record of the retained adapter; its others are 0.
         digest: of that record.
+        smaller: rank to the same, for clients whose own adapter has a smaller one.
     """
 
     records: dict[str, ArrayRecord]
     state: State
     retained_rank: int
     digest: str
+    smaller: Mapping[int, Outgoing] = field(default_factory=dict)
+
+    def of(self, rank: int) -> Outgoing:
+        """Return what a client of this rank is sent."""
+        return self.smaller.get(rank, self)
 
     def named_in(self, instruction: Instruction) -> Instruction:
         """Return the instruction with the retained adapter that goes with it."""
@@ -145,13 +151,24 @@ def request(
     return Message(content, node, message_type, ttl=deadline)
 
 
-def packed(experiment: Experiment, state: State, asked: Instruction) -> Outgoing:
-    """Return a state packed for what is asked of it; formats that round draw by that."""
+def packed(
+    experiment: Experiment, state: State, asked: Instruction, ranks: Set[int] = frozenset()
+) -> Outgoing:
+    """Return a state packed for what is asked of it, once for each of the clients' own ``ranks``;
+    formats that round draw by what is asked."""
     dtype = experiment.wire.dtype
     where = (experiment.run.seed, "downlink", kind_of(asked), asked.stage, asked.server_round)
     statistics = statistics_of(method_of(experiment)) if state.heads else None
     round_heads = statistics is not None and statistics.rounds(dtype)
-    return outgoing(state, dtype, seeded(*where), round_heads)
+    full, smaller = outgoing(state, dtype, seeded(*where), round_heads), {}
+    for rank in ranks - {state.current.rank}:
+        scaling = experiment.adapter.lora_alpha / rank
+        current = starting_adapter(full.state.current, rank, scaling)
+        encoded = pack(current, dtype, seeded(*where))
+        own = replace(full.state, current=unpack(encoded, dtype, current))
+        records = {**full.records, LORA: as_record(encoded)}
+        smaller[rank] = replace(full, records=records, state=own)
+    return replace(full, smaller=smaller)
 
 
 def kind_of(instruction: Instruction) -> str:

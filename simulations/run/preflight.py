@@ -92,19 +92,28 @@ def check_model(experiment: Experiment) -> None:
 
 
 def check_aggregation(experiment: Experiment) -> None:
-    """Build the rule; a method may need one that it can work with.
+    """Build the rule; clients of their own ranks need one that can mix them, and a method may
+    need one that it can work with.
 
     Raises:
-        UserError: unknown names, or a rule that the method does not allow.
+        UserError: unknown names, or ranks or a rule that do not go with the others.
     """
     check_rule_of_kind(experiment)
-    make_rule(experiment.aggregation)
+    rule = make_rule(experiment.aggregation)
     method, name = experiment.method.name, experiment.aggregation.rule
     if name not in RULES.get(method, {name}):
         raise UserError(
             f"aggregation.rule '{name}' does not go with method.name '{method}'; "
             f"use {', '.join(sorted(RULES[method]))}"
         )
+    own, rank = experiment.adapter.client_ranks, experiment.adapter.rank
+    if own and not rule.mixed_ranks:
+        raise UserError(
+            f"adapter.client_ranks: aggregation.rule '{experiment.aggregation.rule}' cannot mix "
+            "ranks; use flora"
+        )
+    if any(not 1 <= each <= rank for each in own):
+        raise UserError(f"adapter.client_ranks: every rank must be from 1 to adapter.rank ({rank})")
 
 
 def check_rule_of_kind(experiment: Experiment) -> None:

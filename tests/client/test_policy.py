@@ -346,6 +346,13 @@ def test_a_largest_epsilon_demands_a_mechanism_that_counts_it(small):
     require_policy(small("privacy.mechanism=record"), Policy(max_epsilon=2.0))
 
 
+@pytest.mark.parametrize("ranks", ["adapter.rank=9", "adapter.client_ranks=[2, 9]"])
+def test_the_largest_rank_is_the_one_that_is_limited(small, ranks):
+    with pytest.raises(OutsidePolicy, match=r"adapter\.rank is 9, .* allows 8"):
+        require_policy(small(ranks), Policy(max_rank=8))
+    require_policy(small(ranks), Policy(max_rank=9))
+
+
 def test_figures_leave_one_by_one():
     figures = {"num_examples": 225, "loss": 0.5, "seconds": 3.0}
     assert figures_allowed(figures, None) == figures

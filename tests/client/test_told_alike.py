@@ -142,6 +142,7 @@ def told(experiment: Experiment, state: State | None = None, **fields) -> str:
         LIGHT,
         "train.learning_rate=1e-9",
         "federation.local_epochs=9",
+        "adapter.client_ranks=[4]",
         "aggregation.norm_bound=1e-9",
         "method.distillation.weight=0",
         "model.max_new_tokens=3",

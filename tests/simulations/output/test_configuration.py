@@ -26,7 +26,7 @@ from deal_core.protection import MECHANISMS
 from deal_core.wire.codec import CODECS
 from simulations.output.configuration import attribute_docstrings, configuration_page
 
-LARGEST = 107
+LARGEST = 108
 """Keys of an experiment: each costs a row in every table of what goes with what."""
 
 

@@ -243,6 +243,7 @@ def test_a_site_with_a_past_that_leaves_no_room_takes_no_part(make_experiment, t
         ("aggregation.robust=cosine-norm", "aggregation.robust"),
         ("wire.dtype=int8", "wire.dtype"),
         ("method.name=sequential", "lays out every task anew"),
+        ("adapter.client_ranks=[1, 2, 1]", "client_ranks"),
         ("adapter.kind=cores", "unknown adapter.kind"),
     ],
 )

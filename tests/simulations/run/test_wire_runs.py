@@ -133,6 +133,24 @@ def test_fedit_is_not_exact_and_says_so(run_with):
     assert max(read_results(folder).aggregation_error) > 1e-3
 
 
+def test_clients_of_their_own_ranks(run_with):
+    ranks = (8, 4, 2)
+    settings = ("aggregation.rule=flora", "federation.clients=3", *ENOUGH_TO_LEARN)
+    _, folder = run_with(*settings, f"adapter.client_ranks={[*ranks]}")
+    results = read_results(folder)
+    assert max(results.aggregation_error) < 1e-5
+    per_rank = [LAYERS * 2 * (4 * WIDTH * rank + 128) for rank in ranks]
+    assert results.wire.bytes_up == [sum(per_rank) / 3] * len(results.wire.bytes_up)
+    assert gain(results) > 0
+
+
+def test_ranks_that_cannot_be_are_refused_before_anything_starts(make_experiment):
+    with pytest.raises(UserError, match="cannot mix ranks"):
+        preflight(make_experiment("adapter.client_ranks=[2, 8]"))
+    with pytest.raises(UserError, match="from 1 to"):
+        preflight(make_experiment("adapter.client_ranks=[16]", "aggregation.rule=flora"))
+
+
 def test_an_unknown_encoding_is_refused_before_anything_starts(make_experiment):
     with pytest.raises(UserError, match=r"wire\.dtype"):
         preflight(make_experiment("wire.dtype=int4"))
