@@ -107,10 +107,18 @@ def asked_of(message: Message) -> str:
 
 
 def run_with(
-    away: Away, patience: float, folder: Path, monkeypatch: pytest.MonkeyPatch, **federation: Any
+    away: Away,
+    patience: float,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: tuple[int, ...] = (),
+    **federation: Any,
 ) -> tuple[Path, list[list[str]]]:
     """A run of two tasks, a round each; its folder, and what was sent."""
-    experiment = settings(folder / "run", tiny_model(folder / "model"), "fedit", "float32")
+    rule = "flora" if ranks else "fedit"
+    experiment = settings(folder / "run", tiny_model(folder / "model"), rule, "float32")
+    adapter = experiment.adapter.model_copy(update={"client_ranks": ranks})
+    experiment = experiment.model_copy(update={"adapter": adapter})
     few = {"clients": 3, "rounds": 1, **federation}
     few = experiment.federation.model_copy(update=few)
     experiment = experiment.model_copy(update={"federation": few})
@@ -290,6 +298,14 @@ def test_simulated_clients_are_asked_for_one_thing_at_a_time(tmp_path, monkeypat
 def test_who_does_not_train_in_that_round_is_asked_in_the_same_breath(tmp_path, monkeypatch):
     _, pushed = run_with(Away(0), PATIENCE, tmp_path, monkeypatch, clients_per_round=1)
     assert [sorted(sent) for sent in pushed] == [[COUNT, COUNT, BOTH]] * 2 + [[COUNT] * 3]
+
+
+def test_a_client_of_a_rank_of_its_own_counts_with_the_whole_model_afterwards(
+    tmp_path, monkeypatch
+):
+    folder, pushed = run_with(Away(0), PATIENCE, tmp_path, monkeypatch, ranks=(3, 2, 1))
+    assert pushed == [[BOTH, TRAIN, TRAIN], [COUNT] * 2] * 2 + [[COUNT] * 3]
+    assert read_results(folder).per_client.keys() == set("012")
 
 
 def test_an_update_that_is_lost_takes_no_tests_along(tmp_path, monkeypatch):

@@ -82,10 +82,12 @@ def test_lwf_sends_its_start_once_a_stage(
     assert [size > least for size in results.wire.bytes_down[3:]] == [True, False, False]
 
 
+@pytest.mark.parametrize("ranks", ["[]", "[8, 2]"])
 def test_a_client_whose_folder_is_gone_is_sent_it_again_and_misses_no_round(
-    make_experiment: Callable[..., Experiment], tmp_path: Path
+    make_experiment: Callable[..., Experiment], tmp_path: Path, ranks: str
 ) -> None:
-    experiment = make_experiment(*STREAM, 'data.tasks=["laboratory"]', TWO_LAYERS)
+    own = ("aggregation.rule=flora", f"adapter.client_ranks={ranks}")
+    experiment = make_experiment(*STREAM, 'data.tasks=["laboratory"]', TWO_LAYERS, *own)
 
     def lose(event: dict[str, object]) -> None:
         if event["event"] == "round_finished" and event["server_round"] == 2:
