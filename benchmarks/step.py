@@ -17,7 +17,7 @@ from torch import nn
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
-from deal_core.data.embedded import TASKS, MedMCQA
+from deal_core.data.embedded import TASKS, EmbeddedTasks
 from deal_core.deal.objective import Plain
 from deal_core.lora.adapter import orthogonal_init, zero_adapter
 from deal_core.lora.attach import read, write
@@ -69,7 +69,7 @@ class Case:
 
 def questions(case: Case, labels: Sequence[str] = KNOWN) -> tuple[list[Example], Sequence[str]]:
     """Return examples and their labels; a text is repeated to as many words as it has tokens."""
-    task = MedMCQA(DataConfig()).load(next(iter(TASKS)))
+    task = EmbeddedTasks(DataConfig()).load(next(iter(TASKS)))
     labels, examples = labels[: case.options], []
     for number in range(case.examples):
         example = task.train[number % len(task.train)]

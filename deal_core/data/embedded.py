@@ -151,22 +151,41 @@ TEST_SHARE = 5
 QUESTIONS = ("MedMCQA-Test", "MedMCQA-Validation")
 
 
-class MedMCQA:
-    """The embedded data source; ``data.path`` and the column keys do not matter."""
+RESEARCH_QUESTION = "research-question"
+ABSTRACTS = ("pqal", "pqaa")
 
-    def __init__(self, config: DataConfig) -> None:
+
+class EmbeddedTasks:
+    """Sources ``medmcqa``, five tasks with labels, and ``embedded``, the same and a task that
+    writes; ``data.path`` and the column keys do not matter."""
+
+    def __init__(self, config: DataConfig, unit_column: str = "") -> None:
         self._config = config
 
     def task_names(self) -> tuple[str, ...]:
-        """Return ``data.tasks``, or the five tasks."""
-        return select_tasks(TASKS, self._config.tasks, "task")
+        """Return ``data.tasks``, or all."""
+        more = (RESEARCH_QUESTION,) if self._config.source == "embedded" else ()
+        return select_tasks((*TASKS, *more), self._config.tasks, "task")
 
     def load(self, task: str) -> TaskData:
         """Return a task; at least 60 and at most 600 questions per label before limits.
 
         Raises:
-            UserError: unknown task, or the data package is missing or incomplete.
+            UserError: unknown task, the data package is missing or incomplete, or
+                ``research-question`` is not in ``data.generation``, or another task is.
         """
+        writes = task == RESEARCH_QUESTION and self._config.source == "embedded"
+        if writes != (task in self._config.generation) and self._config.source == "embedded":
+            cure = (
+                f'its answers are texts; add it to data.generation = ["{task}"]'
+                if writes
+                else "its answers are labels; leave data.generation"
+            )
+            raise UserError(f"task '{task}': {cure}")
+        if writes:
+            examples = _abstracts(asset_folder("pubmedqa"))
+            cut = len(examples) // TEST_SHARE
+            return limited(TaskData(task, (), examples[cut:], examples[:cut]), self._config)
         labels = choose("task", task, TASKS)
         questions = _questions_by_specialty(asset_folder("medmcqa"))
         train: list[Example] = []
@@ -225,40 +244,6 @@ def _order(text: str) -> str:
 def _mixed(examples: list[Example]) -> tuple[Example, ...]:
     # A second hash: in the order of the first, the cap and the split would show.
     return tuple(sorted(examples, key=lambda example: _order(f"mixed {example.text}")))
-
-
-RESEARCH_QUESTION = "research-question"
-ABSTRACTS = ("pqal", "pqaa")
-
-
-class EmbeddedTasks:
-    """The embedded data of both kinds; ``data.path`` and the column keys do not matter."""
-
-    def __init__(self, config: DataConfig) -> None:
-        self._config = config
-
-    def task_names(self) -> tuple[str, ...]:
-        """Return ``data.tasks``, or all."""
-        return select_tasks((*TASKS, RESEARCH_QUESTION), self._config.tasks, "task")
-
-    def load(self, task: str) -> TaskData:
-        """Return a task.
-
-        Raises:
-            UserError: unknown task, the data package is missing or incomplete, or
-                ``research-question`` is not in ``data.generation``, or another task is.
-        """
-        if task != RESEARCH_QUESTION:
-            if task in self._config.generation:
-                raise UserError(f"task '{task}': its answers are labels; leave data.generation")
-            return MedMCQA(self._config).load(task)
-        if task not in self._config.generation:
-            raise UserError(
-                f"task '{task}': its answers are texts; add it to data.generation = [\"{task}\"]"
-            )
-        examples = _abstracts(asset_folder("pubmedqa"))
-        cut = len(examples) // TEST_SHARE
-        return limited(TaskData(task, (), examples[cut:], examples[:cut]), self._config)
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,6 @@ from typing import TypeAlias
 
 from deal_core.config.data import DataConfig, TaskColumns
 from deal_core.data.rows import (
-    ColumnKeys,
     Columns,
     group_column,
     look_alike,
@@ -128,18 +127,15 @@ class FilesSource:
         """Yield number and example of every row; None for one that is refused.
 
         Raises:
-            UserError: the file cannot be read, or no row of it has a column.
+            UserError: the file cannot be read, or its header lacks a column.
         """
         columns = Columns.of(self._config, task, self._unit_column)
-        own = self._config.files.get(task, TaskColumns())
-        mapped, keys = own.label_text, ColumnKeys(self._config, task, own)
-        wanted, is_first = "" if columns.label else columns.references, True
+        mapped = self._config.files.get(task, TaskColumns()).label_text
+        has_header = path.suffix.lower() != ".jsonl"
         for number, values in read_table(path):
-            if is_first:
-                require_columns(path, values, columns, keys)
-                is_first = False
-            if wanted in values:
-                wanted = ""
+            if has_header:
+                require_columns(list(values), columns, str(path))
+                has_header = False  # it is the same for every row
             try:
                 example = to_example(values, columns, str(path), number)
             except UserError as error:
@@ -148,8 +144,6 @@ class FilesSource:
             else:
                 label = mapped.get(example.label, example.label).strip()
                 yield number, replace(example, label=label)
-        if wanted:
-            refuse(UserError(f"{path}: no row has the column '{wanted}' of further right answers"))
 
     def _file(self, task: str, split: str) -> Path:
         folder = self._folder() / task

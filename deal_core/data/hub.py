@@ -9,11 +9,9 @@ the first one becomes the name of the row, and is lost.
 from __future__ import annotations
 
 import ssl
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError
@@ -22,7 +20,7 @@ from urllib.request import Request, urlopen
 from yaml import YAMLError
 
 from deal_core.config.data import DataConfig, HubTask
-from deal_core.data.rows import ColumnKeys, Columns, group_column, missing, missing_line, to_example
+from deal_core.data.rows import Columns, group_column, require_columns, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.errors import UserError
 
@@ -77,9 +75,7 @@ class HubSource:
     def _examples(self, task: str, split: str, rows: Dataset) -> Iterator[Example]:
         spec = self._config.hub[task]
         columns, where = self._columns(task), _where(task, spec, split)
-        if absent := missing(columns, rows.column_names):
-            keys = ColumnKeys(self._config, task, spec)
-            raise UserError(missing_line(where, rows.column_names, absent, keys))
+        require_columns(rows.column_names, columns, where)
         name_label = _label_namer(spec, rows, columns.label) if columns.label else None
         wanted = [column for column in rows.column_names if column in vars(columns).values()]
         for number, row in enumerate(rows.select_columns(wanted), start=1):
@@ -119,6 +115,7 @@ def load_split(task: str, spec: HubTask, split: str, columns: Columns) -> Datase
         UserError: it cannot be loaded.
     """
     import datasets
+    from pandas.errors import ParserWarning
 
     cure = "check path, config and split, and the connection to the hub"
     is_local = Path(spec.path).exists() or has_data_set(spec.path)
@@ -129,7 +126,9 @@ def load_split(task: str, spec: HubTask, split: str, columns: Columns) -> Datase
     try:
         place = spec.path, spec.config or None
         options = csv_options(datasets.load_dataset_builder(*place), columns)
-        with csv_complaints_raised():
+        with warnings.catch_warnings():
+            # pandas would warn of a row with more fields than the header, and leave some out.
+            warnings.simplefilter("error", ParserWarning)
             return datasets.load_dataset(*place, split=split, **options)
     # ValueError: unknown configuration or split, or no rows; OSError: not found, no connection;
     # RuntimeError: a loading script, which the library no longer runs; YAMLError: its card.
@@ -137,9 +136,12 @@ def load_split(task: str, spec: HubTask, split: str, columns: Columns) -> Datase
         *(ValueError, OSError, RuntimeError, YAMLError),
         datasets.exceptions.DatasetsError,
     ) as error:
-        if error.__cause__ is not None:
-            error, cure = error.__cause__, "mend the files, or choose others"
-        reason = " ".join(str(error).split())
+        cause = error.__cause__
+        if isinstance(cause, ParserWarning):
+            reason = "a row has more fields than the header: quote fields that hold commas"
+        else:
+            reason = " ".join(str(cause or error).split())
+        cure = "mend the files, or choose others" if cause is not None else cure
         if isinstance(error, RuntimeError):
             cure = "choose a data set of plain files, or save it as such"
         raise UserError(
@@ -201,39 +203,8 @@ def csv_options(builder: DatasetBuilder, columns: Columns) -> dict[str, Any]:
     return {"index_col": False, **as_written, "chunksize": ROWS}
 
 
-@contextmanager
-def csv_complaints_raised() -> Iterator[None]:
-    """Within the block a row that has more fields than the header is an error; pandas would warn,
-    and leave some out.
-
-    Raises:
-        ValueError: there is such a row.
-        DatasetsError: whatever else is wrong with the files.
-    """
-    from datasets.exceptions import DatasetsError
-    from pandas.errors import ParserWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ParserWarning)
-        try:
-            yield
-        except DatasetsError as error:
-            if not isinstance(error.__cause__, ParserWarning):
-                raise
-            raise ValueError(
-                "a row has more fields than the header: quote fields that hold commas"
-            ) from None
-
-
 SECONDS = 8.0
-"""For the hub's answer, all in all."""
-
-
-def hub_address() -> str:
-    """Return the address of the hub (``HF_ENDPOINT``)."""
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT
+"""For the hub's answer."""
 
 
 def hub_answers() -> bool:
@@ -241,29 +212,19 @@ def hub_answers() -> bool:
     is asked once a process."""
     from huggingface_hub import constants
 
-    return not constants.HF_HUB_OFFLINE and _answers(hub_address())
+    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
 
 
-@lru_cache(maxsize=4)
+@cache
 def _answers(address: str) -> bool:
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urlopen(Request(address, method="HEAD"), timeout=SECONDS).close()
-        except HTTPError:
-            pass  # an answer
-        except OSError as error:
-            # Of a certificate the libraries judge, which may know others.
-            if not isinstance(getattr(error, "reason", error), ssl.SSLError):
-                return
-        answered.set()
-
-    # In a thread: a name server that keeps silent knows no time limit.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(SECONDS)
-    return answered.is_set()
+    try:
+        urlopen(Request(address, method="HEAD"), timeout=SECONDS).close()
+    except HTTPError:
+        return True
+    except OSError as error:
+        # Of a certificate the libraries judge, which may know others.
+        return isinstance(getattr(error, "reason", error), ssl.SSLError)
+    return True
 
 
 def has_data_set(name: str) -> bool:
@@ -282,4 +243,4 @@ def no_answer() -> str:
 
     if constants.HF_HUB_OFFLINE:
         return "not on this machine, and HF_HUB_OFFLINE is set"
-    return f"not on this machine, and {hub_address()} gives no answer"
+    return f"not on this machine, and {constants.ENDPOINT} gives no answer"

@@ -15,7 +15,6 @@ from typing import Any
 
 from deal_core.config.data import DataConfig
 from deal_core.data.files import split_file, task_folders
-from deal_core.data.hub import load_split
 from deal_core.data.rows import Columns, same_person
 from deal_core.data.tables import read_table
 from deal_core.errors import UserError, at_home
@@ -73,17 +72,22 @@ def repeated_identifiers(config: DataConfig) -> Iterator[RepeatedIdentifier]:
     task. Rows that cannot be read end their task: they are told of elsewhere.
 
     Args:
-        config: of sources whose rows have columns; others have nothing to yield.
+        config: of files; other sources have nothing to yield.
     """
-    tables = {"files": _file_rows, "site": _file_rows, "hub": _hub_rows}
-    if config.source not in tables:
+    folder = at_home(config.path)
+    if config.source not in ("files", "site") or not folder.is_dir():
         return
-    for task, rows, used in tables[config.source](config):
-        yield from _repeated(task, rows, used)
-
-
-Table = tuple[str, Iterable[Mapping[str, Any]], frozenset[str]]
-"""A task, its training rows, and the columns that are texts or labels."""
+    wanted = config.tasks or (tuple(config.labels) if config.source == "site" else ())
+    for task in task_folders(folder):
+        if wanted and task not in wanted:
+            continue
+        columns = Columns.of(config, task)
+        used = frozenset({columns.text, columns.label, columns.pair, columns.target})
+        try:
+            rows = read_table(split_file(folder / task, "train"))
+        except UserError:
+            continue
+        yield from _repeated(task, (row for _, row in rows), used)
 
 
 def _repeated(
@@ -114,30 +118,3 @@ def alike_people(values: Iterable[str]) -> list[list[str]]:
     for value in values:
         alike.setdefault("".join(filter(str.isalnum, value)) or value, set()).add(value)
     return [sorted(some) for some in alike.values() if len(some) > 1]
-
-
-def _file_rows(config: DataConfig) -> Iterator[Table]:
-    folder = at_home(config.path)
-    wanted = config.tasks or (tuple(config.labels) if config.source == "site" else ())
-    for task in task_folders(folder) if folder.is_dir() else ():
-        if wanted and task not in wanted:
-            continue
-        try:
-            path = split_file(folder / task, "train")
-        except UserError:
-            continue
-        yield task, (row for _, row in read_table(path)), _used(Columns.of(config, task))
-
-
-def _hub_rows(config: DataConfig) -> Iterator[Table]:
-    for task in config.tasks or tuple(config.hub):
-        spec = config.hub[task]
-        columns = Columns.of(config, task, own=spec)
-        rows = load_split(task, spec, spec.train_split, columns)
-        names = [name for name in rows.column_names if looks_like_identifier(name)]
-        if names:
-            yield task, rows.select_columns(names), _used(columns)
-
-
-def _used(columns: Columns) -> frozenset[str]:
-    return frozenset({columns.text, columns.label, columns.pair, columns.target})

@@ -11,7 +11,7 @@ from pathlib import Path
 from deal_core.config.data import DataConfig
 from deal_core.data.embedded import asset_folder
 from deal_core.data.rows import Columns, to_text
-from deal_core.data.tables import READERS, read_lines, read_table, table_suffix
+from deal_core.data.tables import READERS, read_lines, read_table
 from deal_core.errors import UserError, at_home
 
 KEY = "data.public_path"
@@ -87,7 +87,7 @@ def texts_digest(texts: tuple[str, ...]) -> str:
 
 
 def _texts(path: Path, config: DataConfig) -> list[str]:
-    if table_suffix(path) not in READERS:
+    if path.suffix.lower() not in READERS:
         return [text for _, text in read_lines(path)]
     columns, texts = Columns.of(config, ""), []
     for number, row in read_table(path):

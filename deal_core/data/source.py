@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from deal_core.config.data import DataConfig
 from deal_core.errors import UserError, choose
@@ -133,18 +133,7 @@ def limited(task: TaskData, config: DataConfig) -> TaskData:
     )
 
 
-class Labelled(Protocol):
-    """Anything with a label."""
-
-    @property
-    def label(self) -> str:
-        """The label by which examples are counted."""
-
-
-L = TypeVar("L", bound=Labelled)
-
-
-def by_label(examples: Sequence[Labelled]) -> dict[str, list[int]]:
+def by_label(examples: Sequence[Example]) -> dict[str, list[int]]:
     """Return the indices of each label's examples; labels sorted, indices ascending."""
     found: defaultdict[str, list[int]] = defaultdict(list)
     for index, example in enumerate(examples):
@@ -177,7 +166,7 @@ def largest_remainder(weights: Sequence[int], total: int, ties: random.Random) -
     return shares
 
 
-def stratified(examples: tuple[L, ...], limit: int) -> tuple[L, ...]:
+def stratified(examples: tuple[Example, ...], limit: int) -> tuple[Example, ...]:
     """Return at most ``limit`` examples, each label in its share, in their old order.
 
     The draw depends on the examples alone, on no seed. 0: no limit. From ``limit`` =

@@ -7,11 +7,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
-from deal_core.data.embedded import EmbeddedTasks, MedMCQA
+from deal_core.data.embedded import EmbeddedTasks
 from deal_core.data.files import FilesSource, SiteSource
 from deal_core.data.hub import HubSource
 from deal_core.data.source import (
@@ -28,8 +27,8 @@ from deal_core.errors import UserError, choose
 
 
 class SitesSource:
-    """Data that nobody here has: every site has its own. The server's view: tasks and their labels,
-    which the experiment names; columns are a matter of the sites."""
+    """Data of real deployments stay at the sites; tasks and labels, which the experiment names, are
+    shared. Columns are a matter of the sites."""
 
     def __init__(self, config: DataConfig, unit_column: str = "") -> None:
         self._config = config
@@ -57,8 +56,8 @@ class SitesSource:
         )
 
 
-SOURCES: dict[str, Callable[[DataConfig], DataSource]] = {
-    "medmcqa": MedMCQA,
+SOURCES: dict[str, Callable[[DataConfig, str], DataSource]] = {
+    "medmcqa": EmbeddedTasks,
     "embedded": EmbeddedTasks,
     "files": FilesSource,
     "hub": HubSource,
@@ -66,22 +65,6 @@ SOURCES: dict[str, Callable[[DataConfig], DataSource]] = {
     "site": SiteSource,
 }
 """``data.source`` to source. Heavy libraries load when a source reads, not here."""
-
-
-class MakeByColumns(Protocol):
-    """Builds a source whose rows have columns."""
-
-    def __call__(self, config: DataConfig, unit_column: str = "") -> DataSource:
-        """Return the source; the unit column is that whose values make groups; empty: none."""
-
-
-BY_COLUMNS: dict[str, MakeByColumns] = {
-    "files": FilesSource,
-    "hub": HubSource,
-    "sites": SitesSource,
-    "site": SiteSource,
-}
-"""Those of them whose rows can say whose they are."""
 
 
 def open_source(config: DataConfig, unit_column: str = "") -> DataSource:
@@ -95,14 +78,12 @@ def open_source(config: DataConfig, unit_column: str = "") -> DataSource:
         UserError: unknown source, the message lists the known ones; or one without columns.
     """
     make = choose("data.source", config.source, SOURCES)
-    if not unit_column:
-        return make(config)
-    if config.source not in BY_COLUMNS:
+    if unit_column and make is EmbeddedTasks:
         raise UserError(
             f"privacy.unit_column = '{unit_column}' needs rows with columns, and data.source "
             f"'{config.source}' has none; use files or hub, or leave it empty"
         )
-    return BY_COLUMNS[config.source](config, unit_column)
+    return make(config, unit_column)
 
 
 def public_labels(config: DataConfig, task: str) -> tuple[str, ...]:

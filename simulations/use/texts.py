@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deal_core.data.rows import Columns, to_text, whole_characters
-from deal_core.data.tables import READERS, read_lines, read_table, table_suffix
+from deal_core.data.tables import READERS, read_lines, read_table
 from deal_core.errors import UserError
 
 
@@ -56,7 +56,7 @@ def file_texts(path: Path, column: str, pair_column: str, label_column: str = ""
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; name one with a text a row")
-    suffix = table_suffix(path)
+    suffix = path.suffix.lower()
     if suffix == ".txt" and label_column:
         raise UserError(f"{path}: has no column '{label_column}'; name a table, or leave it out")
     if suffix == ".txt":

@@ -141,8 +141,7 @@ def test_unknown_engine(deal: Call) -> None:
 
 def test_missing_column(deal: Call, files: Callable[..., list[str]]) -> None:
     line = refused(deal(*files(train=[{"txt": "it itches", "label": "skin"}])))
-    assert "train.jsonl: no column 'text'; the columns are: txt, label; set" in line
-    assert 'data.text_column = "txt"' in line
+    assert "train.jsonl, row 1: no column 'text'; the columns are: txt, label; did you" in line
 
 
 def test_empty_split(deal: Call, files: Callable[..., list[str]]) -> None:

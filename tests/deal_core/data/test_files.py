@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -62,25 +61,14 @@ def write_excel(path: Path, rows: Rows) -> None:
     frame.to_excel(path, index=False)
 
 
-def zipped(write: Callable[[Path, Rows], None]) -> Callable[[Path, Rows], None]:
-    def write_zipped(path: Path, rows: Rows) -> None:
-        write(path, rows)
-        path.write_bytes(gzip.compress(path.read_bytes()))
-
-    return write_zipped
-
-
 WRITERS: dict[str, Callable[[Path, Rows], None]] = {
     ".jsonl": write_jsonl,
     ".csv": write_csv,
     ".tsv": write_tsv,
     ".parquet": write_parquet,
     ".xlsx": write_excel,
-    ".jsonl.gz": zipped(write_jsonl),
-    ".csv.gz": zipped(write_csv),
-    ".tsv.gz": zipped(write_tsv),
 }
-WITH_HEADER = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".xlsx")
+WITH_HEADER = (".csv", ".tsv", ".xlsx")
 """Their first row is the second line, or the second of the sheet."""
 
 
@@ -141,7 +129,7 @@ def test_groups_are_those_of_all_tasks(tmp_path: Path) -> None:
     assert load(tmp_path).groups == ()
     missing = error_of(tmp_path, partition=PartitionConfig(kind="column", column="wart"))
     assert "no column 'wart'" in missing
-    assert 'set data.partition.column = "ward"' in missing
+    assert "did you mean 'ward'?" in missing
     assert "needs data.partition.column" in error_of(
         tmp_path, partition=PartitionConfig(kind="column")
     )
@@ -218,23 +206,25 @@ def test_bad_rows_are_named(
     assert f"{folder / f'test{suffix}'}, row {row}: {problem}" in error_of(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", READERS)
-def test_a_column_that_no_row_has_is_said_once_with_its_key(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize("suffix", [suffix for suffix in READERS if suffix != ".jsonl"])
+def test_columns_that_a_table_lacks_are_said_once_with_their_keys(
+    tmp_path: Path, suffix: str
+) -> None:
     folder = make_task(tmp_path, suffix)
     where = f"{folder / f'train{suffix}'}: no column"
     listed = "the columns are: text, label, ward; set"
-    alone = " (for this task alone: in data.files.triage)"
     for keys, said in (
-        ({"label_column": "labels"}, f"'labels'; {listed} data.label_column = \"label\"{alone}"),
-        ({"text_column": "note"}, f"'note'; {listed} data.text_column to one of them{alone}"),
         (
-            {"text_column": "Texts", "label_column": "Labels"},
-            f"'Texts' or 'Labels'; {listed} data.text_column = \"text\" and "
-            f'data.label_column = "label"{alone}',
+            {"label_column": "labels"},
+            f"'labels'; {listed} data.label_column; did you mean 'label'?",
+        ),
+        (
+            {"text_column": "note", "label_column": "class"},
+            f"'note' or 'class'; {listed} data.text_column and data.label_column",
         ),
         (
             {"files": {"triage": TaskColumns(label_column="LABEL")}},
-            f"'LABEL'; {listed} data.files.triage.label_column = \"label\"",
+            f"'LABEL'; {listed} data.label_column",
         ),
     ):
         assert error_of(tmp_path, **keys) == f"{where} {said}"
@@ -242,19 +232,12 @@ def test_a_column_that_no_row_has_is_said_once_with_its_key(tmp_path: Path, suff
         assert len(source.examine("triage")[1]) == 2  # of train and of test, however many rows
 
 
-@pytest.mark.parametrize(
-    ("file", "header"), [("train.csv", "text|label"), ("train.tsv", "text;label")]
-)
-def test_fields_that_are_not_separated_are_one_column(
-    tmp_path: Path, file: str, header: str
-) -> None:
+def test_fields_that_are_not_separated_are_one_column(tmp_path: Path) -> None:
     folder = make_task(tmp_path)
     (folder / "train.jsonl").unlink()
-    (folder / file).write_text(f"{header}\nx\n")
-    assert error_of(tmp_path) == (
-        f"{folder / file}: no column 'text' or 'label'; the columns are: {header}; set "
-        "data.text_column to one of them and data.label_column to one of them (for this task "
-        "alone: in data.files.triage)"
+    (folder / "train.csv").write_text("text|label\nx\n")
+    assert error_of(tmp_path).startswith(
+        f"{folder / 'train.csv'}: no column 'text' or 'label'; the columns are: text|label; set "
     )
 
 
@@ -406,14 +389,6 @@ def test_an_id_column_says_whose_a_record_is(tmp_path):
     with pytest.raises(UserError, match="row 2: no column 'patient'"):
         to_example({"text": "cough", "label": "lung"}, columns, "file", 2)
     assert to_example(row, Columns.of(DataConfig(), "task"), "file", 1).id == ""
-
-
-def test_a_damaged_gzip_file_is_one_line(tmp_path: Path) -> None:
-    folder = make_task(tmp_path, ".csv.gz")
-    path = folder / "train.csv.gz"
-    for content in (path.read_bytes()[:-12], b"no gzip"):
-        path.write_bytes(content)
-        assert error_of(tmp_path) == f"{path}: not a whole gzip file; compress it again"
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_a_value_of_a_parquet_file_that_is_none_is_named(
     table = pa.table({"text": ["a", "b"], "label": ["x", "y"], "ward": ["n", "s"]})
     table = table.set_column(table.column_names.index(used), used, column())
     path = save(tmp_path / "train", table.slice(1))
-    assert refusal(path).startswith(f", row 1: column '{used}' holds a value that cannot be read (")
+    assert refusal(path).startswith(f", row 1: column '{used}' holds a value that cannot be read;")
 
 
 def test_a_value_that_cannot_be_read_is_a_matter_of_its_row(tmp_path: Path) -> None:

@@ -125,11 +125,6 @@ def test_the_hub_says_whose_a_row_is(folder, monkeypatch):
     assert [e.unit for e in open_source(config, "patient").load("triage").train][:4] == [*"0001"]
     with pytest.raises(UserError, match="no column 'patients'"):
         open_source(config, "patients").load("triage")
-    (found,) = repeated_identifiers(config)
-    assert (found.column, found.values, found.rows, found.most) == ("patient", 4, 12, 3)
-    writes = {"triage": {"path": str(folder / "triage"), "target_column": "patient"}}
-    writing = DataConfig(source="hub", hub=writes, generation=("triage",))
-    assert list(repeated_identifiers(writing)) == []  # it is the answer
 
 
 def task_of(units: list[int], name: str = "task", tests: list[int] | None = None) -> TaskData:

@@ -144,7 +144,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "two files": (two_files, r"several files for the split 'train'.*keep one"),
     "another column": (
         another_column,
-        r"train.jsonl: no column 'text'.*data.text_column = \"txt\"",
+        r"train.jsonl, row 1: no column 'text'; the columns are: txt, label; did you mean 'txt'",
     ),
     "empty text": (no_text, r"train.jsonl, row 7: column 'text' is empty; fill"),
     "no JSON": (not_json, r"train.jsonl, row 2: not valid JSON .*; write one object"),
@@ -444,7 +444,7 @@ def test_nobody_is_warned_of_a_column_that_is_the_unit_or_names_nobody(site):
         (
             "ward",
             False,
-            ".jsonl: no column 'patient_id'; the columns are: text, label, ward; set policy.unit",
+            ".jsonl, row 1: no column 'patient_id'; the columns are: text, label, ward (and 5 more",
         ),
     ],
 )
