@@ -22,21 +22,6 @@ def test_asset_is_found_without_importing_its_package(name: str) -> None:
     assert ASSETS[name].path.split("/")[0] not in sys.modules
 
 
-def test_folders_hold_what_is_read_from_them() -> None:
-    minilm = asset_folder("minilm")
-    for file in ("config.json", "model.safetensors", "tokenizer.json"):
-        assert (minilm / file).is_file()
-    assert (asset_folder("medmcqa") / "MedMCQA-Test" / "Anatomy.jsonl").is_file()
-    assert asset_folder("smollm2").read_bytes()[:4] == b"GGUF"
-
-
-def test_unknown_asset_names_the_known_ones() -> None:
-    with pytest.raises(
-        UserError, match="known: medmcqa, minilm, public, pubmedqa, smollm2; did you mean 'minilm'"
-    ):
-        asset_folder("minilmm")
-
-
 @pytest.mark.parametrize("name", sorted(ASSETS))
 def test_missing_package_names_the_cure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(package: str) -> None:

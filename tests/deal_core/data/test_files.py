@@ -11,9 +11,8 @@ import pytest
 
 from deal_core.config.data import DataConfig, PartitionConfig, TaskColumns
 from deal_core.data import Example, TaskData, open_source
-from deal_core.data.files import FilesSource, split_files, task_folders
+from deal_core.data.files import FilesSource, split_files
 from deal_core.data.rows import Columns, to_example
-from deal_core.data.source import rounded_up
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
 
@@ -133,22 +132,6 @@ def test_groups_are_those_of_all_tasks(tmp_path: Path) -> None:
     assert "needs data.partition.column" in error_of(
         tmp_path, partition=PartitionConfig(kind="column")
     )
-
-
-def test_task_order(tmp_path: Path) -> None:
-    for name in ("b", "a", ".hidden"):
-        make_task(tmp_path, name=name)
-    (tmp_path / "README").write_text("not a task")
-    assert open_source(DataConfig(source="files", path=str(tmp_path))).task_names() == ("a", "b")
-    chosen = DataConfig(source="files", path=str(tmp_path), tasks=("b", "a"))
-    assert open_source(chosen).task_names() == ("b", "a")
-
-
-def test_limits(tmp_path: Path) -> None:
-    make_task(tmp_path)
-    task = load(tmp_path, max_train=2)
-    assert {example.label for example in task.train} == {"1", "2"}
-    assert len(task.train) == 2
 
 
 def test_byte_order_mark_and_blank_lines_are_no_data(tmp_path: Path) -> None:
@@ -276,12 +259,6 @@ def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path) -> None:
         folder.chmod(0o755)
 
 
-def test_a_folder_that_is_none_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be read"):
-        task_folders(tmp_path / "file")
-
-
 GOOD_LINE = b'{"text": "x", "label": "y"}\n'
 
 
@@ -334,12 +311,6 @@ def test_a_task_may_have_columns_of_its_own(tmp_path: Path) -> None:
     assert source.load("triage") == load(tmp_path)  # the others keep the columns of the table
 
 
-@pytest.mark.parametrize(("share", "kept"), [(0.07, 7), (0.55, 55), (0.071, 8), (1e-12, 1)])
-def test_a_share_is_the_number_that_is_written(share: float, kept: int) -> None:
-    """Not its float, of which 0.07 of 100 is a little more than 7."""
-    assert rounded_up(share, 100) == kept
-
-
 DECLARED = {"triage": ("1", "2", "3"), "later": ("x", "y")}
 
 
@@ -376,19 +347,6 @@ def test_the_name_of_a_task_leads_nowhere_and_tells_nothing(tmp_path: Path, name
     (tmp_path / "outside").mkdir()
     make_task(root)
     assert load(root, name, labels={name: ("x",)}) == TaskData(name, ("x",), (), ())
-
-
-def test_an_id_column_says_whose_a_record_is(tmp_path):
-    from deal_core.config.data import DataConfig
-    from deal_core.data.rows import Columns, to_example
-
-    config = DataConfig(id_column="patient")
-    row = {"text": "cough", "label": "lung", "patient": 17}
-    columns = Columns.of(config, "task")
-    assert to_example(row, columns, "file", 1).id == "17"
-    with pytest.raises(UserError, match="row 2: no column 'patient'"):
-        to_example({"text": "cough", "label": "lung"}, columns, "file", 2)
-    assert to_example(row, Columns.of(DataConfig(), "task"), "file", 1).id == ""
 
 
 @pytest.mark.parametrize(

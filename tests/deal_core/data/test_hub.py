@@ -105,28 +105,6 @@ def test_groups(hub: Path) -> None:
     assert task.test[0].group == "north"
 
 
-def test_splits_can_be_slices(hub: Path) -> None:
-    task = load(config(hub, {"train_split": "train[:1]", "test_split": "train[:1]"}))
-    assert len(task.train) == len(task.test) == 1
-
-
-def test_task_names(hub: Path) -> None:
-    assert open_source(config(hub)).task_names() == ("intents",)
-    with pytest.raises(UserError, match=r"table \[data.hub.TASK\]"):
-        open_source(DataConfig(source="hub")).task_names()
-    assert "did you mean 'intents'" in error_of(config(hub), "intent")
-    with pytest.raises(UserError, match="did you mean 'intents'"):
-        open_source(config(hub, tasks=("intent",))).task_names()
-
-
-def test_progress_bars_are_as_before(hub: Path) -> None:
-    import datasets
-
-    before = datasets.is_progress_bar_enabled()
-    load(config(hub))
-    assert datasets.is_progress_bar_enabled() == before
-
-
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
@@ -145,20 +123,6 @@ def test_bad_configuration_is_one_line(hub: Path, spec: dict[str, Any], problem:
     message = error_of(config(hub, spec))
     assert message.startswith("data.hub.intents (")
     assert problem in message
-
-
-def test_a_loading_script_is_one_line(hub: Path) -> None:
-    folder = hub.parent / "scripted"
-    folder.mkdir()
-    (folder / "scripted.py").write_text("import datasets\n")
-    message = error_of(config(folder))
-    assert "split train): cannot be loaded (Dataset scripts are no longer supported" in message
-    assert message.endswith("; choose a data set of plain files, or save it as such")
-
-
-def test_declared_labels_have_no_blanks_around_them(hub: Path) -> None:
-    spec = {"label_text": {"0": "travel ", "1": " money"}}
-    assert load(config(hub, spec)).labels == ("travel", "money")
 
 
 def test_names_of_class_labels_have_no_blanks_around_them(hub: Path) -> None:

@@ -86,12 +86,6 @@ def test_test_labels_follow_the_training_labels(
             assert abs(test[label] - count * train[label] / 30) < 1
 
 
-def test_iid_parts_are_equal_and_alike() -> None:
-    parts = partition(make_task([300, 300], [30, 30]), PartitionConfig(kind="iid"), 4, 0)
-    assert [len(part.train) for part in parts] == [150] * 4
-    assert skew(parts) < 0.1
-
-
 def test_dirichlet_skew_grows_as_alpha_falls() -> None:
     task = make_task([150] * 4, [20] * 4)
     skews = [

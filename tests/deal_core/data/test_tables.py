@@ -101,11 +101,6 @@ def test_the_header_of_a_sheet_is_its_first_row_with_a_value(tmp_path: Path) -> 
     assert [list(row) for _, row in read_table(path)] == [["text", "label"]] * 2
 
 
-def test_a_sheet_without_a_value_has_no_rows(tmp_path: Path) -> None:
-    assert list(read_table(write_excel(tmp_path / "train", []))) == []
-    assert list(read_table(write_excel(tmp_path / "train", [("text", "label")]))) == []
-
-
 SHEET = [("text", "label"), *((f"text {n}", "x") for n in range(3000))]
 
 

@@ -45,12 +45,6 @@ def test_files_say_whose_a_row_is(folder):
     assert [e.unit for e in open_source(files(folder)).load("triage").train] == [""] * 12
 
 
-def test_a_column_of_the_unit_may_serve_something_else_too(folder):
-    config = files(folder, id_column="patient", partition={"kind": "column", "column": "patient"})
-    task = open_source(config, "patient").load("triage")
-    assert all(e.unit == e.id == e.group for e in task.train)
-
-
 @pytest.mark.parametrize(
     ("value", "unit"),
     [
@@ -222,13 +216,6 @@ PEOPLE = (
 @pytest.mark.parametrize("name", PEOPLE.split())
 def test_names_of_identifiers(name):
     assert looks_like_identifier(name)
-
-
-@pytest.mark.parametrize(
-    "name", ["text", "label", "label_id", "grid", "paid", "number", "ward", "task_id", "2", "key"]
-)
-def test_names_of_other_things(name):
-    assert not looks_like_identifier(name)
 
 
 def test_an_identifier_that_repeats_is_found(folder):

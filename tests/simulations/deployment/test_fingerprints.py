@@ -97,18 +97,6 @@ def test_a_site_is_told_its_fingerprint_at_once_and_at_every_check(tmp_path: Pat
         assert own(site) in told
 
 
-def test_what_init_writes_about_sums_reads_back(site: Path):
-    text = (site / "site.toml").read_text()
-    read = read_site(site / "site.toml")
-    assert read.peers == {}
-    assert read.policy is not None
-    assert (read.policy.secure_aggregation, read.policy.min_cohort) == ("allowed", 3)
-    assert (read.policy.colluding, read.policy.noise_share) == (1, "site")
-    example = text.replace("# [peers]", "[peers]").replace("# west", "west")
-    (site / "site.toml").write_text(example.replace('"SHA256:..."', f'"{shown("west")}"'))
-    assert read_site(site / "site.toml").peers == {"west": shown("west")}
-
-
 @pytest.mark.parametrize("text", ["SHA256:short", "MD5:12:34", ""])
 def test_a_pin_that_is_no_fingerprint_is_one_line_with_the_cure(site: Path, text: str):
     path = site / "site.toml"
@@ -157,14 +145,6 @@ def test_a_policy_that_requires_them_makes_pins_a_must_and_other_experiments_wro
     assert problem.startswith("secure sums: no site is pinned")
     (problem,) = checked(site, secure=False).problems
     assert "aggregation.secure of the experiment is false" in problem
-
-
-def test_a_server_that_vouches_is_named_as_what_it_is(site: Path):
-    path = site / "site.toml"
-    text = path.read_text()
-    path.write_text(text.replace("[policy]", "[policy]\nserver_vouches_for_peers = true", 1))
-    line = secure_line(checked(site))
-    assert "with whoever the server names (policy.server_vouches_for_peers)" in line
 
 
 @pytest.fixture

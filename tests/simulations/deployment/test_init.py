@@ -8,7 +8,6 @@ import re
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -37,7 +36,6 @@ from simulations.deployment.server.submit import (
     submit,
 )
 from simulations.deployment.site.folder import init_site
-from simulations.run.preflight import check_cohort
 from simulations.run.run_folder import record
 from tests.simulations.deployment.loopback import deal, done
 from tests.simulations.deployment.short_experiment import experiment_file
@@ -302,29 +300,3 @@ def test_a_stage_that_finds_no_room_is_refused_before_a_run(server: ServerFolder
                 {**AGREED, **full, "data": {"source": "sites", "labels": labels}}
             )
         )
-
-
-def test_participants_are_among_the_sites(server: ServerFolder) -> None:
-    """Whether the experiment counts its sites, or the server does."""
-    federation = {**AGREED["federation"], "participants": [0, 2]}
-    del federation["clients"]
-    assert Experiment.model_validate({**AGREED, "federation": federation}).federation.sites
-    five = {**AGREED, "federation": {"clients": 5, "participants": [0, 4]}}
-    experiment = Experiment.model_validate(five)
-    named = experiment.federation.model_copy(update={"sites": ("a", "b", "c"), "clients": 3})
-    with pytest.raises(UserError, match="participants names client 4"):
-        check(experiment.model_copy(update={"federation": named}))
-
-
-def test_a_secure_sum_is_of_as_many_sites_as_are_named_when_it_is_known() -> None:
-    secure = {**AGREED, "aggregation": {"secure": True, "rule": "ffa"}}
-    for federation in ({}, {"sites": ["a", "b", "c"]}):
-        check_cohort(Experiment.model_validate({**secure, "federation": federation}))
-    with pytest.raises(UserError, match="needs 3 clients in a round"):
-        check_cohort(Experiment.model_validate({**secure, "federation": {"sites": ["a", "b"]}}))
-
-
-def test_the_commands_load_nothing_heavy() -> None:
-    heavy = {"torch", "flwr", "cryptography", "pydantic"}
-    code = f"import sys, simulations.cli; sys.exit(', '.join({heavy!r} & set(sys.modules)) or 0)"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,9 +11,24 @@ from tests.simulations.deployment.loopback import done, federation
 from tests.simulations.deployment.short_experiment import alone, experiment_file, same_adapter
 from tests.simulations.deployment.site_data import SITES, divide
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
+def test_a_site_takes_part_over_tls_and_keeps_the_adapter(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    divide(data, {"north": ".csv"}, train=4, test=2)
+    path = experiment_file(tmp_path / "one-task.toml", ["surgery"])
+    with federation(tmp_path) as fed:
+        fed.add("north", data / "north", path)
+        fed.start_site("north")
+        run = fed.submit(str(path))
+        fed.wait_event(run, "run_finished", 300)
+        kept = fed.site("north") / "state" / "runs" / run / "adapter"
+        files = {path.name: path.read_bytes() for path in (fed.run(run) / "adapter").iterdir()}
+        assert {path.name: path.read_bytes() for path in kept.iterdir()} == files
+
+
+@pytest.mark.slow
 def test_three_sites_learn_what_one_process_learns(tmp_path: Path) -> None:
     data = tmp_path / "data"
     divide(data)

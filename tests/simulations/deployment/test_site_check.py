@@ -34,7 +34,7 @@ from simulations.deployment.site.check import (
     check_sums,
     what_leaves,
 )
-from simulations.deployment.site.folder import agreed_labels, init_site
+from simulations.deployment.site.folder import init_site
 from simulations.run.experiment import Request, load_experiment
 
 AGREED = {"triage": ("a", "b")}
@@ -77,12 +77,6 @@ def test_a_base_model_that_the_site_has_not_agreed_to_is_a_problem(site: Path) -
     assert any("does not name 'somebody/else'" in line for line in checked(site, other).problems)
 
 
-def test_the_base_model_of_the_agreed_experiment_is_in_a_new_site_file(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    init_site(tmp_path / "site", tmp_path / "data", "north", model="somebody/else")
-    assert read_site(tmp_path / "site" / "site.toml").models == {"somebody/else": ""}
-
-
 def train(data: Path) -> Path:
     return data / "triage" / "train.jsonl"
 
@@ -95,38 +89,12 @@ def no_task(data: Path) -> None:
     shutil.rmtree(data / "triage")
 
 
-def no_test(data: Path) -> None:
-    (data / "triage" / "test.jsonl").unlink()
-
-
-def two_files(data: Path) -> None:
-    (data / "triage" / "train.csv").write_text("text,label\nx,a\n")
-
-
 def another_column(data: Path) -> None:
     jsonl(train(data), [{"txt": "case", "label": "a"}])
 
 
 def no_text(data: Path) -> None:
     jsonl(train(data), [*GOOD, {"text": " ", "label": "a"}])
-
-
-def not_json(data: Path) -> None:
-    train(data).write_text('{"text": "case", "label": "a"}\n{"text": \n')
-
-
-def latin1(data: Path) -> None:
-    train(data).write_bytes('{"text": "Übelkeit", "label": "a"}\n'.encode("latin-1"))
-
-
-def broken_csv(data: Path) -> None:
-    train(data).unlink()
-    (data / "triage" / "train.csv").write_text("text,label\nchest, arm,a\n")
-
-
-def torn_parquet(data: Path) -> None:
-    train(data).unlink()
-    (data / "triage" / "train.parquet").write_bytes(b"PAR1 torn")
 
 
 def empty(data: Path) -> None:
@@ -140,17 +108,11 @@ def strange_label(data: Path) -> None:
 BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "no folder": (no_folder, r"data: no such folder; set"),
     "no task": (no_task, r"data: holds no task; make one folder"),
-    "no test file": (no_test, r"triage: no file for the split 'test'; add"),
-    "two files": (two_files, r"several files for the split 'train'.*keep one"),
     "another column": (
         another_column,
         r"train.jsonl, row 1: no column 'text'; the columns are: txt, label; did you mean 'txt'",
     ),
     "empty text": (no_text, r"train.jsonl, row 7: column 'text' is empty; fill"),
-    "no JSON": (not_json, r"train.jsonl, row 2: not valid JSON .*; write one object"),
-    "not UTF-8": (latin1, r"train.jsonl, row 1: not UTF-8 text; save"),
-    "unquoted comma": (broken_csv, r"train.csv, row 2: 3 fields, but the header has 2; quote"),
-    "torn Parquet": (torn_parquet, r"train.parquet, row 1: not a readable Parquet file.*again"),
     "empty file": (empty, r"train.jsonl: holds no examples; add"),
     "strange label": (strange_label, r"test.jsonl, row 7: 'c' is no label of the task"),
 }
@@ -197,23 +159,6 @@ def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, tmp_path
     own = SiteSource(own_data(asked(AGREED), read_site(site_toml).data)).load("triage")
     said = "\n".join(report.lines)
     assert f"task 'triage': {len(own.train)} train, {len(own.test)} test" in said
-
-
-def test_a_folder_that_is_no_task_stays_out_unread(site: Path, tmp_path: Path) -> None:
-    (tmp_path / "data" / "archive").mkdir()
-    report = checked(site, asked({"triage": ("a", "b")}))
-    assert report.problems == []
-    assert "task 'archive': a folder, but no task agreed on; it stays out" in report.lines
-
-
-def test_every_task_is_read_though_one_is_broken(site: Path, tmp_path: Path) -> None:
-    shutil.copytree(tmp_path / "data" / "triage", tmp_path / "data" / "ward")
-    toml = site / "site.toml"
-    toml.write_text(toml.read_text().replace('"triage" = ', 'ward = ["a", "b"]\n"triage" = ', 1))
-    empty(tmp_path / "data")
-    report = checked(site)
-    assert len(report.problems) == 1
-    assert any("task 'ward': 6 train" in line for line in report.lines)
 
 
 def test_the_labels_of_an_experiment_are_compared(site: Path) -> None:
@@ -354,18 +299,6 @@ def test_a_site_that_declares_no_task_is_told_so(site: Path) -> None:
     assert "takes part in no task; deal site check --experiment FILE prints the lines" in problem
 
 
-def test_label_values_can_be_mapped(site: Path) -> None:
-    text = (site / "site.toml").read_text()
-    own = '[data.files.triage]\nlabel_text = { "b" = "beta" }\n\n[compute]'
-    (site / "site.toml").write_text(text.replace("[compute]", own))
-    path = site / "site.toml"
-    path.write_text(path.read_text().replace('["a", "b"]', '["a", "beta"]'))
-    labels = {"triage": ("a", "beta")}
-    report = checked(site, asked(labels))
-    assert report.problems == []
-    assert "train: a 3, beta 3" in "\n".join(report.lines)
-
-
 def test_a_key_that_others_can_read_is_refused(site: Path) -> None:
     (site / "site.key").chmod(0o644)
     assert "others can read this private key; run chmod 600" in checked(site).problems[0]
@@ -406,15 +339,6 @@ def test_a_column_that_names_people_who_repeat_is_warned_of(site):
     (warning,) = report.warnings
     assert "column 'patient_id' of task 'triage' has 3 values in 6 training rows" in warning
     assert "set policy.unit_column = 'patient_id'" in warning
-
-
-def test_people_who_differ_in_punctuation_alone_are_warned_of(site):
-    names = ("P-1", "p 1", "p-2", "P-2", "p-3", "p-4")
-    rows = [{**row, "patient_id": name} for row, name in zip(GOOD, names, strict=True)]
-    jsonl(site.parent / "data" / "triage" / "train.jsonl", rows)
-    with_unit(site, "patient_id")
-    (warning,) = [each for each in checked(site).warnings if "look alike" in each]
-    assert warning.startswith("task 'triage': 'p 1' and 'p-1' look alike, and are two people;")
 
 
 def test_counts_in_the_clear_are_warned_of(site):
@@ -492,12 +416,6 @@ def test_a_certificate_that_is_none_is_told_and_nothing_of_the_rest_is_lost(
     report = check_site(site, None, offline=False)
     assert any("ca.crt" in line for line in report.problems)
     assert any("task 'triage'" in line for line in report.lines)
-
-
-def test_a_port_that_is_none_is_one_line(site: Path) -> None:
-    path = site / "site.toml"
-    path.write_text(path.read_text().replace("127.0.0.1:1", "127.0.0.1:99443"))
-    assert any("HOST:PORT" in line for line in check_site(site, None, offline=False).problems)
 
 
 def test_a_state_folder_elsewhere_is_its_owners_alone(site: Path, tmp_path: Path) -> None:

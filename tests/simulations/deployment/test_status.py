@@ -12,10 +12,9 @@ from rich.console import Console
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.distributed_noise import whom_to_trust
-from server.folder import TOLD_TO_END, EventLog, RunFolder, read_events
+from server.folder import TOLD_TO_END, RunFolder, read_events
 from server.results import EARLIER, MORE_TRUST, VOID, Spending
-from simulations.deployment.server import folder as serving
-from simulations.deployment.server.folder import ServerFolder, ServerSettings
+from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.status import (
     RunState,
     SiteState,
@@ -164,17 +163,6 @@ def test_an_epsilon_is_never_shown_without_what_it_means(
     assert [site["spent"]["delta"] for site in told.values()] == [each.delta for each in spent]
 
 
-def test_other_commands_find_a_server_whose_port_was_changed(tmp_path, monkeypatch) -> None:
-    settings = ServerSettings(hosts=("here",), superlink_port=9777)
-    monkeypatch.setattr(ServerFolder, "settings", lambda self: settings)
-    for name in ("check_secret", "check_free"):
-        monkeypatch.setattr(serving, name, lambda *given: None)
-    monkeypatch.setattr(serving, "supervise", lambda *given: 0)
-    folder = ServerFolder(tmp_path)
-    serving.start_server(folder)
-    assert 'address = "127.0.0.1:9777"' in (folder.flower.path / "config.toml").read_text()
-
-
 def test_where_sites_differ_each_epsilon_says_what_holds_for_it(capsys) -> None:
     plain = Spending(epsilon=1.5, delta=1e-5, simulation_only=False)
     apart = plain.model_copy(update={"disjoint_tasks": True, "assumes_more": True})
@@ -260,14 +248,6 @@ def test_a_run_that_deal_stop_has_ended_says_so(
     assert f"run one: stopped ({reason})" in capsys.readouterr().out
 
 
-def test_words_of_a_site_are_shown_as_they_are(capsys) -> None:
-    """A reason may quote a key of a reply, which is whatever a site has sent."""
-    told = "unexpected key '[/y]', not [bold]lora[/bold]"
-    state = SiteState(last_fault=told)
-    print_sites(Console(width=200), {}, RunState(sites={"north": state}), "")
-    assert told in capsys.readouterr().out
-
-
 def test_an_evaluation_that_fails_leaves_no_update_out() -> None:
     started = {"event": "run_started", "time": 1.0, "tasks": ["a"], "clients": 1, "sites": ["x"]}
     started |= {"stages": [{"rounds": 3}], "done_rounds": 0}
@@ -288,17 +268,6 @@ def test_a_round_that_is_played_again_counts_once(run: Path) -> None:
     assert twice.sites["north"].rounds == once.sites["north"].rounds == 2
 
 
-def test_a_line_that_a_crash_cut_off_does_not_spoil_those_that_follow(tmp_path: Path) -> None:
-    log = EventLog(tmp_path / "metrics.jsonl")
-    log.mend()
-    log.write("first")
-    with log.path.open("a") as file:
-        file.write('{"event": "half')
-    log.mend()
-    log.write("second")
-    assert [event["event"] for event in read_events(log.path)] == ["first", "second"]
-
-
 def write_stopped_run(
     folder: Path, started: float, stopped: float, reason: str, start: float
 ) -> None:
@@ -317,11 +286,6 @@ def quiet_server(monkeypatch: pytest.MonkeyPatch, folder: Path) -> ServerFolder:
     monkeypatch.setattr("simulations.deployment.server.status.connected", lambda folder: ({}, ""))
     monkeypatch.setattr(ServerFolder, "settings", lambda self: None)
     return ServerFolder(folder)
-
-
-def test_before_any_run_a_script_gets_json_too(tmp_path, monkeypatch, capsys) -> None:
-    status(quiet_server(monkeypatch, tmp_path), "", Console(), as_json=True)
-    assert json.loads(capsys.readouterr().out) == {"run": "", "connected": {}}
 
 
 @pytest.mark.parametrize(("since", "phase"), [(1.0, "stopped"), (3.0, "starting")])

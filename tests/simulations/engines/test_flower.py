@@ -13,8 +13,8 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
-from deal_core.config.run_config import from_run_config, to_run_config
+from deal_core.config.experiment import Experiment, FederationConfig
+from deal_core.config.run_config import to_run_config
 from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines import flower as flower_engine
@@ -23,7 +23,6 @@ from simulations.engines.flower import (
     LOG,
     RunFailed,
     Tail,
-    as_run_by,
     flower_sandbox,
     members,
     resources,
@@ -33,7 +32,6 @@ from simulations.engines.flower import (
 from simulations.engines.registry import ENGINES
 from simulations.engines.worker_pool import Workers
 from simulations.output.files import toml_lines
-from simulations.run.experiment import Request, load_experiment
 from tests.simulations.runs import IN_SUM
 
 
@@ -63,26 +61,6 @@ def test_flower_gets_room_for_exactly_the_workers() -> None:
         "init-args-num-cpus": 6,
     }
     assert resources(four, Workers(2, 1, 0.5))["client-resources-num-gpus"] == 0.5
-
-
-def test_the_workers_train_with_their_share_of_the_threads() -> None:
-    four = Experiment(federation=FederationConfig(clients=4), run=RunConfig(workers=2))
-    settled = as_run_by(Workers(2, 5, 0.0), four)
-    assert settled.run.threads == 5
-    assert settled.model_copy(update={"run": four.run}) == four
-
-
-def test_the_run_config_file_reads_back_as_the_experiment(tmp_path: Path) -> None:
-    from flwr.common.config import parse_config_args
-
-    overrides = (
-        'data.hub={"t" = {path = "p", label_text = {"1" = "ja \\"nein\\" \\u007f ☃"}}}',
-        "train.learning_rate=1e-5",
-    )
-    experiment = load_experiment(Request("clinc10", overrides=overrides))
-    path = tmp_path / "run-config.toml"
-    path.write_text(toml_lines(to_run_config(experiment)), encoding="utf-8")
-    assert from_run_config(parse_config_args([str(path)])) == experiment
 
 
 @contextmanager

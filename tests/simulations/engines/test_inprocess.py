@@ -13,13 +13,9 @@ from flwr.app import (
     Array,
     ArrayRecord,
     ConfigRecord,
-    Context,
     Message,
-    MessageType,
     MetricRecord,
-    RecordDict,
 )
-from flwr.clientapp import ClientApp
 
 from client.app import make_app
 from deal_core.config.experiment import Experiment
@@ -30,7 +26,6 @@ from server.checkpoint import load_checkpoint
 from server.results import read_results
 from server.run import run
 from simulations.engines.inprocess import (
-    FIRST_CLIENT_NODE,
     InProcessGrid,
     Interceptor,
     run_inprocess,
@@ -83,14 +78,6 @@ def test_a_run_leaves_valid_results(finished):
     assert [e["event"] for e in events].count("round_finished") == 4
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert logged == events
-
-
-def test_rounds_are_counted_over_the_whole_run_beside_those_of_a_stage(finished):
-    _, _, events = finished
-    ended = [event for event in events if event["event"] == "round_finished"]
-    assert [event["round"] for event in ended] == [1, 2, 3, 4]
-    assert [event["server_round"] for event in ended] == [1, 2, 1, 2]
-    assert all("round" in event for event in events if "stage" in event)
 
 
 def test_labels_and_zero_shot_accuracy_of_each_client_are_in_the_results(finished):
@@ -191,12 +178,6 @@ def test_equal_seeds_equal_matrix_and_adapter(finished, tmp_path):
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
 
 
-def test_another_seed_gives_another_adapter(finished, tmp_path):
-    experiment, folder, _ = finished
-    run_inprocess(at(experiment, tmp_path, seed=1), lambda event: None)
-    assert not same(learnt_adapter(folder), learnt_adapter(tmp_path))
-
-
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_stopped_anywhere_and_resumed_equals_uninterrupted(finished, tmp_path, steps):
     """Interrupt in the middle of a step; the checkpoint before it stands, 3 of them at the border
@@ -256,24 +237,6 @@ def test_killed_and_resumed_equals_uninterrupted(fork, finished, tmp_path):
     assert not (tmp_path / "results.json").exists()
     run_inprocess(at(experiment, tmp_path, resume=True), lambda event: None)
     assert matrix(tmp_path) == matrix(folder)
-
-
-def test_a_lost_reply_is_not_waited_for_while_others_are_to_be_asked() -> None:
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        return Message(RecordDict(), reply_to=message)
-
-    lost = iter([True, True, False])
-    grid = InProcessGrid(app, {}, 3)
-    grid.interceptor = lambda reply: None if next(lost) else reply
-    with assume_identity(1, 1):
-        nodes = range(FIRST_CLIENT_NODE, FIRST_CLIENT_NODE + 3)
-        requests = [Message(RecordDict(), node, MessageType.TRAIN, ttl=60) for node in nodes]
-        ids = list(grid.push_messages(requests))
-        (reply,) = grid.pull_messages(ids)
-    assert reply.metadata.reply_to_message_id == ids[2]
 
 
 def spoil(kind: str, reply: Message) -> Message | None:

@@ -10,14 +10,12 @@ import pandas as pd
 import psutil
 import pytest
 
-from client.site_file import read_site
 from deal_core.config.data import DataConfig
 from deal_core.data import open_source
 from deal_core.errors import UserError
 from simulations.deployment.demo import (
     DEFAULT,
     NAMES,
-    POLICY,
     TASKS,
     TEST_ROWS,
     TRAIN_ROWS,
@@ -31,7 +29,7 @@ from simulations.deployment.demo import (
     write_shares,
 )
 from simulations.deployment.server.submit import check
-from simulations.deployment.site.folder import agreed_labels, init_site
+from simulations.deployment.site.folder import agreed_labels
 from simulations.run.experiment import Request, load_experiment
 
 
@@ -64,16 +62,6 @@ def test_a_folder_that_cannot_be_written_or_is_taken_is_one_line(tmp_path: Path)
     with pytest.raises(UserError, match="holds a demonstration already; name a new folder"):
         write_files(tmp_path / "demo", 3, 9444)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_a_site_of_a_demonstration_is_open_and_any_other_is_not(tmp_path: Path) -> None:
-    folder = DemoFolder(tmp_path)
-    folder.data("north").mkdir(parents=True)
-    init_site(folder.site("north"), folder.data("north"), "north", policy=POLICY)
-    init_site(folder.site("south"), folder.data("north"), "south")
-    opened, strict = (read_site(folder.site(n) / "site.toml").policy for n in ("north", "south"))
-    assert (opened.mechanism, opened.metrics, opened.share_sums) == ("", "clear", True)
-    assert (strict.mechanism, strict.metrics, strict.share_sums) == ("record", "none", False)
 
 
 def test_the_next_free_folder_is_taken_and_none_is_used_twice(
@@ -171,13 +159,6 @@ def write_events(run: Path, *events: dict[str, object]) -> Path:
     lines = "".join(json.dumps({"time": 0.0, **event}) + "\n" for event in events)
     (run / "metrics.jsonl").write_text(lines)
     return run
-
-
-def test_a_run_is_followed_to_its_end(shell: Children, tmp_path: Path) -> None:
-    run = write_events(tmp_path / "run", {"event": "run_started"}, {"event": "run_finished"})
-    heard: list[object] = []
-    follow(shell, run, lambda event: heard.append(event["event"]), seconds=20)
-    assert heard == ["run_started", "run_finished"]
 
 
 def test_a_run_that_stops_ends_the_demonstration_with_its_reason(
