@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from client.gate import own_data
-from client.site_file import SiteData, read_site
+from client.site_file import read_site
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import (
     AggregationConfig,
@@ -168,18 +168,6 @@ def test_the_labels_of_an_experiment_are_compared(site: Path) -> None:
     assert "[data.labels] of site.toml: 'triage' differs, 'later' is missing" in differ
     assert "row 2: 'b' is no label of the task (they are: a, beta" in row
     assert any("'later': no folder; this site sits it out" in line for line in report.lines)
-
-
-@pytest.mark.parametrize("tasks", [(), ("words", "triage")])
-def test_tasks_whose_answers_are_texts_are_named_by_generation_alone(
-    tasks: tuple[str, ...],
-) -> None:
-    labels = {"triage": ("a", "b")}
-    data = DataConfig(source="sites", labels=labels, generation=("words",), tasks=tasks)
-    agreed = agreed_labels(Experiment(data=data))
-    assert agreed == {"triage": ("a", "b"), "words": ()}
-    own = SiteData(path="data", labels=agreed)
-    assert own_data(Experiment(data=data), own).tasks == (tasks or ("triage", "words"))
 
 
 def test_an_experiment_that_the_policy_refuses_is_told(site: Path) -> None:
