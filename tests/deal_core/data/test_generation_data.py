@@ -49,9 +49,9 @@ def test_answers_and_further_right_ones_are_read(folder):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, "train.jsonl: no column 'target'.*set data.target_column to one"),
+        ({"text": "a"}, "row 1: no column 'target'"),
         ({"text": "a", "target": " "}, "row 1: column 'target' is empty"),
-        ({"target": "a"}, "train.jsonl: no column 'text'"),
+        ({"target": "a"}, "row 1: no column 'text'"),
     ],
 )
 def test_a_row_without_an_answer_is_one_line(folder, row, message):

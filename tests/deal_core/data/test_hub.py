@@ -113,7 +113,10 @@ def test_groups(hub: Path) -> None:
         ({"config": "other"}, "/other, split train): cannot be loaded"),
         ({"text_column": "p"}, "no column 'p'; the columns are: q, more, intent, site"),
         ({"label_column": "intents"}, "no column 'intents'"),
-        ({"pair_column": "mor"}, 'set data.hub.intents.pair_column = "more"'),
+        (
+            {"pair_column": "mor"},
+            "no column 'mor'; the columns are: q, more, intent, site; set data.pair_column",
+        ),
         ({"label_text": {"0": "travel"}}, "row 2: label '1' has no text (known: 0)"),
         ({"train_split": "train[:1]", "test_split": "train"}, "no training example has the label"),
         ({"test_split": "train[:0]"}, "corresponds to no data"),

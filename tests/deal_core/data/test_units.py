@@ -90,7 +90,7 @@ def test_a_row_that_is_nobodys_is_one_clear_line(folder, value):
 
 
 def test_a_column_that_is_not_there_is_one_clear_line(folder):
-    with pytest.raises(UserError, match=r"no column 'patients'.*privacy.unit_column = \"patient\""):
+    with pytest.raises(UserError, match=r"row 1: no column 'patients'.*did you mean 'patient'"):
         open_source(files(folder), "patients").load("triage")
 
 
