@@ -213,18 +213,18 @@ def lines(
     def paint(canvas: Canvas) -> None:
         plot: Any = canvas.add_subplot()
         plot.grid(visible=False, axis="x")
-        for (value, label), style in zip(levels, cycle(DASHES[1:]), strict=False):
-            name = _short(label, 2)
-            plot.axhline(value, color=MUTED, linestyle=style, linewidth=1.2, label=name)
+        for (value, name), style in zip(levels, cycle(DASHES[1:]), strict=False):
+            short = _short(name, 2)
+            plot.axhline(value, color=MUTED, linestyle=style, linewidth=1.2, label=short)
         for i, curve in enumerate(curves):
             colour, dashes = SERIES[i % 6], DASHES[(i + i // 6) % 6]
             ys = [math.nan if y is None else y for y in curve.ys]
-            name, marker = _short(curve.name, 2) or None, "o" if len(ys) <= MANY else ""
+            label, marker = _short(curve.name, 2) or None, "o" if len(ys) <= MANY else ""
             if curve.low and budgets:
                 plot.vlines(curve.xs, curve.low, curve.high, color=colour, linewidth=1.4)
             elif curve.low:
                 plot.fill_between(curve.xs, curve.low, curve.high, color=colour, alpha=0.18, lw=0)
-            plot.plot(curve.xs, ys, color=colour, linestyle=dashes, marker=marker, label=name)
+            plot.plot(curve.xs, ys, color=colour, linestyle=dashes, marker=marker, label=label)
         plot.set(xlabel=axes[0], ylabel=axes[1])
         if from_zero:
             plot.set_ylim(min(0.0, plot.dataLim.y0), 1.06 * plot.dataLim.y1 or 1.0)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from deal_core.config.experiment import Experiment, PrivacyConfig
+from deal_core.config.experiment import Experiment
+from deal_core.config.privacy import PrivacyConfig
 from deal_core.data import open_source
 from deal_core.errors import UserError, nearest
 
