@@ -230,23 +230,21 @@ def study(
 @app.command(rich_help_panel=MEASURING)
 def audit(
     experiment: ExperimentName,
-    epsilon: Annotated[str, typer.Option(help="Budgets; inf: without privacy.")] = "1,8,inf",
+    epsilon: Annotated[str, typer.Option(help="Budgets.")] = "1,8",
     out: Annotated[str, typer.Option(help="Folder; default: runs/audit-NAME.")] = "",
     overrides: Overrides = None,
     client: Annotated[int, typer.Option(min=0, help="The site that is attacked.")] = 0,
     canaries: Annotated[
         int, typer.Option(min=2, help="Gradients, as many as there is room for.")
     ] = 2000,
-    text_canaries: Annotated[int, typer.Option(min=0, help="Texts a task; 0: none.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the canaries.")] = 0,
-    repetitions: Annotated[
-        int, typer.Option(min=1, help="Trainings with gradients for every budget.")
-    ] = 8,
+    repetitions: Annotated[int, typer.Option(min=1, help="Trainings for every budget.")] = 8,
     records: Annotated[
-        int, typer.Option(min=0, help="Real ones of a task beside gradient canaries; 0: all.")
+        int, typer.Option(min=0, help="Real ones of a task beside the canaries; 0: all.")
     ] = 32,
     membership: Annotated[
-        bool, typer.Option("--membership", help="Measure who can be found in class sums.")
+        bool,
+        typer.Option("--membership", help="Find members in class sums and adapters."),
     ] = False,
 ) -> None:
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
@@ -258,9 +256,9 @@ def audit(
             run_membership,
         )
 
-        sums = MembershipRequest(experiment, out, tuple(overrides or ()), seed)
-        code = run_membership(sums, console)
-        report_after(membership_folder(sums), console)
+        told = MembershipRequest(experiment, out, tuple(overrides or ()), seed, client)
+        code = run_membership(told, console)
+        report_after(membership_folder(told), console)
         raise typer.Exit(code)
     from simulations.audit.command import AuditRequest, audit_folder, run_audit
 
@@ -271,7 +269,6 @@ def audit(
         overrides=tuple(overrides or ()),
         client=client,
         canaries=canaries,
-        text_canaries=text_canaries,
         seed=seed,
         repetitions=repetitions,
         records=records,
@@ -366,16 +363,13 @@ def data_import(
     layout: Annotated[
         str, typer.Option("--format", help="cl-benchmark (O-LoRA, SAPT) or trace.")
     ] = "cl-benchmark",
-    max_labels: Annotated[
-        int, typer.Option(min=0, help="Without labels.json: more different answers are texts.")
-    ] = 20,
 ) -> None:
     """Turn a public benchmark into folders of tasks and an experiment file."""
     from pathlib import Path
 
     from simulations.importing.command import ImportRequest, import_benchmark
 
-    request = ImportRequest(Path(folder), Path(out), layout, max_labels)
+    request = ImportRequest(Path(folder), Path(out), layout)
     import_benchmark(request, wide_console())
 
 

@@ -9,11 +9,17 @@ from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.inference.answer import Answer, Written
 from server.results import Results
-from simulations.api.evaluating import evaluate
-from simulations.api.federating import Aggregated, aggregate, begin_task, end_task, start
-from simulations.api.runs import Run, load_run, run
-from simulations.api.settings import experiment
-from simulations.api.training import load_base, train_client
+from simulations.api.rounds import (
+    Aggregated,
+    aggregate,
+    begin_task,
+    end_task,
+    evaluate,
+    load_base,
+    start,
+    train_client,
+)
+from simulations.api.runs import Run, experiment, load_run, run
 
 __all__ = [
     "Aggregated",

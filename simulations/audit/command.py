@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment, at_server
+from deal_core.data import open_source, public_labels
 from deal_core.errors import UserError, at_home
-from deal_core.privacy.audit.canary_room import with_room
+from deal_core.models import embedding_size
+from deal_core.privacy.audit.claim import claim_p_value, lower_bound
 from deal_core.privacy.audit.planted_sum import require_gradients_in_sum
-from simulations.audit.found import Found, Kind, Training
-from simulations.audit.judged import judged
-from simulations.audit.run import carry_out, known
+from simulations.audit.run import Found, Training, carry_out
 from simulations.audit.tables import Audit, AuditedCell, markdown
 from simulations.engines.interrupt import stoppable
 from simulations.output.console import print_line, print_page, require_one_kind
@@ -27,14 +27,6 @@ from simulations.run.simulate import STOPPED
 
 REFUTED = 1
 """Exit code where a claim has been shown to be wrong."""
-DELTA = 1e-5
-"""Where the experiment names none: canaries can refute nothing at a delta of 1 / canaries."""
-
-
-def kinds_of(experiment: Experiment) -> tuple[Kind, ...]:
-    """Return the kinds of canaries of an audit; where the server takes the steps nothing of a site
-    is seen but a sum."""
-    return ("sums",) if at_server(experiment) else ("gradients", "texts")
 
 
 @dataclass(frozen=True)
@@ -47,46 +39,42 @@ class AuditRequest:
         out: folder; empty: ``runs/audit-NAME``.
         overrides: ``table.key=value``.
         client: the site that is attacked.
-        canaries, text_canaries: gradients (at most as many as there is room for); texts a task, 0:
-            none are planted.
+        canaries: in each training, at most as many as there is room for.
         seed: of the canaries.
-        repetitions: trainings with gradients for every budget.
-        records: real ones of a task beside gradient canaries; 0: all.
+        repetitions: trainings for every budget.
+        records: real ones of a task beside canaries; 0: all.
     """
 
     experiment: str
-    epsilon: str = "1,8,inf"
+    epsilon: str = "1,8"
     out: str = ""
     overrides: tuple[str, ...] = ()
     client: int = 0
     canaries: int = 2000
-    text_canaries: int = 200
     seed: int = 0
     repetitions: int = 8
     records: int = 32
 
 
 def run_audit(request: AuditRequest, console: Console) -> int:
-    """Train what is left, and report.
+    """Train with canaries, and report.
 
     Returns:
         The exit code: 0; 1 where a claim is refuted; 130 where it was stopped.
 
     Raises:
-        UserError: bad input, or a folder with other settings; nothing has started.
+        UserError: bad input; nothing has started.
     """
     out = audit_folder(request)
     require_one_kind(out, "audit.json")
-    trainings = planned(request, out)
+    trainings = planned(request)
     with console.status("checking the experiment and its data"):
-        for training in trainings:
-            known(training)
         preflight(trainings[0].experiment)
     try:
         with stoppable():
             found = [_carried_out(training, console) for training in trainings]
     except KeyboardInterrupt:
-        print_line(console, f"stopped; continue with: {shlex.join(command(request))}")
+        print_line(console, "stopped; nothing is kept")
         return STOPPED
     with console.status("judging"):
         audit = Audit(experiment=Path(request.experiment).stem, cells=_cells(request, found))
@@ -94,8 +82,7 @@ def run_audit(request: AuditRequest, console: Console) -> int:
     write_texts(out, {"audit.json": audit.model_dump_json(indent=1) + "\n", "audit.md": page})
     print_page(console, page)
     print_line(console, f"figures in {out / 'audit.json'}, table in {out / 'audit.md'}")
-    refuted = any(each.refuted for cell in audit.cells for each in cell.attacks)
-    return REFUTED if refuted else 0
+    return REFUTED if any(cell.refuted for cell in audit.cells) else 0
 
 
 def audit_folder(request: AuditRequest) -> Path:
@@ -104,89 +91,51 @@ def audit_folder(request: AuditRequest) -> Path:
     return at_home(request.out or f"runs/audit-{stem}").resolve()
 
 
-def planned(request: AuditRequest, out: Path) -> list[Training]:
-    """Return all trainings: every budget, with every kind of canaries.
+def planned(request: AuditRequest) -> list[Training]:
+    """Return all trainings: every budget, every repetition.
 
     Raises:
         UserError: bad input.
     """
-    base = load_experiment(Request(request.experiment, str(out), request.overrides))
-    _check(request, base)
-    counts = {kind: _canaries(request, base, kind) for kind in kinds_of(base)}
+    out = str(audit_folder(request))
+    base = load_experiment(Request(request.experiment, out, request.overrides))
+    budgets = epsilons(request.epsilon)
+    _check(request, base, budgets)
+    canaries = _with_room(base, request.canaries)
     return [
-        _training(request, base, epsilon, kind, count, repeat, out)
-        for epsilon in epsilons(request.epsilon)
-        for kind, count in counts.items()
-        for repeat in range(_repetitions(request, kind))
+        Training(
+            with_budget(base, epsilon),
+            request.client,
+            canaries,
+            request.records,
+            request.seed,
+            repeat,
+        )
+        for epsilon in budgets
+        for repeat in range(request.repetitions)
     ]
 
 
-def _repetitions(request: AuditRequest, kind: Kind) -> int:
-    """Texts tell little, and take long: one training."""
-    if kind == "texts":
-        return 1 if request.text_canaries else 0
-    return request.repetitions
+def _with_room(experiment: Experiment, canaries: int) -> int:
+    """Return as many canaries as asked for, or as many as share no entry in the smallest task.
+
+    A pooled adapter learns a row less than a task has labels; two entries are a canary's. Of other
+    kinds there is room for thousands, and too many are refused where they are planted.
+    """
+    if experiment.adapter.kind != "pooled":
+        return canaries
+    tasks = open_source(experiment.data).task_names()
+    rows = min(len(public_labels(experiment.data, task)) - 1 for task in tasks)
+    size = embedding_size(experiment.model)
+    return max(2, min(canaries, min(rows, experiment.adapter.rank) * size // 2))
 
 
-def _canaries(request: AuditRequest, base: Experiment, kind: Kind) -> int:
-    """Return how many are planted in a training."""
-    if kind == "texts":
-        return request.text_canaries
-    return with_room(base, request.canaries)
-
-
-def _training(
-    request: AuditRequest,
-    base: Experiment,
-    epsilon: float,
-    kind: Kind,
-    canaries: int,
-    repeat: int,
-    out: Path,
-) -> Training:
-    name = f"{kind}-{named(epsilon)}" + ("" if kind == "texts" else f"-{repeat}")
-    return Training(
-        experiment=_settled(base, epsilon, out / "cells" / name, request.client, repeat),
-        kind=kind,
-        client=request.client,
-        canaries=canaries,
-        seed=request.seed,
-        delta=base.privacy.target_delta or DELTA,
-        records=0 if kind == "texts" else request.records,
-        repeat=repeat,
-    )
-
-
-def _settled(
-    base: Experiment, epsilon: float, folder: Path, client: int, repeat: int
-) -> Experiment:
-    """Return one site alone, or, where the noise is in a sum, all of them; in this process, and
-    every update as it was made."""
-    config = with_budget(base, epsilon)
-    delta = config.privacy.target_delta or DELTA
-    privacy = config.privacy.model_copy(update={"target_delta": delta})
-    alone = not at_server(config)
-    federation = config.federation
-    if alone:
-        federation = federation.model_copy(update={"participants": (client,)})
-    aggregation = config.aggregation.model_copy(update={"robust": "none"})
-    wire = config.wire.model_copy(update={"dtype": "float32"})
-    keys = {"out": str(folder), "resume": False, "workers": 1, "engine": "inprocess"}
-    keys |= {"seed": config.run.seed + repeat}  # of the noise
-    # small passes: threads that wait for each other on a busy machine cost more than they save
-    keys |= {"threads": config.run.threads or 1}
-    return config.model_copy(
-        update={
-            "privacy": privacy,
-            "federation": federation,
-            "aggregation": aggregation,
-            "wire": wire,
-            "run": config.run.model_copy(update=keys),
-        }
-    )
-
-
-def _check(request: AuditRequest, base: Experiment) -> None:
+def _check(request: AuditRequest, base: Experiment, budgets: Sequence[float]) -> None:
+    if math.inf in budgets:
+        raise UserError(
+            "--epsilon inf: without privacy there is no claim to test; "
+            f"deal audit {request.experiment} --membership tells who can be found"
+        )
     if not 0 <= request.client < base.federation.clients:
         raise UserError(
             f"--client {request.client}: the experiment has clients 0 to "
@@ -207,34 +156,22 @@ def _check(request: AuditRequest, base: Experiment) -> None:
 
 
 def _carried_out(training: Training, console: Console) -> Found:
-    before = known(training)
-    if before is not None:
-        return before
-    name = training.folder.name
-    print_line(console, f"training {name}")
+    name = f"epsilon {named(training.experiment.privacy.target_epsilon)}, {training.repeat + 1}"
     with progress_view(console, name) as listener:
         return carry_out(training, listener)
 
 
 def _cells(request: AuditRequest, found: Sequence[Found]) -> list[AuditedCell]:
-    budgets = epsilons(request.epsilon)
-    per_budget = len(found) // len(budgets)
     cells = []
-    for i, epsilon in enumerate(budgets):
-        own = found[i * per_budget : (i + 1) * per_budget]
-        kinds = dict.fromkeys(each.kind for each in own)
-        attacks = [judged([each for each in own if each.kind == kind]) for kind in kinds]
-        cells.append(AuditedCell(epsilon=named(epsilon), attacks=attacks))
+    for i, epsilon in enumerate(epsilons(request.epsilon)):
+        own = found[i * request.repetitions : (i + 1) * request.repetitions]
+        repetitions = [each.repetition for each in own]
+        cells.append(
+            AuditedCell(
+                epsilon=named(epsilon),
+                p_value=claim_p_value(repetitions),
+                bound=lower_bound(repetitions, own[0].delta),
+                trainings=list(own),
+            )
+        )
     return cells
-
-
-def command(request: AuditRequest) -> list[str]:
-    """Return the command again: it goes on where it was stopped."""
-    words = ["deal", "audit", request.experiment]
-    numbers = ("client", "canaries", "text_canaries", "seed", "repetitions", "records")
-    for field in ("epsilon", "out", *numbers):
-        value = str(getattr(request, field))
-        words += [f"--{field.replace('_', '-')}", value] if value else []
-    for override in request.overrides:
-        words += ["--set", override]
-    return words

@@ -6,268 +6,198 @@ Where the noise is in a sum all sites take part, since each adds its share.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-
-import numpy as np
-from numpy.typing import NDArray
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from client.app import make_app
 from client.runtime import ClientRuntime
-from deal_core.atomic_write import atomic_write
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, at_server
 from deal_core.config.run_config import to_run_config
-from deal_core.data import TaskData, load_for_clients, open_source
+from deal_core.data import Example, TaskData, load_for_clients, open_source
 from deal_core.data.partition import partition
 from deal_core.errors import UserError
-from deal_core.models.interface import LanguageModel
-from deal_core.privacy.audit.audited import audited
-from deal_core.privacy.audit.canaries import GradientCanaries
-from deal_core.privacy.audit.guesses import guess
-from deal_core.privacy.audit.membership import membership
+from deal_core.privacy.accountant import DpEvent, with_steps_added
+from deal_core.privacy.audit.canaries import GradientCanaries, Scores
+from deal_core.privacy.audit.claim import Guesses, Repetition, guess
 from deal_core.privacy.audit.planted import plant
 from deal_core.privacy.audit.planted_sum import counted_sites, plant_in_sum
-from deal_core.privacy.audit.text_canaries import (
-    Scores,
-    TextCanaries,
-    learnt_scores,
-    mean_scores,
-    members_of,
-)
-from deal_core.privacy.interface import UpdateRequest
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import in_sum
 from deal_core.protection import make_mechanism
-from deal_core.wire.instruction import LEARN
-from server.folder import Listener, exclusive_lock
-from server.results import Results
+from server.folder import Listener
+from server.results import Results, Strict
 from server.run import run
-from simulations.audit.found import Attack, Found, Kind, Training, outcomes_of, steps_of
 from simulations.engines.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.engines.worker_pool import assume_identity
-from simulations.output.stored import read_stored
-from simulations.run.run_folder import check_same, record, recorded
 
-FOUND = "audit.json"
-"""What one training told, in its folder."""
+DELTA = 1e-5
+"""Where the experiment names none: canaries can refute nothing at a delta of 1 / canaries."""
 
 
-def known(training: Training) -> Found | None:
-    """Return what the folder already holds; None: the training has not ended.
+@dataclass(frozen=True)
+class Training:
+    """One training with canaries.
 
-    Raises:
-        UserError: of other settings.
+    Attributes:
+        experiment: under its budget.
+        client: the site that is attacked.
+        canaries: how many are planted.
+        records: real ones of each task, at most, beside them; 0: all.
+        seed: of the canaries.
+        repeat: number of the repetition; its coins and its noise are its own.
     """
-    path = training.folder / FOUND
-    if not path.exists():
-        return None
-    cure = "set it back, or choose another --out"
-    check_same(training.experiment, recorded(training.folder), "audit", cure)
-    found = read_stored(Found, path, "audit", "remove it to train again, or choose another --out")
-    for name in ("client", "canaries", "records", "seed", "repeat"):
-        if getattr(found, name) != getattr(training, name):
-            raise UserError(
-                f"audit: {name} is {getattr(training, name)}, but {path} has "
-                f"{getattr(found, name)}; {cure}"
-            )
-    return found
+
+    experiment: Experiment
+    client: int
+    canaries: int
+    records: int = 0
+    seed: int = 0
+    repeat: int = 0
+
+
+class Found(Strict):
+    """One audited training.
+
+    Attributes:
+        client: the site that was attacked.
+        in_sum: whether the attacker sees nothing but sums over sites.
+        unit, unit_column, simulation_only: of the run.
+        claimed: epsilon that the site's ledger holds, of everything that was released in all rounds
+            and tasks, at ``delta``.
+        spent: what the ledger holds, equal steps together.
+        outcomes: of the guesses, one for every choice of how many.
+        assumes: whom the claim takes to be honest; empty: as its unit of privacy says.
+    """
+
+    client: int
+    in_sum: bool
+    unit: str
+    unit_column: str = ""
+    simulation_only: bool
+    claimed: float
+    delta: float
+    spent: tuple[DpEvent, ...]
+    outcomes: tuple[Guesses, ...]
+    assumes: str = ""
+
+    @property
+    def repetition(self) -> Repetition:
+        """For the test of the claim."""
+        return Repetition(self.spent, self.outcomes)
 
 
 def carry_out(training: Training, listener: Listener) -> Found:
-    """Train, judge, and write what was found beside the results.
-
-    One that was stopped starts again: what its witness saw is gone with it.
+    """Train in a temporary folder, and attack.
 
     Returns:
         What was found.
 
     Raises:
-        UserError: as a run; the site has too little to plant canaries in; or another process is at
-            this training.
+        UserError: as a run; or a site took no part.
     """
-    folder = training.folder
-    with exclusive_lock(folder.parent / f".{folder.name}.lock"):
-        before = known(training)
-        if before is not None:  # by another process, meanwhile
-            return before
-        if folder.exists():
-            shutil.rmtree(folder)
-        record(training.experiment)
-        found = KINDS[training.kind](training, listener)
-        atomic_write(folder / FOUND, found.model_dump_json(indent=1) + "\n")
-        return found
-
-
-@dataclass
-class TextWitness:
-    """Scores texts on the model that the site hands over in the last round of each task.
-
-    Attributes:
-        share_of: task to the site's share, before anything was planted.
-        last: number of the last round of a task.
-        scores, included: of the canaries of the tasks so far. members, others: scores of the
-            site's other training records, and of its test records.
-    """
-
-    canaries: TextCanaries
-    share_of: Callable[[str], TaskData]
-    last: int
-    scores: list[Scores] = field(default_factory=list)
-    included: list[NDArray[np.bool_]] = field(default_factory=list)
-    members: list[Scores] = field(default_factory=list)
-    others: list[Scores] = field(default_factory=list)
-
-    def model(self, ask: UpdateRequest, model: LanguageModel, labels: Sequence[str]) -> None:
-        """Score, where the task is over."""
-        if ask.phase != LEARN or ask.server_round != self.last:
-            return
-        share = self.share_of(ask.task)
-        planted = self.canaries.planted(share)
-        trained = {example.unit for example in share.train if example.unit}
-        strangers = [example for example in share.test if example.unit not in trained]
-        for examples, into in (
-            (planted.canaries, self.scores),
-            (planted.others, self.members),
-            (strangers, self.others),
-        ):
-            scores = learnt_scores(model, examples, labels)
-            into.append(mean_scores(scores, members_of(examples)))
-        self.included.append(planted.included)
-
-
-def _gradients(training: Training, listener: Listener) -> Found:
-    """Gradient canaries, seen in every noised step, or, without a mechanism, in every update."""
+    config = training.experiment
     canaries = GradientCanaries(training.canaries, training.seed, training.repeat)
-    config = beside_canaries(training)
-    planted, seen = plant(
-        "steps" if config.privacy.mechanism == "record" else "updates",
-        make_mechanism(config),
-        canaries,
-        config.privacy.max_grad_norm,
+    with alone(config, training.client, training.repeat) as placed:
+        attack = _through_sums if at_server(config) else _through_steps
+        results, scores = attack(placed, training, canaries, listener)
+        ledger = Ledger(Path(placed.run.out) / "sites" / str(training.client))
+        spent = with_steps_added(event.spent for event in ledger.events())
+    privacy = results.privacy
+    assert privacy.delta is not None
+    assert privacy.unit is not None
+    return Found(
+        client=training.client,
+        in_sum=at_server(config),
+        unit=privacy.unit,
+        unit_column=privacy.unit_column,
+        simulation_only=privacy.simulation_only,
+        claimed=privacy.epsilon[str(training.client)],
+        delta=privacy.delta,
+        spent=spent,
+        outcomes=guess(scores, canaries.included),
+        assumes=privacy.assumes if in_sum(config.privacy) else "",
     )
-    prepare = partial(few, records=training.records)
-    runtime = ClientRuntime(config, lambda same: planted, prepare)
-    results = _run(config, runtime, listener)
-    return _found(training, results, seen.total, canaries.included, None)
 
 
-def _sums(training: Training, listener: Listener) -> Found:
-    """Gradient canaries at one site, seen in the sum over the sites whose noise is counted on."""
-    config, attacked = training.experiment, training.client
-    canaries = GradientCanaries(training.canaries, training.seed, training.repeat)
-    counted = counted_sites(config, attacked)
+@contextmanager
+def alone(config: Experiment, client: int, repeat: int = 0) -> Iterator[Experiment]:
+    """Yield an experiment of one site alone, or, where the noise is in a sum, of all of them, in a
+    temporary folder; in this process, and every update as it was made."""
+    with tempfile.TemporaryDirectory() as folder:
+        run: dict[str, Any] = {"out": folder, "resume": False, "workers": 1, "engine": "inprocess"}
+        run |= {"seed": config.run.seed + repeat}  # of the noise
+        # small passes: threads that wait for each other cost more than they save
+        run |= {"threads": config.run.threads or 1}
+        privacy = {"target_delta": config.privacy.target_delta or DELTA}
+        federation = {} if at_server(config) else {"participants": (client,)}
+        yield config.model_copy(
+            update={
+                "privacy": config.privacy.model_copy(update=privacy),
+                "federation": config.federation.model_copy(update=federation),
+                "aggregation": config.aggregation.model_copy(update={"robust": "none"}),
+                "wire": config.wire.model_copy(update={"dtype": "float32"}),
+                "run": config.run.model_copy(update=run),
+            }
+        )
+
+
+Attacked = tuple[Results, Scores]
+
+
+def _through_steps(
+    config: Experiment, training: Training, canaries: GradientCanaries, listener: Listener
+) -> Attacked:
+    """Attack one site alone, of which every noised step is seen."""
+    config = _beside_canaries(config, training.client)
+    planted, seen = plant(make_mechanism(config), canaries)
+    runtime = ClientRuntime(
+        config, lambda same: planted, lambda shares: _few(shares, training.records)
+    )
+    return run_here(config, runtime, listener), seen.total
+
+
+def _through_sums(
+    config: Experiment, training: Training, canaries: GradientCanaries, listener: Listener
+) -> Attacked:
+    """Attack one site among all, seen in the sum over the sites whose noise is counted on."""
+    counted = counted_sites(config, training.client)
     planted, seen = plant_in_sum(make_mechanism(config), canaries, counted)
 
     def prepare(shares: list[TaskData]) -> list[TaskData]:
-        own = few(shares, training.records)
-        alone = few(shares, 1)
-        return [own[k] if k == attacked else share for k, share in enumerate(alone)]
+        own, few = _few(shares, training.records), _few(shares, 1)
+        return [own[k] if k == training.client else share for k, share in enumerate(few)]
 
-    runtime = ClientRuntime(config, lambda same: planted, prepare)
-    results = _run(config, runtime, listener)
+    results = run_here(config, ClientRuntime(config, lambda same: planted, prepare), listener)
     if seen.open or not seen.scored:
         raise UserError(
-            f"not every site took part in every round of {training.folder}, so the audit saw no "
-            "whole sums; its metrics.jsonl says why"
+            "not every site took part in every round, so the audit saw no whole sums; "
+            "deal simulate says why"
         )
-    return _found(training, results, seen.total, canaries.included, None)
+    return results, seen.total
 
 
-def beside_canaries(training: Training) -> Experiment:
+def _beside_canaries(config: Experiment, client: int) -> Experiment:
     """Return the experiment with the sampling rate that its site has without canaries: they are
     many, and would make a batch of a given size a small part of the records."""
-    config = training.experiment
-    if config.privacy.mechanism == "none" or config.privacy.sample_rate:
+    if config.privacy.sample_rate:
         return config
     tasks = open_source(config.data).task_names()
-    shares = [share_of(config, task, training.client) for task in tasks]
+    shares = [share_of(config, task, client) for task in tasks]
     units = sum(len(members_of(share.train)) for share in shares)
     rate = min(1.0, config.train.batch_size * len(tasks) / max(1, units))
     privacy = config.privacy.model_copy(update={"sample_rate": rate})
     return config.model_copy(update={"privacy": privacy})
 
 
-def few(shares: list[TaskData], records: int) -> list[TaskData]:
-    """Return shares with so many records to train on at most (0: all), and one to test: nobody asks
-    how good the model is."""
+def _few(shares: list[TaskData], records: int) -> list[TaskData]:
+    """Return shares with so many records to train on at most (0: all), and one to test: how good
+    the model is does not matter."""
     cut = records or None
     return [replace(share, train=share.train[:cut], test=share.test[:1]) for share in shares]
-
-
-def _texts(training: Training, listener: Listener) -> Found:
-    """Text canaries, and the attack on all other records."""
-    canaries = TextCanaries(training.client, training.canaries, training.seed)
-    witness = TextWitness(
-        canaries,
-        lambda task: share_of(training.experiment, task, training.client),
-        training.experiment.federation.rounds,
-    )
-    runtime = ClientRuntime(
-        training.experiment,
-        lambda config: audited(make_mechanism(config), witness),
-        canaries.prepare,
-    )
-    results = _run(training.experiment, runtime, listener)
-    scores = [np.concatenate(s) if s else np.zeros(0) for s in (witness.scores, witness.members)]
-    others = np.concatenate(witness.others) if witness.others else np.zeros(0)
-    if not (len(scores[0]) and len(scores[1]) and len(others)):
-        raise UserError(
-            f"client {training.client} has too few records to plant canaries among them (or no "
-            "test records of groups that it does not train on); audit another --client, or give it "
-            "more"
-        )
-    attack = membership(scores[1], others, training.seed)
-    included = np.concatenate(witness.included)
-    return _found(training, results, scores[0], included, Attack.model_validate(asdict(attack)))
-
-
-KINDS: dict[Kind, Callable[[Training, Listener], Found]] = {
-    "gradients": _gradients,
-    "texts": _texts,
-    "sums": _sums,
-}
-"""Kind of canaries to how a training with them is judged."""
-
-
-def _run(config: Experiment, runtime: ClientRuntime, listener: Listener) -> Results:
-    app = make_app(find_runtime=lambda client: runtime)
-    grid = InProcessGrid(app, to_run_config(config), config.federation.clients)
-    with assume_identity(RUN_ID, SERVER_NODE):
-        return run(grid, config, listener)
-
-
-def _found(
-    training: Training,
-    results: Results,
-    scores: Scores,
-    included: NDArray[np.bool_],
-    attack: Attack | None,
-) -> Found:
-    privacy = results.privacy
-    claimed = privacy.epsilon.get(str(training.client))
-    # None: without a guarantee there is nothing to refute, and delta is the audit's own.
-    delta = training.delta if privacy.delta is None else privacy.delta
-    ledger = Ledger(training.folder / "sites" / str(training.client))
-    return Found(
-        kind=training.kind,
-        client=training.client,
-        canaries=training.canaries,
-        records=training.records,
-        seed=training.seed,
-        repeat=training.repeat,
-        mechanism=privacy.mechanism,
-        unit=privacy.unit,
-        unit_column=privacy.unit_column,
-        simulation_only=privacy.simulation_only,
-        claimed=claimed,
-        delta=delta,
-        spent=steps_of(ledger.events()) if claimed is not None else [],
-        outcomes=outcomes_of(guess(scores, included)),
-        assumes=privacy.assumes if in_sum(training.experiment.privacy) else "",
-        membership=attack,
-    )
 
 
 def share_of(experiment: Experiment, task: str, client: int) -> TaskData:
@@ -275,3 +205,19 @@ def share_of(experiment: Experiment, task: str, client: int) -> TaskData:
     data = load_for_clients(experiment, task)
     clients = experiment.federation.clients
     return partition(data, experiment.data.partition, clients, experiment.run.seed)[client]
+
+
+def members_of(examples: Sequence[Example]) -> list[list[int]]:
+    """Return the positions of what is protected together: of each group, or of each example."""
+    found: dict[str | int, list[int]] = {}
+    for position, example in enumerate(examples):
+        found.setdefault(example.unit or position, []).append(position)
+    return list(found.values())
+
+
+def run_here(config: Experiment, runtime: ClientRuntime, listener: Listener) -> Results:
+    """Run an experiment in this process with clients of the audit's own."""
+    app = make_app(find_runtime=lambda client: runtime)
+    grid = InProcessGrid(app, to_run_config(config), config.federation.clients)
+    with assume_identity(RUN_ID, SERVER_NODE):
+        return run(grid, config, listener)

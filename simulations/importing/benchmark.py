@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from deal_core.data.files import task_folders
-from deal_core.errors import UserError
-from simulations.importing.json_values import json_values
+from deal_core.errors import UserError, nearest
 
 INSTRUCTIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -46,37 +46,46 @@ TRACE_ORDER = (
     "20Minuten",
 )
 """As published. Source: TRACE, ``scripts/train_lora.sh``."""
-PARTS = frozenset({"train.json", "dev.json", "eval.json", "test.json", "labels.json"})
-"""Files that make a folder a task."""
-INSTANCES = ("", "Instances")
-"""Where in a file the examples stand: outermost, or under this name."""
+MOST_LABELS, EACH = 20, 2
+"""Without a file of labels, answers are labels where the training examples have at most so many,
+each so often on average, and the test examples no others."""
 
 
-@dataclass(frozen=True)
-class SourceTask:
-    """A task as a benchmark has it.
-
-    Attributes:
-        name: as we call it.
-        folder: where it lies.
-        instruction: what its prompt asks for; empty: it is said in the texts.
-        labels: of ``labels.json``, in its order; none: there is no such file.
-        files: split (``train``, ``test``) to file.
-    """
-
-    name: str
-    folder: Path
-    instruction: str
-    labels: tuple[str, ...]
-    files: Mapping[str, Path]
-
-
-@dataclass(frozen=True)
-class SourceRow:
-    """Attributes: ``text``, and ``answers``, the first of which is learnt; either may be empty."""
+class Row(NamedTuple):
+    """An example: its text, and its answers, the first of which is learnt."""
 
     text: str
     answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BenchmarkTask:
+    """A task and what it holds.
+
+    Attributes:
+        name: as we call it.
+        labels: answers among which is chosen, in their order; none: answers are texts.
+        instruction: what the prompt asks for; empty: nothing that is the same for all.
+        rows: split (``train``, ``test``) to its examples with a text and an answer.
+        left_out: how many have none.
+        test: stem of the file of the test split.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    instruction: str
+    rows: Mapping[str, Sequence[Row]]
+    left_out: int
+    test: str
+
+    @property
+    def references(self) -> bool:
+        """Whether an example has several right answers."""
+        return not self.labels and any(len(row.answers) > 1 for row in self._all)
+
+    @property
+    def _all(self) -> list[Row]:
+        return [row for rows in self.rows.values() for row in rows]
 
 
 @dataclass(frozen=True)
@@ -84,154 +93,176 @@ class Layout:
     """How a benchmark lays out its folder.
 
     Attributes:
-        tasks: folder to its tasks.
+        shape: where a training file lies, in words.
+        folders: the benchmark's folder to those of its tasks, in order, with name and instruction.
+        development: stem of the file that stands in for a missing test file.
         fields: pairs of names that an example may have for text and answer.
         template: ``model.template`` for it.
         shared_lines: whether the lines that all texts of a task begin with are its instruction.
     """
 
-    tasks: Callable[[Path], list[SourceTask]]
+    shape: str
+    folders: Callable[[Path], list[tuple[Path, str, str]]]
+    development: str
     fields: tuple[tuple[str, str], ...]
     template: str
     shared_lines: bool
 
 
-def read_rows(path: Path, fields: tuple[tuple[str, str], ...]) -> Iterator[SourceRow]:
-    """Yield the examples of a file, one at a time.
-
-    Raises:
-        UserError: no JSON, or an example without these fields; the message names file and example.
-    """
-    number = 0
-    for name, value in json_values(path):
-        if name not in INSTANCES:
-            continue
-        number += 1
-        yield _row(value, fields, f"{path}, example {number}")
-
-
-def _row(value: Any, fields: tuple[tuple[str, str], ...], where: str) -> SourceRow:
-    found = [pair for pair in fields if isinstance(value, dict) and set(pair) <= set(value)]
-    if not found:
-        wanted = " or ".join(f"'{text}' and '{answer}'" for text, answer in fields)
-        raise UserError(
-            f"{where}: has no {wanted}; name the benchmark with --format "
-            f"({', '.join(LAYOUTS)}), or download the file again"
-        )
-    text, answer = (value[name] for name in found[0])
-    answers = answer if isinstance(answer, list) else [answer]
-    if not all(isinstance(each, (str, int, float)) for each in (text, *answers)):
-        raise UserError(f"{where}: text or answer is no text; download the file again")
-    return SourceRow(str(text).strip(), tuple(str(each).strip() for each in answers))
-
-
-def _cl_benchmark(folder: Path) -> list[SourceTask]:
-    """``KIND/DATASET/{train,dev,test,labels}.json`` (O-LoRA, SAPT)."""
-    tasks = []
-    for kind in task_folders(folder):
-        for dataset in task_folders(folder / kind):
-            place = folder / kind / dataset
-            if not _is_task(place):
-                continue
-            files = _split_files(place, "dev")
-            instruction = _definition(files["train"]) or INSTRUCTIONS.get(kind, "")
-            name = NAMES.get(dataset.lower(), dataset.lower())
-            tasks.append(SourceTask(name, place, instruction, _labels(place), files))
-    return sorted(tasks, key=lambda task: task.name)
-
-
-def _trace(folder: Path) -> list[SourceTask]:
-    """``TASK/{train,eval,test}.json`` (TRACE), those that were published in that order."""
-    names = [name for name in task_folders(folder) if _is_task(folder / name)]
-    known = {name: place for place, name in enumerate(TRACE_ORDER)}
-    ordered = sorted(names, key=lambda name: (known.get(name, len(known)), name))
-    return [
-        SourceTask(name, folder / name, "", (), _split_files(folder / name, "eval"))
-        for name in ordered
-    ]
-
-
-def _is_task(folder: Path) -> bool:
-    return any((folder / part).is_file() for part in PARTS)
-
-
-def _split_files(folder: Path, development: str) -> dict[str, Path]:
-    """Return the files of both splits; a missing test file is replaced by that for development."""
-    train, test = folder / "train.json", folder / "test.json"
-    if not test.is_file() and (folder / f"{development}.json").is_file():
-        test = folder / f"{development}.json"
-    for path in (train, test):
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; download it, or remove the folder {folder}")
-    return {"train": train, "test": test}
-
-
-def _labels(folder: Path) -> tuple[str, ...]:
-    path = folder / "labels.json"
-    if not path.is_file():
-        return ()
-    labels = [value for _, value in json_values(path)]
-    if not labels or not all(isinstance(label, str) for label in labels):
-        raise UserError(f"{path}: should be a list of labels; download it again")
-    return tuple(label.strip() for label in labels)
-
-
-def _definition(path: Path) -> str:
-    """Return the definition that a file says before its examples, on one line."""
-    for name, value in json_values(path):
-        if name in INSTANCES:
-            break
-        if name == "Definition":
-            return " ".join(str(value).split())
-    return ""
-
-
-def find_tasks(folder: Path, layout: str) -> list[SourceTask]:
+def read_benchmark(folder: Path, layout: Layout) -> list[BenchmarkTask]:
     """Return the tasks below a benchmark's folder.
 
     Raises:
-        UserError: no such folder, no task in it, a task without one of its files, or two tasks of
-            one name.
+        UserError: no such folder, no task in it, a task without one of its files, two tasks of one
+            name, or a file or an example that cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the benchmark's own")
-    tasks = LAYOUTS[layout].tasks(folder)
-    if not tasks:
-        raise UserError(f"{folder}: holds no {SHAPES[layout]}; {_cure(folder, layout)}")
-    folders: dict[str, Path] = {}
-    for task in tasks:
-        if task.name in folders:
+    found = layout.folders(folder)
+    if not found:
+        raise UserError(
+            f"{folder}: holds no {layout.shape}; give the folder that holds them, or name the "
+            f"benchmark with --format ({', '.join(LAYOUTS)})"
+        )
+    names = [name for _, name, _ in found]
+    for place, name, _ in found:
+        if names.count(name) > 1:
+            raise UserError(f"{place}: two tasks are called '{name}'; keep one")
+    return [_task(place, name, asked, layout) for place, name, asked in found]
+
+
+def _task(place: Path, name: str, asked: str, layout: Layout) -> BenchmarkTask:
+    test = "test" if (place / "test.json").is_file() else layout.development
+    files = {"train": place / "train.json", "test": place / f"{test}.json"}
+    every: dict[str, list[Row]] = {}
+    for split, path in files.items():
+        content = _json(path)
+        if isinstance(content, dict):
+            asked = " ".join(_text(content.get("Definition", asked)).split())
+            content = content.get("Instances", [])
+        every[split] = list(_rows(content, layout.fields, path))
+    rows = {
+        split: [row for row in own if row.text and row.answers[0]] for split, own in every.items()
+    }
+    if not all(rows.values()):
+        raise UserError(f"{place}: a split has no example; remove the folder")
+    labels = _labels(place, rows)
+    left_out = sum(len(every[split]) - len(own) for split, own in rows.items())
+    if layout.shared_lines:
+        opening = _opening([row.text for own in rows.values() for row in own])
+        asked = opening.rstrip() or asked
+        rows = {
+            split: [row._replace(text=row.text.removeprefix(opening).strip()) for row in own]
+            for split, own in rows.items()
+        }
+    return BenchmarkTask(name, labels, asked, rows, left_out, test)
+
+
+def _opening(texts: Sequence[str]) -> str:
+    """Return the lines that all texts begin with."""
+    first, last = min(texts), max(texts)  # what these two share, all share
+    same = next(
+        (k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first)
+    )
+    return first[: first.rfind("\n", 0, same) + 1]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); download it, or remove the folder "
+            f"{path.parent}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); download it again") from None
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _rows(content: Any, fields: tuple[tuple[str, str], ...], path: Path) -> Iterator[Row]:
+    for number, value in enumerate(content if isinstance(content, list) else [content], start=1):
+        where = f"{path}, example {number}"
+        pairs = [pair for pair in fields if isinstance(value, dict) and set(pair) <= set(value)]
+        if not pairs:
+            wanted = " or ".join(f"'{text}' and '{answer}'" for text, answer in fields)
             raise UserError(
-                f"{task.folder} and {folders[task.name]}: two tasks called '{task.name}'; keep one"
+                f"{where}: has no {wanted}; name the benchmark with --format "
+                f"({', '.join(LAYOUTS)}), or download the file again"
             )
-        folders[task.name] = task.folder
-    return tasks
+        text, answer = (value[name] for name in pairs[0])
+        answers = (answer if isinstance(answer, list) else [answer]) or [""]
+        if not all(isinstance(each, (str, int, float)) for each in (text, *answers)):
+            raise UserError(f"{where}: text or answer is no text; download the file again")
+        yield Row(str(text).strip(), tuple(str(each).strip() for each in answers))
 
 
-def _cure(folder: Path, layout: str) -> str:
-    """Say where the tasks may be instead: one folder below, or in another shape."""
-    places = [folder, *(folder / name for name in task_folders(folder))]
-    names = sorted(LAYOUTS, key=lambda name: name != layout)
-    for name, place in ((name, place) for name in names for place in places):
-        try:
-            found = LAYOUTS[name].tasks(place)
-        except UserError:
-            continue
-        if found:
-            return f"did you mean {place} --format {name}?"
-    return "give the folder that holds them"
+def _labels(place: Path, rows: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
+    """Return the labels of the file of them; without it the answers where they are few, used again,
+    and the same in both splits.
+
+    Raises:
+        UserError: the file is no list of labels, or an answer is none of them.
+    """
+    path = place / "labels.json"
+    train, test = ({row.answers[0] for row in rows[split]} for split in ("train", "test"))
+    if path.is_file():
+        labels = _json(path)
+        if not labels or not isinstance(labels, list) or not all(map(_is_text, labels)):
+            raise UserError(f"{path}: should be a list of labels; download it again")
+        known = tuple(label.strip() for label in labels)
+        for answer in sorted((train | test) - set(known)):
+            raise UserError(
+                f"{place}: the answer '{answer}' is not in labels.json"
+                f"{nearest(answer, known)}; add it there, or correct the example"
+            )
+        return known
+    several = any(len(row.answers) > 1 for own in rows.values() for row in own)
+    few = len(train) <= MOST_LABELS and EACH * len(train) <= len(rows["train"])
+    lines = any("\n" in answer for answer in train)
+    return () if several or lines or not few or not test <= train else tuple(sorted(train))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _cl_benchmark(folder: Path) -> list[tuple[Path, str, str]]:
+    """``KIND/DATASET/{train,dev,test,labels}.json`` (O-LoRA, SAPT)."""
+    found = [
+        (place, NAMES.get(dataset.lower(), dataset.lower()), INSTRUCTIONS.get(kind, ""))
+        for kind in task_folders(folder)
+        for dataset in task_folders(folder / kind)
+        if (place := folder / kind / dataset) and any(place.glob("*.json"))
+    ]
+    return sorted(found, key=lambda each: each[1])
+
+
+def _trace(folder: Path) -> list[tuple[Path, str, str]]:
+    """``TASK/{train,eval,test}.json`` (TRACE), those that were published in that order."""
+    names = [name for name in task_folders(folder) if any((folder / name).glob("*.json"))]
+    known = {name: place for place, name in enumerate(TRACE_ORDER)}
+    names.sort(key=lambda name: (known.get(name, len(known)), name))
+    return [(folder / name, name, "") for name in names]
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     {
         "cl-benchmark": Layout(
+            "KIND/DATASET/train.json",
             _cl_benchmark,
+            "dev",
             (("sentence", "label"), ("input", "output")),
             "{instruction}\nOption: {options}\n{text}\nAnswer:",
             shared_lines=False,
         ),
         "trace": Layout(
+            "TASK/train.json",
             _trace,
+            "eval",
             (("prompt", "answer"),),
             "{instruction}\n{text}\nAnswer:",
             shared_lines=True,
@@ -239,7 +270,3 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     }
 )
 """``--format`` to what it means."""
-SHAPES: Mapping[str, str] = MappingProxyType(
-    {"cl-benchmark": "KIND/DATASET/train.json", "trace": "TASK/train.json"}
-)
-"""``--format`` to where a training file lies."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deal_core.atomic_write import atomic_path, atomic_write
+from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError, choose
-from simulations.importing.benchmark import LAYOUTS, Layout, SourceRow, find_tasks
-from simulations.importing.survey import Survey, is_whole, survey
+from simulations.importing.benchmark import LAYOUTS, BenchmarkTask, Layout, Row, read_benchmark
 from simulations.output.console import print_line
-from simulations.output.files import toml_value
+from simulations.output.files import toml_lines, toml_value
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "adapter": {"retained_rank": 24, "first_layer": 20},
@@ -33,29 +32,12 @@ SHOWN_LABELS = 60
 
 @dataclass(frozen=True)
 class ImportRequest:
-    """The arguments of ``deal data import-cl-benchmark``.
-
-    Attributes:
-        folder: of the benchmark.
-        out: folder to make.
-        layout: a name in ``LAYOUTS``.
-        max_labels: see :func:`simulations.importing.survey.survey`.
-    """
+    """The arguments of ``deal data import-cl-benchmark``: the benchmark's ``folder``, the folder to
+    make, and a name in ``LAYOUTS``."""
 
     folder: Path
     out: Path
     layout: str = "cl-benchmark"
-    max_labels: int = 20
-
-
-@dataclass(frozen=True)
-class Imported:
-    """Attributes: the ``survey`` of a task; by split, how many examples of it were ``written``, and
-    how many ``left_out`` since their text or answer is empty."""
-
-    survey: Survey
-    written: Mapping[str, int]
-    left_out: Mapping[str, int]
 
 
 def import_benchmark(request: ImportRequest, console: Console) -> Path:
@@ -71,102 +53,76 @@ def import_benchmark(request: ImportRequest, console: Console) -> Path:
     layout = choose("--format", request.layout, LAYOUTS)
     if request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
         raise UserError(f"{request.out}: is there already; choose another --out")
-    tasks = find_tasks(request.folder, request.layout)
-    surveys = [survey(task, layout, request.max_labels) for task in tasks]
+    tasks = read_benchmark(request.folder, layout)
+    path = request.out / f"{request.layout}.toml"
+    texts = {path: experiment_text(tasks, layout, request)}
+    for task in tasks:
+        for split, rows in task.rows.items():
+            lines = [json.dumps(_values(row, task), ensure_ascii=False) for row in rows]
+            texts[request.out / task.name / f"{split}.jsonl"] = "\n".join(lines) + "\n"
     try:
-        done = [_written(each, layout, request.out / each.task.name) for each in surveys]
-        path = request.out / f"{request.layout}.toml"
-        atomic_write(path, experiment_text(surveys, layout, request))
+        for file, text in texts.items():
+            atomic_write(file, text.encode("utf-8", errors="replace"))
     except OSError as error:
         raise UserError(
             f"{request.out}: cannot be written ({error.strerror}); choose another --out"
         ) from None
-    console.print(table(done))
+    console.print(table(tasks))
     print_line(console, f"deal simulate {path}")
     return path
 
 
-def _written(found: Survey, layout: Layout, folder: Path) -> Imported:
-    written, left_out = {}, {}
-    for split in found.task.files:
-        written[split] = left_out[split] = 0
-        with (
-            atomic_path(folder / f"{split}.jsonl") as beside,
-            beside.open("w", encoding="utf-8", errors="replace") as file,
-        ):
-            for row in found.rows(split, layout):
-                if not is_whole(row):
-                    left_out[split] += 1
-                    continue
-                written[split] += 1
-                file.write(json.dumps(_values(row, found), ensure_ascii=False) + "\n")
-    return Imported(found, written, left_out)
-
-
-def _values(row: SourceRow, found: Survey) -> dict[str, Any]:
+def _values(row: Row, task: BenchmarkTask) -> dict[str, Any]:
     answer, *others = row.answers
-    if found.labels:
+    if task.labels:
         return {"text": row.text, "label": answer}
     values: dict[str, Any] = {"text": row.text, "target": answer}
-    return {**values, "references": others} if found.references else values
+    return {**values, "references": others} if task.references else values
 
 
-def experiment_text(surveys: Sequence[Survey], layout: Layout, request: ImportRequest) -> str:
+def experiment_text(tasks: Sequence[BenchmarkTask], layout: Layout, request: ImportRequest) -> str:
     """Return the experiment on all tasks as TOML."""
-    return "\n".join(_lines(surveys, layout, request)) + "\n"
-
-
-def _lines(surveys: Sequence[Survey], layout: Layout, request: ImportRequest) -> Iterator[str]:
-    yield f"# deal simulate {request.out / request.layout}.toml"
-    yield "#"
-    yield f"# Made from {request.folder} by deal data import-cl-benchmark."
-    yield f"description = {toml_value(f'{len(surveys)} tasks of {request.folder.name}')}"
-    for name, values in _tables(surveys, layout, request.out).items():
-        yield f"\n[{name}]"
-        quoted = "." in name  # keys are names of tasks
-        for key, value in values.items():
-            yield f"{toml_value(key) if quoted else key} = {toml_value(value)}"
-
-
-def _tables(
-    surveys: Sequence[Survey], layout: Layout, out: Path
-) -> Mapping[str, Mapping[str, Any]]:
+    data: dict[str, Any] = {
+        "source": "files",
+        "path": str(request.out.resolve()),
+        "tasks": [task.name for task in tasks],
+        "generation": [task.name for task in tasks if not task.labels],
+    }
+    if any(task.references for task in tasks):
+        data["references_column"] = "references"
     model = {
         "family": "causal-lm",
         "name": "embedded:smollm2",
         "template": layout.template,
     }
-    data: dict[str, Any] = {
-        "source": "files",
-        "path": str(out.resolve()),
-        "tasks": [each.task.name for each in surveys],
-        "generation": [each.task.name for each in surveys if not each.labels],
+    named = {  # by names of tasks, which are no bare keys
+        "data.labels": {toml_value(task.name): task.labels for task in tasks if task.labels},
+        "data.instructions": {
+            toml_value(task.name): task.instruction or INSTRUCTION for task in tasks
+        },
     }
-    if any(each.references for each in surveys):
-        data["references_column"] = "references"
-    labels = {each.task.name: each.labels for each in surveys if each.labels}
-    asked = {each.task.name: each.instruction or INSTRUCTION for each in surveys}
-    tables = {"model": model, "data": data, "data.labels": labels, "data.instructions": asked}
-    return {name: values for name, values in {**tables, **SETTINGS}.items() if values}
+    description = f"{len(tasks)} tasks of {request.folder.name}"
+    made = f"# Made from {request.folder} by deal data import-cl-benchmark.\n"
+    tables: dict[str, Mapping[str, Any]] = {"model": model, "data": data, **named, **SETTINGS}
+    sections = [f"\n[{name}]\n{toml_lines(values)}" for name, values in tables.items() if values]
+    return made + toml_lines({"description": description}) + "".join(sections)
 
 
-def table(done: Sequence[Imported]) -> Table:
+def table(tasks: Sequence[BenchmarkTask]) -> Table:
     """One line a task."""
     drawn = Table(title="Imported tasks")
     for name in ("task", "train", "test", "left out", "answers"):
         drawn.add_column(name, justify="right" if name in ("train", "test", "left out") else "left")
-    for each in done:
-        labels = each.survey.labels
-        listed = ", ".join(labels)
+    for task in tasks:
+        listed = ", ".join(task.labels)
         if len(listed) > SHOWN_LABELS:
             listed = f"{listed[:SHOWN_LABELS]}…"
-        test = each.survey.task.files["test"].stem
         row = (
-            each.survey.task.name,
-            str(each.written["train"]),
-            f"{each.written['test']}{'' if test == 'test' else f' ({test})'}",
-            str(sum(each.left_out.values())),
-            f"{len(labels)} labels: {listed}" if labels else "texts",
+            task.name,
+            str(len(task.rows["train"])),
+            f"{len(task.rows['test'])}{'' if task.test == 'test' else f' ({task.test})'}",
+            str(task.left_out),
+            f"{len(task.labels)} labels: {listed}" if task.labels else "texts",
         )
         drawn.add_row(*map(Text, row))  # labels are no markup
     return drawn

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from deal_core.errors import UserError, at_home
-from deal_core.inference.folder import Inference, find_adapter, read_inference
-from simulations.use.export_base import public_base
-from simulations.use.export_forms import map_of_adapter, write_adapter, write_merged
-from simulations.use.push import check_token, upload
+from deal_core.errors import UserError, at_home, choose
+from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
+from deal_core.models.loading import EMBEDDED, TO_THE_BIT, quiet, with_revision
+from server.model_card import hub_name
+from simulations.use.cards import (
+    BASE,
+    LABELS,
+    MAP,
+    PROMPTS,
+    Kind,
+    asking_code,
+    encoder_code,
+    write_card,
+    write_prompts,
+)
+
+if TYPE_CHECKING:
+    from deal_core.models.prompt import PromptTokens
 
 
 @dataclass(frozen=True)
@@ -46,30 +61,36 @@ def export(request: ExportRequest) -> list[str]:
             access to the hub. Nothing is left in the folder.
     """
     from deal_core.inference.predictor import checked_adapter, read_heads
+    from deal_core.lora.kinds import KINDS
 
     source = find_adapter(at_home(request.folder))
     inference = read_inference(source)
     if request.base:
         model = inference.model.model_copy(update={"name": request.base})
         inference = inference.model_copy(update={"model": model, "upstream": ""})
-    to = new_folder(at_home(request.to))
-    if request.merge and map_of_adapter(inference) is not None:
+    to = at_home(request.to)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise UserError(f"{to}: is there already; choose another --to")
+    to = to.resolve()
+    map_of = choose("adapter_kind", inference.adapter_kind, KINDS).map_behind
+    if request.merge and map_of is not None:
         raise UserError(
             f"--merge: adapter.kind '{inference.adapter_kind}' is a map behind the encoder's "
             "pooling, for which its checkpoint has no place; leave --merge out"
         )
     if request.push:
-        check_push(inference, request)
+        if not request.merge and not public_base(inference):
+            cure = "add --merge" if map_of is None else "upload that, name it with --model"
+            raise UserError(
+                f"--push: the base model '{inference.model.name}' is not on the hub as it was "
+                f"used, so nobody else could load the adapter; {cure}"
+            )
         check_token()
     checked_adapter(source, inference, inference.model)
     read_heads(source)
+    kind: Kind = "merged" if request.merge else "adapter" if map_of is None else "map"
     with emptied_on_failure(to):
-        if request.merge:
-            lines = write_merged(source, inference, to)
-        else:
-            lines = write_adapter(source, inference, to, bool(request.push))
-        for written in filter(Path.is_file, to.rglob("*")):
-            readable_as(written, to / source.inference.name)
+        lines = _write(source, inference, to, kind, bool(request.push))
     return [*lines, *([upload(to, request.push)] if request.push else [])]
 
 
@@ -85,13 +106,13 @@ def emptied_on_failure(to: Path) -> Iterator[None]:
         UserError: in the place of an ``OSError``.
     """
     there = to.exists()
+    to.mkdir(parents=True, exist_ok=True)
     try:
         yield
     except BaseException as error:
-        for each in to.iterdir() if to.exists() else ():
-            shutil.rmtree(each) if each.is_dir() else each.unlink()
-        if to.exists() and not there:
-            to.rmdir()
+        shutil.rmtree(to, ignore_errors=True)
+        if there:
+            to.mkdir()
         if isinstance(error, OSError):
             why = f"cannot be written ({error.strerror or error})"
             raise UserError(
@@ -100,35 +121,233 @@ def emptied_on_failure(to: Path) -> Iterator[None]:
         raise
 
 
-def readable_as(written: Path, other: Path) -> None:
-    """Let those read a file who may read another: the library of weights lets its owner alone."""
-    written.chmod(other.stat().st_mode & 0o777)
+def _write(
+    source: AdapterFolder, inference: Inference, to: Path, kind: Kind, push: bool
+) -> list[str]:
+    """Write one form of an export: an adapter for PEFT, a map behind the pooling, or one model.
 
+    Args:
+        source: the run's adapter folder.
+        inference: what it says.
+        to: an empty folder.
+        kind: the form.
+        push: the folder will be on a hub: name the base model as found there.
 
-def new_folder(path: Path) -> Path:
-    """Return a folder's full path.
-
-    Raises:
-        UserError: there is something in it already.
-    """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path}: is there already; choose another --to")
-    return path.resolve()
-
-
-def check_push(inference: Inference, request: ExportRequest) -> None:
-    """Check that others can load what is uploaded.
+    Returns:
+        What has been written.
 
     Raises:
-        UserError: its base model is on no hub as it was used.
+        UserError: the base model cannot be loaded.
     """
-    if not request.merge and not public_base(inference):
-        cure = (
-            "add --merge"
-            if map_of_adapter(inference) is None
-            else "upload that, name it with --model"
-        )
+    merged = kind == "merged"
+    for file in (source.inference, *(() if merged else (source.weights, source.heads))):
+        if file.exists():
+            shutil.copyfile(file, to / file.name)
+    base = "." if merged else public_base(inference) if push else local_base(inference, to)
+    write_labels(inference, to)
+    notes = []
+    try:
+        prompts = write_prompts(inference, to)
+    except UserError as reason:  # the tokeniser is not here, which makes them
+        prompts, notes = None, [f"{PROMPTS} is left out: {reason}"]
+    auto = auto_class_name(inference)
+    if kind == "merged":
+        _write_merged(source, inference, to, prompts)
+        said = f"one model; load it with transformers.{auto}.from_pretrained"
+        if source.heads.exists():
+            notes.append("label heads are left out: they score embeddings of the base model alone")
+    elif kind == "map":
+        _write_map(source, inference, to)
+        said = f"{MAP} is a map behind the pooling of {base}; docs/using.md has the lines to use it"
+    else:
+        config = json.loads(source.config.read_text(encoding="utf-8"))
+        config["base_model_name_or_path"] = base
+        config["revision"] = with_revision(inference.model.name)[1] or None
+        AdapterFolder(to).config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        peft = "AutoPeftModel" + (auto.removeprefix("AutoModel") or "ForFeatureExtraction")
+        said = f"an adapter of {base}; load it with peft.{peft}.from_pretrained"
+    write_card(source, inference, to, _code(inference, kind, to, base))
+    mode = (to / source.inference.name).stat().st_mode & 0o777
+    for written in filter(Path.is_file, to.rglob("*")):
+        written.chmod(mode)  # the library of weights lets its owner alone read them
+    return [f"{to}: {said}", *notes]
+
+
+def _write_map(source: AdapterFolder, inference: Inference, to: Path) -> None:
+    """Write an adapter that PEFT cannot load as the map that it is."""
+    from safetensors.torch import save_file
+
+    from deal_core.inference.predictor import read_adapter
+    from deal_core.lora.kinds import KINDS
+
+    map_of = KINDS[inference.adapter_kind].map_behind
+    assert map_of is not None
+    save_file({"weight": map_of(read_adapter(source))}, to / MAP)
+
+
+def _write_merged(
+    source: AdapterFolder, inference: Inference, to: Path, prompts: PromptTokens | None
+) -> None:
+    """Write base model and adapter as one ordinary checkpoint, and the tokeniser; in float32."""
+    from peft import PeftModel
+
+    from deal_core.lora.attach import quiet_peft
+    from deal_core.models.generating import greedy
+
+    base, tokenizer = load_base(inference)
+    with quiet_peft():
+        merged = PeftModel.from_pretrained(base, str(source.path)).merge_and_unload()
+    if prompts is not None:
+        merged.generation_config = greedy(prompts)
+    save_model(merged, tokenizer, to)
+
+
+def load_base(inference: Inference) -> tuple[Any, Any]:
+    """Return base model, float32, and tokeniser, as transformers loads them.
+
+    Raises:
+        UserError: they cannot be loaded.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    from deal_core.models import FAMILIES, auto_class
+    from deal_core.models.loading import pretrained
+
+    name = inference.model.name
+    family = choose("model.family", inference.model.family, FAMILIES)
+    loader = auto_class(family.task_type)
+    base = pretrained(loader, name, dtype=torch.float32)
+    if getattr(base, "hf_quantizer", None) is not None:
+        base = unquantized(loader, base)
+    return base, pretrained(AutoTokenizer, name)
+
+
+def unquantized(loader: Any, model: Any) -> Any:
+    """Return an ordinary model of the same float weights: transformers saves none that was read
+    from a quantized file.
+
+    Args:
+        loader: class of transformers that makes it.
+        model: its weights are decoded already (GGUF).
+    """
+    settings = model.config.to_dict()
+    settings.pop("quantization_config", None)
+    plain = loader.from_config(type(model.config).from_dict(settings))
+    plain.load_state_dict(model.state_dict())
+    return plain.float().eval()
+
+
+def public_base(inference: Inference) -> str:
+    """Return the hub name under which others find the very base model; empty: there is none."""
+    name = inference.model.name
+    return hub_name(inference) if not name.startswith(EMBEDDED) or name in TO_THE_BIT else ""
+
+
+def local_base(inference: Inference, to: Path) -> str:
+    """Return where this machine finds the base model; an embedded one is written beside."""
+    name = inference.model.name
+    if name.startswith(EMBEDDED):
+        base, tokenizer = load_base(inference)
+        save_model(base, tokenizer, to / BASE)
+        return str(to / BASE)
+    return str(Path(name).resolve()) if Path(name).is_dir() else with_revision(name)[0]
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a model and its tokeniser as transformers does."""
+    with quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def auto_class_name(inference: Inference) -> str:
+    """Return the name of the class of transformers that loads the base model."""
+    from deal_core.models import FAMILIES, auto_class
+
+    family = choose("model.family", inference.model.family, FAMILIES)
+    name: str = auto_class(family.task_type).__name__
+    return name
+
+
+def write_labels(inference: Inference, to: Path) -> None:
+    """Write task to the unit vectors of its label names by the frozen base model, ``(labels,
+    hidden)``, float32, where a text's vector is compared with them.
+
+    Raises:
+        UserError: the base model cannot be loaded.
+    """
+    from safetensors.torch import save_file
+
+    from deal_core.config.experiment import AdapterConfig
+    from deal_core.data import Example
+    from deal_core.models import load_model
+    from deal_core.training.evaluation import base_embeddings
+
+    if inference.pooling == "none":
+        return
+    whole = inference.model.model_copy(update={"bits": 0})  # as the folder's user loads it
+    model = load_model(whole, AdapterConfig(rank=1), inference.max_length)
+    found = {}
+    for task in inference.tasks:
+        words = [Example(label.replace("_", " "), task.labels[0]) for label in task.labels]
+        found[task.name] = base_embeddings(model, model.encode(words, task.labels[:1]))
+    save_file(found, to / LABELS)
+
+
+def _code(inference: Inference, kind: Kind, to: Path, base: str) -> str:
+    """Return Python that answers a text of the first task, run in the export; empty where prompts
+    are left out."""
+    from deal_core.inference.predictor import read_heads
+
+    head = inference.tasks[0].name in read_heads(AdapterFolder(to))
+    seen = BASE if base == str(to / BASE) else base  # from the export
+    if inference.pooling != "none":
+        hub = kind != "merged" and not (to / BASE).is_dir()
+        revision = with_revision(inference.model.name)[1] if hub else ""
+        return encoder_code(inference, kind, seen, revision, head)
+    if not (to / PROMPTS).exists():
+        return ""
+    return asking_code(inference, seen, kind == "merged", head)
+
+
+def check_token() -> None:
+    """Check that somebody is signed in; nothing is sent.
+
+    Raises:
+        UserError: nobody is.
+    """
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise UserError("--push: no Hugging Face token; run `hf auth login`, or set HF_TOKEN")
+
+
+def upload(folder: Path, repository: str) -> str:
+    """Make the repository where it is missing, private, and upload the folder to it.
+
+    Args:
+        folder: all of it is uploaded.
+        repository: ``OWNER/NAME``.
+
+    Returns:
+        A line that says where it is.
+
+    Raises:
+        UserError: no network, no access, or no such name.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        where = api.create_repo(repository, private=True, exist_ok=True).repo_id
+        api.upload_folder(repo_id=where, folder_path=folder)
+    except Exception as error:  # of its own, of its HTTP library, of the system
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--push: the base model '{inference.model.name}' is not on the hub as it was used, so "
-            f"nobody else could load the adapter; {cure}"
-        )
+            f"--push {repository}: not uploaded ({reason}); {folder} is complete, upload it with "
+            f"`hf upload {repository} {folder}`"
+        ) from None
+    return (
+        f"uploaded to {where}; a new repository is private, one that was there keeps its visibility"
+    )

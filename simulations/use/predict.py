@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from deal_core.errors import UserError, at_home
+from deal_core.data.rows import Columns, to_text, whole_characters
+from deal_core.data.tables import READERS, read_lines, read_table
+from deal_core.errors import UserError, at_home, nearest
 from deal_core.inference.answer import Answer, Written
 from deal_core.inference.folder import AdapterFolder, find_adapter, read_inference
-from simulations.use.expected import labels_to_choose_from
-from simulations.use.score import Score
-from simulations.use.texts import Text, file_texts, typed_texts
 
 DIGITS = 6
 """Of a probability: what differs beyond them is rounding of the machine."""
@@ -108,10 +109,25 @@ def check_expected(request: PredictRequest, folder: AdapterFolder) -> str:
     Raises:
         UserError: none of them is a label, or a bad file.
     """
-    labels = labels_to_choose_from(read_inference(folder), request.task)
-    if not request.label_column or labels is None:
+    inference = read_inference(folder)
+    known = set(inference.all_tasks.get(request.task, ()))
+    if not request.task:
+        known = set().union(*inference.learnt.values())
+    if not request.label_column or not known:
         return ""
-    return labels.check(read_texts(request), request.label_column)
+    counts = Counter(text.expected for text in read_texts(request) if text.expected is not None)
+    strange = [value for value in counts if value not in known]
+    if not strange:
+        return ""
+    whose = f"task '{request.task}'" if request.task else "the tasks learnt"
+    first = f"'{strange[0]}' is no label of {whose}"
+    if len(strange) == len(counts):
+        raise UserError(
+            f"--label-column {request.label_column}: {first}, nor is any other value in the column"
+            f"{nearest(strange[0], known)}; name the column that holds them"
+        )
+    rows = sum(counts[value] for value in strange)
+    return f"warning: {rows} of {counts.total()} rows count as answered wrongly: {first}"
 
 
 def json_line(text: Text, answer: Answer | Written) -> str:
@@ -141,3 +157,100 @@ def plain_line(text: Text, answer: Answer | Written) -> str:
     if isinstance(answer, Written):
         return f"{' '.join(answer.answer.split())}  ({shown})"
     return f"{answer.label}  {100 * answer.probability:.1f} %  {shown}"
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to answer.
+
+    Attributes:
+        text: as the model reads it.
+        row: number in its file (:data:`deal_core.data.tables.Row`); None where it was typed.
+        expected: its right answer, where the file says one and was asked for it.
+    """
+
+    text: str
+    row: int | None = None
+    expected: str | None = None
+
+
+def typed_texts(texts: Sequence[str]) -> Iterator[Text]:
+    """Yield texts as they are, without the white space around them.
+
+    Raises:
+        UserError: an empty one, or one that is no text.
+    """
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise UserError(f"text {number} is a {type(text).__name__}; give a string")
+        if not text.strip():
+            raise UserError(f"text {number} is empty; leave it out")
+        yield Text(whole_characters(text.strip(), f"text {number}"))
+
+
+def file_texts(path: Path, column: str, pair_column: str, label_column: str = "") -> Iterator[Text]:
+    """Return the texts of a CSV, JSONL or Parquet file, or the lines of a TXT file, read one at a
+    time.
+
+    Args:
+        path: the file.
+        column: of the text.
+        pair_column: joined to it, as ``data.pair_column`` of an experiment; empty: none.
+        label_column: of the right answer; empty: it is not asked for.
+
+    Raises:
+        UserError: no such file, or of another kind; and, when it is reached, a row without text:
+            the message names file and row.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name one with a text a row")
+    suffix = path.suffix.lower()
+    if suffix == ".txt" and label_column:
+        raise UserError(f"{path}: has no column '{label_column}'; name a table, or leave it out")
+    if suffix == ".txt":
+        return (Text(line, number) for number, line in read_lines(path))
+    if suffix not in READERS:
+        known = ", ".join((*READERS, ".txt"))
+        raise UserError(f"{path}: files may end in {known}; rename or convert it")
+    return _rows(path, Columns(text=column, label=label_column, pair=pair_column))
+
+
+def _rows(path: Path, columns: Columns) -> Iterator[Text]:
+    for number, row in read_table(path):
+        try:
+            text = to_text(row, columns)
+            answer = Columns(text=columns.label, label="")
+            expected = to_text(row, answer) if columns.label else None
+        except UserError as error:
+            raise UserError(f"{path}, row {number}: {error}") from None
+        yield Text(text, number, expected)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Attributes: ``texts`` so far; ``labels``, how many of them were answered by a label, and
+    ``right``, how many rightly; ``overlap``, the ROUGE-L of the others together."""
+
+    texts: int = 0
+    labels: int = 0
+    right: int = 0
+    overlap: float = 0.0
+
+    def add(self, answer: Answer | Written, expected: str) -> Score:
+        """Return the score with one more text, whose right answer is ``expected``."""
+        if isinstance(answer, Written):
+            from deal_core.training.text_overlap import rouge_l
+
+            more = rouge_l(answer.answer, (expected,))
+            return Score(self.texts + 1, self.labels, self.right, self.overlap + more)
+        right = self.right + (answer.label == expected)
+        return Score(self.texts + 1, self.labels + 1, right, self.overlap)
+
+    @property
+    def line(self) -> str:
+        """For people: the share of right labels, or ROUGE-L."""
+        written = self.texts - self.labels
+        if written:
+            return f"ROUGE-L {100 * self.overlap / written:.1f} % over {written} rows"
+        share = 100 * self.right / self.labels if self.labels else 0.0
+        return f"accuracy {share:.1f} % ({self.right} of {self.labels} rows)"

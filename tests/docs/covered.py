@@ -42,7 +42,7 @@ FAST = {
 STREAM = "--set data.max_train=24 --set data.max_test=8 --set federation.rounds=1"
 ALONE = "--set run.threads=1 --set run.workers=1"
 SMALL = f"""{STREAM} {ALONE} --set data.tasks=["laboratory","surgery"]"""
-AUDIT = f"{SMALL} --canaries 40 --repetitions 1 --text-canaries 0 --epsilon 8"
+AUDIT = f"{SMALL} --canaries 40 --repetitions 1 --epsilon 8"
 
 SLOW = {
     "deal simulate quickstart": SMALL,
@@ -55,7 +55,6 @@ SLOW = {
     "deal study medmcqa --only 'deal.*,lwf.*'": f"{SMALL} --seeds 0 --jobs 1",
     "deal study private --epsilon 1,8,inf": f"{SMALL} --seeds 0 --epsilon 8 --jobs 1",
     "deal audit private-site --epsilon 8": AUDIT,
-    "deal audit private-site --client 2 --canaries 4000 --repetitions 12 --text-canaries 0": AUDIT,
     "deal audit private --set federation.rounds=2": AUDIT,
 }
 """Command to what makes it small: run one after another in one folder, marked slow."""
@@ -117,7 +116,7 @@ PARSED = {
     "deal study private --epsilon 1,2,4,8,inf": HOURS,
     "deal study private --epsilon 1,2,4,8,inf --seeds 0,1,2": HOURS,
     "deal audit private-site": HOURS,
-    "deal audit private-site --epsilon 1,8,inf": HOURS,
+    "deal audit quickstart --membership": HOURS,
     "deal study clinc10 --set data.path=FOLDER": BENCHMARK,
     "deal simulate cl-order1 --set data.path=tasks": BENCHMARK,
     "deal data import-cl-benchmark LLM-CL-Benchmark_500 --format trace --out trace-tasks": (

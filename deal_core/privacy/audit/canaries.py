@@ -29,6 +29,7 @@ ENTRY = 1 / math.sqrt(2)
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Name and shape of every factor, by name."""
+Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class GradientCanaries:
     @cached_property
     def included(self) -> NDArray[np.bool_]:
         """``(count,)``: which take part, each by a fair coin of its own."""
-        return fair_coins(self.count, self.seed, self.repeat)
+        generator = seeded("coins", self.seed, self.repeat)
+        return torch.rand(self.count, generator=generator, dtype=torch.float64).numpy() < 0.5
 
     def entries(self, like: Mapping[str, Tensor]) -> Entries:
         """Return the directions over all factors in ``like`` together; equal for equal names and
@@ -65,33 +67,16 @@ class GradientCanaries:
         Raises:
             UserError: there are more canaries than pairs of entries.
         """
-        return _entries(self.count, self.seed, self.repeat, shapes_of(like))
+        shapes = tuple((name, tuple(like[name].shape)) for name in sorted(like))
+        return _entries(self.count, self.seed, self.repeat, shapes)
 
-    def direction(self, number: int, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return one of them, dense, of norm 1."""
-        entries = self.entries(like)
-        flat = torch.zeros(sum(part.numel() for part in like.values()))
-        first, second = entries.places[number].tolist()
-        flat[first] = ENTRY * float(entries.signs[number])
-        flat[second] = -ENTRY * float(entries.signs[number])
-        parts = torch.split(flat, [like[name].numel() for name in sorted(like)])
-        return {
-            name: part.view(like[name].shape)
-            for name, part in zip(sorted(like), parts, strict=True)
-        }
-
-    def scores(self, like: Mapping[str, Tensor]) -> NDArray[np.float64]:
+    def scores(self, like: Mapping[str, Tensor]) -> Scores:
         """Return ``(count,)``: how far what is given goes along every direction."""
         entries = self.entries(like)
         flat = np.concatenate([like[name].detach().cpu().numpy().ravel() for name in sorted(like)])
         pairs = flat[entries.places].astype(np.float64)
-        scores: NDArray[np.float64] = ENTRY * entries.signs * (pairs[:, 0] - pairs[:, 1])
+        scores: Scores = ENTRY * entries.signs * (pairs[:, 0] - pairs[:, 1])
         return scores
-
-
-def shapes_of(like: Mapping[str, Tensor]) -> Shapes:
-    """Return names and shapes, in order."""
-    return tuple((name, tuple(like[name].shape)) for name in sorted(like))
 
 
 @lru_cache(maxsize=8)
@@ -125,11 +110,3 @@ def _pairs(shapes: Shapes) -> NDArray[np.int64]:
             half = len(inside) // 2
             pairs.append(places[-1] + inside[: 2 * half].reshape(2, half).T)
     return np.concatenate(pairs)
-
-
-def fair_coins(count: int, *seed: int | str) -> NDArray[np.bool_]:
-    """Return ``(count,)`` fair coins that depend on the seed alone."""
-    coins: NDArray[np.bool_] = (
-        torch.rand(count, generator=seeded("coins", *seed), dtype=torch.float64).numpy() < 0.5
-    )
-    return coins

@@ -8,7 +8,7 @@ sites that are counted on, which make up the whole noise and no more.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,18 +22,17 @@ from deal_core.errors import UserError
 from deal_core.lora.payload import PREFIX
 from deal_core.lora.per_example import ExampleLosses
 from deal_core.models.interface import Encoded
-from deal_core.privacy.audit.audited import Overseen
 from deal_core.privacy.audit.canaries import GradientCanaries
 from deal_core.privacy.audit.planted import (
     FAR,
-    Scores,
-    likelihood_ratio,
+    PlantedObjective,
+    Seen,
+    overseen,
     records_of_each,
     with_canaries,
 )
-from deal_core.privacy.audit.planted_objective import PlantedObjective
 from deal_core.privacy.distributed_noise import NoisySum, grid_step
-from deal_core.privacy.interface import Mechanism, Permit, UpdateRequest
+from deal_core.privacy.interface import Mechanism, UpdateRequest
 from deal_core.protection import shares_of
 
 Total = Mapping[str, NDArray[Any]]
@@ -49,25 +48,21 @@ def counted_sites(experiment: Experiment, attacked: int) -> tuple[str, ...]:
 
 
 @dataclass
-class SeenSums:
-    """Adds up what the attacker sees of the canaries, over all rounds and tasks.
+class SeenSums(Seen):
+    """Adds up what the attacker sees of the canaries in sums over sites, as the attacked site plans
+    them.
 
     Attributes:
-        canaries: whose directions are looked along.
         counted: sites in the sum that is seen; the first is the attacked one.
-        total: ``(count,)``: the logarithm of how much likelier it is, as the attacked site plans,
-            that each canary was there; without noise, how far the sums went along it.
         open: sums that not all sites have given their part of. scored: how many were whole.
     """
 
-    canaries: GradientCanaries
-    counted: tuple[str, ...]
-    total: Scores
+    counted: tuple[str, ...] = ()
     open: dict[Place, dict[str, Total]] = field(default_factory=dict)
     scored: int = 0
     _plan: dict[Place, tuple[float, float]] = field(default_factory=dict)
 
-    def add(self, client: str, place: Place, part: Total, sum_of: NoisySum) -> None:
+    def take(self, client: str, place: Place, part: Total, sum_of: NoisySum) -> None:
         """Take a site's part of a sum, and score the sum when it is whole."""
         if client not in self.counted:
             return
@@ -76,12 +71,9 @@ class SeenSums:
         if client == self.counted[0]:  # as it plans, whatever the others do
             self._plan[place] = sum_of.sample_rate, sum_of.noise_multiplier
         if len(parts) == len(self.counted):
-            self._score(*self._plan.pop(place), self.open.pop(place))
-
-    def _score(self, rate: float, noise: float, parts: Mapping[str, Total]) -> None:
-        self.scored += 1
-        along = self.canaries.scores(_added(list(parts.values()))) * grid_step(1.0)
-        self.total += likelihood_ratio(along, rate, noise) if noise else along
+            self.scored += 1
+            whole = _added(list(self.open.pop(place).values()))
+            self.add(whole, grid_step(1.0), *self._plan.pop(place))
 
 
 def _added(parts: Sequence[Total]) -> Mapping[str, Tensor]:
@@ -95,83 +87,66 @@ def _added(parts: Sequence[Total]) -> Mapping[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class WatchedSum:
+class PlantedSum:
     """One noisy sum of a site, with the attacker, who sees it among the others.
 
     Attributes:
-        inner: the mechanism's.
+        inner: the mechanism's, of records and canaries.
         records: positions below are records, those from there on canaries.
-        see: is told of the sum.
+        each: positions that a canary has.
         canaries: of the attacked site; None: of another one.
-        records_each: positions that a canary has.
+        see: is told of the sum.
     """
 
     inner: NoisySum
     records: int
-    see: Callable[[Total, NoisySum], None]
+    each: int
     canaries: GradientCanaries | None
-    records_each: int
+    see: Callable[[Total, NoisySum], None]
 
-    @property
-    def sample_rate(self) -> float:
-        """Of the mechanism."""
-        return self.inner.sample_rate
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
     @property
     def data(self) -> Sequence[Encoded]:
         """The records: canaries are no texts."""
         return self.inner.data[: self.records]
 
-    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
-        """Let the mechanism's own sum try the objective out, without canaries."""
-        self.inner.rehearse(module, objective, probes)
-
     def total(self, module: nn.Module, objective: ExampleLosses) -> dict[str, NDArray[np.int64]]:
         """Return the sum of records and canaries, and show it to the attacker."""
         if self.canaries is not None:
             length = FAR * self.inner.max_grad_norm
             objective = PlantedObjective(
-                objective, module, self.records, self.canaries, length, self.records_each
+                objective, module, self.records, self.canaries, length, self.each
             )
         total = self.inner.total(module, objective)
         self.see(total, self.inner)
         return total
 
-    def class_sums(
-        self, embeddings: Tensor, targets: Tensor, labels: int, first: int = 0
-    ) -> NDArray[Any]:
-        """Sums of embeddings have no gradients to plant anything in.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError("sums of embeddings are not audited")
-
 
 def plant_in_sum(
     inner: Mechanism, canaries: GradientCanaries, counted: tuple[str, ...]
-) -> tuple[Overseen, SeenSums]:
-    """Return a mechanism with canaries at one of the sites that share it, and who looks.
+) -> tuple[Mechanism, SeenSums]:
+    """Return a mechanism with canaries at one of the sites that share it, and the attacker.
 
     Args:
         inner: the mechanism itself.
         canaries: their directions, and which of them are there.
         counted: see :class:`SeenSums`; the first site is attacked.
     """
-    seen, each = SeenSums(canaries, counted, np.zeros(canaries.count)), records_of_each(inner)
+    seen, each = SeenSums(canaries, np.zeros(canaries.count), counted), records_of_each(inner)
 
     def asked(ask: UpdateRequest) -> UpdateRequest:
         return with_canaries(ask, canaries.count, each) if ask.client == counted[0] else ask
 
-    def granted(ask: UpdateRequest, permit: Permit) -> Permit:
-        assert isinstance(permit.gradients, NoisySum)
+    def change(ask: UpdateRequest, given: NoisySum) -> PlantedSum:
         place = ask.task, ask.phase, ask.stage, ask.server_round
         planted = canaries if ask.client == counted[0] else None
-        see = partial(seen.add, ask.client, place)
-        watched = WatchedSum(permit.gradients, len(ask.data), see, planted, each)
-        return replace(permit, gradients=watched)
+        return PlantedSum(
+            given, len(ask.data), each, planted, partial(seen.take, ask.client, place)
+        )
 
-    return Overseen(inner, granted, asked), seen
+    return overseen(inner, change, asked), seen
 
 
 def require_gradients_in_sum(experiment: Experiment) -> None:

@@ -103,12 +103,6 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert len(told) == 3
 
 
-def test_the_page_names_every_example_and_no_other() -> None:
-    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"^\| `(\w+\.(?:py|ipynb))`", page, flags=re.MULTILINE))
-    assert named == {path.name for path in FOLDER.iterdir() if path.suffix in (".py", ".ipynb")}
-
-
 def blocks() -> list[str]:
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)

@@ -142,25 +142,3 @@ def test_labels_and_prompts_that_a_round_alone_does_not_know_are_one_line(
         for text in ("", "Answer with one of the options .")
     ]
     assert relative_difference(*told) > 1e-3  # the prompt is another
-
-
-def test_nothing_to_learn_from_and_nothing_to_judge_by(make_experiment: Make) -> None:
-    config = make_experiment()
-    model, state = load_base(config), start(config)
-    with pytest.raises(UserError, match="client 3: no examples"):
-        train_client(model, state, (), ("a", "b"), config, client="3")
-    with pytest.raises(UserError, match="evaluate: no examples"):
-        evaluate(model, state, (), ("a", "b"))
-    with pytest.raises(ValueError, match="update"):
-        aggregate(state, [], config)
-
-
-def test_an_adapter_that_needs_the_whole_stream_is_refused(make_experiment: Make) -> None:
-    config = make_experiment()
-    kinds = config.adapter.model_copy(update={"kind": "label-directions"})
-    from deal_core.lora.kinds import KINDS
-
-    (own,) = [name for name, kind in KINDS.items() if kind.begin_task is not None][:1]
-    other = config.model_copy(update={"adapter": kinds.model_copy(update={"kind": own})})
-    with pytest.raises(UserError, match=rf"adapter.kind '{own}' is laid out for a whole stream"):
-        begin_task(start(config), other)

@@ -12,7 +12,7 @@ import pytest
 import simulations.api as api
 from deal_core.config.experiment import Experiment
 from simulations.api import UserError, experiment, load_run, run
-from simulations.api.settings import placed
+from simulations.api.runs import placed
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.experiment import Request, load_experiment
 from simulations.use.predict import PredictRequest, predict

@@ -13,11 +13,8 @@ import pytest
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.data.files import FilesSource
-from deal_core.errors import UserError
 from simulations import cli
-from simulations.importing import json_values as reading
 from simulations.importing.benchmark import LAYOUTS
-from simulations.importing.json_values import json_values
 from simulations.run.data_checks import check_answers
 
 Import = Callable[..., tuple[Experiment, str]]
@@ -139,15 +136,6 @@ def test_sentences_with_labels_read_back_as_a_stream(olora: Path, imported: Impo
     assert ["copa", "1", "1 (dev)", "1", "2 labels: A, B"] in cells
 
 
-def test_labels_are_shown_as_they_are(olora: Path, imported: Import) -> None:
-    """Brackets in them are no markup."""
-    for path in olora.rglob("*.json"):
-        path.write_text(path.read_text().replace("World", "[/x]").replace("Sports", "[bold]"))
-    _, shown = imported(olora)
-    assert "[/x]" in shown
-    assert "[bold]" in shown
-
-
 def test_definitions_are_instructions_and_several_answers_references(
     sapt: Path, imported: Import
 ) -> None:
@@ -167,23 +155,20 @@ def test_the_first_lines_of_prompts_are_the_instruction(trace: Path, imported: I
     experiment, _ = imported(trace, "trace")
     assert experiment.data.tasks == ("FOMC", "MeetingBank", "AMine")
     assert experiment.data.generation == ("MeetingBank", "AMine")
-    assert experiment.data.instructions == {"FOMC": "Stance?\nText:", "MeetingBank": "Sum it up."}
+    assert experiment.data.instructions == {
+        "FOMC": "Stance?\nText:",
+        "MeetingBank": "Sum it up.",
+        "AMine": "Read the text and answer.",
+    }
     source = FilesSource(experiment.data)
     assert source.load("FOMC").labels == ("dovish", "hawkish")
     assert source.load("FOMC").train[0].text == "rates rise\nStance:"
     assert source.load("MeetingBank").train[0].target == "Met.\nTwice."
 
 
-def test_with_no_labels_allowed_answers_are_texts(trace: Path, imported: Import) -> None:
-    experiment, _ = imported(trace, "trace", "--max-labels", "0")
-    assert experiment.data.generation == experiment.data.tasks
-    assert FilesSource(experiment.data).load("FOMC").train[0].target == "hawkish"
-
-
 def test_a_folder_of_another_shape_is_one_line(olora: Path, trace: Path, refused: Any) -> None:
     assert "no such folder" in refused(olora / "TC" / "yahoo")
-    assert f"did you mean {olora} --format cl-benchmark?" in refused(olora.parent)
-    assert f"did you mean {trace} --format trace?" in refused(trace.parent, "trace")
+    assert "holds no KIND/DATASET/train.json; give the folder" in refused(trace)
     assert "'sentence' and 'label' or 'input' and 'output'; name the benchmark" in refused(
         trace.parent
     )
@@ -194,25 +179,23 @@ def test_a_folder_of_another_shape_is_one_line(olora: Path, trace: Path, refused
 
 def test_missing_doubled_and_broken_files_are_one_line(olora: Path, refused: Any) -> None:
     labels, train = olora / "TC/agnews/labels.json", olora / "TC/agnews/train.json"
-    labels.write_text('["World", "Science or Technologie"]')
-    assert "example 1: 'Science or Technology' is not in labels.json; did you mean" in refused(
-        olora
-    )
+    labels.write_text('["[/x]", "World", "Science or Technologie"]')
+    assert "'Science or Technology' is not in labels.json; did you mean" in refused(olora)
     labels.write_text('{"World": 1}')
     assert "should be a list of labels" in refused(olora)
     labels.unlink()
     train.write_text(train.read_text()[:-3])
-    assert f"{train}: not valid JSON (broken off" in refused(olora)
+    assert f"{train}: not valid JSON (" in refused(olora)
     train.write_text('[{"sentence": "a", "label": {}}]')
     assert "example 1: text or answer is no text" in refused(olora)
     train.write_text("[]")
     assert "a split has no example" in refused(olora)
     train.unlink()
-    assert f"{train}: no such file" in refused(olora)
+    assert f"{train}: cannot be read (No such file" in refused(olora)
     train.write_text('[{"sentence": "a", "label": "World"}]')
     for split in ("train", "test"):
         save(olora / f"SC/agnews/{split}.json", [{"sentence": "a", "label": "World"}])
-    assert "two tasks called 'ag_news'" in refused(olora)
+    assert "two tasks are called 'ag_news'" in refused(olora)
 
 
 def test_nothing_is_written_over(olora: Path, imported: Import) -> None:
@@ -223,50 +206,6 @@ def test_nothing_is_written_over(olora: Path, imported: Import) -> None:
         imported(olora)
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in written} == before
     assert len(before) > 2
-
-
-@pytest.mark.parametrize("piece", [1, 2, 7, 2**16])
-def test_a_file_is_read_piece_by_piece(tmp_path: Path, monkeypatch, piece: int) -> None:
-    monkeypatch.setattr(reading, "PIECE", piece)
-    value = {"a": 12, "b": [1, {"c": "é]},\\"}, [], 34.5], "d": [], "e": "x", "f": None}
-    for indent in (None, 2):
-        path = tmp_path / "file.json"
-        path.write_text(json.dumps(value, indent=indent))
-        expected = [("a", 12), *(("b", each) for each in value["b"]), ("e", "x"), ("f", None)]
-        assert list(json_values(path)) == expected
-        path.write_text(json.dumps(value["b"], indent=indent))
-        assert list(json_values(path)) == [("", each) for each in value["b"]]
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[1, 2", "[1 2]", "[1],", '{"a" 1}', "12", '{"a": }', "[" * 10**5, "[nul]"]
-)
-def test_what_is_no_json_is_one_line(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "file.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match="not valid JSON") as error:
-        list(json_values(path))
-    assert "\n" not in str(error.value)
-
-
-def test_bytes_that_are_no_text_are_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "file.json"
-    path.write_bytes(b'["\xff"]')
-    with pytest.raises(UserError, match="not UTF-8"):
-        list(json_values(path))
-
-
-def test_a_large_file_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "file.json"
-    path.write_text(json.dumps([{"sentence": "word " * 100, "label": "x"}] * 4000))
-    import tracemalloc
-
-    tracemalloc.start()
-    count = sum(1 for _ in json_values(path))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert count == 4000
-    assert peak < path.stat().st_size / 2
 
 
 def test_every_format_has_a_template_that_a_model_can_read() -> None:

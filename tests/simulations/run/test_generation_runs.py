@@ -23,8 +23,7 @@ from simulations.engines.inprocess import run_inprocess
 from simulations.report.accuracy import count_labels
 from simulations.run.preflight import check_names
 from simulations.run.summary import measures
-from simulations.use.predict import json_line
-from simulations.use.texts import Text
+from simulations.use.predict import Text, json_line
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -23,9 +22,8 @@ from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.lora.attach import base_only
 from deal_core.models.encoder import LOGIT_SCALE
 from deal_core.training.evaluation import base_embeddings
-from simulations.use.encoder_code import Exported, encoder_code
+from simulations.use.cards import asking_code, encoder_code, write_prompts
 from simulations.use.export import ExportRequest, export
-from simulations.use.prompts import asking_code, write_prompts
 from tests.architectures import save
 from tests.simulations.use.finished_runs import LEARNING, examples, finished
 
@@ -70,7 +68,7 @@ def export_both(folder: Path, make_experiment, base: Path, family: str) -> None:
 def seq2seq(tmp_path_factory, make_experiment) -> dict[str, Path]:
     """The same of encoder-decoders: output weights that are the input's (t5, bart), or are not."""
     found = {}
-    for name in ("t5", "flan-t5", "bart"):
+    for name in ("t5", "bart"):
         found[name] = folder = tmp_path_factory.mktemp(name)
         export_both(folder, make_experiment, save(folder / "base", name), "seq2seq-lm")
     return found
@@ -138,8 +136,6 @@ def outside(encoder, exported, causal, seq2seq, pooled, with_heads, tmp_path_fac
             for copy in ("mine", "merged"):
                 jobs[f"{copy} card of {kind}"] = ["page", str(place / copy), words_of(place / copy)]
             jobs[f"writing of {kind}"] = ["page", *writing_page(place)]
-    for name, code in unusual(words_of(causal["llama"] / "mine")).items():
-        jobs[name] = ["page", str(causal["llama"] / "mine"), code]
     jobs["writing of the page"] = ["page", *written_by_the_page(causal["llama"])]
     words = page_example("words").replace("mine/base", "base")
     jobs["words of the page"] = ["page", str(causal["llama"]), words]
@@ -169,14 +165,6 @@ def words_of(folder: Path) -> str:
     lines = code.replace("a text", TEXT).splitlines()
     assert lines[-1] == "print(max(scores, key=scores.get))"
     return "\n".join([*lines[:-1], "print(json.dumps(scores))"])
-
-
-def unusual(code: str) -> dict[str, str]:
-    """The lines of a card, on a base model as hubs store it, and about a text without words."""
-    load = '.from_pretrained(".")'
-    assert load in code
-    half = code.replace(load, '.from_pretrained(".", dtype=torch.bfloat16)')
-    return {"half of its precision": half, "no words": code.replace(TEXT, "")}
 
 
 def writing_page(place: Path) -> tuple[str, str]:
@@ -256,7 +244,7 @@ def test_a_causal_model_without_this_project(kind, causal, outside):
     assert named == (str(causal[kind] / "base"), "CAUSAL_LM")
 
 
-@pytest.mark.parametrize("kind", ["t5", "flan-t5", "bart"])
+@pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_an_encoder_decoder_without_this_project(kind, seq2seq, outside):
     predictor = load_predictor(find_adapter(seq2seq[kind] / "run"))
     ids = token_ids(predictor, "surgery")
@@ -268,7 +256,7 @@ def test_an_encoder_decoder_without_this_project(kind, seq2seq, outside):
     assert config["task_type"] == "SEQ_2_SEQ_LM"
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "flan-t5", "bart"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "bart"])
 def test_the_lines_of_a_card_score_labels_and_write_as_deal_does(kind, causal, seq2seq, outside):
     place = {**causal, **seq2seq}[kind]
     predictor = load_predictor(find_adapter(place / "run"))
@@ -297,27 +285,9 @@ def test_the_lines_of_a_card_score_labels_and_write_as_deal_does(kind, causal, s
         assert len(page_example("writing").strip().splitlines()) <= 12
 
 
-def test_the_lines_of_a_card_are_good_for_a_base_in_bfloat16_and_for_no_words(causal, outside):
-    predictor = load_predictor(find_adapter(causal["llama"] / "run"))
-    usual = json.loads(outside.said["mine card of llama"])
-    assert json.loads(outside.said["half of its precision"]) == pytest.approx(usual, abs=0.3)
-    empty = json.loads(outside.said["no words"])
-    best, second = sorted(empty, key=lambda label: empty[label])[:-3:-1]
-    answer = predictor.answer("", predictor.inference.tasks[0].name)
-    assert (best, second) == (answer.label, answer.runner_up)
-    total = sum(math.exp(score - empty[best]) for score in empty.values())
-    assert 1 / total == pytest.approx(answer.probability, rel=1e-3)
-
-
 def test_the_lines_of_the_page_about_words_answer_as_deal_does(causal, outside):
     predictor = load_predictor(find_adapter(causal["llama"] / "run"))
     assert outside.said["words of the page"] == predictor.answer(TEXT, "surgery").label
-
-
-def test_an_export_writes_greedily_whatever_its_base_does(causal):
-    settings = json.loads((causal["llama"] / "merged" / "generation_config.json").read_text())
-    assert not settings.get("do_sample", False)
-    assert settings["max_new_tokens"] == 48
 
 
 def test_a_map_behind_the_pooling_without_this_project(pooled, outside):
@@ -335,16 +305,6 @@ def test_a_map_behind_the_pooling_without_this_project(pooled, outside):
         torch.testing.assert_close(said, expected, rtol=0, atol=1e-5)
     answers = [load_predictor(find_adapter(pooled / place)) for place in ("run", "mine")]
     assert answers[0].answer(TEXT) == answers[1].answer(TEXT)
-
-
-def test_a_map_is_not_called_an_adapter_of_peft(pooled):
-    for folder in (pooled / "run" / "adapter", pooled / "mine"):
-        assert not (folder / "adapter_config.json").exists()
-        card = (folder / "README.md").read_text(encoding="utf-8")
-        assert "base_model: sentence-transformers/all-MiniLM-L6-v2" in card
-        assert "peft\n" not in card
-        assert "- lora" not in card
-        assert "PEFT" not in card
 
 
 def test_a_map_is_merged_into_nothing(pooled, tmp_path, hub):
@@ -397,51 +357,11 @@ def test_the_lines_of_an_encoders_card_compare_names_as_deal_does(encoder, outsi
     torch.testing.assert_close(said, expected, rtol=0, atol=1e-5)
 
 
-def test_the_page_shows_what_cards_show(encoder, pooled, with_heads):
-    """With the folder, the text and the task of the page."""
-    for example, run, kind in (
-        ("adapter", encoder, "adapter"),
-        ("map", pooled / "run", "map"),
-        ("heads", with_heads / "run", "adapter"),
-    ):
-        folder = find_adapter(run)
-        heads = load_file(folder.heads) if folder.heads.exists() else {}
-        exported = Exported(kind, "mine/base", folder="mine")
-        inference = read_inference(folder).model_copy(update={"max_length": 128})
-        code = encoder_code(inference, exported, "surgery" in heads, "surgery", TEXT)
-        assert page_example(example) == code
-
-
 def test_a_base_model_of_the_hub_is_loaded_as_it_was_used(encoder):
     inference = read_inference(find_adapter(encoder))
-    code = encoder_code(inference, Exported("adapter", "org/base", "abc"))
+    code = encoder_code(inference, "adapter", "org/base", "abc")
     assert 'AutoModel.from_pretrained("org/base", revision="abc"), ".")' in code
     assert 'AutoTokenizer.from_pretrained("org/base", revision="abc")("a text"' in code
-
-
-def test_heads_alone_answer_where_names_weigh_nothing(with_heads):
-    folder = find_adapter(with_heads / "run")
-    inference = read_inference(folder).model_copy(update={"names_weight": 0.0})
-    code = encoder_code(inference, Exported("adapter", "base"), head=True)
-    assert "label_embeddings" not in code
-    assert "head[:, -1]\nprint(scores" in code
-
-
-def test_a_card_names_every_file_of_its_folder(exported, pooled, with_heads, causal):
-    places = [exported / "mine", exported / "merged", pooled / "mine", with_heads / "mine"]
-    for folder in (*places, causal["llama"] / "mine", causal["llama"] / "merged"):
-        card = (folder / "README.md").read_text(encoding="utf-8")
-        use = card.partition("## Use\n")[2].partition("## Versions\n")[0]
-        rows = re.findall(r"^\| `(.*?)/?` \|", use, re.MULTILINE)
-        there = {path.name for path in folder.iterdir()} - {"README.md"}
-        beside = {"config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"}
-        beside |= {"special_tokens_map.json", "generation_config.json"}
-        assert set(rows) == there - (beside if folder.name == "merged" else set())
-        assert "deal export" not in card
-        assert ("its weights are not in this folder" in card) == (
-            folder == causal["llama"] / "mine"
-        )
-        assert ("its weights are in `base/`" in card) == (folder / "base").is_dir()
 
 
 def test_heads_and_names_of_the_page_score_as_deal_does(with_heads, outside):
@@ -514,7 +434,7 @@ def test_a_failed_export_leaves_nothing_that_blocks_the_next(encoder, tmp_path, 
 
     (tmp_path / "there").mkdir()
     with monkeypatch.context() as later:
-        later.setattr("simulations.use.export_forms.write_labels", full)
+        later.setattr("simulations.use.export.write_labels", full)
         for to in ("there", "new"):
             with pytest.raises(UserError, match="No space left on device"):
                 export(ExportRequest(str(encoder), str(tmp_path / to)))

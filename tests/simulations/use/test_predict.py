@@ -29,8 +29,7 @@ from server.results import read_results
 from simulations import cli
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.accuracy import count_labels, read_label_counts
-from simulations.use.predict import PredictRequest, predict
-from simulations.use.score import Score
+from simulations.use.predict import PredictRequest, Score, predict
 from tests.architectures import CONFIGS, save
 from tests.simulations.runs import accuracy_of, at
 from tests.slow import slow_but
@@ -177,20 +176,6 @@ def test_the_counts_of_a_report_by_label_are_the_accuracy_of_the_results(run):
     assert read_label_counts(folder) == counts
 
 
-def test_an_answer_depends_on_no_other_text(run, predictor, tmp_path, deal):
-    folder, experiment = run
-    texts = [e.text for e in load_for_clients(experiment, "surgery").test][:3]
-    alone = [json.loads(deal("predict", str(folder), text)) for text in texts]
-    assert [json.loads(line) for line in deal("predict", str(folder), *texts).splitlines()] == alone
-    (tmp_path / "texts.jsonl").write_text(
-        "".join(json.dumps({"question": text}) + "\n" for text in reversed(texts))
-    )
-    options = ("--file", str(tmp_path / "texts.jsonl"), "--column", "question")
-    rows = [json.loads(line) for line in deal("predict", str(folder), *options).splitlines()]
-    assert [row.pop("row") for row in rows] == [1, 2, 3]
-    assert rows == [{k: v for k, v in one.items() if k != "text"} for one in reversed(alone)]
-
-
 def test_a_file_with_right_answers_has_the_accuracy_of_the_run(run, tmp_path):
     folder, experiment = run
     results, place = read_results(folder), TASKS.index("surgery")
@@ -213,17 +198,6 @@ def test_a_file_with_right_answers_has_the_accuracy_of_the_run(run, tmp_path):
 def test_of_texts_that_are_written_the_overlap_is_told():
     score = Score().add(Written("t", "a b"), "a b c d").add(Written("t", "x"), "y")
     assert score.line == "ROUGE-L 33.3 % over 2 rows"
-
-
-def test_probabilities_are_shares(run, predictor):
-    space = read_inference(find_adapter(run[0])).all_tasks["surgery"]
-    answer = predictor.answer("anaesthesia with propofol", "surgery")
-    assert answer.task == "surgery"
-    assert {answer.label, answer.runner_up} < set(space)
-    assert answer.runner_up_probability is not None
-    assert 0 < answer.runner_up_probability <= answer.probability < 1
-    assert answer.probability + answer.runner_up_probability <= 1
-    assert answer.probability > 1 / len(space)
 
 
 def test_only_the_adapter_folder_and_the_base_model_are_read(run, tmp_path, deal):
@@ -377,7 +351,6 @@ def test_right_answers_none_of_which_is_a_label_are_another_column(encoder, deal
         deal(*asked, *told, "--label-column", "note")
     (line,) = lines(error)
     assert ("of task 'surgery'" if task else "of the tasks learnt") in line
-    assert sorted(space)[0] in line
     assert line.endswith("name the column that holds them")
 
 
@@ -391,26 +364,10 @@ def test_some_right_answers_that_are_no_labels_are_told_and_count_as_wrong(encod
     warned: list[str] = []
     score = predict(request, printed.append, warned.append)
     assert warned == [
-        "warning: 3 of 4 rows: 'x' is no label of task 'surgery', and 1 more; these rows count as "
-        "answered wrongly"
+        "warning: 3 of 4 rows count as answered wrongly: 'x' is no label of task 'surgery'"
     ]
     assert (score.labels, len(printed)) == (4, 4)
     assert score.right <= 1
-
-
-def test_a_warning_is_beside_the_lines(encoder, tmp_path, monkeypatch, capsys):
-    space = read_inference(find_adapter(encoder)).all_tasks["surgery"]
-    table = answered_table(tmp_path, space[0], "x")
-    options = ("--file", str(table), "--label-column", "ward", "--task", "surgery")
-    monkeypatch.setattr(sys, "argv", ["deal", "predict", str(encoder), *options])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out, err = capsys.readouterr()
-    assert not stop.value.code
-    assert [json.loads(line)["expected"] for line in out.splitlines()] == [space[0], "x"]
-    warning, accuracy = err.splitlines()
-    assert warning.startswith("warning: 1 of 2 rows: 'x' is no label of task 'surgery'; these")
-    assert accuracy.endswith("of 2 rows)")
 
 
 def test_a_folder_without_an_adapter_and_a_damaged_one(causal, deal, make_causal, tmp_path):

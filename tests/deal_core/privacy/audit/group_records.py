@@ -7,8 +7,8 @@ import torch
 from deal_core.config.experiment import Experiment
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
-from deal_core.privacy.audit.mechanism_audit import Records
 from deal_core.privacy.dpsgd import clipped_gradients
+from tests.deal_core.privacy.audit.harness import Records
 
 
 def three_patients(experiment: Experiment) -> Records:

@@ -6,16 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from deal_core.data import Example, TaskData
 from deal_core.deal.objective import Plain
 from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors, set_trainable
 from deal_core.models.interface import Encoded
-from deal_core.privacy.audit.canaries import GradientCanaries, fair_coins
-from deal_core.privacy.audit.planted import likelihood_ratio
-from deal_core.privacy.audit.planted_objective import PlantedObjective
-from deal_core.privacy.audit.text_canaries import TextCanaries
-from deal_core.training.loop import mean_gradient
+from deal_core.privacy.audit.canaries import ENTRY, GradientCanaries
+from deal_core.privacy.audit.planted import PlantedObjective, likelihood_ratio
 from tests.deal_core.training.clipped import clipped_gradients
 
 RECORDS = [Encoded((101, 2540, 102), 0), Encoded((101, 3096, 2003, 2009, 102), 1)]
@@ -36,6 +32,17 @@ def planted(minilm, canaries, length=50.0) -> PlantedObjective:
     )
 
 
+def direction(canaries, number, factors) -> dict[str, torch.Tensor]:
+    """One of them, dense, of norm 1."""
+    entries, names = canaries.entries(factors), sorted(factors)
+    flat = torch.zeros(sum(factor.numel() for factor in factors.values()))
+    first, second = entries.places[number].tolist()
+    flat[first] = ENTRY * float(entries.signs[number])
+    flat[second] = -flat[first]
+    parts = torch.split(flat, [factors[name].numel() for name in names])
+    return {n: part.view(factors[n].shape) for n, part in zip(names, parts, strict=True)}
+
+
 def taken(factors) -> dict[str, torch.Tensor]:
     """All gradients; forgets them."""
     gradients = {name: factor.grad.clone() for name, factor in factors.items()}
@@ -51,7 +58,7 @@ def test_directions_have_norm_one_and_share_no_entry(factors):
     again = canaries.entries(dict(reversed(factors.items())))
     assert np.array_equal(again.places, entries.places)
     for number in (0, 17, 999):
-        flat = torch.cat([p.flatten() for p in canaries.direction(number, factors).values()])
+        flat = torch.cat([p.flatten() for p in direction(canaries, number, factors).values()])
         assert float(flat.norm()) == pytest.approx(1.0)
         assert float(flat.sum()) == 0.0
     other = GradientCanaries(1000, 0, repeat=1)
@@ -87,7 +94,7 @@ def test_a_canary_has_its_direction_for_gradient_and_is_clipped_like_a_record(mi
     clipped_gradients(minilm.module, objective.inner, [0, 1], 0.5)
     expected = taken(factors)
     for number in (p - 2 for p in batch if p >= 2):
-        for name, part in canaries.direction(number, factors).items():
+        for name, part in direction(canaries, number, factors).items():
             expected[name] += 0.5 * part * float(canaries.included[number])
     for name in factors:
         torch.testing.assert_close(together[name], expected[name], rtol=1e-4, atol=1e-5)
@@ -101,24 +108,11 @@ def test_a_pass_of_canaries_alone_that_are_all_away_adds_nothing(minilm, factors
     assert not any(gradient.any() for gradient in taken(factors).values())
 
 
-def test_without_a_mechanism_it_is_one_of_the_mean(minilm, factors):
-    canaries = GradientCanaries(12, 1)
-    number = int(np.flatnonzero(canaries.included)[0])
-    data = [*RECORDS, *([RECORDS[0]] * 12)]
-    mean_gradient(planted(minilm, canaries), data, [0, 2 + number], 2048)
-    together = taken(factors)
-    mean_gradient(planted(minilm, canaries), data, [0], 2048)
-    alone = taken(factors)
-    for name, part in canaries.direction(number, factors).items():
-        expected = (alone[name] + 50 * part) / 2
-        torch.testing.assert_close(together[name], expected, rtol=1e-4, atol=1e-5)
-
-
 def test_scores_tell_who_was_there_and_nothing_else_does(factors):
     canaries = GradientCanaries(60, 3)
     change = {name: 1e-3 * torch.randn(f.shape) for name, f in factors.items()}
     for k in np.flatnonzero(canaries.included):
-        for name, part in canaries.direction(int(k), factors).items():
+        for name, part in direction(canaries, int(k), factors).items():
             change[name] += part
     scores = canaries.scores(change)
     assert scores[canaries.included].min() > scores[~canaries.included].max() + 0.9
@@ -137,25 +131,7 @@ def test_the_likelihood_ratio_is_that_of_the_two_densities():
 
 
 def test_coins_are_fair_and_depend_on_the_seed_alone():
-    assert fair_coins(10_000, 0).mean() == pytest.approx(0.5, abs=0.02)
-    assert np.array_equal(fair_coins(50, 7, "a"), fair_coins(50, 7, "a"))
-    assert not np.array_equal(fair_coins(50, 7, "a"), fair_coins(50, 7, "b"))
-
-
-def test_text_canaries_are_there_or_not_as_the_coin_says():
-    train = tuple(Example(f"text {i}", "ab"[i % 2]) for i in range(40))
-    shares = [TaskData("t", ("a", "b"), train, ()), TaskData("t", ("a", "b"), train, ())]
-    canaries = TextCanaries(client=1, count=100, seed=0)
-    planted = canaries.planted(shares[1])
-    assert len(planted.canaries) == 20  # half of the site's
-    assert {e.text for e in planted.canaries} | {e.text for e in planted.others} == {
-        e.text for e in train
-    }
-    changed = canaries.prepare(shares)
-    assert changed[0] == shares[0]
-    texts = {e.text for e in changed[1].train}
-    for example, included in zip(planted.canaries, planted.included, strict=True):
-        assert (example.text in texts) == included
-    own = {e.text: e.label for e in train}
-    moved = sum(e.label != own[e.text] for e in planted.canaries)
-    assert 4 <= moved <= 16  # random, not the other label
+    included = GradientCanaries(10_000, 0).included
+    assert included.mean() == pytest.approx(0.5, abs=0.02)
+    assert np.array_equal(GradientCanaries(10_000, 0).included, included)
+    assert not np.array_equal(GradientCanaries(10_000, 1).included, included)

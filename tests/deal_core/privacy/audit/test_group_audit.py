@@ -3,16 +3,13 @@ claimed, and refutes a mechanism that hides single records alone."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from deal_core.data import Example, TaskData
 from deal_core.privacy import dpsgd
-from deal_core.privacy.audit.mechanism_audit import Records, audit_mechanism
-from deal_core.privacy.audit.text_canaries import TextCanaries, mean_scores, members_of
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.ledger import Ledger
 from tests.deal_core.privacy.audit.group_records import by_record, three_patients
+from tests.deal_core.privacy.audit.harness import Records, audit_mechanism
 
 AUDITED = (
     "method.name=sequential",
@@ -74,30 +71,5 @@ def test_clipping_by_record_is_refuted_where_groups_are_claimed(audit, monkeypat
 def test_the_same_mechanism_is_not_refuted_by_canaries_of_one_record(audit, monkeypatch):
     """So it is the groups that show it."""
     monkeypatch.setattr(dpsgd, "clipped_group_gradients", by_record)
-    assert audit(1.0, group_records=1).p_value > 0.05
-
-
-def test_text_canaries_are_groups_there_or_not_as_the_coin_says():
-    train = tuple(
-        Example(f"text {unit} {i}", "ab"[i % 2], unit=f"p{unit}")
-        for unit in range(30)
-        for i in range(1 + unit % 4)
-    )
-    share = TaskData("t", ("a", "b"), train, ())
-    canaries = TextCanaries(client=0, count=100, seed=0)
-    planted = canaries.planted(share)
-    assert len(planted.included) == 15  # half of the groups
-    by_number: dict[int, set[str]] = {}
-    for example, number in zip(planted.canaries, planted.numbers, strict=True):
-        by_number.setdefault(number, set()).add(example.unit)
-    assert all(len(found) == 1 for found in by_number.values())
-    assert {e.unit for e in planted.canaries}.isdisjoint(e.unit for e in planted.others)
-    assert {e.text for e in (*planted.canaries, *planted.others)} == {e.text for e in train}
-    (changed,) = canaries.prepare([share])
-    there = {example.unit for example in changed.train}
-    for number, (unit,) in by_number.items():
-        assert (unit in there) == planted.included[number]
-    scores = np.arange(len(planted.canaries), dtype=float)
-    means = mean_scores(scores, members_of(planted.canaries))
-    expected = [scores[np.array(planted.numbers) == n].mean() for n in range(15)]
-    assert np.allclose(means, expected)
+    monkeypatch.setattr("deal_core.privacy.audit.planted.GROUP_RECORDS", 1)
+    assert audit(1.0).p_value > 0.05

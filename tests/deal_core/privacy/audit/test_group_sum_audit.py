@@ -6,11 +6,10 @@ from __future__ import annotations
 import pytest
 
 from deal_core.privacy import dpsgd
-from deal_core.privacy.audit.mechanism_audit import Records
-from deal_core.privacy.audit.sum_audit import SumAudit, audit_sum
 from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.ledger import Ledger
 from tests.deal_core.privacy.audit.group_records import by_record, three_patients
+from tests.deal_core.privacy.audit.harness import Records, audit_sum
 
 AUDITED = (
     'data.tasks=["laboratory"]',
@@ -39,8 +38,8 @@ def records(make_experiment) -> Records:
 @pytest.fixture
 def audit(make_experiment, records, tmp_path):
     def run():
-        asked = SumAudit(make_experiment(*AUDITED), records, canaries=CANARIES)
-        return audit_sum(asked, tmp_path, repetitions=2)
+        experiment = make_experiment(*AUDITED)
+        return audit_sum(experiment, records, tmp_path, canaries=CANARIES, repetitions=2)
 
     return run
 

@@ -16,10 +16,10 @@ from deal_core.config.experiment import Experiment
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
 from deal_core.privacy import dpsgd
-from deal_core.privacy.audit.mechanism_audit import MechanismAudit, Records, audit_mechanism
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.noise import SecureNoise, SeededNoise
+from tests.deal_core.privacy.audit.harness import MechanismAudit, Records, audit_mechanism
 from tests.slow import slow_but
 
 AUDITED = (

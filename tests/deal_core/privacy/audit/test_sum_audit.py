@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -11,15 +9,12 @@ import torch
 from deal_core.lora.payload import PREFIX
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
-from deal_core.privacy.audit.audit_power import audit_power
 from deal_core.privacy.audit.canaries import GradientCanaries
-from deal_core.privacy.audit.guesses import ALL
-from deal_core.privacy.audit.mechanism_audit import MechanismAudit, Records
 from deal_core.privacy.audit.planted_sum import SeenSums, counted_sites
-from deal_core.privacy.audit.sum_audit import SumAudit, audit_sum
 from deal_core.privacy.distributed_noise import GRID_BITS, NoisySum
 from deal_core.privacy.noise import SeededNoise
 from deal_core.randomness import seeded
+from tests.deal_core.privacy.audit.harness import Records, audit_sum
 
 AUDITED = (
     'data.tasks=["laboratory"]',
@@ -47,30 +42,19 @@ def records(make_experiment) -> Records:
     return Records(model, data, ("heart", "skin"))
 
 
-def audited(make_experiment, records, folder, epsilon, *overrides, repetitions=4, **sizes):
+def audited(make_experiment, records, folder, epsilon, *overrides, **sizes):
     experiment = make_experiment(*AUDITED, f"privacy.target_epsilon={epsilon}", *overrides)
-    return audit_sum(SumAudit(experiment, records, **sizes), folder, repetitions)
-
-
-def noticed(found: MechanismAudit) -> float:
-    """How much of its noise such an audit lets go missing; and this attack is as good as the best,
-    of which that is told."""
-    every = [each.outcomes[ALL] for each in found.repetitions]
-    spent, guesses = found.repetitions[0].spent, sum(each.guesses for each in every)
-    power = audit_power(spent, every[0].canaries, len(every), 0)
-    right = sum(each.correct for each in every) / guesses
-    assert abs(right - power.accuracy) < 4 * 0.5 / math.sqrt(guesses)
-    return power.scale
+    return audit_sum(experiment, records, folder, **sizes)
 
 
 @pytest.mark.parametrize("epsilon", [1.0, *LARGER])
 def test_the_sum_as_it_is_is_below_the_claim(make_experiment, records, tmp_path, epsilon):
-    """As far as so few canaries can tell, which is to half of the noise."""
+    """As far as so few canaries can tell: three times the noise is refuted."""
     found = audited(make_experiment, records, tmp_path, epsilon)
     assert 0.9 * epsilon < found.claimed <= epsilon
     assert not found.refuted
     assert found.bound.epsilon <= found.claimed
-    assert noticed(found) >= 0.5
+    assert found.bound.scale < 3
 
 
 @pytest.mark.slow
@@ -78,7 +62,7 @@ def test_the_sum_as_it_is_is_below_the_claim(make_experiment, records, tmp_path,
 def test_so_it_is_as_far_as_many_canaries_can_tell(make_experiment, records, tmp_path, epsilon):
     found = audited(make_experiment, records, tmp_path, epsilon, canaries=3000, repetitions=16)
     assert not found.refuted
-    assert noticed(found) >= 0.65
+    assert found.bound.scale < 1.5
 
 
 @pytest.mark.slow
@@ -167,11 +151,11 @@ def test_a_sum_is_scored_when_it_is_whole(make_experiment):
         {key: np.full((4, 2), 5 * 2**GRID_BITS)},
     ]
     sum_of = NoisySum((), (), 1.0, 2.0, 1.0, 2, SeededNoise(seeded(0, "noise")))
-    seen, place = SeenSums(canaries, ("1", "0"), np.zeros(4)), ("a task", "learn", 1, 1)
-    seen.add("2", place, parts[0], sum_of)
-    seen.add("1", place, parts[0], sum_of)
+    seen, place = SeenSums(canaries, np.zeros(4), ("1", "0")), ("a task", "learn", 1, 1)
+    seen.take("2", place, parts[0], sum_of)
+    seen.take("1", place, parts[0], sum_of)
     assert not seen.total.any()
-    seen.add("0", place, parts[1], sum_of)
+    seen.take("0", place, parts[1], sum_of)
     both = {"layer.lora_B": torch.tensor((parts[0][key] + parts[1][key]) / 2**GRID_BITS)}
     expected = (canaries.scores(both) - 0.5) / 4
     np.testing.assert_allclose(seen.total, expected)

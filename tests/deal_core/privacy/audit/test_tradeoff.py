@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from deal_core.privacy.accountant import DpEvent, epsilon_of, privacy_curve
-from deal_core.privacy.audit.tradeoff import EPSILONS, trade_off, trade_off_of
+from deal_core.privacy.accountant import DpEvent
+from deal_core.privacy.audit.tradeoff import trade_off, trade_off_of
 
 FALSE_ALARMS = np.linspace(0.001, 0.999, 200)
 
@@ -31,15 +31,6 @@ def test_of_one_sampled_step_it_is_that_of_either_direction():
     assert (curve.least_false_alarms(1 - away) <= 1 - mixed + 1e-9).all()
     # the better direction is reached
     assert np.abs(curve.least_false_alarms(mixed) - away)[away < 0.05].max() < 1e-3
-
-
-def test_it_is_made_of_the_accountants_own_pairs():
-    spent = [DpEvent(0.1, 1.1, 40), DpEvent(1.0, 9.0, 2)]
-    epsilons, deltas = privacy_curve(spent, EPSILONS, 1e-5)
-    for wanted in (0.3, 1.0, 3.0):
-        k = int(np.searchsorted(epsilons, wanted))
-        assert epsilon_of(spent, float(deltas[k])) == pytest.approx(epsilons[k], rel=0.01)
-    assert (np.diff(deltas) <= 1e-12).all()
 
 
 def test_of_pure_privacy_and_of_a_leak():

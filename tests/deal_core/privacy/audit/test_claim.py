@@ -1,4 +1,4 @@
-"""The p-value under a trade-off curve: against a solver, and against mechanisms that are exact."""
+"""Verdict and lower bound: against a solver, and against mechanisms that are exact."""
 
 from __future__ import annotations
 
@@ -9,11 +9,17 @@ import pytest
 from scipy import stats
 from scipy.optimize import linprog
 
-from deal_core.privacy.accountant import DpEvent, privacy_curve
-from deal_core.privacy.audit.claim_audit import Repetition, claim_p_value, least_refuted
-from deal_core.privacy.audit.guesses import CHOICES, Guesses, guess
-from deal_core.privacy.audit.trade_off_audit import p_value
-from deal_core.privacy.audit.tradeoff import EPSILONS, trade_off, trade_off_of
+from deal_core.privacy.accountant import DpEvent, epsilon_of, privacy_curve
+from deal_core.privacy.audit.claim import (
+    CHOICES,
+    Guesses,
+    Repetition,
+    claim_p_value,
+    combined,
+    guess,
+    lower_bound,
+)
+from deal_core.privacy.audit.tradeoff import EPSILONS, p_value, trade_off, trade_off_of
 from tests.slow import slow_but
 
 
@@ -39,7 +45,7 @@ def solved(m: int, r: int, c: int, epsilons, deltas) -> float:
 @pytest.mark.parametrize("spent", [DpEvent(1.0, 2.0, 1), DpEvent(0.2, 0.8, 5)])
 @pytest.mark.parametrize(("m", "r"), [(6, 6), (12, 5), (25, 20)])
 def test_it_is_what_a_solver_finds(spent, m, r):
-    chosen = EPSILONS[:: len(EPSILONS) // 12]
+    chosen = EPSILONS[EPSILONS < 12][:: len(EPSILONS) // 12]  # which a solver can still scale
     epsilons, deltas = privacy_curve([spent], chosen, 1e-5)
     curve = trade_off_of(epsilons, deltas)
     for c in range(r // 2, r + 1):
@@ -110,11 +116,12 @@ def test_repetitions_refute_half_the_noise_and_bound_it(sigma):
     rng = np.random.default_rng(2)
     weak = repetitions(sigma, 0.5, 6, rng)
     assert claim_p_value(weak) < 0.01
-    least = least_refuted(weak, 1e-5)
-    assert 0.5 < least.scale < 1
+    assert 0.5 < lower_bound(weak, 1e-5).scale < 1
     honest = repetitions(sigma, 1.0, 6, rng)
     assert claim_p_value(honest) > 0.05
-    assert least_refuted(honest, 1e-5).scale > 1
+    bound, claimed = lower_bound(honest, 1e-5), epsilon_of([DpEvent(1.0, sigma, 1)], 1e-5)
+    assert bound.scale > 1
+    assert 0.5 * claimed < bound.epsilon < claimed
 
 
 def test_an_honest_mechanism_is_refuted_in_at_most_one_of_twenty_audits():
@@ -123,3 +130,43 @@ def test_an_honest_mechanism_is_refuted_in_at_most_one_of_twenty_audits():
     trials = 150
     refuted = sum(claim_p_value(repetitions(1.0, 1.0, 4, rng)) < 0.05 for _ in range(trials))
     assert refuted <= stats.binom.ppf(0.999, trials, 0.05)
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_p_values_of_uniform_repetitions_are_uniform_together(count):
+    rng = np.random.default_rng(count)
+    found = [combined(rng.random(count)) for _ in range(1000)]
+    assert stats.kstest(found, "uniform").pvalue > 1e-3
+
+
+def test_all_fairly_small_tell_much_and_one_very_small_something():
+    assert combined([0.03]) == pytest.approx(0.03)
+    assert combined([0.4] * 8) < 0.01
+    assert combined([1e-6, *[1.0] * 7]) < 1e-4
+    assert combined([1.0] * 8) == pytest.approx(1.0)
+    assert combined([0.6] * 8) > combined([0.5] * 8) > combined([0.5] * 7 + [1e-4])
+
+
+@pytest.mark.parametrize(
+    ("scores", "included"),
+    [([], []), ([1.0, 2.0], [True]), ([np.nan, 1.0], [True, False])],
+)
+def test_what_is_no_audit_is_refused(scores, included):
+    with pytest.raises(ValueError, match=r"scores for|not a number"):
+        guess(scores, included)
+
+
+@pytest.mark.parametrize("m", [2, 3, 50])
+def test_no_canary_is_guessed_twice(m):
+    every = guess(np.arange(m), np.arange(m) % 2 == 0)
+    assert len(every) == len(CHOICES)
+    assert all(each.correct <= each.guesses <= m for each in every)
+    best = guess([0.0, 1.0, 2.0, 3.0], [False, False, True, True])[2]
+    assert (best.guesses, best.correct) == (4, 4)
+
+
+def test_few_coins_refute_nothing():
+    rng = np.random.default_rng(0)
+    spent = (DpEvent(1.0, 0.6, 1),)
+    bound = lower_bound([Repetition(spent, gaussian(0.6, 4, rng))], 1e-5)
+    assert (bound.epsilon, bound.scale) == (0.0, None)
