@@ -95,7 +95,7 @@ def experiment_text(tasks: Sequence[BenchmarkTask], layout: Layout, request: Imp
         "name": "embedded:smollm2",
         "template": layout.template,
     }
-    named = {  # by names of tasks, which are no bare keys
+    named: dict[str, dict[str, Any]] = {  # by names of tasks, which are no bare keys
         "data.labels": {toml_value(task.name): task.labels for task in tasks if task.labels},
         "data.instructions": {
             toml_value(task.name): task.instruction or INSTRUCTION for task in tasks
