@@ -38,10 +38,9 @@ from deal_core.privacy.audit.membership import (
 )
 from deal_core.privacy.audit.planted import Witnessed, overseen
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT
-from deal_core.privacy.interface import UpdateRequest
+from deal_core.privacy.interface import Gradients, UpdateRequest
 from deal_core.protection import class_sum_noise, make_mechanism
 from deal_core.training.evaluation import base_embeddings
-from deal_core.training.loop import Gradients
 from deal_core.wire.instruction import LEARN
 from server.folder import Listener
 from server.results import Strict
