@@ -84,7 +84,7 @@ ELSEWHERE = {
     ),
     "deal simulate quickstart --set run.track=tensorboard": (
         "tests/server/test_tracking.py",
-        "test_it_holds_what_the_run_has_found_and_calls_nobody",
+        "test_it_holds_what_a_resumed_run_has_found_and_calls_nobody",
     ),
     "deal simulate quickstart --set method.name=fedprox": (
         "tests/test_extending.py",
