@@ -132,7 +132,9 @@ class FilesSource:
         columns = Columns.of(self._config, task, self._unit_column)
         mapped = self._config.files.get(task, TaskColumns()).label_text
         has_header = path.suffix.lower() != ".jsonl"
+        unseen = columns.references  # a row may have none, but not every row
         for number, values in read_table(path):
+            unseen = "" if unseen in values else unseen
             if has_header:
                 require_columns(list(values), columns, str(path))
                 has_header = False  # it is the same for every row
@@ -144,6 +146,8 @@ class FilesSource:
             else:
                 label = mapped.get(example.label, example.label).strip()
                 yield number, replace(example, label=label)
+        if unseen:
+            refuse(UserError(f"{path}: no row has the column '{unseen}' of further right answers"))
 
     def _file(self, task: str, split: str) -> Path:
         folder = self._folder() / task
