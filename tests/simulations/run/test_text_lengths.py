@@ -8,6 +8,7 @@ import pytest
 from transformers import Gemma3Config
 
 from deal_core.config.experiment import ModelConfig
+from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.models import max_positions
 from simulations.run.data_checks import check_lengths, check_text_lengths
@@ -62,9 +63,10 @@ def test_a_prompt_that_the_model_cannot_read_is_an_error(
         f"train.max_length={max_length}",
         "data.max_train=20",
     )
-    about_prompts = [
-        each for each in found(words_of(experiment, instruction=instruction)) if "prompt" in each[1]
-    ]
+    asked = dict.fromkeys(open_source(experiment.data).task_names(), instruction)
+    data = experiment.data.model_copy(update={"instructions": asked})
+    words = experiment.model_copy(update={"data": data})
+    about_prompts = [each for each in found(words) if "prompt" in each[1]]
     assert {kind for kind, _ in about_prompts} == {kind for kind, _ in expected}
     for kind, line in expected:
         assert all(line in message for said, message in about_prompts if said == kind)
