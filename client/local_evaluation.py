@@ -87,7 +87,6 @@ def local_evaluation(
         records=lambda: runtime.records(client.number),
         site_records=lambda: runtime.site_records(client.number),
         ids=lambda: (),
-        learning_rate=0.0,
         generator=seeded(config.run.seed, "evaluate", client.number, instruction.stage),
         evaluated=len(instruction.tasks),
         masked=masked,

@@ -260,7 +260,6 @@ def _request(
         records=lambda: runtime.records(client),
         site_records=lambda: runtime.site_records(client),
         ids=lambda: runtime.ids(instruction.task, client),
-        learning_rate=runtime.experiment.train.learning_rate,
         generator=seeded(runtime.experiment.run.seed, "train", client, *where),
         entries=entries,
         grouping=grouping,

@@ -11,7 +11,7 @@ alone do. Sources: Boehning 1992 (the bound); Nesterov 1983; O'Donoghue & Candes
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,18 +24,15 @@ from deal_core.deal.class_means import class_statistics
 from deal_core.deal.interface import (
     EmbeddedTask,
     ExactSums,
-    LocalTask,
     Phase,
     Statistics,
     SumContext,
     Tensors,
+    no_objective,
 )
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.payload import MOST_EXAMPLES, PayloadError
 from deal_core.lora.state import State
-from deal_core.models import Encoded, LanguageModel
-from deal_core.training.batching import Cache
-from deal_core.training.loop import Objective
 from deal_core.wire.instruction import LEARN
 
 MOMENT, COUNT, GRADIENT = "moment", "count", "gradient"
@@ -66,16 +63,7 @@ class Frozen:
         """Keep everything as it is."""
         return state
 
-    def objective(
-        self,
-        model: LanguageModel,
-        state: State,
-        task: LocalTask,
-        data: Sequence[Encoded],
-        cache: Cache,
-    ) -> Objective:
-        """Raise :class:`NotImplementedError`: every phase adds up statistics."""
-        raise NotImplementedError("nothing is trained in a phase of statistics")
+    objective = staticmethod(no_objective)  # every phase adds up statistics
 
 
 def make_prototype(method: MethodConfig, adapter: AdapterConfig) -> Frozen:

@@ -160,6 +160,11 @@ class EmbeddedTasks:
     writes; ``data.path`` and the column keys do not matter."""
 
     def __init__(self, config: DataConfig, unit_column: str = "") -> None:
+        if unit_column:
+            raise UserError(
+                f"privacy.unit_column = '{unit_column}' needs rows with columns, and data.source "
+                f"'{config.source}' has none; use files or hub, or leave it empty"
+            )
         self._config = config
 
     def task_names(self) -> tuple[str, ...]:

@@ -77,13 +77,7 @@ def open_source(config: DataConfig, unit_column: str = "") -> DataSource:
     Raises:
         UserError: unknown source, the message lists the known ones; or one without columns.
     """
-    make = choose("data.source", config.source, SOURCES)
-    if unit_column and make is EmbeddedTasks:
-        raise UserError(
-            f"privacy.unit_column = '{unit_column}' needs rows with columns, and data.source "
-            f"'{config.source}' has none; use files or hub, or leave it empty"
-        )
-    return make(config, unit_column)
+    return choose("data.source", config.source, SOURCES)(config, unit_column)
 
 
 def public_labels(config: DataConfig, task: str) -> tuple[str, ...]:

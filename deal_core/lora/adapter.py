@@ -196,13 +196,6 @@ def side_by_side(first: Adapter, second: Adapter) -> Adapter:
     return Adapter(layers, first.scaling)
 
 
-def rescaled(adapter: Adapter, scaling: float) -> Adapter:
-    """Return the same update with another scaling of the factors."""
-    ratio = adapter.scaling / scaling
-    layers = {name: LoraFactors(f.A, ratio * f.B) for name, f in adapter.layers.items()}
-    return Adapter(layers, scaling)
-
-
 def is_nonzero(adapter: Adapter) -> bool:
     """Return whether the adapter changes the model at all."""
     return any(bool(factors.B.any()) for factors in adapter.layers.values())

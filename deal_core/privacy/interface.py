@@ -195,7 +195,6 @@ class UpdateRequest:
         record_ids: which record each of them is; as long as ``data``.
         records: task to the number of the client's own records, all tasks of the run.
         site_records: number of all the client's records, whatever the run asks for.
-        learning_rate: of the round's steps.
         ids: whose the client's own records of the task are; of groups, their own names.
         generator: orders ordinary batches.
         entries: how many numbers learn.
@@ -219,7 +218,6 @@ class UpdateRequest:
     records: Callable[[], Mapping[str, int]]
     site_records: Callable[[], int]
     ids: Callable[[], Sequence[str]]
-    learning_rate: float
     generator: torch.Generator
     entries: int = 0
     evaluated: int = 0

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from deal_core.config.experiment import Experiment
-from deal_core.data import Example, TaskData, open_source
+from deal_core.data import TaskData, open_source
 from deal_core.data.files import FilesSource
 from deal_core.data.rows import folded
 from deal_core.errors import UserError
@@ -96,10 +96,6 @@ def odd_rows(task: TaskData) -> Iterator[str]:
         *_empty_texts(task),
     ):
         yield f"{where}: {line}"
-
-
-def _answer(example: Example) -> str:
-    return example.label or example.target
 
 
 def _in_both(task: TaskData) -> Iterator[str]:

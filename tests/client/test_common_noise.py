@@ -157,7 +157,6 @@ def test_without_noise_no_server_chooses_whose_gradients_are_summed(tmp_path, si
         records=lambda: {"surgery": 200},
         site_records=lambda: 200,
         ids=list,
-        learning_rate=1e-3,
         generator=seeded("any"),
     )
     drawn = MECHANISMS["none"](experiment).permit(request, site).gradients.sample_rate

@@ -328,7 +328,6 @@ def asked(task: str, server_round: int, records: int | None = None) -> UpdateReq
         records=lambda: TASKS,
         site_records=lambda: sum(TASKS.values()),
         ids=lambda: [],
-        learning_rate=2e-3,
         generator=seeded("order"),
     )
 

@@ -52,7 +52,6 @@ def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> Upd
         records=lambda: records,
         site_records=lambda: sum(records.values()),
         ids=lambda: [f"{task} {n}" for n in range(records[task])],
-        learning_rate=2e-3,
         generator=seeded("order"),
     )
 

@@ -63,7 +63,6 @@ def ask(task: str, server_round: int, request: str = "", each: int = EACH) -> Up
         records=lambda: RECORDS,
         site_records=lambda: sum(RECORDS.values()),
         ids=lambda: [f"{task} patient {row // each}" for row in range(count)],
-        learning_rate=2e-3,
         generator=seeded("order"),
         grouping=Grouping(
             [row // each for row in range(count)], lambda: GROUPS, lambda: sum(GROUPS.values())
