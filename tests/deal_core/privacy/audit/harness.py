@@ -210,7 +210,6 @@ def request(experiment: Experiment, records: Records, server_round: int) -> Upda
         site_records=lambda: len(records.data),
         records=lambda: {TASK: len(records.data)},
         ids=lambda: [f"record {k}" for k in range(len(records.data))],
-        learning_rate=experiment.train.learning_rate,
         generator=seeded(experiment.run.seed, "train", server_round),
         grouping=Grouping(numbers, lambda: {TASK: count}, lambda: count),
     )
