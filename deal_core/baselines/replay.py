@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -22,7 +23,6 @@ from torch import Tensor
 from deal_core.baselines.sequential import Sequential
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
-from deal_core.data.source import rounded_up
 from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory
 from deal_core.deal.objective import Placed, losses_by_task, plain
 from deal_core.lora.adapter import fingerprint
@@ -100,7 +100,8 @@ def kept_examples(past: TaskHistory, share: float) -> list[Placed]:
 
 
 def _sample(task: TaskDataset, share: float, position: int) -> list[Encoded]:
-    count = rounded_up(share, len(task.data))
+    # Of the share as it is written: the float product of 0.07 and 100 is above 7.
+    count = math.ceil(Fraction(str(share)) * len(task.data))
     order = torch.randperm(len(task.data), generator=seeded("kept", position))
     return [task.data[i] for i in order[:count].tolist()]
 

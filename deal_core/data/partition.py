@@ -19,9 +19,8 @@ import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import accumulate
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -57,36 +56,86 @@ def partition(task: TaskData, config: PartitionConfig, clients: int, seed: int) 
             that cannot give every example an owner.
     """
     divide = choose("data.partition.kind", config.kind, PARTITIONERS)
-    groups = config.kind != "column" and any(e.unit for e in (*task.train, *task.test))
-    units = len({example.unit for example in task.train}) if groups else len(task.train)
-    if clients > units and config.kind != "column":  # there a client without rows sits it out
+    by_column = config.kind == "column"
+    grouped = not by_column and any(e.unit for e in (*task.train, *task.test))
+    units = task.units(grouped)
+    if clients > units and not by_column:  # there a client without rows sits it out
         raise UserError(
-            f"task '{task.name}': {units} training {'groups' if groups else 'examples'} for "
+            f"task '{task.name}': {units} training {'groups' if grouped else 'examples'} for "
             f"{clients} clients; lower federation.clients, or add rows (data.max_train limits them)"
         )
     task_seed = _seed(seed, task.name)
-    if groups:
-        whole = one_each(task)
-        if config.kind == "iid":
-            owners = by_name(whole.train_units, clients, seed)
-        else:
-            owners = divide(whole.task, config, clients, task_seed)
-        train = whole.train_rows(owners)
-        test = whole.test_rows(owners, _follow(whole.task, owners, random.Random(task_seed)))
-    elif config.kind == "column":
-        train = [sorted(indices) for indices in divide(task, config, clients, task_seed)]
-        test = _by_group(task, task.test, clients)
+    if grouped:
+        train, test = _whole_groups(task, config, clients, seed)
     else:
-        train = [sorted(indices) for indices in divide(task, config, clients, task_seed)]
-        test = _follow(task, train, random.Random(task_seed))
+        train = divide(task, config, clients, task_seed)
+        test = (
+            _by_group(task, task.test, clients)
+            if by_column
+            else _follow(task, train, random.Random(task_seed))
+        )
     return [
         replace(
             task,
-            train=tuple(task.train[index] for index in train[client]),
+            train=tuple(task.train[index] for index in sorted(train[client])),
             test=tuple(task.test[index] for index in sorted(test[client])),
         )
         for client in range(clients)
     ]
+
+
+def _whole_groups(
+    task: TaskData, config: PartitionConfig, clients: int, seed: int
+) -> tuple[Owners, Owners]:
+    """Return training and test examples by client, where all of a group go to one: groups are
+    divided, each as if it were one example with the commonest of its labels. Test examples go along
+    with their group's training examples; a group that has none follows the labels."""
+    train, test = _rows_by_unit(task.train), _rows_by_unit(task.test)
+    units, others = list(train), [unit for unit in test if unit not in train]
+    ones = replace(
+        task,
+        train=tuple(_commonest(task.train, train[unit]) for unit in units),
+        test=tuple(_commonest(task.test, test[unit]) for unit in others),
+    )
+    task_seed = _seed(seed, task.name)
+    if config.kind == "iid":
+        owners = _by_name(units, clients, seed)
+    else:
+        owners = PARTITIONERS[config.kind](ones, config, clients, task_seed)
+    alone = _follow(ones, owners, random.Random(task_seed))
+    named = [
+        [*(units[n] for n in own), *(others[n] for n in more)]
+        for own, more in zip(owners, alone, strict=True)
+    ]
+
+    def rows(of: Mapping[str, list[int]]) -> Owners:
+        return [[i for unit in own for i in of.get(unit, ())] for own in named]
+
+    return rows(train), rows(test)
+
+
+def _rows_by_unit(examples: Sequence[Example]) -> dict[str, list[int]]:
+    """Return the indices of every group's examples, groups in the order in which they occur."""
+    found: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        found.setdefault(example.unit, []).append(index)
+    return found
+
+
+def _commonest(examples: Sequence[Example], rows: Sequence[int]) -> Example:
+    """Return the first example with the commonest label; of equally common ones, the first."""
+    labels = Counter(examples[i].label for i in rows)
+    return next(examples[i] for i in rows if examples[i].label == labels.most_common(1)[0][0])
+
+
+def _by_name(units: Sequence[str], clients: int, seed: int) -> Owners:
+    """Return groups by client, evenly at random: by a hash of the group's name and the seed alone,
+    so that one has the same client in every task."""
+    owners: Owners = [[] for _ in range(clients)]
+    for index, unit in enumerate(units):
+        digest = hashlib.sha256(f"{seed}/group/{unit}".encode()).digest()
+        owners[int.from_bytes(digest[:8], "big") % clients].append(index)
+    return owners
 
 
 def _seed(seed: int, name: str) -> int:
@@ -109,14 +158,10 @@ def _dirichlet(task: TaskData, config: PartitionConfig, clients: int, seed: int)
     A draw that leaves a client fewer than ``MIN_EXAMPLES`` (less when a quarter of an
     equal part is less) is drawn again, ten times at most. Where alpha is too small for
     that, the first draw stands, and clients may hold nothing of this task.
-
-    Raises:
-        ValueError: the library cannot divide the task at all.
-        AssertionError: never; a draw without a minimum stands.
     """
     from flwr_datasets.partitioner import DirichletPartitioner
 
-    for least in (min(MIN_EXAMPLES, len(task.train) // (4 * clients)), 0):
+    def draw(least: int) -> Owners:
         partitioner = DirichletPartitioner(
             num_partitions=clients,
             partition_by="label",
@@ -126,12 +171,12 @@ def _dirichlet(task: TaskData, config: PartitionConfig, clients: int, seed: int)
             shuffle=False,
             seed=seed,
         )
-        try:
-            return _divide(partitioner, _rows(task), clients)
-        except ValueError:
-            if least == 0:
-                raise
-    raise AssertionError("a draw without a minimum always stands")
+        return _divide(partitioner, _rows(task), clients)
+
+    try:
+        return draw(min(MIN_EXAMPLES, len(task.train) // (4 * clients)))
+    except ValueError:
+        return draw(0)
 
 
 def _quantity(task: TaskData, config: PartitionConfig, clients: int, seed: int) -> Owners:
@@ -206,94 +251,10 @@ def _divide(partitioner: Any, rows: Dataset, clients: int) -> Owners:
         return [list(partitioner.load_partition(client)["index"]) for client in range(clients)]
 
 
-PARTITIONERS: Mapping[str, Partitioner] = MappingProxyType(
-    {
-        "iid": _iid,
-        "dirichlet": _dirichlet,
-        "quantity": _quantity,
-        "column": _column,
-    }
-)
+PARTITIONERS: Mapping[str, Partitioner] = {
+    "iid": _iid,
+    "dirichlet": _dirichlet,
+    "quantity": _quantity,
+    "column": _column,
+}
 """``data.partition.kind`` to rule."""
-
-
-Rows = dict[str, list[int]]
-"""Group to the indices of its examples."""
-
-
-@dataclass(frozen=True)
-class OneEach:
-    """A task with one example for each of its groups.
-
-    Attributes:
-        task: an example for each group of the training examples, and for each group that the test
-            examples have alone.
-        train, test: group to its examples, in the whole task.
-    """
-
-    task: TaskData
-    train: Rows
-    test: Rows
-
-    @property
-    def train_units(self) -> list[str]:
-        """Groups of the training examples, in the order of the task's."""
-        return list(self.train)
-
-    def train_rows(self, owners: Owners) -> Owners:
-        """Return the clients' training examples, from the groups that they have."""
-        units = self.train_units
-        return [sorted(i for n in own for i in self.train[units[n]]) for own in owners]
-
-    def test_rows(self, owners: Owners, alone: Owners) -> Owners:
-        """Return the clients' test examples.
-
-        Args:
-            owners: of the groups of training examples: their test examples go along.
-            alone: of the groups that only the test examples have.
-        """
-        units, others = self.train_units, [unit for unit in self.test if unit not in self.train]
-        found = []
-        for own, own_alone in zip(owners, alone, strict=True):
-            names = [*(units[n] for n in own), *(others[n] for n in own_alone)]
-            found.append(sorted(i for name in names for i in self.test.get(name, ())))
-        return found
-
-
-def one_each(task: TaskData) -> OneEach:
-    """Return the task with the commonest of each group's labels on one example."""
-    train, test = rows_by_unit(task.train), rows_by_unit(task.test)
-    return OneEach(
-        replace(
-            task,
-            train=tuple(_commonest(task.train, rows) for rows in train.values()),
-            test=tuple(_commonest(task.test, test[unit]) for unit in test if unit not in train),
-        ),
-        train,
-        test,
-    )
-
-
-def rows_by_unit(examples: Sequence[Example]) -> Rows:
-    """Return the indices of every group's examples, groups in the order in which they occur."""
-    found: Rows = {}
-    for index, example in enumerate(examples):
-        found.setdefault(example.unit, []).append(index)
-    return found
-
-
-def by_name(units: Sequence[str], clients: int, seed: int) -> Owners:
-    """Return groups by client, evenly at random: by a hash of the group's name and the seed alone,
-    so that one has the same client in every task."""
-    owners: Owners = [[] for _ in range(clients)]
-    for index, unit in enumerate(units):
-        digest = hashlib.sha256(f"{seed}/group/{unit}".encode()).digest()
-        owners[int.from_bytes(digest[:8], "big") % clients].append(index)
-    return owners
-
-
-def _commonest(examples: Sequence[Example], rows: Sequence[int]) -> Example:
-    """Return the first example with the commonest label; of equally common ones, the first."""
-    labels = Counter(examples[i].label for i in rows)
-    label = max(labels, key=lambda name: labels[name])
-    return next(examples[i] for i in rows if examples[i].label == label)

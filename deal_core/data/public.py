@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from deal_core.config.data import DataConfig
-from deal_core.data.embedded import asset_folder
+from deal_core.data.embedded import asset_folder, by_hash
 from deal_core.data.rows import Columns, to_text
 from deal_core.data.tables import READERS, read_lines, read_table
 from deal_core.errors import UserError, at_home
@@ -17,13 +17,24 @@ from deal_core.errors import UserError, at_home
 KEY = "data.public_path"
 
 
-def read_public(name: str, config: DataConfig) -> list[str]:
-    """Return the texts of a file in its order, each once.
+def public_texts(config: DataConfig, labels: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Return public texts: of the file ``data.public_path``; else embedded ones, none of which is a
+    text of an embedded task; where these are not installed, the names of all ``labels``.
 
-    Args:
-        name: a JSONL, CSV or Parquet file, whose texts stand in ``data.text_column`` (and
-            ``data.pair_column``); any other is plain text, one text a line.
-        config: names the columns.
+    Raises:
+        UserError: as :func:`read_public`.
+    """
+    if config.public_path:
+        return tuple(read_public(config.public_path, config))
+    try:
+        return embedded_texts(asset_folder("public"))
+    except UserError:
+        return tuple(dict.fromkeys(name for names in labels for name in names))
+
+
+def read_public(name: str, config: DataConfig) -> list[str]:
+    """Return the texts of a file in its order, each once: of a table those in ``data.text_column``
+    (and ``data.pair_column``), of any other file one a line.
 
     Raises:
         UserError: no such file, no text in it, or a row that cannot be read.
@@ -37,23 +48,16 @@ def read_public(name: str, config: DataConfig) -> list[str]:
     return texts
 
 
-def public_texts(config: DataConfig, labels: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Return public texts: of the file ``data.public_path``; else embedded ones, none of which is a
-    text of an embedded task; where these are not installed, the names of all labels.
-
-    Args:
-        config: names the file and its columns.
-        labels: of each task.
-
-    Raises:
-        UserError: as :func:`read_public`.
-    """
-    if config.public_path:
-        return tuple(read_public(config.public_path, config))
-    try:
-        return embedded_texts(asset_folder("public"))
-    except UserError:
-        return tuple(dict.fromkeys(name for names in labels for name in names))
+def _texts(path: Path, config: DataConfig) -> list[str]:
+    if path.suffix.lower() not in READERS:
+        return [text for _, text in read_lines(path)]
+    columns, texts = Columns.of(config, ""), []
+    for number, row in read_table(path):
+        try:
+            texts.append(to_text(row, columns))
+        except UserError as error:
+            raise UserError(f"{path}, row {number}: {error}") from None
+    return texts
 
 
 @lru_cache(maxsize=1)
@@ -70,10 +74,9 @@ def embedded_texts(folder: Path) -> tuple[str, ...]:
     }
     texts: list[str] = []
     for (name, first, second), number in wanted.items():
-        lines = (folder / name).read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = map(json.loads, (folder / name).read_text(encoding="utf-8").splitlines())
         found = {" ".join(f"{row[first]} {row.get(second, '')}".split()) for row in rows}
-        texts += sorted(found, key=lambda text: hashlib.sha256(text.encode()).hexdigest())[:number]
+        texts += sorted(found, key=by_hash)[:number]
     return tuple(texts)
 
 
@@ -84,15 +87,3 @@ def texts_digest(texts: tuple[str, ...]) -> str:
     for text in texts:
         hashed.update(hashlib.sha256(text.encode()).digest())
     return hashed.hexdigest()
-
-
-def _texts(path: Path, config: DataConfig) -> list[str]:
-    if path.suffix.lower() not in READERS:
-        return [text for _, text in read_lines(path)]
-    columns, texts = Columns.of(config, ""), []
-    for number, row in read_table(path):
-        try:
-            texts.append(to_text(row, columns))
-        except UserError as error:
-            raise UserError(f"{path}, row {number}: {error}") from None
-    return texts

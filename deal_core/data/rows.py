@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deal_core.config.data import DataConfig, HubTask, TaskColumns
-from deal_core.data.source import Example
+from deal_core.data.source import Example, TaskData
 from deal_core.errors import UserError, nearest
 
 
@@ -73,16 +73,20 @@ def group_column(config: DataConfig) -> str:
     return config.partition.column
 
 
+def groups_of(config: DataConfig, tasks: Iterable[TaskData]) -> tuple[str, ...]:
+    """Return all values of the partition column, sorted; none, and no task is read, where the
+    partition is of another kind."""
+    if not group_column(config):
+        return ()
+    return tuple(sorted({e.group for task in tasks for e in (*task.train, *task.test)}))
+
+
 def require_columns(names: Collection[str], columns: Columns, where: str) -> None:
     """Check that a table has the columns.
 
-    Args:
-        names: of the columns that it has.
-        columns: that are read.
-        where: the table.
-
     Raises:
-        UserError: some are not there; the message names all of them, and the keys that do.
+        UserError: some are not there; the message starts with ``where`` and names all of them, and
+            the keys that do.
     """
     absent = {use: name for use, name in vars(columns).items() if name and name not in names}
     if absent:
@@ -102,17 +106,26 @@ KEYS = {
 """What a column is for to the key that names it, where that is not ``data.USE_column``."""
 
 
-def to_example(row: Mapping[str, Any], columns: Columns, where: str, number: int) -> Example:
-    """Return the example of one row; labels, groups and units are read as text.
+def to_example(
+    row: Mapping[str, Any],
+    columns: Columns,
+    where: str,
+    number: int,
+    label_text: Mapping[str, str] | None = None,
+) -> Example:
+    """Return the example of one row; labels, groups and units are read as text, and a label that
+    ``label_text`` has stands for what it has.
 
     Raises:
         UserError: a column is missing, the text, label, group or unit is empty, or a value is
             neither text nor number; the message starts with ``where, row number``.
     """
     try:
+        text = to_text(row, columns)
+        label = _filled(row, columns.label) if columns.label else ""
         return Example(
-            text=to_text(row, columns),
-            label=_filled(row, columns.label) if columns.label else "",
+            text=text,
+            label=(label_text or {}).get(label, label).strip(),
             group=_identity(row, columns.group) if columns.group else "",
             id=same_person(_identity(row, columns.id)) if columns.id else "",
             target="" if columns.label else _filled(row, columns.target),

@@ -10,12 +10,10 @@ those of one unit.
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Protocol
 
 from deal_core.config.data import DataConfig
@@ -71,20 +69,6 @@ class TaskData:
         return len({example.unit for example in self.train}) if grouped else len(self.train)
 
 
-def declared_labels(config: DataConfig, task: str) -> tuple[str, ...] | None:
-    """Return the labels of a task that the experiment names, none where its answers are texts; None
-    where only its data tell."""
-    if task in config.generation:
-        return ()
-    return config.labels.get(task) or None
-
-
-def named_tasks(config: DataConfig) -> tuple[str, ...]:
-    """Return the tasks that an experiment names: those with labels, then those whose answers are
-    texts."""
-    return tuple(dict.fromkeys([*config.labels, *config.generation]))
-
-
 class DataSource(Protocol):
     """Where tasks come from. Deterministic: equal inputs give equal data."""
 
@@ -105,6 +89,18 @@ class DataSource(Protocol):
         ...
 
 
+def declared_labels(config: DataConfig, task: str) -> tuple[str, ...] | None:
+    """Return the labels of a task that the experiment names, none where its answers are texts; None
+    where only its data tell."""
+    return () if task in config.generation else config.labels.get(task) or None
+
+
+def named_tasks(config: DataConfig) -> tuple[str, ...]:
+    """Return the tasks that an experiment names: those with labels, then those whose answers are
+    texts."""
+    return tuple(dict.fromkeys([*config.labels, *config.generation]))
+
+
 def select_tasks(known: Iterable[str], wanted: tuple[str, ...], kind: str) -> tuple[str, ...]:
     """Return ``wanted`` after a check against ``known``; empty ``wanted``: all known.
 
@@ -121,16 +117,9 @@ def select_tasks(known: Iterable[str], wanted: tuple[str, ...], kind: str) -> tu
 
 
 def limited(task: TaskData, config: DataConfig) -> TaskData:
-    """Return the task cut to ``max_train`` and ``max_test`` examples (0: no limit).
-
-    The subset has each label in its share of the whole and is the same on every
-    machine and for every seed.
-    """
-    return replace(
-        task,
-        train=stratified(task.train, config.max_train),
-        test=stratified(task.test, config.max_test),
-    )
+    """Return the task cut to ``max_train`` and ``max_test`` examples (0: no limit)."""
+    train, test = stratified(task.train, config.max_train), stratified(task.test, config.max_test)
+    return replace(task, train=train, test=test)
 
 
 def by_label(examples: Sequence[Example]) -> dict[str, list[int]]:
@@ -139,12 +128,6 @@ def by_label(examples: Sequence[Example]) -> dict[str, list[int]]:
     for index, example in enumerate(examples):
         found[example.label].append(index)
     return {label: found[label] for label in sorted(found)}
-
-
-def rounded_up(share: float, count: int) -> int:
-    """Return ``share * count``, rounded up: of the number as it is written, since the float product
-    of 0.07 and 100 is above 7."""
-    return math.ceil(Fraction(str(share)) * count)
 
 
 def largest_remainder(weights: Sequence[int], total: int, ties: random.Random) -> list[int]:
@@ -185,6 +168,19 @@ def stratified(examples: tuple[Example, ...], limit: int) -> tuple[Example, ...]
     return tuple(examples[index] for index in sorted(kept))
 
 
+def each_by_itself(examples: Sequence[Example], task: str, share: float) -> tuple[Example, ...]:
+    """Return about a ``share`` of the examples: those whose own hash, under the task's name, is
+    small; of examples with a unit the unit alone decides, the same in every task."""
+
+    def place(example: Example) -> float:
+        if example.unit:
+            return _hashed("unit", example.unit)
+        answer = (example.target,) if example.target else ()
+        return _hashed(task, example.id, example.label, example.text, *answer)
+
+    return tuple(example for example in examples if place(example) < share)
+
+
 Sides = tuple[tuple[Example, ...], tuple[Example, ...]]
 """Training and test examples, in their old order."""
 
@@ -196,24 +192,21 @@ def split_off(examples: Sequence[Example], share: float) -> Sides:
     right."""
     if any(example.unit for example in examples):
         return split_off_each(examples, share)
+    places = [_side(example) for example in examples]
     test: set[int] = set()
     for indices in by_label(examples).values():
-        order = sorted(indices, key=lambda index: _place(examples[index]))
+        order = sorted(indices, key=places.__getitem__)
         count = min(max(1, round(share * len(order))), len(order) - 1)
-        while 0 < count < len(order) and _alike(examples, order, count):
+        while 0 < count < len(order) and places[order[count]] == places[order[count - 1]]:
             count += 1
         test.update(order[: count if count < len(order) else 0])
-    return _sides(examples, lambda index: index in test)
+    return _sides(examples, test.__contains__)
 
 
 def split_off_each(examples: Sequence[Example], share: float) -> Sides:
     """Return training and test examples, each where its own content, or its unit, says: about a
     ``share`` is for testing. Where records are protected no record may move another one."""
-    return _sides(examples, lambda index: _place(examples[index]) < share)
-
-
-def _alike(examples: Sequence[Example], order: Sequence[int], count: int) -> bool:
-    return _place(examples[order[count]]) == _place(examples[order[count - 1]])
+    return _sides(examples, lambda index: _side(examples[index]) < share)
 
 
 def _sides(examples: Sequence[Example], is_test: Callable[[int], bool]) -> Sides:
@@ -223,9 +216,12 @@ def _sides(examples: Sequence[Example], is_test: Callable[[int], bool]) -> Sides
     return tuple(sides[0]), tuple(sides[1])
 
 
-def _place(example: Example) -> float:
-    """Return a number in [0, 1) that depends on the record alone; of one of a group, on the group
-    alone, so that it is on the same side in every task."""
+def _side(example: Example) -> float:
     named = ("unit", example.unit) if example.unit else (example.text, example.target)
-    digest = hashlib.sha256("\0".join(("split", *named)).encode("utf-8", "surrogatepass"))
-    return int.from_bytes(digest.digest()[:8], "big") / 2**64
+    return _hashed("split", *named)
+
+
+def _hashed(*parts: str) -> float:
+    """Return a number in [0, 1) that depends on the parts alone."""
+    digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

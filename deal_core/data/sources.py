@@ -4,8 +4,7 @@ them. A source is a class and a line in ``SOURCES``.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 from deal_core.config.data import DataConfig
@@ -15,9 +14,9 @@ from deal_core.data.files import FilesSource, SiteSource
 from deal_core.data.hub import HubSource
 from deal_core.data.source import (
     DataSource,
-    Example,
     TaskData,
     declared_labels,
+    each_by_itself,
     named_tasks,
     select_tasks,
     split_off_each,
@@ -68,11 +67,8 @@ SOURCES: dict[str, Callable[[DataConfig, str], DataSource]] = {
 
 
 def open_source(config: DataConfig, unit_column: str = "") -> DataSource:
-    """Return the source that ``data.source`` names; reads nothing yet.
-
-    Args:
-        config: of the data.
-        unit_column: ``privacy.unit_column``: the column that every row must have; empty: none.
+    """Return the source that ``data.source`` names; reads nothing yet. ``unit_column`` is
+    ``privacy.unit_column``, which every row must have; empty: none.
 
     Raises:
         UserError: unknown source, the message lists the known ones; or one without columns.
@@ -103,33 +99,18 @@ def load_for_clients(experiment: Experiment, task: str) -> TaskData:
     Raises:
         UserError: see :meth:`~deal_core.data.source.DataSource.load`.
     """
-    data = experiment.data
-    noised = experiment.privacy.metrics == "noised" and bool(data.max_test)
-    limits = bool(data.max_train) or bool(data.split) or noised
-    if experiment.privacy.mechanism != "record" or not limits:
-        return open_source(data, experiment.privacy.unit_column).load(task)
+    data, privacy = experiment.data, experiment.privacy
+    if privacy.mechanism != "record":
+        return open_source(data, privacy.unit_column).load(task)
     unlimited = data.model_copy(update={"max_train": 0, "max_test": 0})
-    whole = open_source(unlimited, experiment.privacy.unit_column).load(task)
+    whole = open_source(unlimited, privacy.unit_column).load(task)
+    train, test = whole.train, whole.test
     if whole.held_out:
-        train, test = split_off_each((*whole.train, *whole.test), data.split)
-        whole = replace(whole, train=train, test=test)
-    share = min(1.0, data.max_train / max(1, len(whole.train))) if data.max_train else 1.0
-    train = each_by_itself(whole.train, task, share)
-    kept = min(1.0, data.max_test / max(1, len(whole.test)))
-    tests = whole.test
-    test = each_by_itself(tests, task, kept) if noised else stratified(tests, data.max_test)
+        train, test = split_off_each((*train, *test), data.split)
+    if data.max_train:
+        train = each_by_itself(train, task, data.max_train / max(1, len(train)))
+    if privacy.metrics == "noised" and data.max_test:
+        test = each_by_itself(test, task, data.max_test / max(1, len(test)))
+    else:
+        test = stratified(test, data.max_test)
     return replace(whole, train=train, test=test)
-
-
-def each_by_itself(examples: Sequence[Example], task: str, share: float) -> tuple[Example, ...]:
-    """About a ``share`` of the examples: those whose own hash, under the task's name, is small."""
-    return tuple(example for example in examples if _place(example, task) < share)
-
-
-def _place(example: Example, task: str) -> float:
-    """Return a number in [0, 1) that depends on the record alone; of one of a group, on the group
-    alone, so that it is the same in every task."""
-    answer = (example.target,) if example.target else ()
-    alone = task, example.id, example.label, example.text, *answer
-    named = "\0".join(("unit", example.unit) if example.unit else alone)
-    return int.from_bytes(hashlib.sha256(named.encode()).digest()[:8], "big") / 2**64

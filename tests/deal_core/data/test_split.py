@@ -34,22 +34,6 @@ def test_every_label_has_its_share_and_keeps_one_for_training() -> None:
     assert Counter(e.label for e in train) == {"a": 80, "b": 40, "c": 6, "d": 1, "e": 1}
 
 
-@given(st.randoms(), st.sampled_from([0.1, 0.2, 0.5, 0.9]))
-def test_the_order_of_the_rows_does_not_matter(order: random.Random, share: float) -> None:
-    shuffled = list(EXAMPLES)
-    order.shuffle(shuffled)
-    for split in (split_off, split_off_each):
-        assert [set(side) for side in split(shuffled, share)] == [
-            set(side) for side in split(EXAMPLES, share)
-        ]
-
-
-@pytest.mark.parametrize("split", [split_off, split_off_each])
-def test_rows_that_are_alike_are_on_one_side(split) -> None:
-    train, test = split([*EXAMPLES, *EXAMPLES, *EXAMPLES], 0.3)
-    assert {e.text + e.label for e in train}.isdisjoint(e.text + e.label for e in test)
-
-
 TEXTS, ANSWERS = st.sampled_from("pqrstuvw"), st.sampled_from("abc")
 LABELLED = st.lists(st.builds(Example, TEXTS, ANSWERS))
 WRITTEN = st.lists(st.builds(Example, TEXTS, st.just(""), target=ANSWERS))
@@ -85,18 +69,6 @@ def test_a_label_has_its_share_whatever_other_labels_its_texts_have() -> None:
     train, test = split_off(rows, 0.2)
     assert Counter(e.label for e in test) == {"a": 18, "b": 2, "c": 10}
     assert not {e.text for e in train}.isdisjoint(e.text for e in test)
-
-
-def test_a_label_of_equal_rows_is_for_training() -> None:
-    assert split_off([Example("same", "a")] * 9, 0.2) == ((Example("same", "a"),) * 9, ())
-
-
-def test_a_group_is_on_one_side() -> None:
-    examples = [Example(f"t{n}", "ab"[n % 2], unit=str(n // 5)) for n in range(200)]
-    train, test = split_off(examples, 0.3)
-    assert train
-    assert test
-    assert {e.unit for e in train}.isdisjoint(e.unit for e in test)
 
 
 @given(st.integers(0, len(EXAMPLES) - 1))

@@ -77,14 +77,6 @@ def test_two_columns_of_one_name_are_refused(
     assert refusal(path) == f"{place}: column 'label' occurs twice; rename one"
 
 
-@pytest.mark.parametrize("write", [write_csv, write_excel])
-def test_blanks_around_a_name_make_no_other_name(
-    tmp_path: Path, write: Callable[[Path, Table], Path]
-) -> None:
-    path = write(tmp_path / "train", [("text", "label", "label "), ("a", "x", "WRONG")])
-    assert refusal(path) == ", row 1: column 'label' occurs twice; rename one"
-
-
 def test_columns_without_a_name_and_blank_rows_are_passed_over(tmp_path: Path) -> None:
     """As spreadsheets leave them."""
     path = tmp_path / "train.csv"
@@ -112,16 +104,6 @@ def changed(path: Path, part: str, change: Callable[[bytes], bytes]) -> Path:
         for name, content in parts.items():
             book.writestr(name, change(content) if name.endswith(part) else content)
     return path
-
-
-def test_a_workbook_with_a_damaged_stream_is_one_line(tmp_path: Path) -> None:
-    path = write_excel(tmp_path / "train", SHEET)
-    with zipfile.ZipFile(path) as book:
-        start = book.getinfo("xl/worksheets/sheet1.xml").header_offset + 200
-    content = bytearray(path.read_bytes())
-    content[start : start + 60] = bytes(byte ^ 0x55 for byte in content[start : start + 60])
-    path.write_bytes(content)
-    assert ": not a readable Excel workbook (" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -172,19 +154,6 @@ def test_what_nobody_reads_of_a_parquet_file_harms_nobody(
     assert examples(path) == [Example("a", "x"), Example("b", "y")]
     (found,) = repeated_identifiers(DataConfig(source="files", path=str(tmp_path)))
     assert (found.column, found.rows, found.values) == ("patient_id", 2, 1)
-
-
-@pytest.mark.parametrize("column", [no_text, no_date])
-@pytest.mark.parametrize("used", ["text", "label"])
-def test_a_value_of_a_parquet_file_that_is_none_is_named(
-    tmp_path: Path, column: Callable[[], Any], used: str
-) -> None:
-    import pyarrow as pa
-
-    table = pa.table({"text": ["a", "b"], "label": ["x", "y"], "ward": ["n", "s"]})
-    table = table.set_column(table.column_names.index(used), used, column())
-    path = save(tmp_path / "train", table.slice(1))
-    assert refusal(path).startswith(f", row 1: column '{used}' holds a value that cannot be read;")
 
 
 def test_a_value_that_cannot_be_read_is_a_matter_of_its_row(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ ODD_INPUTS = (
     ),
     OddInput(
         "a model that is nowhere",
-        "model.name 'nobody/nothing': cannot load this name (not on this machine, and ",
+        "model.name 'nobody/nothing': cannot load this name (",
         toml='[model]\nname = "nobody/nothing"',
     ),
     OddInput(
