@@ -153,7 +153,7 @@ def _unknown_task(asked: Asked) -> bool:
 
 def _one_by_one(asked: Asked) -> bool:
     schedule, sums = asked.experiment.stream.schedule, asked.statistics is not None
-    return schedule != "joint" and not (schedule == "per-client" and sums)
+    return not schedule.startswith("joint") and not (schedule == "per-client" and sums)
 
 
 def _other_tasks(asked: Asked) -> bool:

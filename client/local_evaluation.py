@@ -197,7 +197,8 @@ def _scorer(
     if statistics is None or (headless and not among_heads):
         return names
     vectors = runtime.vectors(share, "test", statistics)
-    scores = by_heads(vectors, space, state.heads, names, statistics.names)
+    weight = statistics.names_weight(runtime.model.has_label_logits)
+    scores = by_heads(vectors, space, state.heads, names, weight)
     return by_names_told(names, scores, space) if headless else scores
 
 

@@ -84,7 +84,7 @@ def local_update(
     joint_tasks = [own_share(runtime, client.number, task) for task in instruction.tasks]
     if phase.statistics is not None:
         joint_tasks = worked_on(runtime, instruction, joint_tasks, site)
-    elif runtime.experiment.stream.joint_labels == "all":
+    elif runtime.experiment.stream.schedule == "joint-all-labels":
         joint_tasks = under_all_labels(joint_tasks)
     grouping = runtime.grouping(instruction.task, client.number)
     units = len(data.train) if grouping is None else len(set(grouping.numbers))
@@ -276,7 +276,7 @@ def worked_on(
     worked on, or has fewer of than the policy lets go: each of several has sums of its own."""
     least = site.policy.min_records if site.policy is not None else 0
     own = {instruction.task, *instruction.past}
-    if runtime.experiment.stream.schedule == "joint":
+    if runtime.experiment.stream.at_once:
         own |= set(instruction.tasks)
     return [
         each if name in own and len(each.data) >= least else TaskDataset(each.labels, [])

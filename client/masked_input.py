@@ -17,11 +17,9 @@ from numpy.typing import NDArray
 from client.identity import Client
 from client.runtime import ClientRuntime
 from client.secure_legs import SecureStore, conditions, request_of
-from deal_core.aggregation import shortened
 from deal_core.config.experiment import at_server
-from deal_core.lora.adapter import Adapter
-from deal_core.lora.arrays import from_arrays, to_arrays
-from deal_core.lora.payload import PayloadError, Template
+from deal_core.lora.arrays import to_arrays
+from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
 from deal_core.models import has_label_logits
 from deal_core.privacy.interface import LocalUpdate
@@ -175,14 +173,12 @@ def summed_arrays(
     instruction: Instruction,
     update: LocalUpdate,
     layout: Layout,
-    simulated: bool,
 ) -> Mapping[str, NDArray[Any] | None]:
     """Return an array for each field of the layout, or that it is covered.
 
-    The change of every trained factor times the weight, and the weight: of a simulated client
-    examples as a share of those that count whole; 1 where a mechanism protects them, and at all
-    real sites: the sum of few weights tells each, and a light one hides nobody. Where the layout
-    has it, the loss as well, if the site lets it into a sum.
+    The change of every trained factor, and the weight, which is 1: the sum of few weights tells
+    each, and a light one hides nobody. Where the layout has it, the loss as well, if the site lets
+    it into a sum.
 
     Args:
         runtime: whose experiment it is.
@@ -190,36 +186,13 @@ def summed_arrays(
         instruction: what was asked.
         update: trained factors, their gradient sums in whole numbers, or sums of embeddings.
         layout: of the sum.
-        simulated: whether the client is.
     """
-    config = runtime.experiment
-    if runtime.phase(instruction.phase).statistics is not None or at_server(config):
+    if runtime.phase(instruction.phase).statistics is not None or at_server(runtime.experiment):
         return update.arrays
-    alike = runtime.mechanism.unit is not None or not simulated
-    share = update.figures["num_examples"] / config.aggregation.secure_examples
-    change = _change(state.current, update.arrays, config.aggregation.norm_bound)
+    start = to_arrays(state.current)
+    change = {key: np.asarray(each, np.float64) - start[key] for key, each in update.arrays.items()}
     bounds = {field.name: field.largest for field in layout.fields}
-    weight = 1.0 if alike else min(1.0, share)
-    values = weighted_values(within_bounds(change, max(bounds[key] for key in change)), weight)
+    values = weighted_values(within_bounds(change, max(bounds[key] for key in change)), 1.0)
     if LOSS not in bounds:
         return values
-    return {**values, **loss_values(update.figures.get("loss"), weight)}
-
-
-def _change(
-    before: Adapter, arrays: Mapping[str, NDArray[Any]], norm_bound: float
-) -> dict[str, NDArray[np.float64]]:
-    """What an update changes of each trained factor; each layer within ``norm_bound``, which the
-    server cannot keep, since it sees no update.
-
-    Returns:
-        Key to change.
-    """
-    start = to_arrays(before)
-    if norm_bound:
-        template = Template(before.shapes, before.rank)
-        whole = from_arrays({**start, **arrays}, template, before.scaling)
-        after = shortened(whole, before, norm_bound)
-        kept = to_arrays(after)
-        arrays = {key: kept[key] for key in arrays}
-    return {key: np.asarray(value, np.float64) - start[key] for key, value in arrays.items()}
+    return {**values, **loss_values(update.figures.get("loss"), 1.0)}

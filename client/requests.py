@@ -101,9 +101,7 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
         update = as_allowed(kept, client.site.policy, maskable is not None)
     if maskable is None:
         return update_reply(message, update, instruction, counted)
-    arrays = summed_arrays(
-        runtime, state, instruction, update, maskable.layout, client.file is None
-    )
+    arrays = summed_arrays(runtime, state, instruction, update, maskable.layout)
     masked = maskable.masked(arrays, runtime.experiment.run.seed)
     return update_reply(message, update, instruction, counted, masked)
 

@@ -257,7 +257,7 @@ class ClientRuntime:
             asks = share.labels, self.instruction(task)
             enough = share.labels and len(share.train) >= HELD_BACK
             # To see what class means beside names are worth.
-            checked = self.statistics is not None and self.statistics.names > 0
+            checked = self.statistics is not None and self.statistics.names
             every = HELD_BACK if checked and enough and self.mechanism.unit is None else 0
             held = share.train[::every] if every else ()
             rows = [row for row in range(len(share.train)) if not every or row % every]
@@ -314,7 +314,7 @@ class ClientRuntime:
             data, shares = load_for_clients(config, task), config.federation.clients
             if data.left_out:
                 self._on_left_out(task, data.left_out)
-            cache = cache_folder() if config.data.cache_tokens else None
+            cache = None if self.whole else cache_folder()  # texts of a site stay off the disk
             self.model.prepare([e.text for e in (*data.train, *data.test)], cache)
             divided = (
                 [data]

@@ -90,8 +90,6 @@ class SiteData(Table):
     id_column: str = ""
     """Column that says whose record it is (a patient's number); ``policy.disjoint_tasks`` needs it,
     or ``policy.unit_column``."""
-    cache_tokens: bool = False
-    """Keep token ids, which are the texts in another form, in the user's cache folder."""
     public_path: str = ""
     """File of public texts, for experiments that name some (``data.public_path``)."""
     files: dict[str, TaskColumns] = Field({})
@@ -193,7 +191,6 @@ def site_files(site: SiteData) -> DataConfig:
         target_column=site.target_column,
         references_column=site.references_column,
         id_column=site.id_column,
-        cache_tokens=site.cache_tokens,
         files=site.files,
         labels=site.labels,
         generation=tuple(task for task, labels in site.labels.items() if not labels),

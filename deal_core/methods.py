@@ -13,7 +13,7 @@ from deal_core.baselines.replay import make_replay
 from deal_core.baselines.sequential import make_lwf, make_sequential
 from deal_core.baselines.slao import make_slao
 from deal_core.config.experiment import AdapterConfig, Experiment
-from deal_core.config.method import MethodConfig, PrototypeConfig
+from deal_core.config.method import MethodConfig
 from deal_core.deal.class_means import COUNT, SUM, whole_heads
 from deal_core.deal.interface import (
     EmbeddedTask,
@@ -36,7 +36,6 @@ from deal_core.deal.interface import (
 from deal_core.deal.method import make_deal
 from deal_core.deal.objective import under_all_labels
 from deal_core.errors import choose
-from deal_core.models import has_label_logits
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
@@ -86,21 +85,15 @@ def method_of(experiment: Experiment) -> Method:
 def resolve_auto(experiment: Experiment) -> MethodConfig:
     """Return the method's settings with class means decided: ``deal`` has them where sums can leave
     under masks."""
-    return experiment.method.model_copy(update={"prototype": _prototype(experiment)})
-
-
-def _prototype(experiment: Experiment) -> PrototypeConfig:
-    asked = experiment.method.prototype
+    method = experiment.method
+    if method.prototype.enabled != "auto":
+        return method
     clients = len(experiment.federation.sites) or experiment.federation.clients
     mechanism, schedule = experiment.privacy.mechanism, experiment.stream.schedule
     hidden = mechanism == "none" or (mechanism == "record" and schedule == "synchronous")
     fits = clients >= FEWEST_IN_SUM and hidden and not texts_at_once(experiment)
-    decided: dict[str, object] = {}
-    if asked.enabled == "auto":
-        decided["enabled"] = "on" if fits else "off"
-    if asked.names == "auto":
-        decided["names"] = 0.5 if has_label_logits(experiment.model) else 1.0
-    return asked.model_copy(update=decided)
+    decided = method.prototype.model_copy(update={"enabled": "on" if fits else "off"})
+    return method.model_copy(update={"prototype": decided})
 
 
 def texts_at_once(experiment: Experiment) -> str:
@@ -108,7 +101,7 @@ def texts_at_once(experiment: Experiment) -> str:
     by label have no place for it."""
     data = experiment.data
     texts = [task for task in data.generation if task in (data.tasks or data.generation)]
-    return texts[0] if texts and experiment.stream.schedule == "joint" else ""
+    return texts[0] if texts and experiment.stream.at_once else ""
 
 
 __all__ = [

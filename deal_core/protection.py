@@ -42,7 +42,6 @@ ROOM = 1e-3
 
 READ_BATCHES_ALONE: Mapping[str, str] = {
     "deal": "penalties of adapters; distillation and class sums on the records of the batch",
-    "deal-reference": "gates on the spectrum of adapters",
     "linear-probe": "sums over records, which are checked by themselves",
     "lwf": "distillation on the records of the batch",
     "olora": "a penalty on factors",
@@ -54,10 +53,11 @@ READ_BATCHES_ALONE: Mapping[str, str] = {
 noised sum; and of what the rest is made. A penalty is added after the noise: it must read no
 record. One that is not named here runs under no such mechanism."""
 UNPROTECTED: Mapping[str, str] = {
+    "deal-reference": "it trains both factors in every round, and a mechanism lets one learn",
     "ewc": "Fisher information of earlier records goes into every update unclipped",
     "replay": "earlier texts are trained on beside the batch",
 }
-"""Methods whose updates tell of records that are not in the batch, and how."""
+"""Methods that go with no mechanism, and why."""
 
 
 def check_records_protected(experiment: Experiment) -> None:
@@ -72,11 +72,6 @@ def check_records_protected(experiment: Experiment) -> None:
         raise UserError(
             f"{where} does not go with method.name '{method}': {UNPROTECTED.get(method, unknown)}; "
             "use deal, lwf, olora, sequential or slao"
-        )
-    if method == "deal-reference" and experiment.privacy.factors == "one":
-        raise UserError(
-            f"{where} trains one factor a round, method.name '{method}' needs both; set "
-            'privacy.factors to "both", or choose another method'
         )
     if experiment.train.precision == "bfloat16":
         raise UserError(
@@ -94,10 +89,10 @@ def check_records_protected(experiment: Experiment) -> None:
             f"{where} with privacy.unit_column protects groups, and which test records "
             "data.max_test takes depends on how many a group has; set it to 0"
         )
-    if experiment.stream.schedule == "joint":  # a charge names the task that was read
+    if experiment.stream.at_once:  # a charge names the task that was read
         raise UserError(
-            f'{where} does not go with stream.schedule = "joint": set it to "synchronous" or '
-            '"per-client"'
+            f'{where} does not go with stream.schedule = "{experiment.stream.schedule}": set it to '
+            '"synchronous" or "per-client"'
         )
     if in_sum(experiment.privacy) and not at_server(experiment):
         raise UserError(
@@ -245,9 +240,14 @@ def _step_conditions(experiment: Experiment) -> list[tuple[bool, str]]:
             "every site's share is counted on from the start; leave out stream.joins",
         ),
         (
-            not sums and (method.name not in {"deal", "sequential"} or method.update.enabled),
+            not sums
+            and (
+                method.name not in {"deal", "sequential"}
+                or method.update.lambda1 > 0
+                or method.update.lambda2 > 0
+            ),
             "the server takes the steps, and has no penalty; set method.name to deal or "
-            "sequential, and method.update.enabled to false; or method.name to prototype",
+            "sequential, and method.update.lambda1 and lambda2 to 0; or method.name to prototype",
         ),
     ]
 

@@ -30,6 +30,8 @@ from server.plan import Step
 from server.results import Spending
 
 LATE, ABSENT = "no reply before the deadline", "not connected"
+CONNECT_SECONDS = 120.0
+"""How long a run, and each of its rounds, waits for clients that are not connected, at most."""
 POLL_SECONDS = 0.2
 HELLO = f"{MessageType.QUERY}.hello"
 
@@ -145,7 +147,7 @@ class Roster:
 
 
 def find_roster(grid: Grid, config: FederationConfig) -> Roster:
-    """Return the clients of a run; wait for them, at most ``connect_seconds``.
+    """Return the clients of a run; wait for them, at most :data:`CONNECT_SECONDS`.
 
     Simulated clients all have to come, and are asked who they are. Registered sites are known by
     the key with which they have signed in; a run starts with a quorum of them, and the others
@@ -154,24 +156,24 @@ def find_roster(grid: Grid, config: FederationConfig) -> Roster:
     Raises:
         UserError: too few clients, or two with one name.
     """
+    patience = min(CONNECT_SECONDS, config.deadline_seconds)
     if not config.sites:
-        nodes = find_clients(grid, config.clients, config.connect_seconds)
+        nodes = find_clients(grid, config.clients, patience)
         return Roster(tuple(nodes), lambda: nodes)
     sites = config.sites
     names = tuple(map(str, range(len(sites))))
     roster = Roster(
         names,
         lambda: {name: node.node_id for name, node in signed_in(grid, sites).items()},
-        config.connect_seconds,
+        patience,
         lambda: {name: node.public_key for name, node in signed_in(grid, sites).items()},
     )
     there = roster.present(set(names), len(names))
     if len(there) < config.quorum * len(names):
         missing = ", ".join(sites[int(name)] for name in names if name not in there)
         raise UserError(
-            f"only {len(there)} of {len(names)} sites are connected after "
-            f"{config.connect_seconds:g} s (missing: {missing}); start them with deal site start, "
-            "or lower federation.quorum"
+            f"only {len(there)} of {len(names)} sites are connected after {patience:g} s (missing: "
+            f"{missing}); start them with deal site start, or lower federation.quorum"
         )
     return roster
 

@@ -157,19 +157,20 @@ def make_inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpa
     statistics = statistics_of(method_of(experiment)) if state.heads else None
     needs_float32 = experiment.privacy.mechanism != "none"
     precision = experiment.train.precision
+    logits = has_label_logits(experiment.model)
     return Inference(
         model=experiment.model,
         adapter_kind=experiment.adapter.kind,
         upstream=upstream_of(experiment.model.name),
         task_type=FAMILIES[experiment.model.family].task_type.value,
-        pooling="mean" if has_label_logits(experiment.model) else "none",
+        pooling="mean" if logits else "none",
         max_length=experiment.train.max_length,
         precision="float32" if precision == "auto" and needs_float32 else precision,
         tasks=tuple(tasks),
         current_rank=state.current.rank,
         current_scaling=state.current.scaling,
         head_layers=statistics.layers if statistics is not None else 0,
-        names_weight=statistics.names if statistics is not None else 0.0,
+        names_weight=statistics.names_weight(logits) if statistics is not None else 0.0,
         versions=package_versions(),
     )
 

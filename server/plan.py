@@ -185,7 +185,7 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
     for name, order in stream.orders.items():
         for task in order:
             choose(f"task in stream.orders.{name}:", task, dict.fromkeys(tasks))
-    joint_tasks = stream.schedule == "joint"
+    joint_tasks = stream.at_once
     joins: dict[str, int] = dict(stream.joins)
     if stream.schedule == "per-client":
         seed = experiment.run.seed
@@ -198,8 +198,7 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
     if missed:
         raise UserError(
             f"stream: no client meets the task '{next(t for t in tasks if t in missed)}'; name it "
-            "in stream.orders, or raise stream.tasks_per_client or federation.clients, or let a "
-            "client join earlier (stream.joins)"
+            "in stream.orders, or let a client join earlier (stream.joins)"
         )
     _check_joins(orders, joins, rounds)
     every = stream.consolidate_every or rounds
@@ -208,11 +207,11 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
 
 
 def _order(stream: StreamConfig, client: str, tasks: Sequence[str], seed: int) -> Order:
-    """What the experiment says, or a draw of so many tasks."""
+    """What the experiment says, or all tasks in an order that is drawn."""
     if client in stream.orders:
         return stream.orders[client]
     drawn = torch.randperm(len(tasks), generator=seeded(seed, "order", client)).tolist()
-    return tuple(tasks[i] for i in drawn)[: stream.tasks_per_client or None]
+    return tuple(tasks[i] for i in drawn)
 
 
 def _check_joins(orders: Mapping[str, Order], joins: Mapping[str, int], rounds: int) -> None:

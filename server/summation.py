@@ -20,7 +20,6 @@ from deal_core.aggregation import (
     Screen,
     Verdict,
     finished,
-    refuse_beyond,
 )
 from deal_core.config.experiment import Experiment, at_server
 from deal_core.lora.adapter import compress, stack
@@ -169,7 +168,6 @@ class Updates(Summation):
         if self._alike and weight != 1:
             raise PayloadError("num_examples is not 1, the weight of every client here")
         with threads(1):
-            refuse_beyond(update, reader.before, self.clients.experiment.aggregation.norm_bound)
             self._verdicts += self._screen.add(update, reader.before)
         self._arrived[client] = wire.payload_bytes(message.content)
 

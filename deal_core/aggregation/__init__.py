@@ -18,7 +18,6 @@ from collections.abc import Callable
 
 from deal_core.aggregation.cosine_norm import CosineNorm
 from deal_core.aggregation.means import FedIt, Ffa
-from deal_core.aggregation.norm_bound import change_norms, refuse_beyond, shortened
 from deal_core.aggregation.products import FedEx, Flora, starting_adapter
 from deal_core.aggregation.rule import (
     BOTH,
@@ -54,13 +53,10 @@ __all__ = [
     "Limits",
     "Screen",
     "Verdict",
-    "change_norms",
     "finished",
     "make_rule",
     "one_line",
-    "refuse_beyond",
     "require_finite",
-    "shortened",
     "starting_adapter",
 ]
 

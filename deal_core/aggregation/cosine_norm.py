@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from deal_core.aggregation.aggregation_error import ErrorMeter
-from deal_core.aggregation.norm_bound import change_norms
+import torch
+
+from deal_core.aggregation.aggregation_error import ErrorMeter, square_norm
 from deal_core.aggregation.rule import (
     Aggregate,
     Aggregation,
@@ -135,6 +136,30 @@ def _leapt(updates: Sequence[ClientUpdate], before: Adapter) -> frozenset[str]:
     if bound == 0:  # most have not moved, as where a task has one label: no measure
         return frozenset()
     return frozenset(client for client, length in lengths.items() if length > bound)
+
+
+def change_norms(adapter: Adapter, before: Adapter) -> dict[str, float]:
+    """Return ``||s_i B_i A_i - s B A||_F`` of every layer: what the client changed in the round.
+
+    Computed on factors, any rank. Raises KeyError when the layers differ.
+    """
+    return {name: math.sqrt(square_norm(_change(adapter, before, name))) for name in before.layers}
+
+
+def _change(adapter: Adapter, before: Adapter, name: str) -> LoraFactors:
+    """Return what a client changed of a layer; where rank and scaling are the same as
+    ``s [dB, B] [A_i; dA]``, which is 0 to the bit if nothing changed."""
+    new, old = adapter.layers[name], before.layers[name]
+    if new.A.shape == old.A.shape and adapter.scaling == before.scaling:
+        a, b = new.A.double(), old.B.double()
+        return LoraFactors(
+            torch.cat([a, a - old.A.double()]),
+            adapter.scaling * torch.cat([new.B.double() - b, b], dim=1),
+        )
+    return LoraFactors(
+        torch.cat([new.A.double(), old.A.double()]),
+        torch.cat([adapter.scaling * new.B.double(), -before.scaling * old.B.double()], dim=1),
+    )
 
 
 def inner(one: Adapter, other: Adapter) -> float:

@@ -34,9 +34,9 @@ from deal_core.training.loop import Objective
 
 @dataclass(frozen=True)
 class OLora(Sequential):
-    """Attributes: the ``weight`` of the penalty."""
+    """Attributes: the ``weight`` of ``||A_earlier A^T||_F^2``, summed over layers."""
 
-    weight: float
+    weight: float = 0.5
 
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Start a fresh current adapter outside the row space of the earlier ones."""
@@ -93,4 +93,4 @@ def overlap(module: nn.Module, earlier: dict[str, Tensor], weight: float) -> Ten
 
 def make_olora(method: MethodConfig, adapter: AdapterConfig) -> OLora:
     """Build from the experiment."""
-    return OLora(adapter, method.olora.weight)
+    return OLora(adapter)

@@ -71,7 +71,7 @@ class Lwf(HeldStart):
     1606.09282.
 
     Attributes:
-        distillation: weight and temperature.
+        distillation: weight.
     """
 
     distillation: DistillationConfig
@@ -86,9 +86,7 @@ class Lwf(HeldStart):
     ) -> Objective:
         """Return ``CE + weight * KL(model at the start of the task || model)`` over earlier
         labels."""
-        config = self.distillation
-        earlier = config.prompts == "earlier"
-        return distilled(model, state, task, data, cache, config, 0.0, earlier)
+        return distilled(model, state, task, data, cache, self.distillation, 0.0, False)
 
 
 def make_sequential(method: MethodConfig, adapter: AdapterConfig) -> Sequential:

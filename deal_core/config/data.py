@@ -74,8 +74,9 @@ class TaskColumns(Table):
     """Column of further right answers; empty: ``data.references_column``."""
 
 
-class HubTask(Table):
-    """One task read with ``datasets.load_dataset``."""
+class HubTask(TaskColumns):
+    """One task read with ``datasets.load_dataset``; its labels without ``label_text`` are the data
+    set's names."""
 
     path: str
     """First argument of ``load_dataset``: a name on the hub, or a folder."""
@@ -85,18 +86,6 @@ class HubTask(Table):
     """Split that clients train on."""
     test_split: str = "test"
     """Split that accuracy is counted on."""
-    text_column: str = ""
-    """Empty: ``data.text_column``."""
-    pair_column: str = ""
-    """Empty: ``data.pair_column``."""
-    label_column: str = ""
-    """Empty: ``data.label_column``."""
-    label_text: LabelText = Field(default_factory=dict)
-    """Label value (as text) to the words the model sees; empty: the data set's names."""
-    target_column: str = ""
-    """Column of the answer, where answers are texts; empty: ``data.target_column``."""
-    references_column: str = ""
-    """Column of further right answers; empty: ``data.references_column``."""
 
 
 class DataConfig(Table):
@@ -146,9 +135,6 @@ class DataConfig(Table):
     """Training examples per task over all clients; 0: no limit."""
     max_test: int = Field(0, ge=0)
     """Test examples per task over all clients; 0: no limit."""
-    cache_tokens: bool = True
-    """Keep token ids in the user's cache folder for the next process; they are the texts in
-    another form."""
     partition: PartitionConfig = PartitionConfig()
     files: dict[str, TaskColumns] = Field(default_factory=dict)
     """Task name to its own columns (files)."""
@@ -163,43 +149,37 @@ class DataConfig(Table):
 class StreamConfig(Table):
     """How tasks arrive."""
 
-    schedule: Literal["synchronous", "per-client", "joint"] = "synchronous"
+    schedule: Literal["synchronous", "per-client", "joint", "joint-all-labels"] = "synchronous"
     """``synchronous``: all clients work on one task at a time, in the order of ``data.tasks``;
     ``per-client``: each on its own tasks, in its own order; who is through idles (the keys below
-    are for that); ``joint``: on all tasks at once, for the rounds of one (the bound that knows no
-    sequence)."""
+    are for that); ``joint``: joint training on all tasks at once, for the rounds of one, each
+    example over the labels of its own task; ``joint-all-labels``: over those of all tasks (the
+    bounds of Task-IL and of Class-IL)."""
     consolidate_every: int = Field(0, ge=0)
     """Rounds from one consolidation, and evaluation, to the next; 0: ``federation.rounds``."""
-    tasks_per_client: int = Field(0, ge=0)
-    """Tasks that a client meets, drawn with their order by the seed; 0, or more than there are:
-    all."""
-    joint_labels: Literal["own", "all"] = "own"
-    """With schedule ``joint``: whether an example's cross-entropy is over the labels of its own
-    task, or over those of all tasks (the bound where the task is not told)."""
     orders: dict[str, tuple[str, ...]] = Field(default_factory=dict)
-    """Number of a client (from 0) to its tasks in their order, instead of a draw; a task may
-    return; an empty list: it only evaluates."""
+    """Number of a client (from 0) to its tasks in their order, some or all, and a task may return;
+    an empty list: it only evaluates. A client that is not named meets all, in an order that the
+    seed draws."""
     joins: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     """Number of a client (from 0) to the rounds of the run that are over when it joins; the others
     are there from the start. Where tasks come in turn for all it begins with the next task."""
 
     @model_validator(mode="after")
-    def _joint_is_all_at_once(self) -> Self:
-        if self.joint_labels == "all" and self.schedule != "joint":
-            raise ValueError('joint_labels = "all" has an effect with schedule = "joint" alone')
-        if self.joins and self.schedule == "joint":
-            raise ValueError('nobody joins late with schedule = "joint"; leave joins out')
-        return self
-
-    @model_validator(mode="after")
-    def _orders_are_per_client(self) -> Self:
-        given = self.consolidate_every or self.tasks_per_client or self.orders
-        if given and self.schedule != "per-client":
+    def _keys_of_the_schedule(self) -> Self:
+        if self.joins and self.at_once:
+            raise ValueError(f'joins has no effect with schedule = "{self.schedule}"; leave it out')
+        if (self.consolidate_every or self.orders) and self.schedule != "per-client":
             raise ValueError(
-                "consolidate_every, tasks_per_client and orders have an effect with schedule = "
-                '"per-client" alone; set it, or leave them out'
+                'consolidate_every and orders have an effect with schedule = "per-client" alone; '
+                "set it, or leave them out"
             )
         return self
+
+    @property
+    def at_once(self) -> bool:
+        """Whether all tasks are learnt at once: joint training."""
+        return self.schedule.startswith("joint")
 
     def times(self, task: str) -> int:
         """Return how often a client meets a task, at most."""

@@ -16,6 +16,8 @@ from deal_core.config.data import DataConfig, StreamConfig, Table
 from deal_core.config.method import MethodConfig
 from deal_core.config.privacy import PrivacyConfig
 
+Fault = Literal["scaled", "sign-flipped", "not-finite"]
+
 
 class ModelConfig(Table):
     """The frozen base model."""
@@ -80,9 +82,8 @@ class FederationConfig(Table):
     quorum: float = Field(0.5, gt=0, le=1)
     """Share of the sampled clients whose valid reply a round needs."""
     deadline_seconds: float = Field(3600.0, gt=0)
-    """A round stops waiting after this time."""
-    connect_seconds: float = Field(120.0, gt=0)
-    """How long a run, and each of its rounds, waits for clients that are not connected."""
+    """A round stops waiting after this time; for clients that are not connected, after two minutes
+    at most."""
     sites: tuple[str, ...] = ()
     """Names of the sites that take part, under which they are registered; a site's place in the
     list is its number as a client (deployment). Empty: the clients are simulated."""
@@ -120,14 +121,9 @@ class AggregationConfig(Table):
     """Whether the server sees the sum over sites alone: each masks its update, and the masks cancel
     (rules ``fedit`` and ``ffa``). Without a mechanism all clients must be told alike: no orders of
     their own, no ``ewc``, ``replay`` or ``deal-reference``."""
-    secure_examples: int = Field(10_000, ge=1)
-    """A simulated client with so many examples, or more, has the largest weight in a secure sum;
-    all real sites have that."""
     min_cohort: int = Field(3, ge=3)
     """Fewest sites in a secure sum; a round with fewer ends without one. A site's own policy may
     ask for more: it takes part where this is as large."""
-    norm_bound: float = Field(0.0, ge=0)
-    """Largest Frobenius norm of one layer's update; above: quarantined; 0: no bound."""
     robust: str = "none"
     """Protection against bad updates, before the rule: ``none`` or ``cosine-norm``."""
 
@@ -160,8 +156,6 @@ class TrainConfig(Table):
     """Of the frozen model and its activations; auto: bfloat16 where the hardware multiplies it
     fast (CUDA, processors with AMX or AVX-512 BF16), float32 elsewhere. Adapters are always
     float32."""
-    tokens_per_microbatch: int = Field(2048, ge=1)
-    """Tokens, padding included, in one pass of a training batch: bounds memory, not the step."""
 
     @model_validator(mode="after")
     def _steps_that_stay_small(self) -> Self:
@@ -171,15 +165,6 @@ class TrainConfig(Table):
                 "entry, 1; lower it"
             )
         return self
-
-
-class FaultsConfig(Table):
-    """Misbehaving clients, for experiments on robustness (engine ``inprocess`` only)."""
-
-    kind: str = "none"
-    """``none``, ``scaled`` (ten times the update), ``sign-flipped`` or ``not-finite``."""
-    clients: tuple[int, ...] = ()
-    """Numbers of the clients that misbehave, in every round."""
 
 
 class RunConfig(Table):
@@ -219,7 +204,10 @@ class Experiment(Table):
     wire: WireConfig = WireConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     train: TrainConfig = TrainConfig()
-    faults: FaultsConfig = FaultsConfig()
+    faults: dict[Fault, tuple[int, ...]] = Field(default_factory=dict)
+    """``scaled`` (ten times the update), ``sign-flipped`` or ``not-finite`` to the numbers of the
+    clients that misbehave so in every round, for experiments on robustness (engine ``inprocess``
+    only)."""
     run: RunConfig = RunConfig()
 
 

@@ -48,9 +48,6 @@ class PrivacyConfig(Table):
     ``noise_share`` is ``sum`` both are needed, this one for the noise."""
     sample_rate: float = Field(0.0, ge=0, le=1)
     """Probability that a record, or group, is in a step's batch; 0: ``train.batch_size / n``."""
-    factors: Literal["one", "both"] = "one"
-    """What learns in a round where the aggregation rule would train both factors: the product of
-    two noisy factors is noisier than either, so ``one`` is ``lora_B`` alone."""
     noise: Literal["auto", "seeded", "secure"] = "auto"
     """Where noise comes from. ``auto``: a seed in simulations, so that runs repeat, and a
     cryptographic stream at a real site. A real site never seeds, whatever is asked."""

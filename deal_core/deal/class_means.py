@@ -27,6 +27,8 @@ SMALLEST = 1e-6
 """Squared length that a class mean is taken to have at least."""
 SCALE = 8.0
 """Length of all class means in the metric, beside log-probabilities of names."""
+LABEL_NAME_PRIOR = 13.0
+"""A label's name counts as so many records of it, for each standard deviation of the noise."""
 CENTRE, DIRECTIONS = "centre", "directions"
 """Of the public subspace, beside the sums."""
 PROTOTYPES = "prototypes"
@@ -37,16 +39,15 @@ def prototype_phases(config: PrototypeConfig) -> tuple[Phase, ...]:
     """Return the phase in which sums are taken, where the experiment wants it."""
     if config.enabled != "on":
         return ()
-    statistics = class_statistics(config, float(config.names))
-    return (Phase(PROTOTYPES, 1, statistics=statistics),)
+    return (Phase(PROTOTYPES, 1, statistics=class_statistics(config, names=True)),)
 
 
-def class_statistics(config: PrototypeConfig, names: float = 0.0) -> Statistics:
+def class_statistics(config: PrototypeConfig, names: bool = False) -> Statistics:
     """Return what clients add up, and what the server makes of it.
 
     Args:
         config: what is added up, and how heads are made of it.
-        names: weight of label names' scores beside those of class means.
+        names: whether label names' scores by the adapted model count beside those of class means.
     """
     return Statistics(
         absorb=partial(absorb, config=config),
@@ -95,9 +96,9 @@ def noised_head(
         names: vectors of the labels' names, ``(labels, size)``.
         deviation: of the noise in each entry, in lengths of a vector.
         spread: variance of public texts in each direction, ``(size,)``.
-        config: ridge, and how many records a name counts as.
+        config: ridge.
     """
-    prior = config.names_noise * deviation
+    prior = LABEL_NAME_PRIOR * deviation
     means = (total + prior * names.to(total.dtype)) / (count.clamp(min=1.0) + prior)[:, None]
     means = torch.where(count[:, None] + prior > 0, means, names.to(total.dtype))
     metric = spread + config.ridge * spread.mean()

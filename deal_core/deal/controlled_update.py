@@ -55,14 +55,14 @@ def update_penalty(
     Args:
         updates: layer name to the factors of ``Delta = B A``, scaling included.
         anchors: layer name to what is retained there; the same layers.
-        config: weights and powers.
+        config: weights.
     """
     costs = [layer_penalty(update, anchors[name], config) for name, update in updates.items()]
     return torch.stack(costs).mean()
 
 
 def layer_penalty(update: LoraFactors, anchor: Anchor, config: UpdateConfig) -> Tensor:
-    """Return ``lambda1 sum_k w_k iota_k^a + lambda2 ||Delta (I - V V^T)||_F^b``, a scalar.
+    """Return ``lambda1 sum_k w_k iota_k^2 + lambda2 ||Delta (I - V V^T)||_F^2``, a scalar.
 
     ``iota_k = (||Delta v_k||^2 + ||u_k^T Delta||^2)^(1/2) / sigma_k`` is the interference (M14)
     with retained direction ``k`` relative to its strength (1: as large as what is retained), ``w_k
@@ -73,22 +73,10 @@ def layer_penalty(update: LoraFactors, anchor: Anchor, config: UpdateConfig) -> 
     entering = (update.B @ along).square().sum(dim=0)
     leaving = (anchor.U.T @ update.B @ update.A).square().sum(dim=1)
     weights = anchor.S / anchor.S.sum()
-    interference = root_power((entering + leaving) / anchor.S.square(), config.a)
+    interference = (entering + leaving) / anchor.S.square()
     free = update.A - along @ anchor.V.T
-    free_size = ((update.B.T @ update.B) * (free @ free.T)).sum()
-    return config.lambda1 * (weights * interference).sum() + config.lambda2 * root_power(
-        free_size, config.b
-    )
-
-
-def root_power(squared: Tensor, exponent: float) -> Tensor:
-    """Return ``squared^(exponent / 2)``; 0 with gradient 0 where ``squared`` is not positive.
-
-    Autograd's own gradient of a root is infinite at 0, and of a rounded sum below 0, NaN.
-    """
-    positive = squared > 0
-    base = torch.where(positive, squared, 1.0)
-    return torch.where(positive, base ** (exponent / 2.0), 0.0)
+    free_size = ((update.B.T @ update.B) * (free @ free.T)).sum().clamp(min=0.0)  # rounding
+    return config.lambda1 * (weights * interference).sum() + config.lambda2 * free_size
 
 
 def beside_current(state: State, device: torch.device) -> dict[str, LoraFactors]:

@@ -1,6 +1,6 @@
 """Distillation from the teacher of a task: the model as it was at its start.
 
-An encoder's teacher chooses between the labels of other tasks (M16), (M17). One that answers in
+An encoder's teacher chooses between the labels of other tasks (M16). One that answers in
 words is asked with the prompts of earlier tasks about the current texts, gives its own answers, and
 is matched word by word (M55): what it would say about an earlier task is what may be forgotten. The
 published form asks with the prompt and the answer of the task at hand (M18). Source:
@@ -20,7 +20,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from deal_core.config.method import DistillationConfig
 from deal_core.deal.interface import LocalTask, TaskPrompt
-from deal_core.deal.objective import joint_labels, plain
+from deal_core.deal.objective import plain
 from deal_core.lora.adapter import fingerprint
 from deal_core.lora.attach import at_task_start
 from deal_core.lora.state import State
@@ -56,7 +56,7 @@ def distilled(
         task: its labels, and those of earlier and of future tasks.
         data: the client's tokenised examples.
         cache: keeps the teacher's answers while ``retained`` and the labels stay the same.
-        config: weight of earlier labels, temperature, softmax.
+        config: weight of earlier labels.
         future: weight of labels of future tasks; 0: none.
         earlier_prompts: ask a generating model's teacher with the prompts of earlier tasks.
     """
@@ -88,9 +88,8 @@ def _choices(
             to_come.append(space)
     choices: list[tuple[Sequence[str], float]] = []
     for group, weight in ((task.seen, config.weight), (to_come, future)):
-        if group and weight:
-            spaces = group if config.softmax == "per-task" else [joint_labels(group)]
-            choices += [(space, weight / len(spaces)) for space in spaces]
+        if weight:
+            choices += [(space, weight / len(group)) for space in group]
     return choices
 
 
@@ -138,7 +137,7 @@ def distillation_losses(
         ``(examples,)``; 0 where there are no classes, or where both agree. What the logits of
         one space have in common is free.
 
-    Source: docs/method.md (M16) to (M18); Hinton et al. 2015 (T^2 keeps the gradient's size); Li &
+    Source: docs/method.md (M16), (M18); Hinton et al. 2015 (T^2 keeps the gradient's size); Li &
     Hoiem 2016 (LwF: each earlier task has a softmax of its own).
     """
     logits, spaces = student.distillation_logits, list(student.spaces)

@@ -190,8 +190,7 @@ class Statistics:
             (:mod:`deal_core.training.public_subspace`); 0: all of an embedding.
         noise_multiplier: noise of class sums where no mechanism says how much, in largest parts of
             a record.
-        names: what scores of label names by the adapted model weigh beside those of heads; 0:
-            heads answer alone.
+        names: whether scores of label names by the adapted model count beside those of heads.
         exact: sums of another kind; None: class sums.
     """
 
@@ -200,12 +199,17 @@ class Statistics:
     layers: int = 1
     directions: int = 0
     noise_multiplier: float = 0.0
-    names: float = 0.0
+    names: bool = False
     exact: ExactSums | None = None
 
     def rounds(self, dtype: str) -> bool:
         """Whether heads are rounded at ``wire.dtype``: those of class means."""
         return self.exact is None and dtype == ROUNDED_AT
+
+    def names_weight(self, has_label_logits: bool) -> float:
+        """Return what scores of label names weigh: 0.5 of encoders, 1 of the likelihood of words;
+        0: heads answer alone."""
+        return (0.5 if has_label_logits else 1.0) * self.names
 
     def size(self, model: ModelConfig) -> int:
         """Return the entries of a vector that is added up; no weights are read."""
@@ -231,9 +235,8 @@ class Statistics:
         Raises:
             UserError: as :func:`~deal_core.data.public.public_texts`.
         """
-        folder = cache_folder() if data.cache_tokens else None
         texts, first = public_texts(data, spaces), next(space for space in spaces if space)
-        return public_subspace(model, texts, self.layers, self.directions, first, folder)
+        return public_subspace(model, texts, self.layers, self.directions, first, cache_folder())
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ In a task every client minimises, over the factors ``A``, ``B`` of the current a
 
     D = T^2 [weight KL(base + retained || model) over earlier labels + future_weight KL(...) over
         labels to come]
-    R = lambda1 sum_k w_k iota_k^a + lambda2 ||outside of retained directions||_F^b,
+    R = lambda1 sum_k w_k iota_k^2 + lambda2 ||outside of retained directions||_F^2,
 
 and at its end the server retains ``best part of rank r of U rho(S) V^T = retained + s B A``. A task
 starts with a fresh adapter in the orthogonal complement of what is retained; class means answer
@@ -56,7 +56,7 @@ class Deal:
     def begin_task(self, state: State, generator: torch.Generator) -> State:
         """Return a state with a fresh current adapter, outside the retained directions unless told
         not to (M4). Without retention the adapter that is there goes on."""
-        if not self.method.retention.enabled:
+        if self.method.retention.filter == "none":
             return snapshot_task_start(continued(state, self.adapter, generator))
         rank, scaling = self.adapter.rank, self.adapter.lora_alpha / self.adapter.rank
         fresh = orthogonal_init(state.retained, rank, scaling, generator)
@@ -65,7 +65,7 @@ class Deal:
     def end_task(self, state: State) -> State:
         """Return a state that retains, of both adapters stacked, the best part of rank
         ``retained_rank`` (exact while everything learnt so far fits)."""
-        if not self.method.retention.enabled:
+        if self.method.retention.filter == "none":
             return drop_task_start(state)
         everything = stack(state.parts())
         retained = retain(everything, self.adapter.retained_rank, self.method.retention)
@@ -84,9 +84,8 @@ class Deal:
     ) -> Objective:
         """Return the formula at the top of this file."""
         config = self.method.distillation
-        earlier = config.prompts != "current"
-        losses = distilled(model, state, task, data, cache, config, config.future_weight, earlier)
-        if not self.method.update.enabled:
+        losses = distilled(model, state, task, data, cache, config, config.future_weight, True)
+        if not (self.method.update.lambda1 or self.method.update.lambda2):
             return losses
         device = next(model.module.parameters()).device
         anchors: dict[str, Anchor] = cache.get_or_compute(
@@ -107,5 +106,5 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
     Raises:
         UserError: unknown retention.
     """
-    choose("method.retention.filter", method.retention.filter, RETENTIONS)
+    choose("method.retention.filter", method.retention.filter, {**RETENTIONS, "none": None})
     return Deal(adapter, method, prototype_phases(method.prototype))

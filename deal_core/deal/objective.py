@@ -3,7 +3,7 @@ tasks that are learnt at once; and a term beside the data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -98,15 +98,10 @@ class Penalised(Objective):
         return torch.stack(parts).sum() if parts else None
 
 
-def joint_labels(spaces: Iterable[Sequence[str]]) -> tuple[str, ...]:
-    """Return all labels as one space, each once."""
-    return tuple(dict.fromkeys(chain.from_iterable(spaces)))
-
-
 def under_all_labels(tasks: Sequence[TaskDataset]) -> list[TaskDataset]:
     """Return the same examples, each among the labels of all the tasks; labels of equal name are
     one."""
-    labels = joint_labels(task.labels for task in tasks)
+    labels = tuple(dict.fromkeys(chain.from_iterable(task.labels for task in tasks)))
     place = {label: position for position, label in enumerate(labels)}
     return [
         TaskDataset(

@@ -113,9 +113,9 @@ class RecordMechanism:
         return unit_of(self.privacy)
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
-        """Return ``lora_B`` alone where the rule leaves both, unless told otherwise."""
-        both = self.privacy.factors == "both" or len(factors) == 1
-        return factors if both else factors & {"lora_B"}
+        """Return ``lora_B`` alone where the rule leaves both: the product of two noisy factors is
+        noisier than either."""
+        return factors & {"lora_B"} if len(factors) > 1 else factors
 
     def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
         """Return leave to train, planned and within the budget, or the update that the same request

@@ -28,7 +28,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from numpy.typing import NDArray
 
-from deal_core.config.experiment import Experiment, FaultsConfig
+from deal_core.config.experiment import Experiment, Fault
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.lora.payload import LORA
@@ -217,18 +217,17 @@ def run_inprocess(experiment: Experiment, listener: Listener) -> None:
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), run_config)
     with assume_identity(RUN_ID, SERVER_NODE), worker_pool(workers, RUN_ID, SERVER_NODE) as pool:
         grid = InProcessGrid(make_client_app(), run_config, experiment.federation.clients, pool)
-        if experiment.faults.clients:
+        if any(experiment.faults.values()):
             grid.interceptor = spoiler(experiment.faults)
         make_server_app(listener)(grid, context)
 
 
-FAULTS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
-    "none": lambda values: values,
+FAULTS: Mapping[Fault, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
     "scaled": lambda values: values * np.float32(10),
     "sign-flipped": lambda values: -values,
     "not-finite": lambda values: np.full_like(values, np.nan),
 }
-"""``faults.kind`` to what clients that misbehave on purpose do to the arrays of an update."""
+"""``faults.KIND`` to what clients that misbehave on purpose do to the arrays of an update."""
 
 
 def touched(kind: str, keys: Sequence[str]) -> list[str]:
@@ -238,17 +237,17 @@ def touched(kind: str, keys: Sequence[str]) -> list[str]:
     return factor if kind == "sign-flipped" and factor else list(keys)
 
 
-def spoiler(faults: FaultsConfig) -> Interceptor:
-    """Return what spoils the updates of ``faults.clients`` on their way to the server."""
-    spoil = FAULTS[faults.kind]
-    nodes = {FIRST_CLIENT_NODE + client for client in faults.clients}
+def spoiler(faults: Mapping[Fault, Sequence[int]]) -> Interceptor:
+    """Return what spoils the updates of the clients in ``faults`` on their way to the server."""
+    kinds = {FIRST_CLIENT_NODE + client: kind for kind, all in faults.items() for client in all}
 
     def pass_on(reply: Message) -> Message:
         records = reply.content.array_records if reply.has_content() else {}
-        if reply.metadata.src_node_id in nodes and (record := records.get(LORA)) is not None:
-            for key in touched(faults.kind, list(record)):
+        kind, record = kinds.get(reply.metadata.src_node_id), records.get(LORA)
+        if kind is not None and record is not None:
+            for key in touched(kind, list(record)):
                 if record[key].dtype in ("float32", "float64"):
-                    record[key] = Array(spoil(record[key].numpy()))
+                    record[key] = Array(FAULTS[kind](record[key].numpy()))
         return reply
 
     return pass_on

@@ -143,7 +143,8 @@ def _training(experiment: Experiment) -> Iterator[str]:
             f"federation.clients = {federation.clients}: all are asked"
         )
     method = experiment.method
-    if method.name == "deal" and method.retention.enabled and adapter.retained_rank < adapter.rank:
+    retains = method.name == "deal" and method.retention.filter != "none"
+    if retains and adapter.retained_rank < adapter.rank:
         yield (
             f"adapter.retained_rank = {adapter.retained_rank} is below adapter.rank = "
             f"{adapter.rank}: not even one task is kept whole"

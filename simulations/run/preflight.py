@@ -11,7 +11,7 @@ from client.gate import Asked, require
 from deal_core.aggregation import AGGREGATION_RULES, MEANS_OF_FACTORS, RULES_OF_KINDS, make_rule
 from deal_core.config.experiment import AggregationConfig, Experiment
 from deal_core.data import open_source
-from deal_core.errors import UserError, choose
+from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, row_basis, zero_adapter
 from deal_core.lora.kinds import kind_of, rule_of
 from deal_core.lora.state import State
@@ -29,7 +29,6 @@ from deal_core.secure_sum.terms import LEAST_SITES
 from deal_core.wire.adapter_record import codec_named
 from server.plan import make_plan
 from server.tracking import check_tracker
-from simulations.engines.inprocess import FAULTS
 from simulations.run.data_checks import (
     check_answers,
     check_data,
@@ -152,10 +151,10 @@ def check_adapter_kind(experiment: Experiment) -> None:
             f"{where} needs vectors of label names, and model.family '{experiment.model.family}' "
             "has none; use encoder-labels, or adapter.kind lora"
         )
-    if method.name != "deal" or not method.retention.enabled:
+    if method.name != "deal" or method.retention.filter == "none":
         raise UserError(
             f"{where} lays out every task anew; set method.name to deal and "
-            "method.retention.enabled to true"
+            "method.retention.filter to svd"
         )
     if adapter.target_modules or adapter.first_layer:
         raise UserError(
@@ -278,10 +277,10 @@ def check_secure(experiment: Experiment) -> None:
             'on others at a time; set stream.schedule to "synchronous"'
         )
     require(Asked(experiment), "sum")
-    if experiment.faults.clients:
+    if any(experiment.faults.values()):
         raise UserError(
-            "faults.clients: what leaves under aggregation.secure is masked, and cannot be spoilt "
-            "on its way; leave it out, or set aggregation.secure to false"
+            "faults: what leaves under aggregation.secure is masked, and cannot be spoilt "
+            "on its way; leave them out, or set aggregation.secure to false"
         )
     check_cohort(experiment)
 
@@ -343,12 +342,11 @@ def check_faults(experiment: Experiment) -> None:
     """Misbehaving clients exist in the engine ``inprocess`` alone.
 
     Raises:
-        UserError: unknown kind, or another engine.
+        UserError: another engine.
     """
-    choose("faults.kind", experiment.faults.kind, FAULTS)
-    if experiment.faults.clients and experiment.run.engine != "inprocess":
+    if any(experiment.faults.values()) and experiment.run.engine != "inprocess":
         raise UserError(
-            "faults.clients: only the engine 'inprocess' has misbehaving clients; leave them out, "
+            "faults: only the engine 'inprocess' has misbehaving clients; leave them out, "
             "or use --engine inprocess"
         )
 

@@ -262,10 +262,12 @@ class Bound:
 
 
 def _joint(
-    experiment: Experiment, tasks: Sequence[str], labels: Literal["own", "all"] = "own"
+    experiment: Experiment,
+    tasks: Sequence[str],
+    schedule: Literal["joint", "joint-all-labels"] = "joint",
 ) -> Parts:
     """All tasks at once: what there is to learn if nothing can be forgotten."""
-    stream = StreamConfig(schedule="joint", joint_labels=labels)
+    stream = StreamConfig(schedule=schedule)
     return {"": _plain(experiment).model_copy(update={"stream": stream})}
 
 
@@ -279,7 +281,7 @@ def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:
         met = {name: tuple(t for t in order if t == task) for name, order in plan.orders.items()}
         orders = met if own_orders else {}
         one = _changed(_plain(experiment), "data", tasks=(task,))
-        one = _changed(one, "stream", orders=orders, joins={}, tasks_per_client=0)
+        one = _changed(one, "stream", orders=orders, joins={})
         if own_orders or all(met.values()):
             return one
         chosen = experiment.federation.participants or range(len(everybody))
@@ -311,7 +313,9 @@ def _changed(experiment: Experiment, table: str, **keys: Any) -> Experiment:
 BOUNDS: Mapping[str, Bound] = {
     "joint": Bound(_joint, lambda results: outcome(results[0]), ordered=False),
     "joint-all-labels": Bound(
-        partial(_joint, labels="all"), lambda results: outcome(results[0]), ordered=False
+        partial(_joint, schedule="joint-all-labels"),
+        lambda results: outcome(results[0]),
+        ordered=False,
     ),
     "per-task": Bound(_per_task, together, ordered=False),
     "local-only": Bound(_local_only, pooled_own, ordered=True),

@@ -167,7 +167,7 @@ def test_a_teacher_that_cannot_answer_about_one_record(
         "",
         rows,
         {"laboratory": ("red", "blue"), "skin": ()},
-        *("method.name=lwf", "method.distillation.prompts=earlier", "model.max_new_tokens=12"),
+        *("method.name=deal", "method.retention.filter=none", "model.max_new_tokens=12"),
         *('data.generation=["skin"]', 'data.tasks=["skin","laboratory"]'),
     )
     chosen = here.state_that_writes_long(

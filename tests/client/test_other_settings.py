@@ -16,8 +16,7 @@ from deal_core.randomness import seeded
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
 
 ANY = 'metrics = "none"\n'
-OF_RECORD = ("privacy.mechanism=record", "privacy.factors=both", "privacy.target_epsilon=1")
-BOTH = ["lora_A", "lora_B"]
+OF_RECORD = ("privacy.mechanism=record", "privacy.target_epsilon=1")
 
 
 @pytest.fixture
@@ -46,15 +45,13 @@ def answered(site: RealSite, server_round: int, *settings: str) -> None:
     experiment = asked(*settings)
     state = later_task(experiment)
     known = state.num_reference_directions
-    request = {"stage": 1, "server_round": server_round, "trained": BOTH}
+    request = {"stage": 1, "server_round": server_round, "trained": ["lora_B"]}
     reply = site.answer(experiment, {**request, "num_reference_directions": known}, state)
     assert code(reply) == "ok"
 
 
-@pytest.mark.parametrize(
-    "settings", [("method.name=deal-reference",), ("method.name=sequential", "wire.dtype=int8")]
-)
-def test_what_was_left_without_a_mechanism_reaches_no_update_under_one(tmp_path, found, settings):
+def test_what_was_left_without_a_mechanism_reaches_no_update_under_one(tmp_path, found):
+    settings = ("method.name=sequential", "wire.dtype=int8", "aggregation.rule=ffa")
     site = RealSite(tmp_path, ANY + "min_records = 1\n")
     free = (*settings, "privacy.mechanism=none")
     answered(site, 1, *free)

@@ -70,7 +70,7 @@ def test_what_the_site_changes_in_its_file_makes_no_request_new(tmp_path):
     experiment = asked()
     first = RealSite(tmp_path).answer(experiment, {})
     (tmp_path / "data").rename(tmp_path / "moved")
-    moved = RealSite(tmp_path, data_lines="cache_tokens = true\n")
+    moved = RealSite(tmp_path, data_lines='id_column = "text"\n')
     (tmp_path / "site.toml").write_text(
         (tmp_path / "site.toml").read_text().replace('path = "data"', 'path = "moved"')
     )

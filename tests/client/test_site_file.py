@@ -76,7 +76,6 @@ def experiment(**tables: object) -> Experiment:
         "labels": {"triage": ["Surgery", "Skin"]},
         "max_train": 5,
         "max_test": 5,
-        "cache_tokens": True,
     }
     federation = {"sites": ["south", "north"], "clients": 2}
     return parse_experiment({"data": data, "federation": federation, **tables}, "test")
@@ -92,7 +91,6 @@ def test_no_path_and_no_column_of_the_servers_is_used(site_file: Path) -> None:
     assert data.id_column == "patient"
     assert data.files["triage"].label_text == {"1": "Surgery"}
     assert data.hub == {}
-    assert not data.cache_tokens
     assert decided.run.threads == 3
     assert data.tasks == ("triage",)
     assert data.labels == {"triage": ("Surgery", "Skin"), "elsewhere": ("Yes", "No")}

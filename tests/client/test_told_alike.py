@@ -47,11 +47,9 @@ from tests.simulations.run.secure_runs import rounds
 pytestmark = pytest.mark.usefixtures("one_model")
 
 VICTIM = 0
-EQUAL = "aggregation.secure_examples=1"
-"""Every site weighs the same."""
 OWN_ORDERS = "stream.schedule=per-client"
-LIGHT = "aggregation.secure_examples=1000000000000000"
-"""Whoever is told so weighs nothing."""
+IDLE = "train.learning_rate=1e-9"
+"""Whoever is told so learns next to nothing."""
 
 
 class Zeros(SiteGrid):
@@ -65,18 +63,18 @@ class Zeros(SiteGrid):
             arrays[key] = Array(np.zeros_like(arrays[key].numpy()))
 
 
-class Lightweights(SiteGrid):
-    """Tells all sites but one that they weigh nothing."""
+class Idle(SiteGrid):
+    """Tells all sites but one to learn nothing."""
 
     def _context(self, node: int) -> Context:
         context = super()._context(node)
         if node != FIRST_CLIENT_NODE + VICTIM:
-            lie = experiment_of(self.sites, LIGHT)
+            lie = experiment_of(self.sites, IDLE)
             context.run_config = placed(lie, f"/srv/{RUN}")
         return context
 
 
-LIARS = pytest.mark.parametrize("liar", [Zeros, Lightweights])
+LIARS = pytest.mark.parametrize("liar", [Zeros, Idle])
 
 
 def own_update(site: SecureSite, grid: SiteGrid) -> dict[str, np.ndarray]:
@@ -90,7 +88,7 @@ def own_update(site: SecureSite, grid: SiteGrid) -> dict[str, np.ndarray]:
 def test_sites_that_are_told_otherwise_are_in_no_sum_with_the_one(tmp_path, liar):
     sites = make_sites(tmp_path)
     with pytest.raises(UserError, match="1 of 4 clients gave a valid reply"):
-        rounds(experiment_of(sites, EQUAL), tmp_path / RUN, grid_of=grid_of(sites, liar))
+        rounds(experiment_of(sites), tmp_path / RUN, grid_of=grid_of(sites, liar))
     assert not any(site.trained() for site in sites[1:])
     for site in sites[1:]:
         assert "another form than the round's terms say" in site.errors()[-1]
@@ -116,7 +114,7 @@ def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
 
     monkeypatch.setattr(summation, "mean_update", noted)
     sites = make_sites(tmp_path)
-    rounds(experiment_of(sites, EQUAL), tmp_path / RUN, grid_of=grid_of(sites, Kept))
+    rounds(experiment_of(sites), tmp_path / RUN, grid_of=grid_of(sites, Kept))
     own, read = own_update(sites[VICTIM], grids[0]), weighted_means(without_loss(sums[0]))
     scale = sums[0][WEIGHT]  # of all; the one alone has weight 1
     assert scale == pytest.approx(4.0, abs=1e-6)
@@ -139,11 +137,10 @@ def told(experiment: Experiment, state: State | None = None, **fields) -> str:
 @pytest.mark.parametrize(
     "changed",
     [
-        LIGHT,
-        "train.learning_rate=1e-9",
+        IDLE,
         "federation.local_epochs=9",
         "adapter.client_ranks=[4]",
-        "aggregation.norm_bound=1e-9",
+        "aggregation.min_cohort=4",
         "method.distillation.weight=0",
         "model.max_new_tokens=3",
         "privacy.metrics=none",
@@ -153,7 +150,7 @@ def told(experiment: Experiment, state: State | None = None, **fields) -> str:
 )
 def test_settings_are_among_the_terms(tmp_path, changed):
     sites = make_sites(tmp_path)
-    assert told(experiment_of(sites, EQUAL)) != told(experiment_of(sites, EQUAL, changed))
+    assert told(experiment_of(sites)) != told(experiment_of(sites, changed))
 
 
 def test_a_site_makes_them_of_the_model_that_it_was_asked_for(tmp_path):

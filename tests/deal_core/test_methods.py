@@ -60,7 +60,7 @@ def deal(**keys: object) -> MethodConfig:
     return MethodConfig.model_validate(keys)
 
 
-ONE_ADAPTER = deal(retention={"enabled": False})
+ONE_ADAPTER = deal(retention={"filter": "none"})
 TRAINED = [
     name for name in METHODS if statistics_of(make_method(MethodConfig(name=name), CONFIG)) is None
 ]
@@ -82,7 +82,7 @@ def test_every_method_keeps_ranks_and_scaling_over_many_tasks(switches):
         assert state.current.scaling == 2.0
         state = method.end_task(learnt(state, task))
         grown = 4 * (task + 1)  # olora keeps all adapters, as published
-        kept = {"olora": grown, "deal": 6 if switches.retention.enabled else 1}
+        kept = {"olora": grown, "deal": 6 if switches.retention.filter != "none" else 1}
         assert state.retained.rank == kept.get(switches.name, 1)
         assert state.residual is None
 

@@ -43,8 +43,8 @@ SMALL: dict[str, Any] = {
 }
 TWICE = {"data.max_train": 48, "data.max_test": 24}
 """Rows enough for class means of both tasks."""
-EMBEDDED = {"data.public_path": "", "data.cache_tokens": False}
-"""The project's own public texts, of which no other run's cache is read."""
+EMBEDDED = {"data.public_path": ""}
+"""The project's own public texts."""
 WORDS = ["heart", "lung", "bone", "drug", "nerve", "blood", "virus", "child", "law"]
 LLM = {
     "data.tasks": ["head-and-neck", "research-question"],
@@ -60,7 +60,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "lwf": ("quickstart", {"method.name": "lwf"}),
     "ewc": ("quickstart", {"method.name": "ewc"}),
     "olora": ("quickstart", {"method.name": "olora"}),
-    "per-client": ("per-client", {"stream.tasks_per_client": 2, "stream.orders": ORDERS}),
+    "per-client": ("per-client", {"stream.orders": ORDERS}),
     "resumed": ("quickstart", TWICE),
     "int8": ("quickstart", {"wire.dtype": "int8"}),
     "record": ("quickstart", {"privacy.mechanism": "record", "federation.rounds": 1}),

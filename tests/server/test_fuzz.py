@@ -115,7 +115,7 @@ def settings(folder: Path, model: Path, rule: str, dtype: str) -> Experiment:
             "data": {"tasks": ("laboratory", "surgery")},
             "method": {"prototype": {"enabled": "off"}},  # rounds that train
             "federation": {"clients": CLIENTS, "rounds": ROUNDS, "quorum": 0.05},
-            "aggregation": {"rule": rule, "norm_bound": 20.0},
+            "aggregation": {"rule": rule},
             "wire": {"dtype": dtype},
             "run": {"out": str(folder)},
         }

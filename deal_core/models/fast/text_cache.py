@@ -2,8 +2,8 @@
 vectors of an encoder of which nothing learns. The plain path makes them at every use.
 
 What is on disk are the texts in another form, or numbers from which a text can be guessed. It lies
-in the user's own cache folder, readable by nobody else; ``data.cache_tokens = false`` keeps it off
-the disk.
+in the user's own cache folder, readable by nobody else; texts of a real site are kept in memory
+alone.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ def test_by_default_it_is_one_round_after_learning(setting):
     assert phases[PROTOTYPES].rounds == 1
     statistics = phases[PROTOTYPES].statistics
     assert statistics is not None
-    assert (statistics.layers, statistics.names, statistics.once) == (4, 0.5, True)
+    assert (statistics.layers, statistics.names, statistics.once) == (4, True, True)
+    assert [statistics.names_weight(logits) for logits in (True, False)] == [0.5, 1.0]
     assert (statistics.directions, statistics.noise_multiplier, statistics.exact) == (
         256,
         0.61,

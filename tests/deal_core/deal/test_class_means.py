@@ -81,9 +81,9 @@ def test_in_public_directions_class_means_have_one_length_in_the_metric_of_publi
     subspace, vectors, y = in_directions()
     totals = class_totals(subspace.project(vectors), y)
     known = known_of(["skin"], deviation, subspace)
-    head = noised(totals, known, ridge=0.2, names_noise=3.0).heads["skin"].numpy()
+    head = noised(totals, known, ridge=0.2).heads["skin"].numpy()
     count = np.bincount(y.numpy(), minlength=LABELS)[:, None]
-    spread, prior = subspace.spread.numpy(), 3.0 * deviation
+    spread, prior = subspace.spread.numpy(), 13.0 * deviation
     names = name_vectors("skin").double().numpy()
     means = (totals[SUM].numpy() + prior * names) / (count + prior)
     inverse = np.linalg.inv(np.diag(spread) + 0.2 * spread.mean() * np.eye(SIZE))

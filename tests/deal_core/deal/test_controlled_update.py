@@ -12,7 +12,6 @@ from deal_core.deal.controlled_update import (
     Anchor,
     layer_penalty,
     make_anchors,
-    root_power,
     update_penalty,
 )
 from deal_core.deal.objective import Penalised
@@ -32,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def config(**keys: float) -> UpdateConfig:
-    return UpdateConfig.model_validate({"enabled": True, **keys})
+    return UpdateConfig.model_validate({"lambda1": 0.01, "lambda2": 0.001, **keys})
 
 
 def exact(anchor: Anchor) -> Anchor:
@@ -54,45 +53,33 @@ def dense_penalty(update: LoraFactors, anchor: Anchor, c: UpdateConfig) -> torch
     total = torch.zeros((), dtype=delta.dtype)
     for u, s, v in zip(anchor.U.T, anchor.S, anchor.V.T, strict=True):
         iota = ((delta @ v).norm() ** 2 + (u @ delta).norm() ** 2).sqrt() / s
-        total = total + c.lambda1 * s / anchor.S.sum() * iota**c.a
+        total = total + c.lambda1 * s / anchor.S.sum() * iota**2
     outside = torch.eye(delta.shape[1], dtype=delta.dtype) - anchor.V @ anchor.V.T
-    return total + c.lambda2 * torch.linalg.matrix_norm(delta @ outside) ** c.b
+    return total + c.lambda2 * torch.linalg.matrix_norm(delta @ outside) ** 2
 
 
-@pytest.mark.parametrize(("a", "b"), [(2, 2), (5, 2), (3.5, 1), (1, 1), (1.5, 1.2)])
-def test_value_and_gradient_are_those_of_the_dense_formula(random_adapter, a, b):
+def test_value_and_gradient_are_those_of_the_dense_formula(random_adapter):
     for seed in range(3):
         update, anchor = drawn(random_adapter, seed)
         for keys in ({"lambda1": 0.3, "lambda2": 0.7}, {"lambda1": 1.0, "lambda2": 0.0}):
-            c = config(a=a, b=b, **keys)
+            c = config(**keys)
             got, want = layer_penalty(update, anchor, c), dense_penalty(update, anchor, c)
             torch.testing.assert_close(got, want)
             gradients = [torch.autograd.grad(x, (update.A, update.B)) for x in (got, want)]
             torch.testing.assert_close(gradients[0], gradients[1])
 
 
-@pytest.mark.parametrize(("a", "b"), [(2, 2), (5, 1), (1, 1), (1.5, 1.2)])
 @pytest.mark.parametrize("zero", ["A", "B", "both"])
-def test_no_update_costs_nothing_and_pulls_nowhere(random_adapter, a, b, zero):
+def test_no_update_costs_nothing_and_pulls_nowhere(random_adapter, zero):
     update, anchor = drawn(random_adapter, 0)
     with torch.no_grad():
         for factor in "AB" if zero == "both" else zero:
             getattr(update, factor).zero_()
-    cost = layer_penalty(update, anchor, config(a=a, b=b))
+    cost = layer_penalty(update, anchor, config())
     cost.backward()
     assert cost.item() == 0.0
     assert not update.A.grad.any()
     assert not update.B.grad.any()
-
-
-def test_gradient_of_a_power_of_a_root_is_finite_at_and_below_zero():
-    squared = torch.tensor([-1e-9, 0.0, 1e-44, 4.0], requires_grad=True)
-    value = root_power(squared, 1.0)
-    value.sum().backward()
-    assert value.tolist()[:2] == [0.0, 0.0]
-    assert squared.grad.tolist()[:2] == [0.0, 0.0]
-    assert squared.grad.isfinite().all()
-    assert squared.grad[3] == 0.25
 
 
 def unit_update(left: torch.Tensor, right: torch.Tensor) -> LoraFactors:
@@ -106,7 +93,7 @@ def test_interference_costs_more_than_an_update_beside_what_is_retained(random_a
     beside_v = torch.linalg.qr(anchor.V, mode="complete").Q[:, -1]
     u, v = anchor.U[:, 0], anchor.V[:, 0]
     size = float(anchor.S[0])
-    c = config(lambda1=1.0, lambda2=1e-4, a=4.0, b=2.0)
+    c = config(lambda1=1.0, lambda2=1e-4)
     along, inputs, outputs, neither = (
         float(layer_penalty(unit_update(size * left, right), anchor, c))
         for left, right in ((u, v), (beside_u, v), (u, beside_v), (beside_u, beside_v))
@@ -117,7 +104,7 @@ def test_interference_costs_more_than_an_update_beside_what_is_retained(random_a
     weight = float(anchor.S[0] / anchor.S.sum())
     assert inputs == pytest.approx(weight)
     assert outputs == pytest.approx(weight + neither)
-    assert along == pytest.approx(4 * weight)
+    assert along == pytest.approx(2 * weight)
     assert neither == pytest.approx(1e-4 * size**2)
 
 
@@ -125,7 +112,7 @@ def test_where_nothing_is_retained_only_the_size_counts(random_adapter):
     anchors = make_anchors(zero_adapter(SHAPES, 4), CPU)
     assert all(anchor.S.numel() == 0 for anchor in anchors.values())
     factors = random_adapter(SHAPES, 3, 1.0, 5).layers
-    cost = update_penalty(factors, anchors, config(lambda1=9.0, lambda2=0.5, b=2.0))
+    cost = update_penalty(factors, anchors, config(lambda1=9.0, lambda2=0.5))
     sizes = [(f.B @ f.A).square().sum() for f in factors.values()]
     torch.testing.assert_close(cost, 0.5 * torch.stack(sizes).mean())
 
@@ -167,7 +154,7 @@ def size(adapter: Adapter) -> float:
 
 
 def objective_of(minilm, state: State, cache: Cache) -> tuple[Penalised, list]:
-    method = MethodConfig.model_validate({"update": {"enabled": True, "lambda1": 100.0}})
+    method = MethodConfig.model_validate({"update": {"lambda1": 100.0, "lambda2": 0.001}})
     load_state(minilm, state)
     data = minilm.encode(DATA, LABELS)
     objective = make_method(method, AdapterConfig()).objective(

@@ -38,11 +38,6 @@ AHEAD = (("Eye", "Ear"), LABELS[::-1], SEEN, ("Ear", "Eye"), ("Bone", "Eye"))
     [
         ({"future_weight": 0.5}, (SEEN,), {SEEN: 1.0, ("Eye", "Ear"): 0.25, ("Bone", "Eye"): 0.25}),
         (
-            {"future_weight": 0.5, "softmax": "joint"},
-            (SEEN,),
-            {SEEN: 1.0, ("Eye", "Ear", "Bone"): 0.5},
-        ),
-        (
             {"future_weight": 0.5, "weight": 0.0},
             (SEEN,),
             {("Eye", "Ear"): 0.25, ("Bone", "Eye"): 0.25},

@@ -10,7 +10,6 @@ from deal_core.config.experiment import PrivacyConfig
 from deal_core.config.run_config import run_name
 from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy, default_delta, require_bound, terms
-from deal_core.protection import check_records_protected
 
 
 def test_a_clipping_bound_below_the_smallest_is_refused():
@@ -32,13 +31,6 @@ def test_the_default_delta_times_the_number_of_records_is_a_tenth_at_most(units)
     delta = default_delta(units)
     assert units * delta <= 0.1 < 10 * max(units, 2) * delta + 1e-12
     terms(PrivacyConfig(mechanism="record", target_delta=delta), None, units)
-
-
-def test_a_method_that_needs_both_factors_says_which_key_gives_them(make_experiment):
-    asks = ("privacy.mechanism=record", "method.name=deal-reference")
-    with pytest.raises(UserError, match="trains one factor a round"):
-        check_records_protected(make_experiment(*asks))
-    check_records_protected(make_experiment(*asks, "privacy.factors=both"))
 
 
 def test_the_name_is_the_whole_digest_and_another_for_other_settings(make_experiment):

@@ -225,11 +225,10 @@ def test_what_would_make_records_depend_on_each_other_is_refused(override):
         make_mechanism(experiment(override))
 
 
-def test_one_factor_a_round_unless_told_otherwise():
-    one, both = make_mechanism(experiment()), make_mechanism(experiment("privacy.factors=both"))
+def test_one_factor_a_round():
+    one = make_mechanism(experiment())
     assert one.trained(BOTH) == {"lora_B"}
     assert one.trained(frozenset({"lora_A"})) == {"lora_A"}  # the rule's own choice
-    assert both.trained(BOTH) == BOTH
 
 
 def test_noised_counts_are_planned_charged_and_told_once(site):

@@ -105,7 +105,7 @@ def test_an_experiment_comes_from_a_name_a_file_tables_or_an_experiment(tmp_path
             "data.source": "files",
             "data.labels": {"surgery": ["a", "b"]},
             "train.learning_rate": 1e-5,
-            "method.retention.enabled": False,
+            "method.retention.filter": "none",
         },
     )
     assert changed.federation.clients == 4
@@ -114,7 +114,7 @@ def test_an_experiment_comes_from_a_name_a_file_tables_or_an_experiment(tmp_path
     assert changed.data.path == str(tmp_path)
     assert changed.data.labels == {"surgery": ("a", "b")}
     assert changed.train.learning_rate == 1e-5
-    assert not changed.method.retention.enabled
+    assert changed.method.retention.filter == "none"
 
 
 @pytest.mark.parametrize(

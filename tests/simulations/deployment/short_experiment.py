@@ -19,7 +19,6 @@ surgery = ["Radiology", "Surgery"]
 [federation]
 rounds = {rounds}
 deadline_seconds = {deadline}
-connect_seconds = {connect}
 [train]
 max_length = 32
 batch_size = 4
@@ -36,16 +35,9 @@ def experiment_file(
     tasks: Sequence[str] = tuple(LABELS),
     rounds: int = 1,
     deadline: float = 300,
-    connect: float = 60,
 ) -> Path:
-    path.write_text(
-        SHORT.format(
-            tasks=json.dumps(list(tasks)),
-            rounds=rounds,
-            deadline=SLOW * deadline,
-            connect=SLOW * connect,
-        )
-    )
+    asked = {"tasks": json.dumps(list(tasks)), "rounds": rounds, "deadline": SLOW * deadline}
+    path.write_text(SHORT.format(**asked))
     return path
 
 

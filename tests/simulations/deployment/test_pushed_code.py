@@ -22,7 +22,7 @@ def test_a_changed_app_is_not_run_at_a_site(
 ) -> None:
     data, marker = tmp_path / "data", tmp_path / "marker"
     divide(data, {"north": ".csv"})
-    path = experiment_file(tmp_path / "pushed.toml", ["surgery"], deadline=120, connect=30)
+    path = experiment_file(tmp_path / "pushed.toml", ["surgery"], deadline=30)
     monkeypatch.setattr(
         submit, "BUNDLE", changed_app(tmp_path / "harmful", MARKER.format(path=str(marker)))
     )

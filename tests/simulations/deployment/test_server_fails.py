@@ -27,9 +27,7 @@ def answered(fed: Federation, site: str, server_round: int) -> bool:
 def test_a_killed_server_and_lost_sites_change_nothing_of_the_result(tmp_path: Path) -> None:
     data = tmp_path / "data"
     divide(data, TWO)
-    path = experiment_file(
-        tmp_path / "resumed.toml", ["surgery"], rounds=4, deadline=90, connect=40
-    )
+    path = experiment_file(tmp_path / "resumed.toml", ["surgery"], rounds=4, deadline=90)
     with federation(tmp_path) as fed:
         where = ("--dir", str(fed.folder.path))
         for site in TWO:

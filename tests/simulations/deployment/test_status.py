@@ -36,7 +36,7 @@ def run(make_experiment, tmp_path_factory) -> Path:
     """A finished run whose second client answers with NaN."""
     path = tmp_path_factory.mktemp("server") / "runs" / "one"
     path.mkdir(parents=True)
-    bad = ('faults.kind="not-finite"', "faults.clients=[1]", "federation.rounds=1")
+    bad = ("faults.not-finite=[1]", "federation.rounds=1")
     experiment: Experiment = make_experiment(f'run.out="{path}"', *bad)
     run_inprocess(experiment, lambda event: None)
     metrics = RunFolder(path).metrics

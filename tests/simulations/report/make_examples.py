@@ -20,7 +20,7 @@ from tests.sizes import TWO_LAYERS
 EXAMPLES = Path(__file__).parent / "examples"
 PRIVATE = ("privacy.mechanism=record", "train.batch_size=4", TWO_LAYERS)
 SETTINGS = {
-    "plain": ("federation.clients=3", 'faults.kind="not-finite"', "faults.clients=[2]"),
+    "plain": ("federation.clients=3", "faults.not-finite=[2]"),
     "private": PRIVATE,
 }
 """Name of an example to what its run sets: of ``plain``, the third client answers with NaN."""

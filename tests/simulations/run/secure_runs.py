@@ -30,7 +30,6 @@ EXAMPLES = 16
 SHORT = (
     'data.tasks=["laboratory"]',
     f"data.max_train={EXAMPLES}",
-    f"aggregation.secure_examples={EXAMPLES}",
     "federation.rounds=1",
     "train.precision=float32",
     "train.batch_size=4",

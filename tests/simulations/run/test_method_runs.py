@@ -35,16 +35,15 @@ def model_update(folder) -> torch.Tensor:
 
 
 SWITCHES = [
-    ("method.update.enabled=true", "method.update.lambda1=1.0"),
+    ("method.update.lambda1=1.0",),
     ("method.distillation.weight=0.0",),
     ("method.distillation.future_weight=0.0",),
-    ("method.retention.enabled=false",),
+    ("method.retention.filter=none",),
 ]
 """Each changes what clients learn, or what the server keeps of it."""
 
 
 LATER_SWITCHES = [
-    ("method.distillation.softmax=joint",),
     ('method.retention.filter="wavelet"', "adapter.retained_rank=12"),
     ("adapter.retained_rank=12",),
 ]
@@ -71,7 +70,7 @@ def test_every_switch_reaches_the_run(run_with, tasks, switches):
             assert switch == other or not torch.equal(update, its), (switch, other)
 
 
-OFF = "method.retention.enabled=false"
+OFF = "method.retention.filter=none"
 
 
 def test_without_retention_and_distillation_deal_is_sequential(run_with):
@@ -91,7 +90,8 @@ def test_without_retention_an_exact_rule_stays_exact(run_with):
         OFF,
         "aggregation.rule=fedex",
         "wire.dtype=int8",
-        "method.update.enabled=true",
+        "method.update.lambda1=0.01",
+        "method.update.lambda2=0.001",
         *ENOUGH_TO_LEARN,
     )
     results = read_results(folder)

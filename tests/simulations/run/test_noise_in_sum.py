@@ -239,7 +239,7 @@ def test_a_site_with_a_past_that_leaves_no_room_takes_no_part(make_experiment, t
         ("privacy.dropouts=2", "leave nobody's noise"),
         ("federation.clients=4\nfederation.clients_per_round=3", "clients_per_round"),
         ("federation.clients=4\nstream.joins={3=1}", "stream.joins"),
-        ("method.update.enabled=true", "update.enabled"),
+        ("method.update.lambda1=0.01", "update.lambda1"),
         ("aggregation.robust=cosine-norm", "aggregation.robust"),
         ("wire.dtype=int8", "wire.dtype"),
         ("method.name=sequential", "lays out every task anew"),

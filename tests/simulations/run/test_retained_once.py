@@ -58,7 +58,7 @@ def test_label_heads_go_to_those_who_answer_with_them(
 ) -> None:
     """A head of four labels, in 256 directions, a task, in evaluations alone. Of the
     adapter one row goes with a request for sums, which it has no part in."""
-    kept = ("method.prototype.enabled=on", "method.retention.enabled=true")
+    kept = ("method.prototype.enabled=on",)
     results = run(make_experiment(*STREAM, *kept), tmp_path)
     plain = run(make_experiment(*STREAM), tmp_path / "plain").wire.bytes_down
     rounds = results.wire.bytes_down

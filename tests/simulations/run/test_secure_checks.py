@@ -30,7 +30,7 @@ def test_every_rule_that_is_a_mean_of_factors_can_be_summed(make_experiment):
         ("stream.joins={3=1, 2=1}", "each knows the other's part"),
         ("aggregation.min_cohort=5", "min_cohort is 5, and a round has 4 clients"),
         ("privacy.colluding=3", "leaves no two whose parts"),
-        ("faults.clients=[1]", "cannot be spoilt"),
+        ("faults.scaled=[1]", "cannot be spoilt"),
     ],
 )
 def test_what_needs_single_updates_is_refused_with_the_reason(make_experiment, override, line):

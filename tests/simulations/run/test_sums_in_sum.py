@@ -318,7 +318,7 @@ def test_heads_come_from_names_and_class_sums(private, make_experiment, tmp_path
     """Without noise they are those of class means; with it, names count beside them."""
     quiet = played(make_experiment(*NOISED, QUIET[1]), tmp_path / "quiet")[1].state.heads
     config = private.experiment.method.prototype
-    prior = config.names_noise * private.deviations[0]
+    prior = prototypes.LABEL_NAME_PRIOR * private.deviations[0]
     for task, found in private.sums.items():
         x, y, names = embedded(private.experiment, task)
         means = torch.stack([x[y == label].mean(0) for label in range(len(names))])

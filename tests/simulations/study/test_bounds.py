@@ -98,15 +98,14 @@ def update_of(runtime: ClientRuntime, number: int, folder: Path, begun: State):
     return local_update(client, runtime, granted, begun, "")
 
 
-@pytest.mark.parametrize("labels", ["own", "all"])
+@pytest.mark.parametrize("schedule", ["joint", "joint-all-labels"])
 def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
-    make_experiment, tmp_path, monkeypatch, labels
+    make_experiment, tmp_path, monkeypatch, schedule
 ):
     """Among the labels of its task, or of all tasks."""
     runtime = ClientRuntime(
         make_experiment(
-            "stream.schedule=joint",
-            f"stream.joint_labels={labels}",
+            f"stream.schedule={schedule}",
             "method.name=sequential",
             "federation.local_epochs=2",
             "train.batch_size=8",
@@ -124,8 +123,9 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
     begun = start_of_task(runtime)
     update = update_of(runtime, 1, tmp_path, begun)
     everything = tuple(label for share in shares for label in share.labels)
+    all_labels = schedule == "joint-all-labels"
     own = Counter(
-        (each.tokens, share.labels[each.target], share.labels if labels == "own" else everything)
+        (each.tokens, share.labels[each.target], everything if all_labels else share.labels)
         for share in shares
         for each in share.train
     )
@@ -172,7 +172,10 @@ def test_bounds_of_clients_with_their_own_orders_are_runs(make_experiment):
 @pytest.mark.parametrize(
     "stream",
     [
-        ("stream.schedule=per-client", "stream.tasks_per_client=1", "run.seed=1"),
+        (
+            "stream.schedule=per-client",
+            'stream.orders={0=["laboratory"],1=["surgery"],2=["surgery"],3=["laboratory"]}',
+        ),
         ("stream.schedule=per-client", "stream.joins={1=3}"),
         ("stream.joins={1=1}",),
         ("stream.joins={0=2}", "federation.participants=[0]"),

@@ -46,7 +46,7 @@ run.workers = 1
 [arms.sequential]
 set.method.name = "sequential"
 [arms.broken]
-set.faults = { kind = "not-finite", clients = [0, 1, 2] }
+set.faults = { not-finite = [0, 1, 2] }
 [arms.deal]
 set.method.name = "deal"
 """
@@ -211,11 +211,9 @@ def test_a_run_that_another_process_writes_fails_and_is_left_alone(tmp_path: Pat
 
 
 def test_every_seed_is_checked_before_anything_starts(tmp_path: Path) -> None:
-    """Two clients with one of two tasks each: with seed 0 both draw the same one."""
-    text = STUDY.replace(
-        "[set]",
-        'seeds = [0, 4]\n[set]\nstream.schedule = "per-client"\nstream.tasks_per_client = 1',
-    )
+    """A task that nobody meets."""
+    orders = "".join(f'\nstream.orders.{k} = ["laboratory"]' for k in range(3))
+    text = STUDY.replace("[set]", f'seeds = [0, 4]\n[set]\nstream.schedule = "per-client"{orders}')
     (tmp_path / "mine.toml").write_text(text)
     request = StudyRequest(str(tmp_path / "mine.toml"), str(tmp_path / "out"), only="deal")
     with pytest.raises(UserError, match="no client meets"):

@@ -31,7 +31,6 @@ AUDITED = (
     "privacy.mechanism=record",
     "privacy.target_delta=1e-5",
     "privacy.sample_rate=0.5",
-    "privacy.factors=one",
 )
 Audit = Callable[..., MechanismAudit]
 
@@ -64,9 +63,7 @@ def scale_noise(monkeypatch, scale: float) -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "overrides", slow_but([(), ("privacy.noise=secure",), ("privacy.factors=both",)], ())
-)
+@pytest.mark.parametrize("overrides", slow_but([(), ("privacy.noise=secure",)], ()))
 @pytest.mark.parametrize("epsilon", [1.0, pytest.param(8.0, marks=pytest.mark.slow)])
 def test_the_mechanism_as_it_is_is_not_refuted(audit, tmp_path, epsilon, overrides):
     found = audit(epsilon, *overrides, repetitions=2)
@@ -147,8 +144,7 @@ def test_a_rate_that_doubles_after_the_first_step_is_refuted(audit, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("factors", ["one", pytest.param("both", marks=pytest.mark.slow)])
-def test_one_draw_of_noise_for_all_layers_of_a_shape_is_refuted(audit, monkeypatch, factors):
+def test_one_draw_of_noise_for_all_layers_of_a_shape_is_refuted(audit, monkeypatch):
     drawn = SeededNoise.normal
     kept: dict[torch.Size, list[torch.Tensor]] = {}
 
@@ -160,7 +156,7 @@ def test_one_draw_of_noise_for_all_layers_of_a_shape_is_refuted(audit, monkeypat
         return kept[shape][0]
 
     monkeypatch.setattr(SeededNoise, "normal", shared)
-    assert audit(1.0, f"privacy.factors={factors}", repetitions=2).p_value < 0.01
+    assert audit(1.0, repetitions=2).p_value < 0.01
 
 
 @pytest.mark.slow
