@@ -21,7 +21,6 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 TRAINED = {"fedit": frozenset({"lora_A", "lora_B"}), "ffa-a, pooled": frozenset({"lora_A"})}
 """Of all other rules ``lora_B``."""
-LEAST_WEIGHT = 0.75
 
 
 def assert_same_model(experiment: Experiment, secure: Ran, plain: Ran, rule: str) -> None:
@@ -36,8 +35,8 @@ def tolerances(experiment: Experiment, ran: Ran, trained: frozenset[str]) -> tup
 
     Each of ``n`` sites rounds each of ``w x`` and ``w`` to a neighbour on its grid, so their sums
     are wrong by less than ``n`` steps, and the mean ``sum w x / sum w`` by less than
-    ``n (step + |mean| weight step) / sum w``. The weights, examples over EXAMPLES, sum to 1 here,
-    and to LEAST_WEIGHT at least where one site of five is gone.
+    ``n (step + |mean| weight step) / sum w``. All weights are 1: they sum to the number
+    of sites, or to one less where one is gone.
 
     Returns:
         The first part, and the factor of ``|mean|`` in the second; twice the spacing of float32,
@@ -48,7 +47,8 @@ def tolerances(experiment: Experiment, ran: Ran, trained: frozenset[str]) -> tup
     steps = {each.name: 1 / (each.scale or 1) for each in layout.fields}
     step = max(value for name, value in steps.items() if name != WEIGHT)
     eps = 2 * float(np.finfo(np.float32).eps)
-    return sites * step / LEAST_WEIGHT + eps, sites * steps[WEIGHT] / LEAST_WEIGHT + eps
+    share = sites / (sites - 1)
+    return share * step + eps, share * steps[WEIGHT] + eps
 
 
 def assert_same_factors(

@@ -25,8 +25,9 @@ from simulations.engines.worker_pool import assume_identity
 from tests.simulations.runs import at
 from tests.sizes import TWO_LAYERS
 
-EXAMPLES = 16
-"""Of all clients together, ``data.max_train``."""
+EXAMPLES = 15
+"""Of all clients together, ``data.max_train``: as many at each of three or five, as all weigh the
+same."""
 SHORT = (
     'data.tasks=["laboratory"]',
     f"data.max_train={EXAMPLES}",
