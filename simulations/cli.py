@@ -250,16 +250,12 @@ def audit(
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
     console = wide_console()
     if membership:
-        from simulations.audit.membership import (
-            MembershipRequest,
-            membership_folder,
-            run_membership,
-        )
+        from simulations.audit.membership import membership_folder, run_membership
 
-        told = MembershipRequest(experiment, out, tuple(overrides or ()), seed, client)
-        code = run_membership(told, console)
-        report_after(membership_folder(told), console)
-        raise typer.Exit(code)
+        folder = membership_folder(experiment, out)
+        run_membership(experiment, folder, overrides or (), seed, client, console)
+        report_after(folder, console)
+        return
     from simulations.audit.command import AuditRequest, audit_folder, run_audit
 
     request = AuditRequest(

@@ -1,11 +1,13 @@
-"""``deal audit``: attack a mechanism under several budgets, and say what is shown."""
+"""``deal audit``: attack a mechanism under several budgets, and say what is shown: ``audit.json``
+and ``audit.md``, what was claimed and, beside it, what the attacks refute."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 
 from rich.console import Console
 
@@ -13,13 +15,13 @@ from deal_core.config.experiment import Experiment, at_server
 from deal_core.data import open_source, public_labels
 from deal_core.errors import UserError, at_home
 from deal_core.models import embedding_size
-from deal_core.privacy.audit.claim import claim_p_value, lower_bound
-from deal_core.privacy.audit.planted_sum import require_gradients_in_sum
+from deal_core.privacy.events import unit_text
+from server.results import Strict, rounded_up
+from simulations.audit.claim import SIGNIFICANCE, LowerBound, claim_p_value, lower_bound
 from simulations.audit.run import Found, Training, carry_out
-from simulations.audit.tables import Audit, AuditedCell, markdown
 from simulations.engines.interrupt import stoppable
 from simulations.output.console import print_line, print_page, require_one_kind
-from simulations.output.files import write_texts
+from simulations.output.files import DASH, head, row, write_texts
 from simulations.run.experiment import Request, epsilons, load_experiment, named, with_budget
 from simulations.run.live_view import progress_view
 from simulations.run.preflight import preflight
@@ -29,21 +31,31 @@ REFUTED = 1
 """Exit code where a claim has been shown to be wrong."""
 
 
+WIDTH = 100
+EXPLANATION = (
+    "'Claim': epsilon that the ledger holds. 'At least': lower bound on epsilon, if the mechanism "
+    "is the claimed one but for its noise. 'p': probability, at most, of guesses as right as "
+    "these if the ledger is true; below 0.05 the claim is refuted. 'Refuted noise': the least, in "
+    "units of the claimed noise, that is refuted; the bound is its epsilon. Bounds hold with 95 % "
+    "confidence, each by itself; one below the claim proves nothing."
+)
+STEPS = (
+    "Canaries: records (where groups are protected, groups of records) whose gradient is 100 times "
+    "as long as the bound, sampled, clipped and noised by the mechanism itself; the attacker sees "
+    "every noised gradient."
+)
+SUMS = (
+    "Canaries: records (or groups) of one site whose gradient is 100 times as long as the bound. "
+    "The attacker is the server with as many other sites as the noise is planned against, and as "
+    "many more have failed as may: every sum over the others is seen."
+)
+NOBODY_ELSE = "against everybody but the site itself, the server included"
+"""Whom a claim takes to be honest, where the noise is all the site's own."""
+
+
 @dataclass(frozen=True)
 class AuditRequest:
-    """The arguments of ``deal audit``.
-
-    Attributes:
-        experiment: a shipped name or the path of a TOML file.
-        epsilon: budgets, separated by commas.
-        out: folder; empty: ``runs/audit-NAME``.
-        overrides: ``table.key=value``.
-        client: the site that is attacked.
-        canaries: in each training, at most as many as there is room for.
-        seed: of the canaries.
-        repetitions: trainings for every budget.
-        records: real ones of a task beside canaries; 0: all.
-    """
+    """The arguments of ``deal audit``, as its help says them."""
 
     experiment: str
     epsilon: str = "1,8"
@@ -151,8 +163,12 @@ def _check(request: AuditRequest, base: Experiment, budgets: Sequence[float]) ->
             "an audit's canaries are in every task, but privacy.disjoint_tasks says that no record "
             "is in two; --set privacy.disjoint_tasks=false"
         )
-    if at_server(base):
-        require_gradients_in_sum(base)
+    if at_server(base) and base.method.name == "prototype":
+        raise UserError(
+            "an audit plants its canaries in gradients, but method.name 'prototype' adds up "
+            "embeddings; audit an experiment that adds up gradients, with noise of the same kind: "
+            "deal audit private"
+        )
 
 
 def _carried_out(training: Training, console: Console) -> Found:
@@ -175,3 +191,73 @@ def _cells(request: AuditRequest, found: Sequence[Found]) -> list[AuditedCell]:
             )
         )
     return cells
+
+
+class AuditedCell(Strict):
+    """One budget: what it was asked to be, and what the attack has shown."""
+
+    epsilon: str
+    p_value: float
+    """Of the claim: probability, at most, of guesses as right as these if the ledger is true."""
+    bound: LowerBound
+    trainings: list[Found]
+    """The repetitions."""
+
+    @property
+    def claimed(self) -> float:
+        """The largest of the repetitions', which may differ in the last digits."""
+        return max(each.claimed for each in self.trainings)
+
+    @property
+    def refuted(self) -> bool:
+        """Has the claim been shown to be wrong?"""
+        return self.p_value < SIGNIFICANCE
+
+
+class Audit(Strict):
+    """Schema of ``audit.json``."""
+
+    schema_version: int = 3
+    experiment: str
+    cells: list[AuditedCell]
+
+
+def markdown(audit: Audit) -> str:
+    """Return the whole page."""
+    first = audit.cells[0].trainings[0]
+    who = f"Client {first.client}" + (" among all." if first.in_sum else " alone.")
+    text = " ".join([who, claims(first), EXPLANATION, meaning(first)])
+    lines = [f"# Audit of {audit.experiment}", "", *wrap(text, WIDTH), ""]
+    lines += list(attack_table(audit))
+    if first.simulation_only:
+        lines += ["", "Simulation only: the noise came from a seed."]
+    return "\n".join(lines) + "\n"
+
+
+def meaning(found: Found) -> str:
+    """Return what was planted, and who attacked."""
+    return SUMS if found.in_sum else STEPS
+
+
+def claims(found: Found) -> str:
+    """Return what every epsilon of an audit is of."""
+    against = f"if these are honest: {found.assumes}" if found.assumes else NOBODY_ELSE
+    return (
+        f"Every epsilon is at delta = {rounded_up(found.delta, 3)} per "
+        f"{unit_text(found.unit, found.unit_column)}, over all rounds and tasks, {against}."
+    )
+
+
+def attack_table(audit: Audit) -> Iterator[str]:
+    """Yield a row for each budget."""
+    yield from head("claim", "canaries", "at least", "p", "refuted noise", "verdict")
+    for cell in audit.cells:
+        scale = cell.bound.scale
+        yield row(
+            rounded_up(cell.claimed, 3),
+            f"{len(cell.trainings)} × {cell.trainings[0].outcomes[0].canaries}",
+            f"{cell.bound.epsilon:.2f}",
+            f"{cell.p_value:.2g}",
+            DASH if scale is None else f"× {scale:.2f}",
+            "REFUTED" if cell.refuted else "not refuted",
+        )

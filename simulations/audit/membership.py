@@ -1,52 +1,55 @@
 """``deal audit --membership``: how well an attacker tells who is in what leaves the sites.
 
-Class sums are attacked on an experiment's own model, data and sizes. A label's head is made of its
-sum and of what is public, so it tells a reader no more. Adapters are attacked as one site hands
-them over, after training alone: what others add can only hide it.
+Class sums are attacked on an experiment's own model, data and sizes; the score is the likelihood
+ratio of two Gaussians, with the record in the sum and without. A label's head is made of its sum
+and of what is public, so it tells a reader no more. Adapters are attacked as one site hands them
+over, after training alone: what others add can only hide it; the score is how far the loss on a
+record fell below the frozen base model's.
+
+Sources: Carlini et al., "Membership inference attacks from first principles", S&P 2022 (likelihood
+ratios, and why the true positive rate at a small false positive rate counts); Sankararaman et al.,
+Nature Genetics 2009 (sums).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from rich.console import Console
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, rankdata
+from torch.nn.functional import cross_entropy
 
 from client.runtime import ClientRuntime
 from deal_core.config.experiment import Experiment, at_server
 from deal_core.data import Example, open_source
 from deal_core.errors import UserError, at_home
+from deal_core.lora.attach import base_only
 from deal_core.methods import Statistics, method_of, statistics_of
 from deal_core.models import load_model
-from deal_core.models.interface import LanguageModel
-from deal_core.privacy.audit.canaries import Scores
-from deal_core.privacy.audit.expected_membership import expected_auc
-from deal_core.privacy.audit.membership import (
-    Rows,
-    area,
-    as_added,
-    known_of,
-    learnt_scores,
-    sum_scores,
-    true_positive_rate,
-)
-from deal_core.privacy.audit.planted import Witnessed, overseen
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT
-from deal_core.privacy.interface import Gradients, UpdateRequest
+from deal_core.privacy.interface import Gradients, Probes, UpdateRequest
 from deal_core.protection import class_sum_noise, make_mechanism
+from deal_core.training.batching import evaluation_batches
 from deal_core.training.evaluation import base_embeddings
 from deal_core.wire.instruction import LEARN
 from server.folder import Listener
 from server.results import Strict
+from simulations.audit.canaries import Scores
+from simulations.audit.planted import overseen
 from simulations.audit.run import DELTA, alone, members_of, run_here, share_of
 from simulations.output.console import print_line, print_page, require_one_kind
 from simulations.output.files import DASH, head, row, write_texts
+from simulations.run.expected_membership import expected_auc
 from simulations.run.experiment import Request, load_experiment, with_budget
 from simulations.run.live_view import progress_view
 from simulations.run.preflight import preflight
@@ -69,33 +72,35 @@ MOST = 640
 """Records of a label that are embedded; a sum takes a third of a label's at most."""
 DRAWS = 4
 """Sums of each size and label."""
+Rows = NDArray[np.float64]
+FALSE_POSITIVES = 1e-3
+"""Rate at which true positives are told; of 1,000 others or more."""
+TINY = 1e-6
+"""Variance of a sum without noise at least, as a share of the mean variance."""
 
 
 class Told(Strict):
-    """One attack.
-
-    Attributes:
-        seen: what, by whom.
-        noise: in words.
-        deviation: of the noise in each entry of a sum; 0: none, or of adapters.
-        records: in a sum; of adapters, that the site trains on.
-        auc: area under the ROC curve.
-        found: true positives at 0.1 % false ones; None of fewer than 1,000 ``others``.
-        members, others: pairs of a record and a sum, or records.
-        expected: area by the closed form, of a sum.
-        interval: of the area, 95 %, of adapters.
-    """
+    """One attack."""
 
     seen: str
+    """What, by whom."""
     noise: str
+    """In words."""
     deviation: float = 0.0
+    """Of the noise in each entry of a sum; 0: none, or of adapters."""
     records: int
+    """In a sum; of adapters, that the site trains on."""
     auc: float
+    """Area under the ROC curve."""
     found: float | None
+    """True positives at 0.1 % false ones; None of fewer than 1,000 ``others``."""
     members: int
+    """Pairs of a record and a sum, or records."""
     others: int
     expected: float | None = None
+    """Area by the closed form, of a sum."""
     interval: tuple[float, float] | None = None
+    """Of the area, 95 %, of adapters."""
 
 
 class MembershipAudit(Strict):
@@ -107,55 +112,42 @@ class MembershipAudit(Strict):
     told: list[Told]
 
 
-@dataclass(frozen=True)
-class MembershipRequest:
-    """Attributes: as of :class:`~simulations.audit.command.AuditRequest`."""
-
-    experiment: str = "quickstart"
-    out: str = ""
-    overrides: tuple[str, ...] = ()
-    seed: int = 0
-    client: int = 0
-
-
-def membership_folder(request: MembershipRequest) -> Path:
+def membership_folder(experiment: str, out: str) -> Path:
     """Return the folder of figures."""
-    return at_home(request.out or f"runs/membership-{Path(request.experiment).stem}").resolve()
+    return at_home(out or f"runs/membership-{Path(experiment).stem}").resolve()
 
 
-def run_membership(request: MembershipRequest, console: Console) -> int:
-    """Attack, and write what was found.
-
-    Returns:
-        The exit code, 0.
+def run_membership(
+    name: str, folder: Path, overrides: Sequence[str], seed: int, client: int, console: Console
+) -> None:
+    """Attack what the sites of an experiment send, and the adapters of one client; write what was
+    found into a folder, and show it.
 
     Raises:
         UserError: bad input, or an experiment of which neither class sums nor adapters leave.
     """
-    out = membership_folder(request)
-    require_one_kind(out, FILE)
-    experiment = load_experiment(Request(request.experiment, str(out), request.overrides))
+    require_one_kind(folder, FILE)
+    experiment = load_experiment(Request(name, str(folder), tuple(overrides)))
     with console.status("checking the experiment and its data"):
         preflight(experiment)
     with console.status("embedding texts") as status:
-        data = embedded(experiment, request.seed)
-        told = told_of_sums(experiment, data, request.seed, status.update)
+        data = embedded(experiment, seed)
+        told = told_of_sums(experiment, data, seed, status.update)
     with progress_view(console, "adapters") as listener:
-        told += told_of_adapters(experiment, request.client, request.seed, listener)
+        told += told_of_adapters(experiment, client, seed, listener)
     if not told:
         raise UserError(
             "nothing leaves a site here that membership is told of: neither class sums of enough "
             "records nor adapters; deal audit attacks noise in sums of gradients"
         )
     directions = data[0].shape[1] if data else 0
-    name = Path(request.experiment).stem
-    audit = MembershipAudit(experiment=name, directions=directions, told=told)
-    lines = [f"# Membership in {name}", "", *wrap(EXPLANATION, 100), "", *told_table(told)]
-    page = "\n".join(lines) + "\n"
-    write_texts(out, {FILE: audit.model_dump_json(indent=1) + "\n", "membership.md": page})
+    audit = MembershipAudit(experiment=Path(name).stem, directions=directions, told=told)
+    explained = "\n".join(wrap(EXPLANATION, 100))
+    table = "\n".join(told_table(told))
+    page = f"# Membership in {audit.experiment}\n\n{explained}\n\n{table}\n"
+    write_texts(folder, {FILE: audit.model_dump_json(indent=1) + "\n", "membership.md": page})
     print_page(console, page)
-    print_line(console, f"figures in {out / FILE}, table in {out / 'membership.md'}")
-    return 0
+    print_line(console, f"figures in {folder / FILE}, table in {folder / 'membership.md'}")
 
 
 def told_table(told: Sequence[Told]) -> Iterator[str]:
@@ -198,7 +190,7 @@ def embedded(experiment: Experiment, seed: int) -> list[Rows]:
         examples = list(_few([*task.train, *task.test], seed))
         vectors = base_embeddings(model, model.encode(examples, task.labels), statistics.layers)
         coordinates = subspace.project(vectors).double().numpy()
-        rows = as_added(coordinates, experiment.privacy.max_grad_norm, COUNT_WEIGHT)
+        rows = as_added(coordinates, experiment.privacy.max_grad_norm)
         found += [rows[[each.label == label for each in examples]] for label in task.labels]
     return [rows for rows in found if len(rows)]
 
@@ -244,14 +236,8 @@ def noises(experiment: Experiment) -> Iterator[tuple[str, str, float]]:
 def told_of_sums(
     experiment: Experiment, data: Sequence[Rows], seed: int, progress: Callable[[str], None]
 ) -> list[Told]:
-    """Return what is told by sums of every size that the data have.
-
-    Args:
-        experiment: how much noise is in a sum.
-        data: what each record adds, a matrix for each label.
-        seed: of who is in a sum, and of noise.
-        progress: hears what is attacked.
-    """
+    """Return what is told by sums of every size that the data have: of each label a matrix of what
+    its records add. The seed decides who is in a sum, and its noise."""
     found: list[Told] = []
     for seen, noise, deviation in noises(experiment) if data else ():
         for size in SIZES:
@@ -259,21 +245,26 @@ def told_of_sums(
             each = list(_attacked(data, size, deviation, seed))
             if not each:
                 continue
-            members, others = (np.concatenate([attack[k] for attack in each]) for k in (0, 1))
-            found.append(
-                Told(
-                    seen=seen,
-                    noise=noise,
-                    deviation=deviation,
-                    records=size,
-                    auc=float(np.mean([area(inside, outside) for inside, outside, _ in each])),
-                    found=true_positive_rate(members, others),
-                    members=len(members),
-                    others=len(others),
-                    expected=float(np.mean([expected for _, _, expected in each])),
-                )
-            )
+            inside, outside, expected = zip(*each, strict=True)
+            areas = [area(members, others) for members, others, _ in each]
+            figures = {"deviation": deviation, "records": size, "auc": float(np.mean(areas))}
+            figures |= {"expected": float(np.mean(expected))}
+            found.append(_told(seen, noise, inside, outside, figures))
     return found
+
+
+def _told(
+    seen: str,
+    noise: str,
+    inside: Sequence[Scores],
+    outside: Sequence[Scores],
+    figures: Mapping[str, object],
+) -> Told:
+    """Return one attack, with the scores of members and others."""
+    members, others = np.concatenate(inside), np.concatenate(outside)
+    own = {"found": true_positive_rate(members, others), "auc": area(members, others)}
+    own |= {"records": len(members), "members": len(members), "others": len(others)}
+    return Told.model_validate({"seen": seen, "noise": noise, **own, **figures})
 
 
 def _attacked(
@@ -293,27 +284,18 @@ def _attacked(
         for _ in range(DRAWS):
             rows = label[rng.permutation(len(label))]
             inside, outside, rest = np.split(rows, [size, size + others])
-            known = known_of(rest, beside)
             total = inside.sum(axis=0) + deviation * rng.standard_normal(rows.shape[1])
-            members, strangers = (
-                sum_scores(x, total, size, deviation, known) for x in (inside, outside)
-            )
+            both = np.concatenate([inside, outside])
+            scores = sum_scores(both, total, size, deviation, rest, beside)
             expected = expected_auc(size, rows.shape[1], deviation, len(rest))
-            yield members, strangers, expected
+            yield scores[:size], scores[size:], expected
 
 
 def told_of_adapters(
     experiment: Experiment, client: int, seed: int, listener: Listener
 ) -> list[Told]:
     """Return what is told by the adapters that one site hands over, one attack for each round of
-    the tasks: without a mechanism, and under budgets. None of a site that hands over no adapter.
-
-    Args:
-        experiment: what is trained.
-        client: the site.
-        seed: of the intervals.
-        listener: hears the trainings.
-    """
+    the tasks: without a mechanism, and under budgets. None of a site that hands over no adapter."""
     if at_server(experiment):
         return []
     found: list[Told] = []
@@ -321,34 +303,24 @@ def told_of_adapters(
         config = with_budget(experiment, epsilon)
         noise = f"ε = {epsilon:g}" if math.isfinite(epsilon) else "none"
         for server_round, pairs in _handed_over(config, client, listener).items():
-            members, others = (np.concatenate([pair[k] for pair in pairs]) for k in (0, 1))
-            if not len(members) or not len(others):
+            inside, outside = zip(*pairs, strict=True)
+            both = np.concatenate(inside), np.concatenate(outside)
+            if not all(map(len, both)):
                 continue
-            interval = bootstrap(
-                (members, others), area, method="percentile", n_resamples=1000, rng=seed
-            ).confidence_interval
-            found.append(
-                Told(
-                    seen=f"adapter of round {server_round}",
-                    noise=noise,
-                    records=len(members),
-                    auc=area(members, others),
-                    found=true_positive_rate(members, others),
-                    members=len(members),
-                    others=len(others),
-                    interval=(float(interval.low), float(interval.high)),
-                )
-            )
+            bounds = bootstrap(both, area, method="percentile", n_resamples=1000, rng=seed)
+            low, high = bounds.confidence_interval
+            figures = {"interval": (float(low), float(high))}
+            seen = f"adapter of round {server_round}"
+            found.append(_told(seen, noise, inside, outside, figures))
     return found
 
 
-Pairs = dict[int, list[tuple[Scores, Scores]]]
-"""Round within a task to the scores of members and of others, task by task."""
-
-
-def _handed_over(config: Experiment, client: int, listener: Listener) -> Pairs:
-    """Train one site alone, and score its records on every adapter that it hands over."""
-    found: Pairs = {}
+def _handed_over(
+    config: Experiment, client: int, listener: Listener
+) -> dict[int, list[tuple[Scores, Scores]]]:
+    """Return round within a task to the scores of members and of others, task by task, on the
+    adapters that one site hands over after training alone."""
+    found: dict[int, list[tuple[Scores, Scores]]] = {}
 
     def look(ask: UpdateRequest, model: LanguageModel, labels: Sequence[str]) -> None:
         if ask.phase != LEARN:
@@ -356,8 +328,8 @@ def _handed_over(config: Experiment, client: int, listener: Listener) -> Pairs:
         share = share_of(config, ask.task, client)
         trained = {example.unit for example in share.train if example.unit}
         strangers = [example for example in share.test if example.unit not in trained]
-        pair = tuple(_scores(model, each, labels) for each in (share.train, strangers))
-        found.setdefault(ask.server_round, []).append((pair[0], pair[1]))
+        pair = _scores(model, share.train, labels), _scores(model, strangers, labels)
+        found.setdefault(ask.server_round, []).append(pair)
 
     def change(ask: UpdateRequest, own: Gradients) -> Witnessed:
         return Witnessed(own, partial(look, ask))
@@ -368,7 +340,100 @@ def _handed_over(config: Experiment, client: int, listener: Listener) -> Pairs:
     return found
 
 
+@dataclass(frozen=True)
+class Witnessed:
+    """Gradients as they are; ``look`` is shown the model that the site hands over, and the labels;
+    it may score, and must not change it."""
+
+    inner: Gradients
+    look: Callable[[LanguageModel, Sequence[str]], None]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
+        """End the mechanism's own gradients; then show the witness what will be released."""
+        self.inner.finished(model, labels, probes)
+        self.look(model, labels)
+
+
 def _scores(model: LanguageModel, examples: Sequence[Example], labels: Sequence[str]) -> Scores:
     """Return the mean of each unit's examples, ``(units,)``."""
     scores = learnt_scores(model, examples, labels) if examples else np.zeros(0)
     return np.array([scores[positions].mean() for positions in members_of(examples)], np.float64)
+
+
+def area(members: Scores, others: Scores) -> float:
+    """Area under the ROC curve: probability that a member scores above another (ties half)."""
+    n, k = len(members), len(others)
+    ranks = rankdata(np.concatenate([members, others]))
+    return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * k))
+
+
+def true_positive_rate(members: Scores, others: Scores) -> float | None:
+    """Return the share of members above a threshold that at most 0.1 % of the others pass; None of
+    fewer than a thousand others, whose 0.1 % is unknown."""
+    if len(others) < 1 / FALSE_POSITIVES:
+        return None
+    allowed = int(FALSE_POSITIVES * len(others))
+    threshold = np.sort(others)[len(others) - allowed - 1]
+    return float((members > threshold).mean())
+
+
+def learnt_scores(
+    model: LanguageModel, examples: Sequence[Example], labels: Sequence[str]
+) -> Scores:
+    """Return by how much the loss of each example is below that of the frozen base model, which is
+    public, ``(examples,)``: an example that is easy for it as well says nothing."""
+    encoded = model.encode(examples, labels)
+    after = _losses(model, encoded, labels)
+    with base_only(model.module):
+        before = _losses(model, encoded, labels)
+    return before - after
+
+
+def _losses(model: LanguageModel, encoded: Sequence[Encoded], labels: Sequence[str]) -> Scores:
+    losses = np.zeros(len(encoded))
+    for batch in evaluation_batches(encoded):
+        with torch.no_grad():
+            own = [encoded[i] for i in batch]
+            logits = model.scores(own, labels).double().cpu()
+            targets = torch.tensor([e.target for e in own])
+            losses[list(batch)] = cross_entropy(logits, targets, reduction="none").numpy()
+    return losses
+
+
+def as_added(vectors: Rows, bound: float) -> Rows:
+    """Return what each record adds to a class sum, its count left out: clipped with that."""
+    lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True) + COUNT_WEIGHT**2)
+    clipped: Rows = vectors * (bound / np.maximum(lengths, bound))
+    return clipped
+
+
+def sum_scores(
+    records: Rows, total: Rows, members: int, deviation: float, known: Rows, within: Rows
+) -> Scores:
+    """Score records by the likelihood ratio of a class sum.
+
+    Args:
+        records: as they are added, ``(records, size)``.
+        total: the sum, ``(size,)``.
+        members: records in it.
+        deviation: of its noise in each entry.
+        known: two or more further records of the label: the more of them for each direction, the
+            more their own covariance counts; their mean is uncertain, too.
+        within: covariance within other labels, ``(size, size)``.
+
+    Returns:
+        For each record the logarithm of how much likelier the sum is with it than without, but for
+        a constant.
+    """
+    weight, mean = len(known) / (len(known) + known.shape[1]), known.mean(axis=0)
+    covariance = weight * np.cov(known, rowvar=False) + (1 - weight) * within
+    spread = (members + members**2 / len(known)) * covariance
+    noise = max(deviation**2, TINY * np.trace(spread) / len(spread))
+    away = records - mean
+    weighted = np.linalg.solve(spread + noise * np.eye(len(spread)), away.T).T
+    own = (weighted * away).sum(axis=1)
+    scores: Scores = weighted @ (total - members * mean) - 0.5 * own
+    return scores

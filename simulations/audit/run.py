@@ -21,16 +21,15 @@ from deal_core.data import Example, TaskData, load_for_clients, open_source
 from deal_core.data.partition import partition
 from deal_core.errors import UserError
 from deal_core.privacy.accountant import DpEvent, with_steps_added
-from deal_core.privacy.audit.canaries import GradientCanaries, Scores
-from deal_core.privacy.audit.claim import Guesses, Repetition, guess
-from deal_core.privacy.audit.planted import plant
-from deal_core.privacy.audit.planted_sum import counted_sites, plant_in_sum
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import in_sum
 from deal_core.protection import make_mechanism
 from server.folder import Listener
 from server.results import Results, Strict
 from server.run import run
+from simulations.audit.canaries import GradientCanaries, Scores
+from simulations.audit.claim import Guesses, Repetition, guess
+from simulations.audit.planted import counted_sites, plant, plant_in_sum
 from simulations.engines.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 
@@ -40,49 +39,37 @@ DELTA = 1e-5
 
 @dataclass(frozen=True)
 class Training:
-    """One training with canaries.
-
-    Attributes:
-        experiment: under its budget.
-        client: the site that is attacked.
-        canaries: how many are planted.
-        records: real ones of each task, at most, beside them; 0: all.
-        seed: of the canaries.
-        repeat: number of the repetition; its coins and its noise are its own.
-    """
+    """One training of an experiment with canaries at a client."""
 
     experiment: Experiment
     client: int
     canaries: int
     records: int = 0
+    """Real ones of each task, at most, beside the canaries; 0: all."""
     seed: int = 0
+    """Of the canaries."""
     repeat: int = 0
+    """Number of the repetition; its coins and its noise are its own."""
 
 
 class Found(Strict):
-    """One audited training.
-
-    Attributes:
-        client: the site that was attacked.
-        in_sum: whether the attacker sees nothing but sums over sites.
-        unit, unit_column, simulation_only: of the run.
-        claimed: epsilon that the site's ledger holds, of everything that was released in all rounds
-            and tasks, at ``delta``.
-        spent: what the ledger holds, equal steps together.
-        outcomes: of the guesses, one for every choice of how many.
-        assumes: whom the claim takes to be honest; empty: as its unit of privacy says.
-    """
+    """One audited training."""
 
     client: int
     in_sum: bool
+    """Whether the attacker sees nothing but sums over sites."""
     unit: str
     unit_column: str = ""
     simulation_only: bool
     claimed: float
+    """Epsilon that the site's ledger holds, of all rounds and tasks, at ``delta``."""
     delta: float
     spent: tuple[DpEvent, ...]
+    """What the ledger holds, equal steps together."""
     outcomes: tuple[Guesses, ...]
+    """Of the guesses, one for every choice of how many."""
     assumes: str = ""
+    """Whom the claim takes to be honest; empty: as its unit of privacy says."""
 
     @property
     def repetition(self) -> Repetition:
@@ -91,10 +78,7 @@ class Found(Strict):
 
 
 def carry_out(training: Training, listener: Listener) -> Found:
-    """Train in a temporary folder, and attack.
-
-    Returns:
-        What was found.
+    """Return what an attack has found after a training in a temporary folder.
 
     Raises:
         UserError: as a run; or a site took no part.
@@ -145,12 +129,9 @@ def alone(config: Experiment, client: int, repeat: int = 0) -> Iterator[Experime
         )
 
 
-Attacked = tuple[Results, Scores]
-
-
 def _through_steps(
     config: Experiment, training: Training, canaries: GradientCanaries, listener: Listener
-) -> Attacked:
+) -> tuple[Results, Scores]:
     """Attack one site alone, of which every noised step is seen."""
     config = _beside_canaries(config, training.client)
     planted, seen = plant(make_mechanism(config), canaries)
@@ -162,7 +143,7 @@ def _through_steps(
 
 def _through_sums(
     config: Experiment, training: Training, canaries: GradientCanaries, listener: Listener
-) -> Attacked:
+) -> tuple[Results, Scores]:
     """Attack one site among all, seen in the sum over the sites whose noise is counted on."""
     counted = counted_sites(config, training.client)
     planted, seen = plant_in_sum(make_mechanism(config), canaries, counted)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from simulations.audit import membership
-from simulations.audit.tables import EXPLANATION, Audit, attack_table, claims, meaning
+from simulations.audit.command import EXPLANATION, Audit, attack_table, claims, meaning
 from simulations.output.stored import read_stored
 from simulations.report.blocks import Block, Notice, Page, Section, Text, from_markdown
 

@@ -14,11 +14,11 @@ from deal_core.methods import method_of, statistics_of
 from deal_core.models import check_label_tokens, decodes_apart, has_label_logits, max_positions
 from deal_core.models.loading import pretrained
 from deal_core.models.prompt import INSTRUCTION, PromptTemplate, prompt_template, read_template
-from deal_core.privacy.audit.expected_membership import expected_auc
 from deal_core.privacy.events import unit_of
 from deal_core.privacy.policy import require_delta
 from deal_core.protection import class_sum_noise
 from server.plan import make_plan
+from simulations.run.expected_membership import expected_auc
 from simulations.run.findings import Finding
 
 OWN_ANSWERS = frozenset({"medmcqa", "embedded", "hub"})

@@ -9,11 +9,10 @@ from rich.console import Console
 
 from deal_core.errors import UserError
 from deal_core.privacy.accountant import DpEvent
-from deal_core.privacy.audit.claim import Guesses
 from simulations.audit import command
-from simulations.audit.command import AuditRequest, planned, run_audit
+from simulations.audit.claim import Guesses
+from simulations.audit.command import Audit, AuditRequest, planned, run_audit
 from simulations.audit.run import Found, Training, alone
-from simulations.audit.tables import Audit
 from simulations.run.preflight import preflight
 
 SIGMA = {1.0: 3.73, 8.0: 0.6}
@@ -109,7 +108,6 @@ def test_guesses_that_a_claim_does_not_allow_fail_the_command(monkeypatch, tmp_p
 )
 def test_bad_input_is_refused_before_anything_starts(tmp_path, wrong, told):
     request = AuditRequest(**{"experiment": "quickstart", "out": str(tmp_path / "out"), **wrong})
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=told):
         run_audit(request, Console(file=io.StringIO()))
-    assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

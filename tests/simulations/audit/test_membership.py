@@ -9,26 +9,30 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
-from typer.testing import CliRunner
+from scipy.stats import norm
 
 from deal_core.data import open_source
+from deal_core.privacy.distributed_noise import clipped_class_sums
 from deal_core.training.evaluation import base_embeddings
 from deal_core.training.public_subspace import principal
 from simulations.audit import membership
 from simulations.audit.membership import (
     MembershipAudit,
-    MembershipRequest,
     Rows,
     Told,
+    area,
     as_added,
     noises,
     run_membership,
+    sum_scores,
     told_of_adapters,
     told_of_sums,
+    true_positive_rate,
 )
-from simulations.cli import app
 from simulations.report.commands import write_report
+from simulations.run.expected_membership import expected_auc
 from simulations.run.experiment import Request, load_experiment
 from tests.conftest import load_once
 
@@ -56,7 +60,7 @@ def texts() -> list[Rows]:
     chosen = [e for name in task.labels for e in [x for x in task.train if x.label == name][:EACH]]
     vectors = base_embeddings(model, model.encode(chosen, task.labels), 4)
     subspace = principal(vectors, DIRECTIONS)
-    rows = as_added(subspace.project(vectors).double().numpy(), 1.0, 0.25)
+    rows = as_added(subspace.project(vectors).double().numpy(), 1.0)
     return np.split(rows, len(task.labels))
 
 
@@ -116,7 +120,7 @@ def test_the_command_writes_figures_and_a_report(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(membership, "told_of_sums", lambda *given: list(told()))
     monkeypatch.setattr(membership, "told_of_adapters", lambda *given: [ADAPTER])
     screen = Console(file=io.StringIO(), width=120)
-    assert run_membership(MembershipRequest(out=str(tmp_path)), screen) == 0
+    run_membership("quickstart", tmp_path, (), 0, 0, screen)
     audit = MembershipAudit.model_validate_json((tmp_path / membership.FILE).read_text())
     assert audit.told == [*told(), ADAPTER]
     assert audit.directions == DIRECTIONS
@@ -126,21 +130,11 @@ def test_the_command_writes_figures_and_a_report(monkeypatch, tmp_path) -> None:
     assert json.loads((tmp_path / membership.FILE).read_text())["experiment"] == "quickstart"
 
 
-@pytest.mark.parametrize("words", [["membership", "a", "b"], ["budgets", "quickstart"]])
-def test_the_command_names_one_experiment(words: list[str]) -> None:
-    result = CliRunner().invoke(app, ["audit", *words])
-    assert result.exit_code == 2
-
-
-def test_an_experiment_without_class_sums_has_no_rows_of_them() -> None:
-    config = load_experiment(Request("quickstart", overrides=("method.name=sequential",)))
+def test_without_class_sums_there_are_no_rows_of_them() -> None:
+    config = load_experiment(Request("quickstart", overrides=("method.name=linear-probe",)))
+    assert membership.class_sums_of(config) is None  # its sums are of another kind
     assert membership.embedded(config, 0) == []
     assert told_of_sums(config, [], 0, lambda line: None) == []
-
-
-def test_exact_sums_are_no_class_sums() -> None:
-    config = load_experiment(Request("quickstart", overrides=("method.name=linear-probe",)))
-    assert membership.class_sums_of(config) is None
 
 
 ALONE = (
@@ -185,3 +179,64 @@ def test_what_is_learnt_by_heart_is_found(make_experiment, monkeypatch) -> None:
     hard = ("train.learning_rate=5e-3", "federation.local_epochs=12", "federation.rounds=1")
     [found] = told_of_adapters(make_experiment(*ALONE, *more, *hard), 0, 0, lambda event: None)
     assert found.interval[0] > 0.55
+
+
+SIZE, SPREAD = 40, 0.5
+
+
+def rows(rng: np.random.Generator, number: int) -> np.ndarray:
+    return rng.normal(0.3, np.sqrt(SPREAD / SIZE), (number, SIZE))
+
+
+@pytest.mark.parametrize(("members", "deviation"), [(5, 0.0), (20, 0.6)])
+def test_a_gaussian_sum_is_told_as_well_as_theory_says(members: int, deviation: float) -> None:
+    rng = np.random.default_rng((members, int(10 * deviation)))
+    known, within, areas = rows(rng, 4000), np.eye(SIZE) * SPREAD / SIZE, []
+    for _ in range(100):
+        both = rows(rng, members + 200)
+        total = both[:members].sum(axis=0) + deviation * rng.standard_normal(SIZE)
+        scores = sum_scores(both, total, members, deviation, known, within)
+        areas.append(area(scores[:members], scores[members:]))
+    one = SPREAD / SIZE
+    squared = SIZE * one / (members * one + deviation**2)
+    assert np.mean(areas) == pytest.approx(norm.cdf(np.sqrt(squared / 2)), abs=0.03)
+
+
+def test_what_a_record_adds_is_what_the_mechanism_adds() -> None:
+    rng = np.random.default_rng(1)
+    vectors = np.vstack([0.1 * rows(rng, 3), 5 * rows(rng, 3)])
+    step = 2.0**-20
+    total = clipped_class_sums(
+        torch.from_numpy(vectors), torch.zeros(6, dtype=torch.long), 1, range(6), None, 1.0, step
+    )
+    expected = as_added(vectors, 1.0).sum(axis=0)
+    np.testing.assert_allclose(step * total[0, :-1].numpy(), expected, atol=6 * step)
+
+
+def test_more_noise_records_and_ignorance_tell_less() -> None:
+    assert expected_auc(20, 256, 0.0) > expected_auc(80, 256, 0.0) > expected_auc(160, 256, 0.0)
+    assert expected_auc(20, 256, 0.0) > expected_auc(20, 256, 0.6) > expected_auc(20, 256, 1.0)
+    assert expected_auc(80, 256, 0.0) > expected_auc(80, 64, 0.0)
+    assert expected_auc(80, 256, 0.0) > expected_auc(80, 256, 0.0, known=80)
+    assert expected_auc(20, 256, 1e4) == pytest.approx(0.5, abs=1e-3)
+    assert expected_auc(1, 256, 0.0) > 0.999
+    for wrong in ((0, 256), (20, 0)):
+        with pytest.raises(ValueError, match="directions"):
+            expected_auc(*wrong, 0.6)
+
+
+def test_known_areas() -> None:
+    assert area(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == 1.0
+    assert area(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == 0.0
+    assert area(np.ones(5), np.ones(7)) == 0.5
+    assert area(np.array([1.0, 3.0]), np.array([2.0])) == 0.5
+
+
+def test_at_most_one_in_a_thousand_others_passes() -> None:
+    rng = np.random.default_rng(0)
+    members, others = rng.normal(1, 1, 50_000), rng.normal(0, 1, 50_000)
+    expected = norm.sf(norm.isf(1e-3) - 1)
+    assert true_positive_rate(members, others) == pytest.approx(expected, abs=0.005)
+    assert true_positive_rate(others, others) <= 1e-3
+    assert true_positive_rate(np.ones(1000), np.ones(1000)) == 0.0
+    assert true_positive_rate(members, others[:999]) is None

@@ -9,12 +9,11 @@ import torch
 from rich.console import Console
 
 from deal_core.errors import UserError
-from deal_core.privacy.audit.claim import claim_p_value, lower_bound
 from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.noise import SeededNoise
-from simulations.audit.command import AuditRequest, run_audit
+from simulations.audit.claim import claim_p_value, lower_bound
+from simulations.audit.command import Audit, AuditedCell, AuditRequest, markdown, run_audit
 from simulations.audit.run import Found, Training, carry_out, share_of
-from simulations.audit.tables import Audit, AuditedCell, markdown
 
 AUDITED = (
     'data.tasks=["laboratory"]',

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from simulations.audit import tables as audit_tables
+from simulations.audit import command as audit_tables
 from simulations.output.console import NARROW, PAGE_WIDTH, print_page, text_table
 from simulations.output.files import TextTable, blocks, head, read_table, row
 from simulations.study.command import SHOWN, print_summary

@@ -7,7 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
-from simulations.audit.tables import Audit, attack_table
+from simulations.audit.command import Audit, attack_table
 from simulations.output.files import TextTable, blocks
 from simulations.report.commands import write_report
 from simulations.study.results import CellResult, StudyResults

@@ -17,8 +17,8 @@ from deal_core.privacy.ledger import Ledger
 from server.model_card import privacy_lines
 from server.results import read_results
 from server.run import run
+from simulations.audit.command import claims
 from simulations.audit.run import Training, carry_out
-from simulations.audit.tables import claims
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from simulations.ledger_command import show

