@@ -6,6 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy import stats
+from scipy.optimize import linprog
 
 from deal_core.privacy.accountant import DpEvent, epsilon_of, privacy_curve
 from simulations.audit.claim import (
