@@ -11,7 +11,9 @@ class Table(BaseModel):
     """Base of every table: frozen; an unknown key is an error, and so is a number without end,
     which JSON cannot hold."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 def _distinct(labels: tuple[str, ...]) -> tuple[str, ...]:

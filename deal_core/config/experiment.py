@@ -16,8 +16,6 @@ from deal_core.config.data import DataConfig, StreamConfig, Table
 from deal_core.config.method import MethodConfig
 from deal_core.config.privacy import PrivacyConfig
 
-Fault = Literal["scaled", "sign-flipped", "not-finite"]
-
 
 class ModelConfig(Table):
     """The frozen base model."""
@@ -204,10 +202,6 @@ class Experiment(Table):
     wire: WireConfig = WireConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     train: TrainConfig = TrainConfig()
-    faults: dict[Fault, tuple[int, ...]] = Field(default_factory=dict)
-    """``scaled`` (ten times the update), ``sign-flipped`` or ``not-finite`` to the numbers of the
-    clients that misbehave so in every round, for experiments on robustness (engine ``inprocess``
-    only)."""
     run: RunConfig = RunConfig()
 
 

@@ -113,7 +113,7 @@ def run(
     with _workers_without_main():
         chosen = prepare(experiment, lambda line: warnings.warn(line, stacklevel=4))
         with claimed(experiment):
-            chosen.run(experiment, listener or (lambda event: None))
+            chosen(experiment, listener or (lambda event: None))
     return Run(Path(experiment.run.out))
 
 

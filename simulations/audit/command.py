@@ -22,9 +22,9 @@ from simulations.audit.run import Found, Training, carry_out
 from simulations.engines.interrupt import stoppable
 from simulations.output.console import print_line, print_page, require_one_kind
 from simulations.output.files import DASH, head, row, write_texts
+from simulations.run.check import preflight
 from simulations.run.experiment import Request, epsilons, load_experiment, named, with_budget
-from simulations.run.live_view import progress_view
-from simulations.run.preflight import preflight
+from simulations.run.progress import progress_view
 from simulations.run.simulate import STOPPED
 
 REFUTED = 1

@@ -49,10 +49,10 @@ from simulations.audit.planted import overseen
 from simulations.audit.run import DELTA, alone, members_of, run_here, share_of
 from simulations.output.console import print_line, print_page, require_one_kind
 from simulations.output.files import DASH, head, row, write_texts
+from simulations.run.check import preflight
 from simulations.run.expected_membership import expected_auc
 from simulations.run.experiment import Request, load_experiment, with_budget
-from simulations.run.live_view import progress_view
-from simulations.run.preflight import preflight
+from simulations.run.progress import progress_view
 
 FILE = "membership.json"
 EXPLANATION = (

@@ -37,7 +37,7 @@ from simulations.engines.interrupt import deferred, stoppable, uninterrupted
 from simulations.output.console import print_line
 from simulations.output.files import toml_value
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.live_view import progress_view
+from simulations.run.progress import progress_view
 from simulations.run.simulate import STOPPED
 
 NAMES = ("north", "south", "west")

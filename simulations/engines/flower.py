@@ -46,10 +46,6 @@ LOG = "flower.log"
 """Flower's own output, in the run folder."""
 
 
-class RunFailed(UserError):
-    """The run ended without results; the message has the reason and the place of the log."""
-
-
 @dataclass(frozen=True)
 class FlowerHome:
     """A private ``FLWR_HOME``."""
@@ -134,11 +130,7 @@ def _json_in(text: str) -> dict[str, Any]:
 
 
 def program(name: str) -> str:
-    """Return the path of a console script of this Python environment.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Return the path of a console script of this environment, or raise UserError."""
     path = Path(sys.executable).parent / name
     if not path.exists():
         raise UserError(f"{path}: not there; install flwr[simulation] in this environment")
@@ -146,7 +138,7 @@ def program(name: str) -> str:
 
 
 def free_port() -> int:
-    """Return a local port that nobody listens on."""
+    """Return a free local port."""
     with socket.socket() as probe:
         probe.bind((LOCAL, 0))
         return int(probe.getsockname()[1])
@@ -154,17 +146,13 @@ def free_port() -> int:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A running SuperLink in simulation mode.
-
-    Attributes:
-        home: Flower's.
-        environment: for every process that belongs to this SuperLink.
-        children: what :meth:`start` has started.
-    """
+    """A running SuperLink in simulation mode."""
 
     home: FlowerHome
     environment: dict[str, str]
+    """For every process that belongs to this SuperLink."""
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """What :meth:`start` has started."""
 
     def start(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
         """Start a process that writes to ``log`` and ends with the sandbox."""
@@ -184,14 +172,7 @@ class Sandbox:
 
 @contextmanager
 def flower_sandbox(log: Path) -> Iterator[Sandbox]:
-    """Yield a SuperLink that was started here; it is stopped, with all it started, at the end.
-
-    Args:
-        log: receives what the SuperLink prints.
-
-    Raises:
-        UserError: the SuperLink does not start.
-    """
+    """Yield a SuperLink that writes to ``log``; stop all it has started at the end."""
     path = Path(tempfile.mkdtemp(prefix="deal-")).resolve()
     home = FlowerHome(path)
     sandbox = Sandbox(home, _ray_environment(home))
@@ -210,7 +191,7 @@ def flower_sandbox(log: Path) -> Iterator[Sandbox]:
 
 def _ray_environment(home: FlowerHome) -> dict[str, str]:
     environment = home.environment()
-    # Somebody else's Ray cluster must not be joined, and its folder not be filled.
+    # Another Ray cluster must not be joined, and its folder not be filled.
     environment.pop("RAY_ADDRESS", None)
     if len(str(home.path)) <= LONGEST_RAY_FOLDER:
         environment["RAY_TMPDIR"] = str(home.path)
@@ -304,12 +285,7 @@ class Tail:
 
 
 def run_flower(experiment: Experiment, listener: Listener) -> None:
-    """Run the experiment; nothing that was started outlives the call.
-
-    Raises:
-        RunFailed: the run did not reach its end.
-        UserError: Flower does not start.
-    """
+    """Run the experiment, or raise UserError with the reason and the place of Flower's log."""
     folder = RunFolder(Path(experiment.run.out))
     log = folder.path / LOG
     tail = Tail.from_end(folder.metrics)
@@ -324,11 +300,11 @@ def run_flower(experiment: Experiment, listener: Listener) -> None:
             time.sleep(POLL_SECONDS if alive else 0)
         status, details = final_status(sandbox.home)
     if last["event"] == "run_stopped":
-        raise RunFailed(f"{plain_reason(last['reason'])}; Flower's log is {log}")
+        raise UserError(f"{plain_reason(last['reason'])}; Flower's log is {log}")
     if status != "finished:completed" or last["event"] != "run_finished":
         said = f"the run ended as '{status}' after the event '{last['event']}': {details}"
         said = said.partition("\n")[0]
-        raise RunFailed(f"{said}; Flower's log is {log}")
+        raise UserError(f"{said}; Flower's log is {log}")
 
 
 def run_command(home: FlowerHome, experiment: Experiment) -> list[str]:

@@ -7,14 +7,12 @@ way, so no client can see or change what another one holds.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import BrokenExecutor, Future
 from copy import copy as shallow
 from uuid import uuid4
 
-import numpy as np
 from flwr.app import (
-    Array,
     ArrayRecord,
     ConfigRecord,
     Context,
@@ -26,12 +24,10 @@ from flwr.app import (
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from numpy.typing import NDArray
 
-from deal_core.config.experiment import Experiment, Fault
+from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
-from deal_core.lora.payload import LORA
 from server.folder import Listener
 from simulations.engines.worker_pool import (
     WorkerPool,
@@ -48,7 +44,7 @@ CLIENT_FAILED = 2
 """Flower's error code for a ClientApp that raised."""
 
 Interceptor = Callable[[Message], Message | None]
-"""Sees each reply on its way back and may change or lose it: so ``faults`` are injected."""
+"""Sees each reply on its way back, and may change or lose it."""
 
 
 class InProcessGrid(Grid):
@@ -106,16 +102,12 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Run queued requests until one is answered: nobody waits for a lost reply while others
-        are still to be asked.
-
-        Whoever collects a round asks for what he still waits for, in the order in which it was
-        sent: the reply is the first of these, and finding it costs the same whether ten clients
-        are waited for or ten thousand (a set of all would be made for every reply).
+        """Run queued requests until one is answered: a lost reply delays no other.
 
         Returns:
             The replies that are there, of those that are asked for; none is given twice.
         """
+        # No set of all is made for every reply: ten thousand clients may be waited for.
         wanted = message_ids if isinstance(message_ids, Collection) else list(message_ids)
         answered = False
         while self._pending and not answered:
@@ -153,12 +145,7 @@ class InProcessGrid(Grid):
         return Message(rebuild(reply.content), reply_to=request)
 
     def _context(self, node: int) -> Context:
-        """Return a client's own context, made with its first request: who is never asked costs
-        nothing.
-
-        Raises:
-            KeyError: no such client.
-        """
+        """Return a client's own context, made with its first request: the others cost nothing."""
         if node not in self._contexts:
             if node not in self._nodes:
                 raise KeyError(node)
@@ -193,9 +180,8 @@ def arrived(request: Message, running: Future[Message]) -> Message:
 
 
 def rebuild(content: RecordDict) -> RecordDict:
-    """Return the content with every record rebuilt: what arrives shares nothing that can be changed
-    with what was sent (the bytes and the shape of an array are immutable, so they are not
-    copied)."""
+    """Return the content with every record rebuilt: sender and receiver share nothing mutable (the
+    bytes and the shape of an array are immutable, so they are not copied)."""
     rebuilt = RecordDict()
     for name, record in content.items():
         if isinstance(record, ArrayRecord):
@@ -217,37 +203,4 @@ def run_inprocess(experiment: Experiment, listener: Listener) -> None:
     context = Context(RUN_ID, SERVER_NODE, {}, RecordDict(), run_config)
     with assume_identity(RUN_ID, SERVER_NODE), worker_pool(workers, RUN_ID, SERVER_NODE) as pool:
         grid = InProcessGrid(make_client_app(), run_config, experiment.federation.clients, pool)
-        if any(experiment.faults.values()):
-            grid.interceptor = spoiler(experiment.faults)
         make_server_app(listener)(grid, context)
-
-
-FAULTS: Mapping[Fault, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
-    "scaled": lambda values: values * np.float32(10),
-    "sign-flipped": lambda values: -values,
-    "not-finite": lambda values: np.full_like(values, np.nan),
-}
-"""``faults.KIND`` to what clients that misbehave on purpose do to the arrays of an update."""
-
-
-def touched(kind: str, keys: Sequence[str]) -> list[str]:
-    """Return the arrays a fault acts on: all of them, except that a sign is flipped on one factor
-    alone (flipped on both, the product would be the good one again)."""
-    factor = [key for key in keys if "lora_B" in key]
-    return factor if kind == "sign-flipped" and factor else list(keys)
-
-
-def spoiler(faults: Mapping[Fault, Sequence[int]]) -> Interceptor:
-    """Return what spoils the updates of the clients in ``faults`` on their way to the server."""
-    kinds = {FIRST_CLIENT_NODE + client: kind for kind, all in faults.items() for client in all}
-
-    def pass_on(reply: Message) -> Message:
-        records = reply.content.array_records if reply.has_content() else {}
-        kind, record = kinds.get(reply.metadata.src_node_id), records.get(LORA)
-        if kind is not None and record is not None:
-            for key in touched(kind, list(record)):
-                if record[key].dtype in ("float32", "float64"):
-                    record[key] = Array(FAULTS[kind](record[key].numpy()))
-        return reply
-
-    return pass_on

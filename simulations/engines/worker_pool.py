@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping
-from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from multiprocessing import context, forkserver, get_context, parent_process
-from threading import Lock, Thread
+from threading import Thread
 
 from flwr.app import Context, Message
 from flwr.supercore.task_identity import TaskIdentity
@@ -60,17 +58,14 @@ def start_forkserver() -> context.ForkServerContext:
 
 @dataclass(frozen=True)
 class Workers:
-    """How a machine is divided.
-
-    Attributes:
-        count: processes that train at the same time, each with a base model of its own.
-        threads: torch threads of each.
-        gpus: GPUs of each; 1 where there are enough, a share where several use one, 0: none.
-    """
+    """How a machine is divided."""
 
     count: int
+    """Processes that train at the same time, each with a base model of its own."""
     threads: int
+    """Torch threads of each."""
     gpus: float
+    """GPUs of each: 1 where there are enough, a share where several use one, 0: none."""
 
 
 def divide(experiment: Experiment, cores: int, gpus: int) -> Workers:
@@ -111,14 +106,8 @@ def gpus_here() -> int:
 
 
 def shown_gpu(place: int, gpus: int, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return what goes into the environment of a process before it uses CUDA; nothing where there
-    is no choice.
-
-    Args:
-        place: number of the process among those that work side by side, from 0.
-        gpus: that torch sees here.
-        environment: shows them.
-    """
+    """Return what goes into the environment of a process, the ``place``-th (from 0) of those that
+    work side by side, before it uses CUDA; nothing where torch sees fewer than two GPUs."""
     if gpus < 2:
         return {}
     names = environment.get(SHOWN, "").split(",")
@@ -126,94 +115,44 @@ def shown_gpu(place: int, gpus: int, environment: Mapping[str, str] = os.environ
     return {SHOWN: known[place % gpus]}
 
 
-@dataclass(frozen=True)
-class Job:
-    """A request on its way: ``outcome`` will hold the reply, or what went wrong."""
-
-    request: Message
-    context: Context
-    outcome: Future[Message]
-
-
 class WorkerPool:
-    """A client's requests go to the same worker, which has its texts and its teacher at hand,
-    unless another one has nothing left to do. Who answers changes no number.
+    """Workers that answer requests. A client's requests go to the same worker, which has its texts
+    and its teacher at hand, unless another one has fewer to answer. Who answers changes no number.
 
-    A worker that ends before its time ends the pool: whatever waits, or is asked later, gets
-    :class:`~concurrent.futures.BrokenExecutor`.
+    A worker that ends before its time gives :class:`~concurrent.futures.BrokenExecutor` to all that
+    is asked of it.
     """
 
-    def __init__(self, executors: list[ProcessPoolExecutor]) -> None:
+    def __init__(self, executors: Sequence[Executor]) -> None:
         self._executors = executors
-        self._queues: list[deque[Job]] = [deque() for _ in executors]
-        self._idle = set(range(len(executors)))
-        self._open = True
-        self._broken: BrokenExecutor | None = None
-        self._lock = Lock()
+        # A process takes its next requests before it has answered the last one, and they could not
+        # be cancelled: a thread hands them over one at a time.
+        self._threads = [ThreadPoolExecutor(1) for _ in executors]
+        self._asked: list[list[Future[Message]]] = [[] for _ in executors]
 
     def submit(self, client: int, request: Message, context: Context) -> Future[Message]:
         """Queue a request; return its reply to come."""
-        job = Job(request, context, Future())
-        with self._lock:
-            self._queues[client % len(self._queues)].append(job)
-        self._feed()
-        return job.outcome
+        self._asked = [[each for each in own if not each.done()] for own in self._asked]
+        count, home = len(self._executors), client % len(self._executors)
+        worker = min(range(count), key=lambda each: (len(self._asked[each]), each != home))
+        reply = self._threads[worker].submit(self._ask, worker, request, context)
+        self._asked[worker].append(reply)
+        return reply
+
+    def _ask(self, worker: int, request: Message, context: Context) -> Message:
+        return self._executors[worker].submit(answer, request, context).result()
+
+    def start(self) -> None:
+        """Start all processes: in the threads, where no signal tears a start apart."""
+        for thread, executor in zip(self._threads, self._executors, strict=True):
+            thread.submit(lambda executor=executor: executor.submit(os.getpid).result())
 
     def close(self) -> None:
-        """Start nothing more: what waits will not be answered."""
-        with self._lock:
-            self._open = False
-
-    def _feed(self) -> None:
-        """Give every idle worker its next request, or the last one of the longest queue."""
-        started = self._start()
-        for running, worker, job in started:  # outside the lock: it may be done already
-            running.add_done_callback(partial(self._finished, worker, job))
-        if self._broken is not None:
-            self._fail(self._broken)
-
-    def _start(self) -> list[tuple[Future[Message], int, Job]]:
-        started = []
-        with self._lock:
-            own_work_first = sorted(self._idle, key=lambda worker: not self._queues[worker])
-            for worker in own_work_first:
-                own, longest = self._queues[worker], max(self._queues, key=len)
-                if not longest or not self._open or self._broken:
-                    break
-                job = own.popleft() if own else longest.pop()
-                try:
-                    running = self._executors[worker].submit(answer, job.request, job.context)
-                except BrokenExecutor as fault:
-                    self._broken = fault
-                    own.append(job)  # to be told with all that wait
-                    break
-                self._idle.remove(worker)
-                started.append((running, worker, job))
-        return started
-
-    def _finished(self, worker: int, job: Job, running: Future[Message]) -> None:
-        if running.cancelled():
-            return
-        fault = running.exception()
-        with self._lock:
-            if isinstance(fault, BrokenExecutor):
-                self._broken = fault
-            else:
-                self._idle.add(worker)
-        if fault is None:
-            job.outcome.set_result(running.result())
-        else:
-            job.outcome.set_exception(fault)
-        self._feed()
-
-    def _fail(self, fault: BrokenExecutor) -> None:
-        """Tell everybody who waits."""
-        with self._lock:
-            waiting = [job for queue in self._queues for job in queue]
-            for queue in self._queues:
-                queue.clear()
-        for job in waiting:
-            job.outcome.set_exception(fault)
+        """Start nothing more, and wait for the requests that are being answered."""
+        for thread in self._threads:
+            thread.shutdown(wait=False, cancel_futures=True)
+        for executor in self._executors:
+            executor.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -223,23 +162,18 @@ def worker_pool(workers: Workers, run_id: int, node_id: int) -> Iterator[WorkerP
     if workers.count == 1:
         yield None
         return
-    context = start_forkserver()
-    with ExitStack() as stack:
-        gpus = gpus_here()
-        executors = [
-            ProcessPoolExecutor(1, context, prepare, (run_id, node_id, shown_gpu(place, gpus)))
+    processes, gpus = start_forkserver(), gpus_here()
+    pool = WorkerPool(
+        [
+            ProcessPoolExecutor(1, processes, prepare, (run_id, node_id, shown_gpu(place, gpus)))
             for place in range(workers.count)
         ]
-        for executor in executors:
-            stack.callback(executor.shutdown, wait=True, cancel_futures=True)
-        # In threads, where no signal arrives: a start that is torn apart leaves a worker that
-        # complains on its own.
-        starter = stack.enter_context(ThreadPoolExecutor(len(executors)))
-        for executor in executors:
-            starter.submit(executor.submit, os.getpid)
-        pool = WorkerPool(executors)
-        stack.callback(pool.close)  # first: a worker that ends its request must not get another
+    )
+    try:
+        pool.start()
         yield pool
+    finally:
+        pool.close()
 
 
 def prepare(run_id: int, node_id: int, environment: Mapping[str, str]) -> None:

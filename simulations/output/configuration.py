@@ -5,17 +5,10 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import re
 import sys
-from collections.abc import Iterator
-from itertools import chain
-from textwrap import dedent
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-from pydantic.fields import FieldInfo
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from client.site_file import SiteFile
 from deal_core.config.data import Table
@@ -35,26 +28,56 @@ nothing has started.
   Flower's run config has the experiment as one JSON value.
 * [site.toml](#sitetoml): what an institution decides. No experiment and no message changes it.
 """
-KINDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
-BOUNDS = {"gt": "> {}", "ge": "≥ {}", "lt": "< {}", "le": "≤ {}"}
+Schema = Mapping[str, Any]
+KINDS = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "object": "table",
+}
+BOUNDS = {
+    "exclusiveMinimum": "> {:g}",
+    "minimum": "≥ {:g}",
+    "exclusiveMaximum": "< {:g}",
+    "maximum": "≤ {:g}",
+    "pattern": "as in `{}`",
+}
 
 
-def attribute_docstrings(model: type[Table]) -> dict[str, str]:
-    """Return field name to the string literal that follows the field, on one line; fields without
-    one are left out."""
-    body = ast.parse(dedent(inspect.getsource(model))).body[0]
-    assert isinstance(body, ast.ClassDef)
-    texts = {}
-    for field, after in zip(body.body, body.body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(after, ast.Expr)
-            and isinstance(after.value, ast.Constant)
-            and isinstance(after.value.value, str)
-        ):
-            texts[field.target.id] = plain_markdown(after.value.value)
-    return texts
+def configuration_page() -> str:
+    """Return the page: every key of an experiment and of ``site.toml``."""
+    sections = ("## Experiment\n", *keys_of(Experiment), "## site.toml\n", *keys_of(SiteFile))
+    return "\n".join((INTRODUCTION, *sections))
+
+
+def keys_of(model: type[Table]) -> Iterator[str]:
+    """Yield the lines of a model: the table of its keys, and of those of the tables in it."""
+    schema = model.model_json_schema()
+    yield from _section(schema, "", schema.get("$defs", {}))
+
+
+def _section(schema: Schema, name: str, models: Schema) -> Iterator[str]:
+    """Yield the table ``name`` with its keys, then the tables in it; the outermost has no name."""
+    if name:
+        yield f"### `[{name}]`\n"
+        yield f"{plain_markdown(schema.get('description', ''))}\n"
+    rows, below = [], []
+    for key, field in schema["properties"].items():
+        place, named = f"{name}.{key}".removeprefix("."), field.get("additionalProperties", {})
+        tables = [each for each in _parts(field) if "$ref" in each]
+        if not tables or len(_parts(field)) > 1:
+            needed = key in schema.get("required", ())
+            kind, text = _kind(field), plain_markdown(field.get("description", ""))
+            rows.append(row(f"`{key}`", kind, "–" if needed else _default(field), text))
+        tables += [named] if "$ref" in named else []
+        below += [(each, place if each is not named else f"{place}.TASK") for each in tables]
+    if rows:
+        yield row("key", "type", "default", "meaning")
+        yield "|---|---|---|---|"
+        yield "\n".join(rows) + "\n"
+    for table, place in below:
+        yield from _section(models[table["$ref"].rpartition("/")[2]], place, models)
 
 
 def plain_markdown(text: str) -> str:
@@ -63,90 +86,31 @@ def plain_markdown(text: str) -> str:
     return text.replace("``", "`")
 
 
-def configuration_page() -> str:
-    """Return the page: every key of an experiment and of ``site.toml``."""
-    lines = [
-        INTRODUCTION,
-        "## Experiment\n",
-        *_section(Experiment, ""),
-        "## site.toml\n",
-        *_section(SiteFile, ""),
-    ]
-    return "\n".join(lines)
+def _parts(field: Schema) -> list[Schema]:
+    """Return what a value may be."""
+    parts: list[Schema] = field.get("anyOf", [field])
+    return parts
 
 
-def _section(model: type[Table], name: str) -> Iterator[str]:
-    """Yield the table ``name`` with its keys, then the tables in it; the outermost has no name."""
-    if name:
-        yield f"### `[{name}]`\n"
-        yield plain_markdown(inspect.cleandoc(model.__doc__ or "")) + "\n"
-    texts, rows, tables = attribute_docstrings(model), [], []
-    for key, field in model.model_fields.items():
-        kind, optional = _without_none(field.annotation)
-        below = _table_in(kind)
-        if below is None or optional or get_origin(kind) is dict:
-            rows.append(_row(key, field, kind, texts.get(key, "")))
-        if below is not None:
-            each = ".TASK" if get_origin(kind) is dict else ""
-            tables.append((below, f"{name}.{key}{each}".removeprefix(".")))
-    if rows:
-        yield row("key", "type", "default", "meaning")
-        yield "|---|---|---|---|"
-        yield "\n".join(rows) + "\n"
-    for below, below_name in tables:
-        yield from _section(below, below_name)
+def _kind(field: Schema) -> str:
+    """Return the type in words, and its limits."""
+    if "anyOf" in field:
+        return " or ".join(_kind(each) for each in field["anyOf"] if each.get("type") != "null")
+    if values := field.get("enum", [field["const"]] if "const" in field else []):
+        return " or ".join(f"`{toml_value(value)}`" for value in values)
+    if field.get("type") == "array":
+        kind = f"list of {_kind(field['items']).replace('number', 'numbers')}"
+    elif "additionalProperties" in field:
+        kind = f"table: name to {_kind(field['additionalProperties'])}"
+    else:
+        kind = KINDS[field.get("type", "object")]
+    return ", ".join(
+        [kind, *(BOUNDS[name].format(field[name]) for name in BOUNDS if name in field)]
+    )
 
 
-def _row(key: str, field: FieldInfo, kind: Any, text: str) -> str:
-    values = (f"`{key}`", ", ".join([_kind(kind), *_bounds(field.metadata)]), _default(field))
-    return row(*values, text)
-
-
-def _without_none(annotation: Any) -> tuple[Any, bool]:
-    """Return the type of a field, and whether the field may be left out altogether."""
-    if isinstance(annotation, UnionType):
-        (kind,) = (each for each in get_args(annotation) if each is not NoneType)
-        return kind, True
-    return annotation, False
-
-
-def _table_in(kind: Any) -> type[Table] | None:
-    """Return the model of a table, or of each of a table of named tables; None for a value."""
-    kind = get_args(kind)[1] if get_origin(kind) is dict else kind
-    return kind if isinstance(kind, type) and issubclass(kind, Table) else None
-
-
-def _kind(kind: Any) -> str:
-    """Return the type in words."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return " or ".join(f"`{toml_value(value)}`" for value in arguments)
-    if origin is Union:
-        return " or ".join(map(_kind, arguments))
-    if origin is Annotated:
-        told = [each.metadata if isinstance(each, FieldInfo) else [each] for each in arguments[1:]]
-        return ", ".join([_kind(arguments[0]), *_bounds(chain.from_iterable(told))])
-    if origin is tuple:
-        return f"list of {_kind(arguments[0]).replace('number', 'numbers')}"
-    if origin is dict:
-        return f"table: name to {_kind(arguments[1])}"
-    return KINDS.get(kind, "table")
-
-
-def _bounds(constraints: Any) -> Iterator[str]:
-    """Yield the limits of a value in words."""
-    for constraint in constraints:
-        for name, form in BOUNDS.items():
-            if (limit := getattr(constraint, name, None)) is not None:
-                yield form.format(f"{limit:g}")
-        if pattern := getattr(constraint, "pattern", None):
-            yield f"as in `{pattern}`"
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "–"
-    default = field.get_default(call_default_factory=True)
+def _default(field: Schema) -> str:
+    default = field.get("default", {})
     return "no table" if default is None else f"`{toml_value(default)}`"
 
 

@@ -6,23 +6,19 @@ import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import get_args, get_type_hints
 
 import click
 from rich import box
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 from typer.models import ArgumentInfo
 
 from deal_core.errors import UserError
 from deal_core.metrics import in_turn
-from simulations.output.files import TextTable, blocks
-
-if TYPE_CHECKING:
-    pass
+from simulations.output.files import TextTable
 
 
 def print_line(console: Console, line: str) -> None:
@@ -37,8 +33,6 @@ WIDTH = 160
 
 def wide_console() -> Console:
     """Return the terminal, or a wide one where there is none."""
-    from rich.console import Console
-
     return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
@@ -48,14 +42,9 @@ NARROW = 80
 """Columns that what ends a run or a study takes at most: those of a window as it opens."""
 
 
-def print_page(console: Console, page: str, width: int = PAGE_WIDTH) -> None:
-    """Print a Markdown page; no line is wider than ``width`` or the console."""
-    narrow = min(width, console.width)
-    for block in blocks(page.splitlines()):
-        if isinstance(block, str):
-            console.print(Padding(Markdown(block), (0, 0, 1, 0)), width=narrow)
-        else:
-            console.print(Padding(text_table(block), (0, 0, 1, 0)), width=narrow)
+def print_page(console: Console, page: str) -> None:
+    """Print a Markdown page; no line is wider than :data:`PAGE_WIDTH` or the console."""
+    console.print(Markdown(page), width=min(PAGE_WIDTH, console.width))
 
 
 def text_table(table: TextTable, title: str = "") -> Table:
@@ -77,14 +66,8 @@ def text_table(table: TextTable, title: str = "") -> Table:
 
 
 def stage_title(stage: int, tasks: Sequence[str], stages: Sequence[Sequence[str]]) -> str:
-    """Return ``2 skin``, the stage's task, where tasks come in turn; else ``stage 2: 1 heart, 3
-    eye``, or ``all tasks at once``.
-
-    Args:
-        stage: from 0.
-        tasks: of the run.
-        stages: the tasks of each.
-    """
+    """Return ``2 skin``, the stage's task (stages count from 0), where tasks come in turn; else
+    ``stage 2: 1 heart, 3 eye``, or ``all tasks at once``."""
     if [list(work) for work in stages] == [list(tasks)] and len(tasks) > 1:
         return "all tasks at once"
     worked = ", ".join(f"{tasks.index(task) + 1} {task}" for task in stages[stage])
@@ -101,11 +84,8 @@ FIGURES = {
 
 
 def require_one_kind(out: Path, own: str) -> None:
-    """Check that a folder has no figures of another kind: their report would be replaced.
-
-    Args:
-        out: the folder; it need not be there.
-        own: the file of :data:`FIGURES` that will be written.
+    """Check that a folder has no figures of another kind than ``own`` (a file of :data:`FIGURES`):
+    their report would be replaced.
 
     Raises:
         UserError: it has.
@@ -124,11 +104,6 @@ def with_argument_help(command: click.Command) -> click.Command:
     if arguments and command.callback is not None:
         hints = get_type_hints(inspect.unwrap(command.callback), include_extras=True)
         for argument in arguments:
-            argument.help = _declared(hints[str(argument.name)])
+            told = [e for e in get_args(hints[str(argument.name)]) if isinstance(e, ArgumentInfo)]
+            argument.help = told[0].help if told else None
     return command
-
-
-def _declared(hint: Any) -> str | None:
-    """Return the text in an ``Annotated`` type, where there is one."""
-    infos = (extra for extra in get_args(hint)[1:] if isinstance(extra, ArgumentInfo))
-    return next((info.help for info in infos), None)

@@ -1,4 +1,4 @@
-"""Text for files: Markdown, TOML, and their places."""
+"""Text of figures, Markdown and TOML, and files that commands leave and read again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError, at_home
+
+if TYPE_CHECKING:  # the command starts light
+    from pydantic import BaseModel
 
 
 def write_texts(out: Path, texts: Mapping[str, str]) -> None:
@@ -30,18 +33,7 @@ def write_texts(out: Path, texts: Mapping[str, str]) -> None:
 
 
 def write_file(name: str | Path, text: str) -> Path:
-    """Write one file, its folder made where it is missing.
-
-    Args:
-        name: as a person writes it.
-        text: all of it.
-
-    Returns:
-        Its path.
-
-    Raises:
-        UserError: it is a folder, or cannot be written.
-    """
+    """Write one file, its folder made where it is missing, and return its path."""
     path = at_home(name)
     if path.is_dir():
         raise UserError(f"{name}: is a folder; name a file")
@@ -49,24 +41,52 @@ def write_file(name: str | Path, text: str) -> Path:
     return path
 
 
+Stored = TypeVar("Stored", bound="BaseModel")
+
+
+def read_stored(
+    model: type[Stored], path: Path, what: str, cure: str = "name a folder that has one"
+) -> Stored:
+    """Return the content of a JSON file, checked against a model.
+
+    Raises:
+        UserError: it cannot be read, or is no ``what``; ``cure`` says what to do.
+    """
+    try:
+        return model.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no {what} ({str(error).splitlines()[0]}); {cure}") from None
+
+
 DASH = "–"
 """In the place of a figure that there is not."""
+
+
+def signed(difference: float) -> str:
+    """Return points with their sign: ``+1.5``."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no minus before a zero
+
+
+def duration(seconds: float) -> str:
+    """Return a rounded time: ``40 s``, ``2 min 10 s``, ``3 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
 
 BETWEEN_CELLS = re.compile(r"(?<!\\)\|")
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table as read.
-
-    Attributes:
-        columns: their names.
-        right: which of them are aligned to the right: figures.
-        rows: as many cells each.
-    """
+    """A table as read: as many cells a row as there are columns."""
 
     columns: tuple[str, ...]
     right: tuple[bool, ...]
+    """Which of them are aligned to the right: figures."""
     rows: tuple[tuple[str, ...], ...]
 
 

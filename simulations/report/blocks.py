@@ -13,8 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from server.results import rounded_up
-from simulations.output.files import DASH, TextTable, blocks
-from simulations.run.live_view import duration, signed
+from simulations.output.files import DASH, TextTable, blocks, duration, signed
 
 HERE = Path(__file__).parent
 NUMBER = re.compile(rf"[-+−±×≥<≤ ]*\d.*|{DASH}|none|no bound")

@@ -39,7 +39,7 @@ from simulations.report.blocks import (
 )
 from simulations.report.charts import Curve, Dot, dots, lines
 from simulations.report.record import ClientLog, RoundLog, RunRecord, State
-from simulations.run.live_view import IDLE
+from simulations.run.progress import IDLE
 from simulations.run.summary import large_delta, privacy_text, unheard_text
 
 TONES: dict[State, Literal["good", "warn", "bad"]] = {

@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from deal_core.errors import UserError
-from simulations.output.files import DASH
-from simulations.output.stored import read_stored
+from simulations.output.files import DASH, read_stored
 from simulations.report.blocks import (
     Block,
     Figure,

@@ -1,4 +1,5 @@
-"""Data that clients can read, divide and answer."""
+"""Data that clients can read, divide and answer. Every check raises a ``UserError``, or gives
+findings."""
 
 from __future__ import annotations
 
@@ -19,19 +20,15 @@ from deal_core.privacy.policy import require_delta
 from deal_core.protection import class_sum_noise
 from server.plan import make_plan
 from simulations.run.expected_membership import expected_auc
-from simulations.run.findings import Finding
+from simulations.run.quick_checks import Finding
 
 OWN_ANSWERS = frozenset({"medmcqa", "embedded", "hub"})
 """Sources that know the labels of their tasks."""
 
 
 def check_declared(experiment: Experiment) -> None:
-    """Check that labels and tasks of texts are declared where a source asks for them: else heads
-    would be of labels in one order, and scores of labels in another.
-
-    Raises:
-        UserError: they are declared where nobody reads them, or twice.
-    """
+    """Labels and text-generation tasks are declared once, where a source asks for them."""
+    # Else heads would be of labels in one order, and scores of labels in another.
     data = experiment.data
     if data.labels and data.source in OWN_ANSWERS:
         raise UserError(
@@ -62,13 +59,7 @@ def check_declared(experiment: Experiment) -> None:
 
 
 def check_data(experiment: Experiment) -> None:
-    """Plan who works on which task, read every task as the clients do and divide it among them.
-
-    Raises:
-        UserError: see :mod:`deal_core.data` and :func:`server.plan.make_plan`; or a task has no
-            test example, and nothing could be said of its accuracy; or delta is too large for the
-            records of a client.
-    """
+    """Plan who works on which task; read and divide every task as the clients do."""
     source = open_source(experiment.data, experiment.privacy.unit_column)
     clients = [str(number) for number in range(experiment.federation.clients)]
     make_plan(experiment, source.task_names(), clients)
@@ -95,11 +86,7 @@ def check_data(experiment: Experiment) -> None:
 
 
 def check_answers(experiment: Experiment) -> None:
-    """An answer that is a text needs a model that writes.
-
-    Raises:
-        UserError: it has another, or ``model.template`` has no place for a text.
-    """
+    """A text-generation task needs a generative model, and every prompt a place for the text."""
     model, texts = experiment.model, experiment.data.generation
     if texts and has_label_logits(model):
         raise UserError(
@@ -113,11 +100,7 @@ def check_answers(experiment: Experiment) -> None:
 
 
 def check_lengths(experiment: Experiment) -> None:
-    """A text, and an answer that is written below it, fit into the model.
-
-    Raises:
-        UserError: they do not.
-    """
+    """A text, and an answer that is written below it, fit into the model."""
     text = experiment.train.max_length
     answer = 0 if has_label_logits(experiment.model) else experiment.model.max_new_tokens
     positions = max_positions(experiment.model)
@@ -131,7 +114,7 @@ def check_lengths(experiment: Experiment) -> None:
 
 
 LOOKED_AT = 400
-"""Examples of a task, at equal distances: tokenising all would take longer than the answer may."""
+"""Examples of a task, at equal distances: to tokenise all would take too long."""
 FEW = 8
 """Tokens of a text below which it says nothing."""
 MANY = 0.1
@@ -142,10 +125,6 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
     """Yield a warning for tasks of which many texts are cut at ``train.max_length``, for those of
     which some answers are cut at ``model.max_new_tokens``, and for those whose prompt does not fit
     beside a text of ``train.max_length``; an error where it does not fit beside one that is there.
-
-    Raises:
-        UserError: the data, or the tokeniser, cannot be read, or it has no chat template for
-            ``model.chat``.
     """
     from transformers import AutoTokenizer
 
@@ -158,7 +137,7 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
     for name in source.task_names():
         task = source.load(name)
         longest = experiment.train.max_length
-        looked_at = spread(task.train)
+        looked_at = task.train[:: max(1, -(-len(task.train) // LOOKED_AT))]
         lengths = token_counts(tokenizer, [example.text for example in looked_at])
         cut = sum(length > longest for length in lengths)
         if cut > MANY * len(lengths):
@@ -172,12 +151,6 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
         if positions and template is not None:
             there = min(longest, max(lengths, default=0))
             yield from _prompt(experiment, tokenizer, template, positions, name, task.labels, there)
-
-
-def spread(examples: Sequence[Example]) -> Sequence[Example]:
-    """Return at most ``LOOKED_AT`` examples, at equal distances."""
-    step = max(1, -(-len(examples) // LOOKED_AT))
-    return examples[::step]
 
 
 def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
@@ -234,15 +207,8 @@ def _prompt(
 
 
 def check_membership(experiment: Experiment) -> Iterator[Finding]:
-    """Yield one line for an experiment with class sums: the area under the curve of the best
-    attack on the sum over sites, for the smallest label and the median one.
-
-    Yields:
-        The line, a note.
-
-    Raises:
-        UserError: the data cannot be read, or no noise fits the budget.
-    """
+    """Yield a note for an experiment with class sums: the area under the curve of the best attack
+    on the sum over sites, for the smallest label and the median one."""
     statistics = statistics_of(method_of(experiment))
     if statistics is None or statistics.exact is not None:
         return

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deal_core.config.data import HubTask
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError, at_home, nearest
@@ -17,22 +16,18 @@ from simulations.run.shipped import shipped_experiments
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of ``deal simulate``.
-
-    Attributes:
-        experiment: a shipped name or the path of a TOML file.
-        out: run folder; empty: the experiment's ``run.out``, or ``runs/NAME-seedN``.
-        overrides: ``table.key=value``, applied in order.
-        seed, engine: beat the experiment and the overrides.
-        resume: continue the run in the folder.
-    """
+    """The arguments of ``deal simulate``: they beat the overrides, which beat the experiment."""
 
     experiment: str
+    """A shipped name or the path of a TOML file."""
     out: str = ""
+    """Run folder; empty: the experiment's ``run.out``, or ``runs/NAME-seedN``."""
     overrides: tuple[str, ...] = ()
+    """``table.key=value``, applied in order."""
     seed: int | None = None
     engine: str | None = None
     resume: bool = False
+    """Continue the run in the folder."""
 
 
 def load_experiment(request: Request) -> Experiment:
@@ -50,11 +45,7 @@ def load_experiment(request: Request) -> Experiment:
 
 
 def find_experiment(name: str) -> Path:
-    """Return the file of a shipped experiment, or ``name`` itself where it is a path.
-
-    Raises:
-        UserError: neither; the message lists the shipped ones.
-    """
+    """Return the file of a shipped experiment, or ``name`` itself where it is a path."""
     return find_file("experiment", name, shipped_experiments())
 
 
@@ -83,14 +74,8 @@ def find_file(kind: str, name: str, shipped: Mapping[str, Path]) -> Path:
 def completed(
     experiment: Experiment, request: Request, name: str, folder: Path | None = None
 ) -> Experiment:
-    """Return the experiment with folder, seed and engine as requested; paths are absolute.
-
-    Args:
-        experiment: as read.
-        request: what beats it.
-        name: of the run folder, where none is given.
-        folder: to which paths may be relative; None: the working directory alone.
-    """
+    """Return the experiment with folder, seed and engine as requested, and absolute paths. ``name``
+    is that of the run folder, where none is given; ``folder``: see :func:`with_absolute_inputs`."""
     changes: dict[str, Any] = {"resume": request.resume}
     if request.seed is not None:
         changes["seed"] = request.seed
@@ -109,34 +94,30 @@ def with_absolute_paths(experiment: Experiment, folder: Path | None = None) -> E
     return with_absolute_inputs(experiment, folder).model_copy(update={"run": run})
 
 
-def _with_own_folder(task: HubTask, folder: Path | None) -> HubTask:
-    """A name of the hub stays as it is."""
-    path = _resolved(task.path, folder)
-    return task.model_copy(update={"path": path}) if Path(path).is_dir() else task
-
-
 def with_absolute_inputs(experiment: Experiment, folder: Path | None = None) -> Experiment:
-    """Return the experiment with absolute paths of data and model.
-
-    Args:
-        experiment: whose paths are relative to the working directory; where nothing is there, to
-            the ``folder``.
-        folder: of the experiment's file; None: the working directory alone.
-    """
+    """Return the experiment with absolute paths of data and model: relative ones are of the working
+    directory, or, where nothing is there, of the ``folder`` of the experiment's file."""
     data, model = experiment.data, experiment.model
     if data.path:
         data = data.model_copy(update={"path": _resolved(data.path, folder)})
     if data.hub:
-        hub = {task: _with_own_folder(own, folder) for task, own in data.hub.items()}
+        hub = {
+            task: own.model_copy(update={"path": _folder_or_name(own.path, folder)})
+            for task, own in data.hub.items()
+        }
         data = data.model_copy(update={"hub": hub})
-    if Path(_resolved(model.name, folder)).is_dir():
-        model = model.model_copy(update={"name": _resolved(model.name, folder)})
+    model = model.model_copy(update={"name": _folder_or_name(model.name, folder)})
     return experiment.model_copy(update={"data": data, "model": model})
+
+
+def _folder_or_name(path: str, folder: Path | None) -> str:
+    """A name of the hub stays as it is."""
+    resolved = _resolved(path, folder)
+    return resolved if Path(resolved).is_dir() else path
 
 
 def _resolved(path: str, folder: Path | None = None) -> str:
     here = at_home(path)
-    # The working directory first: so it has always been.
     there = here if folder is None or here.exists() else folder / here
     return str((there if there.exists() else here).resolve())
 
@@ -175,20 +156,13 @@ def named(epsilon: float) -> str:
 
 
 def budget_setting(epsilon: float) -> tuple[str, dict[str, Any]]:
-    """Return name and tables of a study's setting; a name becomes part of a folder's, so it has no
-    dot."""
+    """Return name (without a dot: it is part of a folder's) and tables of a study's setting."""
     name = f"eps-{named(epsilon)}".replace(".", "_").replace("+", "")
     private = {"mechanism": "record", "target_epsilon": epsilon}
     return name, {"privacy": private if math.isfinite(epsilon) else {"mechanism": "none"}}
 
 
 def with_budget(experiment: Experiment, epsilon: float) -> Experiment:
-    """Return the experiment under this budget, by its own mechanism, or ``record`` where it has
-    none."""
-    own = experiment.privacy.mechanism
-    private = "record" if own == "none" else own
-    changes: dict[str, object] = {"mechanism": "none"}
-    if math.isfinite(epsilon):
-        changes = {"mechanism": private, "target_epsilon": epsilon}
-    privacy = experiment.privacy.model_copy(update=changes)
+    """Return the experiment under this budget."""
+    privacy = experiment.privacy.model_copy(update=budget_setting(epsilon)[1]["privacy"])
     return experiment.model_copy(update={"privacy": privacy})

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -18,10 +17,9 @@ from deal_core.config.file import parse_experiment, read_toml
 from deal_core.config.method import READ_BY
 from deal_core.config.run_config import WHERE, Value, flatten, leaves
 from deal_core.data import TaskData, load_for_clients, open_source
-from deal_core.errors import UserError, at_home
+from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock
-from simulations.output.files import toml_lines
-from simulations.output.stored import read_stored
+from simulations.output.files import read_stored, toml_lines
 
 RECORD = "experiment.toml"
 """The whole experiment, beside the results; it can be run again as it is."""
@@ -72,18 +70,15 @@ def claimed(experiment: Experiment) -> Iterator[None]:
 
 
 def record(experiment: Experiment) -> None:
-    """Make the run folder and write the experiment into it.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Make the run folder and write the experiment into it, or raise UserError."""
     folder = RunFolder(Path(experiment.run.out))
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         if not experiment.run.resume:
             # Events of a start that never came to a checkpoint belong to no run.
             folder.metrics.unlink(missing_ok=True)
-            (folder.path / RECORD).write_text(_as_toml(experiment), encoding="utf-8")
+            settings = leaves(experiment) | {"run.resume": False}
+            (folder.path / RECORD).write_text(toml_lines(settings), encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"{folder.path}: cannot be written ({error.strerror}); choose another --out"
@@ -91,8 +86,7 @@ def record(experiment: Experiment) -> None:
 
 
 def check_same(wanted: Experiment, before: Experiment, where: str, cure: str) -> None:
-    """Check that a run folder holds the experiment that is wanted in it. Where precision is left
-    to the machine, that of the machine it was started on stands.
+    """Check that a run folder holds the experiment that is wanted in it.
 
     Raises:
         UserError: the first key that differs and matters, with both values, and the ``cure``.
@@ -107,66 +101,38 @@ def check_same(wanted: Experiment, before: Experiment, where: str, cure: str) ->
 
 
 def differing(wanted: Mapping[str, Value], before: Mapping[str, Value]) -> list[str]:
-    """Return the settings that are wanted otherwise than they were; where precision is left to the
-    machine, that of any machine stands. Settings of a method that the run does not have say
-    nothing."""
+    """Return the settings that are wanted otherwise than they were. Where precision is left to the
+    machine, that of any machine stands; settings of other methods do not count."""
     method = str(wanted["method.name"])
     return [
         key
         for key, value in wanted.items()
-        if _said(key, value) != _said(key, before[key])
-        and (key, value) != (PRECISION, AUTO)
-        and not _anothers(key, method)
+        if value != before[key] and (key, value) != (PRECISION, AUTO) and not _anothers(key, method)
     ]
 
 
 def _anothers(key: str, method: str) -> bool:
     """Whether a setting is read by other methods alone."""
-    group, _, rest = key.partition(".")
-    table = rest.partition(".")[0]
+    group, table, *_ = f"{key}.".split(".")
     return group == "method" and method not in READ_BY.get(table, (method,))
 
 
-def _said(key: str, value: Value) -> Any:
-    """Return what a setting says: where the folder of a hub's task lies says nothing, as with
-    ``data.path``."""
-    if key != "data.hub":
-        return value
-    tasks: dict[str, dict[str, Any]] = json.loads(str(value))
-    return {
-        task: {k: v for k, v in own.items() if k != "path" or not at_home(str(v)).is_dir()}
-        for task, own in tasks.items()
-    }
-
-
 def recorded(folder: Path) -> Experiment:
-    """Return the experiment that a run folder was started with.
-
-    Raises:
-        UserError: there is no record, or none that can be read.
-    """
+    """Return the experiment that a run folder was started with."""
     path = folder / RECORD
     return parse_experiment(read_toml(path), str(path))
 
 
-def _as_toml(experiment: Experiment) -> str:
-    """Dotted keys with real lists and tables: a file that reads back as the experiment."""
-    return toml_lines(leaves(experiment) | {"run.resume": False})
-
-
 class TaskRecord(BaseModel):
-    """The rows of a task.
-
-    Attributes:
-        train, test: numbers of rows.
-        sha256: of labels and rows, in their order.
-    """
+    """The rows of a task."""
 
     model_config = ConfigDict(frozen=True)
 
     train: int
     test: int
+    """Numbers of rows."""
     sha256: str
+    """Of labels and rows, in their order."""
 
 
 class DataRecord(BaseModel):
@@ -178,21 +144,13 @@ class DataRecord(BaseModel):
 
 
 def data_record(experiment: Experiment) -> DataRecord:
-    """Return what the rows are now.
-
-    Raises:
-        UserError: they cannot be read.
-    """
+    """Return what the rows are now."""
     names = open_source(experiment.data, experiment.privacy.unit_column).task_names()
     return DataRecord(tasks={name: _record(load_for_clients(experiment, name)) for name in names})
 
 
 def write_data_record(experiment: Experiment) -> None:
-    """Write into the run folder what the rows are.
-
-    Raises:
-        UserError: they cannot be read, or the folder cannot be written.
-    """
+    """Write into the run folder what the rows are, or raise UserError."""
     path = RunFolder(Path(experiment.run.out)).data_record
     try:
         atomic_write(path, data_record(experiment).model_dump_json(indent=1) + "\n")
@@ -221,11 +179,7 @@ def check_data_record(experiment: Experiment, folder: Path, option: str, cure: s
 
 
 def rows_of(folders: Iterable[Path]) -> dict[str, str]:
-    """Return task to the SHA-256 of its rows, of the runs of a cell.
-
-    Raises:
-        UserError: a run's record cannot be read.
-    """
+    """Return task to the SHA-256 of its rows, of the runs of a cell."""
     records = filter(None, map(_noted, folders))
     return {task: each.sha256 for record in records for task, each in record.tasks.items()}
 

@@ -9,27 +9,22 @@ from pathlib import Path
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
-from deal_core.errors import UserError, choose
-from server.folder import RunFolder
+from deal_core.errors import choose
+from server.folder import Listener, RunFolder
+from simulations.engines import ENGINES, warm_up
 from simulations.engines.interrupt import stoppable
-from simulations.engines.registry import ENGINES, Engine
 from simulations.output.console import print_line
-from simulations.run.check import every_check
+from simulations.run.check import preflight
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.findings import run_checks
-from simulations.run.live_view import progress_view
+from simulations.run.progress import progress_view
 from simulations.run.run_folder import check_folder, claimed
 
 STOPPED = 130
 """Exit code of a run that was interrupted."""
 
 
-def _nothing(folder: Path) -> None:
-    """Write no page."""
-
-
 def simulate(
-    request: Request, console: Console, write_page: Callable[[Path], None] = _nothing
+    request: Request, console: Console, write_page: Callable[[Path], None] = lambda folder: None
 ) -> int:
     """Run the experiment, show it, report it.
 
@@ -49,7 +44,11 @@ def simulate(
     before = _events(folder)
     try:
         with stoppable():
-            _run(experiment, request, console)
+            with console.status("checking the experiment and its data"):
+                engine = prepare(experiment, lambda line: print_line(console, f"warning: {line}"))
+            view = progress_view(console, Path(request.experiment).stem)
+            with claimed(experiment), view as listener:
+                engine(experiment, listener)
     except BaseException as stop:
         if _events(folder) != before:
             write_page(folder)
@@ -71,52 +70,29 @@ def _events(folder: Path) -> int:
     return log.stat().st_size if log.is_file() else 0
 
 
-def _run(experiment: Experiment, request: Request, console: Console) -> None:
-    with console.status("checking the experiment and its data"):
-        engine = prepare(experiment, lambda line: print_line(console, f"warning: {line}"))
-    view = progress_view(console, Path(request.experiment).stem)
-    with claimed(experiment), view as listener:
-        engine.run(experiment, listener)
-
-
-def prepare(experiment: Experiment, warn: Callable[[str], None]) -> Engine:
-    """Check everything that can be known before the run starts.
-
-    Args:
-        experiment: of the run.
-        warn: hears of every warning, also where something is wrong.
+def prepare(
+    experiment: Experiment, warn: Callable[[str], None]
+) -> Callable[[Experiment, Listener], None]:
+    """Make every check that can be made before the run starts; ``warn`` hears of warnings.
 
     Returns:
-        The engine.
+        The engine, which runs it.
 
     Raises:
         UserError: bad input; nothing has started.
     """
     check_folder(experiment)
     engine = choose("run.engine", experiment.run.engine, ENGINES)
-    engine.warm_up(experiment)
-    found = list(run_checks(every_check(), experiment))
-    for finding in found:
-        if finding.kind == "warning":
-            warn(finding.text)
-    if errors := [finding.text for finding in found if finding.kind == "error"]:
-        raise UserError(*errors)
+    warm_up(experiment)
+    preflight(experiment, warn)
     return engine
 
 
 def stopped_lines(request: Request, experiment: Experiment) -> list[str]:
-    """Say what is left of an interrupted run, and how to go on."""
+    """Say what is left of an interrupted run, and with which command it goes on."""
     folder = RunFolder(Path(experiment.run.out))
     if not folder.can_resume:
         return ["stopped before the first checkpoint; start again with the same command"]
-    return [
-        f"stopped; the checkpoint is in {folder.path}; continue with",
-        f"  {shlex.join(resume_command(request, experiment))}",
-    ]
-
-
-def resume_command(request: Request, experiment: Experiment) -> list[str]:
-    """Return the command that continues the run, with every setting it was given."""
     command = ["deal", "simulate", request.experiment, "--out", experiment.run.out]
     for override in request.overrides:
         command += ["--set", override]
@@ -124,4 +100,7 @@ def resume_command(request: Request, experiment: Experiment) -> list[str]:
         command += ["--seed", str(request.seed)]
     if request.engine is not None:
         command += ["--engine", request.engine]
-    return [*command, "--resume"]
+    return [
+        f"stopped; the checkpoint is in {folder.path}; continue with",
+        f"  {shlex.join([*command, '--resume'])}",
+    ]

@@ -1,4 +1,4 @@
-"""The end of a run on one screen: the accuracy matrix, the measures, where the files lie."""
+"""The end of a run on one screen: accuracies of its tasks, the measures, where the files lie."""
 
 from __future__ import annotations
 
@@ -6,125 +6,73 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from deal_core.methods import KEEP_TEXTS
-from deal_core.metrics import in_turn, spans
+from deal_core.metrics import spans
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Privacy, Results, read_results, rounded_up
-from simulations.output.console import NARROW, print_line, stage_title, text_table
-from simulations.output.files import TextTable
-from simulations.run.live_view import duration, signed
+from simulations.output.console import NARROW, print_line, text_table
+from simulations.output.files import TextTable, duration, signed
 
 LARGE_DELTA = 0.1
 """Times the number of units; above it a run's report warns."""
 
 
 def print_report(console: Console, folder: Path) -> None:
-    """Read ``results.json`` of a run folder and print it.
+    """Read ``results.json`` of a run folder and print it, in the columns of a window as it opens.
 
     Raises:
         UserError: there is none, or it is not valid.
     """
     results = read_results(folder)
     if results.accuracy_matrix:
-        matrices = [matrix_table(results)]
-        if results.class_incremental is not None:
-            matrices.append(matrix_table(results, among_all=True))
-        fits = all(console.measure(table).maximum <= NARROW for table in matrices)
-        for table in matrices if fits else [task_table(results)]:
-            console.print(table, width=min(NARROW, console.width))
+        console.print(task_table(results), width=min(NARROW, console.width))
     lines = [*measures(results), ("results", str(RunFolder(folder).results))]
     for name, value in lines:
         print_line(console, f"{name:<20}{value}")
 
 
-def matrix_table(results: Results, among_all: bool = False) -> Table:
-    """Return R: one row per stage, one column per task, in per cent; bold: just learnt by its last
-    learner; dim: not begun by anyone.
-
-    Args:
-        results: of the run.
-        among_all: among all labels seen so far, where that is known.
-    """
-    found = results.class_incremental if among_all else None
-    shown = results if found is None else found
-    among = "" if found is None else ", among all labels seen so far"
-    table = Table(title=f"Accuracy in %{among}", title_justify="left")
-    table.add_column("learnt so far")
-    for number in range(1, len(results.tasks) + 1):
-        table.add_column(f"task {number}", justify="right")
-    table.add_row("nothing (zero-shot)", *(_cell(shown.zero_shot[t]) for t in results.tasks))
-    stages = [list(stage.work) for stage in results.stages]
-    begun, learnt = spans(results.tasks, stages)
-    for i, row in enumerate(shown.accuracy_matrix):
-        cells = [_cell(value, _style(i, begun[j], learnt[j])) for j, value in enumerate(row)]
-        table.add_row(Text(_title(i, results.tasks, stages)), *cells)
-    return table
-
-
 def task_table(results: Results) -> Table:
-    """Return a row for each task, in per cent: where the matrix is wider than a window."""
-    among_all = results.class_incremental
+    """Return a row for each task, in per cent; the report has the whole matrix."""
+    all_labels = results.class_incremental
     stages = [list(stage.work) for stage in results.stages]
     _, learnt = spans(results.tasks, stages)
     columns = ["task", "zero-shot", "just learnt", "at the end", "since"]
-    columns += [] if among_all is None else ["all labels"]
+    columns += [] if all_labels is None else ["Class-IL"]
     rows = []
     for j, task in enumerate(results.tasks):
         then, now = results.accuracy_matrix[learnt[j]][j], results.accuracy_matrix[-1][j]
         cells = [f"{100 * share:.1f}" for share in (results.zero_shot[task], then, now)]
         cells += [signed(now - then)]
-        if among_all is not None:
-            cells.append(f"{100 * among_all.accuracy_matrix[-1][j]:.1f}")
+        if all_labels is not None:
+            cells.append(f"{100 * all_labels.accuracy_matrix[-1][j]:.1f}")
         rows.append((f"{j + 1} {task}", *cells))
     right = (False, *[True] * (len(columns) - 1))
     title = "Accuracy in %, and points since the task was learnt"
     return text_table(TextTable(tuple(columns), right, tuple(rows)), title)
 
 
-def _title(row: int, tasks: list[str], stages: list[list[str]]) -> str:
-    """Return ``+ task 2 skin``, or ``+ stage 2: 1 heart, 3 eye`` where stages are not tasks in
-    turn."""
-    return f"+ {'task ' if in_turn(tasks, stages) else ''}{stage_title(row, tasks, stages)}"
-
-
-def _style(row: int, begun: int, learnt: int) -> str:
-    if row == learnt:
-        return "bold"
-    return "dim" if row < begun else ""
-
-
-def _cell(share: float, style: str = "") -> Text:
-    return Text(f"{100 * share:.1f}", style=style)
-
-
 def measures(results: Results) -> list[tuple[str, str]]:
     """Return name and text of every measure."""
+    by_client, name = "by a client that is asked in every round", results.config.method.name
     rows = [
         *_accuracy(results),
         *((each.title, _written(results, name)) for name, each in TEXT_MEASURES.items()),
         ("worst client", _worst_client(results)),
-        (
-            "sent per client",
-            f"{_size(sum(results.wire.bytes_up))} by a client that is asked in every round",
-        ),
-        (
-            "received per client",
-            f"{_size(results.wire.received)} by a client that is asked in every round",
-        ),
+        ("sent per client", f"{_size(sum(results.wire.bytes_up))} {by_client}"),
+        ("received per client", f"{_size(results.wire.received)} {by_client}"),
         ("time", duration(results.seconds.get("total", 0.0))),
         ("privacy", privacy_text(results.privacy)),
         ("warning", large_delta(results.privacy)),
-        ("kept texts", _kept_texts(results)),
+        ("kept texts", f"of earlier tasks, at each client, by {name}" * (name in KEEP_TEXTS)),
         ("versions", ", ".join(f"{name} {v}" for name, v in results.versions.items())),
     ]
     return [row for row in rows if row[1]]
 
 
 def _written(results: Results, measure: str) -> str:
-    """Return the tasks whose answers are texts that are measured so."""
+    """Return the text-generation tasks that are measured so."""
     return ", ".join(
         f"task {number} {task}"
         for number, task in enumerate(results.tasks, start=1)
@@ -135,15 +83,11 @@ def _written(results: Results, measure: str) -> str:
 def _accuracy(results: Results) -> list[tuple[str, str]]:
     average, zero_shot = results.average_accuracy, results.mean_zero_shot or 0.0
     if average is None:
-        return [
-            (
-                "accuracy",
-                "not known: clients keep their counts of right answers, or a sum of them was lost",
-            )
-        ]
+        unknown = "clients keep their counts of right answers, or a sum of them was lost"
+        return [("accuracy", f"not known: {unknown}")]
     return [
         ("average accuracy", f"{100 * average:.1f} %"),
-        ("among all labels", _among_all(results)),
+        ("Class-IL accuracy", _class_il(results)),
         ("zero-shot accuracy", f"{100 * zero_shot:.1f} %"),
         *_transfer(results),
         ("counts", unheard_text(results)),
@@ -176,7 +120,7 @@ def unheard_text(results: Results) -> str:
     )
 
 
-def _among_all(results: Results) -> str:
+def _class_il(results: Results) -> str:
     found = results.class_incremental
     if found is None:
         return ""
@@ -208,11 +152,6 @@ def large_delta(privacy: Privacy) -> str:
         f"delta = {rounded_up(privacy.delta or 0.0, 3)} is large: {rounded_up(privacy.n_delta, 2)} "
         f"{privacy.unit}s of a client may be told outright; set privacy.target_delta"
     )
-
-
-def _kept_texts(results: Results) -> str:
-    method = results.config.method.name
-    return f"of earlier tasks, at each client, by {method}" if method in KEEP_TEXTS else ""
 
 
 def _worst_client(results: Results) -> str:

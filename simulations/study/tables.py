@@ -6,8 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from deal_core.config.run_config import Value
-from simulations.output.files import DASH, head, row
-from simulations.run.live_view import duration, signed
+from simulations.output.files import DASH, duration, head, row, signed
 from simulations.run.run_folder import PRECISION
 from simulations.study.outcome import AmongAll, Outcome
 from simulations.study.results import CellResult, StudyResults

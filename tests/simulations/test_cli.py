@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import errno
-import json
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -18,7 +16,6 @@ from simulations.run.shipped import shipped_experiments, shipped_studies
 from tests.forked import Forker, Process
 
 Call = Callable[..., tuple[int, str, str]]
-Rows = list[dict[str, Any]]
 
 
 @pytest.fixture
@@ -49,33 +46,11 @@ def refused(result: tuple[int, str, str]) -> str:
     return lines[0]
 
 
-GOOD = [{"text": "it itches", "label": "skin"}, {"text": "it hurts", "label": "heart"}]
-
-
-@pytest.fixture
-def files(tmp_path: Path) -> Callable[..., list[str]]:
-    """Write one task of JSON lines; returns the arguments that simulate on it."""
-
-    def write(train: Rows | bytes = GOOD, test: Rows | bytes = GOOD) -> list[str]:
-        folder = tmp_path / "data" / "ward"
-        folder.mkdir(parents=True)
-        for name, rows in (("train", train), ("test", test)):
-            if isinstance(rows, list):
-                rows = "".join(json.dumps(row) + "\n" for row in rows).encode()
-            (folder / f"{name}.jsonl").write_bytes(rows)
-        return [
-            *("simulate", "quickstart", "--set", "data.source=files", "--set", "data.path=data"),
-            *("--set", "federation.clients=1"),
-        ]
-
-    return write
-
-
 def test_a_tracker_without_its_package_is_one_line_and_nothing_starts(
-    deal: Call, files: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deal: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.tracking.find_spec", lambda name: None)
-    line = refused(deal(*files(), "--set", "run.track=mlflow"))
+    line = refused(deal("simulate", "quickstart", "--set", "run.track=mlflow"))
     assert line.startswith("error: run.track = 'mlflow' needs mlflow")
     assert "pip install --editable '.[mlflow]'" in line
     assert not (tmp_path / "runs").exists()
@@ -98,70 +73,25 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
     assert "Hospitals learn together" in out
 
 
-def test_version_and_help(deal: Call) -> None:
-    assert deal("--version")[0] == 0
-    code, out, _ = deal("simulate", "--help")
+def test_version(deal: Call) -> None:
+    code, out, _ = deal("--version")
     assert code == 0
-    for option in ("--out", "--set", "--seed", "--engine", "--resume"):
-        assert option in out
-
-
-def test_unknown_experiment(deal: Call) -> None:
-    assert "did you mean 'quickstart'" in refused(deal("simulate", "quickstrat"))
-
-
-def test_missing_and_broken_experiment_files(deal: Call, tmp_path: Path) -> None:
-    assert "own.toml: no such file" in refused(deal("simulate", "own.toml"))
-    (tmp_path / "own.toml").write_text("[run\n")
-    assert "own.toml: not valid TOML" in refused(deal("simulate", "own.toml"))
-    assert "line 1" in refused(deal("simulate", "own.toml"))
+    assert out.startswith("deal ")
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("words", "message"),
     [
-        ("adapter.rnk=4", "unknown key 'adapter.rnk'; did you mean 'rank'?"),
-        ("adapter.rank=four", "key 'adapter.rank' should be integer, but is \"four\""),
-        ("federation.rounds=0", "key 'federation.rounds' should be"),
-        ("adapter", "write it as table.key=value"),
-        ("data.source=disk", "unknown data.source 'disk'; known: embedded, files, hub"),
-        ('data.tasks=["surgry"]', "unknown task 'surgry'"),
-        ("method.name=deel", "unknown method.name 'deel'"),
-        ("run.engine=ray", "unknown run.engine 'ray'"),
-        ("data.source=files", "needs data.path"),
+        (("quickstrat",), "did you mean 'quickstart'"),
+        (("own.toml",), "own.toml: no such file"),
+        (("quickstart", "--set", "adapter.rnk=4"), "unknown key 'adapter.rnk'; did you mean"),
+        (("quickstart", "--set", "adapter"), "write it as table.key=value"),
+        (("quickstart", "--engine", "ray"), "unknown run.engine 'ray'"),
+        (("quickstart", "--set", "data.source=files"), "needs data.path"),
     ],
 )
-def test_bad_settings(deal: Call, override: str, message: str) -> None:
-    assert message in refused(deal("simulate", "quickstart", "--set", override))
-
-
-def test_unknown_engine(deal: Call) -> None:
-    assert "unknown run.engine" in refused(deal("simulate", "quickstart", "--engine", "ray"))
-
-
-def test_missing_column(deal: Call, files: Callable[..., list[str]]) -> None:
-    line = refused(deal(*files(train=[{"txt": "it itches", "label": "skin"}])))
-    assert "train.jsonl, row 1: no column 'text'; the columns are: txt, label; did you" in line
-
-
-def test_empty_split(deal: Call, files: Callable[..., list[str]]) -> None:
-    assert "test.jsonl: holds no examples" in refused(deal(*files(test=[])))
-
-
-def test_a_test_label_that_training_lacks(deal: Call, files: Callable[..., list[str]]) -> None:
-    line = refused(deal(*files(test=[*GOOD, {"text": "it coughs", "label": "lung"}])))
-    assert "test.jsonl, row 3: no training example has the label 'lung'" in line
-
-
-def test_unreadable_data_file(deal: Call, files: Callable[..., list[str]]) -> None:
-    assert "train.jsonl" in refused(deal(*files(train=b"\xff\xfe no text")))
-
-
-def test_data_errors_leave_no_run_folder(
-    deal: Call, files: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    refused(deal(*files(test=[])))
-    assert not (tmp_path / "runs").exists()
+def test_what_is_wrong_is_one_line(deal: Call, words: tuple[str, ...], message: str) -> None:
+    assert message in refused(deal("simulate", *words))
 
 
 def test_a_folder_that_holds_a_run(deal: Call, tmp_path: Path) -> None:
@@ -238,30 +168,11 @@ def test_a_run_is_continued_by_one_process_at_a_time(
     assert RunFolder(out).results.exists()
 
 
-def test_a_client_without_data_is_one_line(fork: Forker, tmp_path: Path) -> None:
-    """That it takes no part is by its own rules: no fault, and no traceback."""
-    settings = [*SMALL[1:], 'data.tasks=["laboratory"]', "federation.clients=4"]
-    settings += ["data.max_train=32", "data.max_test=32"]
-    settings += ["federation.rounds=1", "data.partition.alpha=0.01", "run.seed=2"]
-    settings += ["method.prototype.enabled=off"]  # one round
-    process, _ = started(fork, tmp_path / "run", settings)
-    stdout, stderr = process.communicate()
-    assert process.returncode == 0
-    (line,) = [line for line in stdout.splitlines() if "client 2 " in line]
-    assert line == "client 2 takes no part: no example of the task"
-    assert [line for line in stderr.splitlines() if "font cache" not in line] == []
-
-
 def test_mistakes_in_a_study(deal: Call, tmp_path: Path) -> None:
     assert "did you mean 'medmcqa'" in refused(deal("study", "medmqca"))
-    assert "mine.toml: no such file" in refused(deal("study", "mine.toml"))
     assert "write whole numbers" in refused(deal("study", "medmcqa", "--seeds", "x"))
     assert "--only dael: no cell has" in refused(deal("study", "medmcqa", "--only", "dael"))
-    assert "unknown key 'adapter.rnk'" in refused(
-        deal("study", "medmcqa", "--set", "adapter.rnk=1")
-    )
     assert "needs data.path" in refused(deal("study", "clinc10"))
-    assert "needs data.path" in refused(deal("study", "tuning"))
     assert not (tmp_path / "runs").exists()
 
 

@@ -134,14 +134,13 @@ def check(experiment: Experiment) -> None:
             "protects nobody; leave it out, or set it to 'secure'"
         )
     from server.plan import make_plan
-    from simulations.run.preflight import check_names, check_room
+    from simulations.run.preflight import check_names
 
     from_run_config(to_run_config(experiment))  # as the server will read it
     tasks = SitesSource(experiment.data).task_names()
     check_names(experiment)
     clients = [str(number) for number in range(experiment.federation.clients)]
     make_plan(experiment, tasks, clients)
-    check_room(experiment)
 
 
 def starts(run: Path) -> list[dict[str, Any]]:

@@ -39,13 +39,13 @@ from simulations.deployment.site.folder import (
     label_lines,
     make_private,
 )
-from simulations.run.check import (
+from simulations.run.quick_checks import (
+    CLEAR_COUNTS,
     alike_people_warning,
     both_sides_warning,
+    grouped,
     identifier_warning,
 )
-from simulations.run.findings import CLEAR_COUNTS
-from simulations.run.rows import grouped
 
 CONNECT_SECONDS = 10.0
 MOST_SKEW = 10.0

@@ -15,13 +15,14 @@ from safetensors.numpy import load_file
 
 from deal_core.config.experiment import Experiment, FederationConfig
 from deal_core.config.run_config import to_run_config
+from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
+from simulations.engines import ENGINES
 from simulations.engines import flower as flower_engine
 from simulations.engines.flower import (
     CONNECTION,
     LOG,
-    RunFailed,
     Tail,
     flower_sandbox,
     members,
@@ -29,7 +30,6 @@ from simulations.engines.flower import (
     run_flower,
     stop_all,
 )
-from simulations.engines.registry import ENGINES
 from simulations.engines.worker_pool import Workers
 from simulations.output.files import toml_lines
 from tests.simulations.runs import IN_SUM
@@ -128,7 +128,7 @@ def test_a_run_that_fails_in_flower_fails_here(
     )
     monkeypatch.setattr(flower_engine, "BUNDLE", app)
     experiment = make_experiment(f'run.out="{tmp_path}"')
-    with pytest.raises(RunFailed, match=r"'finished:failed'.*no luck.*flower.log"):
+    with pytest.raises(UserError, match=r"'finished:failed'.*no luck.*flower.log"):
         run_flower(experiment, ignore)
     assert "no luck" in (tmp_path / LOG).read_text()
     left = [p for p in psutil.process_iter(["cmdline"]) if str(app) in str(p.info["cmdline"])]
@@ -158,7 +158,7 @@ def test_both_engines_give_the_same_numbers(
         out = tmp_path / name
         out.mkdir()
         seen: list[str] = []
-        engine.run(
+        engine(
             make_experiment(f'run.out="{out}"', "federation.rounds=1", *stream),
             lambda event, seen=seen: seen.append(event["event"]),  # type: ignore[misc]
         )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,34 +19,18 @@ from flwr.app import (
     MetricRecord,
 )
 
-from client.app import make_app
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
+from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
 from server.checkpoint import load_checkpoint
+from server.folder import RunFolder
 from server.results import read_results
-from server.run import run
-from simulations.engines.inprocess import (
-    InProcessGrid,
-    Interceptor,
-    run_inprocess,
-)
-from simulations.engines.worker_pool import assume_identity
-from tests.simulations.runs import at, gain, learnt_adapter, same
-from tests.sizes import ENOUGH_TO_LEARN, TINY
+from simulations.engines.inprocess import run_inprocess
+from tests.simulations.runs import at, learnt_adapter, run_in_process, same
+from tests.sizes import TINY
 
 pytestmark = pytest.mark.usefixtures("one_model")
-
-
-def with_faults(experiment: Experiment, interceptor: Interceptor) -> list[dict]:
-    """Run with every reply passing through ``interceptor``; return the events."""
-    events: list[dict] = []
-    grid = InProcessGrid(make_app(), to_run_config(experiment), experiment.federation.clients)
-    grid.interceptor = interceptor
-    with assume_identity(1, 1):
-        run(grid, experiment, events.append)
-    return events
 
 
 def matrix(folder: Path) -> list[list[float]]:
@@ -55,22 +41,44 @@ def is_update(reply: Message) -> bool:
     return reply.has_content() and "lora" in reply.content.array_records
 
 
+@dataclass
+class Finished:
+    """A run, all that left its clients (record, field and type), and the first round's updates with
+    their weights, beside the state after it."""
+
+    experiment: Experiment
+    folder: Path
+    events: list[dict[str, Any]] = field(default_factory=list)
+    left: set[str] = field(default_factory=set)
+    sent: list[tuple[float, dict[str, np.ndarray]]] = field(default_factory=list)
+    state: State | None = None
+
+
 @pytest.fixture(scope="module")
-def finished(make_experiment, tmp_path_factory, one_model):
+def finished(make_experiment, tmp_path_factory, one_model) -> Finished:
     folder = tmp_path_factory.mktemp("finished")
-    experiment = at(make_experiment(*TINY), folder)
-    events: list[dict] = []
-    run_inprocess(experiment, events.append)
-    return experiment, folder, events
+    ran = Finished(at(make_experiment(*TINY), folder), folder)
+    shapes = adapter_shapes(ran.experiment.model, ran.experiment.adapter)
 
+    def see(reply: Message) -> Message:
+        for name, record in reply.content.items():
+            for key, value in record.items():
+                kind = "adapter" if isinstance(value, Array) else type(value).__name__
+                ran.left.add(f"{name}.{'*' if kind == 'adapter' else key}: {kind}")
+                assert kind != "adapter" or key.endswith((".lora_A.weight", ".lora_B.weight"))
+        if is_update(reply) and len(ran.sent) < 2:
+            weight = float(reply.content["metrics"]["num_examples"])
+            ran.sent.append((weight, {k: a.numpy() for k, a in reply.content["lora"].items()}))
+        elif ran.state is None and (folder / "checkpoint.safetensors").exists():
+            ran.state = load_checkpoint(folder / "checkpoint.safetensors", shapes).state
+        return reply
 
-def test_a_run_learns(make_experiment, tmp_path):
-    run_inprocess(at(make_experiment(*ENOUGH_TO_LEARN), tmp_path), lambda event: None)
-    assert gain(read_results(tmp_path)) > 0
+    ran.events = run_in_process(ran.experiment, see)
+    return ran
 
 
 def test_a_run_leaves_valid_results(finished):
-    experiment, folder, events = finished
+    experiment, folder, events = finished.experiment, finished.folder, finished.events
     results = read_results(folder)
     assert results.config == experiment
     assert results.tasks == ["laboratory", "surgery"]
@@ -81,8 +89,7 @@ def test_a_run_leaves_valid_results(finished):
 
 
 def test_labels_and_zero_shot_accuracy_of_each_client_are_in_the_results(finished):
-    _, folder, _ = finished
-    results = read_results(folder)
+    results = read_results(finished.folder)
     assert {task: len(set(labels)) for task, labels in results.labels.items()} == {
         task: len(labels) for task, labels in results.labels.items()
     }
@@ -94,7 +101,7 @@ def test_labels_and_zero_shot_accuracy_of_each_client_are_in_the_results(finishe
 
 
 def test_among_all_labels_seen_so_far_nobody_is_right_more_often(finished):
-    results = read_results(finished[1])
+    results = read_results(finished.folder)
     among_all = results.class_incremental
     own, every = np.array(results.accuracy_matrix), np.array(among_all.accuracy_matrix)
     assert every.shape == own.shape
@@ -105,57 +112,18 @@ def test_among_all_labels_seen_so_far_nobody_is_right_more_often(finished):
     assert among_all.per_client.keys() == results.per_client.keys()
 
 
-def test_the_update_of_two_clients_is_their_weighted_mean(finished, tmp_path):
-    """Catch what the clients send in the first round, average it by hand."""
-    experiment, _, _ = finished
-    sent: list[tuple[float, dict[str, np.ndarray]]] = []
-    first = experiment.model_copy(
-        update={"federation": experiment.federation.model_copy(update={"rounds": 1})}
-    )
-
-    def catch(reply: Message) -> Message:
-        if is_update(reply) and reply.content["status"]["stage"] == 0:
-            weight = float(reply.content["metrics"]["num_examples"])
-            arrays = {k: a.numpy() for k, a in reply.content["lora"].items()}
-            sent.append((weight, arrays))
-        return reply
-
-    kept: dict[str, object] = {}
-
-    def stop_after_round(reply: Message) -> Message:
-        if "correct" in reply.content.metric_records.get("metrics", {}) and sent:
-            path = tmp_path / "checkpoint.safetensors"
-            shapes = adapter_shapes(experiment.model, experiment.adapter)
-            kept.setdefault("state", load_checkpoint(path, shapes).state)
-        return catch(reply)
-
-    with_faults(at(first, tmp_path), stop_after_round)
-    assert len(sent) == 2
-    total = sum(weight for weight, _ in sent)
-    key = next(iter(sent[0][1]))
-    mean = sum(weight / total * arrays[key] for weight, arrays in sent)
+def test_the_update_of_two_clients_is_their_weighted_mean(finished):
+    (one, first), (two, second) = finished.sent
+    key = next(iter(first))
+    mean = (one * first[key] + two * second[key]) / (one + two)
     layer = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
-    got = kept["state"].current.layers[layer].A.numpy()
+    got = finished.state.current.layers[layer].A.numpy()
     np.testing.assert_allclose(got, mean, rtol=0, atol=1e-6)
 
 
-def test_nothing_but_adapters_and_figures_leaves_a_client(finished, tmp_path):
+def test_nothing_but_adapters_and_figures_leaves_a_client(finished):
     """Every field of every reply, by name and type."""
-    experiment, _, _ = finished
-    seen: set[str] = set()
-
-    def look(reply: Message) -> Message:
-        for name, record in reply.content.items():
-            for key, value in record.items():
-                kind = "adapter" if isinstance(value, Array) else type(value).__name__
-                where = f"{name}.{'*' if kind == 'adapter' else key}"
-                seen.add(f"{where}: {kind}")
-                if kind == "adapter":
-                    assert key.endswith((".lora_A.weight", ".lora_B.weight"))
-        return reply
-
-    with_faults(at(experiment, tmp_path), look)
-    assert seen == {
+    assert finished.left == {
         "site.client: int",
         "status.code: str",
         "status.stage: int",
@@ -171,18 +139,24 @@ def test_nothing_but_adapters_and_figures_leaves_a_client(finished, tmp_path):
     }
 
 
-def test_equal_seeds_equal_matrix_and_adapter(finished, tmp_path):
-    experiment, folder, _ = finished
-    run_inprocess(at(experiment, tmp_path), lambda event: None)
-    assert matrix(tmp_path) == matrix(folder)
-    assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
+def cut_short(folder: RunFolder) -> None:
+    folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_stopped_anywhere_and_resumed_equals_uninterrupted(finished, tmp_path, steps):
-    """Interrupt in the middle of a step; the checkpoint before it stands, 3 of them at the border
-    of two tasks. Within the second task: test_every_method."""
-    experiment, folder, _ = finished
+@pytest.mark.parametrize(
+    ("steps", "damage", "told"),
+    [
+        (1, lambda folder: None, None),
+        pytest.param(2, lambda folder: None, None, marks=pytest.mark.slow),
+        (2, cut_short, "damaged checkpoint"),
+        (3, lambda folder: folder.checkpoint.unlink(), "no checkpoint to resume from"),
+    ],
+    ids=["in a task", "at its end", "damaged", "missing"],
+)
+def test_stopped_anywhere_and_resumed_equals_uninterrupted(finished, tmp_path, steps, damage, told):
+    """Interrupt in the middle of a step, 3 of them at the border of two tasks; the checkpoint
+    before it stands, and where that is damaged, the one before. So equal seeds give equal runs."""
+    experiment, folder = finished.experiment, finished.folder
     ended = {"round_finished", "stage_finished"}
     count = 0
 
@@ -195,7 +169,13 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(finished, tmp_path, s
     with pytest.raises(KeyboardInterrupt):
         run_inprocess(at(experiment, tmp_path), interrupt)
     assert not (tmp_path / "results.json").exists()
-    run_inprocess(at(experiment, tmp_path, resume=True), lambda event: None)
+    damage(RunFolder(tmp_path))
+    events: list[dict] = []
+    run_inprocess(at(experiment, tmp_path, resume=True), events.append)
+    assert [e["reason"] for e in events if e["event"] == "checkpoint_damaged"] == (
+        [] if told is None else [events[0]["reason"]]
+    )
+    assert told is None or told in events[0]["reason"]
     assert matrix(tmp_path) == matrix(folder)
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
 
@@ -222,7 +202,7 @@ run_inprocess(Experiment.model_validate_json(Path(sys.argv[1]).read_text()), lis
 
 def test_killed_and_resumed_equals_uninterrupted(fork, finished, tmp_path):
     """SIGKILL to a real process in the middle of a round."""
-    experiment, folder, _ = finished
+    experiment, folder = finished.experiment, finished.folder
     (tmp_path / "experiment.json").write_text(at(experiment, tmp_path).model_dump_json())
     (tmp_path / "program.py").write_text(PROGRAM)
     process = fork(str(tmp_path / "program.py"), str(tmp_path / "experiment.json"))
@@ -277,17 +257,17 @@ KINDS = [
     "huge weight",
     "no weight",
     "no adapter",
+    "silent",
 ]
 
 
-@pytest.mark.parametrize("kinds", [KINDS, ["silent"]], ids=["spoilt", "silent"])
-def test_a_bad_reply_costs_its_sender_the_round_and_nobody_else(make_experiment, tmp_path, kinds):
+def test_a_bad_reply_costs_its_sender_the_round_and_nobody_else(make_experiment, tmp_path):
     """Another kind of reply in every round, always by the first who answers."""
     experiment = make_experiment(
         *TINY,
         'data.tasks=["surgery"]',
-        f"federation.rounds={len(kinds)}",
-        f"federation.deadline_seconds={3 if kinds == ['silent'] else 20}",
+        f"federation.rounds={len(KINDS)}",
+        "federation.deadline_seconds=3",
     )
     hit: set[int] = set()
 
@@ -297,14 +277,14 @@ def test_a_bad_reply_costs_its_sender_the_round_and_nobody_else(make_experiment,
             and (server_round := reply.content["status"]["server_round"]) not in hit
         ):
             hit.add(server_round)
-            return spoil(kinds[server_round - 1], reply)
+            return spoil(KINDS[server_round - 1], reply)
         return reply
 
-    events = with_faults(at(experiment, tmp_path), bad)
+    events = run_in_process(at(experiment, tmp_path), bad)
     failed = [e for e in events if e["event"] == "client_failed"]
-    assert [e["server_round"] for e in failed] == list(range(1, len(kinds) + 1))
+    assert [e["server_round"] for e in failed] == list(range(1, len(KINDS) + 1))
     assert all(e["reason"] for e in failed)
-    assert [e["clients"] for e in events if e["event"] == "round_finished"] == [1] * len(kinds)
+    assert [e["clients"] for e in events if e["event"] == "round_finished"] == [1] * len(KINDS)
     assert all(np.isfinite(value).all() for value in learnt_adapter(tmp_path).values())
 
 
@@ -317,7 +297,7 @@ def test_below_quorum_the_run_stops_and_resumes(make_experiment, tmp_path):
         return spoil("nan", reply) if is_update(reply) else reply
 
     with pytest.raises(UserError, match="quorum") as stop:
-        with_faults(at(experiment, tmp_path), all_bad)
+        run_in_process(at(experiment, tmp_path), all_bad)
     assert "--resume" in str(stop.value)
     assert not (tmp_path / "results.json").exists()
     run_inprocess(at(experiment, tmp_path, resume=True), lambda event: None)
@@ -339,27 +319,6 @@ def test_a_fault_at_a_site_leaves_no_text(make_experiment, tmp_path, monkeypatch
     assert "gout" in caplog.text  # the site's own log has it
 
 
-def test_sampling_takes_some_clients_and_is_seeded(make_experiment, tmp_path):
-    experiment = make_experiment(
-        "data.max_train=40",
-        "data.max_test=16",
-        "federation.clients=4",
-        "federation.clients_per_round=2",
-        "federation.rounds=3",
-        'data.tasks=["surgery"]',
-        'data.partition.kind="iid"',
-    )
-    rounds = []
-    for name in ("one", "two"):
-        events: list[dict] = []
-        run_inprocess(at(experiment, tmp_path / name), events.append)
-        chosen = [e["client"] for e in events if e["event"] == "client_finished"]
-        rounds.append(chosen)
-        assert len(chosen) == 6
-    assert rounds[0] == rounds[1]
-    assert len(set(rounds[0])) > 2
-
-
 def test_the_exported_adapter_gives_the_global_model_in_plain_peft(finished):
     """W0 + retained + current, loaded by a tool that knows nothing of this project."""
     from peft import PeftModel
@@ -368,7 +327,7 @@ def test_the_exported_adapter_gives_the_global_model_in_plain_peft(finished):
     from deal_core.data.embedded import asset_folder
     from deal_core.lora.adapter import stack
 
-    experiment, folder, _ = finished
+    experiment, folder = finished.experiment, finished.folder
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     state = load_checkpoint(folder / "checkpoint.safetensors", shapes).state
     whole = stack(state.parts())
@@ -379,21 +338,3 @@ def test_the_exported_adapter_gives_the_global_model_in_plain_peft(finished):
         f = whole.layers[name]
         torch.testing.assert_close(delta, f.B @ f.A, rtol=0, atol=1e-5)
         assert delta.abs().max() > 0
-
-
-def test_a_causal_model_counts_among_the_labels_of_a_task_alone(
-    make_experiment, make_causal, tmp_path
-):
-    """All labels would cost it a pass each: nothing else is sent, and nothing is claimed."""
-    folder = make_causal(tmp_path / "model", "llama")
-    experiment = make_experiment(
-        "model.family=causal-lm",
-        f'model.name="{folder}"',
-        "federation.rounds=1",
-        "data.max_train=8",
-        "data.max_test=8",
-    )
-    run_inprocess(at(experiment, tmp_path / "run"), lambda event: None)
-    results = read_results(tmp_path / "run")
-    assert results.class_incremental is None
-    assert np.array(results.accuracy_matrix).shape == (2, 2)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections import deque
 from concurrent.futures import BrokenExecutor, Future
 from pathlib import Path
+from queue import Queue
 
 import psutil
 import pytest
@@ -24,111 +24,79 @@ from tests.slow import slow_but
 
 
 class Line:
-    """An executor that works when the test says so."""
+    """An executor that works when the test says so; its process may be ``gone``."""
 
     def __init__(self) -> None:
-        self.jobs: deque[tuple[str, Future]] = deque()
-
-    def submit(self, function, request, context) -> Future:
-        future: Future = Future()
-        self.jobs.append((request, future))
-        return future
-
-    def finish(self) -> str:
-        request, future = self.jobs.popleft()
-        future.set_result(f"reply to {request}")
-        return request
-
-
-def test_a_client_keeps_its_worker_and_idle_workers_help_out():
-    lines = [Line(), Line()]
-    pool = WorkerPool(lines)
-    outcomes = [pool.submit(0, f"a{i}", None) for i in range(4)]
-    assert [len(line.jobs) for line in lines] == [1, 1]  # one of its own, one to help
-    assert lines[0].finish() == "a0"
-    assert lines[0].finish() == "a2"  # its own first
-    assert lines[1].finish() == "a1"
-    assert lines[1].jobs == deque()
-    assert lines[0].finish() == "a3"
-    assert [o.result() for o in outcomes] == [f"reply to a{i}" for i in range(4)]
-    late = pool.submit(1, "b", None)
-    assert lines[1].finish() == "b"
-    assert late.done()
-
-
-def test_a_request_that_is_answered_at_once_does_not_block():
-    class AtOnce(Line):
-        def submit(self, function, request, context) -> Future:
-            future = super().submit(function, request, context)
-            self.finish()
-            return future
-
-    pool = WorkerPool([AtOnce()])
-    assert [pool.submit(0, i, None).result() for i in "ab"] == ["reply to a", "reply to b"]
-
-
-def test_a_fault_is_the_callers():
-    line = Line()
-    outcome = WorkerPool([line]).submit(0, "a", None)
-    line.jobs.popleft()[1].set_exception(ValueError("no"))
-    with pytest.raises(ValueError, match="no"):
-        outcome.result()
-
-
-class Mortal(Line):
-    """An executor whose process may be gone."""
-
-    gone = False
+        self.jobs: Queue[tuple[str, Future]] = Queue()
+        self.gone = False
 
     def submit(self, function, request, context) -> Future:
         if self.gone:
             raise BrokenExecutor("gone")
-        return super().submit(function, request, context)
+        future: Future = Future()
+        self.jobs.put((request, future))
+        return future
+
+    def finish(self, fault: Exception | None = None) -> str:
+        request, future = self.jobs.get(timeout=5)
+        if fault is None:
+            future.set_result(f"reply to {request}")
+        else:
+            future.set_exception(fault)
+        return request
+
+    def shutdown(self, cancel_futures: bool) -> None:
+        """Nothing has been started."""
 
 
-def test_a_worker_that_ends_while_others_work_ends_everything_that_waits():
-    lines = [Mortal(), Mortal()]
+def test_a_client_keeps_its_worker_unless_another_has_less_to_do():
+    lines = [Line(), Line()]
     pool = WorkerPool(lines)
-    outcomes = [pool.submit(0, i, None) for i in "abcd"]  # d goes to the second worker
-    lines[1].gone = True
-    lines[1].jobs.popleft()[1].set_exception(BrokenExecutor("gone"))
-    for waiting in (outcomes[1], outcomes[2], outcomes[3]):
-        with pytest.raises(BrokenExecutor):
-            waiting.result(timeout=1)
-    assert lines[0].finish() == "a"
-    assert outcomes[0].result(timeout=1) == "reply to a"
-    assert not lines[0].jobs
-    with pytest.raises(BrokenExecutor):
-        pool.submit(0, "e", None).result(timeout=1)
+    outcomes = [pool.submit(client, str(client), None) for client in (0, 1, 2, 4)]
+    assert [lines[0].finish(), lines[0].finish()] == ["0", "2"]
+    assert [lines[1].finish(), lines[1].finish()] == ["1", "4"]  # the second helps out
+    assert [o.result(5) for o in outcomes] == [f"reply to {n}" for n in "0124"]
+    pool.submit(1, "late", None)
+    assert lines[1].finish() == "late"
 
 
-def test_a_worker_that_ends_while_idle_is_found_by_the_next_request():
-    lines = [Mortal(), Mortal()]
-    pool = WorkerPool(lines)
-    lines[0].gone = True
-    with pytest.raises(BrokenExecutor):
-        pool.submit(0, "a", None).result(timeout=1)
-
-
-def test_after_a_fault_what_waits_is_started():
+def test_a_fault_is_the_callers_and_what_waits_is_started():
     line = Line()
     pool = WorkerPool([line])
     faulty, next_one = pool.submit(0, "a", None), pool.submit(0, "b", None)
-    line.jobs.popleft()[1].set_exception(ValueError("no"))
-    assert faulty.exception() is not None
+    line.finish(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        faulty.result(5)
     assert line.finish() == "b"
-    assert next_one.result(timeout=1) == "reply to b"
+    assert next_one.result(5) == "reply to b"
+
+
+def test_a_worker_that_ends_before_its_time_is_told_to_all_that_ask_it():
+    lines = [Line(), Line()]
+    pool = WorkerPool(lines)
+    outcomes = [pool.submit(0, request, None) for request in "abcd"]
+    lines[1].gone = True
+    lines[1].finish(BrokenExecutor("gone"))
+    for waiting in (outcomes[1], outcomes[3]):
+        with pytest.raises(BrokenExecutor):
+            waiting.result(timeout=5)
+    assert lines[0].finish() == "a"
+    assert outcomes[0].result(timeout=5) == "reply to a"
+    with pytest.raises(BrokenExecutor):
+        pool.submit(1, "e", None).result(timeout=5)
 
 
 def test_a_closed_pool_starts_nothing_more():
     line = Line()
     pool = WorkerPool([line])
-    pool.submit(0, "a", None)
-    waiting = pool.submit(0, "b", None)
+    asked, waiting = pool.submit(0, "a", None), pool.submit(0, "b", None)
+    while line.jobs.empty():
+        time.sleep(0.001)
     pool.close()
-    line.jobs.popleft()[1].set_result("reply to a")
-    assert not line.jobs
-    assert not waiting.done()
+    line.finish()
+    assert asked.result(5) == "reply to a"
+    assert waiting.cancelled()
+    assert line.jobs.empty()
 
 
 KINDS = {

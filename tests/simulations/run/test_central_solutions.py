@@ -136,7 +136,8 @@ ON_THE_GRID = 1e-3
 bound."""
 
 
-@pytest.mark.parametrize("split", slow_but(SPLITS, "by size"))
+@pytest.mark.slow
+@pytest.mark.parametrize("split", SPLITS)
 def test_class_means_are_the_central_ones(learnt, everything, split):
     heads = learnt(split, *WITHOUT_NOISE, "method.prototype.directions=0")
     for head, expected in zip(heads, nearest(everything(PROTOTYPE.layers)), strict=True):

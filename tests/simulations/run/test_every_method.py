@@ -25,7 +25,6 @@ QUIET = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
 RUNS = {
     **{name: (f"method.name={name}",) for name in METHODS},
     "prototype": ("method.name=prototype", *QUIET),
-    "deal with prototypes": ("method.name=deal", "method.prototype.enabled=auto", *QUIET),
 }
 STEPS = {"prototype": 2}
 """Rounds and stages before a run is stopped, else 4: the second task's first round has just ended,
@@ -66,7 +65,7 @@ def whole_run(make_experiment, tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", slow_but(RUNS, "deal", "ewc"))
+@pytest.mark.parametrize("name", slow_but(RUNS, "ewc"))
 def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, tmp_path, name):
     experiment, folder = whole_run(name)
     assert len(read_results(folder).accuracy_matrix) == 2
@@ -85,7 +84,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, t
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
 
 
-@pytest.mark.parametrize("name", slow_but(RUNS, "deal", "prototype"))
+@pytest.mark.parametrize("name", slow_but(RUNS, "prototype"))
 def test_sites_learn_and_measure_what_simulated_clients_do(whole_run, tmp_path, monkeypatch, name):
     """Their evaluations are carried along by training requests; one method begins its tasks with
     another model than it ended the last with, and has to be asked before."""
@@ -103,6 +102,7 @@ def test_sites_learn_and_measure_what_simulated_clients_do(whole_run, tmp_path, 
     assert sites.per_client == simulated.per_client
 
 
+@pytest.mark.slow
 def test_a_new_run_in_an_old_folder_begins_anew(whole_run, tmp_path):
     """What a client of another run kept there is not added to what is kept now."""
     experiment, folder = whole_run("ewc")
@@ -119,50 +119,28 @@ ADAPTERS = [name for name in RUNS if name not in ("linear-probe", "prototype")]
 TASKS = ("laboratory", "surgery")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "sequential"])
 def test_a_method_is_more_than_its_name(whole_run, name):
     """No other method has left the same factors; heads are not looked at."""
     others = [other for other in ("sequential", "deal", "lwf") if other != name]
-    if name == "deal with prototypes":
-        others.remove("deal")
     own = factors(whole_run(name)[1])
     assert not [other for other in others if same(own, factors(whole_run(other)[1]))]
-
-
-def test_what_is_made_of_sums_is_in_the_heads_alone(whole_run):
-    """Their adapters are zero, and no two have the same heads; those of deal are those of class
-    means, beside what it learns without them."""
-    heads = {}
-    for name in ("linear-probe", "prototype", "deal with prototypes"):
-        learnt = learnt_adapter(whole_run(name)[1])
-        heads[name] = [learnt[task] for task in TASKS]
-        assert all(head.any() and np.isfinite(head).all() for head in heads[name])
-    for name in ("linear-probe", "prototype"):
-        assert not any(value.any() for value in factors(whole_run(name)[1]).values())
-    probes = [head.shape for head in heads["linear-probe"]]
-    assert probes != [head.shape for head in heads["prototype"]]
-    for one, other in zip(heads["prototype"], heads["deal with prototypes"], strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
-    assert same(*(factors(whole_run(name)[1]) for name in ("deal", "deal with prototypes")))
 
 
 def factors(folder: Path) -> dict[str, np.ndarray]:
     return {key: value for key, value in learnt_adapter(folder).items() if key not in TASKS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "setting"),
     [
         ("lwf", "aggregation.rule=fedex"),  # a residual beside the start
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                ("lwf", "wire.dtype=int8"),  # the start and what takes it back, each rounded
-                ("ewc", "aggregation.rule=ffa"),
-                ("olora", "aggregation.rule=flora"),
-                ("slao", "wire.dtype=int8"),  # what it keeps at the server is not rounded
-            )
-        ),
+        ("lwf", "wire.dtype=int8"),  # the start and what takes it back, each rounded
+        ("ewc", "aggregation.rule=ffa"),
+        ("olora", "aggregation.rule=flora"),
+        ("slao", "wire.dtype=int8"),  # what it keeps at the server is not rounded
     ],
 )
 def test_a_method_goes_with_other_rules_and_wires(make_experiment, tmp_path, name, setting):

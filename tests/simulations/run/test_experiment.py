@@ -5,20 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from deal_core.config.data import DataConfig, TaskColumns
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
-from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 from server.folder import RunFolder
-from simulations.run.data_checks import check_declared
 from simulations.run.experiment import Request, find_experiment, load_experiment
-from simulations.run.preflight import preflight
 from simulations.run.run_folder import (
     RECORD,
     check_data_record,
     check_folder,
-    differing,
     record,
     write_data_record,
 )
@@ -135,14 +130,6 @@ def test_settings_of_a_method_that_the_run_does_not_have_are_none_of_it() -> Non
         check_folder(load_experiment(Request("quickstart", overrides=other, resume=True)))
 
 
-def test_those_of_the_runs_own_method_are() -> None:
-    ewc = "method.name=ewc"
-    started(Request("quickstart", overrides=(ewc,)))
-    other = Request("quickstart", overrides=(ewc, "method.ewc.weight=7"), resume=True)
-    with pytest.raises(UserError, match=r"'method.ewc.weight' is 7.0"):
-        check_folder(load_experiment(other))
-
-
 def test_resume_may_change_engine_and_threads_and_keeps_the_record() -> None:
     first = started(Request("quickstart"))
     text = (Path(first.run.out) / RECORD).read_text()
@@ -153,54 +140,6 @@ def test_resume_may_change_engine_and_threads_and_keeps_the_record() -> None:
     assert (Path(first.run.out) / RECORD).read_text() == text
 
 
-def test_out_that_is_a_file_is_refused() -> None:
-    Path("taken").touch()
-    with pytest.raises(UserError, match=r"taken: is a file; choose another --out"):
-        check_folder(load_experiment(Request("quickstart", out="taken")))
-    with pytest.raises(UserError, match=r"cannot be written .*; choose another --out"):
-        record(load_experiment(Request("quickstart", out="taken/below")))
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("method.name=deel", r"unknown method.name 'deel'.*did you mean 'deal'"),
-        ("aggregation.rule=fedix", r"unknown aggregation rule 'fedix'.*fedit"),
-        ("model.family=decoder", r"unknown model.family 'decoder'.*encoder-labels"),
-        ("data.source=disk", r"unknown data.source 'disk'.*files"),
-        ("data.partition.kind=idd", r"unknown data.partition.kind 'idd'.*'iid'"),
-        ('data.tasks=["surgry"]', r"unknown task 'surgry'.*did you mean 'surgery'"),
-        ("federation.clients=100000", r"training examples for 100000 clients"),
-        ("privacy.metrics=noised", r"budget of records, which mechanism 'none' has not; set"),
-    ],
-)
-def test_preflight_finds_what_would_fail_later(override: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        preflight(load_experiment(Request("quickstart", overrides=(override,))))
-
-
-def test_a_method_says_which_rules_it_cannot_work_with() -> None:
-    pair = ("method.name=ewc", "aggregation.rule=flora")
-    with pytest.raises(UserError, match=r"'flora' .* 'ewc'; use fedit, ffa$"):
-        preflight(load_experiment(Request("quickstart", overrides=pair)))
-
-
-def test_files_that_are_read_otherwise_are_a_difference() -> None:
-    files = DataConfig(files={"triage": TaskColumns(text_column="note")})
-    now = flatten(Experiment(data=files))
-    other = dict(now) | {"data.files": '{"triage": {"text_column": "text"}}'}
-    assert differing(now, dict(now)) == []
-    assert differing(now, other) == ["data.files"]
-    assert differing(now, dict(now) | {"model.template": "{text}"}) == ["model.template"]
-
-
-def test_a_client_that_is_to_learn_nothing_is_a_difference() -> None:
-    def with_orders(orders: dict[str, tuple[str, ...]]) -> Experiment:
-        return Experiment(stream={"schedule": "per-client", "orders": orders})
-
-    assert differing(flatten(with_orders({"3": ()})), flatten(with_orders({}))) == ["stream.orders"]
-
-
 def test_a_folder_of_the_hub_is_found_beside_the_experiment_and_is_absolute(tmp_path: Path) -> None:
     (tmp_path / "exp" / "mine").mkdir(parents=True)
     file = tmp_path / "exp" / "own.toml"
@@ -209,20 +148,6 @@ def test_a_folder_of_the_hub_is_found_beside_the_experiment_and_is_absolute(tmp_
     )
     hub = load_experiment(Request(str(file))).data.hub
     assert (hub["a"].path, hub["b"].path) == (str(tmp_path / "exp" / "mine"), "o/n")
-
-
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"labels": {"surgery": ("b", "a")}}, "has the labels of its data"),
-        ({"source": "hub", "labels": {"t": ("b", "a")}}, "has the labels of its data"),
-        ({"generation": ("surgery",)}, "answers are labels"),
-        ({"source": "files", "labels": {"t": ("a",)}, "generation": ("t",)}, "leave it out of one"),
-    ],
-)
-def test_answers_that_nobody_would_read_are_refused(settings, told) -> None:
-    with pytest.raises(UserError, match=told):
-        check_declared(Experiment(data=DataConfig(**settings)))
 
 
 def test_other_rows_than_those_of_the_run_are_refused(tmp_path: Path) -> None:

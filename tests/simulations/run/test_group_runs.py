@@ -17,15 +17,12 @@ from deal_core.privacy.ledger import Ledger
 from server.model_card import privacy_lines
 from server.results import read_results
 from server.run import run
-from simulations.audit.command import claims
-from simulations.audit.run import Training, carry_out
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from simulations.ledger_command import show
-from simulations.run.check import privacy_warnings
-from simulations.run.live_view import plain_lines
-from simulations.run.preflight import preflight
+from simulations.run.check import preflight
 from simulations.run.progress import Progress
+from simulations.run.quick_checks import check_unit
 from simulations.run.summary import privacy_text
 from tests.sizes import TWO_LAYERS
 
@@ -99,10 +96,8 @@ def test_everything_says_the_unit_and_names_the_column(finished):
     assert "one group, all records of a client with one value of 'patient_id'" in privacy_lines(
         read_results(folder)
     )
-    state, shown = Progress(), []
-    for event in events:
-        state = state.update(event)
-        shown += [line for line in plain_lines(event, state) if "epsilon" in line]
+    progress = Progress()
+    shown = [line for event in events for line in progress.hear(event) if "epsilon" in line]
     assert shown
     assert all("per group of 'patient_id'" in line for line in shown)
     out = io.StringIO()
@@ -131,58 +126,23 @@ def test_ledgers_are_of_the_groups_that_each_client_has(finished):
         assert event.delta <= 1e-1
 
 
+def warned(experiment) -> list[str]:
+    return [finding.text for finding in check_unit(experiment)]
+
+
 def test_a_column_that_repeats_is_warned_of_where_records_are_the_unit(settings):
-    warned = privacy_warnings(settings())
-    assert len(warned) == 2
-    assert warned[1].startswith("column 'patient_id' of task 'triage' has 24 values in 72")
-    assert "set privacy.unit_column = 'patient_id'" in warned[0]
-    assert privacy_warnings(settings("privacy.mechanism=none")) == []
-
-
-def test_what_divides_by_number_is_warned_of(settings):
-    """A record more would move others between the simulated clients."""
-    secure = (GROUPS, "privacy.noise=secure")
-    warned = privacy_warnings(settings(*secure, "data.partition.kind=dirichlet"))
-    assert warned[0].startswith("data.partition.kind = 'dirichlet' divides rows by how many")
-    by_itself = privacy_warnings(settings(*secure, "data.partition.kind=iid"))
-    seeded = privacy_warnings(settings(GROUPS, "data.partition.kind=dirichlet"))
-    assert not [line for line in (*by_itself, *seeded) if "divides rows" in line]
+    first, second = warned(settings())
+    assert second.startswith("column 'patient_id' of task 'triage' has 24 values in 72")
+    assert "set privacy.unit_column = 'patient_id'" in first
+    assert warned(settings("privacy.mechanism=none")) == []
 
 
 def test_patients_on_both_sides_or_at_two_clients_are_warned_of(settings):
-    warned = privacy_warnings(settings(GROUPS))
-    assert [line.split(":")[0] for line in warned] == ["task 'referral'", "task 'triage'"]
-    assert "groups have training and test records" in warned[0]
-    skewed = privacy_warnings(settings(GROUPS, "data.partition.kind=dirichlet", "run.seed=2"))
+    found = warned(settings(GROUPS))
+    assert [line.split(":")[0] for line in found] == ["task 'referral'", "task 'triage'"]
+    assert "groups have training and test records" in found[0]
+    skewed = warned(settings(GROUPS, "data.partition.kind=dirichlet", "run.seed=2"))
     assert "groups have records at more than one client" in skewed[-1]
-
-
-def test_the_command_shows_the_warning(settings, data, tmp_path, monkeypatch):
-    from simulations.engines.registry import ENGINES
-    from simulations.run import simulate
-    from simulations.run.experiment import Request
-
-    out = io.StringIO()
-    overrides = (
-        "data.source=files",
-        f'data.path="{data}"',
-        "privacy.mechanism=record",
-        "run.engine=quiet",
-        "federation.clients=2",
-        f'run.out="{tmp_path / "run"}"',
-    )
-
-    class Quiet:
-        def warm_up(self, experiment):
-            pass
-
-        def run(self, experiment, listener):
-            raise KeyboardInterrupt
-
-    monkeypatch.setitem(ENGINES, "quiet", Quiet())
-    request = Request("quickstart", str(tmp_path / "run"), overrides)
-    assert simulate.simulate(request, Console(file=out, width=250)) == simulate.STOPPED
-    assert "warning: column 'patient_id' of task 'triage'" in out.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -198,11 +158,3 @@ def test_what_cannot_be_is_one_line_before_anything_starts(settings, overrides, 
     with pytest.raises(UserError, match=problem) as error:
         preflight(settings(*overrides))
     assert all("\n" not in line for line in error.value.problems)
-
-
-def test_an_audit_attacks_groups_and_says_so(settings):
-    config = settings(GROUPS, "federation.rounds=1", "privacy.target_delta=1e-5")
-    found = carry_out(Training(config, 0, 60, records=8, seed=5), lambda event: None)
-    assert (found.unit, found.unit_column) == ("group", "patient_id")
-    assert 7.0 < found.claimed <= 8.0
-    assert "per group of 'patient_id'" in claims(found)

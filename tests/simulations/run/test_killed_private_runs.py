@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from deal_core.config.experiment import Experiment
 from deal_core.privacy.events import composed
 from deal_core.privacy.ledger import FILE, Ledger
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
+from tests.simulations.runs import at
 from tests.sizes import ENOUGH_TO_LEARN
 
 KILLS = 20
@@ -47,11 +47,6 @@ def noted(reply, *rest):
 client.app.check_reply = noted
 run_inprocess(Experiment.model_validate_json(sys.argv[1]), lambda event: None)
 """
-
-
-def at(experiment: Experiment, folder: Path, **run_keys: object) -> Experiment:
-    changed = experiment.run.model_copy(update={"out": str(folder), **run_keys})
-    return experiment.model_copy(update={"run": changed})
 
 
 def released(path: Path) -> list[str]:

@@ -29,12 +29,13 @@ from deal_core.wire.secure_layout import (
 from simulations.engines.worker_pool import assume_identity
 from simulations.report.record import read_log
 from tests.simulations.run.secure_runs import SHORT, rounds
+from tests.slow import slow_but
 
 ALONE = pytest.mark.usefixtures("one_model")
 
 
 @ALONE
-@pytest.mark.parametrize("rule", ["fedit", "ffa"])
+@pytest.mark.parametrize("rule", slow_but(["fedit", "ffa"], "ffa"))
 def test_the_mean_is_that_of_losses_in_the_clear(make_experiment, tmp_path, rule):
     asked = (*SHORT, "federation.clients=3", f"aggregation.rule={rule}")
     masked = rounds(make_experiment(*asked), tmp_path / "masked")
@@ -50,6 +51,7 @@ def test_the_mean_is_that_of_losses_in_the_clear(make_experiment, tmp_path, rule
     assert [one.loss for one in read_log(masked.events).rounds.values()] == [told]
 
 
+@pytest.mark.slow
 @ALONE
 def test_no_loss_is_summed_under_a_mechanism(make_experiment, tmp_path):
     protected = ("privacy.mechanism=record", "privacy.target_epsilon=8")

@@ -8,12 +8,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
-from tests.simulations.runs import gain
-from tests.sizes import ENOUGH_TO_LEARN, TWO_LAYERS
+from tests.sizes import TWO_LAYERS
 
-pytestmark = pytest.mark.usefixtures("one_model")
+pytestmark = [pytest.mark.usefixtures("one_model"), pytest.mark.slow]
 
 
 @pytest.fixture
@@ -55,7 +53,7 @@ TWO, THREE = ["laboratory", "surgery"], ["laboratory", "surgery", "medicine"]
     ("tasks", "switches"),
     [
         pytest.param(TWO, SWITCHES, id="two"),
-        pytest.param(THREE, LATER_SWITCHES, id="three", marks=pytest.mark.slow),
+        pytest.param(THREE, LATER_SWITCHES, id="three"),
     ],
 )
 def test_every_switch_reaches_the_run(run_with, tasks, switches):
@@ -81,19 +79,3 @@ def test_without_retention_and_distillation_deal_is_sequential(run_with):
     )
     expected, found = model_update(plain), model_update(off)
     assert (found - expected).norm() < 0.01 * expected.norm()
-
-
-def test_without_retention_an_exact_rule_stays_exact(run_with):
-    """The rule puts the task beside the adapter, in a lossy format, and the penalty is on."""
-    folder = run_with(
-        "off",
-        OFF,
-        "aggregation.rule=fedex",
-        "wire.dtype=int8",
-        "method.update.lambda1=0.01",
-        "method.update.lambda2=0.001",
-        *ENOUGH_TO_LEARN,
-    )
-    results = read_results(folder)
-    assert max(results.aggregation_error) < 1e-5
-    assert gain(results) > 0

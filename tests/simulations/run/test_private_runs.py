@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from flwr.app import Array, Message
-from safetensors.numpy import load_file
 
-from deal_core.errors import UserError
 from deal_core.privacy.events import Budget, composed
 from deal_core.privacy.ledger import Ledger
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
-from simulations.run.live_view import plain_lines
+from simulations.run.progress import Progress
 from simulations.run.summary import privacy_text
 from tests.simulations.runs import at, no_number, run_in_process
 from tests.sizes import TWO_LAYERS
@@ -39,6 +36,7 @@ def finished(make_experiment, tmp_path_factory):
     return experiment, folder, events, fields
 
 
+@pytest.mark.slow
 def test_what_an_update_has_cost_is_told_though_the_server_refuses_it(make_experiment, tmp_path):
     events = run_in_process(at(make_experiment(*PRIVATE), tmp_path), no_number)
     assert {event["client"] for event in events if event["event"] == "client_failed"} == {"0"}
@@ -69,13 +67,8 @@ def test_epsilon_is_never_shown_without_what_it_means(finished):
     text = privacy_text(read_results(folder).privacy)
     for part in ("epsilon", "delta", "per record", "all rounds and tasks", "simulation only"):
         assert part in text
-    from simulations.run.progress import Progress
-
-    state, lines = Progress(), []
-    for event in events:
-        state = state.update(event)
-        lines += plain_lines(event, state)
-    shown = [line for line in lines if "epsilon" in line]
+    progress = Progress()
+    shown = [line for event in events for line in progress.hear(event) if "epsilon" in line]
     assert len(shown) == 4
     for line in shown:
         for part in ("delta", "per record", "all rounds and tasks", "simulation only"):
@@ -97,12 +90,8 @@ def test_simulated_clients_may_declare_disjoint_tasks(finished, make_experiment,
     assert max(privacy.epsilon.values()) > 7.9
     assert Ledger(tmp_path / "sites" / "0").events()[0].noise_multiplier < first.noise_multiplier
     assert "all rounds, a record being in one task" in privacy_text(privacy)
-    from simulations.run.progress import Progress
-
-    state, shown = Progress(), []
-    for event in events:
-        state = state.update(event)
-        shown += [line for line in plain_lines(event, state) if "epsilon" in line]
+    progress = Progress()
+    shown = [line for event in events for line in progress.hear(event) if "epsilon" in line]
     assert len(shown) == 4
     assert all("all rounds, a record being in one task so far" in line for line in shown)
 
@@ -128,15 +117,6 @@ def test_only_what_is_charged_or_allowed_leaves(finished):
     }
     weights = {e["num_examples"] for e in events if e["event"] == "client_finished"}
     assert weights == {1.0}
-
-
-@pytest.mark.slow
-def test_equal_seeds_equal_private_runs(finished, tmp_path):
-    experiment, folder, _, _ = finished
-    run_inprocess(at(experiment, tmp_path), lambda event: None)
-    one = load_file(folder / "adapter" / "adapter_model.safetensors")
-    two = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert all(np.array_equal(one[key], two[key]) for key in one)
 
 
 def test_stopped_after_the_charge_and_resumed_spends_what_it_would_have(finished, tmp_path):
@@ -171,11 +151,3 @@ def test_a_site_whose_budget_is_spent_takes_no_part_and_the_others_go_on(finishe
     assert finished_by == {"0"}
     assert read_results(tmp_path).privacy.epsilon.keys() == {"0"}
     assert len(spent.events()) == 5
-
-
-@pytest.mark.parametrize("method", ["ewc", "replay"])
-def test_what_cannot_be_protected_is_refused_before_anything_starts(make_experiment, method):
-    from simulations.run.preflight import check_names
-
-    with pytest.raises(UserError, match=f"does not go with method.name '{method}'"):
-        check_names(make_experiment(*PRIVATE, f"method.name={method}"))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from statistics import fmean
-
 import pytest
 import torch
 
 from deal_core.config.experiment import AdapterConfig
-from deal_core.data import Example, open_source
+from deal_core.data import Example
 from deal_core.deal.objective import Plain
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
@@ -21,8 +19,7 @@ from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.preflight import check_names
 from tests.deal_core.training.clipped import clipped_gradients
-from tests.simulations.runs import learnt_adapter, same
-from tests.slow import slow_but
+from tests.simulations.runs import accuracy_of, at, learnt_adapter, same
 
 pytest.importorskip("bitsandbytes")
 WORDS = ("model.max_new_tokens=6", "train.max_length=24")
@@ -41,13 +38,8 @@ def small(make_experiment, make_causal, tmp_path_factory):
     return {name: make_experiment(*size, tasks, *own) for name, own in names.items()}
 
 
-def at(experiment, folder):
-    return experiment.model_copy(
-        update={"run": experiment.run.model_copy(update={"out": str(folder)})}
-    )
-
-
-@pytest.mark.parametrize("name", slow_but(["encoder", "causal"], "causal"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["encoder", "causal"])
 def test_a_run_learns_repeats_itself_and_is_predicted_from(small, name, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
@@ -59,10 +51,8 @@ def test_a_run_learns_repeats_itself_and_is_predicted_from(small, name, tmp_path
     assert same(learnt, learnt_adapter(second))
     predictor = load_predictor(find_adapter(first))
     assert predictor.inference.model.bits == small[name].model.bits
-    source = open_source(small[name].data)
     for task, accuracy in zip(("medicine", "surgery"), found.accuracy_matrix[-1], strict=True):
-        answers = [(predictor.answer(e.text, task).label, e.label) for e in source.load(task).test]
-        assert fmean(given == right for given, right in answers) == accuracy
+        assert accuracy_of(predictor, small[name], task) == accuracy
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -88,14 +78,6 @@ def test_records_are_protected_as_with_whole_weights(small, tmp_path, bits):
     assert float(norms[0]) == pytest.approx(float(one.norm()), rel=1e-4)
 
 
-def test_a_private_run_of_few_bits_spends_its_budget(small, make_experiment, tmp_path):
-    settings = ("privacy.mechanism=record", "federation.rounds=1", "federation.clients=2")
-    sizes = ("data.max_train=24", "data.max_test=8", 'data.tasks=["surgery"]', "model.bits=4")
-    run_inprocess(at(make_experiment(*settings, *sizes), tmp_path), lambda event: None)
-    found = read_results(tmp_path)
-    assert 7.5 < max(found.privacy.epsilon.values()) <= 8
-
-
 @pytest.mark.parametrize("bits", [8, 4])
 def test_frozen_weights_take_less_memory(small, bits):
     def size(bits: int) -> int:
@@ -117,8 +99,3 @@ def test_without_the_package_it_is_told_how_to_get_it(small, monkeypatch):
         UserError, match=r"needs bitsandbytes.*pip install --editable '.\[quantized\]'"
     ):
         check_names(small["encoder"])
-
-
-def test_other_numbers_of_bits_are_refused(make_experiment):
-    with pytest.raises(UserError, match=r"model\.bits"):
-        make_experiment("model.bits=2")

@@ -14,7 +14,8 @@ from server.folder import Listener
 from server.results import Results, read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.simulations.runs import at, learnt_adapter, same
-from tests.sizes import TWO_LAYERS
+from tests.sizes import TINY
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -36,7 +37,7 @@ def current_bytes(results: Results) -> float:
     return min(results.wire.bytes_down)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("dtype", slow_but(["float32", "int8"], "int8"))
 def test_rounds_of_a_stage_carry_the_current_adapter_alone(
     make_experiment: Callable[..., Experiment], tmp_path: Path, dtype: str
 ) -> None:
@@ -52,57 +53,10 @@ def test_rounds_of_a_stage_carry_the_current_adapter_alone(
     assert events(tmp_path, "resent") == []
 
 
-@pytest.mark.slow
-def test_label_heads_go_to_those_who_answer_with_them(
-    make_experiment: Callable[..., Experiment], tmp_path: Path
-) -> None:
-    """A head of four labels, in 256 directions, a task, in evaluations alone. Of the
-    adapter one row goes with a request for sums, which it has no part in."""
-    kept = ("method.prototype.enabled=on",)
-    results = run(make_experiment(*STREAM, *kept), tmp_path)
-    plain = run(make_experiment(*STREAM), tmp_path / "plain").wire.bytes_down
-    rounds = results.wire.bytes_down
-    assert [*rounds[:3], *rounds[4:7]] == plain
-    start, *evaluations = results.wire.evaluation_bytes_down
-    assert rounds[3] == rounds[7] == start
-    without = read_results(tmp_path / "plain").wire.evaluation_bytes_down
-    head = 4 * 4 * 257 + 128
-    assert [own - other for own, other in zip(evaluations, without[1:], strict=True)] == [
-        head,
-        2 * head,
-    ]
-    assert start == without[0]
-
-
-def test_lwf_sends_its_start_once_a_stage(
-    make_experiment: Callable[..., Experiment], tmp_path: Path
-) -> None:
-    results = run(make_experiment(*STREAM, "method.name=lwf"), tmp_path)
-    least = current_bytes(results)
-    assert [size > least for size in results.wire.bytes_down[3:]] == [True, False, False]
-
-
-@pytest.mark.parametrize("ranks", ["[]", "[8, 2]"])
-def test_a_client_whose_folder_is_gone_is_sent_it_again_and_misses_no_round(
-    make_experiment: Callable[..., Experiment], tmp_path: Path, ranks: str
-) -> None:
-    own = ("aggregation.rule=flora", f"adapter.client_ranks={ranks}")
-    experiment = make_experiment(*STREAM, 'data.tasks=["laboratory"]', TWO_LAYERS, *own)
-
-    def lose(event: dict[str, object]) -> None:
-        if event["event"] == "round_finished" and event["server_round"] == 2:
-            shutil.rmtree(tmp_path / "sites" / "1")
-
-    run(experiment, tmp_path, lose)
-    assert [(e["client"], e["server_round"]) for e in events(tmp_path, "resent")] == [("1", 3)]
-    assert [e["clients"] for e in events(tmp_path, "round_finished")] == [2, 2, 2]
-
-
-@pytest.mark.slow
 def test_a_client_that_lost_its_folder_is_sent_it_again(
     make_experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
-    experiment = make_experiment(*STREAM)
+    experiment = make_experiment(*STREAM, *TINY)
     undisturbed = run(experiment, tmp_path / "one")
 
     def lose(event: dict[str, object]) -> None:

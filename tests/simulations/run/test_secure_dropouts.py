@@ -87,7 +87,8 @@ def test_in_two_rounds_the_factor_moves_as_without_masks(make_experiment, tmp_pa
     assert changed_at_all(plain) > 0
 
 
-@pytest.mark.parametrize("kind", slow_but(KINDS, "pooled"))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_sums_of_gradients_are_those_of_plain_vectors_to_the_bit(
     make_experiment, tmp_path, monkeypatch, kind
 ):

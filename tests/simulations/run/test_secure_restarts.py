@@ -72,7 +72,7 @@ def ending(leg: str, number: int = 2):
     return see
 
 
-@pytest.mark.parametrize("leg", LEGS)
+@pytest.mark.parametrize("leg", slow_but(LEGS, "mask"))
 def test_a_server_that_starts_again_goes_on_with_the_same_round(experiment, whole, tmp_path, leg):
     with pytest.raises(KeyboardInterrupt):
         rounds(experiment, tmp_path / "run", ending(leg))
@@ -82,6 +82,7 @@ def test_a_server_that_starts_again_goes_on_with_the_same_round(experiment, whol
     assert same(resumed, whole)
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_when_the_sum_is_known_and_not_kept_gets_it_again(
     experiment, whole, tmp_path, monkeypatch
 ):
@@ -92,7 +93,8 @@ def test_a_server_that_ends_when_the_sum_is_known_and_not_kept_gets_it_again(
     assert same(rounds(experiment, tmp_path / "run", last=2), whole)
 
 
-@pytest.mark.parametrize("leg", slow_but(["mask", "confirm", "unmask"], "mask"))
+@pytest.mark.slow
+@pytest.mark.parametrize("leg", ["mask", "confirm", "unmask"])
 def test_the_evaluation_that_goes_along_is_not_lost_with_the_server(
     make_experiment, tmp_path, monkeypatch, leg
 ):
@@ -135,8 +137,9 @@ def crashing(monkeypatch: pytest.MonkeyPatch, client: str, leg: str, point: str)
     return now
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["before", "after"])
-@pytest.mark.parametrize("leg", slow_but(LEGS[1:], "mask"))
+@pytest.mark.parametrize("leg", LEGS[1:])
 def test_a_client_that_starts_again_costs_one_reply(experiment, tmp_path, monkeypatch, leg, point):
     crashing(monkeypatch, "2", leg, point)
     ran = rounds(experiment, tmp_path / "run", last=2, grid_of=CrashingGrid)
@@ -144,8 +147,8 @@ def test_a_client_that_starts_again_costs_one_reply(experiment, tmp_path, monkey
     assert ran.told("summed", "sites") == [first, CLIENTS]
 
 
-@pytest.mark.parametrize("point", ["before", "after"])
-@pytest.mark.parametrize("leg", slow_but(LEGS, "mask", "unmask"))
+@pytest.mark.parametrize("point", slow_but(["before", "after"], "after"))
+@pytest.mark.parametrize("leg", slow_but(LEGS, "unmask"))
 def test_where_both_start_again_the_sum_is_the_same(
     experiment, whole, tmp_path, monkeypatch, leg, point
 ):
@@ -187,6 +190,7 @@ def test_a_client_that_has_lost_its_state_sits_the_run_out(experiment, tmp_path)
     assert not (tmp_path / "run" / "sites" / "1" / STATE).exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_state_is_not_replaced_by_a_new_one(experiment, tmp_path):
     rounds(experiment, tmp_path / "run")
     path = tmp_path / "run" / "sites" / "1" / STATE
@@ -198,6 +202,7 @@ def test_a_damaged_state_is_not_replaced_by_a_new_one(experiment, tmp_path):
     assert path.read_bytes() == damaged
 
 
+@pytest.mark.slow
 def test_a_round_that_the_server_has_forgotten_is_lost_and_the_run_goes_on(experiment, tmp_path):
     """An older checkpoint and no record of the round: its updates are in a sum already."""
     with pytest.raises(KeyboardInterrupt):
@@ -213,14 +218,6 @@ def test_a_round_that_the_server_has_forgotten_is_lost_and_the_run_goes_on(exper
     assert len(again.told("round_lost", "reason")) == 1
     assert again.told("summed", "sites") == [CLIENTS]
     assert first.told("summed", "sites") == [CLIENTS]
-
-
-def test_what_is_kept_of_sums_is_for_its_owner_alone(experiment, tmp_path):
-    rounds(experiment, tmp_path / "run")
-    files = [*(tmp_path / "run" / "sites").glob("*/secure-sum.*")]
-    files += [*(tmp_path / "run" / "secure").iterdir()]
-    assert len(files) == 3 * CLIENTS + 2
-    assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
 
 
 def test_a_number_of_a_round_is_used_once_whatever_the_clock_says(
@@ -245,6 +242,7 @@ def one_has_no_data(monkeypatch):
     monkeypatch.setattr(requests, "local_update", update)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_has_no_data")
 def test_whoever_takes_no_part_is_not_counted_on_again(make_experiment, tmp_path):
     """A client without data that prepared and sent nothing would be a dropout in every round."""
@@ -256,6 +254,7 @@ def test_whoever_takes_no_part_is_not_counted_on_again(make_experiment, tmp_path
     assert "1" not in ran.told("client_finished", "client")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_has_no_data")
 def test_a_round_that_too_few_can_be_asked_for_is_lost_before_anybody_is_asked(
     make_experiment, tmp_path
@@ -269,6 +268,7 @@ def test_a_round_that_too_few_can_be_asked_for_is_lost_before_anybody_is_asked(
     assert len(ran.told("client_finished", "client")) == CLIENTS - 1  # of the first round
 
 
+@pytest.mark.slow
 def test_the_record_of_a_round_is_written_when_members_survivors_and_confirmers_are_fixed(
     experiment, tmp_path, monkeypatch
 ):

@@ -31,7 +31,7 @@ def short(make_experiment):
 
 
 @pytest.mark.parametrize("clients", slow_but([3, 5], 3))
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", slow_but(RULES, "ffa-a, pooled"))
 def test_a_secure_round_gives_what_a_plain_one_gives(short, tmp_path, rule, clients):
     asked = (*RULES[rule], f"federation.clients={clients}")
     experiment = short(*asked)
@@ -42,7 +42,8 @@ def test_a_secure_round_gives_what_a_plain_one_gives(short, tmp_path, rule, clie
     assert_same_model(experiment, secure, plain, rule)
 
 
-@pytest.mark.parametrize("leg", slow_but(LEGS[1:], "mask", "unmask"))
+@pytest.mark.slow
+@pytest.mark.parametrize("leg", LEGS[1:])
 def test_a_client_whose_reply_is_lost_costs_its_part_of_the_sum_or_nothing(short, tmp_path, leg):
     """Before its vector has come it is left out, as without masks; after that it counts."""
     asked = ("federation.clients=5", "federation.deadline_seconds=0.2", "aggregation.rule=ffa")
@@ -84,6 +85,7 @@ def test_below_the_threshold_a_round_is_lost_and_the_run_goes_on(short, tmp_path
     assert changed_at_all(after) > 0
 
 
+@pytest.mark.slow
 def test_a_round_with_fewer_clients_than_the_quorum_stops_as_any_round_does(short, tmp_path):
     asked = ("federation.clients=4", "federation.deadline_seconds=1")
     with pytest.raises(ValueError, match="the quorum is"):
@@ -109,11 +111,3 @@ def test_what_the_server_holds_of_clients_are_words_of_the_ring(short, tmp_path)
         for two in range(one):
             alike = float((bytes_of[one][64:] == bytes_of[two][64:]).mean())
             assert alike < 0.01  # 1 in 256 by chance
-
-
-def test_the_error_of_a_mean_of_both_factors_is_not_known_and_not_said_to_be_none(short, tmp_path):
-    asked = ("federation.clients=3",)
-    both = rounds(short(*asked, "aggregation.rule=fedit"), tmp_path / "both")
-    one = rounds(short(*asked, "aggregation.rule=ffa"), tmp_path / "one")
-    assert both.told("round_finished", "aggregation_error") == [None]
-    assert one.told("round_finished", "aggregation_error")[0] < 1e-6

@@ -1,0 +1,357 @@
+"""Checks, what they find, and those that need no torch: rows, odd settings, the unit of privacy."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from deal_core.config.experiment import Experiment
+from deal_core.config.privacy import PrivacyConfig
+from deal_core.data import TaskData, load_for_clients, open_source, partition
+from deal_core.data.files import FilesSource
+from deal_core.data.identifiers import RepeatedIdentifier, alike_people, repeated_identifiers
+from deal_core.data.rows import folded
+from deal_core.errors import UserError, choose, nearest
+from simulations.engines import ENGINES
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line for people: what is wrong, where, and the cure."""
+
+    text: str
+    kind: Literal["error", "warning", "note"] = "error"
+    """An ``error`` stops a run, a ``warning`` does not, a ``note`` is what was read."""
+
+
+class Check:
+    """One check: raises a ``UserError`` of what is wrong, or gives findings."""
+
+    def __init__(
+        self,
+        find: Callable[[Experiment], Iterable[Finding] | None],
+        *reads: str,
+        settles: str = "",
+    ) -> None:
+        """Note what a check rests on.
+
+        Args:
+            find: the check.
+            reads: tables of the experiment, or facts, that must be sound; else it is left out.
+            settles: the fact that other checks rely on: an error here leaves them out.
+        """
+        self.find = find
+        self.reads = frozenset(reads)
+        self.settles = settles
+
+
+def run_checks(
+    checks: Iterable[Check], experiment: Experiment, unsound: Iterable[str] = ()
+) -> Iterator[Finding]:
+    """Yield what the checks find, each text once, as soon as it is found.
+
+    Args:
+        checks: in their order.
+        experiment: with defaults in the place of what could not be read.
+        unsound: tables that could not be read: checks of them are left out.
+    """
+    bad, told = set(unsound), set()
+    for check in checks:
+        if bad & check.reads:
+            bad.add(check.settles)
+            continue
+        for finding in _found(check, experiment):
+            if finding.kind == "error":
+                bad.add(check.settles)
+            if finding not in told:
+                told.add(finding)
+                yield finding
+
+
+def _found(check: Check, experiment: Experiment) -> Iterator[Finding]:
+    try:
+        yield from check.find(experiment) or ()
+    except UserError as error:
+        yield from map(Finding, error.problems)
+
+
+def _warnings(lines: Iterable[str]) -> Iterator[Finding]:
+    return (Finding(line, kind="warning") for line in lines)
+
+
+def check_engine(experiment: Experiment) -> None:
+    """Look the engine up.
+
+    Raises:
+        UserError: unknown name.
+    """
+    choose("run.engine", experiment.run.engine, ENGINES)
+
+
+BY_TASK = ("labels", "generation", "measures", "instructions", "files")
+
+
+def check_task_names(experiment: Experiment) -> Iterator[Finding]:
+    """Yield a warning for each name that the source has no task of: what is set for it is not used.
+
+    Raises:
+        UserError: the source cannot be opened.
+    """
+    data = experiment.data
+    known = open_source(data.model_copy(update={"tasks": ()})).task_names()
+    for table in BY_TASK:
+        for name in getattr(data, table):
+            if name not in known:
+                text = f"data.{table}: there is no task '{name}'{nearest(name, known)}"
+                yield Finding(f"{text}; what is set for it is not used", kind="warning")
+
+
+LARGEST_RATE = 0.1
+"""Of AdamW: above, training diverges."""
+LEAST_REACH = 1.0
+"""Of steps at the server on sums of clipped gradients: rate, rounds, bound and scale together."""
+TRAINED_AT_SERVER = ("deal", "sequential")
+
+
+def check_training(experiment: Experiment) -> Iterator[Finding]:
+    """Yield warnings of learning rates out of any sense."""
+    return _warnings(_rates(experiment))
+
+
+def _rates(experiment: Experiment) -> Iterator[str]:
+    train, adapter = experiment.train, experiment.adapter
+    if train.step == "client" and train.learning_rate > LARGEST_RATE:
+        yield (
+            f"train.learning_rate = {train.learning_rate:g} is large for AdamW, and diverges; "
+            "usual are 0.0001 to 0.01"
+        )
+    bound, rounds = experiment.privacy.max_grad_norm, experiment.federation.rounds
+    reach = train.learning_rate * rounds * bound * adapter.lora_alpha / adapter.rank
+    steps = train.step == "server" and experiment.method.name in TRAINED_AT_SERVER
+    if steps and reach < LEAST_REACH:
+        yield (
+            f"train.learning_rate = {train.learning_rate:g} is of AdamW; the server takes plain "
+            f"steps, which together move the adapter by {reach:.2g} at most, and hardly anything "
+            "is learnt; usual are 0.5 to 8"
+        )
+
+
+BUDGET = ("target_epsilon", "target_delta", "unit_column")
+"""Keys of ``privacy`` that say nothing without a mechanism."""
+LARGEST_EPSILON = 20.0
+CLEAR_COUNTS = (
+    'metrics = "clear": a crafted head or adapter can name test records by their counts (4 of 4 by '
+    'two requests); set it to "summed", "noised" or "none" to hide them'
+)
+
+
+def check_privacy(experiment: Experiment) -> Iterator[Finding]:
+    """Yield warnings of counts in the clear at sites, and of a budget that says nothing."""
+    return _warnings(_privacy(experiment))
+
+
+def _privacy(experiment: Experiment) -> Iterator[str]:
+    privacy = experiment.privacy
+    said = "metrics" in privacy.model_fields_set and privacy.metrics == "clear"
+    if said and experiment.data.source == "sites":
+        yield f"privacy.{CLEAR_COUNTS}"
+    default = PrivacyConfig()
+    unused = [key for key in BUDGET if getattr(privacy, key) != getattr(default, key)]
+    if privacy.mechanism == "none" and unused:
+        yield (
+            f'privacy.{unused[0]} is set, and privacy.mechanism = "none" protects nothing; set '
+            'privacy.mechanism to "record", or leave it out'
+        )
+    if privacy.mechanism != "none" and privacy.target_epsilon > LARGEST_EPSILON:
+        yield (
+            f"privacy.target_epsilon = {privacy.target_epsilon:g} is above {LARGEST_EPSILON:g}: it "
+            "promises next to nothing; usual are 1 to 8"
+        )
+
+
+def check_rows(experiment: Experiment) -> Iterator[Finding]:
+    """Yield how many rows every task has, their problems, and what is odd about those that can be
+    read.
+
+    Raises:
+        UserError: the source itself cannot be opened.
+    """
+    source = open_source(experiment.data, experiment.privacy.unit_column)
+    for name in source.task_names():
+        problems: list[UserError] = []
+        try:
+            if isinstance(source, FilesSource):
+                task, problems = source.examine(name)
+            else:
+                task = source.load(name)
+        except UserError as error:
+            problems, task = [error], TaskData(name, (), (), ())
+        where = f"task '{name}'"
+        if task.train:
+            answers = f"{len(task.labels)} labels" if task.labels else "answers are texts"
+            counts = f"{len(task.train)} train and {len(task.test)} test rows, {answers}"
+            yield Finding(f"{where}: {counts}", kind="note")
+        yield from map(Finding, grouped(map(str, problems)))
+        odd = (*odd_rows(task), *_number_labels(task, experiment))
+        yield from _warnings(f"{where}: {line}" for line in odd)
+
+
+ROW = re.compile(r", row (\d+): ")
+NAMED = 5
+"""Further rows with the same problem that a line names."""
+
+
+def grouped(problems: Iterable[str]) -> list[str]:
+    """Return each problem once, with the first row that has it, and how many more have."""
+    rows: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
+    for problem in problems:
+        place = ROW.search(problem)
+        key = ROW.sub(": ", problem, count=1) if place else problem
+        first.setdefault(key, problem)
+        rows.setdefault(key, []).extend([place[1]] if place else [])
+    return [text + _more(rows[key][1:]) for key, text in first.items()]
+
+
+def _more(rows: list[str]) -> str:
+    if not rows:
+        return ""
+    named = ", ".join(rows[:NAMED]) + (", ..." if len(rows) > NAMED else "")
+    return f" (and {len(rows)} more {'row' if len(rows) == 1 else 'rows'}: {named})"
+
+
+ROWS_PER_LABEL = 2
+"""Training rows of a label, at least."""
+
+
+def odd_rows(task: TaskData) -> Iterator[str]:
+    """Yield a line for every kind of oddity: test rows that are in training, texts of several
+    labels, labels that may be one, a single label, labels with one row."""
+    known = {example.text for example in task.train}
+    count = sum(example.text in known for example in task.test)
+    if count:
+        # data.split keeps those of one text and one answer, or of one group, on one side.
+        cure = "add a test file without them" if task.held_out else "take them out of one side"
+        yield (
+            f"{count} of {len(task.test)} test rows have a text that is in training too; {cure}: "
+            "accuracy is partly of what was seen"
+        )
+    answers: defaultdict[str, set[str]] = defaultdict(set)
+    for example in task.train:
+        answers[example.text].add(example.label)
+    count = sum(len(labels) > 1 for labels in answers.values())
+    if count:
+        yield f"{count} training texts have several labels; a model can learn one at most"
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for label in task.labels:
+        alike[folded(label)].append(label)
+    for labels in alike.values():
+        if len(labels) > 1:
+            named = ", ".join(map(ascii, labels))
+            yield f"labels {named} look alike, and are different ones; write them alike"
+    if len(task.labels) == 1 and task.train:
+        yield f"one label ('{task.labels[0]}'): there is nothing to tell apart; check label_column"
+    counts = Counter(example.label for example in task.train)
+    few = sorted(label for label in task.labels if counts[label] < ROWS_PER_LABEL)
+    if task.train and few:
+        more = ", ..." if len(few) > NAMED else ""
+        yield f"fewer than {ROWS_PER_LABEL} training rows of: {', '.join(few[:NAMED])}{more}"
+
+
+OWN_DATA = ("files", "hub")
+"""Sources whose labels are somebody's own, and have a table ``label_text``."""
+READS_NO_NAMES = ("prototype", "linear-probe")
+"""Methods that answer by heads alone."""
+NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+SHOWN = 3
+
+
+def _number_labels(task: TaskData, experiment: Experiment) -> Iterator[str]:
+    """Yield a line where all labels of a task are numbers, such as ids of classes: encoders compare
+    texts with the names of labels, and generative models write them."""
+    source, method = experiment.data.source, experiment.method.name
+    if source not in OWN_DATA or method in READS_NO_NAMES or not task.labels:
+        return
+    if all(NUMBER.fullmatch(label) for label in task.labels):
+        shown = ", ".join(f"'{label}'" for label in task.labels[:SHOWN])
+        more = ", ..." if len(task.labels) > SHOWN else ""
+        yield (
+            f"its labels are numbers ({shown}{more}), and the model reads labels as words; set "
+            f"data.{source}.{task.name}.label_text to their names"
+        )
+
+
+def check_unit(experiment: Experiment) -> Iterator[Finding]:
+    """Yield warnings about records of one person where mechanism ``record`` protects them.
+
+    Raises:
+        UserError: the data cannot be read or divided.
+    """
+    if experiment.privacy.mechanism != "record":
+        return
+    if not experiment.privacy.unit_column:
+        found = repeated_identifiers(experiment.data)
+        yield from _warnings(identifier_warning(each, "privacy.unit_column") for each in found)
+        return
+    clients_of = defaultdict(set)
+    for name in open_source(experiment.data).task_names():
+        task = load_for_clients(experiment, name)
+        yield from _warnings((*both_sides_warning(task), *alike_people_warning(task)))
+        count, seed = experiment.federation.clients, experiment.run.seed
+        for client, share in enumerate(partition(task, experiment.data.partition, count, seed)):
+            for example in share.train:
+                clients_of[example.unit].add(client)
+    several = sum(len(clients) > 1 for clients in clients_of.values())
+    if several:
+        yield Finding(
+            f"{several} of {len(clients_of)} groups have records at more than one client: "
+            'each epsilon is of what its client has; data.partition.kind = "iid" keeps a group at '
+            "one client in all tasks",
+            kind="warning",
+        )
+
+
+def identifier_warning(found: RepeatedIdentifier, key: str) -> str:
+    """Return what a repeated identifier means where single records are protected; ``key`` would
+    make it the unit."""
+    return (
+        f"{found}: epsilon is of one record, and says nothing of somebody with several; "
+        f"if that is who the column names, set {key} = '{found.column}'"
+    )
+
+
+def alike_people_warning(task: TaskData) -> Iterator[str]:
+    """Yield a line where names or numbers of people differ in punctuation alone."""
+    found = alike_people(e.unit or e.id for e in (*task.train, *task.test))
+    if found:
+        named = " and ".join(map(ascii, found[0][:2]))
+        more = f" ({len(found) - 1} more such)" if len(found) > 1 else ""
+        yield (
+            f"task '{task.name}': {named} look alike, and are two people{more}; write them alike "
+            "where they are one"
+        )
+
+
+def both_sides_warning(task: TaskData) -> Iterator[str]:
+    """Yield a line where groups of a task are among its training and its test records."""
+    both = {e.unit for e in task.train if e.unit} & {e.unit for e in task.test}
+    if both:
+        yield (
+            f"task '{task.name}': {len(both)} groups have training and test records: its "
+            "accuracy is partly of people that the model has seen"
+        )
+
+
+ROWS = "rows"
+"""The fact that all rows can be read."""
+QUICK = (
+    Check(check_rows, "data", settles=ROWS),
+    Check(check_training, "train", "federation", "adapter", "privacy", "method"),
+    Check(check_privacy, "privacy"),
+    Check(check_task_names, "data"),
+    Check(check_engine, "run"),
+    Check(check_unit, "privacy", "data", "federation", "run", ROWS),
+)

@@ -1,0 +1,353 @@
+"""`deal check`: every bad or odd input has its line, a good one has none, and all lines come at
+once; `deal simulate` checks the same."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from deal_core.config.file import parse_experiment, read_toml
+from deal_core.data import Example, TaskData
+from deal_core.errors import UserError
+from simulations.run.check import check, findings
+from simulations.run.experiment import Request
+from simulations.run.quick_checks import (
+    CLEAR_COUNTS,
+    Check,
+    Finding,
+    check_privacy,
+    check_training,
+    grouped,
+    odd_rows,
+    run_checks,
+)
+from simulations.run.shipped import shipped_experiments
+from simulations.run.simulate import simulate
+
+ROOT = Path(__file__).parents[3]
+Rows = Iterable[tuple[str, str]]
+WORDS = ("fever", "cough", "rash", "ache")
+ROWS = tuple((f"{word} of patient {n}", "ab"[n % 2]) for n in range(20) for word in WORDS)
+TESTS = tuple((f"{word} of visitor {n}", "ab"[n % 2]) for n in range(10) for word in WORDS)
+TRAIN, TEST = "data/ward/train.csv", "data/ward/test.csv"
+SMALL_LM = '[model]\nfamily = "causal-lm"\nname = "embedded:smollm2"\n'
+RECORD = '[privacy]\nmechanism = "record"\n'
+
+
+def table(rows: Rows, separator: str = ",") -> str:
+    return "".join(f"{text}{separator}{label}\n" for text, label in (("text", "label"), *rows))
+
+
+@dataclass(frozen=True)
+class Odd:
+    """The good input, changed. ``files``: other content by path; None: the file is not there."""
+
+    message: str = ""
+    toml: str = ""
+    data: str = ""
+    train: Rows = ROWS
+    test: Rows = TESTS
+    files: dict[str, str | None] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> Path:
+        """Write everything below ``folder``; return the experiment file."""
+        content = {
+            "own.toml": f'{self.toml}\n[data]\nsource = "files"\npath = "data"\n{self.data}\n',
+            TRAIN: table(self.train),
+            TEST: table(self.test),
+            **self.files,
+        }
+        for name, text in content.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if text is not None:
+                (folder / name).write_text(text)
+        return folder / "own.toml"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The experiment's data lie beside it, not in the working directory; there is no hub."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr("deal_core.models.loading.hub_answers", lambda: False)
+
+
+NUMBERED = {"train": [(t, "12"[b == "b"]) for t, b in ROWS]} | {
+    "test": [(t, "12"[b == "b"]) for t, b in TESTS]
+}
+GOOD: dict[str, Odd] = {
+    "marks": Odd(files={TRAIN: "\ufeff" + table(ROWS, ";"), TEST: table(TESTS, "\t")}),
+    "data.split": Odd(data="split = 0.3", files={TEST: None}),
+    "numbers with names": Odd(
+        data='[data.files.ward]\nlabel_text = {1 = "at home", 2 = "in bed"}', **NUMBERED
+    ),
+    "numbers that nothing reads": Odd(
+        toml='[method]\nname = "prototype"\n[federation]\nclients = 3', **NUMBERED
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_good_input_has_no_line(name: str, tmp_path: Path) -> None:
+    assert [each for each in findings(str(GOOD[name].write(tmp_path)), ()) if bad(each)] == []
+
+
+def bad(finding: Finding) -> bool:
+    return finding.kind != "note"
+
+
+ERRORS = (
+    Odd("unknown key 'model.rank'; did you mean 'adapter.rank'?", toml="[model]\nrank = 4"),
+    Odd("set data.split = 0.2 to take it from the training file", files={TEST: None}),
+    Odd("unknown method.name 'deel'", toml='[method]\nname = "deel"'),
+    Odd("unknown task in", data='tasks = ["wrad"]'),
+    Odd(
+        "row 2: column 'text' is empty; fill it in or remove the row (and 1 more row",
+        train=(("", "a"), ("", "b"), *ROWS),
+    ),
+    Odd("no training example has the label 'c'", test=(*TESTS, ("itch", "c"))),
+    Odd(
+        "task 'ward': data.split = 0.3 leaves no test row; raise it, or add a test file",
+        data="split = 0.3",
+        train=[(f"the same {b}", b) for _, b in ROWS],
+        files={TEST: None},
+    ),
+    Odd("80 training examples for 500 clients", toml="[federation]\nclients = 500"),
+    Odd(
+        "model.name 'nobody/nothing': cannot load this name (not on this machine, and ",
+        toml='[model]\nname = "nobody/nothing"',
+    ),
+    Odd("train.max_length = 4000: the model reads 512", toml="[train]\nmax_length = 4000"),
+    Odd("Target modules {'nothing'} not found", toml='[adapter]\ntarget_modules = ["nothing"]'),
+    Odd("privacy.target_delta = 0.01 is too large for", toml=RECORD + "target_delta = 0.01"),
+    Odd("unknown run.engine 'flowr'; known: flower, inprocess", toml='[run]\nengine = "flowr"'),
+    Odd(
+        "its prompt has ",
+        toml=SMALL_LM + "[federation]\nrounds = 1",
+        data='instructions.ward = "' + "Answer well. " * 4000 + '"',
+    ),
+)
+LONG = "rest and drink" * 9
+WARNINGS = (
+    Odd("10 of 50 test rows have a text that is in training too", test=(*TESTS, *ROWS[:10])),
+    Odd("1 training texts have several labels", train=(*ROWS, (ROWS[0][0], "b"))),
+    Odd("labels 'A', 'a' look alike", train=(*ROWS, ("itch", "A"), ("burn", "A"))),
+    Odd("its labels are numbers ('1', '2'), and the model reads", **NUMBERED),
+    Odd(
+        "one label ('a'): there is nothing to tell apart",
+        train=[(t, "a") for t, _ in ROWS],
+        test=[(t, "a") for t, _ in TESTS],
+    ),
+    Odd("fewer than 2 training rows of: z", train=(*ROWS, ("itch", "z"))),
+    Odd(
+        "80 of 80 texts looked at have more than train.max_length = 128 tokens",
+        train=[(t + " pain" * 200, b) for t, b in ROWS],
+    ),
+    Odd(
+        "40 of 80 answers looked at have more than model.max_new_tokens = 8 tokens",
+        toml=SMALL_LM + "max_new_tokens = 8",
+        data='generation = ["ward"]\ntarget_column = "label"',
+        train=[(t, LONG if b == "a" else "rest and drink") for t, b in ROWS],
+        test=[(t, LONG) for t, _ in TESTS],
+    ),
+    Odd("train.learning_rate = 0.5 is large for AdamW", toml="[train]\nlearning_rate = 0.5"),
+    Odd("privacy.target_epsilon = 100 is above 20", toml=RECORD + "target_epsilon = 100.0"),
+    Odd("privacy.target_epsilon is set, and privacy.mech", toml="[privacy]\ntarget_epsilon = 1"),
+    Odd("data.files: there is no task 'wart'; did you", data='files.wart.label_column = "l"'),
+    Odd(
+        "if that is who the column names, set privacy.unit_column = 'patient_id'",
+        toml=RECORD,
+        files={
+            TRAIN: "text,label,patient_id\n"
+            + "".join(f"{t},{b},{n // 4}\n" for n, (t, b) in enumerate(ROWS))
+        },
+    ),
+)
+
+
+def case(odd: Odd, kind: str) -> Any:
+    """A language model is unpacked first, which takes half a minute."""
+    slow = [pytest.mark.slow] if odd.toml.startswith(SMALL_LM) else []
+    return pytest.param(odd, kind, id=odd.message[:40], marks=slow)
+
+
+@pytest.mark.parametrize(
+    ("odd", "kind"),
+    [*(case(odd, "error") for odd in ERRORS), *(case(odd, "warning") for odd in WARNINGS)],
+)
+def test_the_line_of_an_input(odd: Odd, kind: str, tmp_path: Path) -> None:
+    """The first that is bad; what takes longer is not waited for."""
+    found = next(filter(bad, findings(str(odd.write(tmp_path)), ())))
+    assert odd.message in found.text
+    assert found.kind == kind
+    assert "\n" not in found.text
+
+
+@pytest.fixture
+def checked(tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
+    """Exit code and lines of the command."""
+
+    def run(odd: Odd, *overrides: str, strict: bool = False) -> tuple[int, list[str]]:
+        text = io.StringIO()
+        path = str(odd.write(tmp_path))
+        code = check(path, overrides, strict, Console(file=text, width=160))
+        return code, text.getvalue().splitlines()
+
+    return run
+
+
+def test_all_at_once_each_once_and_the_exit_code(checked) -> None:
+    """What reads a table is left out where the table is wrong."""
+    odd = Odd(
+        toml='speed = 1\n[method]\nname = "deel"\n[train]\nlearning_rate = 0.5\n'
+        '[wire]\ndtype = "int4"\n[stream]\nscheduel = 3',
+        train=(("itch of one", "a"), ("itch of one", "a"), ("rash of two", "b"), ("", "a")),
+    )
+    code, lines = checked(odd, "adapter.rank=1000")
+    assert code == 2
+    for message in (
+        "unknown key 'speed'",
+        "unknown key 'stream.scheduel'; did you mean 'schedule'?",
+        "column 'text' is empty",
+        "warning: train.learning_rate = 0.5",
+        "error: unknown method.name 'deel'",
+        "error: unknown wire.dtype 'int4'",
+    ):
+        assert sum(message in line for line in lines) == 1, (message, lines)
+    assert lines[-1] == "5 errors, 2 warnings"
+    wrong = Odd(
+        toml='[stream]\nschedule = "per-client"\n[stream.orders]\n0 = ["ward"]',
+        data='split = "a fifth"',
+    )
+    assert checked(wrong)[1][-1] == "1 error, no warnings"
+
+
+def test_warnings_fail_where_they_are_asked_to(checked) -> None:
+    read = "task 'ward': 80 train and 40 test rows, 2 labels"
+    assert checked(Odd(), strict=True) == (0, [read, "nothing is wrong"])
+    odd = Odd(train=(*ROWS, (ROWS[0][0], "b")))
+    code, lines = checked(odd)
+    assert code == 0
+    assert [line.partition(": ")[0] for line in lines[1:]] == ["warning", "no errors, 1 warning"]
+    assert checked(odd, strict=True)[0] == 2
+
+
+def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path: Path) -> None:
+    odd = Odd(test=(*TESTS, ("itch", "c")), train=(*ROWS, (ROWS[0][0], "b")))
+    text, out = io.StringIO(), tmp_path / "run"
+    request = Request(str(odd.write(tmp_path)), str(out), ("wire.dtype=int4",))
+    with pytest.raises(UserError) as refused:
+        simulate(request, Console(file=text, width=160))
+    first, second = refused.value.problems
+    assert "no training example has the label 'c'" in first
+    assert "unknown wire.dtype 'int4'" in second
+    assert "warning: task 'ward': 1 training texts have several labels" in text.getvalue()
+    assert not out.exists()
+
+
+def test_data_of_sites_are_theirs_to_check(tmp_path: Path) -> None:
+    path = tmp_path / "sites.toml"
+    path.write_text('[data]\nsource = "sites"\nlabels.ward = ["a", "b"]\n')
+    assert [each.text for each in findings(str(path), ())] == [
+        'data.source = "sites": rows are read by deal site check'
+    ]
+    found = findings(str(path), ('data.instructions={wart="?"}',))
+    assert any("there is no task 'wart'; did you mean 'ward'?" in each.text for each in found)
+
+
+@pytest.mark.parametrize(
+    ("source", "metrics", "said"),
+    [("sites", "clear", True), ("sites", "summed", False), ("medmcqa", "clear", False)],
+)
+def test_counts_in_the_clear_are_said_of_sites(source: str, metrics: str, said: bool) -> None:
+    """A crafted head can name test records by them."""
+    tables = {"data": {"source": source}, "privacy": {"metrics": metrics}}
+    found = [finding.text for finding in check_privacy(parse_experiment(tables, "test"))]
+    assert any(CLEAR_COUNTS in text for text in found) == said
+
+
+@pytest.mark.parametrize(
+    ("held_out", "cure"),
+    [(False, "take them out of one side"), (True, "add a test file without them")],
+)
+def test_a_text_on_both_sides_has_a_cure(held_out: bool, cure: str) -> None:
+    """Who lets data.split choose the sides cannot take a row out of one."""
+    sides = (Example("itch", "a"),), (Example("itch", "b"),)
+    lines = odd_rows(TaskData("ward", ("a", "b"), *sides, held_out=held_out))
+    assert f"1 of 1 test rows have a text that is in training too; {cure}: " in next(lines)
+
+
+def test_a_row_is_named_once_for_each_problem() -> None:
+    rows = [f"f.csv, row {n}: column 'text' is empty" for n in range(2, 12)]
+    assert grouped([*rows, "f.csv, row 3: other", "no file"]) == [
+        "f.csv, row 2: column 'text' is empty (and 9 more rows: 3, 4, 5, 6, 7, ...)",
+        "f.csv, row 3: other",
+        "no file",
+    ]
+
+
+def test_what_rests_on_an_error_is_left_out(make_experiment) -> None:
+    def fails(experiment: object) -> None:
+        raise UserError("one", "two")
+
+    def warns(experiment: object) -> list[Finding]:
+        return [Finding("odd", kind="warning")] * 2
+
+    checks = (
+        Check(warns, "data", settles="rows"),
+        Check(warns, "rows"),
+        Check(fails, "train", settles="model"),
+        Check(fails, "wire"),
+        Check(warns, "model", settles="shape"),
+        Check(lambda experiment: [Finding("never")], "shape"),
+        Check(lambda experiment: [Finding("never")], "privacy"),
+    )
+    found = run_checks(checks, make_experiment(), unsound={"privacy"})
+    assert [finding.text for finding in found] == ["odd", "one", "two"]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "private"])
+def test_shipped_experiments_are_in_order(name: str) -> None:
+    assert {line.kind for line in findings(name, ())} == {"note"}
+
+
+def test_no_shipped_experiment_has_an_odd_setting() -> None:
+    for name, path in shipped_experiments().items():
+        experiment = parse_experiment(read_toml(path), name)
+        assert [*check_training(experiment), *check_privacy(experiment)] == []
+
+
+def test_the_first_answer_needs_no_torch(tmp_path: Path) -> None:
+    path = Odd(files={TEST: None}).write(tmp_path)
+    code = (
+        "import sys\n"
+        "from simulations.run.check import findings\n"
+        f"found = findings({str(path)!r}, ())\n"
+        "print(next(each.text for each in found if each.kind == 'error'))\n"
+        "print(sorted({'torch', 'flwr', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    line, modules = done.stdout.splitlines()
+    assert "no file for the split 'test'" in line
+    assert modules == "[]"
+
+
+def test_a_fault_of_the_file_does_not_hide_what_is_set(tmp_path: Path) -> None:
+    Odd().write(tmp_path)
+    path = tmp_path / "my.toml"
+    path.write_text('[train]\nrate = 1\n[data]\nsource = "files"\npath = "gone"\n')
+    found = findings(str(path), (f"data.path={tmp_path / 'data'}",))
+    told = [each.text for each in found]
+    assert any("rate" in line for line in told)
+    assert not any("gone" in line for line in told)
+    assert any("task 'ward': 80 train" in line for line in told)
