@@ -9,12 +9,12 @@ from statistics import median
 from typing import Any
 
 from deal_core.config.experiment import Experiment
-from deal_core.data import Example, load_for_clients, open_source, partition
+from deal_core.data import TaskData, load_for_clients, open_source, partition
 from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
 from deal_core.models import check_label_tokens, decodes_apart, has_label_logits, max_positions
 from deal_core.models.loading import pretrained
-from deal_core.models.prompt import INSTRUCTION, PromptTemplate, prompt_template, read_template
+from deal_core.models.prompt import INSTRUCTION, prompt_template, read_template
 from deal_core.privacy.events import unit_of
 from deal_core.privacy.policy import require_delta
 from deal_core.protection import class_sum_noise
@@ -67,13 +67,8 @@ def check_data(experiment: Experiment) -> None:
     for name in source.task_names():
         task = load_for_clients(experiment, name)
         check_label_tokens(experiment.model, task.labels)
-        shares = partition(
-            task,
-            experiment.data.partition,
-            experiment.federation.clients,
-            experiment.run.seed,
-        )
-        for client, own in enumerate(shares):
+        divided = partition(task, experiment.data.partition, len(clients), experiment.run.seed)
+        for client, own in enumerate(divided):
             units[client] += own.units(bool(privacy.unit_column))
         if not task.test:
             problem = "no test row; add some, or leave the task out"
@@ -128,29 +123,34 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = pretrained(AutoTokenizer, experiment.model.name)
-    has_prompt = not has_label_logits(experiment.model)
-    template = prompt_template(tokenizer, experiment.model) if has_prompt else None
-    # Of a GGUF file even that takes seconds.
-    positions = max_positions(experiment.model) if has_prompt else 0
+    model, longest = experiment.model, experiment.train.max_length
+    tokenizer, generative = pretrained(AutoTokenizer, model.name), not has_label_logits(model)
+    positions = max_positions(model) if generative else 0  # of a GGUF file that takes seconds
     source = open_source(experiment.data)
     for name in source.task_names():
         task = source.load(name)
-        longest = experiment.train.max_length
-        looked_at = task.train[:: max(1, -(-len(task.train) // LOOKED_AT))]
-        lengths = token_counts(tokenizer, [example.text for example in looked_at])
-        cut = sum(length > longest for length in lengths)
-        if cut > MANY * len(lengths):
+        examples = task.train[:: max(1, -(-len(task.train) // LOOKED_AT))]
+        texts = token_counts(tokenizer, [example.text for example in examples])
+        cut = sum(count > longest for count in texts)
+        if cut > MANY * len(texts):
             yield Finding(
-                f"task '{name}': {cut} of {len(lengths)} texts looked at have more than "
-                f"train.max_length = {longest} tokens (up to {max(lengths)}); the rest is cut off",
+                f"task '{name}': {cut} of {len(texts)} texts looked at have more than "
+                f"train.max_length = {longest} tokens (up to {max(texts)}); the rest is cut off",
                 kind="warning",
             )
-        if name in experiment.data.generation:
-            yield from _answers(experiment, tokenizer, name, looked_at)
-        if positions and template is not None:
-            there = min(longest, max(lengths, default=0))
-            yield from _prompt(experiment, tokenizer, template, positions, name, task.labels, there)
+        targets = [example.target for example in examples]
+        answers = token_counts(tokenizer, targets if name in experiment.data.generation else ())
+        cut = sum(count > model.max_new_tokens for count in answers)
+        if cut:  # from the first on: nothing says that what is cut has ended
+            yield Finding(
+                f"task '{name}': {cut} of {len(answers)} answers looked at have more than "
+                f"model.max_new_tokens = {model.max_new_tokens} tokens (up to {max(answers)}); the "
+                f"rest is neither learnt nor written; set model.max_new_tokens to {max(answers)}",
+                kind="warning",
+            )
+        if generative:
+            there = min(longest, max(texts, default=0))
+            yield from _prompt(experiment, tokenizer, positions, task, there)
 
 
 def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
@@ -161,47 +161,24 @@ def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
     return [len(each) for each in ids["input_ids"]]
 
 
-def _answers(
-    experiment: Experiment, tokenizer: Any, task: str, examples: Sequence[Example]
-) -> Iterator[Finding]:
-    # From the first on: nothing says that what is cut has ended.
-    longest = experiment.model.max_new_tokens
-    lengths = token_counts(tokenizer, [example.target for example in examples])
-    cut = sum(length > longest for length in lengths)
-    if cut:
-        yield Finding(
-            f"task '{task}': {cut} of {len(lengths)} answers looked at have more than "
-            f"model.max_new_tokens = {longest} tokens (up to {max(lengths)}); the rest is neither "
-            f"learnt nor written; set model.max_new_tokens to {max(lengths)}",
-            kind="warning",
-        )
-
-
 def _prompt(
-    experiment: Experiment,
-    tokenizer: Any,
-    template: PromptTemplate,
-    positions: int,
-    task: str,
-    labels: Sequence[str],
-    there: int,
+    experiment: Experiment, tokenizer: Any, positions: int, task: TaskData, there: int
 ) -> Iterator[Finding]:
     """``there``: tokens that are read of the longest text looked at."""
     model, text = experiment.model, experiment.train.max_length
-    instruction = experiment.data.instructions.get(task, INSTRUCTION)
-    around = template.around(instruction, labels)
+    instruction = experiment.data.instructions.get(task.name, INSTRUCTION)
+    around = prompt_template(tokenizer, model).around(instruction, task.labels)
     beside = sum(token_counts(tokenizer, around))
-    answers = token_counts(tokenizer, labels)
-    answer = max(answers) if answers else model.max_new_tokens
+    answer = max(token_counts(tokenizer, task.labels), default=model.max_new_tokens)
     room = positions - beside - (0 if decodes_apart(model) else answer)
-    if text > room:
+    if positions and text > room:
         cure = f"lower train.max_length to {room}"
         if room < FEW:
             cure = "shorten its instruction or its labels, or choose another model"
         yield Finding(
-            f"task '{task}': its prompt has {beside} tokens, and with train.max_length = {text} "
-            f"and an answer of {answer} that is more than the {positions} that the model reads; "
-            f"{cure}",
+            f"task '{task.name}': its prompt has {beside} tokens, and with train.max_length = "
+            f"{text} and an answer of {answer} that is more than the {positions} that the model "
+            f"reads; {cure}",
             kind="error" if there > room else "warning",
         )
 
@@ -221,12 +198,10 @@ def check_membership(experiment: Experiment) -> Iterator[Finding]:
     clients = len(experiment.federation.sites) or experiment.federation.clients
     multiplier, _ = class_sum_noise(experiment, statistics, clients, len(names))
     directions = statistics.size(experiment.model)
+    sizes = {"smallest": min(counts.values()), "median": int(median(counts.values()))}
     told = [
         f"{expected_auc(size, directions, multiplier):.2f} for the {which} label ({size} records)"
-        for which, size in (
-            ("smallest", min(counts.values())),
-            ("median", int(median(counts.values()))),
-        )
+        for which, size in sizes.items()
     ]
     yield Finding(
         "class sums, against the server and the sites that may collude: expected AUC of the best "

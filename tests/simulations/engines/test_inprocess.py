@@ -69,7 +69,11 @@ def finished(make_experiment, tmp_path_factory, one_model) -> Finished:
         if is_update(reply) and len(ran.sent) < 2:
             weight = float(reply.content["metrics"]["num_examples"])
             ran.sent.append((weight, {k: a.numpy() for k, a in reply.content["lora"].items()}))
-        elif ran.state is None and (folder / "checkpoint.safetensors").exists():
+        elif (
+            len(ran.sent) == 2
+            and ran.state is None
+            and (folder / "checkpoint.safetensors").exists()
+        ):
             ran.state = load_checkpoint(folder / "checkpoint.safetensors", shapes).state
         return reply
 
