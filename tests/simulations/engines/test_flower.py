@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from safetensors.numpy import load_file
 
 from deal_core.config.experiment import Experiment, FederationConfig
-from deal_core.config.run_config import to_run_config
-from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines import ENGINES
-from simulations.engines import flower as flower_engine
 from simulations.engines.flower import (
     CONNECTION,
     LOG,
@@ -27,11 +23,9 @@ from simulations.engines.flower import (
     flower_sandbox,
     members,
     resources,
-    run_flower,
     stop_all,
 )
 from simulations.engines.worker_pool import Workers
-from simulations.output.files import toml_lines
 from tests.simulations.runs import IN_SUM
 
 
@@ -96,43 +90,6 @@ def test_the_sandbox_is_private_empty_and_leaves_nothing(tmp_path: Path) -> None
             assert sandbox.environment[name] == "0"
     assert not members(sandbox.home.path)
     assert not sandbox.home.path.exists()
-
-
-FAILING_SERVER = """
-from flwr.app import Context
-from flwr.serverapp import Grid, ServerApp
-app = ServerApp()
-@app.main()
-def main(grid: Grid, context: Context) -> None:
-    raise RuntimeError("no luck")
-"""
-
-
-@pytest.mark.slow
-def test_a_run_that_fails_in_flower_fails_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_experiment: Callable[..., Experiment]
-) -> None:
-    app = tmp_path / "app"
-    (app / "tiny").mkdir(parents=True)
-    (app / "tiny" / "server.py").write_text(FAILING_SERVER)
-    (app / "tiny" / "client.py").write_text(
-        "from flwr.clientapp import ClientApp\napp = ClientApp()\n"
-    )
-    (app / "tiny" / "__init__.py").touch()
-    (app / "pyproject.toml").write_text(
-        '[build-system]\nrequires = ["hatchling"]\nbuild-backend = "hatchling.build"\n'
-        '[project]\nname = "tiny"\nversion = "1.0.0"\nlicense = "MIT"\ndependencies = []\n'
-        '[tool.flwr.app]\npublisher = "deal"\n'
-        '[tool.flwr.app.components]\nserverapp = "tiny.server:app"\nclientapp = "tiny.client:app"\n'
-        f"[tool.flwr.app.config]\n{toml_lines(to_run_config(Experiment()))}"
-    )
-    monkeypatch.setattr(flower_engine, "BUNDLE", app)
-    experiment = make_experiment(f'run.out="{tmp_path}"')
-    with pytest.raises(UserError, match=r"'finished:failed'.*no luck.*flower.log"):
-        run_flower(experiment, ignore)
-    assert "no luck" in (tmp_path / LOG).read_text()
-    left = [p for p in psutil.process_iter(["cmdline"]) if str(app) in str(p.info["cmdline"])]
-    assert left == []
 
 
 OWN_ORDERS = (

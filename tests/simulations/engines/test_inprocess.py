@@ -92,18 +92,6 @@ def test_a_run_leaves_valid_results(finished):
     assert logged == events
 
 
-def test_labels_and_zero_shot_accuracy_of_each_client_are_in_the_results(finished):
-    results = read_results(finished.folder)
-    assert {task: len(set(labels)) for task, labels in results.labels.items()} == {
-        task: len(labels) for task, labels in results.labels.items()
-    }
-    assert min(map(len, results.labels.values())) > 1
-    for j, task in enumerate(results.tasks):
-        own = [(c.zero_shot[j], c.test_examples[j]) for c in results.per_client.values()]
-        right = sum(share * tests for share, tests in own if share is not None)
-        assert right / sum(tests for _, tests in own) == pytest.approx(results.zero_shot[task])
-
-
 def test_among_all_labels_seen_so_far_nobody_is_right_more_often(finished):
     results = read_results(finished.folder)
     among_all = results.class_incremental

@@ -106,13 +106,6 @@ def of_one_length(means: Floats, metric: Floats) -> Floats:
     return np.hstack([SCALE * means / metric / lengths, np.zeros((len(means), 1))])
 
 
-def nearest(tasks: list[Records]) -> list[Floats]:
-    """The head of each task: the class mean in the nearest direction."""
-    size = tasks[0].x.shape[1]
-    metric = np.full(size, (1 + PROTOTYPE.ridge) / size)  # each entry varies by 1 / size
-    return [of_one_length(task.means, metric) for task in tasks]
-
-
 def in_directions(tasks: list[Records], subspace: Subspace) -> list[Floats]:
     """The same for whole embeddings, where class means are compared in public directions and in
     the metric of public texts. A record beyond the unit of length, with its count, is shortened to
@@ -134,14 +127,6 @@ WITHOUT_NOISE = ("method.name=prototype", "method.prototype.noise_multiplier=0")
 ON_THE_GRID = 1e-3
 """Records are rounded to a grid of 2^-16; what is off is that, and how much it tightens the
 bound."""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("split", SPLITS)
-def test_class_means_are_the_central_ones(learnt, everything, split):
-    heads = learnt(split, *WITHOUT_NOISE, "method.prototype.directions=0")
-    for head, expected in zip(heads, nearest(everything(PROTOTYPE.layers)), strict=True):
-        assert off(head, expected) < ON_THE_GRID
 
 
 @pytest.mark.parametrize("split", slow_but(SPLITS, "by size"))
@@ -223,9 +208,3 @@ def test_a_probe_takes_the_steps_of_one_machine_and_stops_short_of_the_minimum(
     assert 0 < loss(head, task)[0] - loss(best, task)[0] < 5e-5
     answers = [(task.with_one @ own.T).argmax(1) for own in (head, best)]
     assert np.array_equal(*answers)
-
-
-@pytest.mark.slow
-def test_a_sample_of_clients_gives_the_same_since_sums_are_asked_of_all(learnt, everything):
-    [head] = learnt("by size", *ONE_PROBE, "federation.clients_per_round=2")
-    assert off(head, stepped(everything(1)[0], ROUNDS)) < 1e-5

@@ -147,8 +147,6 @@ def whole_run(make_experiment, tmp_path_factory):
     return run_of
 
 
-SUMS = ("linear-probe", "prototype")
-"""Methods that add up sums, and train nothing."""
 EVERYBODY = (
     'stream.orders={0=["laboratory", "surgery"], 1=["surgery", "laboratory"], '
     '2=["laboratory", "surgery"]}'
@@ -207,15 +205,6 @@ def same_ends(one: Path, two: Path) -> bool:
     return same(learnt_adapter(one), learnt_adapter(two))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in SUMS])
-def test_every_method_goes_through_stages_of_several_tasks(whole_run, name):
-    folder = whole_run(name)
-    assert all(np.isfinite(value).all() for value in learnt_adapter(folder).values())
-    assert all(value.any() for value in learnt_adapter(folder).values())
-    assert same_ends(folder, whole_run("sequential")) == (name == "sequential")
-
-
 @pytest.mark.parametrize("name", slow_but(["deal", "ewc"], "deal"))
 def test_stopped_within_a_stage_and_resumed_equals_a_whole_run(own_orders, whole_run, name):
     """And equal seeds give equal runs; these two keep something at the client."""
@@ -235,41 +224,6 @@ def test_stopped_within_a_stage_and_resumed_equals_a_whole_run(own_orders, whole
     run_inprocess(own_orders(*tiny(name), "run.resume=true"), lambda event: None)
     assert same_ends(folder, whole_run(name))
     assert read_results(folder).per_client == read_results(whole_run(name)).per_client
-
-
-@pytest.mark.slow
-def test_a_round_takes_its_clients_from_those_that_work(own_orders):
-    """Two of three a round; where fewer work, all of them."""
-    events: list[dict] = []
-    few = own_orders(*tiny("sequential"), "federation.clients_per_round=2")
-    run_inprocess(few, events.append)
-    asked: dict[tuple[int, int], dict[str, str]] = {}
-    for event in events:
-        if event["event"] == "client_finished" and event["phase"] == "learn":
-            place = event["stage"], event["server_round"]
-            asked.setdefault(place, {})[str(event["client"])] = event["task"]
-    assert len(asked[0, 1]) == 2
-    assert asked[0, 1].items() <= {"0": L, "1": S, "2": M}.items()
-    assert asked[0, 2] == {"0": S, "2": L}
-    assert asked[1, 1] == {"0": M}
-
-
-@pytest.mark.slow
-def test_a_client_that_trains_alone_idles_where_it_is_through(own_orders, tmp_path):
-    """Rounds of the others are skipped, and what it learnt is still evaluated."""
-    events: list[dict] = []
-    alone = own_orders(*tiny("sequential"), "federation.participants=[1]")
-    run_inprocess(alone, events.append)
-    rounds = [
-        (event["event"], event["stage"], event["server_round"])
-        for event in events
-        if event["event"] in ("round_finished", "round_skipped")
-    ]
-    assert rounds == [("round_finished", 0, 1), ("round_skipped", 0, 2), ("round_skipped", 1, 1)]
-    results = read_results(tmp_path)
-    assert len(results.accuracy_matrix) == 2
-    assert results.accuracy_matrix[0] == results.accuracy_matrix[1]
-    assert len(results.wire.bytes_up) == 1
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,6 @@ FIVE = (
 )  # fmt: skip
 BEFORE, AFTER = ("mask", "3"), ("confirm", "1")
 """A client whose vector does not come, and one that is gone when it has come."""
-DROPPED = {
-    "before preparing": [("prepare", "3")],
-    "before masking": [BEFORE],
-    "after masking": [AFTER],
-}
 SERVER_STEPS = ("privacy.dropouts=1", "train.step=server", "method.distillation.weight=0.0")
 KINDS = {
     "pooled": (*POOLED, *SERVER_STEPS),
@@ -63,13 +58,6 @@ def test_one_is_gone_before_masking_and_another_after_it(make_experiment, tmp_pa
     whole = rounds(make_experiment(*SHORT, *RULES[rule], *FIVE, PLAIN), tmp_path / "whole")
     off = changed(secure.factors, plain.factors)
     assert changed(secure.factors, whole.factors) > 100 * off
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("when", DROPPED)
-@pytest.mark.parametrize("rule", RULES)
-def test_one_is_gone(make_experiment, tmp_path, rule, when):
-    compared(make_experiment, tmp_path, rule, DROPPED[when])
 
 
 @pytest.mark.slow

@@ -11,9 +11,7 @@ from flwr.app import Message
 from client import requests
 from client.secure_legs import STATE, USED, SecureStore
 from deal_core.privacy.interface import Refusal
-from server.secure_aggregation import SecureAggregation
 from simulations.engines.inprocess import InProcessGrid
-from tests.registered import register
 from tests.simulations.run.secure_runs import LEGS, SHORT, Ran, client_of, leg_of, rounds
 from tests.slow import slow_but
 
@@ -91,23 +89,6 @@ def test_a_server_that_ends_when_the_sum_is_known_and_not_kept_gets_it_again(
         with pytest.raises(KeyboardInterrupt):
             rounds(experiment, tmp_path / "run")
     assert same(rounds(experiment, tmp_path / "run", last=2), whole)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("leg", ["mask", "confirm", "unmask"])
-def test_the_evaluation_that_goes_along_is_not_lost_with_the_server(
-    make_experiment, tmp_path, monkeypatch, leg
-):
-    register(monkeypatch, patience=5)
-    experiment = make_experiment(*SETTINGS, "privacy.metrics=clear", "data.max_test=8")
-    with pytest.raises(KeyboardInterrupt):
-        rounds(experiment, tmp_path / "run", ending(leg))
-    resumed = rounds(experiment, tmp_path / "run", last=2)
-    uncut = rounds(experiment, tmp_path / "uncut", last=2)
-    before_and_after = uncut.told("evaluated", "accuracy")
-    assert len(before_and_after) == 2
-    assert resumed.told("evaluated", "accuracy") == before_and_after
-    assert resumed.told("summed", "sites") == [CLIENTS, CLIENTS]
 
 
 def crashing(monkeypatch: pytest.MonkeyPatch, client: str, leg: str, point: str) -> dict[str, str]:
@@ -252,36 +233,6 @@ def test_whoever_takes_no_part_is_not_counted_on_again(make_experiment, tmp_path
     cohorts = [(e["sites"], e["cohort"]) for e in ran.events if e["event"] == "summed"]
     assert cohorts == [(CLIENTS - 1, CLIENTS), (CLIENTS - 1, CLIENTS - 1)]
     assert "1" not in ran.told("client_finished", "client")
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("one_has_no_data")
-def test_a_round_that_too_few_can_be_asked_for_is_lost_before_anybody_is_asked(
-    make_experiment, tmp_path
-):
-    experiment = make_experiment(*SETTINGS, f"aggregation.min_cohort={CLIENTS}")
-    ran = rounds(experiment, tmp_path / "run", last=2)
-    first, second = ran.told("round_lost", "reason")
-    assert f"below the {CLIENTS} that a sum needs" in first
-    assert second == "3 clients can be asked, and a sum is of 4 or more"
-    assert len(ran.told("round_skipped", "server_round")) == 1
-    assert len(ran.told("client_finished", "client")) == CLIENTS - 1  # of the first round
-
-
-@pytest.mark.slow
-def test_the_record_of_a_round_is_written_when_members_survivors_and_confirmers_are_fixed(
-    experiment, tmp_path, monkeypatch
-):
-    saved: list[tuple[bool, bool, bool]] = []
-    save = SecureAggregation._save
-
-    def note(legs, step, held):
-        saved.append((held.members is None, held.survivors is None, held.confirmers is None))
-        save(legs, step, held)
-
-    monkeypatch.setattr(SecureAggregation, "_save", note)
-    rounds(experiment, tmp_path / "run")
-    assert saved == [(False, True, True), (False, False, True), (False, False, False)]
 
 
 def folder_of(reply: Message, run: Path) -> Path:

@@ -181,18 +181,6 @@ def test_a_reply_that_is_not_a_masked_vector_alone_costs_its_sender_the_sum(
     assert heads_alike(end, of_the_others)
 
 
-@pytest.mark.slow
-def test_a_task_of_several_rounds_is_summed_once_and_no_round_stops_the_run(
-    make_experiment, tmp_path
-):
-    several = make_experiment(*PLAIN[:1], "federation.rounds=3", *PROTOTYPE, *QUIET)
-    events, end = played(several, tmp_path / "three")
-    _, once = played(make_experiment(*PLAIN, *PROTOTYPE, *QUIET), tmp_path / "one")
-    assert len([event for event in events if event["event"] == "summed"]) == 2
-    assert not [event for event in events if event["event"] == "round_lost"]
-    assert heads_alike(once, end)
-
-
 @dataclass
 class Private:
     """A run in which noise protects records, what left in arrays, and what the server made of it:
