@@ -13,7 +13,7 @@ from simulations.audit import command
 from simulations.audit.claim import Guesses
 from simulations.audit.command import Audit, AuditRequest, planned, run_audit
 from simulations.audit.run import Found, Training, alone
-from simulations.run.preflight import preflight
+from simulations.run.check import preflight
 
 SIGMA = {1.0: 3.73, 8.0: 0.6}
 """Epsilon at delta 1e-5 to the noise of one step on all records."""

@@ -305,7 +305,7 @@ def test_sums_of_a_task_are_masked_once_even_after_a_round_that_is_lost(make_exp
         "federation.deadline_seconds=1",
         'data.tasks=["laboratory"]',
     )
-    experiment = make_experiment(*SECURE, *PROTOTYPE, *asked)
+    experiment = make_experiment(*SECURE, *PROTOTYPE, *QUIET, *asked)
     events, end = played(experiment, tmp_path / "run", lose_the_first)
     assert lost
     assert not [event for event in events if event["event"] == "summed"]
