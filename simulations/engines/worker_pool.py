@@ -145,7 +145,7 @@ class WorkerPool:
     def start(self) -> None:
         """Start all processes: in the threads, where no signal tears a start apart."""
         for thread, executor in zip(self._threads, self._executors, strict=True):
-            thread.submit(lambda executor=executor: executor.submit(os.getpid).result())
+            thread.submit(process_id, executor)
 
     def close(self) -> None:
         """Start nothing more, and wait for the requests that are being answered."""
@@ -153,6 +153,11 @@ class WorkerPool:
             thread.shutdown(wait=False, cancel_futures=True)
         for executor in self._executors:
             executor.shutdown(cancel_futures=True)
+
+
+def process_id(executor: Executor) -> int:
+    """Return the number of an executor's process; it is started where it does not run."""
+    return executor.submit(os.getpid).result()
 
 
 @contextmanager
