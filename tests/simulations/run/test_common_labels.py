@@ -96,6 +96,7 @@ def test_both_matrices_are_those_of_the_answers(make_experiment, folder, tmp_pat
         f'data.path="{folder}"',
         f"data.tasks={json.dumps([*TEXTS])}",
         "method.name=prototype",
+        "method.prototype.directions=0",
         "method.prototype.noise_multiplier=0",
         "federation.clients=3",
         "federation.rounds=1",

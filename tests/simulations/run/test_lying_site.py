@@ -29,6 +29,8 @@ SETTINGS = (
     "method.prototype.enabled=on",
 )
 LIAR = 3
+WHOLE = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
+"""Sums of whole embeddings: no public text is read."""
 MOST_LOST = 0.03
 
 
@@ -82,10 +84,11 @@ def test_a_liar_costs_little_and_is_seen(honest, make_experiment, tmp_path, monk
     assert "class_means_doubted" in events
 
 
+@pytest.mark.parametrize("sums", [WHOLE, pytest.param((), marks=pytest.mark.slow)])
 def test_class_means_that_most_sites_find_worse_are_used_by_nobody(
-    make_experiment, tmp_path, monkeypatch
+    make_experiment, tmp_path, monkeypatch, sums
 ):
-    small = (*SETTINGS, "data.max_train=240", "data.max_test=80", 'data.tasks=["surgery"]')
+    small = (*sums, *SETTINGS, "data.max_train=240", "data.max_test=80", 'data.tasks=["surgery"]')
     lie = LIES["turned labels, fifty times the records"]
     _, events = accuracies(make_experiment(*small), tmp_path, lie, monkeypatch)
     assert "class_means_rejected" in events
