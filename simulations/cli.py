@@ -363,10 +363,9 @@ def data_import(
     """Turn a public benchmark into folders of tasks and an experiment file."""
     from pathlib import Path
 
-    from simulations.importing.command import ImportRequest, import_benchmark
+    from simulations.importing import import_benchmark
 
-    request = ImportRequest(Path(folder), Path(out), layout)
-    import_benchmark(request, wide_console())
+    import_benchmark(Path(folder), Path(out), layout, wide_console())
 
 
 add_report_commands(app)  # after the verbs above, which come first on the help's page

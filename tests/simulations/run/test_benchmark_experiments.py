@@ -11,8 +11,7 @@ import pytest
 from rich.console import Console
 
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
-from simulations.importing.benchmark import INSTRUCTIONS, TRACE_ORDER
-from simulations.importing.command import ImportRequest, import_benchmark
+from simulations.importing import INSTRUCTIONS, TRACE_ORDER, import_benchmark
 from simulations.run.check import preflight
 from simulations.run.data_checks import check_data
 from simulations.run.experiment import Request, load_experiment
@@ -81,7 +80,7 @@ def test_what_was_imported_is_in_order(
         for split in ("train", "test"):
             (folder / task).mkdir(parents=True, exist_ok=True)
             (folder / task / f"{split}.json").write_text(json.dumps(rows))
-    path = import_benchmark(ImportRequest(folder, out, "trace"), Console(record=True, width=160))
+    path = import_benchmark(folder, out, "trace", Console(record=True, width=160))
     small = ("model.max_new_tokens=4", "adapter.first_layer=1", "federation.clients=1")
     model = f"model.name={make_causal(tmp_path / 'model', 'llama')}"
     experiment = load_experiment(Request(str(path), str(tmp_path / "run"), (*small, model)))

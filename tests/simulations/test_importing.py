@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.data.files import FilesSource
+from deal_core.errors import UserError
 from simulations import cli
-from simulations.importing.benchmark import LAYOUTS
+from simulations.importing import LAYOUTS, import_benchmark
 from simulations.run.data_checks import check_answers
 
 Import = Callable[..., tuple[Experiment, str]]
@@ -85,10 +87,10 @@ def trace(tmp_path: Path) -> Path:
 def imported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Import:
     """Call the command; returns the experiment that it wrote, and what it printed."""
 
-    def call(folder: Path, name: str = "cl-benchmark", *more: str) -> tuple[Experiment, str]:
+    def call(folder: Path, name: str = "cl-benchmark") -> tuple[Experiment, str]:
         out = folder.parent / "out"
         command = ["deal", "data", "import-cl-benchmark", str(folder), "--out", str(out)]
-        monkeypatch.setattr(sys, "argv", [*command, "--format", name, *more])
+        monkeypatch.setattr(sys, "argv", [*command, "--format", name])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         captured = capsys.readouterr()
@@ -98,24 +100,14 @@ def imported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return call
 
 
-@pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Call the command; returns the one line of its refusal. Nothing has been written."""
-
-    def call(folder: Path, name: str = "cl-benchmark") -> str:
-        out = folder.parent / "out"
-        command = ["deal", "data", "import-cl-benchmark", str(folder), "--out", str(out)]
-        monkeypatch.setattr(sys, "argv", [*command, "--format", name])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        error = capsys.readouterr().err
-        assert stop.value.code == 2
-        assert error.startswith("error: ")
-        assert len(error.splitlines()) == 1
-        assert not out.exists()
-        return error
-
-    return call
+def refused(folder: Path, name: str = "cl-benchmark") -> str:
+    """Return the one line of a refusal. Nothing has been written."""
+    out = folder.parent / "out"
+    with pytest.raises(UserError) as refusal:
+        import_benchmark(folder, out, name, Console(quiet=True))
+    assert not out.exists()
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
 
 
 def test_sentences_with_labels_read_back_as_a_stream(olora: Path, imported: Import) -> None:
@@ -166,7 +158,7 @@ def test_the_first_lines_of_prompts_are_the_instruction(trace: Path, imported: I
     assert source.load("MeetingBank").train[0].target == "Met.\nTwice."
 
 
-def test_a_folder_of_another_shape_is_one_line(olora: Path, trace: Path, refused: Any) -> None:
+def test_a_folder_of_another_shape_is_one_line(olora: Path, trace: Path) -> None:
     assert "no such folder" in refused(olora / "TC" / "yahoo")
     assert "holds no KIND/DATASET/train.json; give the folder" in refused(trace)
     assert "'sentence' and 'label' or 'input' and 'output'; name the benchmark" in refused(
@@ -177,7 +169,7 @@ def test_a_folder_of_another_shape_is_one_line(olora: Path, trace: Path, refused
     assert "holds no TASK/train.json" in refused(olora.parent / "nothing", "trace")
 
 
-def test_missing_doubled_and_broken_files_are_one_line(olora: Path, refused: Any) -> None:
+def test_missing_doubled_and_broken_files_are_one_line(olora: Path) -> None:
     labels, train = olora / "TC/agnews/labels.json", olora / "TC/agnews/train.json"
     labels.write_text('["[/x]", "World", "Science or Technologie"]')
     assert "'Science or Technology' is not in labels.json; did you mean" in refused(olora)
@@ -198,14 +190,12 @@ def test_missing_doubled_and_broken_files_are_one_line(olora: Path, refused: Any
     assert "two tasks are called 'ag_news'" in refused(olora)
 
 
-def test_nothing_is_written_over(olora: Path, imported: Import) -> None:
-    imported(olora)
-    written = [path for path in (olora.parent / "out").rglob("*") if path.is_file()]
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in written}
-    with pytest.raises(AssertionError, match="is there already; choose another --out"):
-        imported(olora)
-    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in written} == before
-    assert len(before) > 2
+def test_nothing_is_written_over(olora: Path) -> None:
+    out = olora.parent / "out"
+    save(out / "mine.json", 1)
+    with pytest.raises(UserError, match="is there already; choose another --out"):
+        import_benchmark(olora, out, "cl-benchmark", Console(quiet=True))
+    assert [path.name for path in out.iterdir()] == ["mine.json"]
 
 
 def test_every_format_has_a_template_that_a_model_can_read() -> None:

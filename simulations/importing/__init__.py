@@ -1,1 +1,0 @@
-"""Public benchmarks as folders of tasks and an experiment file; nothing that trains."""
