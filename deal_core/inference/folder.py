@@ -53,62 +53,77 @@ class AdapterFolder:
         return self.path / "README.md"
 
 
-class TaskSpace(Table):
-    """A task's label space.
+@dataclass(frozen=True)
+class Answer:
+    """What a text is."""
 
-    Attributes:
-        labels: in the order of the rows of its head; none: answers are texts.
-        instruction: what the prompt of a generating model asks for; empty: that of ``model``.
-        learnt: whether some client has worked on it; otherwise its labels are answers only where
-            the task is told.
-    """
+    task: str
+    """The one that was named, or the one whose label it is."""
+    label: str
+    """Of the largest score; of equal ones the first."""
+    probability: float
+    """Softmax of the scores over the labels that were to choose from; not calibrated."""
+    runner_up: str | None
+    """The second; None where there was one label alone."""
+    runner_up_probability: float | None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model has written to a text of a task, up to its end or ``model.max_new_tokens``."""
+
+    task: str
+    answer: str
+
+
+class TaskSpace(Table):
+    """A task's label space."""
 
     name: str
     labels: tuple[str, ...]
+    """In the order of the rows of its head; none: answers are texts."""
     learnt: bool = True
+    """Whether some client has worked on it; otherwise its labels are answers only where the task is
+    named."""
     instruction: str = ""
+    """What the prompt of a generating model asks for; empty: that of ``model``."""
 
 
 class Inference(Table):
-    """``inference.json``.
-
-    Attributes:
-        model: base model as the experiment names it, family, template.
-        adapter_kind: ``adapter.kind`` of the run.
-        upstream: hub name that an embedded base model comes from; empty: the name says it.
-        task_type: PEFT's name of the family.
-        pooling: how token states become the embedding that names of labels are compared with;
-            ``none``: the family answers in words.
-        max_length: tokens kept of a text.
-        precision: of the frozen model in evaluations; ``auto``: by the hardware.
-        tasks: in the stream's order.
-        current_rank: so many directions of the adapter, the last ones, were computed beside the
-            frozen weights in evaluations, and the others added to them: sums that differ by
-            rounding.
-        current_scaling: factor that these were computed with; ``lora_B`` holds it.
-        head_layers: of how many of the base model's last layers the embeddings are made that heads
-            score; 0: there are no heads.
-        names_weight: what scores of label names weigh beside those of heads; 0: nothing.
-        versions: of the packages at the server.
-    """
+    """``inference.json``."""
 
     schema_version: Literal[1] = SCHEMA
     model: ModelConfig
+    """Base model as the experiment names it, family, template."""
     adapter_kind: str = "lora"
     upstream: str = ""
+    """Hub name that an embedded base model comes from; empty: the name says it."""
     task_type: str
+    """PEFT's name of the family."""
     pooling: Literal["mean", "none"]
+    """How token states become the embedding that names of labels are compared with; ``none``: the
+    family answers in words."""
     max_length: int
+    """Tokens kept of a text."""
     precision: Literal["auto", "float32", "bfloat16"]
+    """Of the frozen model in evaluations; ``auto``: by the hardware."""
     tasks: tuple[TaskSpace, ...]
+    """In the stream's order."""
     current_rank: int
+    """So many directions of the adapter, the last ones, were computed beside the frozen weights in
+    evaluations, and the others added to them: sums that differ by rounding."""
     current_scaling: float
+    """Factor that these were computed with; ``lora_B`` holds it."""
     head_layers: int = 0
+    """Of how many of the base model's last layers the embeddings are made that heads score; 0:
+    there are no heads."""
     names_weight: float = 0.0
+    """What scores of label names weigh beside those of heads."""
     versions: dict[str, str] = Field(default_factory=dict)
+    """Of the packages at the server."""
 
     def instruction(self, task: str) -> str:
-        """Return what the prompt of a task asks for; empty: that of the model."""
+        """Return what the prompt of a task asks for; empty: the usual."""
         return next((each.instruction for each in self.tasks if each.name == task), "")
 
     @property

@@ -15,8 +15,7 @@ from torch import Tensor
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.errors import UserError, choose
-from deal_core.inference.answer import Answer, Written
-from deal_core.inference.folder import AdapterFolder, Inference, read_inference
+from deal_core.inference.folder import AdapterFolder, Answer, Inference, Written, read_inference
 from deal_core.lora.adapter import Adapter, LoraFactors, split
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.payload import PREFIX
@@ -38,25 +37,16 @@ from deal_core.training.loop import load_state
 
 @dataclass(frozen=True)
 class Predictor:
-    """A base model with everything that was learnt.
-
-    Attributes:
-        inference: what the adapter folder says.
-        model: holds all adapters.
-        heads: task to its label head.
-    """
+    """A base model with all adapters, and the label heads of tasks."""
 
     inference: Inference
     model: LanguageModel
     heads: Mapping[str, Tensor]
 
     def answer(self, text: str, task: str = "") -> Answer | Written:
-        """Return the label of one text, or what the model writes where the task has no labels. It
-        is computed alone, so that it depends on no other.
-
-        Args:
-            text: as in the data, cut at ``max_length`` tokens.
-            task: choose among its labels; empty: among those of all tasks learnt.
+        """Return the label of one text, among those of the ``task``, or, where none is named, of
+        all tasks learnt; or what the model writes where the task has no labels. It is computed
+        alone, so that it depends on no other text.
 
         Raises:
             UserError: unknown task; or none, and the family scores labels of one task at a time.
@@ -106,13 +96,8 @@ class Predictor:
 
 
 def answer_among(scores: Tensor, space: AnswerSpace, chosen: Sequence[int]) -> Answer:
-    """Return the answer among some columns; a class has the largest score of its columns.
-
-    Args:
-        scores: ``(columns,)``, float64.
-        space: the columns.
-        chosen: those to choose from.
-    """
+    """Return the answer among the ``chosen`` columns of a space; a class has the largest score of
+    its columns. ``scores``: ``(columns,)``, float64."""
     best: dict[int, int] = {}
     for column in chosen:
         before = best.setdefault(space.classes[column], column)
@@ -133,11 +118,8 @@ def answer_among(scores: Tensor, space: AnswerSpace, chosen: Sequence[int]) -> A
 
 
 def load_predictor(folder: AdapterFolder, base: str = "") -> Predictor:
-    """Return a model ready to answer; only the adapter folder and the base model are read.
-
-    Args:
-        folder: of the adapter.
-        base: folder or hub name of the base model; empty: as the run named it.
+    """Return a model ready to answer; only the adapter folder and the base model are read, which is
+    ``base`` (a folder or a name on the hub), or, where that is empty, the one that the run named.
 
     Raises:
         UserError: a file is missing or damaged, or the base model cannot be loaded or is another.
@@ -158,11 +140,6 @@ def checked_adapter(
     """Return all adapters of a run as one, and how a base model is made ready for them; no weight
     of that is read.
 
-    Args:
-        folder: of the adapter.
-        inference: what it says.
-        model: the base model.
-
     Raises:
         UserError: a file is missing or damaged, or the base model is not there, or is another.
     """
@@ -174,7 +151,13 @@ def checked_adapter(
         rank=max(1, inference.current_rank),
         target_modules=tuple(sorted(adapter.layers)),
     )
-    if not has_layers(model, config, adapter):
+    base = skeleton(model)
+    kind_of(config).add_layers(base)
+    layers = dict(base.named_modules())
+    if not all(
+        name in layers and set(layers[name].weight.shape) == set(shape)
+        for name, shape in adapter.shapes.items()
+    ):
         raise UserError(
             f"{folder.weights}: was learnt for another base model than '{model.name}'; "
             "name that with --model"
@@ -183,28 +166,8 @@ def checked_adapter(
 
 
 def read_heads(folder: AdapterFolder) -> dict[str, Tensor]:
-    """Return task to its label head; none where the folder has none.
-
-    Raises:
-        UserError: damaged.
-    """
+    """Return task to its label head; :class:`UserError`: damaged."""
     return _tensors(folder.heads) if folder.heads.exists() else {}
-
-
-def has_layers(model: ModelConfig, config: AdapterConfig, adapter: Adapter) -> bool:
-    """Return whether a base model, with what the adapter's kind adds, has the layers that it
-    changes, of the same sizes; no weights are read.
-
-    Raises:
-        UserError: unknown family, or a base model that is not there.
-    """
-    base = skeleton(model)
-    kind_of(config).add_layers(base)
-    layers = dict(base.named_modules())
-    return all(
-        name in layers and set(layers[name].weight.shape) == set(shape)
-        for name, shape in adapter.shapes.items()
-    )
 
 
 def as_evaluated(adapter: Adapter, inference: Inference) -> State:

@@ -7,7 +7,7 @@ from deal_core.aggregation import ClientUpdate
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example
 from deal_core.errors import UserError
-from deal_core.inference.answer import Answer, Written
+from deal_core.inference.folder import Answer, Written
 from server.results import Results
 from simulations.api.rounds import (
     Aggregated,

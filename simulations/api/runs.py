@@ -15,8 +15,7 @@ from typing import Any, TypeAlias
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError, at_home
-from deal_core.inference.answer import Answer, Written
-from deal_core.inference.folder import find_adapter
+from deal_core.inference.folder import Answer, Written, find_adapter
 from deal_core.inference.predictor import Predictor, load_predictor
 from server.folder import Listener
 from server.results import Results, read_results

@@ -132,7 +132,7 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
         )
     check_data_record(results.config, folder, "--labels", "leave it out")
     from deal_core.data.sources import load_for_clients
-    from deal_core.inference.answer import Answer, Written
+    from deal_core.inference.folder import Answer, Written
     from deal_core.inference.predictor import load_predictor
 
     predictor = load_predictor(AdapterFolder(RunFolder(folder).adapter))

@@ -11,8 +11,7 @@ from pathlib import Path
 from deal_core.data.rows import Columns, to_text, whole_characters
 from deal_core.data.tables import READERS, read_lines, read_table
 from deal_core.errors import UserError, at_home, nearest
-from deal_core.inference.answer import Answer, Written
-from deal_core.inference.folder import AdapterFolder, find_adapter, read_inference
+from deal_core.inference.folder import AdapterFolder, Answer, Written, find_adapter, read_inference
 
 DIGITS = 6
 """Of a probability: what differs beyond them is rounding of the machine."""

@@ -18,8 +18,7 @@ from client.local_training import class_sums
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, load_for_clients
 from deal_core.errors import UserError
-from deal_core.inference.answer import Written
-from deal_core.inference.folder import find_adapter, read_inference
+from deal_core.inference.folder import Written, find_adapter, read_inference
 from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.models import Encoded
 from deal_core.privacy.interface import Refusal
