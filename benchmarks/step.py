@@ -160,7 +160,7 @@ def encoder_parts(case: Case) -> tuple[nn.Module, list[Any], Any]:
         {"input_ids": tokens, "attention_mask": [1] * len(tokens), "labels": labels.index(e.label)}
         for tokens, e in zip(ids, examples, strict=True)
     ]
-    kind, place = transformers.AutoModelForSequenceClassification, locate(case.name).location
+    kind, place = transformers.AutoModelForSequenceClassification, locate(case.name)[0]
     with quiet():
         base = kind.from_pretrained(place, num_labels=len(labels))
     model = get_peft_model(base, lora(TaskType.SEQ_CLS, target_modules=["query", "value"]))

@@ -35,9 +35,8 @@ from deal_core.models import (
     embedding_size,
     load_model,
 )
-from deal_core.models.fast.text_cache import cache_folder
+from deal_core.models.interface import require_stateless
 from deal_core.models.loading import best_device
-from deal_core.models.stateless import require_stateless
 from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import Grouping, Mechanism, RecordId
 from deal_core.protection import make_mechanism
@@ -314,8 +313,6 @@ class ClientRuntime:
             data, shares = load_for_clients(config, task), config.federation.clients
             if data.left_out:
                 self._on_left_out(task, data.left_out)
-            cache = None if self.whole else cache_folder()  # texts of a site stay off the disk
-            self.model.prepare([e.text for e in (*data.train, *data.test)], cache)
             divided = (
                 [data]
                 if self.whole

@@ -14,7 +14,7 @@ from deal_core.config.experiment import ModelConfig
 from deal_core.data.public import public_texts
 from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel, embedding_size
-from deal_core.models.fast.text_cache import cache_folder
+from deal_core.models.fast.unpacked import cache_folder
 from deal_core.training.batching import Cache
 from deal_core.training.loop import Objective
 from deal_core.training.public_subspace import Subspace, public_subspace
@@ -235,8 +235,9 @@ class Statistics:
         Raises:
             UserError: as :func:`~deal_core.data.public.public_texts`.
         """
+        folder = cache_folder("public")
         texts, first = public_texts(data, spaces), next(space for space in spaces if space)
-        return public_subspace(model, texts, self.layers, self.directions, first, cache_folder())
+        return public_subspace(model, texts, self.layers, self.directions, first, folder)
 
 
 @dataclass(frozen=True)

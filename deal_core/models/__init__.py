@@ -1,4 +1,5 @@
-"""Model families behind one narrow interface; a family is a file and a line in ``FAMILIES``."""
+"""Model families behind one narrow interface (:mod:`deal_core.models.interface`); a family is a
+file and a line in ``FAMILIES``."""
 
 from __future__ import annotations
 
@@ -14,64 +15,54 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError, choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.causal import causal_prompts, load_causal
-from deal_core.models.encoder import (
-    encoder_label_vectors,
-    load_encoder,
-)
+from deal_core.models.encoder import encoder_label_vectors, load_encoder
 from deal_core.models.generating import GeneratingModel
-from deal_core.models.interface import (
-    Encoded,
-    ForwardOutput,
-    LabelVectors,
-    LanguageModel,
+from deal_core.models.interface import Encoded, ForwardOutput, LabelVectors, LanguageModel
+from deal_core.models.loading import (
+    check_bits,
+    check_checkpoint,
+    pretrained,
+    require_fixed_places,
 )
-from deal_core.models.loading import check_bits, pretrained
-from deal_core.models.loading import check_weights as check_checkpoint
 from deal_core.models.prompt import PromptTokens, require_distinct
 from deal_core.models.seq2seq import load_seq2seq, seq2seq_prompts
-from deal_core.models.stateless import require_fixed_places
 
 
 @dataclass(frozen=True)
 class Family:
-    """One model family.
-
-    Attributes:
-        load: model, adapter, ``max_length``, type of the frozen weights -> a ready model.
-        task_type: PEFT's name of the family.
-        has_label_logits: of its models (:class:`LanguageModel`).
-        label_vectors: model -> vectors of names of labels; None: the family has none.
-        prompts: tokeniser, the base model's own settings, model, ``max_length`` -> what makes the
-            prompts; None: a text is read alone.
-    """
+    """One model family."""
 
     load: Callable[[ModelConfig, AdapterConfig, int, torch.dtype], LanguageModel]
+    """Model, adapter, ``max_length``, type of the frozen weights -> a ready model."""
     task_type: TaskType
+    """PEFT's name of the family."""
+    auto_class: str
+    """The class of transformers that loads its base models."""
     has_label_logits: bool
+    """Of its models (:class:`LanguageModel`)."""
     label_vectors: Callable[[ModelConfig], LabelVectors] | None = None
+    """Model -> vectors of names of labels; None: the family has none."""
     prompts: Callable[[Any, Any, ModelConfig, int], PromptTokens] | None = None
+    """Tokeniser, the base model's own settings, model, ``max_length`` -> what makes the prompts;
+    None: a text is read alone."""
 
 
 FAMILIES: Mapping[str, Family] = {
     "encoder-labels": Family(
-        load_encoder,
-        TaskType.FEATURE_EXTRACTION,
-        True,
-        encoder_label_vectors,
+        load_encoder, TaskType.FEATURE_EXTRACTION, "AutoModel", True, encoder_label_vectors
     ),
     "causal-lm": Family(
-        load_causal,
-        TaskType.CAUSAL_LM,
-        False,
-        prompts=causal_prompts,
+        load_causal, TaskType.CAUSAL_LM, "AutoModelForCausalLM", False, prompts=causal_prompts
     ),
     "seq2seq-lm": Family(
-        load_seq2seq,
-        TaskType.SEQ_2_SEQ_LM,
-        False,
-        prompts=seq2seq_prompts,
+        load_seq2seq, TaskType.SEQ_2_SEQ_LM, "AutoModelForSeq2SeqLM", False, prompts=seq2seq_prompts
     ),
 }
+
+
+def family_of(model: ModelConfig) -> Family:
+    """Return the family of a model; :class:`UserError`: unknown, the message lists the known."""
+    return choose("model.family", model.family, FAMILIES)
 
 
 def load_model(
@@ -82,7 +73,7 @@ def load_model(
     Raises:
         UserError: unknown family or name, missing or altered weights.
     """
-    return choose("model.family", model.family, FAMILIES).load(model, adapter, max_length, dtype)
+    return family_of(model).load(model, adapter, max_length, dtype)
 
 
 def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:
@@ -91,10 +82,9 @@ def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tupl
     Raises:
         UserError: as :func:`load_model`.
     """
-    family = choose("model.family", model.family, FAMILIES)
     base = skeleton(model)
     require_fixed_places(base, model.name)
-    module = attach(base, adapter, family.task_type)
+    module = attach(base, adapter, family_of(model).task_type)
     return {
         name: (layer.out_features, layer.in_features) for name, layer in lora_layers(module).items()
     }
@@ -106,22 +96,17 @@ def label_vectors(model: ModelConfig) -> LabelVectors:
     Raises:
         UserError: unknown family or name, or a family without.
     """
-    make = choose("model.family", model.family, FAMILIES).label_vectors
+    make = family_of(model).label_vectors
     if make is None:
         raise UserError(f"model.family '{model.family}' has no vectors of label names")
     return make(model)
 
 
-def auto_class(task_type: TaskType) -> Any:
-    """Return the class of transformers that loads base models of a family of this type."""
+def auto_class(model: ModelConfig) -> Any:
+    """Return the class of transformers that loads base models of its family."""
     import transformers
 
-    names = {
-        TaskType.FEATURE_EXTRACTION: "AutoModel",
-        TaskType.CAUSAL_LM: "AutoModelForCausalLM",
-        TaskType.SEQ_2_SEQ_LM: "AutoModelForSeq2SeqLM",
-    }
-    return getattr(transformers, names.get(task_type, "AutoModel"))
+    return getattr(transformers, family_of(model).auto_class)
 
 
 def skeleton(model: ModelConfig) -> Any:
@@ -132,10 +117,9 @@ def skeleton(model: ModelConfig) -> Any:
     """
     from transformers import AutoConfig
 
-    loader = auto_class(choose("model.family", model.family, FAMILIES).task_type)
     config = pretrained(AutoConfig, model.name)
     with torch.device("meta"):
-        return loader.from_config(config)
+        return auto_class(model).from_config(config)
 
 
 def check_weights(model: ModelConfig) -> None:
@@ -144,18 +128,13 @@ def check_weights(model: ModelConfig) -> None:
     Raises:
         UserError: unknown family or name, or weights are missing.
     """
-    family = choose("model.family", model.family, FAMILIES)
-    check_checkpoint(auto_class(family.task_type), model.name)
+    check_checkpoint(auto_class(model), model.name)
 
 
 def has_label_logits(model: ModelConfig) -> bool:
     """Return whether one forward pass scores any number of labels, so that accuracy among all
-    labels seen costs nothing more; no weights are read.
-
-    Raises:
-        UserError: unknown family.
-    """
-    return choose("model.family", model.family, FAMILIES).has_label_logits
+    labels seen costs nothing more."""
+    return family_of(model).has_label_logits
 
 
 def check_label_tokens(model: ModelConfig, labels: Sequence[str]) -> None:
@@ -199,13 +178,9 @@ def embedding_size(model: ModelConfig, layers: int = 1) -> int:
 
 
 def decodes_apart(model: ModelConfig) -> bool:
-    """Return whether a decoder of its own writes answers, so that they take no room of the prompt.
-
-    Raises:
-        UserError: unknown family.
-    """
-    family = choose("model.family", model.family, FAMILIES)
-    return family.task_type == TaskType.SEQ_2_SEQ_LM
+    """Return whether a decoder of its own writes answers, so that they take no room of the
+    prompt."""
+    return family_of(model).task_type == TaskType.SEQ_2_SEQ_LM
 
 
 __all__ = [
@@ -223,6 +198,7 @@ __all__ = [
     "check_weights",
     "decodes_apart",
     "embedding_size",
+    "family_of",
     "has_label_logits",
     "label_vectors",
     "load_model",

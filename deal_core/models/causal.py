@@ -30,7 +30,7 @@ from deal_core.models.fast.prompt_forest import (
     plant,
 )
 from deal_core.models.generating import GeneratingModel
-from deal_core.models.interface import Encoded, text_of
+from deal_core.models.interface import Encoded
 from deal_core.models.loading import load_base_model, pretrained
 from deal_core.models.prompt import PromptTokens, prompt_tokens
 
@@ -134,8 +134,8 @@ class CausalLM(GeneratingModel):
         forest, place = plant(self._rows(batch, [()] * len(batch)))
         parts = []
         for row, item in zip(place, batch, strict=True):
-            text, start = text_of(item), forest.starts[row] - len(forest.rows[row].head)
-            parts.append(slice(start + text.start, start + text.stop))
+            start = forest.starts[row] - len(forest.rows[row].head)
+            parts.append(slice(start + item.place.start, start + item.place.stop))
         with self._packed(forest):
             found = decode_layers(self._decoder, forest, layers)
         return [torch.stack([s[0, part].float().mean(0) for part in parts]) for s in found]

@@ -7,33 +7,34 @@ no head that grows, and accuracy before any training (zero-shot) is a fair start
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, TaskType
+from peft import TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
-from deal_core.lora.attach import attach, base_only, lora_layers
+from deal_core.lora.attach import base_only, lora_layers
 from deal_core.lora.kinds import POOLED
 from deal_core.lora.packing import Packing, packed, packing_of, packs
 from deal_core.models.fast.attention import NAME as ATTENTION
 from deal_core.models.fast.attention import register_attention
-from deal_core.models.fast.text_cache import FrozenVectors, TokenCache, tokeniser_name, weights_name
 from deal_core.models.interface import (
     Encoded,
     ForwardOutput,
     LabelVectors,
+    LanguageModel,
+    Memo,
+    Tokens,
     embedding_of,
     last_layers,
 )
-from deal_core.models.loading import best_device, load_base_model, pretrained
+from deal_core.models.loading import load_base_model, pretrained
 from deal_core.models.prompt import words
 
 LONGEST_LABEL = 128
@@ -42,36 +43,29 @@ ALONE_TOLERANCE = 0.05
 """Relative difference of states that rounding may make."""
 LOGIT_SCALE = 20.0
 """Multiplier of the cosine between text and label."""
+MOST = 200_000
+"""Texts whose vectors are kept in memory: 300 MB with 384 entries."""
 
 
-class EncoderLabels:
+class EncoderLabels(LanguageModel):
     """Any Hugging Face encoder with mean pooling over the real tokens."""
 
     has_label_logits = True
 
-    def __init__(
-        self, base: Any, tokenizer: Any, model: ModelConfig, adapter: AdapterConfig, max_length: int
-    ) -> None:
-        self.device = best_device()
-        self.module: PeftModel = attach(base.to(self.device), adapter, TaskType.FEATURE_EXTRACTION)
-        self.module.eval()
+    def __init__(self, base: Any, tokenizer: Any, adapter: AdapterConfig, max_length: int) -> None:
+        super().__init__(base, adapter, TaskType.FEATURE_EXTRACTION)
         self.module.packs_texts = (
             self.device.type == "cpu"
             and base.config.model_type == "bert"
             and base.config._attn_implementation == ATTENTION
         )
         self._tokenizer = tokenizer
-        self._scale = LOGIT_SCALE
-        self.tokens = TokenCache(
-            lambda texts: tokenizer(texts, truncation=True, max_length=max_length)["input_ids"],
-            tokeniser_name(tokenizer, max_length),
+        self.tokens: Memo[str, list[int]] = Memo(
+            lambda texts: tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
         )
-        self._longest = "word " * max_length
         self._pooled_map = dict(base.named_children()).get(POOLED)
-        self._frozen = None
-        if self._pooled_map is not None:
-            self._frozen = FrozenVectors(self._embed, lambda: _encoder_name(base))
-        self._label_cache: dict[str, Tensor] = {}
+        self._frozen: Memo[Tokens, Tensor] = Memo(self._each_alone, MOST)
+        self._label_vectors: Memo[str, Tensor] = Memo(self._names_alone)
         self._label_matrix: tuple[tuple[str, ...], Tensor] = ((), torch.empty(0))
 
     def encode(
@@ -98,36 +92,30 @@ class EncoderLabels:
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return scaled cosines, ``(batch, labels)``, float32."""
-        return self._scale * self.embed(batch) @ self.label_vectors(labels).T
+        return LOGIT_SCALE * self.embed(batch) @ self.label_vectors(labels).T
 
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
-        """Unit vectors of the texts, ``(batch, parts * hidden)``, float32: (M44)."""
+        """Return unit vectors of the texts, ``(batch, parts * hidden)``, float32: (M44). Where a
+        map lies behind the pooling (M57) it alone learns, and the encoder's vectors are kept."""
         token_ids = [item.tokens for item in batch]
-        if layers == 1 and self._frozen is not None:
-            return self._mapped(self._frozen(token_ids).to(self.device))
-        return self._embed(token_ids, layers)
-
-    def _mapped(self, vectors: Tensor) -> Tensor:
-        """Return what the map behind the pooling makes of unit vectors, a text to a row: (M57)."""
-        assert self._pooled_map is not None
+        if layers > 1 or self._pooled_map is None:
+            return self._embed(token_ids, layers)
+        vectors = torch.stack(self._frozen(token_ids)).to(self.device)
+        # A text to a row: its gradient is its own.
         return normalize(self._pooled_map(vectors[:, None, :])[:, 0], dim=1)
 
-    def prepare(self, texts: Sequence[str], folder: Path | None) -> None:
-        """Make or read token ids, and where the encoder never changes its vectors as well: of the
-        longest text that there may be first, so that no text decides whether memory suffices."""
-        self.tokens.prepare(texts, folder)
-        if self._frozen is not None and folder is not None:
-            with torch.no_grad():
-                self._embed(self.tokens([self._longest]))
-            self._frozen.prepare([tuple(ids) for ids in self.tokens(texts)], folder)
+    def _each_alone(self, token_ids: Sequence[Sequence[int]]) -> Iterable[Tensor]:
+        """Return vectors, each made in a pass of its own: beside others it would be rounded
+        otherwise, and depend on them."""
+        with torch.no_grad():
+            return [self._embed([ids])[0].float().cpu() for ids in token_ids]
 
     def _embed(self, token_ids: Sequence[Sequence[int]], layers: int = 1) -> Tensor:
         """Return unit vectors of mean-pooled token states."""
         packing = packing_of(token_ids) if packs(self.module) else None
-        pooled = self._pooled_packed(token_ids, packing, layers) if packing is not None else None
-        if pooled is None:
-            pooled = self._pooled(token_ids, layers)
-        return embedding_of(pooled)
+        if packing is None:
+            return embedding_of(self._pooled(token_ids, layers))
+        return embedding_of(self._pooled_packed(token_ids, packing, layers))
 
     def _pooled(self, token_ids: Sequence[Sequence[int]], layers: int) -> list[Tensor]:
         """Mean states of the last layers, the last one first."""
@@ -165,41 +153,41 @@ class EncoderLabels:
         ]
 
     def label_vectors(self, labels: Sequence[str]) -> Tensor:
-        """Return frozen unit vectors of the label names, ``(labels, hidden)``; each made once, and
-        by itself, so that it is the same to the bit whatever it is asked with. The matrix asked for
-        last is kept."""
+        """Return frozen unit vectors of the label names, ``(labels, hidden)``; each made by itself,
+        so that it is the same to the bit whatever it is asked with. The matrix asked for last is
+        kept."""
         wanted = tuple(labels)
         if self._label_matrix[0] != wanted:
-            missing = [label for label in dict.fromkeys(labels) if label not in self._label_cache]
-            if missing:
-                names = self._tokenizer([words(label) for label in missing])["input_ids"]
-                with base_only(self.module):
-                    for label, ids in zip(missing, names, strict=True):
-                        self._label_cache[label] = self._embed([ids])[0]
-            matrix = torch.stack([self._label_cache[label] for label in labels])
-            self._label_matrix = (wanted, matrix)
+            self._label_matrix = (wanted, torch.stack(self._label_vectors(wanted)))
         return self._label_matrix[1]
 
-
-def _encoder_name(base: Any) -> str:
-    """Return a digest of an encoder's weights and device, without the map behind it, which
-    learns."""
-    weights = {k: v for k, v in base.state_dict().items() if not k.startswith(f"{POOLED}.")}
-    return weights_name(weights, next(iter(weights.values())).device.type)
+    def _names_alone(self, labels: Sequence[str]) -> Iterable[Tensor]:
+        names = self._tokenizer([words(label) for label in labels])["input_ids"]
+        with base_only(self.module):
+            return [self._embed([ids])[0] for ids in names]
 
 
 def load_encoder(
     model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
 ) -> EncoderLabels:
-    """Return the model, base and tokeniser loaded.
+    """Return the model, base and tokeniser loaded, with our attention, or, where it has one of its
+    own that takes masks of another kind (MPNet), with that.
 
     Raises:
-        UserError: the model cannot be loaded, or is none that reads a text as it stands.
+        UserError: the model cannot be loaded, or a text beside a longer one has other states than
+            it has alone.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoModel, AutoTokenizer
 
-    base = pretrained_encoder(model, dtype)
-    return EncoderLabels(base, pretrained(AutoTokenizer, model.name), model, adapter, max_length)
+    for attention in (register_attention(), "eager"):
+        base = load_base_model(AutoModel, model, dtype, attention)
+        if reads_alone(base):
+            tokenizer = pretrained(AutoTokenizer, model.name)
+            return EncoderLabels(base, tokenizer, adapter, max_length)
+    raise UserError(
+        f"model.name '{model.name}': does not read a padded text as it reads it alone, which "
+        "encoder-labels needs; choose an encoder, or another model.family"
+    )
 
 
 def encoder_label_vectors(model: ModelConfig) -> LabelVectors:
@@ -211,26 +199,6 @@ def encoder_label_vectors(model: ModelConfig) -> LabelVectors:
     """
     encoder = load_encoder(model, AdapterConfig(rank=1), LONGEST_LABEL, torch.float32)
     return lambda labels: encoder.label_vectors(labels).cpu()
-
-
-def pretrained_encoder(model: ModelConfig, dtype: torch.dtype) -> Any:
-    """Return the base model with our attention, or, where it has one of its own that takes masks of
-    another kind (MPNet), with that.
-
-    Raises:
-        UserError: the model cannot be loaded, or a text beside a longer one has other states than
-            it has alone.
-    """
-    from transformers import AutoModel
-
-    for attention in (register_attention(), "eager"):
-        base = load_base_model(AutoModel, model, dtype, attention)
-        if reads_alone(base):
-            return base
-    raise UserError(
-        f"model.name '{model.name}': does not read a padded text as it reads it alone, which "
-        "encoder-labels needs; choose an encoder, or another model.family"
-    )
 
 
 def reads_alone(base: Any) -> bool:

@@ -7,27 +7,26 @@ example. Scoring is the length-normalised log-likelihood of each label as the an
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
+from itertools import chain
 from typing import Any, cast
 
 import torch
-from peft import PeftModel, TaskType
+from peft import TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.data import Example
-from deal_core.lora.attach import attach
 from deal_core.models.fast.prompt_forest import Tokens
-from deal_core.models.interface import Encoded, ForwardOutput, embedding_of
-from deal_core.models.loading import best_device
+from deal_core.models.interface import Encoded, ForwardOutput, LanguageModel, embedding_of
 from deal_core.models.prompt import PromptTokens
 
 
-class GeneratingModel(ABC):
+class GeneratingModel(LanguageModel):
     """A base model with a current adapter, asked by prompts: a decoder alone, or an encoder and
     one."""
 
@@ -36,13 +35,10 @@ class GeneratingModel(ABC):
     def __init__(
         self, base: Any, adapter: AdapterConfig, task_type: TaskType, prompts: PromptTokens
     ) -> None:
-        self.device: torch.device = best_device()
-        self.module: PeftModel = attach(base.to(self.device), adapter, task_type)
-        self.module.eval()
+        super().__init__(base, adapter, task_type)
         self._decoder = base.get_decoder()
         self._head = base.get_output_embeddings()
         self._prompts = prompts
-        self.tokens = prompts.texts
         base.generation_config = greedy(prompts)
 
     @abstractmethod
@@ -70,13 +66,9 @@ class GeneratingModel(ABC):
         logits: Tensor = self._head(states).float()
         return logits
 
-    def keep_nothing(self) -> None:  # noqa: B027 - most keep nothing
+    def keep_nothing(self) -> None:
         """Keep nothing of a text when its pass is over: then memory does not depend on the texts
         before, of which single ones may be protected."""
-
-    def prepare(self, texts: Sequence[str], folder: Path | None) -> None:
-        """Make or read token ids."""
-        self.tokens.prepare(texts, folder)
 
     def encode(
         self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""
@@ -90,16 +82,28 @@ class GeneratingModel(ABC):
     ) -> ForwardOutput:
         """Return losses on the answer's tokens and the end; distillation is over the vocabulary at
         those tokens, so ``seen`` only decides whether there is anything to distil."""
-        answers = self._answers(batch, labels)
-        states = self.answer_states(batch, answers)
-        return answer_losses(self.word_logits, states, answers, seen)
+        answers = [self._prompts.answer(item, labels) for item in batch]
+        states, counts = self.answer_states(batch, answers), [len(answer) for answer in answers]
+        targets = torch.tensor([*chain.from_iterable(answers)]).to(states.device)
+
+        def losses(some: Tensor, wanted: Tensor) -> Tensor:
+            return cross_entropy(self.word_logits(some), wanted, reduction="none")
+
+        if seen:
+            kept = self.word_logits(states)
+            each = cross_entropy(kept, targets, reduction="none")
+        else:
+            kept = states.new_zeros(len(states), 0, dtype=torch.float32)
+            each = word_losses(losses, states, targets)
+        means = torch.stack([part.mean() for part in torch.split(each, counts)])
+        return ForwardOutput(means, kept, counts, [kept.shape[1]])
 
     def word_states(
         self, batch: Sequence[Encoded], labels: Sequence[str]
     ) -> tuple[Tensor, list[int]]:
         """Return the states that predict the words of the answers, ends included, ``(words,
         hidden)``, and how many each example has."""
-        answers = self._answers(batch, labels)
+        answers = [self._prompts.answer(item, labels) for item in batch]
         return self.answer_states(batch, answers), [len(answer) for answer in answers]
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
@@ -116,8 +120,15 @@ class GeneratingModel(ABC):
         self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""
     ) -> list[Encoded]:
         """Return the same texts under the prompt of another task, each with the answer that the
-        model gives now: its best label, and the end."""
-        return self._prompts.answered(batch, labels, instruction, self.scores, self.written)
+        model gives now, the end included: its best label; where there are none, what it writes."""
+        asked = [self._prompts.prompt(item.text, labels, instruction) for item in batch]
+        if labels:
+            with torch.no_grad():
+                best = self.scores(asked, labels).argmax(dim=1).tolist()
+            answers = [self._prompts.label(labels[n]) + self._prompts.end for n in best]
+        else:
+            answers = self.written(asked)
+        return [replace(each, answer=answer) for each, answer in zip(asked, answers, strict=True)]
 
     def answer_length(self, label: str) -> int:
         """Return how many tokens a label has as an answer, without an end."""
@@ -152,40 +163,6 @@ class GeneratingModel(ABC):
         hidden)``, float32: (M44)."""
         return embedding_of(self.pooled(batch, layers))
 
-    def _answers(self, batch: Sequence[Encoded], labels: Sequence[str]) -> list[Tokens]:
-        return [self._prompts.answer(item, labels) for item in batch]
-
-
-def answer_losses(
-    word_logits: Callable[[Tensor], Tensor],
-    states: Tensor,
-    answers: Sequence[Tokens],
-    seen: Sequence[Sequence[str]],
-) -> ForwardOutput:
-    """Return the mean loss over each example's own answer; distillation is over the vocabulary at
-    its tokens, so ``seen`` only decides whether there is anything to distil.
-
-    Args:
-        word_logits: states to logits over the vocabulary.
-        states: those that predict the tokens of all answers, ``(words, hidden)``.
-        answers: their tokens, the ends included.
-        seen: label spaces of other tasks.
-    """
-    targets = torch.tensor([token for answer in answers for token in answer]).to(states.device)
-    if seen:
-        kept = word_logits(states)
-        token_losses = cross_entropy(kept, targets, reduction="none")
-    else:
-        kept = states.new_zeros(len(states), 0, dtype=torch.float32)
-        token_losses = word_losses(
-            lambda some, wanted: cross_entropy(word_logits(some), wanted, reduction="none"),
-            states,
-            targets,
-        )
-    counts = [len(answer) for answer in answers]
-    losses = torch.stack([part.mean() for part in torch.split(token_losses, counts)])
-    return ForwardOutput(losses, kept, counts, [kept.shape[1]])
-
 
 def greedy(prompts: PromptTokens) -> Any:
     """Return settings of ``generate``: the likeliest word each time, until the answer ends or has
@@ -198,11 +175,7 @@ def greedy(prompts: PromptTokens) -> Any:
 
 
 def greedy_settings(prompts: PromptTokens) -> dict[str, Any]:
-    """Return them by name.
-
-    Args:
-        prompts: knows the end, the longest answer, and what a decoder of its own begins with.
-    """
+    """Return the settings of :func:`greedy` by name."""
     return {
         "do_sample": False,
         "num_beams": 1,

@@ -1,112 +1,125 @@
-"""What the rest of the project needs of a language model, and no more; and a text's embedding, made
-of mean states of a model's last layers: (M44) of docs/method.md.
+"""What the rest of the project needs of a language model, and no more: a family is a subclass of
+:class:`LanguageModel`; and a text's embedding, made of mean states of a model's last layers: (M44)
+of docs/method.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-from peft import PeftModel
-from torch import Tensor
+from peft import PeftModel, TaskType
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from deal_core.config.experiment import AdapterConfig
 from deal_core.data import Example
-from deal_core.models.fast.text_cache import TokenCache
+from deal_core.errors import UserError
+from deal_core.lora.attach import attach
+from deal_core.models.fast.prompt_forest import Tokens
+from deal_core.models.loading import best_device
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One tokenised example.
+    """One tokenised example."""
 
-    Attributes:
-        tokens: ids of the text (encoder) or of the prompt (generating model).
-        target: index of the label in the task's labels; -1: the answer is a text.
-        shared: so many tokens of a prompt, the first ones, are those of all prompts of the task.
-        text: ids of the text alone, without the prompt around it.
-        answer: ids of the answer, its end included, where it is a text.
-        right: texts that are right answers, where it is one.
-    """
-
-    tokens: tuple[int, ...]
+    tokens: Tokens
+    """Of the text (encoder) or of the prompt (generating model)."""
     target: int
+    """Index of the label in the task's labels; -1: the answer is a text."""
     shared: int = 0
-    text: tuple[int, ...] = ()
-    answer: tuple[int, ...] = ()
+    """So many tokens of a prompt, the first ones, are those of all prompts of the task."""
+    text: Tokens = ()
+    """Of the text alone, without the prompt around it."""
+    answer: Tokens = ()
+    """Of the answer, its end included, where it is a text."""
     right: tuple[str, ...] = ()
+    """Texts that are right answers, where it is one."""
+
+    @property
+    def place(self) -> slice:
+        """Where the text lies among the tokens of its prompt; of one without tokens, the place
+        before the answer or the last one."""
+        first = min(self.shared, len(self.tokens) - 1)
+        return slice(first, first + max(1, len(self.text)))
 
 
 @dataclass(frozen=True)
 class ForwardOutput:
-    """What one forward pass gives the local objective.
-
-    Attributes:
-        example_losses: ``(batch,)``, one loss per example, independent of its batch-mates.
-        distillation_logits: ``(rows, classes)``; what a teacher hands to a student. Encoder: a
-            row per example over the labels of other tasks. Generating model: a row per answer
-            token over the vocabulary. No classes: nothing to distil.
-        rows: how many of these rows each example has; their sum is the number of rows.
-        spaces: how many classes, from the left, are one choice: a softmax is over one space.
-            Their sum is the number of classes.
-    """
+    """What one forward pass gives the local objective."""
 
     example_losses: Tensor
+    """``(batch,)``, one loss per example, independent of its batch-mates."""
     distillation_logits: Tensor
+    """``(rows, classes)``; what a teacher hands to a student. Encoder: a row per example over the
+    labels of other tasks. Generating model: a row per answer token over the vocabulary. No classes:
+    nothing to distil."""
     rows: Sequence[int]
+    """How many of these rows each example has; their sum is the number of rows."""
     spaces: Sequence[int]
+    """How many classes, from the left, are one choice: a softmax is over one space. Their sum is
+    the number of classes."""
 
 
 LabelVectors = Callable[[Sequence[str]], Tensor]
 """Names of labels to their vectors in the frozen model, ``(labels, size)``."""
 
 
-class LanguageModel(Protocol):
+class Memo(Generic[K, V]):
+    """What is made of keys, each made once and kept in memory.
+
+    Args:
+        make: of the keys that are new.
+        most: where more would be kept, all are forgotten first.
+    """
+
+    def __init__(self, make: Callable[[list[K]], Iterable[V]], most: float = math.inf) -> None:
+        self._make, self._most = make, most
+        self._known: dict[K, V] = {}
+
+    def __call__(self, keys: Sequence[K]) -> list[V]:
+        """Return what is made of each key, in their order."""
+        if len(self._known) + len(keys) > self._most:
+            self._known.clear()
+        if missing := [key for key in dict.fromkeys(keys) if key not in self._known]:
+            self._known.update(zip(missing, self._make(missing), strict=True))
+        return [self._known[key] for key in keys]
+
+
+class LanguageModel(ABC):
     """A frozen base model with a current adapter (see ``deal_core.lora.attach``)."""
 
-    @property
-    def module(self) -> PeftModel:
-        """The PEFT model."""
+    has_label_logits: ClassVar[bool]
+    """Whether losses and distillation are over the labels that are asked about; otherwise they
+    are over one space, whatever is asked (a generating model's vocabulary)."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where the module lives."""
+    def __init__(self, base: Any, adapter: AdapterConfig, task_type: TaskType) -> None:
+        self.device: torch.device = best_device()
+        self.module: PeftModel = attach(base.to(self.device), adapter, task_type)
+        self.module.eval()
 
-    @property
-    def has_label_logits(self) -> bool:
-        """Whether losses and distillation are over the labels that are asked about; otherwise they
-        are over one space, whatever is asked (a generating model's vocabulary)."""
-
-    @property
-    def tokens(self) -> TokenCache:
-        """Token ids of texts."""
-
-    def prepare(self, texts: Sequence[str], folder: Path | None) -> None:
-        """Make or read what is made of a text once, token ids above all, of many texts.
-
-        Args:
-            texts: those that will be asked about.
-            folder: of files for the next process; None: none are read or written.
-        """
-
+    @abstractmethod
     def encode(
         self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""
     ) -> list[Encoded]:
         """Tokenise once.
 
         Args:
-            examples: texts and their labels.
+            examples: texts and their labels, each of which is in ``labels``.
             labels: of the task; none: answers are texts.
             instruction: what its prompt asks for; empty: the usual. Encoders have no
                 prompt.
-
-        Raises:
-            ValueError: an example's label is not in ``labels``.
         """
 
+    @abstractmethod
     def forward_train(
         self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
     ) -> ForwardOutput:
@@ -119,38 +132,25 @@ class LanguageModel(Protocol):
             seen: label spaces of other tasks, earlier or future.
         """
 
+    @abstractmethod
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
-        """Return the texts' embeddings, unit vectors ``(batch, size)``, float32; see
-        :func:`deal_core.models.embedding_size`.
+        """Return the texts' embeddings, unit vectors ``(batch, size)``, float32, made of so many of
+        the last layers: (M44); see :func:`deal_core.models.embedding_size`."""
 
-        Args:
-            batch: the texts.
-            layers: of how many of the last layers they are made: (M44) of docs/method.md.
-        """
-
+    @abstractmethod
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
-        """Return ``(batch, len(labels))``; the largest score is the answer."""
+        """Return ``(batch, len(labels))``, float32; the largest score is the answer."""
 
 
 def embedding_of(pooled: Sequence[Tensor]) -> Tensor:
     """Return unit vectors, ``(texts, parts * hidden)``: of each pair of neighbouring layers the
-    mean, side by side.
-
-    Args:
-        pooled: mean states of the texts in each layer, the last layer first, ``(texts, hidden)``.
-    """
+    mean, side by side. ``pooled`` are mean states of the texts in each layer, the last layer first,
+    ``(texts, hidden)``."""
     units = [normalize(layer, dim=1) for layer in pooled]
     if len(units) == 1:
         return units[0]
     pairs = [torch.stack(units[i : i + 2]).sum(0) for i in range(0, len(units), 2)]
     return torch.cat([normalize(pair, dim=1) for pair in pairs], dim=1) / math.sqrt(len(pairs))
-
-
-def text_of(item: Encoded) -> slice:
-    """Return where a text lies among the tokens of its prompt; of one without tokens, the place
-    before the answer or the last one."""
-    first = min(item.shared, len(item.tokens) - 1)
-    return slice(first, first + max(1, len(item.text)))
 
 
 def last_layers(output: Any, layers: int) -> list[Tensor]:
@@ -160,3 +160,58 @@ def last_layers(output: Any, layers: int) -> list[Tensor]:
         return [output.last_hidden_state]
     after_each = output.hidden_states[1:]  # the first are the embedded tokens
     return list(after_each[: -layers - 1 : -1])
+
+
+def require_stateless(model: LanguageModel, name: str, max_length: int) -> None:
+    """Check on constant texts that reading one leaves nothing behind in the model: noise for one
+    record would otherwise have to hide what that record does to the others.
+
+    The longest text is read first, as tables may grow with it; then a short one, and the longest
+    again. Nothing is said of a model that cannot read it: no text of a run is read before one as
+    long has been tried out.
+
+    Args:
+        model: ready.
+        name: ``model.name``.
+        max_length: ``train.max_length``, tokens.
+
+    Raises:
+        UserError: a number or a buffer of the model is another after a text.
+    """
+    labels = ("a",) if model.has_label_logits else ()
+    examples = [Example(text, "a", target="a") for text in ("a " * max_length, "a")]
+    long, short = model.encode(examples, labels)
+    before: dict[str, Any] = {}
+    for number, text in enumerate((long, short, long)):
+        try:
+            with torch.no_grad():
+                model.forward_train([text], labels, ())
+                model.embed([text])
+        except Exception:
+            return
+        after = _memory(model.module)
+        changed = [key for key in after if key not in before or not _equal(before[key], after[key])]
+        if number and changed:
+            raise UserError(
+                f"model.name '{name}': keeps something of each text that it reads ({changed[0]}), "
+                "so that an answer depends on other texts, which no noise hides; choose another "
+                "model"
+            )
+        before = after
+
+
+def _memory(module: nn.Module) -> Mapping[str, Any]:
+    """Return name to value of whatever a layer holds that is no weight, no layer and no table."""
+    held: dict[str, Any] = {}
+    for path, layer in module.named_modules():
+        values = {**vars(layer), **dict(layer.named_buffers(recurse=False))}
+        for key, value in values.items():
+            if isinstance(value, (int, float, str, Tensor)):
+                held[f"{path}.{key}"] = value.clone() if isinstance(value, Tensor) else value
+    return held
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    return type(first) is type(second) and bool(first == second)

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from deal_core.config.experiment import ModelConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
-from deal_core.models.fast.prompt_forest import Tokens
-from deal_core.models.fast.text_cache import TokenCache, tokeniser_name
-from deal_core.models.interface import Encoded
+from deal_core.models.interface import Encoded, Memo, Tokens
 
 Halves = tuple[str, str]
 """What stands before and after the text."""
+INSTRUCTION = "Classify the text. Answer with one of the options."
+"""What the prompt of a task asks for, where ``data.instructions`` does not say."""
+CHAT_DATE = "01 Jan 2025"
+"""The date for a chat template that names one: today's would make other prompts tomorrow."""
+
+
+def words(label: str) -> str:
+    """Return a label as it stands in a prompt."""
+    return label.replace("_", " ")
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """Attributes: ``choosing``, the form for a task with labels; ``writing``, without the lines
-    that name the options."""
+    """What stands around a text."""
 
     choosing: Halves
+    """For a task with labels."""
     writing: Halves
+    """For answers that are texts: without the lines that name the options."""
 
     def around(self, instruction: str, labels: Sequence[str]) -> Halves:
-        """Return what stands before and after the text of a task.
-
-        Args:
-            instruction: of the task.
-            labels: answers among which is chosen; none: free text.
-        """
+        """Return what stands before and after the text of a task; no ``labels``: its answers are
+        texts."""
         before, after = self.choosing if labels else self.writing
         options = ", ".join(map(words, labels))
         return before.replace("{instruction}", instruction).replace("{options}", options), after
@@ -71,46 +73,29 @@ def _halves(prompt: str) -> Halves:
     return parts[0], parts[1]
 
 
-def words(label: str) -> str:
-    """Return a label as it stands in a prompt."""
-    return label.replace("_", " ")
-
-
-INSTRUCTION = "Classify the text. Answer with one of the options."
-"""What the prompt of a task asks for, where ``data.instructions`` does not say."""
-CHAT_DATE = "01 Jan 2025"
-"""What a chat template that names the date is told."""
-
-
 @dataclass(frozen=True)
 class PromptTokens:
-    """Makes prompts and answers; what is asked for often is tokenised once.
-
-    Attributes:
-        tokenizer: that of the model.
-        template: of the prompt.
-        longest_answer: tokens of an answer that is a text, at most, without its end; one that is
-            cut there has none.
-        texts: ids of texts alone, cut.
-        opening: ids before every prompt.
-        closing: ids after every prompt.
-        gap: what stands before an answer, where it continues the prompt.
-        start: ids that a decoder of its own begins with; none: an answer follows the prompt.
-        turn_end: the id that ends an answer in a chat; None: the tokeniser's end.
-        dummy: the id that the tokeniser puts before whatever it reads; None: nothing.
-    """
+    """Makes prompts and answers; what is asked for often is tokenised once."""
 
     tokenizer: Any
     template: PromptTemplate
     longest_answer: int
-    texts: TokenCache
+    """Tokens of an answer that is a text, at most, without its end; one that is cut there has
+    none."""
+    texts: Memo[str, list[int]]
+    """Ids of texts alone, cut."""
     opening: Tokens = ()
+    """Before every prompt."""
     closing: Tokens = ()
+    """After every prompt."""
     gap: str = ""
+    """Before an answer, where it continues the prompt."""
     start: Tokens = ()
+    """What a decoder of its own begins with; none: an answer follows the prompt."""
     turn_end: int | None = None
+    """What ends an answer in a chat; None: the tokeniser's end."""
     dummy: int | None = None
-    _known: dict[str, Tokens] = field(default_factory=dict)
+    """What the tokeniser puts before whatever it reads; None: nothing."""
 
     def encode(
         self, examples: Sequence[Example], labels: Sequence[str], instruction: str
@@ -131,7 +116,7 @@ class PromptTokens:
 
     def _written(self, target: str) -> Tokens:
         """The tokens of an answer that is a text. What is cut has no end: it is not over."""
-        whole = self.ids(f"{self.gap}{target}")
+        whole = self._ids(f"{self.gap}{target}")
         kept = whole[: self.longest_answer]
         return kept + self.end if kept == whole else kept
 
@@ -139,46 +124,22 @@ class PromptTokens:
         """Return the prompt around a text; the answer is not known."""
         before, after = self.template.around(instruction or INSTRUCTION, labels)
         # Where a text brings its own space along, a space before it would be one too many.
-        head = self.opening + self._once(before if self.dummy is None else before.rstrip(" "))
-        tail = self._going_on(after) + self.closing
-        return Encoded((*head, *text, *tail), -1, shared=len(head), text=text)
-
-    def answered(
-        self,
-        batch: Sequence[Encoded],
-        labels: Sequence[str],
-        instruction: str,
-        scores: Callable[[Sequence[Encoded], Sequence[str]], Tensor],
-        written: Callable[[Sequence[Encoded]], list[Tokens]],
-    ) -> list[Encoded]:
-        """Return the same texts under the prompt of another task, each with the answer that a model
-        gives.
-
-        Args:
-            batch: texts, under any prompt.
-            labels: of that task; none: its answers are texts.
-            instruction: of that task.
-            scores: of labels, by the model.
-            written: answers by the model, the ends included.
-        """
-        asked = [self.prompt(item.text, labels, instruction) for item in batch]
-        if labels:
-            with torch.no_grad():
-                best = scores(asked, labels).argmax(dim=1).tolist()
-            answers = [self.label(labels[n]) + self.end for n in best]
-        else:
-            answers = written(asked)
-        return [replace(each, answer=answer) for each, answer in zip(asked, answers, strict=True)]
+        if self.dummy is not None:
+            before = before.rstrip(" ")
+        before_ids, after_ids = self._once([before, after])
+        if after_ids[:1] == (self.dummy,):  # it goes on after other words
+            after_ids = after_ids[1:]
+        head = self.opening + before_ids
+        whole = (*head, *text, *after_ids, *self.closing)
+        return Encoded(whole, -1, shared=len(head), text=text)
 
     def answer(self, item: Encoded, labels: Sequence[str]) -> Tokens:
         """Return the tokens that an example's answer should have, the end included."""
-        if item.target < 0:
-            return item.answer
-        return self.label(labels[item.target]) + self.end
+        return item.answer if item.target < 0 else self.label(labels[item.target]) + self.end
 
     def label(self, label: str) -> Tokens:
         """Return the tokens of a label as an answer, without an end."""
-        return self._once(f"{self.gap}{words(label)}")
+        return self._once([f"{self.gap}{words(label)}"])[0]
 
     def scored(self, labels: Sequence[str]) -> list[Tokens]:
         """Return the tokens of each label by which it is scored: those of the label; with the end,
@@ -210,19 +171,12 @@ class PromptTokens:
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
 
-    def ids(self, text: str) -> Tokens:
-        """Return the ids of a text alone."""
+    def _ids(self, text: str) -> Tokens:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _going_on(self, text: str) -> Tokens:
-        """The ids of what follows other words."""
-        ids = self._once(text)
-        return ids[1:] if ids[:1] == (self.dummy,) else ids
-
-    def _once(self, text: str) -> Tokens:
-        if text not in self._known:
-            self._known[text] = self.ids(text)
-        return self._known[text]
+    @cached_property
+    def _once(self) -> Memo[str, Tokens]:
+        return Memo(lambda texts: map(self._ids, texts))
 
 
 def prompt_tokens(
@@ -241,20 +195,18 @@ def prompt_tokens(
         UserError: ``model.chat``, and the tokeniser has no chat template, or one that leaves out
             or repeats the text.
     """
-    texts = TokenCache(
+    texts: Memo[str, list[int]] = Memo(
         lambda texts: [
             tokenizer(text, add_special_tokens=False)["input_ids"][:max_length] for text in texts
-        ],
-        tokeniser_name(tokenizer, "text alone", max_length),
+        ]
     )
     dummy = dummy_prefix(tokenizer)
     if model.chat:  # which has marks and gaps of its own
         around, gap = ((), ()), ""
     if dummy is not None:  # an answer brings its own space along
         gap = ""
-    template = prompt_template(tokenizer, model)
     return PromptTokens(
-        *(tokenizer, template, model.max_new_tokens, texts, *around, gap),
+        *(tokenizer, prompt_template(tokenizer, model), model.max_new_tokens, texts, *around, gap),
         turn_end=turn_end(tokenizer) if model.chat else None,
         dummy=dummy,
     )
@@ -290,29 +242,16 @@ def turn_end(tokenizer: Any) -> int | None:
 
 
 def prompt_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:
-    """Return the template of the prompts of ``model``.
+    """Return the template of the prompts of ``model``; with ``model.chat`` as a user's message, up
+    to where the answer begins.
 
     Raises:
-        UserError: see :func:`chat_template`; or ``model.template`` is none.
-    """
-    if model.chat:
-        return chat_template(tokenizer, model)
-    try:
-        return read_template(model.template)
-    except ValueError as error:
-        raise UserError(f"model.template: {error}") from None
-
-
-def chat_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:
-    """Return ``model.template`` as a user's message, up to where the answer begins.
-
-    Raises:
-        UserError: the tokeniser has no chat template, or one that leaves out or repeats the text.
+        UserError: ``model.template`` is none; or the tokeniser has no chat template, or one that
+            leaves out or repeats the text.
     """
     from jinja2 import TemplateError
 
     def wrap(message: str) -> str:
-        # Some templates name today's date, which would make other prompts tomorrow.
         shown: str = tokenizer.apply_chat_template(
             [{"role": "user", "content": message}],
             tokenize=False,
@@ -323,11 +262,14 @@ def chat_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:
         return shown
 
     try:
-        return read_template(model.template, wrap)
+        return read_template(model.template, wrap) if model.chat else read_template(model.template)
     except (ValueError, TemplateError) as error:
+        said = str(error).splitlines()[0]
+        if not model.chat:
+            raise UserError(f"model.template: {said}") from None
         raise UserError(
-            f"model.chat: '{model.name}' has no chat template for it "
-            f"({str(error).splitlines()[0]}); set model.chat to false"
+            f"model.chat: '{model.name}' has no chat template for it ({said}); set model.chat to "
+            "false"
         ) from None
 
 

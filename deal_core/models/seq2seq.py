@@ -20,7 +20,7 @@ from deal_core.errors import UserError
 from deal_core.models.fast.attention import register_attention
 from deal_core.models.fast.prompt_forest import Tokens
 from deal_core.models.generating import GeneratingModel
-from deal_core.models.interface import Encoded, last_layers, text_of
+from deal_core.models.interface import Encoded, last_layers
 from deal_core.models.loading import load_base_model, pretrained
 from deal_core.models.prompt import PromptTokens, prompt_tokens
 
@@ -30,8 +30,8 @@ SCORING_TOKENS = 4096
 
 @dataclass(frozen=True)
 class ReadTexts:
-    """Attributes: ``states`` of texts after the encoder, ``(texts, longest, hidden)``; ``real``,
-    which of them are of a token, ``(texts, longest)``."""
+    """States of texts after the encoder, ``(texts, longest, hidden)``, and which of them are of a
+    token, ``(texts, longest)``."""
 
     states: Tensor
     real: Tensor
@@ -49,7 +49,8 @@ class Seq2SeqLM(GeneratingModel):
     def __init__(self, base: Any, adapter: AdapterConfig, prompts: PromptTokens) -> None:
         super().__init__(base, adapter, TaskType.SEQ_2_SEQ_LM, prompts)
         self._encoder = base.get_encoder()
-        self._cache_name = cache_name(self._decoder)
+        known = inspect.signature(self._decoder.forward).parameters
+        self._cache_name = "cache" if "cache" in known else "past_key_values"
         self._factor = state_factor(base)
         self._bias: Tensor | None = getattr(base, "final_logits_bias", None)
         self._start = prompts.start
@@ -102,9 +103,8 @@ class Seq2SeqLM(GeneratingModel):
         """Return the mean states of the texts in the encoder's last layers, the last one first,
         ``(batch, hidden)`` each, float32."""
         states, _ = self._encoded(batch, layers)
-        parts = [text_of(item) for item in batch]
         return [
-            torch.stack([row[part].float().mean(0) for row, part in zip(s, parts, strict=True)])
+            torch.stack([r[item.place].float().mean(0) for r, item in zip(s, batch, strict=True)])
             for s in states
         ]
 
@@ -158,13 +158,6 @@ def _within(batch: Sequence[Encoded], labels: int) -> list[list[Encoded]]:
             parts.append([item])
             longest = len(item.tokens)
     return parts
-
-
-def cache_name(decoder: Any) -> str:
-    """Return what this version of transformers calls the cache of a decoder."""
-    return (
-        "cache" if "cache" in inspect.signature(decoder.forward).parameters else ("past_key_values")
-    )
 
 
 def seq2seq_prompts(

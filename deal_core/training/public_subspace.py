@@ -10,17 +10,20 @@ all sites have (``data.public_path``); no message chooses them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from deal_core.atomic_write import atomic_write
 from deal_core.data import Example
 from deal_core.data.public import texts_digest
 from deal_core.models import LanguageModel
-from deal_core.models.fast.text_cache import stored, weights_name
 from deal_core.training.evaluation import base_embeddings
 
 LONG = 0.9
@@ -114,9 +117,29 @@ def public_subspace(
     """
     if not number:
         texts = texts[:1]
-    path = None if folder is None else folder / f"{_key(model, texts, layers, labels)}.npz"
-    made = stored(path, lambda: {"vectors": text_vectors(model, texts, layers, labels).numpy()})
-    return principal(torch.from_numpy(made["vectors"]), number)
+    path = None if folder is None else folder / f"{_key(model, texts, layers, labels)}.npy"
+    vectors = stored(path, lambda: text_vectors(model, texts, layers, labels))
+    return principal(vectors, number)
+
+
+def stored(path: Path | None, make: Callable[[], Tensor]) -> Tensor:
+    """Return a tensor, from a file where an earlier process has left it; otherwise it is made, and
+    left there for the next. A file that is damaged, or cannot be written, costs time alone.
+
+    Args:
+        path: its name says all that the tensor depends on; None: nothing is read or written.
+        make: makes it.
+    """
+    if path is None:
+        return make()
+    with suppress(OSError, ValueError, EOFError):
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    made, buffer = make(), BytesIO()
+    np.save(buffer, made.numpy(), allow_pickle=False)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        atomic_write(path, buffer.getvalue(), 0o600)
+    return made
 
 
 def text_vectors(
@@ -129,8 +152,13 @@ def text_vectors(
 
 
 def _key(model: LanguageModel, texts: tuple[str, ...], layers: int, labels: Sequence[str]) -> str:
-    frozen = {name: part for name, part in model.module.state_dict().items() if "lora_" not in name}
     encoded = model.encode([Example(text, labels[0]) for text in texts], labels)
     read = hashlib.sha256(repr([each.tokens for each in encoded]).encode()).hexdigest()
     settings = texts_digest(texts), read, layers, tuple(labels)  # a text may be cut, or prompted
-    return weights_name(frozen, "public texts", *settings)[:40]
+    hashed = hashlib.sha256(repr(settings).encode())
+    for name, weight in model.module.state_dict().items():
+        if "lora_" not in name:
+            data = weight.detach().cpu().contiguous().view(torch.uint8).numpy()
+            hashed.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+            hashed.update(data.tobytes())
+    return hashed.hexdigest()[:40]

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from deal_core.errors import choose
 from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
 from deal_core.models.encoder import LOGIT_SCALE
 from server.model_card import merged_card, with_base, with_use
@@ -76,11 +75,11 @@ def write_prompts(inference: Inference, to: Path) -> PromptTokens | None:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from deal_core.models import FAMILIES
+    from deal_core.models import family_of
     from deal_core.models.loading import pretrained
 
     model = inference.model
-    make = choose("model.family", model.family, FAMILIES).prompts
+    make = family_of(model).prompts
     if make is None:
         return None
     tokenizer, config = pretrained(AutoTokenizer, model.name), pretrained(AutoConfig, model.name)
@@ -114,10 +113,9 @@ def asking_code(inference: Inference, base: str, merged: bool, head: bool = Fals
         merged: the folder holds one model, and its tokeniser.
         head: whether the folder has class means of the first task, beside words: (M43).
     """
-    from deal_core.models import FAMILIES, auto_class, decodes_apart
+    from deal_core.models import decodes_apart, family_of
 
-    family = choose("model.family", inference.model.family, FAMILIES)
-    name: str = auto_class(family.task_type).__name__
+    name = family_of(inference.model).auto_class
     task, apart = inference.tasks[0], decodes_apart(inference.model)
     before = ASK.format(
         package="transformers" if merged else "peft",

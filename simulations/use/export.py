@@ -139,6 +139,8 @@ def _write(
     Raises:
         UserError: the base model cannot be loaded.
     """
+    from deal_core.models import family_of
+
     merged = kind == "merged"
     for file in (source.inference, *(() if merged else (source.weights, source.heads))):
         if file.exists():
@@ -150,7 +152,7 @@ def _write(
         prompts = write_prompts(inference, to)
     except UserError as reason:  # the tokeniser is not here, which makes them
         prompts, notes = None, [f"{PROMPTS} is left out: {reason}"]
-    auto = auto_class_name(inference)
+    auto = family_of(inference.model).auto_class
     if kind == "merged":
         _write_merged(source, inference, to, prompts)
         said = f"one model; load it with transformers.{auto}.from_pretrained"
@@ -211,31 +213,12 @@ def load_base(inference: Inference) -> tuple[Any, Any]:
     import torch
     from transformers import AutoTokenizer
 
-    from deal_core.models import FAMILIES, auto_class
+    from deal_core.models import auto_class
     from deal_core.models.loading import pretrained
 
     name = inference.model.name
-    family = choose("model.family", inference.model.family, FAMILIES)
-    loader = auto_class(family.task_type)
-    base = pretrained(loader, name, dtype=torch.float32)
-    if getattr(base, "hf_quantizer", None) is not None:
-        base = unquantized(loader, base)
+    base = pretrained(auto_class(inference.model), name, dtype=torch.float32)
     return base, pretrained(AutoTokenizer, name)
-
-
-def unquantized(loader: Any, model: Any) -> Any:
-    """Return an ordinary model of the same float weights: transformers saves none that was read
-    from a quantized file.
-
-    Args:
-        loader: class of transformers that makes it.
-        model: its weights are decoded already (GGUF).
-    """
-    settings = model.config.to_dict()
-    settings.pop("quantization_config", None)
-    plain = loader.from_config(type(model.config).from_dict(settings))
-    plain.load_state_dict(model.state_dict())
-    return plain.float().eval()
 
 
 def public_base(inference: Inference) -> str:
@@ -259,15 +242,6 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
     with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-def auto_class_name(inference: Inference) -> str:
-    """Return the name of the class of transformers that loads the base model."""
-    from deal_core.models import FAMILIES, auto_class
-
-    family = choose("model.family", inference.model.family, FAMILIES)
-    name: str = auto_class(family.task_type).__name__
-    return name
 
 
 def write_labels(inference: Inference, to: Path) -> None:

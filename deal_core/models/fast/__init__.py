@@ -4,6 +4,5 @@
   path is transformers' own attention, and each text alone.
 * ``prompt_forest``: prompts that begin alike, and their answers, in one row; each prompt alone.
 * ``lower_layers``: what lies below the first adapted layer, kept by prompt; a pass through all.
-* ``text_cache``: token ids and frozen vectors, kept; the tokeniser, and the encoder, at every use.
 * ``unpacked``: a GGUF file as a folder; the file itself.
 """

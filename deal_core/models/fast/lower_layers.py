@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,10 @@ def first_adapted(module: nn.Module) -> tuple[list[nn.Module], int]:
     """Return the model's layers, and how many of them lie below the first adapted one; none where
     something is adapted that is no part of a layer, or is not known to lie behind them all."""
     names = list(lora_layers(module))
+    base = cast(Any, module).get_base_model()
     stacks = [
         (f"{name}.", list(child))
-        for name, child in _base(module).named_modules()
+        for name, child in base.named_modules()
         if isinstance(child, nn.ModuleList) and any(n.startswith(f"{name}.") for n in names)
     ]
     if len(stacks) != 1:
@@ -48,27 +49,18 @@ def first_adapted(module: nn.Module) -> tuple[list[nn.Module], int]:
     return layers, min(int(name.removeprefix(prefix).split(".")[0]) for name in names)
 
 
-def _base(module: Any) -> nn.Module:
-    base: nn.Module = module.get_base_model()
-    return base
-
-
 @dataclass
 class LowerLayers:
-    """What the layers below the first adapted one make of prompts, by prompt.
-
-    Attributes:
-        decoder: the model without its head.
-        layers: all its layers.
-        below: how many lie below the first adapted one.
-        keeps: whether what they make is kept from pass to pass. Where single records are protected
-            it is not: memory would depend on the records before, and no rehearsal could tell it.
-    """
+    """What the layers below the first adapted one make of prompts, by prompt."""
 
     decoder: Any
+    """The model without its head."""
     layers: list[nn.Module]
     below: int
+    """How many lie below the first adapted one."""
     keeps: bool = True
+    """Whether what they make is kept from pass to pass. Where single records are protected it is
+    not: memory would depend on the records before, and no rehearsal could tell it."""
     _known: OrderedDict[PromptRow, Tensor] = field(default_factory=OrderedDict)
     _bytes: int = 0
 

@@ -25,13 +25,14 @@ Tokens = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PromptRow:
-    """Attributes: ``head``, what the prompt has in common with others; ``body``, what follows, and
-    for training the answer's tokens too; ``branches``, answers to score, each without its last
-    token, of which nothing is predicted."""
+    """One prompt, and what follows it."""
 
     head: Tokens
+    """What it has in common with others."""
     body: Tokens
+    """What follows, and for training the answer's tokens too."""
     branches: tuple[Tokens, ...] = ()
+    """Answers to score, each without its last token, of which nothing is predicted."""
 
     @property
     def below(self) -> int:
@@ -41,15 +42,12 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class Bodies:
-    """Bodies of one tree that are attended to together: a rectangle of cells, padded.
-
-    Attributes:
-        head: tokens above them.
-        parts: of each, tokens of the body and of its branches.
-    """
+    """Bodies of one tree that are attended to together: a rectangle of cells, padded."""
 
     head: int
+    """Tokens above them."""
     parts: tuple[tuple[int, ...], ...]
+    """Of each, tokens of the body and of its branches."""
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -96,7 +94,7 @@ class Bodies:
 
 @dataclass(frozen=True)
 class PromptForest:
-    """Attributes: ``rows``, those with an equal head next to each other."""
+    """Rows, those with an equal head next to each other."""
 
     rows: tuple[PromptRow, ...]
 
@@ -116,30 +114,28 @@ class PromptForest:
         return tuple(row.below for row in self.rows)
 
     @cached_property
-    def ids(self) -> Tensor:
-        """All tokens, ``(1, tokens)``."""
-        ids: list[int] = []
-        for rows in _by_head(self.rows):
-            ids += rows[0].head
-            for row in rows:
-                ids += row.body
-                for branch in row.branches:
-                    ids += branch
-        return torch.tensor([ids])
-
-    @cached_property
-    def positions(self) -> Tensor:
-        """Place of every token in its own prompt and answer, ``(1, tokens)``."""
-        places: list[int] = []
+    def _cells(self) -> list[tuple[int, int]]:
+        """All tokens, each with its place in its own prompt and answer."""
+        cells: list[tuple[int, int]] = []
         for rows in _by_head(self.rows):
             head = len(rows[0].head)
-            places += range(head)
+            cells += zip(rows[0].head, range(head), strict=True)
             for row in rows:
                 end = head + len(row.body)
-                places += range(head, end)
+                cells += zip(row.body, range(head, end), strict=True)
                 for branch in row.branches:
-                    places += range(end, end + len(branch))
-        return torch.tensor([places])
+                    cells += zip(branch, range(end, end + len(branch)), strict=True)
+        return cells
+
+    @property
+    def ids(self) -> Tensor:
+        """All tokens, ``(1, tokens)``."""
+        return torch.tensor([[token for token, _ in self._cells]])
+
+    @property
+    def positions(self) -> Tensor:
+        """Place of every token in its own prompt and answer, ``(1, tokens)``."""
+        return torch.tensor([[place for _, place in self._cells]])
 
     @cached_property
     def starts(self) -> list[int]:

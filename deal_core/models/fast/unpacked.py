@@ -7,7 +7,6 @@ times over. Those of the folder are mapped: that takes 0.2 seconds, and processe
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import subprocess
 import sys
@@ -18,9 +17,7 @@ from shutil import rmtree
 from filelock import FileLock
 
 from deal_core.data.embedded import sha256_of
-from deal_core.models.fast.text_cache import cache_folder
-
-log = logging.getLogger(__name__)
+from deal_core.errors import UserError
 
 WORDS = "words"
 """Folder of the tokeniser and the configuration."""
@@ -28,7 +25,13 @@ READERS = ("transformers", "gguf")
 """Packages whose versions decide what is made of a file."""
 
 
-def unpacked(gguf: Path, dtype: str = "") -> Path | None:
+def cache_folder(name: str) -> Path:
+    """Where this user's caches lie (XDG): a folder for each kind."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "federated-deal" / name
+
+
+def unpacked(gguf: Path, dtype: str = "") -> Path:
     """Return a folder that ``from_pretrained`` reads; it is made where it is missing, by a process
     of its own, whose memory goes with it.
 
@@ -36,25 +39,24 @@ def unpacked(gguf: Path, dtype: str = "") -> Path | None:
         gguf: the file.
         dtype: of the weights (``bfloat16``); empty: the tokeniser and the configuration alone.
 
-    Returns:
-        The folder; None where none can be made.
+    Raises:
+        UserError: it cannot be made.
     """
-    folder = cache_folder("models") / _key(gguf) / (dtype or WORDS)
+    named = [sha256_of(gguf), *map(version, READERS)]
+    key = hashlib.sha256(" ".join(named).encode()).hexdigest()[:40]
+    folder = cache_folder("models") / key / (dtype or WORDS)
     try:
         if not folder.exists():
             folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             with FileLock(f"{folder}.lock"):
                 if not folder.exists():
                     _make(gguf, folder, dtype)
-    except (OSError, subprocess.SubprocessError):
-        log.debug("%s: not unpacked", gguf, exc_info=True)
-        return None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(
+            f"{folder}: the embedded model cannot be unpacked there ({error}); make room, or name "
+            "another folder in XDG_CACHE_HOME"
+        ) from None
     return folder
-
-
-def _key(gguf: Path) -> str:
-    named = [sha256_of(gguf), *(version(package) for package in READERS)]
-    return hashlib.sha256(" ".join(named).encode()).hexdigest()[:40]
 
 
 def _make(gguf: Path, folder: Path, dtype: str) -> None:

@@ -12,7 +12,7 @@ from deal_core.deal.objective import Plain
 from deal_core.errors import UserError
 from deal_core.lora.adapter import orthogonal_init
 from deal_core.lora.attach import read, set_trainable, write
-from deal_core.models import FAMILIES, adapter_shapes, auto_class, embedding_size, load_model
+from deal_core.models import adapter_shapes, auto_class, embedding_size, load_model
 from deal_core.models.fast.attention import attention, register_attention
 from deal_core.randomness import seeded
 from deal_core.training.evaluation import base_embeddings
@@ -182,7 +182,7 @@ def test_an_embedding_is_the_mean_of_a_texts_states_whatever_adapter_there_is(
     write(model.module, before)
     assert found.shape == (len(data), embedding_size(config, layers))
     torch.testing.assert_close(found.norm(dim=1), torch.ones(len(data)))
-    base = auto_class(FAMILIES[config.family].task_type).from_pretrained(config.name).eval()
+    base = auto_class(config).from_pretrained(config.name).eval()
     reader = base.get_encoder() if config.family == "seq2seq-lm" else base
     for item, vector in zip(data, found, strict=True):
         with torch.no_grad():
