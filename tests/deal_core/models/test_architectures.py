@@ -6,17 +6,14 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.deal.objective import Plain
 from deal_core.errors import UserError
-from deal_core.lora.adapter import orthogonal_init
 from deal_core.lora.attach import read, set_trainable, write
 from deal_core.models import adapter_shapes, auto_class, embedding_size, load_model
 from deal_core.models.fast.attention import attention, register_attention
-from deal_core.randomness import seeded
 from deal_core.training.evaluation import base_embeddings
-from deal_core.training.loop import train
 from tests.architectures import CONFIGS, MODULES, REFUSED, WORKING, model_config, save
 from tests.deal_core.training.clipped import clipped_gradients
 
@@ -94,23 +91,6 @@ def test_gradients_of_each_example_are_those_it_has_alone(case, random_adapter):
     write(model.module, before)
 
 
-def test_a_few_steps_lower_the_loss(case):
-    model, _, _ = case
-    before = read(model.module)
-    write(model.module, orthogonal_init(before, 4, 4.0, seeded(0)))
-    data = model.encode(EXAMPLES, LABELS)
-    objective = Plain(model, LABELS, data)
-    everything = range(len(data))
-    with torch.no_grad():
-        first = float(objective.example_losses(everything).mean())
-    settings = TrainConfig(learning_rate=1e-2, batch_size=4)
-    train(model, objective, data, BOTH, 4, settings, seeded(0, "train"))
-    with torch.no_grad():
-        last = float(objective.example_losses(everything).mean())
-    assert last < first - 0.01
-    write(model.module, before)
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_attention_that_cannot_be_replaced_is_refused_in_one_line(name, tmp_path):
     config = model_config(save(tmp_path, name), name)
@@ -120,18 +100,17 @@ def test_an_attention_that_cannot_be_replaced_is_refused_in_one_line(name, tmp_p
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", [name for name in WORKING if CONFIGS[name][0] == "causal-lm"])
-def test_an_attention_that_overlooks_how_prompts_lie_is_refused(name, dtype, tmp_path, monkeypatch):
+def test_an_attention_that_overlooks_how_prompts_lie_is_refused(name, tmp_path, monkeypatch):
     config = model_config(save(tmp_path, name), name)
     adapter = AdapterConfig()
-    load_model(config, adapter, 32, dtype)
+    load_model(config, adapter, 32, torch.bfloat16)
     monkeypatch.setattr(
         "deal_core.models.fast.attention.attention",
         lambda *args, forest=None, **options: attention(*args, **options),
     )
     with pytest.raises(UserError, match="several prompts in one row"):
-        load_model(config, adapter, 32, dtype)
+        load_model(config, adapter, 32, torch.bfloat16)
     monkeypatch.undo()
     register_attention()
 
@@ -160,7 +139,7 @@ def test_an_encoder_that_overlooks_padding_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "family"),
-    [("t5", "encoder-labels"), ("bert", "causal-lm"), ("t5", "causal-lm"), ("bert", "seq2seq-lm")],
+    [("t5", "encoder-labels"), ("bert", "causal-lm"), ("bert", "seq2seq-lm")],
 )
 def test_a_model_of_another_family_is_refused_in_one_line(name, family, tmp_path):
     config = model_config(save(tmp_path, name), name).model_copy(update={"family": family})

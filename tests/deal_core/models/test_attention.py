@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers.integrations import sdpa_attention
 
 from deal_core.models.fast.attention import attention
 
@@ -46,35 +45,3 @@ def test_attention_sinks_are_not_left_out_in_silence():
     """Of GPT-OSS, for one: then another attention is looked for, or the model refused."""
     with pytest.raises(ValueError, match="attention sinks"):
         attention(Layer(), *inputs(5, torch.float32), None, s_aux=torch.zeros(4))
-
-
-def test_short_texts_take_the_plain_way_and_nothing_else_does(monkeypatch):
-    handed_on = []
-    real = sdpa_attention.sdpa_attention_forward
-    monkeypatch.setattr(
-        sdpa_attention,
-        "sdpa_attention_forward",
-        lambda *args, **options: handed_on.append(1) or real(*args, **options),
-    )
-    layer = Layer()
-    attention(layer, *inputs(5, torch.float32), None)
-    assert not handed_on
-    attention(layer, *inputs(300, torch.float32), None)
-    assert len(handed_on) == 1
-    q, k, v = inputs(5, torch.float32)
-    layer.num_key_value_groups = 2
-    attention(layer, q, k[:, :2], v[:, :2], None)  # grouped queries
-    assert len(handed_on) == 2
-    causal = Layer()
-    causal.is_causal = True
-    attention(causal, q, k, v, None)
-    assert len(handed_on) == 3
-
-
-def test_an_implicit_causal_mask_is_respected():
-    layer = Layer()
-    layer.is_causal = True
-    q, k, v = inputs(5, torch.float32)
-    out, _ = attention(layer, q, k, v, None)
-    expected = scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
-    torch.testing.assert_close(out, expected)

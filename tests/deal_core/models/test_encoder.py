@@ -14,9 +14,10 @@ from deal_core.data.embedded import asset_folder
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, zero_adapter
 from deal_core.lora.arrays import to_arrays
-from deal_core.lora.attach import CURRENT, at_task_start, base_only, set_trainable
+from deal_core.lora.attach import CURRENT, at_task_start, set_trainable
 from deal_core.lora.state import State
 from deal_core.models import embedding_size, load_model
+from deal_core.models.interface import Memo
 from deal_core.training.loop import load_state
 
 LABELS = ("Anatomy", "Social_Preventive Medicine", "Surgery")
@@ -77,21 +78,13 @@ def test_zero_shot_scores_are_the_base_models_cosines(clean):
 
 
 def test_a_labels_vector_is_the_same_to_the_bit_whatever_it_is_asked_with():
-    labels = [f"{word} {number}" for word in ("skin", "heart failure") for number in range(150)]
+    labels = [f"{word} {number}" for word in ("skin", "heart failure") for number in range(20)]
     together = load_model(ModelConfig(), AdapterConfig(), 128).label_vectors(labels)
     apart = load_model(ModelConfig(), AdapterConfig(), 128)
     assert torch.equal(
         torch.cat([apart.label_vectors(labels[n::7]) for n in range(7)]),
         torch.cat([together[n::7] for n in range(7)]),
     )
-
-
-def test_batching_does_not_change_a_score(clean):
-    batch = clean.encode(EXAMPLES, LABELS)
-    with torch.no_grad():
-        together = clean.scores(batch, LABELS)
-        alone = torch.cat([clean.scores([item], LABELS) for item in batch])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
 
 
 def test_learn_gives_each_example_its_own_cross_entropy(clean):
@@ -156,16 +149,6 @@ def test_the_start_of_the_task_is_the_retained_model_alone(minilm, shapes):
     assert (changed - start).abs().max() > 0.1
 
 
-def test_base_only_is_zero_shot(clean, shapes):
-    batch = clean.encode(EXAMPLES, LABELS)
-    with torch.no_grad():
-        zero_shot = clean.scores(batch, LABELS)
-        load_state(clean, random_state(shapes))
-        with base_only(clean.module):
-            inside = clean.scores(batch, LABELS)
-    torch.testing.assert_close(inside, zero_shot, rtol=0, atol=1e-5)
-
-
 def test_only_the_chosen_factors_of_the_current_adapter_get_gradients(minilm, shapes):
     load_state(minilm, random_state(shapes))
     for factors in (frozenset({"lora_B"}), frozenset({"lora_A"}), frozenset({"lora_A", "lora_B"})):
@@ -202,3 +185,31 @@ def test_user_errors_are_one_line():
         load_model(ModelConfig(family="encoder"), AdapterConfig(), 32)
     with pytest.raises(UserError, match="target_modules"):
         load_model(ModelConfig(), AdapterConfig(target_modules=("nope",)), 32)
+
+
+def test_behind_an_encoder_that_never_changes_each_text_is_read_once_and_alone(monkeypatch):
+    """Beside others a text would be rounded otherwise, and depend on them."""
+    model = load_model(ModelConfig(), AdapterConfig(kind="pooled"), 32)
+    batch, passes, embed = model.encode(EXAMPLES, LABELS), [], type(model)._embed
+
+    def counted(self, token_ids, layers=1):
+        passes.append([*token_ids])
+        return embed(self, token_ids, layers)
+
+    monkeypatch.setattr(type(model), "_embed", counted)
+    with torch.no_grad():
+        first = model.embed([*batch, batch[0]])
+        again = model.embed(batch[::-1])
+    assert passes == [[item.tokens] for item in batch]
+    assert torch.equal(first[:3], again.flip(0))
+    assert torch.equal(first[0], first[3])
+
+
+def test_what_is_kept_is_bounded():
+    made: list[int] = []
+    memo = Memo(lambda keys: [made.append(key) or key + 1 for key in keys], 3)
+    assert memo([1, 2, 1]) == [2, 3, 2]
+    assert memo([2]) == [3]
+    assert made == [1, 2]
+    assert memo([1, 2, 3]) == [2, 3, 4]
+    assert made == [1, 2, 1, 2, 3]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from transformers import BertConfig, BertModel
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError
 from deal_core.models import check_weights, load_model
-from deal_core.models.loading import pretrained
 
 ADAPTER = AdapterConfig(rank=2)
 
@@ -70,27 +68,3 @@ def test_a_pooler_that_is_not_used_may_be_missing(encoder):
     assert not any("pooler" in key for key in load_file(encoder / "model.safetensors"))
     check_weights(model)
     load_model(model, ADAPTER, 16)
-
-
-def test_a_layer_that_is_used_may_not(encoder):
-    without(encoder, "encoder.layer.1.output.dense.weight")
-    early, late = refusals(ModelConfig(name=str(encoder)))
-    assert early == late
-    assert "encoder.layer.1.output.dense.weight" in early
-
-
-def test_an_embedded_model_is_read_once_and_what_is_changed_of_it_is_ones_own():
-    class Reader:
-        """A class of transformers that reads descriptions, as far as it matters."""
-
-        read: ClassVar[list[str]] = []
-
-        @classmethod
-        def from_pretrained(cls, folder: str) -> dict[str, list[int]]:
-            cls.read.append(folder)
-            return {"layers": [1, 2]}
-
-    first = pretrained(Reader, "embedded:minilm")
-    first["layers"].append(3)
-    assert pretrained(Reader, "embedded:minilm") == {"layers": [1, 2]}
-    assert len(Reader.read) == 1

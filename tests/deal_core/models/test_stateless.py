@@ -55,11 +55,8 @@ def test_models_that_answer_in_words_keep_nothing(tmp_path, make_causal, kind: s
     require_stateless(load(make_causal(tmp_path, kind)), kind, LENGTH)
 
 
-def test_encoder_decoders_keep_nothing(seq2seq_folder: Path) -> None:
+def test_encoders_and_encoder_decoders_keep_nothing(seq2seq_folder: Path) -> None:
     require_stateless(load(seq2seq_folder, "seq2seq-lm"), "tiny", LENGTH)
-
-
-def test_the_embedded_encoder_keeps_nothing() -> None:
     require_stateless(load_model(ModelConfig(), AdapterConfig(), LENGTH), "minilm", LENGTH)
 
 

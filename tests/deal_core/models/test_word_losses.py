@@ -55,16 +55,3 @@ def test_nothing_of_the_size_of_a_vocabulary_is_kept_for_backward():
     words = 4 * WORDS
     assert with_gradient(words, parts=False)[3] > words * VOCABULARY
     assert with_gradient(words, parts=True)[3] < words * VOCABULARY / 10
-
-
-def test_without_gradients_parts_are_small_too():
-    with torch.no_grad():
-        head, states, wanted = rows(2 * WORDS)
-        sizes = []
-
-        def losses(some: Tensor, targets: Tensor) -> Tensor:
-            sizes.append(len(some))
-            return cross_entropy(some @ head.T, targets, reduction="none")
-
-        assert word_losses(losses, states, wanted).shape == (2 * WORDS,)
-        assert sizes == [WORDS, WORDS]
