@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import click
@@ -14,7 +15,12 @@ from deal_core.errors import UserError
 from simulations.deployment.commands import add_to
 from simulations.output.console import wide_console, with_argument_help
 from simulations.report.commands import add_report_commands, report_after
-from simulations.run.shipped import require_own_packages, shipped_experiments, shipped_studies
+from simulations.run.shipped import (
+    descriptions,
+    require_own_packages,
+    shipped_experiments,
+    shipped_studies,
+)
 
 app = typer.Typer(
     name="deal",
@@ -299,8 +305,6 @@ def demo_files(
     ] = 9444,
 ) -> None:
     """Write keys, shares of the embedded data and the experiment; start nothing."""
-    from pathlib import Path
-
     from simulations.deployment.demo import write_files
 
     for line in write_files(Path(folder), sites, port):
@@ -310,8 +314,6 @@ def demo_files(
 @app.command("ls")
 def list_shipped() -> None:
     """List the experiments and studies that come with deal."""
-    from simulations.run.shipped import descriptions
-
     kinds = {"simulate": shipped_experiments(), "study": shipped_studies()}
     width = max(len(name) for files in kinds.values() for name in files)
     for verb, files in kinds.items():
@@ -361,8 +363,6 @@ def data_import(
     ] = "cl-benchmark",
 ) -> None:
     """Turn a public benchmark into folders of tasks and an experiment file."""
-    from pathlib import Path
-
     from simulations.importing import import_benchmark
 
     import_benchmark(Path(folder), Path(out), layout, wide_console())

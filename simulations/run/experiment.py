@@ -127,26 +127,17 @@ LARGEST = 1000.0
 
 
 def epsilons(text: str) -> list[float]:
-    """Return the budgets in the text, the smallest first; ``inf`` is training without privacy.
-
-    Raises:
-        UserError: something in it is no positive number, or stands there twice.
-    """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    cure = "write positive numbers or inf, e.g. --epsilon 1,8,inf"
+    """Return the budgets in the text, the smallest first; ``inf`` is training without privacy."""
     try:
-        values = [float(word) for word in words]
+        values = [float(word) for word in text.split(",") if word.strip()]
     except ValueError:
-        raise UserError(f"--epsilon {text}: {cure}") from None
-    if not values or any(not value > 0 for value in values):
-        raise UserError(f"--epsilon {text}: {cure}")
-    finite = [value for value, word in zip(values, words, strict=True) if word.lower() != "inf"]
-    if any(value > LARGEST for value in finite):
+        values = []
+    sound = all(0 < value <= LARGEST or value == math.inf for value in values)
+    if not values or not sound or len(set(values)) < len(values):
         raise UserError(
-            f"--epsilon {text}: beyond {LARGEST:g} nothing is hidden; write inf for no privacy"
+            f"--epsilon {text}: write positive numbers up to {LARGEST:g} or inf, each once, e.g. "
+            "--epsilon 1,8,inf"
         )
-    if len(set(values)) < len(values):
-        raise UserError(f"--epsilon {text}: names a budget twice; name each once")
     return sorted(values)
 
 

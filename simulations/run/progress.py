@@ -44,6 +44,9 @@ SHOWN = {"checkpoint_damaged", "client_failed", "evaluation_lost", "round_lost",
 }
 """Events whose lines stay on a terminal above the bar."""
 
+LONGEST_ROUND = 24 * 3600.0
+"""Seconds from which rounds are looked at, to estimate the time left."""
+
 
 @contextmanager
 def progress_view(console: Console, name: str) -> Iterator[Callable[[RunEvent], None]]:
@@ -58,7 +61,14 @@ def progress_view(console: Console, name: str) -> Iterator[Callable[[RunEvent], 
         yield plain
         return
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
-    with Bar(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+    bar = Bar(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        speed_estimate_period=LONGEST_ROUND,
+        transient=True,
+    )
+    with bar:
         shown = bar.add_task(name, total=None)
 
         def listen(event: RunEvent) -> None:
