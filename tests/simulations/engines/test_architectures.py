@@ -22,6 +22,7 @@ from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.architectures import CONFIGS, LOADERS, MODULES, WORKING, save
 from tests.simulations.runs import at, learnt_adapter
+from tests.slow import slow_but
 
 PRIVATE = {"none": (), "record": ("train.batch_size=4",)}
 SPARSE = [
@@ -87,9 +88,9 @@ def check(make_experiment, tmp_path, name: str, rule: str, mechanism: str) -> No
 
 
 @THEIRS
-@pytest.mark.parametrize(("name", "rule", "mechanism"), SPARSE)
-def test_a_run_of_two_tasks(make_experiment, tmp_path, name, rule, mechanism):
-    check(make_experiment, tmp_path, name, rule, mechanism)
+@pytest.mark.parametrize("case", slow_but(SPARSE, SPARSE[1], SPARSE[2]))
+def test_a_run_of_two_tasks(make_experiment, tmp_path, case):
+    check(make_experiment, tmp_path, *case)
 
 
 @pytest.mark.slow

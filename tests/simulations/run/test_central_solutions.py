@@ -194,7 +194,8 @@ def stepped(task: Records, rounds: int) -> Floats:
     return weights
 
 
-@pytest.mark.parametrize("split", slow_but(SPLITS, "by size"))
+@pytest.mark.slow
+@pytest.mark.parametrize("split", SPLITS)
 def test_a_probe_takes_the_steps_of_one_machine_and_stops_short_of_the_minimum(
     learnt, everything, split
 ):

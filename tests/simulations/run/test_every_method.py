@@ -84,7 +84,8 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, t
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
 
 
-@pytest.mark.parametrize("name", slow_but(RUNS, "prototype"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
 def test_sites_learn_and_measure_what_simulated_clients_do(whole_run, tmp_path, monkeypatch, name):
     """Their evaluations are carried along by training requests; one method begins its tasks with
     another model than it ended the last with, and has to be asked before."""

@@ -166,7 +166,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", slow_but(CASES, CASES[0]))
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_class_means_are_those_of_all_tasks_at_once_whatever_the_orders(
     make_experiment, tmp_path, monkeypatch, case
 ):

@@ -53,6 +53,7 @@ def test_rounds_of_a_stage_carry_the_current_adapter_alone(
     assert events(tmp_path, "resent") == []
 
 
+@pytest.mark.slow
 def test_a_client_that_lost_its_folder_is_sent_it_again(
     make_experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:

@@ -168,7 +168,7 @@ def of_the_others(make_experiment, tmp_path_factory):
     return played(experiment, folder, to_the_third(None))[1]
 
 
-@pytest.mark.parametrize("kind", slow_but(HOSTILE, "sums beside it", "another length"))
+@pytest.mark.parametrize("kind", slow_but(HOSTILE, "sums beside it"))
 def test_a_reply_that_is_not_a_masked_vector_alone_costs_its_sender_the_sum(
     make_experiment, tmp_path, of_the_others, kind
 ):

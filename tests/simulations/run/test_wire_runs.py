@@ -61,6 +61,7 @@ def test_a_lossy_format_keeps_server_and_clients_together(run_with, dtype):
     assert gain(results) > 0
 
 
+@pytest.mark.slow
 def test_resume_finds_the_error_feedback_again(run_with):
     """With ffa the basis stays, so what int8 lost in one round is made good in the next."""
     settings = ("aggregation.rule=ffa", "wire.dtype=int8", 'data.tasks=["surgery"]', *TINY)
