@@ -77,7 +77,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The experiment's data lie beside it, not in the working directory; there is no hub."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setattr("deal_core.models.loading.hub_answers", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
 NUMBERED = {"train": [(t, "12"[b == "b"]) for t, b in ROWS]} | {
@@ -122,7 +122,7 @@ ERRORS = (
     ),
     Odd("80 training examples for 500 clients", toml="[federation]\nclients = 500"),
     Odd(
-        "model.name 'nobody/nothing': cannot load this name (not on this machine, and ",
+        "model.name 'nobody/nothing': cannot load this name (",
         toml='[model]\nname = "nobody/nothing"',
     ),
     Odd("train.max_length = 4000: the model reads 512", toml="[train]\nmax_length = 4000"),
