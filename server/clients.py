@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -18,7 +19,7 @@ from flwr.serverapp import Grid
 from deal_core.aggregation import NUMERICAL, AggregationFailed, one_line
 from deal_core.config.experiment import Experiment, FederationConfig
 from deal_core.errors import UserError
-from deal_core.lora.payload import PayloadError
+from deal_core.lora.payload import DISTILLED, PayloadError
 from deal_core.lora.state import State
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.training.hardware import threads
@@ -33,21 +34,15 @@ LATE, ABSENT = "no reply before the deadline", "not connected"
 CONNECT_SECONDS = 120.0
 """How long a run, and each of its rounds, waits for clients that are not connected, at most."""
 POLL_SECONDS = 0.2
-HELLO = f"{MessageType.QUERY}.hello"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One client's answer: a message, or the reason why there is none.
-
-    Attributes:
-        dropped: a further reply to a request that is answered already; it changes nothing.
-    """
+    """One client's answer: a message, or the reason why there is none."""
 
     client: str
     message: Message | None
     fault: str = ""
-    dropped: bool = False
 
     def answered(self) -> Message:
         """Return the message.
@@ -70,7 +65,7 @@ def pull(grid: Grid, ids: Iterable[str], deadline_seconds: float) -> Iterator[Me
     """Yield each message as it arrives, until every id is answered.
 
     The deadline ends the wait for those that are silent. What is there when the server looks is
-    taken: a machine that was suspended, or computes all clients itself, loses nobody by it.
+    taken: a machine that was suspended, or computes all clients itself, loses no client by it.
     """
     waiting = dict.fromkeys(ids)
     end, quiet = time.monotonic() + deadline_seconds, False
@@ -87,23 +82,24 @@ def pull(grid: Grid, ids: Iterable[str], deadline_seconds: float) -> Iterator[Me
             time.sleep(POLL_SECONDS)
 
 
-def matched(ids: Mapping[str, str], messages: Iterable[Message]) -> Iterator[Reply]:
+def matched(
+    ids: Mapping[str, str],
+    messages: Iterable[Message],
+    drop: Callable[[str], object] = lambda client: None,
+) -> Iterator[Reply]:
     """Yield the replies in ``messages`` to the requests of these ids, exactly one per client: the
-    silent come last, with a fault. A second reply is yielded as dropped, beside that; one to a
+    silent come last, with a fault. The client of a second reply is told to ``drop``; a reply to a
     request of an earlier round is not seen at all."""
     waiting = dict.fromkeys(ids.values())
     for message in messages:
         client = ids.get(message.metadata.reply_to_message_id)
-        if client is None:
-            continue
-        if client not in waiting:
-            yield Reply(client, None, "a second reply", dropped=True)
-            continue
-        del waiting[client]
-        if message.has_error():
-            yield Reply(client, None, f"flower error {message.error.code}")
-        else:
-            yield Reply(client, message)
+        if client is not None and client not in waiting:
+            drop(client)
+        elif client is not None:
+            del waiting[client]
+            failed = message.has_error()
+            fault = f"flower error {message.error.code}" if failed else ""
+            yield Reply(client, None if failed else message, fault)
     for client in waiting:
         yield Reply(client, None, LATE)
 
@@ -161,12 +157,26 @@ def find_roster(grid: Grid, config: FederationConfig) -> Roster:
         nodes = find_clients(grid, config.clients, patience)
         return Roster(tuple(nodes), lambda: nodes)
     sites = config.sites
+
+    def signed_in() -> dict[str, NodeInfo]:
+        found: dict[str, NodeInfo] = {}
+        for node in sorted(grid.get_nodes(), key=lambda node: node.node_id):
+            name = str(sites.index(node.name)) if node.name in sites else ""
+            if name in found:
+                raise UserError(
+                    f"two sites are registered as '{node.name}'; unregister one with "
+                    "deal server remove-site and add it under another name"
+                )
+            if name:
+                found[name] = node
+        return found
+
     names = tuple(map(str, range(len(sites))))
     roster = Roster(
         names,
-        lambda: {name: node.node_id for name, node in signed_in(grid, sites).items()},
+        lambda: {name: node.node_id for name, node in signed_in().items()},
         patience,
-        lambda: {name: node.public_key for name, node in signed_in(grid, sites).items()},
+        lambda: {name: node.public_key for name, node in signed_in().items()},
     )
     there = roster.present(set(names), len(names))
     if len(there) < config.quorum * len(names):
@@ -179,10 +189,8 @@ def find_roster(grid: Grid, config: FederationConfig) -> Roster:
 
 
 def find_clients(grid: Grid, expected: int, deadline_seconds: float) -> dict[str, int]:
-    """Wait for ``expected`` simulated nodes, and ask each who it is.
-
-    Returns:
-        Client name to node id, in the order of the names as numbers.
+    """Return client name to node id, in the order of the names as numbers, of ``expected``
+    simulated nodes: wait for them, and ask each who it is.
 
     Raises:
         UserError: fewer nodes than expected at the deadline, one beyond them, or two with one name.
@@ -195,48 +203,27 @@ def find_clients(grid: Grid, expected: int, deadline_seconds: float) -> dict[str
                 f"{deadline_seconds:g} s; start the others or lower federation.clients"
             )
         time.sleep(POLL_SECONDS)
+    kind = f"{MessageType.QUERY}.hello"
     requests = {
-        str(node): Message(RecordDict({"hello": ConfigRecord()}), node, HELLO) for node in nodes
+        str(node): Message(RecordDict({"hello": ConfigRecord()}), node, kind) for node in nodes
     }
-    found: dict[str, int] = {}
+    found: dict[int, int] = {}
     for reply in collect(grid, requests, max(1.0, end - time.monotonic())):
-        if reply.dropped:
-            continue
-        if reply.message is None:
-            raise UserError(f"a client did not say who it is ({reply.fault}); see its log")
         try:
-            name = str(int(reply.message.content.config_records["site"]["client"]))  # type: ignore[arg-type]
+            said = reply.answered().content.config_records["site"]["client"]
+            number = int(said)  # type: ignore[arg-type]
         except (LookupError, TypeError, ValueError):
-            raise UserError("a client did not say who it is (no number); see its log") from None
-        if int(name) >= expected:
+            fault = reply.fault or "no number"
+            raise UserError(f"a client did not say who it is ({fault}); see its log") from None
+        if number >= expected:
             raise UserError(
-                f"client '{name}' is connected, and federation.clients is {expected} (from 0); "
+                f"client '{number}' is connected, and federation.clients is {expected} (from 0); "
                 "raise it, or stop that client"
             )
-        if name in found:
-            raise UserError(f"two clients call themselves '{name}'; give each its own number")
-        found[name] = int(reply.client)
-    return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
-
-
-def signed_in(grid: Grid, sites: tuple[str, ...]) -> dict[str, NodeInfo]:
-    """Return client name to what Flower knows of it, of the sites that are connected now.
-
-    Raises:
-        UserError: two nodes are registered under one name.
-    """
-    found: dict[str, NodeInfo] = {}
-    for node in sorted(grid.get_nodes(), key=lambda node: node.node_id):
-        if node.name not in sites:
-            continue
-        name = str(sites.index(node.name))
-        if name in found:
-            raise UserError(
-                f"two sites are registered as '{node.name}'; unregister one with "
-                "deal server remove-site and add it under another name"
-            )
-        found[name] = node
-    return found
+        if number in found:
+            raise UserError(f"two clients call themselves '{number}'; give each its own number")
+        found[number] = int(reply.client)
+    return {str(number): found[number] for number in sorted(found)}
 
 
 def instruction_of(step: Step, state: State) -> Instruction:
@@ -255,41 +242,28 @@ def instruction_of(step: Step, state: State) -> Instruction:
 
 @dataclass
 class Sent:
-    """Requests to clients, all about one state.
-
-    Attributes:
-        step: which step of the run asks.
-        packed: the state as it travels.
-        instructions: client name to what it is asked, of all that should be asked.
-        requests: client name to message, of those who are connected.
-        ids: of messages that are on their way, to the client.
-        resent: messages to clients that turned out to lack the retained adapter.
-    """
+    """Requests to clients, all about one state."""
 
     step: Step
     packed: wire.Outgoing
     instructions: dict[str, Instruction]
+    """Client name to what it is asked, of all that should be asked."""
     requests: dict[str, Message]
+    """Client name to message, of those who are connected."""
     ids: dict[str, str] = field(default_factory=dict)
-    resent: list[Message] = field(default_factory=list)
-
-    def whole(self, client: str, deadline: float) -> Message:
-        """Return the request to a client with everything in it, valid for so many seconds."""
-        content, metadata = self.requests[client].content, self.requests[client].metadata
-        packed = self.packed.of(self.instructions[client].rank)
-        whole = RecordDict({**content, **packed.records})
-        return Message(whole, metadata.dst_node_id, metadata.message_type, ttl=deadline)
+    """Of messages that are on their way, to the client."""
+    bytes: int = 0
+    """Of all that is sent."""
 
     @property
     def bytes_down(self) -> float:
         """What a client is sent, mean over the clients that are asked."""
-        sizes = [wire.payload_bytes(m.content) for m in (*self.requests.values(), *self.resent)]
-        return sum(sizes) / max(1, len(self.requests))
+        return self.bytes / max(1, len(self.requests))
 
 
 @dataclass(frozen=True)
 class Clients:
-    """Requests to the clients of a run and their replies, whatever is asked.
+    """Requests to the clients of a run and their replies.
 
     Attributes:
         roster: the clients of the run.
@@ -309,109 +283,93 @@ class Clients:
     def ask(
         self,
         step: Step,
-        state: State,
-        instructions: dict[str, Instruction],
+        state: State | wire.Outgoing,
+        instructions: Mapping[str, Instruction],
         share: float = 1.0,
         secure: Mapping[str, ConfigRecord | None] | None = None,
     ) -> Sent:
         """Return requests about a state to those who are connected, once a ``share`` of them is, or
         patience ends; nothing is sent yet. ``secure``: client name to the record of a secure sum
         that its request carries."""
-        asked = list(instructions.values())
-        with threads(1):
+        if isinstance(state, State):
+            asked = list(instructions.values())
             one = next((each for each in asked if each.task), asked[0])
-            packed = wire.packed(self.experiment, state, one, {each.rank for each in asked})
-        return self._addressed(step, packed, instructions, share, secure or {})
-
-    def ask_again(self, step: Step, sent: Sent, instructions: dict[str, Instruction]) -> Sent:
-        """Return requests about the very state that was ``sent``."""
-        return self._addressed(step, sent.packed, instructions, 1.0, {})
-
-    def _addressed(
-        self,
-        step: Step,
-        packed: wire.Outgoing,
-        instructions: dict[str, Instruction],
-        share: float,
-        secure: Mapping[str, ConfigRecord | None],
-    ) -> Sent:
-        """The requests; what a client has is left out."""
+            with threads(1):
+                state = wire.packed(self.experiment, state, one, {each.rank for each in asked})
         nodes = self.roster.present(set(instructions), share * len(instructions))
+        named = {name: state.named_in(each) for name, each in instructions.items()}
+        sent = Sent(step, state, named, {})
         deadline = self.experiment.federation.deadline_seconds
-        asked = {name: packed.named_in(each) for name, each in instructions.items()}
-        sent = Sent(step, packed, asked, {})
-        for name, each in asked.items():
-            if name in nodes:
-                has = self.holding.get(name) == packed.digest
-                sent.requests[name] = wire.request(
-                    packed.of(each.rank).records_for(has),
-                    each,
-                    nodes[name],
-                    wire.kind_of(each),
-                    deadline,
-                )
-                if (masked := secure.get(name)) is not None:
-                    sent.requests[name].content[SECURE] = masked
+        for name, each in named.items():
+            if name not in nodes:
+                continue
+            records = state.of(each.rank).records
+            if self.holding.get(name) == state.digest:
+                records = {key: record for key, record in records.items() if key != DISTILLED}
+            request = wire.request(records, each, nodes[name], wire.kind_of(each), deadline)
+            if (masked := (secure or {}).get(name)) is not None:
+                request.content[SECURE] = masked
+            sent.requests[name] = request
+            sent.bytes += wire.payload_bytes(request.content)
         return sent
 
-    def messages(self, sent: Sent) -> Iterator[Message]:
-        """Return what arrives, as it does, of requests that are sent now. Who lacks the retained
-        adapter is sent it, once, and has the rest of the time."""
-        sent.ids.update(push(self.grid, sent.requests))
-        return self._arriving(sent)
-
-    def _arriving(self, sent: Sent) -> Iterator[Message]:
-        deadline = self.experiment.federation.deadline_seconds
-        started, lacking = time.monotonic(), list[str]()
-        silent = set(sent.ids.values())
-        for message in pull(self.grid, list(sent.ids), deadline):
-            client = sent.ids.get(message.metadata.reply_to_message_id, "")
-            holds = wire.holds_retained(message)
-            if holds:
-                self.holding[client] = sent.packed.digest
-            elif client in silent:
-                self.holding.pop(client, None)
-            if holds is False and client in silent:
-                self.event("resent", sent.step, client=client)
-                lacking.append(client)
-            else:
-                yield message
-            silent.discard(client)
-        for client in silent:
-            self.holding.pop(client, None)
-        left = deadline - (time.monotonic() - started)
-        if left <= 0:  # whoever trained now would be charged for an update that comes too late
-            return
-        whole = {name: sent.whole(name, left) for name in lacking}
-        sent.resent.extend(whole.values())
-        again = push(self.grid, whole)
-        sent.ids.update(again)
-        for message in pull(self.grid, again, left):
-            if wire.holds_retained(message):
-                client = again.get(message.metadata.reply_to_message_id, "")
-                self.holding[client] = sent.packed.digest
-            yield message
-
     def replies(self, sent: Sent, messages: Iterable[Message] | None = None) -> Iterator[Reply]:
-        """Yield one reply per client, the absent first; whatever comes beyond that is named in the
-        log and dropped.
-
-        Args:
-            sent: the requests.
-            messages: what arrives of them; None: they are sent now.
-        """
-        messages = self.messages(sent) if messages is None else messages
-        if not sent.ids:  # Flower's own loop has sent them
+        """Yield one reply per client, the absent first; what comes beyond that is named in the
+        log and dropped. ``messages``: what arrives of the requests; None: they are sent now."""
+        if messages is None:
+            sent.ids.update(push(self.grid, sent.requests))
+            messages = self._arriving(sent)
+        else:  # Flower's own loop has sent them
             sent.ids.update({m.metadata.message_id: name for name, m in sent.requests.items()})
         reached = set(sent.ids.values())
         for name in sent.instructions:
             if name not in reached:
                 yield Reply(name, None, ABSENT)
-        for reply in matched(sent.ids, messages):
-            if reply.dropped:
-                self.event("reply_dropped", sent.step, client=reply.client, reason=reply.fault)
+
+        def drop(client: str) -> None:
+            self.event("reply_dropped", sent.step, client=client, reason="a second reply")
+
+        yield from matched(sent.ids, messages, drop)
+
+    def _arriving(self, sent: Sent) -> Iterator[Message]:
+        """Yield what arrives. Who lacks the retained adapter is sent it, once, and has the rest of
+        the time."""
+        deadline, started = self.experiment.federation.deadline_seconds, time.monotonic()
+        lacking, answered = list[str](), set[str]()
+        for client in sent.ids.values():
+            self.holding.pop(client, None)
+        for message in pull(self.grid, list(sent.ids), deadline):
+            client = sent.ids.get(message.metadata.reply_to_message_id, "")
+            holds = self._note_retained(sent, client, message)
+            if holds is False and client not in answered:
+                self.event("resent", sent.step, client=client)
+                lacking.append(client)
             else:
-                yield reply
+                yield message
+            answered.add(client)
+        left = deadline - (time.monotonic() - started)
+        if left <= 0:  # whoever trained now would be charged for an update that comes too late
+            return
+        again = {}
+        for client in lacking:
+            content, metadata = sent.requests[client].content, sent.requests[client].metadata
+            records = sent.packed.of(sent.instructions[client].rank).records
+            whole = RecordDict({**content, **records})
+            node, kind = metadata.dst_node_id, metadata.message_type
+            again[client] = Message(whole, node, kind, ttl=left)
+            sent.bytes += wire.payload_bytes(whole)
+        ids = push(self.grid, again)
+        sent.ids.update(ids)
+        for message in pull(self.grid, ids, left):
+            client = ids.get(message.metadata.reply_to_message_id, "")
+            self._note_retained(sent, client, message)
+            yield message
+
+    def _note_retained(self, sent: Sent, client: str, message: Message) -> bool | None:
+        holds = wire.holds_retained(message)
+        if holds:
+            self.holding[client] = sent.packed.digest
+        return holds
 
     def require_quorum(self, valid: int, asked: int, step: Step) -> None:
         """Check that enough of those who were ``asked`` gave a valid reply.
@@ -428,16 +386,12 @@ class Clients:
             )
 
     def record_refusal(self, client: str, refuses: bool) -> None:
-        """Note what a client's policy has said of the experiment."""
+        """Note whether a client's policy refuses the experiment."""
         (self.refusing.add if refuses else self.refusing.discard)(client)
 
     def require_participants(self, learners: frozenset[str], step: Step) -> None:
-        """Check that the policy of some client allows what the experiment asks: where none does,
-        every round would end so. A few that are asked in one round are not all of them.
-
-        Args:
-            learners: all that train in the run.
-            step: which round it is.
+        """Check that the policy of some client allows what the experiment asks: where none of the
+        ``learners``, all that train in the run, does, every round would end so.
 
         Raises:
             UserError: all refuse.
@@ -464,17 +418,17 @@ class Clients:
         of the block is left out, and the run continues.
 
         Raises:
-            UserError: too few sites, or a site twice: the run stops here, and can go on.
+            UserError: the run stops here, and can go on.
+            OutOfMemoryError: the same, perhaps on another machine.
         """
         try:
             yield
-        except ProtocolError as fault:
+        except (ProtocolError, AggregationFailed) as fault:  # a line for people already
             self.event(event, step, reason=str(fault))
-        except UserError:
+        except (UserError, torch.OutOfMemoryError):
             raise
         except NUMERICAL as fault:
-            told = isinstance(fault, AggregationFailed)  # a line for people already
-            self.event(event, step, reason=str(fault) if told else one_line(fault))
+            self.event(event, step, reason=one_line(fault))
 
     def event(self, event: str, step: Step, **fields: object) -> None:
         """Log what happened in a step."""

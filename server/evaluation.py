@@ -29,19 +29,15 @@ from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import EXAMPLES, count_names
 from deal_core.wire.secure_layout import counts_layout
 from server import wire
-from server.checkpoint import EVERYBODY, History
 from server.clients import Clients, Reply, Sent, instruction_of
+from server.measures import EVERYBODY, RIGHT_ALL, Counts, History, pooled
 from server.plan import Step
 from server.secure_aggregation import SecureAggregation, Sums
 
-Counts = list[list[int | float]]
-"""``[correct, examples]`` per task, or ``[correct, examples, correct_all]``."""
 ROWS_CAP = 2
 """Test rows of one site that count, in medians of the others'."""
 ALIKE = 1e-5
 """Relative difference of two updates below which they are the same model, rounding aside."""
-
-
 ROUNDING = 1e-3
 """Of a sum of shares of right answers."""
 NO_TASK = ""
@@ -57,9 +53,9 @@ class Evaluation:
         step: whose model it is.
         tasks: of the stream, in its order.
         learnt: those that some client has worked on when the stage of the step has ended.
-        counts: what has been told so far, by client.
+        counts: what clients have reported so far.
         withheld: clients that keep theirs to themselves.
-        again: clients that were reached and have told nothing.
+        again: clients that were reached and have reported nothing.
     """
 
     clients: Clients
@@ -69,6 +65,10 @@ class Evaluation:
     counts: dict[str, Counts] = field(default_factory=dict)
     withheld: set[str] = field(default_factory=set)
     again: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._names = count_names(has_label_logits(self.clients.experiment.model))
+        self._shares = bool(self.clients.experiment.data.generation)
 
     def instruction(self, state: State) -> Instruction:
         """Return what every client is asked about a state."""
@@ -91,18 +91,12 @@ class Evaluation:
             asked[name] = each.model_copy(update=beside if whole else {})
         return asked
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the counts of a task."""
-        return count_names(has_label_logits(self.clients.experiment.model))
-
     def hear(self, reply: Reply, sent: Sent) -> None:
         """Take the counts of a reply, to an evaluation request or to one that carries it."""
-        client, instruction = reply.client, sent.instructions[reply.client]
-        read = wire.read_counts_beside if instruction.task else wire.read_counts
-        shares = bool(self.clients.experiment.data.generation)
+        client, training = reply.client, bool(sent.instructions[reply.client].task)
+        read = wire.read_counts_beside if training else wire.read_counts
         try:
-            counts = read(reply.answered(), len(self.tasks), self.names, shares)
+            counts = read(reply.answered(), len(self.tasks), self._names, self._shares)
         except wire.ClientSkipped as reason:
             self.withheld.add(client)
             self.clients.event("client_idle", self.step, client=client, code=reason.code)
@@ -110,8 +104,8 @@ class Evaluation:
             silent = reply.message is None
             if silent and client in sent.requests:
                 self.again.append(client)
-            if not (silent and instruction.task):  # told with the update that is missing
-                self.clients.event("client_failed", self.step, client=client, reason=str(fault))
+            if not (silent and training):  # reported with the missing update
+                self.clients.record_fault(client, self.step, fault)
         else:
             if counts is None:
                 self.again.append(client)
@@ -133,26 +127,32 @@ class Evaluation:
         clients, roster = self.clients, self.clients.roster
         if self.again and roster.patience:
             asked = self.instruction(sent.packed.state)
-            again = clients.ask_again(self.step, sent, dict.fromkeys(self.again, asked))
-            sent.resent.extend(again.requests.values())
+            again = clients.ask(self.step, sent.packed, dict.fromkeys(self.again, asked))
             for reply in clients.replies(again):
                 self.hear(reply, again)
+            sent.bytes += again.bytes
         heard = len(self.counts) + len(self.withheld)  # who keeps counts has answered, too
         clients.require_quorum(heard, len(roster.clients), self.step)
         counts = {name: self.counts[name] for name in roster.clients if name in self.counts}
         if roster.patience:
-            noised = clients.experiment.privacy.metrics == "noised"
-            first = {} if noised else first_told(history)  # noise is another one each time
+            first: dict[str, list[float]] = {}  # of noisy counts: noise is another one each time
+            if clients.experiment.privacy.metrics != "noised":
+                for evaluation in history.evaluations:
+                    for name, rows in evaluation.items():
+                        first.setdefault(name, [row[1] for row in rows])
             counts, found = cut(counts, first)
             for name, places in found.items():
-                cut_tasks = [self.tasks[place] for place in places]
-                clients.event("counts_cut", self.step, client=name, tasks=cut_tasks)
+                tasks = [self.tasks[place] for place in places]
+                clients.event("counts_cut", self.step, client=name, tasks=tasks)
         return self._recorded(counts, len(counts) < len(roster.clients), history)
 
     def _recorded(self, counts: dict[str, Counts], partial: bool, history: History) -> History:
         """The history with the counts; ``partial``: some clients keep theirs, or were not there."""
-        accuracy = pooled(counts, self.tasks, partial)
-        among_all = pooled_among_all(counts, self.tasks)
+        accuracy = pooled(counts, self.tasks)
+        among_all = pooled(counts, self.tasks, RIGHT_ALL)
+        for task in self.tasks:
+            if task not in accuracy and not partial:
+                raise UserError(f"task '{task}' has no test example at any client; add some")
         self.clients.event("evaluated", self.step, accuracy=accuracy, class_incremental=among_all)
         return history.model_copy(update={"evaluations": (*history.evaluations, counts)})
 
@@ -160,11 +160,7 @@ class Evaluation:
 @dataclass
 class MaskedEvaluation(Evaluation):
     """An evaluation whose counts are only seen as one sum over clients. A sum that fails leaves the
-    evaluation without counts, and the run continues.
-
-    Attributes:
-        secure: the secure sums of the run.
-    """
+    evaluation without counts, and the run continues."""
 
     secure: SecureAggregation = field(kw_only=True)
     _held: ServerRound = field(init=False)
@@ -179,7 +175,7 @@ class MaskedEvaluation(Evaluation):
         experiment, asked = self.clients.experiment, self.instruction(state)
         basis = sum_terms(experiment, experiment.model.name, asked, state)
         sites = experiment.federation.clients
-        self._layout = counts_layout(self.names, len(self.tasks), sites, basis)
+        self._layout = counts_layout(self._names, len(self.tasks), sites, basis)
         everyone = dict.fromkeys(self.clients.roster.clients, NO_TASK)
         with self.clients.may_be_lost("evaluation_lost", self.step):
             self._held = self.secure.share_keys(self.step, everyone, self._layout, by_all=True)
@@ -191,7 +187,8 @@ class MaskedEvaluation(Evaluation):
         """Take a client's masked counts, if it gives any."""
         client = reply.client
         try:
-            self._held = self.secure.add_masked_input(self._held, client, reply.answered())
+            data = wire.read_secure(reply.answered())
+            self._held = self.secure.add_masked_input(self._held, client, data)
         except wire.ClientSkipped as reason:
             self.secure.sits_out(self.step, client, NO_TASK, reason)
         except NUMERICAL as fault:
@@ -209,8 +206,7 @@ class MaskedEvaluation(Evaluation):
             with self.clients.may_be_lost("evaluation_lost", self.step):
                 words = self.secure.unmask(self.step, self._held)
                 sums = self._layout.decode(words, len(self._held.masked))
-                shares = bool(self.clients.experiment.data.generation)
-                counts[EVERYBODY] = summed_rows(sums, self.names, shares)
+                counts[EVERYBODY] = summed_rows(sums, self._names, self._shares)
         return self._recorded(counts, True, history)
 
 
@@ -232,78 +228,50 @@ def summed_rows(sums: Sums, names: tuple[str, ...], shares: bool) -> Counts:
 def cut(
     counts: Mapping[str, Counts], first: Mapping[str, Sequence[float]]
 ) -> tuple[dict[str, Counts], dict[str, list[int]]]:
-    """Return counts in which nobody's rows weigh more than its word can be trusted for, and whose
-    were cut, in which tasks: of each task to as many rows as the client told ``first``, and, where
-    three clients or more have some, to ``ROWS_CAP`` medians of the others'. The client's own
-    accuracy stays; one large site among small ones counts as ``ROWS_CAP`` of them.
+    """Return counts in which no client claims more rows than can be trusted, and which were cut, in
+    which tasks: of each task to as many rows as the client reported ``first``, and, where three
+    clients or more have some, to ``ROWS_CAP`` medians of the others'. The client's own accuracy
+    stays; one large site among small ones counts as ``ROWS_CAP`` of them.
 
     Args:
         counts: of one evaluation, by client.
-        first: client to its test rows of each task, as first told; who is missing has told none.
+        first: client to its test rows of each task, as first reported; missing: none yet.
     """
     kept: dict[str, Counts] = {}
     found: dict[str, list[int]] = {}
     for name, rows in counts.items():
-        kept[name] = []
+        kept[name] = [list(row) for row in rows]
         for place, row in enumerate(rows):
             others = [o[place][1] for other, o in counts.items() if other != name and o[place][1]]
             most = first[name][place] if name in first else math.inf
             if len(others) > 1:
                 most = min(most, ROWS_CAP * median(others))
-            kept[name].append(_shortened(row, most))
             if row[1] > most:
+                parts = [value * int(most) / row[1] for value in row]
+                whole = all(isinstance(value, int) for value in row)
+                kept[name][place] = [round(part) if whole else part for part in parts]
                 found.setdefault(name, []).append(place)
     return kept, found
 
 
-def _shortened(row: Sequence[int | float], most: float) -> list[int | float]:
-    """Counts of as many rows, and right in as large a part; whole numbers stay whole."""
-    if row[1] <= most:
-        return list(row)
-    rows = int(most)
-    parts = [value * rows / row[1] for value in row]
-    whole = all(isinstance(value, int) for value in row)
-    return [round(part) if whole else part for part in parts]
-
-
-def first_told(history: History) -> dict[str, list[float]]:
-    """Return client to its test rows of each task when it first told any."""
-    first: dict[str, list[float]] = {}
-    for evaluation in history.evaluations:
-        for name, rows in evaluation.items():
-            first.setdefault(name, [row[1] for row in rows])
-    return first
-
-
-def pooled(
-    counts: Mapping[str, Counts], tasks: Sequence[str], partial: bool = False
-) -> dict[str, float]:
-    """Return the accuracy per task over all clients' examples, 0 to 1; where they are ``partial``,
-    of the tasks that some told.
-
-    Raises:
-        UserError: no client has a test example of a task.
-    """
-    accuracy = {}
-    for j, task in enumerate(tasks):
-        examples = sum(rows[j][1] for rows in counts.values())
-        if examples == 0 and partial:
+def found_worse(clients: Clients, step: Step, state: State, tasks: Sequence[str]) -> bool:
+    """Return whether most clients that answer say that their own records are answered better
+    without the heads of ``state``; ``tasks``: whose class means are new in it."""
+    common = instruction_of(step, state)
+    asked = common.model_copy(update={"tasks": tuple(tasks), "server_round": 0})
+    sent = clients.ask(step, state, dict.fromkeys(clients.roster.clients, asked))
+    worse: dict[str, bool] = {}
+    for reply in clients.replies(sent):
+        try:
+            worse[reply.client] = wire.read_verdict(reply.answered())
+        except wire.ClientSkipped:
             continue
-        if examples == 0:
-            raise UserError(f"task '{task}' has no test example at any client; add some")
-        accuracy[task] = sum(rows[j][0] for rows in counts.values()) / examples
-    return accuracy
-
-
-def pooled_among_all(counts: Mapping[str, Counts], tasks: Sequence[str]) -> dict[str, float]:
-    """Return the same among all labels seen so far; of the tasks of which that was counted."""
-    known = {}
-    for j, task in enumerate(tasks):
-        rows = [counts[client][j] for client in counts if len(counts[client][j]) > 2]
-        examples = sum(row[1] for row in rows)
-        if examples:
-            known[task] = sum(row[2] for row in rows) / examples
-    return known
+        except NUMERICAL as fault:
+            clients.record_fault(reply.client, step, fault)
+    against = sum(worse.values())
+    if against:
+        clients.event("class_means_doubted", step, tasks=list(tasks), by=against, of=len(worse))
+    return 2 * against > len(worse)
 
 
 def without_zeros(state: State) -> State:
@@ -311,12 +279,6 @@ def without_zeros(state: State) -> State:
     if is_nonzero(state.current):
         return state
     return replace(state, current=zero_adapter(state.current.shapes, 1))
-
-
-def decoded(sent: Sent, state: State) -> State:
-    """Return a state that was ``sent`` (:func:`without_zeros`) as the clients decode it."""
-    arrived = sent.packed.state
-    return arrived if is_nonzero(state.current) else replace(arrived, current=state.current)
 
 
 def same_model(first: State, second: State) -> bool:

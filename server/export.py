@@ -1,61 +1,63 @@
-"""What a run leaves: the adapter folder, and its way to the sites that are connected at the end."""
+"""What a run leaves: the adapter folder with its model card, and its way to the sites that are
+connected at the end."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
+from jinja2 import Environment, StrictUndefined
 from peft import LoraConfig
 from safetensors.numpy import save
 
 from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, public_labels
+from deal_core.errors import choose
 from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
 from deal_core.lora.adapter import Adapter, is_nonzero, nonzero_rank, split, stack, zero_adapter
 from deal_core.lora.arrays import to_arrays
-from deal_core.lora.kinds import kind_of
+from deal_core.lora.kinds import KINDS, kind_of, rule_of
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.methods import method_of, statistics_of, whole_heads
+from deal_core.methods import KEEP_TEXTS, method_of, statistics_of, whole_heads
 from deal_core.models import FAMILIES, has_label_logits
 from deal_core.models.loading import TO_THE_BIT, pinned, upstream_of, with_revision
+from deal_core.training.text_overlap import TEXT_MEASURES
 from deal_core.wire.records import DIGEST, RECORD, digest_of, read_folder
 from server.clients import Reply, Roster, collect
 from server.folder import EventLog
+from server.results import VOID, Measures, Results, rounded_up
 from server.wire import status
 
-KIND = f"{MessageType.QUERY}.adapter"
 SECONDS = 120.0
-"""How long the run waits for sites to say that they have it; who does not can be given it by
-hand."""
+"""How long the run waits for sites to say that they have the adapter; who does not can be given it
+by hand."""
+PACKAGES = ("federated-deal", "flwr", "torch", "transformers", "peft", "safetensors")
 
 
 def hand_over(grid: Grid, roster: Roster, folder: Path, events: EventLog, seconds: float) -> None:
-    """Send the files of an adapter folder, and note who has them. Results are written by now: what
-    goes wrong here is an event, and no reason for the run to fail.
-
-    Args:
-        grid: to the sites.
-        roster: of the run.
-        folder: of the adapter.
-        events: ``adapter_sent`` with the digest and the clients that have it, by number; and
-            ``adapter_missing`` for each that has not.
-        seconds: how long to wait, at most ``SECONDS``.
-    """
+    """Send the files of an adapter folder, and note who has them: ``adapter_sent`` with the digest
+    and the clients that have it, and ``adapter_missing`` for each that has not. Results are written
+    by now: what goes wrong here is an event, and no reason for the run to fail."""
     try:
-        files = read_folder(folder)
+        files, within = read_folder(folder), min(seconds, SECONDS)
         digest = digest_of(files)
-        nodes = dict(roster.connected())
-        within = min(seconds, SECONDS)
-        content = _content(files, digest)
-        requests = {n: Message(content, node, KIND, ttl=within) for n, node in nodes.items()}
-        faults = {r.client: _fault(r) for r in collect(grid, requests, within) if not r.dropped}
+        arrays = {name: Array(np.frombuffer(data, np.uint8)) for name, data in files.items()}
+        told = ConfigRecord({"sha256": digest})
+        content = RecordDict({RECORD: ArrayRecord(arrays), DIGEST: told})
+        requests = {
+            name: Message(content, node, f"{MessageType.QUERY}.adapter", ttl=within)
+            for name, node in roster.connected().items()
+        }
+        faults = {reply.client: _fault(reply) for reply in collect(grid, requests, within)}
     except Exception as error:
         events.write("adapter_missing", reason=f"{type(error).__name__}: {error}"[:500])
         return
@@ -67,48 +69,33 @@ def hand_over(grid: Grid, roster: Roster, folder: Path, events: EventLog, second
             events.write("adapter_missing", client=name, reason=reason)
 
 
-def _content(files: dict[str, bytes], digest: str) -> RecordDict:
-    arrays = {name: Array(np.frombuffer(data, np.uint8)) for name, data in files.items()}
-    return RecordDict({RECORD: ArrayRecord(arrays), DIGEST: ConfigRecord({"sha256": digest})})
-
-
 def _fault(reply: Reply) -> str:
-    """Return why a site has no adapter; empty: it has."""
-    if reply.message is None:
-        return reply.fault
+    """Why a site has no adapter; empty: it has."""
     try:
-        code = status(reply.message)
+        code = status(reply.answered())
     except PayloadError as fault:
         return str(fault)
     return "" if code == "ok" else f"site reports {code[:40]!r}"
 
 
-PACKAGES = ("federated-deal", "flwr", "torch", "transformers", "peft", "safetensors")
-
-
 def export_adapter(
     folder: Path, state: State, experiment: Experiment, tasks: Sequence[TaskSpace]
 ) -> Inference:
-    """Write everything of an adapter folder (:class:`AdapterFolder`) but its card. No weight of the
-    base model is read.
+    """Return what ``inference.json`` says; write everything of an adapter folder
+    (:class:`AdapterFolder`) but its card. No weight of the base model is read.
 
-    All parts are stacked, so one PEFT adapter of the summed rank gives exactly the global model;
-    directions that are zero in every layer are left out.
-    A base model of the hub is named with the commit that was read. Where PEFT alone could not load
-    the adapter (``AdapterKind.map_behind``), PEFT's settings are left out.
-
-    Args:
-        folder: made where it is missing.
-        state: the global model.
-        experiment: of the run.
-        tasks: of the stream, in its order.
-
-    Returns:
-        What ``inference.json`` says.
+    All parts of ``state`` are stacked, so one PEFT adapter of the summed rank gives exactly the
+    global model; directions that are zero in every layer are left out. A base model of the hub is
+    named with the commit that was read. Where PEFT alone could not load the adapter
+    (``AdapterKind.map_behind``), PEFT's settings are left out.
     """
     model = experiment.model.model_copy(update={"name": pinned(experiment.model.name)})
     experiment = experiment.model_copy(update={"model": model})
-    state = without_zero_directions(state)
+    retained, current = state.retained, state.current
+    if not is_nonzero(current):
+        current = zero_adapter(current.shapes, 1, current.scaling)
+    retained = split(retained, nonzero_rank(retained))[0]
+    state = replace(state, retained=retained, current=current)
     files, merged = AdapterFolder(folder), stack(state.parts())
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.ascontiguousarray(value) for key, value in to_arrays(merged).items()}
@@ -121,19 +108,9 @@ def export_adapter(
         atomic_write(files.heads, save(heads, {"format": "pt"}))
     if kind_of(experiment.adapter).map_behind is None:  # PEFT finds its layers in the base model
         peft_config(merged, experiment).save_pretrained(str(folder))
-    inference = make_inference(state, experiment, tasks)
+    inference = _inference(state, experiment, tasks)
     atomic_write(files.inference, inference.model_dump_json(indent=2) + "\n")
     return inference
-
-
-def without_zero_directions(state: State) -> State:
-    """Return the same model in as few directions as its parts are laid out in: what is retained
-    without its last ones that are zero, and one in the place of a current adapter that is zero."""
-    retained = split(state.retained, nonzero_rank(state.retained))[0]
-    current = state.current
-    if not is_nonzero(current):
-        current = zero_adapter(current.shapes, 1, current.scaling)
-    return replace(state, retained=retained, current=current)
 
 
 def peft_config(adapter: Adapter, experiment: Experiment) -> LoraConfig:
@@ -152,12 +129,15 @@ def peft_config(adapter: Adapter, experiment: Experiment) -> LoraConfig:
     )
 
 
-def make_inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpace]) -> Inference:
-    """Return what it takes to answer as the clients' evaluation does."""
+def _inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpace]) -> Inference:
+    """What it takes to answer as the clients' evaluation does."""
     statistics = statistics_of(method_of(experiment)) if state.heads else None
     needs_float32 = experiment.privacy.mechanism != "none"
     precision = experiment.train.precision
-    logits = has_label_logits(experiment.model)
+    logits, versions = has_label_logits(experiment.model), {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return Inference(
         model=experiment.model,
         adapter_kind=experiment.adapter.kind,
@@ -171,17 +151,13 @@ def make_inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpa
         current_scaling=state.current.scaling,
         head_layers=statistics.layers if statistics is not None else 0,
         names_weight=statistics.names_weight(logits) if statistics is not None else 0.0,
-        versions=package_versions(),
+        versions=versions,
     )
 
 
 def task_spaces(experiment: Experiment, learnt: Sequence[str]) -> tuple[TaskSpace, ...]:
     """Return the label spaces of the stream's tasks, which are public; where all are declared, no
-    data is read.
-
-    Args:
-        experiment: of the run.
-        learnt: tasks that some client has worked on.
+    data is read. ``learnt``: tasks that some client has worked on.
 
     Raises:
         UserError: the labels are in data that cannot be read.
@@ -198,13 +174,100 @@ def task_spaces(experiment: Experiment, learnt: Sequence[str]) -> tuple[TaskSpac
     )
 
 
-def package_versions() -> dict[str, str]:
-    """Return the versions of what a run is made with; a package that is not installed is left
-    out."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+TITLE = "# Adapter of a federated run"
+NOT_HERE = ", its weights are not in this folder"
+
+
+def write_card(folder: Path, results: Results, inference: Inference) -> None:
+    """Write ``README.md`` of an adapter folder."""
+    atomic_write(AdapterFolder(folder).card, model_card(results, inference))
+
+
+def model_card(results: Results, inference: Inference) -> str:
+    """Return the card: what ``results.json`` and ``inference.json`` hold, and the date."""
+    config, among_all = results.config, results.class_incremental
+
+    def percent(found: Measures | None, place: int) -> str:
+        if found is None or not found.accuracy_matrix:
+            return "not known"
+        return f"{100 * found.accuracy_matrix[-1][place]:.1f} %"
+
+    def measure(task: str) -> str:
+        name = results.measures.get(task, "accuracy")
+        return "" if name == "accuracy" else f" ({TEXT_MEASURES[name].title})"
+
+    measures = [
+        ("average accuracy", results.average_accuracy, "%"),
+        ("backward transfer", results.backward_transfer, "points"),
+        ("forward transfer", results.forward_transfer, "points"),
+        ("forgetting", results.forgetting, "points"),
+    ]
+    if among_all is not None:
+        measures += [
+            ("Class-IL average accuracy", among_all.average_accuracy, "%"),
+            ("Class-IL backward transfer", among_all.backward_transfer, "points"),
+        ]
+    made = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters["text"] = as_text
+    made.filters["cell"] = lambda words: as_text(words).replace("|", "\\|")
+    made.filters["at_most"] = lambda value: rounded_up(value, 3)
+    template = made.from_string(Path(__file__).with_name("model_card.jinja").read_text("utf-8"))
+    card = template.render(
+        results=results,
+        inference=inference,
+        config=config,
+        model=inference.model,
+        privacy=results.privacy,
+        void=VOID,
+        base=hub_name(inference),
+        for_peft=choose("adapter_kind", inference.adapter_kind, KINDS).map_behind is None,
+        encoder=inference.pooling == "mean",
+        keeps_texts=config.method.name in KEEP_TEXTS,
+        rule=rule_of(config.adapter, config.aggregation),
+        among_all=among_all,
+        percent=percent,
+        measure=measure,
+        measures=measures,
+        date=f"{datetime.now(UTC):%Y-%m-%d}",
+    )
+    return card.rstrip() + "\n"
+
+
+def merged_card(card: str, use: str, heads: bool = False) -> str:
+    """Return the card of an adapter as that of base model and adapter in one; ``heads``: it has
+    class means, which are in no merged model."""
+    title = "# Base model and adapter of a federated run, merged"
+    if heads:
+        title += (
+            "\n\n**Every accuracy below is of the adapter with class means, which this checkpoint "
+            "does not have. By names or words alone, as it answers, it was not measured, and may "
+            "be several points less.**"
+        )
+    text = card.replace("library_name: peft\n", "library_name: transformers\n", 1)
+    return with_use(text.replace(TITLE, title, 1).replace(NOT_HERE, "", 1), use)
+
+
+def with_base(card: str, folder: str) -> str:
+    """Return the card of a folder that has the base model in it, in ``folder``."""
+    return card.replace(NOT_HERE, f", its weights are in `{folder}`", 1)
+
+
+def with_use(card: str, use: str) -> str:
+    """Return the card with another section on use."""
+    before, heading, after = card.partition("## Versions\n")
+    kept = before.partition("## Use\n")[0]
+    return f"{kept}## Use\n\n{use}\n\n{heading}{after}"
+
+
+def hub_name(inference: Inference) -> str:
+    """Return the base model's name on the Hugging Face hub, without a revision; empty where it is a
+    folder."""
+    name = with_revision(inference.upstream or inference.model.name)[0]
+    is_hub = name.count("/") <= 1 and not name.startswith((".", "/", "~", "embedded:"))
+    return name if is_hub and not Path(name).exists() else ""
+
+
+def as_text(words: str) -> str:
+    """Return a user's words as one line that opens no section, tag or link."""
+    line = " ".join(words.split()).replace("\\", "\\\\")
+    return line.replace("<", "&lt;").replace("[", "\\[").lstrip("#")

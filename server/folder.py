@@ -1,37 +1,39 @@
-"""The files of a run folder, one writer for it, and its log of events: one JSON object a line, for
-people, progress views and scripts."""
+"""The files of a run folder, one writer for it, its log of events (one JSON object a line, for
+people, progress views and scripts), and trackers that follow it: TensorBoard and MLflow, by
+their own clients. A tracker that fails costs nothing of the run."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
 from deal_core.errors import UserError
 
 OTHER_OUT = "wait until it has ended, or choose another --out"
 PATIENCE = 0.5
-"""Seconds for which somebody may look whether a lock is held."""
+"""Seconds for which another process may look whether a lock is held."""
 
 
 @contextmanager
 def exclusive_lock(lock: Path, cure: str = OTHER_OUT) -> Iterator[None]:
-    """Make the folder of ``lock``; within the block no other process holds the lock.
-
-    The kernel lets go of it when the process ends, however it ends; the empty file stays.
-
-    Args:
-        lock: the file.
-        cure: what to do where another process holds it.
+    """Make the folder of ``lock``; within the block no other process holds the lock. The kernel
+    lets go of it when the process ends, however it ends; the empty file stays.
 
     Raises:
-        UserError: another process holds it, or the folder cannot be written.
+        UserError: another process holds it (with its ``cure``), or the folder cannot be written.
     """
     held = FileLock(lock, timeout=PATIENCE)  # who only looks lets go at once
     try:
@@ -67,21 +69,20 @@ def previous_checkpoint(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".previous")
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """Names inside one run's folder."""
 
-    path: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        """State after the last finished step."""
-        return self.path / "checkpoint.safetensors"
-
-    @property
-    def previous(self) -> Path:
-        """The checkpoint before the last one."""
-        return previous_checkpoint(self.checkpoint)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint.safetensors"  # state after the last finished step
+        self.previous = previous_checkpoint(self.checkpoint)
+        self.data_record = path / "data.json"  # the rows when the run was started (simulations)
+        self.metrics = path / "metrics.jsonl"  # one event a line
+        self.results = path / "results.json"  # written once, when the run has finished
+        self.adapter = path / "adapter"  # in PEFT's format
+        self.tracking = path / "tracking"  # a folder for each tracker (run.track)
+        self.writing = path / ".writing.lock"  # held by the server that writes here
+        self.launching = path / ".launching.lock"  # by the deal that started it, in any process
 
     @property
     def can_resume(self) -> bool:
@@ -89,44 +90,9 @@ class RunFolder:
         return self.checkpoint.exists() or self.previous.exists()
 
     @property
-    def data_record(self) -> Path:
-        """What the rows were when the run was started (simulations)."""
-        return self.path / "data.json"
-
-    @property
-    def writing(self) -> Path:
-        """Locked by the server that writes here."""
-        return self.path / ".writing.lock"
-
-    @property
-    def launching(self) -> Path:
-        """Locked by the ``deal`` that started it, perhaps in another process."""
-        return self.path / ".launching.lock"
-
-    @property
     def holds_run(self) -> bool:
         """Whether a run has begun here, which another must not overwrite."""
         return self.can_resume or self.results.exists()
-
-    @property
-    def metrics(self) -> Path:
-        """One event a line."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def tracking(self) -> Path:
-        """A folder for each tracker (``run.track``)."""
-        return self.path / "tracking"
-
-    @property
-    def results(self) -> Path:
-        """Written once, when the run has finished."""
-        return self.path / "results.json"
-
-    @property
-    def adapter(self) -> Path:
-        """The learnt adapter in PEFT's format."""
-        return self.path / "adapter"
 
 
 RunEvent = dict[str, Any]
@@ -191,15 +157,159 @@ def without_undone(events: Iterable[RunEvent]) -> list[RunEvent]:
     kept: list[RunEvent] = []
     for event in events:
         if event["event"] == "run_started":
-            kept = _first_rounds(kept, int(event["done_rounds"]))
+            earlier, kept, over = kept, [], 0
+            for each in earlier:
+                if over < int(event["done_rounds"]) or each["event"] not in PLAYED:
+                    kept.append(each)
+                over += each["event"] in ROUND_OVER
         kept.append(event)
     return kept
 
 
-def _first_rounds(events: Iterable[RunEvent], rounds: int) -> list[RunEvent]:
-    kept, over = [], 0
-    for event in events:
-        if over < rounds or event["event"] not in PLAYED:
-            kept.append(event)
-        over += event["event"] in ROUND_OVER
-    return kept
+OF_A_ROUND = ("seconds", "clients", "aggregation_error", "bytes_up", "bytes_down")
+OF_A_RUN = ("average_accuracy", "backward_transfer", "forward_transfer", "forgetting")
+FIGURES = {"round_finished": ("round", OF_A_ROUND), "run_finished": ("final", OF_A_RUN)}
+"""Event to the folder of its figures, and which of its fields are drawn."""
+
+
+class TensorBoard:
+    """Writes event files."""
+
+    packages = ("tensorboard",)
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), flush_secs=10)
+        self._writer.add_text("settings", "\n".join(f"    {k} = {v}" for k, v in settings.items()))
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write figures of a round of the run."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, status: str) -> None:
+        """End the files."""
+        self._writer.close()
+
+
+class MLflow:
+    """Writes an SQLite file with one run, which goes on where there is one already."""
+
+    packages = ("mlflow", "sqlalchemy", "alembic")
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        self._client = MlflowClient(tracking_uri=f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        known = self._client.get_experiment_by_name("federated-deal")
+        if known is not None:
+            self._run = self._client.search_runs([known.experiment_id])[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
+            return
+        place = (folder / "artifacts").resolve().as_uri()
+        experiment = self._client.create_experiment("federated-deal", artifact_location=place)
+        run = self._client.create_run(experiment, run_name=folder.parents[1].name)
+        self._run = run.info.run_id
+        params = [Param(key, str(value)[:500]) for key, value in settings.items()]
+        for start in range(0, len(params), 100):  # MLflow takes no more at a time
+            self._client.log_batch(self._run, params=params[start : start + 100])
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Write figures of a round of the run."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        named = {re.sub(r"[^/\w.\- ]", "_", name): value for name, value in figures.items()}
+        metrics = [Metric(name, value, now, step) for name, value in named.items()]
+        self._client.log_batch(self._run, metrics)
+
+    def close(self, status: str) -> None:
+        """End the run."""
+        self._client.set_terminated(self._run, status)
+
+
+TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], TensorBoard | MLflow]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+}
+
+
+def check_tracker(experiment: Experiment) -> None:
+    """Check that the packages of ``run.track`` are installed; none is imported.
+
+    Raises:
+        UserError: one is missing.
+    """
+    name = experiment.run.track
+    packages = getattr(TRACKERS.get(name), "packages", ())
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise UserError(
+            f"run.track = '{name}' needs {', '.join(missing)}, which is not installed; run "
+            f"pip install --editable '.[{name}]' in the checkout, or leave run.track out"
+        )
+
+
+def figures_of(event: RunEvent) -> dict[str, float]:
+    """Return what of an event is drawn; epsilon is in the report, with what it means."""
+    kind, drawn = event["event"], dict[str, float | None]()
+    if kind in FIGURES:
+        place, names = FIGURES[kind]
+        drawn = {f"{place}/{name}": event.get(name) for name in names}
+    elif kind in ("client_finished", "loss_summed"):
+        drawn = {f"loss/{event.get('client', 'sum')}": event.get("loss")}
+    elif kind == "evaluated":
+        for place, field in (
+            ("accuracy", "accuracy"),
+            ("accuracy_all_labels", "class_incremental"),
+        ):
+            drawn |= {f"{place}/{task}": value for task, value in event.get(field, {}).items()}
+    return {name: float(value) for name, value in drawn.items() if value is not None}
+
+
+@contextmanager
+def tracked(experiment: Experiment, folder: Path, events: EventLog) -> Iterator[EventLog]:
+    """Yield the log of a run, which its tracker follows within the block. A tracker that fails is
+    an event in the log, and hears no more. With ``run.resume`` it goes on with what ``folder`` has.
+
+    Raises:
+        UserError: the tracker's package is not installed.
+    """
+    check_tracker(experiment)
+    name = experiment.run.track
+    if name == "none":
+        yield events
+        return
+    if not experiment.run.resume:
+        shutil.rmtree(folder / name, ignore_errors=True)  # of a start that came to no checkpoint
+    trackers: list[TensorBoard | MLflow] = []
+    status, done, failed = "FAILED", 0, False
+
+    def safely(call: Callable[[], None]) -> None:
+        nonlocal failed
+        try:
+            if not failed:
+                call()
+        except Exception as error:
+            failed = True
+            with suppress(OSError):
+                events.write("tracking_failed", tracker=name, reason=f"{error!r}"[:500])
+
+    def follow(event: RunEvent) -> None:
+        nonlocal done
+        if events.listener is not None:
+            events.listener(event)
+        done = event.get("round", done)
+        step = 0 if event.get("stage", 0) < 0 else done  # the start, before anything is learnt
+        if figures := figures_of(event):
+            safely(lambda: trackers[0].log(step, figures))
+
+    safely(lambda: trackers.append(TRACKERS[name](folder / name, flatten(experiment))))
+    try:
+        yield replace(events, listener=follow)
+        status = "FINISHED"
+    finally:
+        safely(lambda: trackers[0].close(status))

@@ -1,22 +1,24 @@
-"""What a run has come to: accuracy, privacy, bytes, time, memory."""
+"""What has been measured in a run, and what it comes to: accuracy, privacy, bytes, time, memory."""
 
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping, Sequence
+import subprocess
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import psutil
+from pydantic import BaseModel, ConfigDict
 
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
 from deal_core.privacy.distributed_noise import whom_to_trust
 from deal_core.privacy.events import GROUP
 from deal_core.protection import make_mechanism
-from server.checkpoint import EVERYBODY, History, commit
 from server.plan import Plan
 from server.results import (
     Accuracy,
@@ -29,24 +31,87 @@ from server.results import (
     Wire,
 )
 
+RIGHT, EXAMPLES, RIGHT_ALL = 0, 1, 2
+"""Places in the counts of a task."""
+Counts = list[list[int | float]]
+"""``[correct, examples]`` per task, or ``[correct, examples, correct_all]``."""
+Evaluated = Mapping[str, Counts]
+"""Client to its counts."""
+EVERYBODY = "sum"
+"""In the place of a client: the counts are those of all of them together."""
+ROOT = Path(__file__).resolve().parents[1]
+"""The checkout, where the package was not installed from a wheel or sent by Flower."""
+
+
+class History(BaseModel):
+    """What has been measured so far."""
+
+    model_config = ConfigDict(frozen=True)
+
+    evaluations: tuple[dict[str, Counts], ...] = ()
+    """Zero-shot first; an empty one: its counts are not known."""
+    bytes_up: tuple[float, ...] = ()
+    """One number a round, as ``bytes_down`` and ``aggregation_error``."""
+    bytes_down: tuple[float, ...] = ()
+    evaluation_bytes_down: tuple[float, ...] = ()
+    """One number for each evaluation that no round has carried."""
+    aggregation_error: tuple[float | None, ...] = ()
+    seconds: dict[str, float] = {}
+    """Per phase (``train``, ``evaluate``), over all starts of the run."""
+    peak_rss_bytes: int = 0
+    """Largest over the starts."""
+    distrusted: tuple[str, ...] = ()
+    """Clients that a robust rule left out when it last had an update of theirs."""
+    spent: dict[str, Spending] = {}
+    """Client to what its privacy has cost, all rounds and tasks together."""
+
+    def judged(self, clients: Collection[str], excluded: Collection[str]) -> History:
+        """Replace what is known of the clients of a round by its verdict."""
+        distrusted = (set(self.distrusted) - set(clients)) | set(excluded)
+        return self.model_copy(update={"distrusted": tuple(sorted(distrusted))})
+
+    def appended(self, phase: str, seconds: float, **figures: float | None) -> History:
+        """Append one round's, or one evaluation's, figures, and the time that it took."""
+        total = {**self.seconds, phase: self.seconds.get(phase, 0.0) + seconds}
+        lists = {name: (*getattr(self, name), value) for name, value in figures.items()}
+        return self.model_copy(update={"seconds": total, **lists})
+
+
+def pooled(evaluation: Evaluated, tasks: Sequence[str], right: int = RIGHT) -> dict[str, float]:
+    """Return the accuracy per task, 0 to 1, over all clients' examples, of the tasks of which some
+    client reported any; ``right``: which of the counts are right answers."""
+    accuracy = {}
+    for place, task in enumerate(tasks):
+        reported = [counts[place] for counts in evaluation.values() if len(counts[place]) > right]
+        if examples := sum(counts[EXAMPLES] for counts in reported):
+            accuracy[task] = sum(counts[right] for counts in reported) / examples
+    return accuracy
+
 
 def peak_rss_bytes() -> int:
     """Return the largest resident memory of this process so far, and what the workers it has
     started hold now: their part of what processes share, where the system tells it."""
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    workers = 0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             held = process.memory_full_info()
-            workers += getattr(held, "pss", held.rss)
-    return own + workers
+            own += getattr(held, "pss", held.rss)
+    return own
 
 
-RIGHT, EXAMPLES, RIGHT_ALL = 0, 1, 2
-"""Places in the counts of a task (:class:`~server.checkpoint.History`)."""
-
-Evaluated = Mapping[str, list[list[int | float]]]
-"""Client to its counts of each task."""
+def commit(root: Path = ROOT) -> str:
+    """Return the hash of the commit of a checkout, with ``-dirty`` where files differ from it;
+    empty where ``root`` is none, as a folder inside another repository, or there is no git."""
+    if not (root / ".git").exists():
+        return ""
+    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            [*asked, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
 
 
 def make_results(
@@ -55,21 +120,12 @@ def make_results(
     history: History,
     labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Results:
-    """Return every measure, from the plan and the counts in the history.
-
-    Args:
-        experiment: of the run.
-        plan: who worked on what.
-        history: of the whole run.
-        labels: task to the names of its labels; None: not known.
-
-    Returns:
-        The results, as they are written.
-    """
+    """Return every measure of a whole run, from the plan and the counts in its history; ``labels``:
+    task to the names of its labels."""
     tasks, data = list(plan.tasks), experiment.data
     stages = [Stage(rounds=n, work=plan.work(i)) for i, n in enumerate(plan.stages)]
-    begun, learnt = metrics.spans(tasks, [stage.work for stage in stages])
-    own, among_all = (_measured(history, tasks, begun, learnt, n) for n in (RIGHT, RIGHT_ALL))
+    spans = metrics.spans(tasks, [stage.work for stage in stages])
+    own, among_all = (_measured(history, tasks, spans, right) for right in (RIGHT, RIGHT_ALL))
     return Results(
         config=experiment,
         engine=experiment.run.engine,
@@ -99,21 +155,21 @@ def make_results(
 
 
 def privacy_of(experiment: Experiment, spent: Mapping[str, Spending]) -> Privacy:
-    """Return what was spent, from what each client has told."""
-    mechanism = make_mechanism(experiment)
+    """Return what was spent, from what each client has reported."""
+    reported, unit = list(spent.values()), make_mechanism(experiment).unit
     return Privacy(
         mechanism=experiment.privacy.mechanism,
-        unit=mechanism.unit,
-        unit_column=experiment.privacy.unit_column if mechanism.unit == GROUP else "",
+        unit=unit,
+        unit_column=experiment.privacy.unit_column if unit == GROUP else "",
         assumes=whom_to_trust(experiment.privacy),
-        delta=max((each.delta for each in spent.values()), default=None),
-        n_delta=max((s.n_delta for s in spent.values() if s.n_delta is not None), default=None),
+        delta=max((each.delta for each in reported), default=None),
+        n_delta=max((each.n_delta for each in reported if each.n_delta is not None), default=None),
         epsilon={client: spent[client].epsilon for client in sorted(spent, key=int)},
-        disjoint_tasks=any(each.disjoint_tasks for each in spent.values()),
-        void=any(each.void for each in spent.values()),
-        assumes_more=any(each.assumes_more for each in spent.values()),
+        disjoint_tasks=any(each.disjoint_tasks for each in reported),
+        void=any(each.void for each in reported),
+        assumes_more=any(each.assumes_more for each in reported),
+        simulation_only=any(each.simulation_only for each in reported),
         silent=max(0, clients_that_spend(experiment) - len(spent)) if spent else 0,
-        simulation_only=any(each.simulation_only for each in spent.values()),
         metrics=experiment.privacy.metrics,
     )
 
@@ -121,25 +177,21 @@ def privacy_of(experiment: Experiment, spent: Mapping[str, Spending]) -> Privacy
 def clients_that_spend(experiment: Experiment) -> int:
     """Return how many clients of a run release something that is charged: those that train, and,
     where counts of right answers have noise, all."""
-    if experiment.privacy.metrics == "noised":
-        return len(experiment.federation.sites) or experiment.federation.clients
-    return clients_that_train(experiment)
-
-
-def clients_that_train(experiment: Experiment) -> int:
-    """Return how many of a run there are: the others only evaluate."""
     federation, orders = experiment.federation, experiment.stream.orders
     clients = len(federation.sites) or federation.clients
+    if experiment.privacy.metrics == "noised":
+        return clients
     training = federation.participants or range(clients)
     return sum(orders.get(str(client), ("all",)) != () for client in training)
 
 
 def _measured(
-    history: History, tasks: list[str], begun: list[int], learnt: list[int], right: int
+    history: History, tasks: list[str], spans: tuple[list[int], list[int]], right: int
 ) -> dict[str, Any]:
-    """The measures of one protocol, by field; ``right``: which of the counts are right answers."""
-    zero_shot, matrix = _matrix(history.evaluations, len(tasks), right)
-    start, compared = _matrix(_heard_in_all(history), len(tasks), right)
+    """The fields of :class:`~server.results.Measures`, of one protocol."""
+    begun, learnt = spans
+    zero_shot, matrix = _matrix(history.evaluations, tasks, right)
+    start, compared = _matrix(_heard_in_all(history), tasks, right)
     return {
         "accuracy_matrix": matrix,
         "zero_shot": dict(zip(tasks, zero_shot, strict=False)),
@@ -152,19 +204,18 @@ def _measured(
 
 
 def _matrix(
-    evaluations: Sequence[Evaluated], tasks: int, right: int
+    evaluations: Sequence[Evaluated], tasks: list[str], right: int
 ) -> tuple[list[float], list[list[float]]]:
     """The zero-shot row and the others; both empty where one of them is not known."""
-    rows = [_accuracies(evaluation, tasks, right) for evaluation in evaluations]
-    known = [row for row in rows if row is not None]
-    return (known[0], known[1:]) if len(known) == len(rows) else ([], [])
+    rows = [list(pooled(evaluation, tasks, right).values()) for evaluation in evaluations]
+    known = rows and all(len(row) == len(tasks) for row in rows)
+    return (rows[0], rows[1:]) if known else ([], [])
 
 
 def _unheard(history: History) -> list[int]:
     """Of each evaluation, how many clients are missing that are in another; empty: none."""
     heard = [evaluation.keys() for evaluation in history.evaluations]
-    everybody = frozenset().union(*heard)
-    missing = [len(everybody - each) for each in heard]
+    missing = [len(frozenset().union(*heard) - each) for each in heard]
     return missing if any(missing) else []
 
 
@@ -179,32 +230,19 @@ def _heard_in_all(history: History) -> list[Evaluated]:
     return [{client: each[client] for client in common} for each in evaluations]
 
 
-def _accuracies(evaluation: Evaluated, tasks: int, right: int) -> list[float] | None:
-    """Pooled over clients: every test example counts once. None: of some task nobody told any."""
-    row = []
-    for j in range(tasks):
-        told = [counts[j] for counts in evaluation.values() if len(counts[j]) > right]
-        examples = sum(counts[EXAMPLES] for counts in told)
-        if not examples:
-            return None
-        row.append(sum(counts[right] for counts in told) / examples)
-    return row
-
-
 def _per_client(history: History, tasks: int, right: int) -> dict[str, ClientResult]:
-    unknown = [[0, 0]] * tasks
+    unknown: Counts = [[0, 0]] * tasks
     results = {}
     latest = {client: counts for each in history.evaluations for client, counts in each.items()}
     for client in sorted(latest.keys() - {EVERYBODY}, key=int):
-        matrix = [
+        start, *matrix = [
             [_share(counts, right) for counts in row.get(client, unknown)]
-            for row in history.evaluations[1:]
+            for row in history.evaluations
         ]
         known = [value for value in matrix[-1] if value is not None]
-        start = history.evaluations[0].get(client, unknown)
         results[client] = ClientResult(
             accuracy_matrix=matrix,
-            zero_shot=[_share(counts, right) for counts in start],
+            zero_shot=start,
             average_accuracy=sum(known) / len(known) if known else None,
             test_examples=[counts[EXAMPLES] for counts in latest[client]],
         )

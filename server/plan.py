@@ -21,7 +21,6 @@ from typing import Literal
 
 import torch
 
-from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, choose
 from deal_core.methods import Phase
@@ -34,7 +33,7 @@ Order = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of a run.
+    """Who works on what in which round.
 
     Attributes:
         tasks: all, in the stream's order.
@@ -43,7 +42,7 @@ class Plan:
         every: rounds of learning per stage; the last stage may have fewer. Rounds of further phases
             come after them, with the clients and tasks of the last one.
         joint_tasks: every task is worked on in every round.
-        trainers: clients that train, whatever their order says of the others; empty: all.
+        trainers: clients that train; orders of the others only keep the clock. Empty: all train.
         joins: client name to the rounds of the run that are over when its order begins; none: 0.
     """
 
@@ -58,68 +57,88 @@ class Plan:
     @cached_property
     def stages(self) -> list[int]:
         """Rounds of each stage: the client that is through last decides how many there are."""
-        total = self.rounds if self.joint_tasks else max(map(self._end, self.orders))
+        ends = [
+            self.joins.get(name, 0) + self.rounds * len(own) for name, own in self.orders.items()
+        ]
+        total = self.rounds if self.joint_tasks else max(ends)
         return [min(self.every, total - start) for start in range(0, total, self.every)]
 
-    def working(self, stage: int, server_round: int) -> dict[str, str]:
-        """Return client to task in a round (from 1 in every stage); who idles, or does not train,
-        is not in it."""
-        at_work = {}
+    @cached_property
+    def _rounds(self) -> list[dict[str, str]]:
+        """Of each round of the run, client to task, of those that train in it."""
+        rounds: list[dict[str, str]] = [{} for _ in range(sum(self.stages))]
         for name, order in self._trained.items():
-            turn = self._turn(name, stage, server_round)
-            if 0 <= turn < len(order):
-                at_work[name] = order[turn]
-        return at_work
+            turns = (task for task in order for _ in range(self.rounds))
+            for at_work, task in zip(rounds[self.joins.get(name, 0) :], turns, strict=False):
+                at_work[name] = task
+        return rounds
+
+    @cached_property
+    def _trained(self) -> dict[str, Order]:
+        """The orders of those that train."""
+        some = self.trainers or self.orders.keys()
+        return {name: order for name, order in self.orders.items() if name in some}
+
+    @property
+    def learners(self) -> frozenset[str]:
+        """Clients that train in some round of the run."""
+        return frozenset(name for name, order in self._trained.items() if order)
+
+    def _over(self, stage: int, server_round: int) -> int:
+        """Rounds of learning before one; those of further phases count as their stage's last."""
+        return stage * self.every + min(server_round, self.stages[stage]) - 1
+
+    def working(self, stage: int, server_round: int) -> dict[str, str]:
+        """Return client to task in a round (from 1 in every stage), of those that train in it."""
+        return self._rounds[self._over(stage, server_round)]
 
     def at_work(self, stage: int, server_round: int) -> dict[str, list[str]]:
         """Return each task that is worked on in a round to its clients: all tasks to all that work,
         where tasks are learnt at once."""
         working = self.working(stage, server_round)
-        if self.joint_tasks:
-            return {task: list(working) for task in self.tasks}
-        found: dict[str, list[str]] = {}
-        for client, task in working.items():
-            found.setdefault(task, []).append(client)
-        return found
+        tasks = self.tasks if self.joint_tasks else dict.fromkeys(working.values())
+        return {
+            task: [name for name, own in working.items() if self.joint_tasks or own == task]
+            for task in tasks
+        }
 
     def past(self, client: str, stage: int, server_round: int) -> Order:
         """Return the tasks that the client worked on before its turn in a round, by when it first
         met them. A task that returns is among them: it was worked on before."""
-        turn = max(0, self._turn(client, stage, server_round))
-        return tuple(dict.fromkeys(self.orders[client][:turn]))
+        over = self._over(stage, server_round) - self.joins.get(client, 0)
+        return tuple(dict.fromkeys(self.orders[client][: max(0, over // self.rounds)]))
 
     def met(self, stage: int, server_round: int = 1) -> Order:
         """Return what the teacher of a round knows, in the stream's order: tasks that some client
         worked on before the stage, or, in the rounds of further phases, until its learning
         ended."""
         ended = stage + (server_round > self.stages[stage])
-        met: set[str] = set()
-        for name, order in self._trained.items():
-            worked = max(0, ended * self.every - self.joins.get(name, 0))
-            met.update(order[: -(-worked // self.rounds)])
+        met = {task for at_work in self._rounds[: ended * self.every] for task in at_work.values()}
         return tuple(task for task in self.tasks if task in met)
-
-    def future(self, stage: int) -> Order:
-        """What no client works on until the stage has ended, in the stream's order."""
-        known = self.tasks if self.joint_tasks else self.met(stage, self.stages[stage] + 1)
-        return tuple(task for task in self.tasks if task not in known)
 
     def learnt(self, stage: int) -> Order:
         """Return what some client has worked on when a stage has ended, in the stream's order;
-        nothing before the first (-1)."""
-        future = self.tasks if stage < 0 else self.future(stage)
-        return tuple(task for task in self.tasks if task not in future)
+        before the first (-1) nothing."""
+        if stage < 0:
+            return ()
+        return self.tasks if self.joint_tasks else self.met(stage, self.stages[stage] + 1)
+
+    def future(self, stage: int) -> Order:
+        """What no client works on until the stage has ended, in the stream's order."""
+        return tuple(task for task in self.tasks if task not in self.learnt(stage))
 
     def ended(self, stage: int) -> dict[str, list[str]]:
         """Return each task that all of its clients have worked on when a stage ends, and not when
         the one before did, in the stream's order, to these clients."""
-        found = {}
-        for task in self.tasks:
-            clients = [name for name, order in self._trained.items() if task in order]
-            ends = [self._through(name, task) for name in clients]
-            if clients and max(ends) == stage:
-                found[task] = clients
-        return found
+        own = {
+            task: [name for name, order in self._trained.items() if task in order]
+            for task in self.tasks
+        }
+        return {
+            task: clients
+            for task, clients in own.items()
+            if clients and max(self._through(name, task) for name in clients) == stage
+        }
 
     def worked(self, client: str, stage: int) -> Order:
         """Return the tasks that a client has worked on when a stage ends."""
@@ -127,51 +146,33 @@ class Plan:
         return tuple(task for task in own if self._through(client, task) <= stage)
 
     def _through(self, client: str, task: str) -> int:
-        """Return the stage in which a client has worked on a task for the first time."""
+        """The stage in which a client has worked on a task for the first time."""
         if self.joint_tasks:
             return 0
         turns = self.orders[client].index(task) + 1
         over = self.joins.get(client, 0) + self.rounds * turns
-        return min(-(-over // self.every), len(self.stages)) - 1
+        return min(math.ceil(over / self.every), len(self.stages)) - 1
 
     def work(self, stage: int) -> dict[str, list[str]]:
         """Task, in the stream's order, to the clients that train on it in some round of a stage."""
-        clients: dict[str, list[str]] = {task: [] for task in self.tasks}
-        for name, order in self._trained.items():
-            first = max(0, self._turn(name, stage, 1))
-            after = max(0, self._turn(name, stage, self.stages[stage]) + 1)
-            for task in order if self.joint_tasks else dict.fromkeys(order[first:after]):
-                clients[task].append(name)
+        start = stage * self.every
+        pairs = {each for work in self._rounds[start : start + self.every] for each in work.items()}
+        clients = {
+            task: [
+                name
+                for name, order in self._trained.items()
+                if (name, task) in pairs or (self.joint_tasks and task in order)
+            ]
+            for task in self.tasks
+        }
         return {task: names for task, names in clients.items() if names}
-
-    @property
-    def learners(self) -> frozenset[str]:
-        """Clients that train in some round of the run."""
-        return frozenset(name for name, order in self._trained.items() if order)
-
-    @property
-    def _trained(self) -> Mapping[str, Order]:
-        """The orders of those that train."""
-        if not self.trainers:
-            return self.orders
-        return {name: order for name, order in self.orders.items() if name in self.trainers}
-
-    def _end(self, client: str) -> int:
-        """Rounds of the run that are over when the client is through."""
-        return self.joins.get(client, 0) + self.rounds * len(self.orders[client])
-
-    def _turn(self, client: str, stage: int, server_round: int) -> int:
-        """Position in the client's order; negative before it joins."""
-        learning = min(server_round, self.stages[stage])
-        over = stage * self.every + learning - 1
-        return (over - self.joins.get(client, 0)) // self.rounds
 
 
 def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[str]) -> Plan:
-    """Return the plan that ``stream.schedule`` asks for.
+    """Return the plan that ``stream.schedule`` asks for; equal seeds give equal plans.
 
     Args:
-        experiment: equal seeds give equal plans.
+        experiment: of the run.
         tasks: of the stream, in its order.
         clients: names.
 
@@ -181,15 +182,21 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
     """
     stream, rounds = experiment.stream, experiment.federation.rounds
     for name in (*stream.orders, *stream.joins):
-        _check_client(name, clients)
+        if name not in clients:
+            raise UserError(
+                f"stream names client '{name}' (orders, joins); the clients are {clients[0]} to "
+                f"{clients[-1]}"
+            )
     for name, order in stream.orders.items():
         for task in order:
             choose(f"task in stream.orders.{name}:", task, dict.fromkeys(tasks))
-    joint_tasks = stream.at_once
     joins: dict[str, int] = dict(stream.joins)
     if stream.schedule == "per-client":
-        seed = experiment.run.seed
-        orders = {name: _order(stream, name, tasks, seed) for name in clients}
+        orders = {}
+        for name in clients:
+            generator = seeded(experiment.run.seed, "order", name)
+            drawn = torch.randperm(len(tasks), generator=generator).tolist()
+            orders[name] = stream.orders.get(name, tuple(tasks[i] for i in drawn))
     else:
         begins = {name: math.ceil(joins.get(name, 0) / rounds) for name in clients}
         orders = {name: tuple(tasks[begins[name] :]) for name in clients}
@@ -201,44 +208,27 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
             "in stream.orders, or let a client join earlier (stream.joins)"
         )
     _check_joins(orders, joins, rounds)
-    every = stream.consolidate_every or rounds
     trainers = frozenset(map(str, experiment.federation.participants))
+    every, joint_tasks = stream.consolidate_every or rounds, stream.at_once
     return Plan(tuple(tasks), orders, rounds, every, joint_tasks, trainers, joins)
 
 
-def _order(stream: StreamConfig, client: str, tasks: Sequence[str], seed: int) -> Order:
-    """What the experiment says, or all tasks in an order that is drawn."""
-    if client in stream.orders:
-        return stream.orders[client]
-    drawn = torch.randperm(len(tasks), generator=seeded(seed, "order", client)).tolist()
-    return tuple(tasks[i] for i in drawn)
-
-
 def _check_joins(orders: Mapping[str, Order], joins: Mapping[str, int], rounds: int) -> None:
-    """Check that who joins late has something to do, and that nobody waits for it."""
-    for name in joins:
-        if not orders[name]:
+    """Check that who joins late has something to do, and that some client works in every round."""
+    over = 0
+    for name, order in sorted(orders.items(), key=lambda each: joins.get(each[0], 0)):
+        begins = joins.get(name, 0)
+        if name in joins and not order:
             raise UserError(
                 f"stream.joins: client {name} has nothing left to do when it joins; let it join "
                 "earlier, or leave it out"
             )
-    over = 0
-    for name, order in sorted(orders.items(), key=lambda each: joins.get(each[0], 0)):
-        begins = joins.get(name, 0)
         if order and begins > over:
             raise UserError(
                 f"stream.joins: client {name} joins after round {begins}, and nobody works in "
                 f"rounds {over + 1} to {begins}; let it join after round {over} or before"
             )
         over = max(over, begins + rounds * len(order))
-
-
-def _check_client(name: str, clients: Sequence[str]) -> None:
-    if name not in clients:
-        raise UserError(
-            f"stream names client '{name}' (orders, joins); the clients are {clients[0]} to "
-            f"{clients[-1]}"
-        )
 
 
 StepKind = Literal["zero-shot", "round", "end-stage"]

@@ -21,34 +21,35 @@ from deal_core.privacy.events import unit_text
 
 
 class Spending(BaseModel):
-    """What a client says of its noise and its ledger.
-
-    Attributes:
-        epsilon: of all that the ledger holds, at ``delta``.
-        n_delta: ``delta`` times the number of its records, or groups; None: the client does not
-            say.
-        disjoint_tasks: no record is in two tasks, so that they compose in parallel.
-        void: something of training records has left without protection, so that for these no
-            epsilon holds.
-        assumes_more: it counts on others than this run's settings say: earlier releases do, or the
-            site takes the keys of other sites from the server.
-        simulation_only: some noise came from a seed.
-    """
+    """What a client says of its noise and its ledger: ``epsilon`` of all that the ledger holds, at
+    ``delta``."""
 
     model_config = ConfigDict(frozen=True)
 
     epsilon: float = Field(ge=0)
     delta: float = Field(ge=0, le=1)
     n_delta: float | None = Field(None, ge=0)
+    """``delta`` times the number of its records, or groups; None: the client does not say."""
     simulation_only: bool
+    """Some noise came from a seed."""
     disjoint_tasks: bool = False
+    """No record is in two tasks, so that they compose in parallel."""
     void: bool = False
+    """Something of training records was released without protection: for these no epsilon holds."""
     assumes_more: bool = False
+    """It counts on others than this run's settings say: earlier releases do, or the site takes the
+    keys of other sites from the server."""
 
 
-def extent(disjoint_tasks: bool) -> str:
-    """What an epsilon composes over, in words."""
-    return "all rounds, a record being in one task" if disjoint_tasks else "all rounds and tasks"
+def spending_in(figures: Mapping[str, Any]) -> Spending | None:
+    """Return what the figures of an update, or an event, say of privacy; None where they do not.
+
+    Raises:
+        ValueError: they say what cannot be, or half of it.
+    """
+    if not {"epsilon", "delta"} & figures.keys():
+        return None
+    return Spending.model_validate(figures)
 
 
 EARLIER = ", and whatever the client's ledger held before"
@@ -57,14 +58,18 @@ MORE_TRUST = "and on more, which the certificate of a client's ledger names"
 VOID = "void for records of which a client has released something without protection"
 
 
+def extent(disjoint_tasks: bool) -> str:
+    """What an epsilon of a run composes over, in words."""
+    return "all rounds, a record being in one task" if disjoint_tasks else "all rounds and tasks"
+
+
 def whole_extent(disjoint_tasks: bool) -> str:
-    """Return all that an epsilon composes over, in words: the run, and what stands beside it."""
+    """The same, with what a client's ledger held before the run."""
     return f"{extent(disjoint_tasks)}{EARLIER}"
 
 
 def whole_trust(assumes: str, more: bool) -> str:
-    """Return whom an epsilon takes to be honest, in words: whom the run's settings say, and that it
-    counts on ``more``."""
+    """Whom an epsilon takes to be honest, in words: whom the settings say, and perhaps ``more``."""
     return f"{assumes}, {MORE_TRUST}" if more else assumes
 
 
@@ -77,17 +82,6 @@ def rounded_up(value: float, digits: int) -> str:
     step = Decimal(1).scaleb(last)
     up = Decimal(repr(value)).quantize(step, rounding=ROUND_CEILING)
     return f"{float(up):.{digits}g}"
-
-
-def spending_in(figures: Mapping[str, Any]) -> Spending | None:
-    """Return what the figures of an update, or an event, say of privacy; None where they do not.
-
-    Raises:
-        ValueError: they say what cannot be, or half of it.
-    """
-    if not {"epsilon", "delta"} & figures.keys():
-        return None
-    return Spending.model_validate(figures)
 
 
 SCHEMA: Literal[3] = 3
@@ -104,33 +98,25 @@ class Strict(BaseModel):
 
 
 class Stage(Strict):
-    """What lies between two consolidations, as planned: a row of the accuracy matrix is its end.
-
-    Attributes:
-        rounds: of learning.
-        work: task, in the stream's order, to the clients whose turn it is in some of its rounds
-            (with ``federation.participants`` only those train).
-    """
+    """What lies between two consolidations, as planned: a row of the accuracy matrix is its end."""
 
     rounds: int
+    """Of learning."""
     work: dict[str, list[str]]
+    """Task, in the stream's order, to the clients whose turn it is in some of its rounds (with
+    ``federation.participants`` only those train)."""
 
 
 class ClientResult(Strict):
-    """One client's own test examples.
-
-    Attributes:
-        accuracy_matrix: as the global one; None where the client has no example, or its counts
-            did not arrive.
-        zero_shot: per task, before any training.
-        average_accuracy: mean of the last row over the tasks the client has.
-        test_examples: per task, as last told.
-    """
+    """One client's own test examples."""
 
     accuracy_matrix: list[list[Accuracy]]
+    """As the global one; None where the client has no example, or its counts did not arrive."""
     zero_shot: list[Accuracy] = Field(default_factory=list)
     average_accuracy: Accuracy
+    """Mean of the last row over the tasks that the client has."""
     test_examples: list[int]
+    """Per task, as last reported."""
 
 
 OUTSIDE = {"clear": "in the clear", "summed": "as exact sums over all sites"}
@@ -138,40 +124,30 @@ OUTSIDE = {"clear": "in the clear", "summed": "as exact sums over all sites"}
 
 
 class Privacy(Strict):
-    """What was spent. With mechanism ``none`` there is no guarantee and no epsilon.
-
-    Attributes:
-        unit: what an adversary cannot tell the presence of: ``record`` or ``group``.
-        unit_column: whose values make the groups; sites have their own name for it.
-        assumes: whom the epsilon takes to be honest; everybody else is an adversary.
-        delta: the largest of the clients'; every epsilon holds at it.
-        n_delta: the largest product of a client's delta and the number of its units: so many are
-            told outright on average, at worst; None: no client says it.
-        epsilon: client to what its own ledger composes to: all rounds and tasks of this run, and
-            whatever the site has released before; see ``disjoint_tasks``.
-        disjoint_tasks: some client's epsilon is that of a record in a single task, since it
-            declares that none is in two.
-        void: some client has released something of training records without protection.
-        assumes_more: some client's epsilon counts on others than ``assumes`` says.
-        silent: so many clients tell no epsilon.
-        simulation_only: some noise came from a seed, so that nothing is guaranteed.
-        metrics: how counts of right answers on test records left; in the ``clear`` they are
-            outside of the guarantee.
-    """
+    """What was spent. With mechanism ``none`` there is no guarantee and no epsilon. The flags are
+    those of :class:`Spending`, true where they are of some client."""
 
     mechanism: str
     unit: str | None = None
+    """What an adversary cannot tell the presence of: ``record`` or ``group``."""
     unit_column: str = ""
+    """Whose values make the groups; sites have their own name for it."""
     assumes: str = ""
+    """Whom the epsilon takes to be honest; all others are adversaries."""
     delta: float | None = None
+    """The largest of the clients'; every epsilon holds at it."""
     n_delta: float | None = None
+    """The largest of the clients': so many units are revealed on average, at worst."""
     epsilon: dict[str, float] = {}
+    """Client to what its own ledger composes to: this run, and what was released before."""
     disjoint_tasks: bool = False
     void: bool = False
     assumes_more: bool = False
     silent: int = 0
+    """So many clients tell no epsilon."""
     simulation_only: bool = False
     metrics: str = "clear"
+    """How counts of right answers on test records left."""
 
     @property
     def unit_text(self) -> str:
@@ -197,15 +173,11 @@ class Privacy(Strict):
         return f"the {telling} of {telling + self.silent} clients that tell"
 
     @property
-    def times(self) -> str:
-        """The product of delta and the number of units, as it follows delta; empty: not known."""
-        return "" if self.n_delta is None else f" (n delta <= {rounded_up(self.n_delta, 3)})"
-
-    @property
     def meaning(self) -> str:
         """What the largest epsilon means: delta, unit, extent, trust, and what it is void for."""
+        times = "" if self.n_delta is None else f" (n delta <= {rounded_up(self.n_delta, 3)})"
         parts = [
-            f"at delta = {rounded_up(self.delta or 0.0, 3)}{self.times} per {self.unit_text}, over "
+            f"at delta = {rounded_up(self.delta or 0.0, 3)}{times} per {self.unit_text}, over "
             f"{self.extent} (largest over {self.tellers}, as last told)",
             self.trust,
             VOID if self.void else "",
@@ -232,40 +204,33 @@ class Wire(Strict):
         return sum(self.bytes_down) + sum(self.evaluation_bytes_down)
 
 
-class ClassIncremental(Strict):
-    """The measures among all labels seen so far: row ``i``, column ``j`` of the matrix is accuracy
-    on task ``j`` after stage ``i`` among the labels of all tasks learnt by then and of task ``j``
-    itself (docs/method.md, (M39)). Before the first stage these are its own, so that zero-shot
-    accuracy is that of the results. ``per_client`` as there."""
+class Measures(Strict):
+    """Accuracies, 0 to 1, and what follows from them. All are empty or None where too few clients
+    reported their counts of right answers."""
 
     accuracy_matrix: list[list[float]]
+    """A row per stage, a column per task."""
     zero_shot: dict[str, float]
-    average_accuracy: float = Field(ge=0, le=1)
+    average_accuracy: float | None = Field(ge=0, le=1)
     backward_transfer: float | None
+    """Of clients that were heard in all evaluations, as the next two; None: there are none, or sums
+    are over other clients."""
     forward_transfer: float | None
     forgetting: float | None = Field(ge=0, le=1)
     per_client: dict[str, ClientResult]
 
 
-class Results(Strict):
-    """``results.json``; accuracies are 0 to 1, among the labels of the test example's own task.
+class ClassIncremental(Measures):
+    """The measures among all labels seen so far: row ``i``, column ``j`` of the matrix is accuracy
+    on task ``j`` after stage ``i`` among the labels of all tasks learnt by then and of task ``j``
+    itself (docs/method.md, (M39)). Before the first stage these are its own, so that zero-shot
+    accuracy is that of the results."""
 
-    Attributes:
-        measures: task to what its entries in the matrix are: the share of right answers, or, where
-            answers are texts, the task's measure.
-        stages: the plan; the accuracy matrix has one row per stage. It is empty, as is
-            ``zero_shot``, and its measures are None, where clients kept their counts of right
-            answers to themselves and too few were left to know all of it.
-        unheard: of each evaluation, zero-shot first, how many clients' counts are missing that
-            another has; empty: none. A row is of who was heard in it; transfer and forgetting are
-            of those heard in all, and None where there are none, or sums over others.
-        class_incremental: the same among all labels seen so far; None where that is not known, or
-            the model family does not score all labels in one pass.
-        labels: task to the names of its labels, which are public; none: its answers are texts.
-        finished: when, UTC, ISO 8601.
-        commit: of this project, where the server ran from a checkout of it (``-dirty``: with
-            changes); empty: it did not.
-    """
+    average_accuracy: float = Field(ge=0, le=1)
+
+
+class Results(Measures):
+    """``results.json``; accuracies are among the labels of the test example's own task."""
 
     schema_version: Literal[3] = SCHEMA
     config: Experiment
@@ -273,16 +238,14 @@ class Results(Strict):
     seed: int
     tasks: list[str]
     measures: dict[str, Literal["accuracy"] | TextMeasureName] = Field(default_factory=dict)
+    """Task to what its entries in the matrix are: the share of right answers, or, where answers are
+    texts, the task's measure."""
     stages: list[Stage]
-    accuracy_matrix: list[list[float]]
     unheard: list[int] = Field(default_factory=list)
-    zero_shot: dict[str, float]
-    average_accuracy: float | None = Field(ge=0, le=1)
-    backward_transfer: float | None
-    forward_transfer: float | None
-    forgetting: float | None = Field(ge=0, le=1)
-    per_client: dict[str, ClientResult]
+    """Of each evaluation, zero-shot first, how many clients' counts are missing that another has;
+    empty: none. A row is of who was heard in it."""
     class_incremental: ClassIncremental | None = None
+    """None where it is not known, or the model family does not score all labels in one pass."""
     privacy: Privacy
     wire: Wire
     aggregation_error: list[float | None]
@@ -290,8 +253,11 @@ class Results(Strict):
     peak_rss_bytes: int
     versions: dict[str, str]
     labels: dict[str, list[str]] = Field(default_factory=dict)
+    """Task to the names of its labels, which are public; none: its answers are texts."""
     finished: str = ""
+    """When, UTC, ISO 8601."""
     commit: str = ""
+    """Of this project, where the server ran from a checkout of it (``-dirty``: with changes)."""
 
     @property
     def mean_zero_shot(self) -> float | None:

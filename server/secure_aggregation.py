@@ -46,7 +46,7 @@ ANNOUNCED, NUMBER = "announced", "number"
 
 @dataclass(frozen=True)
 class ChannelKeys:
-    """Attributes: ``path``, the file; ``run``, name of the run, as sites know it."""
+    """What clients have announced, in the file ``path``; ``run``: its name, as sites know it."""
 
     path: Path
     run: str
@@ -73,15 +73,8 @@ class ChannelKeys:
         return {client: site for client, site in known.items() if site in wanted}
 
     def add(self, client: str, data: bytes, registered: bytes = b"") -> str:
-        """Keep a client's announcement for good.
-
-        Args:
-            client: its name.
-            data: the announcement.
-            registered: public key that it has signed in with, PEM; empty: it is simulated.
-
-        Returns:
-            The fingerprint of its key.
+        """Return the fingerprint of the key that a client announces, which is kept for good;
+        ``registered``: public key that it has signed in with, PEM; empty: it is simulated.
 
         Raises:
             ProtocolError: it is for another run, not signed by its own key, of another site than
@@ -128,8 +121,6 @@ def registered_site(key: bytes) -> bytes:
 
 
 Add = Callable[[ServerRound, bytes, bytes], ServerRound]
-LEFT_OUT, MISSED = "client_failed", "leg_failed"
-"""Events: a client is out of the round; a client whose update is in the sum has missed a leg."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +129,7 @@ class SecureAggregation:
 
     Attributes:
         clients: of the run.
-        folder: of the run.
+        folder: of the run; its name is that of the run, as sites know it.
         idle: task to the clients that take no part in it, by their own rules: they are not counted
             on again, for whoever prepares and sends nothing brings the sum closer to its threshold.
         accusers: site to the clients that have refused its part of a round.
@@ -149,15 +140,10 @@ class SecureAggregation:
     idle: dict[str, set[str]] = field(default_factory=dict)
     accusers: dict[bytes, set[str]] = field(default_factory=dict)
 
-    @property
-    def run(self) -> str:
-        """Name of the run, as sites know it."""
-        return self.folder.name
-
     @cached_property
     def keys(self) -> ChannelKeys:
         """What clients have announced."""
-        return ChannelKeys(self.folder / "secure" / "keys.json", self.run)
+        return ChannelKeys(self.folder / "secure" / "keys.json", self.folder.name)
 
     def share_keys(
         self, step: Step, clients: Mapping[str, str], layout: Layout, by_all: bool = False
@@ -196,15 +182,101 @@ class SecureAggregation:
         """Those of some clients that have not said that they take no part in their task."""
         return [name for name, task in clients.items() if name not in self.idle.get(task, ())]
 
-    def leave_out(self, client: str, task: str) -> None:
-        """Do not count on a client again in a task."""
-        self.idle.setdefault(task, set()).add(client)
+    def _advertise_keys(self, step: Step, clients: set[str]) -> None:
+        """Learn the channel keys of clients that have not told theirs, or have another key now."""
+        registered = self.clients.roster.keys()
+        for name in clients & registered.keys():
+            known = bool(self.keys.announcement(name))
+            if known and self.keys.site(name) != registered_site(registered[name]):
+                self.keys.forget(name)
+        missing = sorted(name for name in clients if not self.keys.announcement(name))
+        least = self._needed(clients) - (len(clients) - len(missing))
+        records = {name: ConfigRecord({RUN: self.keys.run}) for name in missing}
+        for name, data in self._ask(step, "announce", records, least):
+            try:
+                shown = self.keys.add(name, data, registered.get(name, b""))
+            except ProtocolError as fault:
+                self._fault(step, "announce", name, fault)
+            else:
+                self.clients.event("announced", step, client=name, fingerprint=shown)
+
+    def _prepared(self, step: Step, clients: Mapping[str, str], layout: Layout) -> ServerRound:
+        """The round with the replies of those who have prepared; the members are not fixed."""
+        config = self.clients.experiment
+        terms = RoundTerms(
+            run=self.keys.run,
+            number=self.keys.next_number(),
+            cohort=tuple(sorted(map(self.keys.site, clients))),
+            colluding=config.privacy.colluding,
+            min_cohort=self._least(),
+            bits=layout.bits,
+            length=layout.length,
+            layout=layout.digest,
+        )
+        names, sites = sorted(clients), config.federation.sites
+        request, called = terms.to_bytes(), [sites[int(name)] if sites else name for name in names]
+        shown = [self.keys.announcement(name) for name in names]
+        records = {
+            name: ConfigRecord({REQUEST: request, ANNOUNCEMENTS: shown, NAMES: called})
+            for name in names
+        }
+        replies = self._ask(step, "prepare", records, self._needed(set(names)), clients)
+        held = stages.open_round(terms)
+        return self._added(step, "prepare", held, replies, stages.add_prepared)
+
+    def masked_input_requests(self, held: ServerRound) -> dict[str, ConfigRecord]:
+        """Return client to the record that its training request carries."""
+        members = self._clients(held, held.members)
+        return {
+            name: ConfigRecord({REQUEST: stages.mask_request(held, site)})
+            for name, site in members.items()
+        }
+
+    def add_masked_input(self, held: ServerRound, client: str, reply: bytes) -> ServerRound:
+        """Return the round with a client's masked vector: MaskedInput.
+
+        Raises:
+            ProtocolError: it does not count.
+        """
+        return stages.add_masked(held, self.keys.site(client), reply)
+
+    def unmask(self, step: Step, held: ServerRound) -> Words:
+        """Return the sum over those whose masked vectors have arrived: ConsistencyCheck and Unmask.
+
+        Raises:
+            BelowThreshold: too few are left.
+            ProtocolError: shares that do not fit.
+        """
+        held = stages.close_masked(held)
+        self._save(step, held)
+        for leg, request, add in (
+            ("confirm", stages.confirm_request, stages.add_confirmed),
+            ("unmask", stages.unmask_request, stages.add_unmasked),
+        ):
+            # Nobody but those who have confirmed may answer the last leg.
+            asked = self._clients(held, held.survivors if leg == "confirm" else held.confirmers)
+            records = {
+                name: ConfigRecord({REQUEST: request(held, site)}) for name, site in asked.items()
+            }
+            replies = self._ask(step, leg, records, held.terms.threshold)
+            held = self._added(step, leg, held, replies, add)
+            if leg == "confirm":
+                held = stages.close_confirmed(held)
+                self._save(step, held)
+        total = stages.unmasked_sum(held)
+        summed, cohort = len(held.survivors or ()), len(held.terms.cohort)
+        self.clients.event("summed", step, sites=summed, cohort=cohort)
+        return total
+
+    def given(self, held: ServerRound) -> list[str]:
+        """Return the clients whose masked vectors have arrived."""
+        return list(self._clients(held, held.masked))
 
     def sits_out(self, step: Step, client: str, task: str, reason: wire.ClientSkipped) -> None:
         """Note that a client takes no part; it is not counted on again in the task, unless its
         update is in another sum, which is of this round alone."""
         if reason.code != UsedUpdate.code:
-            self.leave_out(client, task)
+            self.idle.setdefault(task, set()).add(client)
         self.clients.event("client_idle", step, client=client, code=reason.code)
 
     def note_blame(
@@ -223,75 +295,8 @@ class SecureAggregation:
         by = self.accusers.setdefault(site, set())
         by.add(client)
         if len(by) > max(1, self.clients.experiment.privacy.colluding):
-            self.leave_out(accused, task)
+            self.idle.setdefault(task, set()).add(accused)
         return True
-
-    def masked_input_requests(self, held: ServerRound) -> dict[str, ConfigRecord]:
-        """Return client to the record that its training request carries."""
-        members = self._clients(held, held.members)
-        return {
-            name: ConfigRecord({REQUEST: stages.mask_request(held, site)})
-            for name, site in members.items()
-        }
-
-    def add_masked_input(self, held: ServerRound, client: str, message: Message) -> ServerRound:
-        """Return the round with a client's masked vector: MaskedInput.
-
-        Raises:
-            ProtocolError, PayloadError: it does not count.
-        """
-        return stages.add_masked(held, self.keys.site(client), wire.read_secure(message))
-
-    def unmask(self, step: Step, held: ServerRound) -> Words:
-        """Return the sum over those whose masked vectors have arrived: ConsistencyCheck and Unmask.
-
-        Raises:
-            BelowThreshold: too few are left.
-            ProtocolError: shares that do not fit.
-        """
-        held = stages.close_masked(held)
-        self._save(step, held)
-        survivors = self._clients(held, held.survivors)
-        asked = {name: stages.confirm_request(held, site) for name, site in survivors.items()}
-        held = stages.close_confirmed(self._leg(step, "confirm", asked, held, stages.add_confirmed))
-        self._save(step, held)
-        confirmers = self._clients(held, held.confirmers)  # nobody else may answer the last leg
-        asked = {name: stages.unmask_request(held, site) for name, site in confirmers.items()}
-        held = self._leg(step, "unmask", asked, held, stages.add_unmasked)
-        total = stages.unmasked_sum(held)
-        summed, cohort = len(held.survivors or ()), len(held.terms.cohort)
-        self.clients.event("summed", step, sites=summed, cohort=cohort)
-        return total
-
-    def given(self, held: ServerRound) -> list[str]:
-        """Return the clients whose masked vectors have arrived."""
-        return list(self._clients(held, held.masked))
-
-    def _advertise_keys(self, step: Step, clients: set[str]) -> None:
-        """Learn the channel keys of clients that have not told theirs, or have another key now."""
-        registered = self.clients.roster.keys()
-        for name in clients & registered.keys():
-            known = bool(self.keys.announcement(name))
-            if known and self.keys.site(name) != registered_site(registered[name]):
-                self.keys.forget(name)
-        missing = {name for name in clients if not self.keys.announcement(name)}
-        least = self._needed(clients) - (len(clients) - len(missing))
-        records = {name: ConfigRecord({RUN: self.run}) for name in sorted(missing)}
-        for name, data in self._ask(step, "announce", records, least):
-            try:
-                shown = self.keys.add(name, data, registered.get(name, b""))
-            except ProtocolError as fault:
-                self._fault(LEFT_OUT, step, "announce", name, fault)
-            else:
-                self.clients.event("announced", step, client=name, fingerprint=shown)
-
-    def _prepared(self, step: Step, clients: Mapping[str, str], layout: Layout) -> ServerRound:
-        """The round with the replies of those who have prepared; the members are not fixed."""
-        terms = self._terms(clients, layout)
-        asked = dict.fromkeys(sorted(clients), terms.to_bytes())
-        return self._leg(
-            step, "prepare", asked, stages.open_round(terms), stages.add_prepared, clients
-        )
 
     def _least(self) -> int:
         """Fewest clients in a sum: where the noise is in it, all but those that may fail."""
@@ -300,44 +305,19 @@ class SecureAggregation:
 
     def _needed(self, clients: set[str]) -> int:
         """How many clients a round waits for: the quorum, and as many as a sum needs."""
-        config = self.clients.experiment
-        number = len(clients)
+        config, number = self.clients.experiment, len(clients)
         needed = max(self._least(), threshold(number, config.privacy.colluding))
         return min(number, max(needed, ceil(config.federation.quorum * number)))
 
-    def _terms(self, clients: Mapping[str, str], layout: Layout) -> RoundTerms:
-        return RoundTerms(
-            run=self.run,
-            number=self.keys.next_number(),
-            cohort=tuple(sorted(map(self.keys.site, clients))),
-            colluding=self.clients.experiment.privacy.colluding,
-            min_cohort=self._least(),
-            bits=layout.bits,
-            length=layout.length,
-            layout=layout.digest,
-        )
-
-    def _leg(
-        self,
-        step: Step,
-        leg: str,
-        asked: Mapping[str, bytes],
-        held: ServerRound,
-        add: Add,
-        tasks: Mapping[str, str] | None = None,
+    def _added(
+        self, step: Step, leg: str, held: ServerRound, replies: list[tuple[str, bytes]], add: Add
     ) -> ServerRound:
-        """The round with all valid replies of a leg; with ``tasks`` of its first one."""
-        records = {name: ConfigRecord({REQUEST: data}) for name, data in asked.items()}
-        if tasks is not None:
-            for record in records.values():
-                record[ANNOUNCEMENTS] = [self.keys.announcement(name) for name in records]
-                record[NAMES] = [self._name(name) for name in records]
-        least = self._needed(set(asked)) if tasks is not None else held.terms.threshold
-        for name, data in self._ask(step, leg, records, least, tasks):
+        """The round with all valid replies of a leg."""
+        for name, data in replies:
             try:
                 held = add(held, self.keys.site(name), data)
             except ProtocolError as fault:
-                self._fault(LEFT_OUT if tasks is not None else MISSED, step, leg, name, fault)
+                self._fault(step, leg, name, fault)
         return held
 
     def _ask(
@@ -348,11 +328,10 @@ class SecureAggregation:
         least: int,
         tasks: Mapping[str, str] | None = None,
     ) -> list[tuple[str, bytes]]:
-        """Return client and reply of those that count, once ``least`` are connected."""
-        event = LEFT_OUT if leg in ("announce", "prepare") else MISSED
+        """Return client and reply of those that count, once ``least`` are connected; with ``tasks``
+        who takes no part is not counted on again."""
         nodes = self.clients.roster.present(set(records), least) if records else {}
-        config = self.clients.experiment
-        seconds = min(REPLY_SECONDS, config.federation.deadline_seconds)
+        seconds = min(REPLY_SECONDS, self.clients.experiment.federation.deadline_seconds)
         kind = f"{MessageType.QUERY}.{leg}"
         requests = {
             name: Message(RecordDict({SECURE: record}), nodes[name], kind, ttl=seconds)
@@ -360,31 +339,28 @@ class SecureAggregation:
             if name in nodes
         }
         for name in records.keys() - requests.keys():
-            self._fault(event, step, leg, name, UserError("not connected"))
+            self._fault(step, leg, name, UserError("not connected"))
         replies: dict[str, bytes] = {}
         for reply in collect(self.clients.grid, requests, seconds):
-            if reply.dropped:
-                continue
+            client = reply.client
             try:
-                replies[reply.client] = wire.read_secure(reply.answered())
+                replies[client] = wire.read_secure(reply.answered())
                 if tasks is not None:
-                    self.clients.record_refusal(reply.client, False)
+                    self.clients.record_refusal(client, False)
             except wire.ClientSkipped as reason:
                 if tasks is not None:
-                    self.clients.record_refusal(reply.client, reason.code == wire.BY_POLICY)
-                    self.leave_out(reply.client, tasks[reply.client])
-                self.clients.event("client_idle", step, client=reply.client, code=reason.code)
+                    self.clients.record_refusal(client, reason.code == wire.BY_POLICY)
+                    self.idle.setdefault(tasks[client], set()).add(client)
+                self.clients.event("client_idle", step, client=client, code=reason.code)
             except ValueError as fault:
-                self._fault(event, step, leg, reply.client, fault)
+                self._fault(step, leg, client, fault)
         return [(name, replies[name]) for name in records if name in replies]
 
-    def _fault(self, event: str, step: Step, leg: str, client: str, fault: Exception) -> None:
+    def _fault(self, step: Step, leg: str, client: str, fault: Exception) -> None:
+        """Log that a client is out of the round; or, where its update is in the sum already, that
+        it has missed a leg."""
+        event = "client_failed" if leg in ("announce", "prepare") else "leg_failed"
         self.clients.event(event, step, client=client, leg=leg, reason=str(fault)[:400])
-
-    def _name(self, client: str) -> str:
-        """What a client is called: a site's name."""
-        sites = self.clients.experiment.federation.sites
-        return sites[int(client)] if sites else client
 
     def _clients(self, held: ServerRound, positions: tuple[int, ...] | None) -> dict[str, bytes]:
         """Client to site, of some positions of the cohort."""

@@ -1,9 +1,10 @@
-"""What a round adds up: single updates, or one sum under masks. A round asks and listens
-(:mod:`server.strategy`); a summation says whom to ask, what a reply adds, and what follows."""
+"""What a round adds up: single updates, or one sum under masks, of updates or over records. A round
+asks and listens (:mod:`server.strategy`); a summation says whom to ask, what a reply adds, and what
+follows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -34,7 +35,12 @@ from deal_core.training.hardware import threads
 from deal_core.wire.adapter_record import UpdateReader
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import SECURE
-from deal_core.wire.secure_layout import EXAMPLES, layout_of, mean_loss, without_loss
+from deal_core.wire.secure_layout import (
+    EXAMPLES,
+    layout_of,
+    mean_loss,
+    without_loss,
+)
 from server import wire
 from server.clients import Clients, Reply, Sent
 from server.plan import Step
@@ -55,26 +61,20 @@ LARGEST_CHANGE = 100.0
 
 @dataclass(kw_only=True)
 class Summation:
-    """What one round adds up.
-
-    Attributes:
-        clients: of the run.
-        step: which round it is.
-        asked: client name to its task, of those to ask.
-        tasks: of several that are worked on at once; else none.
-        trained: factors that learn; none where nothing is trained.
-        sizes: bytes of each valid reply, by client.
-    """
-
-    clients: Clients
-    step: Step
-    asked: Mapping[str, str]
-    tasks: tuple[str, ...] = ()
-    trained: frozenset[str] = frozenset()
-    sizes: dict[str, int] = field(default_factory=dict)
+    """What one round adds up."""
 
     record: ClassVar[str]
     """Name of the record of a reply that is added."""
+    clients: Clients
+    step: Step
+    asked: Mapping[str, str]
+    """Client name to its task, of those to ask."""
+    tasks: tuple[str, ...] = ()
+    """Of several that are worked on at once; else none."""
+    trained: frozenset[str] = frozenset()
+    """Factors that learn; none where nothing is trained."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Bytes of each valid reply, by client."""
 
     def open(
         self, state: State, shown: State, instructions: Mapping[str, Instruction]
@@ -86,7 +86,7 @@ class Summation:
             ProtocolError: the round cannot begin.
             UserError: fewer than the quorum take part.
         """
-        raise NotImplementedError
+        return dict.fromkeys(instructions)
 
     def begin(self, sent: Sent) -> None:
         """Take what clients are sent, and begin from."""
@@ -125,21 +125,11 @@ class Summation:
 
 @dataclass(kw_only=True)
 class Updates(Summation):
-    """Single updates: each is checked by itself and beside the others, and joins the aggregation.
-    A bad one costs its sender the round.
-
-    Attributes:
-        rule: of aggregation.
-    """
+    """Single updates: each is checked by itself and beside the others, and joins the aggregation
+    by the ``rule``. A bad one costs its sender the round."""
 
     rule: AggregationRule
     record = LORA
-
-    def open(
-        self, state: State, shown: State, instructions: Mapping[str, Instruction]
-    ) -> Mapping[str, ConfigRecord | None]:
-        """Return all, with nothing beside the state."""
-        return dict.fromkeys(instructions)
 
     def begin(self, sent: Sent) -> None:
         """Begin the aggregation, from the current adapter as clients of full rank decode it."""
@@ -147,7 +137,6 @@ class Updates(Summation):
         self._screen = Screen(Limits(RELATIVE_BOUND, WEIGHT_CAP, LARGEST_CHANGE))
         self._arrived: dict[str, int] = {}
         self._verdicts: list[Verdict] = []
-        current = sent.packed.state.current
         dtype = self.clients.experiment.wire.dtype
         of_rank = {
             rank: UpdateReader(sent.packed.of(rank).state.current, dtype, self.trained)
@@ -155,14 +144,12 @@ class Updates(Summation):
         }
         self._readers = {name: of_rank[each.rank] for name, each in sent.instructions.items()}
         with threads(1):
-            self._aggregation: Aggregation = self.rule.begin(current, self.step.server_round)
+            self._aggregation: Aggregation = self.rule.begin(
+                sent.packed.state.current, self.step.server_round
+            )
 
     def add(self, client: str, message: Message, weight: float) -> None:
-        """Check an update by itself, and let it be judged beside the others.
-
-        Raises:
-            PayloadError: it does not count.
-        """
+        """Check an update by itself, and let it be judged beside the others."""
         reader = self._readers[client]
         update = wire.read_update(message, client, weight, reader)
         if self._alike and weight != 1:
@@ -186,9 +173,8 @@ class Updates(Summation):
                 continue
             self.sizes[update.client] = self._arrived[update.client]
             if verdict.cut:
-                self.clients.event(
-                    "weight_cut", self.step, client=update.client, weight=update.weight
-                )
+                cut = {"client": update.client, "weight": update.weight}
+                self.clients.event("weight_cut", self.step, **cut)
 
     def close(self) -> int:
         """Judge what has waited, and return how many updates are in the aggregation."""
@@ -205,28 +191,26 @@ class Updates(Summation):
         return fold_residual(state, aggregate), aggregate
 
 
-Absorb = Callable[[State, Sums, int, Sequence[str]], tuple[State, Aggregate | None]]
-"""From the state before a round, the sums over clients, how many were to give theirs, and the
-clients that are in the sum, to the state after it and what was aggregated."""
-
-
 @dataclass(kw_only=True)
 class MaskedSum(Summation):
-    """One sum under masks: single replies cannot be read.
-
-    Attributes:
-        secure: the secure sums of the run.
-        layout: from the state before the round, and what all clients must be told alike, to the
-            layout of what each gives.
-        absorb: what becomes of the sum.
-        held: the round of the protocol.
-    """
+    """One sum under masks: single replies cannot be read. ``held``: the round of the protocol."""
 
     secure: SecureAggregation
-    layout: Callable[[State, str], Layout]
-    absorb: Absorb
     held: ServerRound = field(init=False)
     record = SECURE
+
+    def layout(self, state: State, basis: str) -> Layout:
+        """Return the layout of what each client gives, from the state before the round; ``basis``:
+        what all clients must agree on."""
+        raise NotImplementedError
+
+    def absorb(
+        self, state: State, sums: Sums, members: int, given: Sequence[str]
+    ) -> tuple[State, Aggregate | None]:
+        """Return the state after the round and what was aggregated, from the state before it and
+        the sums over clients; ``members``: how many were to give theirs, and shared the noise;
+        ``given``: those whose sums have arrived."""
+        raise NotImplementedError
 
     def open(
         self, state: State, shown: State, instructions: Mapping[str, Instruction]
@@ -239,20 +223,21 @@ class MaskedSum(Summation):
 
     def add(self, client: str, message: Message, weight: float) -> None:
         """Add a masked vector."""
-        self.held = self.secure.add_masked_input(self.held, client, message)
-        self.sizes[client] = wire.secure_bytes(message.content)
+        reply = wire.read_secure(message)
+        self.held = self.secure.add_masked_input(self.held, client, reply)
+        self.sizes[client] = len(reply)
 
     def skipped(self, client: str, reason: wire.ClientSkipped) -> None:
-        """Log that a client takes no part, and count on it no more."""
+        """Count on it no more, as well."""
         self.secure.sits_out(self.step, client, self.asked[client], reason)
 
     def hindered(self, reply: Reply) -> bool:
-        """Return whether a client refuses the round because of another site's part in it."""
+        """It refuses the round because of another site's part in it."""
         task = self.asked[reply.client]
         return self.secure.note_blame(self.step, self.held, reply.client, reply.message, task)
 
     def close(self) -> int:
-        """Return how many are in the sum, those of before a restart included."""
+        """Those of before a restart included."""
         return max(len(self.sizes), len(self.held.masked))
 
     def finish(self, state: State) -> tuple[State, Aggregate | None]:
@@ -267,32 +252,26 @@ class MaskedSum(Summation):
         return after, aggregate
 
 
-@dataclass(frozen=True)
-class UpdateSum:
-    """What becomes of a sum of updates, or of gradients where the server takes the step.
+@dataclass(kw_only=True)
+class MaskedUpdates(MaskedSum):
+    """A sum of updates, or of gradients where the server takes the step; ``stream``: number of
+    tasks of the run."""
 
-    Attributes:
-        trained: factors that learn in the round.
-        stream: number of tasks of the run.
-    """
-
-    experiment: Experiment
-    step: Step
     rule: AggregationRule
-    trained: frozenset[str]
     stream: int
 
     def layout(self, state: State, basis: str) -> Layout:
         """Return the layout of gradient sums, or of changes and their weight."""
-        gradients = at_server(self.experiment)
-        return layout_of(self.experiment, state.current, self.trained, gradients, basis)
+        config = self.clients.experiment
+        return layout_of(config, state.current, self.trained, at_server(config), basis)
 
     def absorb(
         self, state: State, sums: Sums, members: int, given: Sequence[str]
     ) -> tuple[State, Aggregate | None]:
         """Return the state after the step."""
-        if at_server(self.experiment):
-            return gradient_step(self.experiment, state, sums, self.stream), None
+        config = self.clients.experiment
+        if at_server(config):
+            return gradient_step(config, state, sums, self.stream), None
         return mean_update(self.rule, state, sums, self.step.server_round)
 
 

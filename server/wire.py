@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from typing import TypeVar
 
 import numpy as np
@@ -39,8 +38,6 @@ from server.results import Spending, spending_in
 
 F = TypeVar("F")
 PLACE = ("stage", "phase", "server_round")
-
-
 BY_POLICY = "policy"
 NO_PART = frozenset({"no-data", "budget-spent", BY_POLICY, UsedUpdate.code})
 NO_COUNTS = frozenset({"withheld", BY_POLICY})
@@ -53,11 +50,7 @@ OPTIONAL = frozenset({"loss", "seconds"}) | Spending.model_fields.keys()
 
 
 class ClientSkipped(Exception):
-    """The client takes no part: it has no data, no budget, or rules against it. Not a fault.
-
-    Attributes:
-        code: which.
-    """
+    """The client takes no part: it has no data, no budget, or rules against it. Not a fault."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -91,23 +84,12 @@ class Outgoing:
         named = {"distilled": self.digest, "distilled_rank": self.retained_rank}
         return instruction.model_copy(update=named)
 
-    def records_for(self, has_retained: bool) -> dict[str, ArrayRecord]:
-        """Return what travels to a client; the retained adapter only where it has not got it."""
-        left_out = {DISTILLED} if has_retained else set()
-        return {name: record for name, record in self.records.items() if name not in left_out}
-
 
 def outgoing(
     state: State, dtype: str, generator: torch.Generator, round_heads: bool = False
 ) -> Outgoing:
-    """Return a state packed. Rows of the retained adapter that are zero do not travel.
-
-    Args:
-        state: what all are sent.
-        dtype: of adapters on the wire.
-        generator: rounds them.
-        round_heads: label heads are rounded too.
-    """
+    """Return a state packed; rows of the retained adapter that are zero do not travel. The
+    ``generator`` rounds adapters, and label heads as well with ``round_heads``."""
     rank = nonzero_rank(state.retained)
     sent = {LORA: state.current, DISTILLED: split(state.retained, rank)[0]}
     if state.residual is not None:
@@ -131,26 +113,6 @@ def outgoing(
     return Outgoing(records, decoded, rank, record_digest(records[DISTILLED]))
 
 
-def request(
-    records: Mapping[str, ArrayRecord],
-    instruction: Instruction,
-    node: int,
-    message_type: str,
-    deadline: float,
-) -> Message:
-    """Return a request; it is valid until the deadline, so that no client works on a stale one.
-
-    Args:
-        records: what the client is sent; without ``distilled`` where it has that.
-        instruction: what it is asked.
-        node: its number in Flower.
-        message_type: Flower's name for the kind of request.
-        deadline: seconds.
-    """
-    content = RecordDict({**records, RECORD: ConfigRecord(instruction.to_config())})
-    return Message(content, node, message_type, ttl=deadline)
-
-
 def packed(
     experiment: Experiment, state: State, asked: Instruction, ranks: Set[int] = frozenset()
 ) -> Outgoing:
@@ -171,6 +133,19 @@ def packed(
     return replace(full, smaller=smaller)
 
 
+def request(
+    records: Mapping[str, ArrayRecord],
+    instruction: Instruction,
+    node: int,
+    message_type: str,
+    deadline: float,
+) -> Message:
+    """Return a request to a node of Flower's; it is valid for ``deadline`` seconds, so that no
+    client works on a stale one."""
+    content = RecordDict({**records, RECORD: ConfigRecord(instruction.to_config())})
+    return Message(content, node, message_type, ttl=deadline)
+
+
 def kind_of(instruction: Instruction) -> str:
     """Flower's type of the message that carries it: who has no task is asked to evaluate."""
     return MessageType.TRAIN if instruction.task else MessageType.EVALUATE
@@ -179,28 +154,23 @@ def kind_of(instruction: Instruction) -> str:
 def read_figures(
     message: Message, instruction: Instruction, name: str
 ) -> tuple[dict[str, float], Spending | None]:
-    """Return the figures beside what answers a training request, and what they say of privacy.
-
-    Args:
-        message: the reply.
-        instruction: what was asked.
-        name: of the record that the answer is in.
+    """Return the figures beside what answers a training request, in the record ``name``, and what
+    they say of privacy.
 
     Raises:
         PayloadError: an error code, another record, a wrong round, or figures that cannot be.
         ClientSkipped: the client takes no part.
     """
-    _require_part(message, NO_PART)
     beside = frozenset({COUNTS} if instruction.piggybacked_evaluation else ())
-    content = _contents(message, {"status", name, "metrics"}, beside)
+    content = _contents(message, NO_PART, {"status", name, "metrics"}, beside)
     answered = _fields(content.config_records, "status", {"code", *PLACE})
     for key in PLACE:
         if answered[key] != getattr(instruction, key):
             raise PayloadError(f"answers another {key}")
     figures = _fields(content.metric_records, "metrics", {"num_examples"}, OPTIONAL)
-    if not 1 <= _number(figures.get("num_examples")) <= MOST_EXAMPLES:
-        raise PayloadError("num_examples out of bounds")
     measured = {key: _number(value) for key, value in figures.items()}
+    if not 1 <= measured["num_examples"] <= MOST_EXAMPLES:
+        raise PayloadError("num_examples out of bounds")
     try:
         return measured, spending_in(measured)
     except ValueError as fault:
@@ -225,19 +195,11 @@ def read_secure(message: Message) -> bytes:
         PayloadError: an error code, or no such reply.
         ClientSkipped: the client takes no part.
     """
-    _require_part(message, NO_PART | NO_COUNTS)
-    _require_ok(status(message))
-    records = message.content.config_records
-    reply = _fields(records, SECURE, {REPLY})[REPLY]
+    _require_ok(status(message), NO_PART | NO_COUNTS)
+    reply = _fields(message.content.config_records, SECURE, {REPLY})[REPLY]
     if not isinstance(reply, bytes):
         raise PayloadError("secure: no bytes")
     return reply
-
-
-def secure_bytes(content: RecordDict) -> int:
-    """Bytes of a site's reply of the protocol."""
-    reply = content.config_records[SECURE][REPLY]
-    return len(reply) if isinstance(reply, bytes) else 0
 
 
 def holds_retained(message: Message) -> bool | None:
@@ -250,38 +212,16 @@ def holds_retained(message: Message) -> bool | None:
 def read_counts(
     message: Message, tasks: int, names: Sequence[str], shares: bool = False
 ) -> list[list[int | float]]:
-    """Return the counts of ``names`` per task, in the order of the request.
-
-    Args:
-        message: the reply.
-        tasks: number of them.
-        names: see :func:`~deal_core.wire.counts.count_names`.
-        shares: whether answers may be right in part, because some are texts.
+    """Return the counts of ``names`` (:func:`~deal_core.wire.counts.count_names`) per task, in the
+    order of the request; ``shares``: answers may be right in part, because some are texts.
 
     Raises:
         PayloadError: an error code, or counts that cannot be.
         ClientSkipped: the client keeps them to itself.
     """
-    _require_part(message, NO_COUNTS)
-    content = _contents(message, {"status", "metrics"})
+    content = _contents(message, NO_COUNTS, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
     return _counts(_fields(content.metric_records, "metrics", set(names)), tasks, names, shares)
-
-
-def read_verdict(message: Message) -> bool:
-    """Return what a client thinks of class means.
-
-    Raises:
-        PayloadError: an error code, or no bit.
-        ClientSkipped: the client keeps it to itself.
-    """
-    _require_part(message, NO_COUNTS)
-    content = _contents(message, {"status", "metrics"})
-    _fields(content.config_records, "status", {"code"})
-    worse = _fields(content.metric_records, "metrics", {WORSE})[WORSE]
-    if isinstance(worse, bool) or worse not in (0, 1):
-        raise PayloadError("worse: no bit")
-    return bool(worse)
 
 
 def read_counts_beside(
@@ -296,25 +236,42 @@ def read_counts_beside(
     if not message.has_content() or COUNTS not in message.content.config_records:
         return None
     records = message.content.config_records
-    code = str(records[COUNTS].get("code", ""))
-    if code in NO_COUNTS:
-        raise ClientSkipped(code)
-    _require_ok(code)
+    _require_ok(str(records[COUNTS].get("code", "")), NO_COUNTS)
     return _counts(_fields(records, COUNTS, {"code", *names}), tasks, names, shares)
 
 
 def _counts(
     figures: Mapping[str, object], tasks: int, names: Sequence[str], shares: bool
 ) -> list[list[int | float]]:
-    parts = {name for name in names if shares and name != EXAMPLES}
-    columns = {
-        name: (_amounts if name in parts else _whole)(figures[name], tasks) for name in names
-    }
-    for values in columns.values():
-        pairs = zip(values, columns[EXAMPLES], strict=True)
-        if any(not 0 <= c <= n <= MOST_EXAMPLES for c, n in pairs):
+    columns: list[list[int | float]] = []
+    for name in names:
+        values, kinds = figures[name], {int, float} if shares and name != EXAMPLES else {int}
+        if not (
+            isinstance(values, list) and len(values) == tasks and set(map(type, values)) <= kinds
+        ):
+            raise PayloadError("counts are not one number per task")
+        columns.append(values)
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    for row in rows:
+        examples = row[names.index(EXAMPLES)]
+        if any(not 0 <= count <= examples <= MOST_EXAMPLES for count in row):
             raise PayloadError("counts out of bounds")
-    return [list(row) for row in zip(*columns.values(), strict=True)]
+    return rows
+
+
+def read_verdict(message: Message) -> bool:
+    """Return what a client thinks of class means: whether answers are worse with them.
+
+    Raises:
+        PayloadError: an error code, or no bit.
+        ClientSkipped: the client keeps it to itself.
+    """
+    content = _contents(message, NO_COUNTS, {"status", "metrics"})
+    _fields(content.config_records, "status", {"code"})
+    worse = _fields(content.metric_records, "metrics", {WORSE})[WORSE]
+    if isinstance(worse, bool) or worse not in (0, 1):
+        raise PayloadError("worse: no bit")
+    return bool(worse)
 
 
 def status(message: Message) -> str:
@@ -341,16 +298,20 @@ def blamed(message: Message | None) -> bytes:
         return b""
 
 
-def _contents(message: Message, names: set[str], optional: Set[str] = frozenset()) -> RecordDict:
+def _contents(
+    message: Message, idle: Set[str], names: set[str], optional: Set[str] = frozenset()
+) -> RecordDict:
     """The records of a reply that reports success, and no others."""
-    _require_ok(status(message))
-    content = message.content
-    if set(content) - optional != names:
+    _require_ok(status(message), idle)
+    if set(message.content) - optional != names:
         raise PayloadError(f"records other than {', '.join(sorted(names))}")
-    return content
+    return message.content
 
 
-def _require_ok(code: str) -> None:
+def _require_ok(code: str, idle: Set[str]) -> None:
+    """Check that a reply reports success; ``idle``: codes by which its client takes no part."""
+    if code in idle:
+        raise ClientSkipped(code)
     if code == "version":
         raise PayloadError(
             "the client has another federated-deal installed than the server "
@@ -358,12 +319,6 @@ def _require_ok(code: str) -> None:
         )
     if code != "ok":
         raise PayloadError(f"client reports {code[:40]!r}")
-
-
-def _require_part(message: Message, idle: frozenset[str]) -> None:
-    code = status(message)
-    if code in idle:
-        raise ClientSkipped(code)
 
 
 def _fields(
@@ -394,22 +349,3 @@ def _number(value: object) -> float:
     if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max:
         return float(value)
     raise PayloadError("a figure is no number or not finite")
-
-
-def _amounts(values: object, length: int) -> list[int | float]:
-    """Return sums of what was right of each answer."""
-    numbers = isinstance(values, list) and len(values) == length and {type(v) for v in values}
-    if (
-        isinstance(values, list)
-        and numbers
-        and numbers <= {int, float}
-        and all(map(isfinite, values))
-    ):
-        return values
-    raise PayloadError("counts are not one finite number per task")
-
-
-def _whole(values: object, length: int) -> list[int | float]:
-    if isinstance(values, list) and len(values) == length and {type(v) for v in values} <= {int}:
-        return values
-    raise PayloadError("counts are not one whole number per task")

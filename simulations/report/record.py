@@ -13,9 +13,8 @@ from pydantic import ValidationError
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from server.checkpoint import EVERYBODY
 from server.folder import RunFolder, held, plain_reason, read_events, site_name
-from server.measures import privacy_of
+from server.measures import EVERYBODY, privacy_of
 from server.results import Privacy, Results, Spending, read_results, spending_in
 from simulations.run.run_folder import RECORD, recorded
 

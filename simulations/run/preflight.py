@@ -19,7 +19,7 @@ from deal_core.models import (
 from deal_core.protection import check_counts, make_mechanism
 from deal_core.secure_sum.terms import LEAST_SITES
 from deal_core.wire.adapter_record import codec_named
-from server.tracking import check_tracker
+from server.folder import check_tracker
 from simulations.run.data_checks import (
     check_answers,
     check_data,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
 from deal_core.models.encoder import LOGIT_SCALE
-from server.model_card import merged_card, with_base, with_use
+from server.export import merged_card, with_base, with_use
 
 if TYPE_CHECKING:
     from deal_core.models.prompt import PromptTokens

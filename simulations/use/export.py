@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deal_core.errors import UserError, at_home, choose
 from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
 from deal_core.models.loading import EMBEDDED, TO_THE_BIT, quiet, with_revision
-from server.model_card import hub_name
+from server.export import hub_name
 from simulations.use.cards import (
     BASE,
     LABELS,

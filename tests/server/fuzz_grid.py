@@ -19,8 +19,8 @@ from deal_core.privacy.interface import LocalUpdate
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.wire.adapter_record import pack_update
-from server.checkpoint import load_checkpoint
 from server.folder import RunFolder
+from server.run import load_checkpoint
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
 
 Shapes = dict[str, tuple[int, int]]

@@ -8,7 +8,8 @@ import torch
 
 from deal_core.errors import UserError
 from deal_core.lora.state import State
-from server.checkpoint import (
+from server.folder import previous_checkpoint
+from server.run import (
     VERSION,
     Checkpoint,
     History,
@@ -16,12 +17,11 @@ from server.checkpoint import (
     load_latest,
     save_checkpoint,
 )
-from server.folder import previous_checkpoint
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 
 
-@pytest.fixture(params=[None, 2])
+@pytest.fixture(params=[None, 2], ids=["plain", "residual"])
 def checkpoint(request: pytest.FixtureRequest, random_adapter) -> Checkpoint:
     residual = None if request.param is None else random_adapter(SHAPES, request.param, 1.0, 3)
     history = History(
@@ -32,7 +32,12 @@ def checkpoint(request: pytest.FixtureRequest, random_adapter) -> Checkpoint:
         distrusted=("0",),
     )
     state = State(
-        random_adapter(SHAPES, 3, 2.0 / 3.0, 1), random_adapter(SHAPES, 5, 1.0, 2), residual, 2
+        random_adapter(SHAPES, 3, 2.0 / 3.0, 1),
+        random_adapter(SHAPES, 5, 1.0, 2),
+        residual,
+        2,
+        heads={"eye / ear": torch.arange(6.0).view(2, 3)},
+        sums={"gram": torch.tensor([0.1, 1e-300], dtype=torch.float64), "n/eye": torch.ones(1)},
     )
     return Checkpoint(position=4, state=state, history=history)
 
@@ -50,6 +55,12 @@ def test_round_trip_to_the_last_bit(tmp_path, checkpoint):
         for name in SHAPES:
             assert torch.equal(one.layers[name].A, two.layers[name].A)
             assert torch.equal(one.layers[name].B, two.layers[name].B)
+    for kept in ("heads", "sums"):
+        found, expected = getattr(back.state, kept), getattr(checkpoint.state, kept)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert found[key].dtype == value.dtype
+            assert torch.equal(found[key], value)
 
 
 def test_a_checkpoint_that_counts_in_another_schedule_is_refused_with_the_cure(
@@ -57,24 +68,10 @@ def test_a_checkpoint_that_counts_in_another_schedule_is_refused_with_the_cure(
 ):
     path = tmp_path / "checkpoint.safetensors"
     with monkeypatch.context() as earlier:
-        earlier.setattr("server.checkpoint.VERSION", VERSION - 1)
+        earlier.setattr("server.run.VERSION", VERSION - 1)
         save_checkpoint(path, checkpoint)
     with pytest.raises(UserError, match=r"another release .*begin the run anew"):
         load_checkpoint(path, SHAPES)
-
-
-def test_label_heads_and_sums_come_back_too(tmp_path, checkpoint):
-    heads = {"eye / ear": torch.arange(6.0).view(2, 3)}
-    sums = {"gram": torch.tensor([0.1, 1e-300], dtype=torch.float64), "n/eye / ear": torch.ones(1)}
-    state = replace(checkpoint.state, heads=heads, sums=sums)
-    changed = Checkpoint(position=5, state=state, history=checkpoint.history)
-    save_checkpoint(tmp_path / "checkpoint.safetensors", changed)
-    back = load_checkpoint(tmp_path / "checkpoint.safetensors", SHAPES)
-    for kept, found in ((heads, back.state.heads), (sums, back.state.sums)):
-        assert kept.keys() == found.keys()
-        for key, value in kept.items():
-            assert found[key].dtype == value.dtype
-            assert torch.equal(found[key], value)
 
 
 def test_a_verdict_stands_until_the_next_one():
@@ -93,7 +90,7 @@ def test_a_kill_while_writing_leaves_the_old_one(tmp_path, checkpoint, monkeypat
 
     monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(path, checkpoint.model_copy(update={"position": 9}))
+        save_checkpoint(path, replace(checkpoint, position=9))
     assert load_checkpoint(path, SHAPES).position == 4
 
 
@@ -129,7 +126,7 @@ def spoilt(path) -> None:
 def test_one_wrong_bit_is_found_and_the_checkpoint_before_it_is_used(tmp_path, checkpoint):
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, checkpoint)
-    save_checkpoint(path, checkpoint.model_copy(update={"position": 5}))
+    save_checkpoint(path, replace(checkpoint, position=5))
     last, reason = load_latest(path, SHAPES)
     assert (last.position, reason) == (5, "")
     spoilt(path)
@@ -137,29 +134,20 @@ def test_one_wrong_bit_is_found_and_the_checkpoint_before_it_is_used(tmp_path, c
     assert back.position == 4
     assert "damaged checkpoint (its content is not what was written)" in reason
     assert load_latest(path, SHAPES)[1] == ""  # the good one has taken its place
-    save_checkpoint(path, checkpoint.model_copy(update={"position": 6}))
+    save_checkpoint(path, replace(checkpoint, position=6))
     for each in (path, previous_checkpoint(path)):
         spoilt(each)
     with pytest.raises(UserError, match="damaged"):
         load_latest(path, SHAPES)
 
 
-def test_a_save_that_fails_after_damage_leaves_the_good_checkpoint(tmp_path, checkpoint):
+def test_a_full_disk_is_one_line_and_leaves_the_good_checkpoint(tmp_path, checkpoint):
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, checkpoint)
-    save_checkpoint(path, checkpoint.model_copy(update={"position": 5}))
+    save_checkpoint(path, replace(checkpoint, position=5))
     spoilt(path)
     load_latest(path, SHAPES)
     path.with_name(f"{path.name}.{os.getpid()}.writing").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="stands"):
-        save_checkpoint(path, checkpoint.model_copy(update={"position": 6}))
+    with pytest.raises(UserError, match=r"No space left on device.*stands: make room.*--resume"):
+        save_checkpoint(path, replace(checkpoint, position=6))
     assert load_latest(path, SHAPES)[0].position == 4
-
-
-def test_a_full_disk_is_one_line_and_the_old_checkpoint_stands(tmp_path, checkpoint):
-    path = tmp_path / "checkpoint.safetensors"
-    save_checkpoint(path, checkpoint)
-    path.with_name(f"{path.name}.{os.getpid()}.writing").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"No space left on device.*make room.*--resume"):
-        save_checkpoint(path, checkpoint.model_copy(update={"position": 9}))
-    assert load_checkpoint(path, SHAPES).position == 4

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +16,6 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from server import clients as rounds
 from server.folder import RunFolder
 from server.run import run
 from simulations.engines.inprocess import InProcessGrid
@@ -27,26 +24,14 @@ from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
 from tests.server.mutations import COUNTS, INT8, MUTATIONS
 from tests.server.spoil import TEXT
 
+HASTE = 1e4
+"""Silence lasts until the deadline."""
+pytestmark = pytest.mark.usefixtures("now", "one_thread")
 CLIENTS, BAD, ROUNDS, TASKS = 10, 8, 18, 2
 ARRIVALS = ("late", "error first", "duplicate")
 """Good updates that arrive as they should not."""
 Place = tuple[int, int]
 """Task and round; number of the evaluation and 0."""
-
-
-@pytest.fixture(autouse=True)
-def quick_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The server's waits take no time: silence lasts until the deadline, computing takes none."""
-    now = [0.0]
-    clock = SimpleNamespace(
-        monotonic=lambda: now[0],
-        sleep=lambda seconds: now.__setitem__(0, now[0] + 1e4 * seconds),
-    )
-    monkeypatch.setattr(rounds, "time", clock)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass

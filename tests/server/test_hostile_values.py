@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,16 +21,17 @@ from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from server import clients as rounds
-from server.checkpoint import Checkpoint, load_checkpoint
 from server.folder import RunFolder
-from server.run import run
+from server.run import Checkpoint, load_checkpoint, run
 from server.strategy import sendable
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
 from tests.server.spoil import Mutation, alternating, every_float, figures, one_value, times
 
+HASTE = 1e4
+"""Silence lasts until the deadline."""
+pytestmark = pytest.mark.usefixtures("now", "one_thread")
 CLIENTS = 6
 LARGEST = 3.4e38
 REFUSED: dict[str, Mutation] = {
@@ -50,21 +51,6 @@ ACCEPTED: dict[str, Mutation] = {
 }
 Spoil = Callable[[int, str], Mutation | None]
 """From round and client to what becomes of its update."""
-
-
-@pytest.fixture(autouse=True)
-def quick_clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Waiting takes no time."""
-    now = [0.0]
-    clock = SimpleNamespace(
-        monotonic=lambda: now[0],
-        sleep=lambda seconds: now.__setitem__(0, now[0] + 1e4 * seconds),
-    )
-    monkeypatch.setattr(rounds, "time", clock)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

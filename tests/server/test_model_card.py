@@ -6,7 +6,7 @@ import pytest
 
 from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.inference.folder import Inference, TaskSpace
-from server.model_card import as_text, hub_name, merged_card, model_card
+from server.export import as_text, hub_name, merged_card, model_card
 from server.results import Privacy
 from tests.simulations.run.test_summary import results
 

@@ -116,25 +116,6 @@ def test_who_does_not_train_keeps_the_clock_and_teaches_nothing():
     assert [plan.ended(stage) for stage in range(3)] == [{"a": ["0"]}, {}, {}]
 
 
-def test_a_task_has_ended_when_the_last_of_its_clients_has_worked_on_it():
-    orders = {"0": ("a", "b"), "1": ("b", "a", "b"), "2": ("c", "b")}
-    plan = planned(TASKS[:3], rounds=2, orders=orders, consolidate_every=3, joins={"2": 1})
-    assert plan.stages == [3, 3]  # 0 is through after 4 rounds, 1 after 6, 2 after 5
-    assert plan.ended(0) == {"c": ["2"]}
-    assert plan.ended(1) == {"a": ["0", "1"], "b": ["0", "1", "2"]}
-
-
-def test_tasks_end_without_who_joins_after_them():
-    plan = planned(rounds=2, schedule="synchronous", joins={"2": 3})
-    early = ["0", "1"]
-    assert [plan.ended(stage) for stage in range(4)] == [
-        {"a": early},
-        {"b": early},
-        {"c": list(CLIENTS)},
-        {"d": list(CLIENTS)},
-    ]
-
-
 def test_an_order_is_drawn_for_every_client_by_the_seed():
     plan = planned()
     assert plan == planned()
@@ -174,14 +155,6 @@ def test_a_late_client_begins_with_the_next_task_where_tasks_come_in_turn_for_al
         assert plan.work(stage) == {task: list(there)}
         assert plan.past("1", stage, 1) == tuple(t for t in TASKS[:stage] if t in own)
         assert plan.met(stage) == TASKS[:stage]
-
-
-def test_a_task_that_returns_is_worked_on_twice_and_was_met_before():
-    plan = planned(rounds=1, orders={"0": ("a", "b", "a"), "1": ("c",), "2": ("d",)})
-    assert [plan.working(stage, 1).get("0") for stage in range(3)] == ["a", "b", "a"]
-    assert plan.past("0", 2, 1) == ("a", "b")
-    assert plan.work(2) == {"a": ["0"]}
-    assert plan.future(2) == ()
 
 
 @given(

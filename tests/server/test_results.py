@@ -1,13 +1,30 @@
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from server.checkpoint import EVERYBODY, History, commit
-from server.measures import clients_that_spend, clients_that_train, make_results
+from server.measures import (
+    EVERYBODY,
+    History,
+    clients_that_spend,
+    commit,
+    make_results,
+)
 from server.plan import Plan
-from server.results import read_results, spending_in, write_results
+from server.results import (
+    EARLIER,
+    MORE_TRUST,
+    VOID,
+    Privacy,
+    read_results,
+    rounded_up,
+    spending_in,
+    write_results,
+)
 
 HISTORY = History(
     evaluations=(
@@ -128,7 +145,7 @@ def test_measures_where_clients_have_orders_of_their_own():
 )
 def test_who_has_nothing_to_learn_is_not_missed(stream, participants, training) -> None:
     experiment = Experiment(federation={"clients": 3, "participants": participants}, stream=stream)
-    assert clients_that_train(experiment) == clients_that_spend(experiment) == training
+    assert clients_that_spend(experiment) == training
     noised = Experiment(
         federation={"clients": 3, "participants": participants},
         stream=stream,
@@ -141,7 +158,7 @@ ALWAYS = [[9, 10, 9], [9, 10, 9]]
 WORSE = [[5, 10, 5], [5, 10, 5]]
 
 
-@pytest.mark.parametrize("missed", [0, 1, 2])
+@pytest.mark.parametrize("missed", [0, 2])
 def test_a_client_that_misses_an_evaluation_is_nothing_learnt_or_forgotten(missed):
     """The model never changes; one of two clients is cut off for a while."""
     rows = [{"0": ALWAYS, "1": WORSE} for _ in range(3)]
@@ -186,3 +203,85 @@ def test_a_file_reads_back_and_a_broken_one_is_one_line(tmp_path):
         path.write_bytes(data)
         with pytest.raises(UserError, match=line):
             read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "shown"),
+    [
+        (7.9946, 3, "8"),
+        (1.24e-5, 2, "1.3e-05"),
+        (1e-5, 2, "1e-05"),
+        (0.0, 3, "0"),
+        (2.341, 3, "2.35"),
+        (123.4, 3, "124"),
+    ],
+)
+def test_what_is_shown_as_at_most_is_no_smaller(value, digits, shown):
+    assert rounded_up(value, digits) == shown
+    assert float(shown) >= value
+
+
+def test_an_epsilon_says_for_whom_it_is_the_largest_and_when_it_is_void():
+    known = {"mechanism": "record", "unit": "record", "assumes": "nobody", "delta": 1e-4}
+    plain = Privacy(**known, epsilon={"0": 1.0, "1": 2.0}, metrics="none")
+    over = f"over all rounds and tasks{EARLIER}"
+    assert (
+        plain.meaning
+        == f"at delta = 0.0001 per record, {over} (largest over clients, as last told); nobody"
+    )
+    more = plain.model_copy(
+        update={"silent": 3, "void": True, "assumes_more": True, "simulation_only": True}
+    )
+    for part in ("the 2 of 5 clients that tell", VOID, f"nobody, {MORE_TRUST}", "simulation only"):
+        assert part in more.meaning
+    clear = plain.model_copy(update={"metrics": "clear"})
+    assert "counts of right answers on test records may leave in the clear" in clear.meaning
+
+
+SPENT = {"epsilon": 1.0, "delta": 1e-4, "simulation_only": 1.0}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"simulation_only": 0.5},
+        {"disjoint_tasks": -1.0},
+        {"void": 0.5},
+        {"assumes_more": 2.0},
+        {"epsilon": -1.0},
+        {"delta": 2.0},
+    ],
+)
+def test_what_cannot_be_is_refused(lie):
+    with pytest.raises(ValueError, match=next(iter(lie))):
+        spending_in({**SPENT, **lie})
+
+
+@pytest.mark.parametrize("said", [{"epsilon"}, {"delta"}, {"epsilon", "delta"}])
+def test_half_of_it_is_refused(said):
+    with pytest.raises(ValueError, match="Field required"):
+        spending_in({name: SPENT[name] for name in said})
+
+
+def git(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_the_commit_is_that_of_the_checkout_and_of_no_repository_around_it(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "file").write_text("one")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "one")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    git(tmp_path, "tag", "v1")  # a tag is no hash
+    assert commit(tmp_path) == head
+    (tmp_path / "file").write_text("two")
+    assert commit(tmp_path) == f"{head}-dirty"
+    inside = tmp_path / "site-packages"
+    inside.mkdir()
+    assert commit(inside) == ""
+    (inside / ".git").write_text("gitdir: nowhere")
+    assert commit(inside) == ""

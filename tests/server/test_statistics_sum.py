@@ -22,7 +22,7 @@ from deal_core.privacy.interface import RecordId
 from deal_core.privacy.noise import SeededNoise
 from deal_core.protection import class_sum_noise
 from deal_core.randomness import seeded
-from server.class_sums import ClassSums
+from server.class_sums import ClassSums, clients_to_ask
 from server.plan import Step
 from server.strategy import start_state
 from tests.server.fuzz_grid import tiny_model
@@ -71,7 +71,6 @@ class Played:
         clients, step = (
             SimpleNamespace(
                 experiment=self.config,
-                roster=SimpleNamespace(clients=CLIENTS),
                 event=lambda name, step, task: self.events.append((name, task)),
             ),
             Step("round", 0, 1),
@@ -83,8 +82,17 @@ class Played:
             noise_multiplier=statistics.noise_multiplier,
             shapes=statistics.shapes,
         )
-        labels = dict.fromkeys(TASKS, LABELS)
-        return ClassSums(clients, step, watched, self.tasks, labels, len(TASKS), self.context)
+        return ClassSums(
+            clients=clients,
+            step=step,
+            asked=clients_to_ask(self.tasks, CLIENTS),
+            secure=None,
+            statistics=watched,
+            summed=self.tasks,
+            labels=dict.fromkeys(TASKS, LABELS),
+            stream=len(TASKS),
+            context=self.context,
+        )
 
     def context(self, tasks, deviation: float) -> SumContext:
         self.asked.append(list(tasks))
@@ -140,8 +148,7 @@ def test_counts_and_sums_are_those_of_all_records(model, bound):
     assert played.events == []
 
 
-@pytest.mark.parametrize("settings", [{}, {"directions": 8}])
-@pytest.mark.parametrize("members", [3, 4])
+@pytest.mark.parametrize(("settings", "members"), [({}, 3), ({"directions": 8}, 4)])
 def test_the_noise_that_heads_count_on_is_the_noise_that_clients_add(model, settings, members):
     clients = list(CLIENTS[:members])
     quiet = Played(experiment(model, **settings), {"skin": []})

@@ -16,11 +16,8 @@ import pytest
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from server import tracking
-from server.folder import EventLog, read_events
-from server.tracking import TRACKERS, check_tracker, figures_of, tracked
-from simulations.engines.inprocess import run_inprocess
-from tests.simulations.runs import at
+from server import folder
+from server.folder import TRACKERS, EventLog, check_tracker, figures_of, read_events, tracked
 
 READERS = {
     "tensorboard": """
@@ -47,7 +44,7 @@ RUNS = """
 import json, socket, sys
 from deal_core.config.experiment import Experiment
 from server.folder import EventLog
-from server.tracking import tracked
+from server.folder import tracked
 from pathlib import Path
 connect = socket.socket.connect
 def guarded(self, address):
@@ -83,7 +80,7 @@ def test_it_holds_what_a_resumed_run_has_found_and_calls_nobody(name: str, tmp_p
 
 
 def test_a_tracker_that_fails_costs_nothing_of_the_run(
-    tmp_path: Path, make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken:
         def __init__(self, folder: Path, settings: object) -> None:
@@ -93,24 +90,28 @@ def test_a_tracker_that_fails_costs_nothing_of_the_run(
             self.told += 1
             assert self.told == 1, "no more than one"
 
-        def close(self, finished: bool) -> None:
+        def close(self, status: str) -> None:
             raise AssertionError("it is told no more")
 
-    monkeypatch.setattr(tracking, "TRACKERS", {"tensorboard": Broken})
+    monkeypatch.setattr(folder, "TRACKERS", {"tensorboard": Broken})
+    monkeypatch.setattr(folder, "check_tracker", lambda experiment: None)
     heard: list[dict[str, Any]] = []
-    experiment = make_experiment("federation.rounds=1", 'data.tasks=["surgery"]')
-    run_inprocess(at(experiment, tmp_path / "run", track="tensorboard"), heard.append)
-    written = read_events(tmp_path / "run/metrics.jsonl")
-    assert written[-1]["event"] == "run_finished"
+    log = EventLog(tmp_path / "metrics.jsonl", heard.append)
+    experiment = Experiment.model_validate({"run": {"track": "tensorboard"}})
+    with tracked(experiment, tmp_path / "tracking", log) as events:
+        for number in (1, 2, 3):
+            events.write("evaluated", round=number, accuracy={"a": number / 4})
+    written = read_events(log.path)
     (failed,) = [event for event in written if event["event"] == "tracking_failed"]
     assert "no more than one" in failed["reason"]
+    assert [each["event"] for each in written].count("evaluated") == 3
     assert heard == written
 
 
 def test_without_its_package_nothing_starts(
     make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    monkeypatch.setattr(folder, "find_spec", lambda name: None)
     with pytest.raises(UserError) as error:
         check_tracker(make_experiment("run.track=tensorboard"))
     assert str(error.value) == (

@@ -49,7 +49,7 @@ def refused(result: tuple[int, str, str]) -> str:
 def test_a_tracker_without_its_package_is_one_line_and_nothing_starts(
     deal: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.tracking.find_spec", lambda name: None)
+    monkeypatch.setattr("server.folder.find_spec", lambda name: None)
     line = refused(deal("simulate", "quickstart", "--set", "run.track=mlflow"))
     assert line.startswith("error: run.track = 'mlflow' needs mlflow")
     assert "pip install --editable '.[mlflow]'" in line

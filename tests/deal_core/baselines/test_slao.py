@@ -13,7 +13,7 @@ from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, st
 from deal_core.lora.state import State
 from deal_core.methods import make_method
 from deal_core.randomness import seeded
-from server.checkpoint import Checkpoint, History, load_checkpoint, save_checkpoint
+from server.run import Checkpoint, History, load_checkpoint, save_checkpoint
 from simulations.run.preflight import check_aggregation
 
 SHAPES = {"first": (40, 50), "second": (60, 40)}

@@ -17,8 +17,8 @@ from deal_core.aggregation import AGGREGATION_RULES
 from deal_core.lora.adapter import stack
 from deal_core.models import adapter_shapes
 from deal_core.protection import MECHANISMS
-from server.checkpoint import load_checkpoint
 from server.results import read_results
+from server.run import load_checkpoint
 from simulations.engines.inprocess import run_inprocess
 from tests.architectures import CONFIGS, LOADERS, MODULES, WORKING, save
 from tests.simulations.runs import at, learnt_adapter

@@ -23,9 +23,9 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
-from server.checkpoint import load_checkpoint
 from server.folder import RunFolder
 from server.results import read_results
+from server.run import load_checkpoint
 from simulations.engines.inprocess import run_inprocess
 from tests.simulations.runs import at, learnt_adapter, run_in_process, same
 from tests.sizes import TINY

@@ -18,8 +18,7 @@ from deal_core.config.run_config import to_run_config
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
-from server.checkpoint import load_latest
-from server.run import run
+from server.run import load_latest, run
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, Interceptor
 from simulations.engines.worker_pool import assume_identity
 from tests.simulations.runs import at

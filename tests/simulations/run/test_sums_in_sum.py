@@ -23,8 +23,8 @@ from deal_core.privacy.distributed_noise import COUNT_WEIGHT
 from deal_core.privacy.ledger import Ledger
 from deal_core.protection import common_noise_multiplier
 from deal_core.training.evaluation import base_embeddings
-from server.checkpoint import Checkpoint, load_latest
 from server.results import read_results
+from server.run import Checkpoint, load_latest
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, Interceptor
 from tests.conftest import load_once
 from tests.simulations.runs import at, run_in_process

@@ -7,8 +7,7 @@ import pytest
 from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from server.checkpoint import EVERYBODY, History
-from server.measures import make_results
+from server.measures import EVERYBODY, History, make_results
 from server.plan import make_plan
 from server.results import Results
 from simulations.study.outcome import outcome, pooled_own, together

@@ -1,3 +1,5 @@
+"""Who may write a run folder: one process, and no second run."""
+
 from __future__ import annotations
 
 import subprocess
@@ -7,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from deal_core.errors import UserError
+from deal_core.protection import make_mechanism
 from server.folder import RunFolder, exclusive_lock
+from simulations.engines.inprocess import run_inprocess
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -47,3 +51,25 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     with pytest.raises(UserError, match=r"taken/run: cannot be written .*; choose another --out"):
         exclusive_lock(RunFolder(tmp_path / "taken" / "run").writing).__enter__()
+
+
+def test_no_epsilon_of_a_noise_that_is_not_added(make_experiment, tmp_path: Path) -> None:
+    """Without the command line's checks: where clients take the steps no one sum has the whole
+    noise, of which each adds a share."""
+    private = ("privacy.mechanism=record", "privacy.noise_share=sum", "federation.clients=3")
+    out = f'run.out="{tmp_path}"'
+    experiment = make_experiment(out, "aggregation.secure=true", *private)
+    with pytest.raises(UserError, match="only one sum has the whole noise"):
+        run_inprocess(experiment, lambda event: None)
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+    with pytest.raises(UserError, match="only one sum"):
+        make_mechanism(experiment)  # what clients call before they train
+
+
+def test_a_run_that_is_there_is_not_overwritten(make_experiment, tmp_path: Path) -> None:
+    results = RunFolder(tmp_path).results
+    results.write_text("{}")
+    with pytest.raises(UserError, match=r"already holds a run; continue it with run\.resume"):
+        run_inprocess(make_experiment(f'run.out="{tmp_path}"'), lambda event: None)
+    assert results.read_text() == "{}"
+    assert not (tmp_path / "checkpoint.safetensors").exists()
