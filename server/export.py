@@ -37,6 +37,7 @@ from server.folder import EventLog
 from server.results import VOID, Measures, Results, rounded_up
 from server.wire import status
 
+KIND = f"{MessageType.QUERY}.adapter"
 SECONDS = 120.0
 """How long the run waits for sites to say that they have the adapter; who does not can be given it
 by hand."""
@@ -54,7 +55,7 @@ def hand_over(grid: Grid, roster: Roster, folder: Path, events: EventLog, second
         told = ConfigRecord({"sha256": digest})
         content = RecordDict({RECORD: ArrayRecord(arrays), DIGEST: told})
         requests = {
-            name: Message(content, node, f"{MessageType.QUERY}.adapter", ttl=within)
+            name: Message(content, node, KIND, ttl=within)
             for name, node in roster.connected().items()
         }
         faults = {reply.client: _fault(reply) for reply in collect(grid, requests, within)}
