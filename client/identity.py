@@ -1,62 +1,60 @@
-"""Client identity, state and policy of a request."""
+"""Who a client is, where it keeps what, and what it says of a fault.
+
+A fault is a code for the server, and all the rest for the site's own log: an exception's text may
+hold private data.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flwr.app import Context
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from client.gate import as_the_site_decides, require_same_package
-from client.site_file import NAME, NODE_KEY, SiteFile, SiteLog, read_site
-from client.state import GivenSums, folder_of
+from client.gate import Asked, require
+from client.site_file import NAME, NODE_KEY, SiteFile, read_site, site_files
+from client.state import RetainedMissing, folder_of
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import from_run_config, run_name
+from deal_core.config.run_config import PACKAGE, from_run_config, run_name
+from deal_core.data.source import named_tasks
 from deal_core.errors import UserError
-from deal_core.privacy.policy import Policy
+from deal_core.lora.payload import PayloadError
+from deal_core.privacy.policy import OutsidePolicy, Policy, Refusal
+from deal_core.secure_sum.messages import ProtocolError
+from deal_core.wire.records import BLAMES
 
 if TYPE_CHECKING:
     from deal_core.privacy.interface import Site
 
-
-def site_of(client: Client) -> Site:
-    """Return what a privacy mechanism must know of a client. An institution's ledger outlives all
-    runs, and lies in its state folder; a simulated client's lies in its folder of the run."""
-    from deal_core.privacy.interface import Site
-    from deal_core.privacy.ledger import Ledger
-
-    if client.file is None:
-        return Site(partial(Ledger, client.folder), None, simulated=True)
-    state = Path(client.file.site.state)
-    return Site(partial(Ledger, state), client.policy, simulated=False)
-
-
-SiteOf = Callable[["Client"], "Site"]
-"""What a privacy mechanism must know of a client."""
+LOG = "log.jsonl"
+"""The site's own log, in its state folder."""
+STATUS = "status"
+"""Record that says how a request ended; its ``code`` is ``ok``, or why there is nothing else."""
+OWN_RULES = (Refusal, OutsidePolicy, RetainedMissing)
+"""By which a site declines a request, or asks for it once more: nothing went wrong."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Client:
-    """One client of a run.
-
-    Attributes:
-        number: of the client in the run.
-        folder: what it keeps of this run, between requests and restarts.
-        asked: the experiment, as the server asks for it.
-        file: what an institution has decided; None where the client is simulated.
-        find_site: what a privacy mechanism must know of it; another one in tests of policies.
-    """
+    """One client of a run."""
 
     number: int
+    """In the run."""
     folder: Path
+    """What it keeps of this run, between requests and restarts."""
     asked: Experiment
+    """As the server asks for it."""
     file: SiteFile | None = None
-    find_site: SiteOf = site_of
+    """What an institution has decided; None where the client is simulated."""
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -73,15 +71,20 @@ class Client:
         the server vouches for none."""
         if self.file is None or self.file.policy is None:
             return None
-        if not self.file.peers:
-            return self.file.policy
-        return self.file.policy.model_copy(update={"server_vouches_for_peers": False})
+        vouches = self.file.policy.server_vouches_for_peers and not self.file.peers
+        return self.file.policy.model_copy(update={"server_vouches_for_peers": vouches})
 
     @cached_property
     def site(self) -> Site:
-        """What a privacy mechanism must know of the client."""
-        found = self.find_site(self)
-        return found if self.file is None else replace(found, run=self.run)
+        """What a privacy mechanism must know of the client. An institution's ledger outlives all
+        runs, and lies in its state folder; a simulated client's lies in its folder of the run."""
+        from deal_core.privacy.interface import Site
+        from deal_core.privacy.ledger import Ledger
+
+        if self.file is None:
+            return Site(partial(Ledger, self.folder), None, simulated=True)
+        ledger = partial(Ledger, Path(self.file.site.state))
+        return Site(ledger, self.policy, simulated=False, run=self.run)
 
     @cached_property
     def run(self) -> str:
@@ -90,27 +93,15 @@ class Client:
         settings = run_name(self.asked)
         return settings if self.file is None else f"{settings} {self.folder.name}"
 
-    @property
+    @cached_property
     def kept(self) -> Path:
         """Folder of what methods keep in this run, of these very settings."""
         return folder_of(self.folder, "" if self.file is None else self.run)
 
     @property
-    def given(self) -> GivenSums | None:
-        """The class sums that the site has given; None: the client is simulated."""
-        return None if self.file is None else GivenSums(Path(self.file.site.state) / "sums")
-
-    @property
-    def log(self) -> SiteLog | None:
-        """The site's log, where there is a site."""
-        return log_of(self.file)
-
-    def asked_model(self, experiment: Experiment) -> str:
-        """Return the name of the base model as the server knows it; of several that lie in the same
-        place here, the first."""
-        name = experiment.model.name
-        known = self.file.models if self.file is not None else {}
-        return next((asked for asked, place in known.items() if (place or asked) == name), name)
+    def masked_only(self) -> bool:
+        """Whether nothing that is learnt leaves but in a secure sum, by the site's policy."""
+        return self.policy is not None and self.policy.secure_aggregation == "required"
 
     def as_of_today(self, request: str) -> str:
         """Return the name of a request under the policy of today: what was kept, or masked, under
@@ -119,48 +110,133 @@ class Client:
         return f"{request} {hashlib.sha256(said.encode()).hexdigest()}"
 
 
-def client_of(
-    context: Context, file: SiteFile | None = None, find_site: SiteOf = site_of
-) -> Client:
+def file_of(context: Context) -> SiteFile | None:
+    """Return ``site.toml``; None for a simulated client.
+
+    Raises:
+        UserError: it cannot be used.
+    """
+    place = context.node_config.get(NODE_KEY)
+    return None if place is None else read_site(Path(str(place)))
+
+
+def client_of(context: Context, file: SiteFile | None) -> Client:
     """Return which client this is.
 
     Args:
         context: of the request.
         file: what :func:`file_of` returns of it.
-        find_site: see :class:`Client`.
 
     Raises:
-        UserError: ``site.toml`` cannot be used, or the run does not know this site.
+        UserError: the run does not know this site.
         Refusal: another federated-deal is installed here than at the server.
     """
     asked = from_run_config(context.run_config)
     out = asked.run.out
-    if NODE_KEY not in context.node_config:
+    if file is None:
         number = int(context.node_config["partition-id"])
         folder = Path(out or f"deal-run-{context.run_id}") / "sites" / str(number)
-        return Client(number, folder, asked, None, find_site)
-    file = file or read_site(Path(str(context.node_config[NODE_KEY])))
-    require_same_package(context.run_config)
+        return Client(number, folder, asked)
+    require(Asked(asked, package=str(context.run_config.get(PACKAGE, ""))[:64]), "package")
     name, sites, run = file.site.name, asked.federation.sites, Path(out).name
     if name not in sites:
         raise UserError(f"the run is for {', '.join(sites)}, and this site is '{name}'")
     if not NAME.fullmatch(run):  # a name from outside, about to become a folder
         raise UserError(f"the name of the run, {run[:80]!r}, is none")
-    folder = Path(file.site.state) / "runs" / run
-    return Client(sites.index(name), folder, asked, file, find_site)
+    return Client(sites.index(name), Path(file.site.state) / "runs" / run, asked, file)
 
 
-def file_of(context: Context) -> SiteFile | None:
-    """What ``site.toml`` says; None for a simulated client, and where it cannot be read."""
+def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
+    """Return the experiment with everything that is the site's to say taken from ``site``: its
+    files, tasks and labels, where the base model lies, the column that makes groups. Of the data
+    that were asked for only which of the tasks are in the run is left.
+
+    Raises:
+        OutsidePolicy: the experiment needs a base model, or public texts, that the site has not
+            agreed to; names a task, or labels, that it has not declared; or has another unit of
+            privacy than the site's.
+    """
+    require(Asked(experiment, site.policy, site), "unit", "data", "model")
+    asked, model = experiment.data, experiment.model
+    tasks = asked.tasks or named_tasks(asked)
+    data = {
+        "tasks": tasks,
+        "instructions": {t: asked.instructions[t] for t in tasks if t in asked.instructions},
+        "measures": asked.measures,
+        "public_path": site.data.public_path if asked.public_path else "",
+    }
+    unit = site.policy.unit_column if site.policy is not None else ""
+    threads = site.compute.threads or experiment.run.threads
+    return experiment.model_copy(
+        update={
+            "data": site_files(site.data).model_copy(update=data),
+            "model": model.model_copy(update={"name": site.models[model.name] or model.name}),
+            "privacy": experiment.privacy.model_copy(update={"unit_column": unit}),
+            "run": experiment.run.model_copy(update={"threads": threads}),
+        }
+    )
+
+
+def write_log(file: SiteFile | None, event: str, **fields: Any) -> None:
+    """Append one event to the site's own log, one JSON object a line, which is never sent; nothing
+    where the client is simulated. A log that cannot be written stops nothing: the line then goes
+    to the output of the process."""
+    if file is None:
+        return
+    folder, line = (
+        Path(file.site.state),
+        json.dumps({"event": event, "time": time.time(), **fields}),
+    )
     try:
-        return read_site(Path(str(context.node_config[NODE_KEY])))
-    except KeyError:
-        return None
-    except UserError:
-        logging.getLogger(__name__).exception("no site.toml")
-        return None
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOG).open("a", encoding="utf-8") as book:
+            book.write(line + "\n")
+    except OSError:
+        log.exception("the site's log cannot be written: %s", line)
 
 
-def log_of(file: SiteFile | None) -> SiteLog | None:
-    """The site's log, where there is a site."""
-    return None if file is None else SiteLog(Path(file.site.state))
+def log_fault(message: Message, error: Exception, file: SiteFile | None, client: object) -> str:
+    """Return the fixed word for a fault, or for a client's own refusal (a policy, a budget, no
+    data), which is all that leaves; the log here has the rest: of a refusal the reason, of what
+    went wrong all that is known.
+
+    Args:
+        message: the request.
+        error: what it ended with.
+        file: the site's; None: the client is simulated.
+        client: its number.
+    """
+    code = "failed"
+    if isinstance(error, PayloadError):
+        code = "refused"
+    elif isinstance(error, OutsidePolicy):
+        code = "policy"
+    elif isinstance(error, (Refusal, ProtocolError, RetainedMissing)):
+        code = error.code
+    if file is not None:
+        about: dict[str, Any] = {"reason": str(error)}
+        if not isinstance(error, OWN_RULES):
+            told = "".join(traceback.format_exception(error))
+            about = {"error": f"{type(error).__name__}: {error}", "traceback": told}
+        write_log(file, f"request_{code}", **about, **log_fields(message))
+    elif code in ("failed", "refused"):
+        log.error("request answered with '%s'", code, exc_info=error)
+    else:
+        log.info("client %s takes no part (%s): %s", client, code, error)
+    return code
+
+
+def log_fields(message: Message) -> dict[str, Any]:
+    """Return what a request is about, for the site's log."""
+    records = message.content.config_records if message.has_content() else {}
+    instruction: Mapping[str, Any] = records.get("instruction", {})
+    known = ("task", "stage", "phase", "server_round")
+    about = {key: str(instruction[key])[:100] for key in known if key in instruction}
+    return {"asked": message.metadata.message_type, **about}
+
+
+def status_reply(message: Message, code: str, blamed: str = "") -> Message:
+    """Return a reply that carries a code and nothing else; where a site's message of a secure sum
+    is to blame, whose: that follows from what the sites have sent, and from no record."""
+    status = ConfigRecord({"code": code, **({BLAMES: blamed} if blamed else {})})
+    return Message(RecordDict({STATUS: status}), reply_to=message)

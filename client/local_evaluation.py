@@ -17,7 +17,6 @@ from functools import partial
 
 from client.gate import Asked, Authorization, require
 from client.identity import Client
-from client.rehearsal import rehearse_answers, rehearse_embeddings
 from client.runtime import ClientRuntime, ClientTask
 from deal_core.atomic_write import atomic_write
 from deal_core.lora.state import State
@@ -84,8 +83,8 @@ def local_evaluation(
         server_round=instruction.server_round,
         data=(),
         record_ids=(),
-        records=lambda: runtime.records(client.number),
-        site_records=lambda: runtime.site_records(client.number),
+        records=lambda: runtime.units(client.number),
+        site_records=lambda: runtime.site_units(client.number),
         ids=lambda: (),
         generator=seeded(config.run.seed, "evaluate", client.number, instruction.stage),
         evaluated=len(instruction.tasks),
@@ -106,7 +105,7 @@ def exact_counts(
     if noised:  # of every task, whether the site has test records of it or not
         load_state(runtime.model, state)
         for task in instruction.tasks:
-            rehearse_task(runtime, task)
+            runtime.rehearse_answers(task)
     by_group = noised and runtime.mechanism.unit == GROUP
     all_labels = has_label_logits(runtime.experiment.model)
     learnt = instruction.learnt if all_labels else None
@@ -116,26 +115,12 @@ def exact_counts(
         for task, share in shares.items()
     ]
     texts = runtime.experiment.data.generation  # their measure is a sum of shares
+    tests = [share.test_groups if by_group else share.test for share in shares.values()]
     counts: dict[str, list[float]] = {
         CORRECT: [float(own) if texts else own for own, _ in right],
-        EXAMPLES: [
-            len(set(share.test_groups)) if by_group else len(share.test)
-            for share in shares.values()
-        ],
+        EXAMPLES: [len(set(each)) if by_group else len(each) for each in tests],
     }
     return {**counts, CORRECT_ALL: [both for _, both in right]} if all_labels else counts
-
-
-def rehearse_task(runtime: ClientRuntime, task: str) -> None:
-    """Try out on constant texts what the answers to a task's test records take.
-
-    Raises:
-        RehearsalFailed: it does not work.
-    """
-    labels, asks = runtime.labels(task), runtime.instruction(task)
-    rehearse_answers(runtime, labels, asks)
-    if runtime.statistics is not None and labels:
-        rehearse_embeddings(runtime, labels, asks, runtime.statistics.layers)
 
 
 def right_answers(
@@ -203,14 +188,8 @@ def _scorer(
 
 
 def verdict(client: Client, runtime: ClientRuntime, granted: Authorization, state: State) -> bool:
-    """Return whether records that are held back are answered better without the heads of ``state``.
-
-    Args:
-        client: whose records.
-        runtime: model and data.
-        granted: by the gate; its ``tasks`` are those whose class means are new.
-        state: with the heads of all tasks so far.
-    """
+    """Return whether records that are held back are answered better without the heads of ``state``;
+    the ``tasks`` of the request are those whose class means are new."""
     instruction, path = granted.request, client.kept / "verdicts.json"
     said: dict[str, bool] = json.loads(path.read_text()) if path.exists() else {}
     stage = str(instruction.stage)

@@ -3,12 +3,14 @@ that its privacy mechanism lets it read."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,8 @@ from numpy.typing import NDArray
 
 from client.gate import Authorization
 from client.identity import Client
-from client.rehearsal import ObjectiveOf, rehearse, rehearse_embeddings
 from client.runtime import ClientRuntime, ClientTask
-from client.state import GivenSums, RoundStore, TaskStore, digest
+from client.state import RoundStore, TaskStore, sums_once
 from deal_core.data.public import public_texts, texts_digest
 from deal_core.lora.attach import entries_of, read
 from deal_core.lora.state import State
@@ -27,10 +28,10 @@ from deal_core.methods import (
     EmbeddedTask,
     LocalTask,
     Phase,
-    RoundState,
     Statistics,
     TaskDataset,
     TaskHistory,
+    TaskPrompt,
     Tensors,
     under_all_labels,
 )
@@ -79,18 +80,18 @@ def local_update(
         Refusal: the client has no data for it, or no budget.
     """
     instruction, site = granted.request, granted.site
-    phase = runtime.phase(instruction.phase)
-    data = runtime.task(instruction.task, client.number)
-    joint_tasks = [own_share(runtime, client.number, task) for task in instruction.tasks]
+    phase, number = runtime.phase(instruction.phase), client.number
+    data = runtime.task(instruction.task, number)
+    joint_tasks = [own_share(runtime, number, task) for task in instruction.tasks]
     if phase.statistics is not None:
         joint_tasks = worked_on(runtime, instruction, joint_tasks, site)
     elif runtime.experiment.stream.schedule == "joint-all-labels":
         joint_tasks = under_all_labels(joint_tasks)
-    grouping = runtime.grouping(instruction.task, client.number)
-    units = len(data.train) if grouping is None else len(set(grouping.numbers))
-    training = LocalTraining(client, runtime, instruction, state, data, joint_tasks, units)
-    ask = _request(training, request, grouping, sites)
-    update = release(runtime.mechanism, ask, site, training.update)
+    grouping = runtime.grouping(instruction.task, number)
+    training = LocalTraining(
+        client, runtime, instruction, phase, state, data, joint_tasks, grouping
+    )
+    update = release(runtime.mechanism, training.request(request, sites), site, training.update)
     for write in training.unsaved:
         write()
     return update
@@ -105,71 +106,98 @@ def own_share(runtime: ClientRuntime, client: int, task: str) -> TaskDataset:
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """What a request is answered from.
-
-    Attributes:
-        client: whose data they are.
-        runtime: model, method and tokenised data of this process.
-        instruction: task, phase and factors to train.
-        state: the adapters as they arrived.
-        data: the client's share of the task.
-        joint_tasks: its shares of all tasks that are learnt at once; none: of one alone.
-        units: records, or groups, of the share.
-        unsaved: writes what the client carries to later rounds. It follows from what was read, so
-            that nothing of it may last before the update is charged.
-    """
+    """What a request is answered from."""
 
     client: Client
+    """Whose data they are."""
     runtime: ClientRuntime
     instruction: Instruction
+    phase: Phase
+    """Of the method."""
     state: State
+    """The adapters as they arrived."""
     data: ClientTask
+    """The client's share of the task."""
     joint_tasks: Sequence[TaskDataset]
-    units: int
+    """Its shares of all tasks that are learnt at once; none: of one alone."""
+    grouping: Grouping | None
+    """Of the share's records, where groups are protected."""
     unsaved: list[Callable[[], None]] = field(default_factory=list)
+    """Writes what the client carries to later rounds. It follows from what was read, so that
+    nothing of it may last before the update is charged."""
 
-    @property
-    def phase(self) -> Phase:
-        """Of the method."""
-        return self.runtime.phase(self.instruction.phase)
+    def request(self, name: str, sites: int) -> UpdateRequest:
+        """Return what the privacy mechanism must know of the training: ``name`` of what is asked,
+        ``sites`` of the secure sum."""
+        runtime, instruction, client = self.runtime, self.instruction, self.client.number
+        statistics = self.phase.statistics
+        together = list(zip(instruction.tasks, self.joint_tasks, strict=True))
+        data, record_ids = self.data.train, self.data.record_ids
+        if together:
+            data = [each for _, share in together for each in share.data]
+            record_ids = [
+                RecordId(task, row) for task, share in together for row in range(len(share.data))
+            ]
+        if statistics is None:
+            entries = entries_of(self.state.current, frozenset(instruction.trained))
+        else:
+            labels = len(runtime.labels(instruction.task))
+            shapes = statistics.shapes(labels, runtime.experiment.model)
+            entries = sum(math.prod(shape) for shape in shapes.values())
+        where = instruction.stage, instruction.server_round
+        return UpdateRequest(
+            request=f"{instruction.phase} {name}",
+            client=str(client),
+            task=instruction.task,
+            phase=instruction.phase,
+            stage=instruction.stage,
+            server_round=instruction.server_round,
+            data=data,
+            record_ids=record_ids,
+            records=lambda: runtime.units(client),
+            site_records=lambda: runtime.site_units(client),
+            ids=lambda: runtime.ids(instruction.task, client),
+            generator=seeded(runtime.experiment.run.seed, "train", client, *where),
+            entries=entries,
+            grouping=self.grouping,
+            sites=sites,
+            statistics=statistics,
+            joint_tasks=tuple(task for task, share in together if share.data),
+        )
 
     def update(self, gradients: Gradients | GradientSum) -> LocalUpdate:
         """Return the update as it travels: trained factors, or the sums that the phase is made of;
         ``gradients`` says which data are read, and what is done to them."""
-        runtime, instruction, statistics = self.runtime, self.instruction, self.phase.statistics
+        runtime, instruction, number = self.runtime, self.instruction, self.client.number
+        statistics, tasks = self.phase.statistics, self.joint_tasks
         if statistics is not None and statistics.exact is not None:
-            own = self.joint_tasks or [TaskDataset(self.data.labels, self.data.train)]
-            return exact_sums(runtime, self.client.number, self.state, instruction, statistics, own)
+            own = tasks or [TaskDataset(self.data.labels, self.data.train)]
+            return exact_sums(runtime, number, self.state, instruction, statistics, own)
         if statistics is not None:
             assert isinstance(gradients, GradientSum)
-            given = self.client.given if runtime.mechanism.unit is None else None
-            tasks = self.joint_tasks
-            return class_sums(
-                runtime, self.client.number, instruction, statistics, gradients, tasks, given
-            )
+            file, given = self.client.file, None
+            if file is not None and runtime.mechanism.unit is None:
+                given = Path(file.site.state) / "sums"
+            return class_sums(runtime, number, instruction, statistics, gradients, tasks, given)
         started, trained = time.monotonic(), frozenset(instruction.trained)
-        objective: ObjectiveOf = partial(self.phase.objective, runtime.model, self.state)
-        task, cache = self._task(), runtime.learning(self.client.number, instruction.task)
+        objective = partial(self.phase.objective, runtime.model, self.state)
+        task, cache = self._task(), runtime.learning(number, instruction.task)
         summed = isinstance(gradients, GradientSum)
         probes = () if summed else runtime.probes(tuple(task.labels), task.instruction)
         load_state(runtime.model, self.state)
         if summed or runtime.mechanism.unit is not None:
-            rehearse(runtime, objective, task, trained, gradients)
+            runtime.rehearse_gradients(objective, task, trained, gradients)
         made = objective(task, gradients.data, cache)
         if isinstance(gradients, GradientSum):
-            total = gradients.total(runtime.model.module, made)
-            expected = np.array([max(1, round(gradients.sample_rate * self.units))], np.int64)
-            figures = {"num_examples": 1.0, "seconds": time.monotonic() - started}
-            return LocalUpdate({**total, EXAMPLES: expected}, figures)
+            groups = self.grouping
+            units = len(self.data.train) if groups is None else len(set(groups.numbers))
+            expected = np.array([max(1, round(gradients.sample_rate * units))], np.int64)
+            total = {**gradients.total(runtime.model.module, made), EXAMPLES: expected}
+            return _taken(total, started, num_examples=1.0)
         report = run_local_steps(runtime.model, made, gradients, trained, runtime.experiment.train)
         gradients.finished(runtime.model, task.labels, probes)
         encoded = self._encoded(trained)
-        figures = {
-            "num_examples": len(gradients.data),
-            "loss": report.loss,
-            "seconds": time.monotonic() - started,
-        }
-        return LocalUpdate(encoded, figures)
+        return _taken(encoded, started, num_examples=len(gradients.data), loss=report.loss)
 
     def _task(self) -> LocalTask:
         """What the client knows of the task, of earlier tasks, and of earlier rounds."""
@@ -180,15 +208,16 @@ class LocalTraining:
         met = {*instruction.seen, instruction.task}  # a task that returns was met before
         known = sum(1 for _ in takewhile(met.__contains__, past_tasks))
         store = RoundStore(folder, instruction.stage, instruction.server_round)
-        carried: RoundState = SavedLater(store, self.unsaved)
+        seen = runtime.spaces(instruction.seen)
+        asks = map(runtime.instruction, instruction.seen)
         return LocalTask(
             labels=self.data.labels,
-            seen=runtime.spaces(instruction.seen),
+            seen=seen,
             past=TaskHistory(shares, TaskStore(folder), known) if shares else None,
-            round_state=carried,
+            round_state=SavedLater(store, self.unsaved),
             joint_tasks=self.joint_tasks,
             future=partial(runtime.spaces, instruction.future),
-            prompts=[runtime.prompt(task) for task in instruction.seen],
+            prompts=[TaskPrompt(*each) for each in zip(seen, asks, strict=True)],
             protected=protected,
             instruction=runtime.instruction(instruction.task),
         )
@@ -200,7 +229,7 @@ class LocalTraining:
         config = self.runtime.experiment
         dtype, lossy = config.wire.dtype, config.wire.dtype != EXACT
         store = RoundStore(self.client.kept, *where, "feedback")
-        basis = f"{instruction.phase} {digest(frozen_factors(before, trained))}"
+        basis = f"{instruction.phase} {_digest(frozen_factors(before, trained))}" if lossy else ""
         generator = seeded(config.run.seed, "uplink", self.client.number, *where)
         kept = store.load(basis) if lossy else {}
         feedback = {key: value.numpy() for key, value in kept.items()}
@@ -210,6 +239,19 @@ class LocalTraining:
             tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in lost.items()}
             self.unsaved.append(partial(store.save, basis, tensors))
         return encoded
+
+
+def _taken(arrays: Mapping[str, NDArray[Any]], started: float, **figures: float) -> LocalUpdate:
+    return LocalUpdate(arrays, {**figures, "seconds": time.monotonic() - started})
+
+
+def _digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
+    """A name for these values; equal values have equal names."""
+    hashed = hashlib.sha256()
+    for key in sorted(arrays):
+        hashed.update(key.encode())
+        hashed.update(np.ascontiguousarray(arrays[key]).tobytes())
+    return hashed.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -226,47 +268,6 @@ class SavedLater:
     def save(self, basis: str, tensors: Tensors) -> None:
         """Leave this for a later round."""
         self.unsaved.append(partial(self.store.save, basis, tensors))
-
-
-def _request(
-    training: LocalTraining, request: str, grouping: Grouping | None, sites: int
-) -> UpdateRequest:
-    """What the privacy mechanism must know of the training."""
-    runtime, instruction, client = training.runtime, training.instruction, training.client.number
-    statistics = training.phase.statistics
-    together = list(zip(instruction.tasks, training.joint_tasks, strict=True))
-    data, record_ids = training.data.train, training.data.record_ids
-    if together:
-        data = [each for _, share in together for each in share.data]
-        record_ids = [
-            RecordId(task, row) for task, share in together for row in range(len(share.data))
-        ]
-    if statistics is None:
-        entries = entries_of(training.state.current, frozenset(instruction.trained))
-    else:
-        labels = len(runtime.labels(instruction.task))
-        shapes = statistics.shapes(labels, runtime.experiment.model)
-        entries = sum(math.prod(shape) for shape in shapes.values())
-    where = instruction.stage, instruction.server_round
-    return UpdateRequest(
-        request=f"{instruction.phase} {request}",
-        client=str(client),
-        task=instruction.task,
-        phase=instruction.phase,
-        stage=instruction.stage,
-        server_round=instruction.server_round,
-        data=data,
-        record_ids=record_ids,
-        records=lambda: runtime.records(client),
-        site_records=lambda: runtime.site_records(client),
-        ids=lambda: runtime.ids(instruction.task, client),
-        generator=seeded(runtime.experiment.run.seed, "train", client, *where),
-        entries=entries,
-        grouping=grouping,
-        sites=sites,
-        statistics=statistics,
-        joint_tasks=tuple(task for task, share in together if share.data),
-    )
 
 
 def worked_on(
@@ -291,7 +292,7 @@ def class_sums(
     statistics: Statistics,
     gradients: GradientSum,
     tasks: Sequence[TaskDataset],
-    given: GivenSums | None = None,
+    given: Path | None = None,
 ) -> LocalUpdate:
     """Return class sums over the client's records of every task that it is asked about, with its
     share of the noise.
@@ -304,7 +305,7 @@ def class_sums(
         gradients: adds it up, and says which records may be read.
         tasks: of several tasks the records, which are those of ``gradients`` in this order; none:
             there is one.
-        given: of a site without a mechanism: what it gave before, it gives again.
+        given: of a site without a mechanism: where it keeps what it gave before, to give it again.
 
     Raises:
         Refusal: it gave another form of them before.
@@ -314,7 +315,7 @@ def class_sums(
     records, first = [len(each.data) for each in tasks] or [len(gradients.data)], 0
     for place, task in enumerate(instruction.tasks or (instruction.task,)):
         labels, data = runtime.labels(task), gradients.data[first : first + records[place]]
-        rehearse_embeddings(runtime, labels, runtime.instruction(task), statistics.layers)
+        runtime.rehearse_embeddings(task, statistics.layers)
         vectors, share = torch.zeros(0, size), runtime.task(task, client)
         if data:
             vectors = runtime.vectors(share, "train", statistics)
@@ -327,8 +328,8 @@ def class_sums(
             continue
         assert isinstance(gradients, NoisySum)
         form = _form(runtime, statistics, labels)
-        found[name] = given.once(task, form, gradients.shares, add)
-    return LocalUpdate(found, {"num_examples": 1.0, "seconds": time.monotonic() - started})
+        found[name] = sums_once(given, task, form, gradients.shares, add)
+    return _taken(found, started, num_examples=1.0)
 
 
 def _form(runtime: ClientRuntime, statistics: Statistics, labels: Sequence[str]) -> str:
@@ -360,5 +361,4 @@ def exact_sums(
         embedded = EmbeddedTask(vectors, targets, len(own.labels), state.heads.get(task))
         sums = statistics.exact.collect(embedded)
         found |= {f"{place}.{name}": value.numpy() for name, value in sums.items()}
-    examples = sum(len(own.data) for own in tasks)
-    return LocalUpdate(found, {"num_examples": examples, "seconds": time.monotonic() - started})
+    return _taken(found, started, num_examples=sum(len(own.data) for own in tasks))

@@ -28,7 +28,6 @@ from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum import site_round
 from deal_core.secure_sum.layout import Layout, weighted_values
 from deal_core.secure_sum.messages import MaskRequest
-from deal_core.secure_sum.terms import SitePolicy
 from deal_core.wire.adapter_record import EXACT
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import count_names
@@ -44,47 +43,26 @@ from deal_core.wire.secure_layout import (
 
 @dataclass(frozen=True)
 class Maskable:
-    """What a client is asked to add to a sum.
+    """A vector that a client has been asked to add to a sum, and that it may mask.
 
     Attributes:
         client: which client.
-        message: has the round's mask request.
+        request: of the round, for a mask.
         layout: of the vector.
-        conditions: on the round, from the settings that the vector is made with: the legs before
-            may have come with others.
         place: in the run; of one place one vector is masked.
         name: of the request that the vector answers.
     """
 
     client: Client
-    message: Message
+    request: bytes
     layout: Layout
-    conditions: SitePolicy
     place: str
     name: str
 
     @property
     def sites(self) -> int:
         """How many sites are in the sum, as the mask request says."""
-        return len(MaskRequest.from_bytes(request_of(self.message)).mask_keys) + 1
-
-    def require(self) -> None:
-        """Check, before anything is counted, trained or charged, that the vector can be masked.
-
-        Raises:
-            ProtocolError: the request is refused, or a vector of this place is in a sum already.
-            PayloadError: no request, or not what the round's terms say.
-        """
-        store, request = SecureStore(self.client.folder), request_of(self.message)
-        with store.alone():
-            kept = store.announced()
-            site_round.require_maskable(kept, request)
-            context = MaskRequest.from_bytes(request).context
-            terms = kept.round_of(context).terms
-            self.conditions.check(terms)
-            if terms.layout != self.layout.digest:
-                raise PayloadError("secure: an update of another form than the round's terms say")
-            store.used().masking(context, self.place, self.name)
+        return len(MaskRequest.from_bytes(self.request).mask_keys) + 1
 
     def masked(self, arrays: Mapping[str, NDArray[Any] | None], seed: int) -> bytes:
         """Return the masked vector. That it is in this sum, and in no other, is on the disk before.
@@ -101,11 +79,10 @@ class Maskable:
             if self.client.file is None
             else np.random.default_rng(secrets.randbits(128))  # the seed is the server's word
         )
-        encoded = self.layout.encode(arrays, generator)
-        store, request = SecureStore(self.client.folder), request_of(self.message)
+        encoded, store = self.layout.encode(arrays, generator), SecureStore(self.client.folder)
         with store.alone():
-            answered = site_round.mask(store.announced(), request, encoded)
-            context = MaskRequest.from_bytes(request).context
+            answered = site_round.mask(store.announced(), self.request, encoded)
+            context = MaskRequest.from_bytes(self.request).context
             store.keep_used(store.used().masking(context, self.place, self.name))
             store.keep(answered.state)
         return answered.reply
@@ -119,7 +96,8 @@ def maskable_update(
     instruction: Instruction,
     name: str,
 ) -> Maskable:
-    """Return what a training request asks to be added to a sum.
+    """Return what a training request asks to be added to a sum, checked before anything is counted,
+    trained or charged.
 
     Args:
         client: which one.
@@ -130,10 +108,12 @@ def maskable_update(
         name: of the request that the update answers.
 
     Raises:
-        PayloadError: the experiment has updates that are not summed as they are.
+        ProtocolError: the request is refused, or a vector of this place is in a sum already.
+        PayloadError: no request, not what the round's terms say, or the experiment has updates
+            that are not summed as they are.
     """
     config, statistics = runtime.experiment, runtime.phase(instruction.phase).statistics
-    basis = sum_terms(config, client.asked_model(config), instruction, state)
+    basis = sum_terms(config, client.asked.model.name, instruction, state)
     # Of one place in the run one update is masked: its round; of sums that a client gives once,
     # its task, whatever the phase is called, since in another round they would be the same.
     place = f"{instruction.phase} {instruction.stage} {instruction.server_round}"
@@ -147,7 +127,7 @@ def maskable_update(
     else:
         trained = frozenset(instruction.trained)
         layout = layout_of(config, state.current, trained, at_server(config), basis)
-    return Maskable(client, message, layout, conditions(client, config), place, name)
+    return _maskable(client, runtime, message, layout, place, name)
 
 
 def maskable_counts(
@@ -158,13 +138,30 @@ def maskable_counts(
     instruction: Instruction,
     name: str,
 ) -> Maskable:
-    """Return what an evaluation request asks to be added to a sum."""
+    """Return what an evaluation request asks to be added to a sum, as :func:`maskable_update`."""
     config = runtime.experiment
-    basis = sum_terms(config, client.asked_model(config), instruction, state)
+    basis = sum_terms(config, client.asked.model.name, instruction, state)
     names = count_names(has_label_logits(config.model))
     layout = counts_layout(names, len(instruction.tasks), config.federation.clients, basis)
-    place = f"evaluate {instruction.stage}"
-    return Maskable(client, message, layout, conditions(client, config), place, name)
+    return _maskable(client, runtime, message, layout, f"evaluate {instruction.stage}", name)
+
+
+def _maskable(
+    client: Client, runtime: ClientRuntime, message: Message, layout: Layout, place: str, name: str
+) -> Maskable:
+    # The conditions are from the settings that the vector is made with: earlier legs may have come
+    # with others.
+    store, request = SecureStore(client.folder), request_of(message)
+    with store.alone():
+        kept = store.announced()
+        site_round.require_maskable(kept, request)
+        context = MaskRequest.from_bytes(request).context
+        terms = kept.round_of(context).terms
+        conditions(client, runtime.experiment).check(terms)
+        if terms.layout != layout.digest:
+            raise PayloadError("secure: an update of another form than the round's terms say")
+        store.used().masking(context, place, name)
+    return Maskable(client, request, layout, place, name)
 
 
 def summed_arrays(

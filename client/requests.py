@@ -8,21 +8,20 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from torch import Tensor
 
 from client.egress import IN_THE_SUM, METRICS
-from client.faults import STATUS, log_fault
 from client.gate import authorize, authorize_evaluation
-from client.identity import Client
+from client.identity import STATUS, Client, log_fault, status_reply
 from client.local_evaluation import local_evaluation, verdict
 from client.local_training import local_update
 from client.masked_input import maskable_counts, maskable_update, summed_arrays
 from client.runtime import ClientRuntime
 from client.secure_legs import secure_reply
-from client.state import RetainedStore, UpdateStore, forget
+from client.state import forget, load_retained, save_retained, update_once
 from deal_core.config.experiment import counts_in_sum
 from deal_core.lora.adapter import Adapter, padded, zero_adapter
 from deal_core.lora.payload import (
@@ -37,7 +36,7 @@ from deal_core.lora.payload import (
 )
 from deal_core.lora.state import State
 from deal_core.privacy.interface import Counts, LocalUpdate
-from deal_core.privacy.policy import Policy, figures_allowed
+from deal_core.privacy.policy import figures_allowed
 from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
 from deal_core.wire.heads import read_heads, tasks_in
 from deal_core.wire.instruction import LEARN, RECORD, Instruction, read_instruction
@@ -51,7 +50,7 @@ def evaluation_reply(message: Message, client: Client, runtime: ClientRuntime) -
         PayloadError: the request is none.
         Refusal, OutsidePolicy, ProtocolError: by the client's own rules there are no counts.
     """
-    state, instruction = read_request(message, runtime, RetainedStore(client.folder))
+    state, instruction = read_request(message, runtime, client.folder)
     if instruction.task:
         raise PayloadError("instruction: an evaluation is of no one task")
     if instruction.phase != LEARN:
@@ -61,16 +60,14 @@ def evaluation_reply(message: Message, client: Client, runtime: ClientRuntime) -
     if instruction.stage < 0 and client.file is None:
         forget(client.kept)
     name = request_name(message, instruction, client.run)
-    masked = counts_in_sum(runtime.experiment)
-    maskable = None
-    if masked:
-        today = client.as_of_today(name)
-        maskable = maskable_counts(client, runtime, message, state, instruction, today)
-        maskable.require()
-    granted = authorize_evaluation(instruction, runtime, client.site)
-    counts = local_evaluation(client, runtime, granted, state, name, masked)
-    if maskable is None:
+    if not counts_in_sum(runtime.experiment):
+        granted = authorize_evaluation(instruction, runtime, client.site)
+        counts = local_evaluation(client, runtime, granted, state, name)
         return counts_reply(message, {key: list(values) for key, values in counts.items()})
+    today = client.as_of_today(name)
+    maskable = maskable_counts(client, runtime, message, state, instruction, today)
+    granted = authorize_evaluation(instruction, runtime, client.site)
+    counts = local_evaluation(client, runtime, granted, state, name, masked=True)
     arrays = {key: np.asarray(values, np.float64) for key, values in counts.items()}
     return secure_reply(message, maskable.masked(arrays, runtime.experiment.run.seed))
 
@@ -83,22 +80,23 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
         PayloadError: the request is none.
         Refusal, OutsidePolicy, ProtocolError: by the client's own rules there is no update.
     """
-    state, instruction = read_request(message, runtime, RetainedStore(client.folder))
+    state, instruction = read_request(message, runtime, client.folder)
     granted = authorize(instruction, runtime, client.site)
     name = request_name(message, instruction, client.run)
-    today = client.as_of_today(name)
-    maskable = None
+    today, maskable, sites = client.as_of_today(name), None, 0
     if runtime.masked(instruction.phase):
         maskable = maskable_update(client, runtime, message, state, instruction, today)
-        maskable.require()
-    counted = _counts(message, client, runtime, state, instruction)
-    sites = maskable.sites if maskable is not None else 0
+        sites = maskable.sites
+    counted = None
+    if instruction.piggybacked_evaluation:
+        counted = _counts(message, client, runtime, state, instruction.evaluation())
     learn = partial(local_update, client, runtime, granted, state, name, sites)
     if client.file is None:
         update = learn()
-    else:
-        kept = UpdateStore(client.folder).once(today, instruction, learn)
-        update = as_allowed(kept, client.site.policy, maskable is not None)
+    else:  # one that was charged before leaves with those of its figures that may leave today
+        kept = update_once(client.folder, today, instruction, learn)
+        figures = figures_allowed(kept.figures, client.policy, maskable is not None)
+        update = replace(kept, figures=figures)
     if maskable is None:
         return update_reply(message, update, instruction, counted)
     arrays = summed_arrays(runtime, state, instruction, update, maskable.layout)
@@ -106,47 +104,39 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
     return update_reply(message, update, instruction, counted, masked)
 
 
-def as_allowed(update: LocalUpdate, policy: Policy | None, masked: bool) -> LocalUpdate:
-    """Return an update that was charged before with those of its figures that may leave today."""
-    return replace(update, figures=figures_allowed(update.figures, policy, masked))
-
-
 def _counts(
     message: Message,
     client: Client,
     runtime: ClientRuntime,
     state: State,
-    instruction: Instruction,
-) -> tuple[str, Counts] | None:
+    asked: Instruction,
+) -> tuple[str, Counts]:
     """Return a code, and the counts of the evaluation that a training request asks for as well
-    (empty after a fault): whatever becomes of them, the client trains. None: none is asked for."""
-    if not instruction.piggybacked_evaluation:
-        return None
-    asked = instruction.evaluation()
+    (empty after a fault): whatever becomes of them, the client trains."""
     name = request_name(message, asked, client.run)
     try:
         granted = authorize_evaluation(asked, runtime, client.site)
         return "ok", local_evaluation(client, runtime, granted, state, name)
     except Exception as error:
-        return log_fault(message, error, client.log, client.number), {}
+        return log_fault(message, error, client.file, client.number), {}
 
 
 def read_request(
-    message: Message, runtime: ClientRuntime, store: RetainedStore
+    message: Message, runtime: ClientRuntime, folder: Path
 ) -> tuple[State, Instruction]:
     """Check and decode a server's request.
 
     Args:
         message: the request.
         runtime: what adapters must fit.
-        store: has the retained adapter that the client was sent last.
+        folder: has the retained adapter that the client was sent last.
 
     Returns:
         The server's state as the request brings it, and what is asked.
 
     Raises:
         PayloadError: a record too many or too few, or anything in one that is not expected.
-        RetainedMissing: the request relies on a retained adapter that is not in the store.
+        RetainedMissing: the request relies on a retained adapter that is not in the folder.
     """
     content = message.content
     if RECORD not in content.config_records:
@@ -164,7 +154,7 @@ def read_request(
         raise PayloadError(f"records {sorted(content)}, expected {sorted({*wanted, *others})}")
     sent = arrays.get(DISTILLED)
     if sent is None:
-        arrays[DISTILLED] = store.load(instruction.distilled)
+        arrays[DISTILLED] = load_retained(folder, instruction.distilled)
     elif record_digest(sent) != instruction.distilled:
         raise PayloadError("distilled: not what the instruction names")
     basis = (
@@ -179,13 +169,10 @@ def read_request(
         {key: (a.dtype, a.shape, a.stype, a.data) for key, a in arrays[name].items()}
         for name in sorted(wanted)
     ]
-
-    def decode() -> State:
-        return _state(arrays, runtime, instruction)
-
+    decode = partial(_state, arrays, runtime, instruction)
     state: State = runtime.latest.get_or_compute("state", (basis, raw), decode)
     if sent is not None:
-        store.save(sent)
+        save_retained(folder, sent)
     return state, instruction
 
 
@@ -210,9 +197,8 @@ def request_name(message: Message, instruction: Instruction, run: str) -> str:
 def _state(
     arrays: Mapping[str, ArrayRecord], runtime: ClientRuntime, instruction: Instruction
 ) -> State:
-    scaling = runtime.experiment.adapter.lora_alpha / instruction.rank
-    current = _adapter(arrays[LORA], runtime, instruction.rank, scaling)
-    config = runtime.experiment.adapter
+    config, scaling = runtime.experiment.adapter, runtime.experiment.adapter.lora_alpha
+    current = _adapter(arrays[LORA], runtime, instruction.rank, scaling / instruction.rank)
     most = max(2 * config.retained_rank + config.rank, instruction.distilled_rank)
     if instruction.retained_rank > most:  # rows that are not sent cost the sender nothing
         raise PayloadError(f"instruction: more than {most} retained rows")
@@ -220,22 +206,16 @@ def _state(
     retained, residual = padded(distilled, instruction.retained_rank), None
     if instruction.residual_rank:
         residual = _adapter(arrays[RESIDUAL], runtime, instruction.residual_rank, 1.0)
-    heads = _heads(arrays[HEADS], runtime) if HEADS in arrays else {}
-    return State(current, retained, residual, instruction.num_reference_directions, heads)
-
-
-def _heads(record: ArrayRecord, runtime: ClientRuntime) -> dict[str, Tensor]:
-    """Label heads of tasks of the run, and of no others."""
+    state = State(current, retained, residual, instruction.num_reference_directions)
     statistics = runtime.statistics
-    if statistics is None:
-        raise PayloadError("heads: no method of this run has any")
+    if HEADS not in arrays or statistics is None:
+        return state
     rounded = statistics.rounds(runtime.experiment.wire.dtype)
-    tasks = tasks_in(record, rounded)
+    tasks, size = tasks_in(arrays[HEADS], rounded), statistics.size(runtime.experiment.model)
     if not set(tasks) <= set(runtime.tasks):
         raise PayloadError("heads: a task that is not of this run")
-    size = statistics.size(runtime.experiment.model)
     shapes = {task: (len(runtime.labels(task)), size + 1) for task in tasks}
-    return read_heads(record, shapes, rounded)
+    return replace(state, heads=read_heads(arrays[HEADS], shapes, rounded))
 
 
 def _adapter(record: ArrayRecord, runtime: ClientRuntime, rank: int, scaling: float) -> Adapter:
@@ -263,15 +243,8 @@ def update_reply(
         masked: the vector in the place of the factors; of the figures those leave then that tell
             nothing of single records.
     """
-    status = ConfigRecord(
-        {
-            "code": "ok",
-            "stage": instruction.stage,
-            "phase": instruction.phase,
-            "server_round": instruction.server_round,
-        }
-    )
-    content, figures = RecordDict({STATUS: status}), dict(update.figures)
+    where = {name: getattr(instruction, name) for name in ("stage", "phase", "server_round")}
+    content, figures = RecordDict({STATUS: ConfigRecord({"code": "ok", **where})}), update.figures
     if masked is None:
         arrays = {key: Array(np.ascontiguousarray(value)) for key, value in update.arrays.items()}
         content[LORA] = ArrayRecord(arrays)
@@ -282,14 +255,13 @@ def update_reply(
     content[METRICS] = MetricRecord(dict(figures))
     if counted is not None:
         code, counts = counted
-        content[COUNTS] = ConfigRecord(
-            {"code": code, **{name: list(values) for name, values in counts.items()}}
-        )
+        values = {name: list(each) for name, each in counts.items()}
+        content[COUNTS] = ConfigRecord({"code": code, **values})
     return Message(content, reply_to=message)
 
 
 def counts_reply(message: Message, values: Mapping[str, int | list[float]]) -> Message:
-    """Counts per task, in the order of the request; or a verdict."""
-    metrics = MetricRecord(dict(values))
-    content = RecordDict({STATUS: ConfigRecord({"code": "ok"}), METRICS: metrics})
-    return Message(content, reply_to=message)
+    """Return counts per task, in the order of the request; or a verdict."""
+    reply = status_reply(message, "ok")
+    reply.content[METRICS] = MetricRecord(dict(values))
+    return reply

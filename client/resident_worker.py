@@ -21,7 +21,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.faults import status_reply
+from client.identity import status_reply
 from client.site_file import SiteFile
 from client.state import alone
 
@@ -62,11 +62,7 @@ def ask(site: SiteFile, message: Message, context: Context) -> Message | None:
 
 
 def _send_within(connection: Connection, seconds: float, what: object) -> None:
-    """Send; a worker that is busy reads no more than the system keeps for it.
-
-    Raises:
-        TimeoutError: it has read nothing more for so long.
-    """
+    """Send; TimeoutError where a busy worker has read nothing more for so long."""
     whole, part = divmod(seconds, 1.0)
     limit = struct.pack("ll", int(whole), int(1e6 * part) or 1)  # 0 and 0 would be no limit
     with socket.socket(fileno=os.dup(connection.fileno())) as end:
@@ -95,31 +91,28 @@ def _connect(address: Path) -> Connection | None:
 def _start(address: Path, keep_seconds: int) -> Connection | None:
     """Return a connection to a new worker, which outlives this process, or to the one that another
     process has started meanwhile."""
-    with alone(address.parent, "starting.lock"):
-        address.parent.chmod(0o700)  # what is sent here is trusted
-        return _connect(address) or _launch(address, keep_seconds)
-
-
-def _launch(address: Path, keep_seconds: int) -> Connection | None:
-    address.unlink(missing_ok=True)
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, os.environ.get("PYTHONPATH", "")]
-    with (address.parent / "output").open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "client.app", str(address), str(keep_seconds)],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    end = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < end:
+    with alone(address.parent, "starting.lock"):
+        address.parent.chmod(0o700)  # what is sent here is trusted
         connection = _connect(address)
         if connection is not None:
             return connection
-        time.sleep(0.1)
-    return None
+        address.unlink(missing_ok=True)
+        with (address.parent / "output").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "client.app", str(address), str(keep_seconds)],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        end = time.monotonic() + START_SECONDS
+        while connection is None and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.1)
+            connection = _connect(address)
+        return connection
 
 
 def serve(app: ClientApp, address: Path, keep_seconds: float) -> None:

@@ -1,4 +1,5 @@
-"""The heavy things of one process: the model, the method, the tokenised tasks.
+"""The heavy things of one process: the model, the method, the tokenised tasks; and what a client
+tries out on constant texts before it reads records.
 
 Simulated clients in one process share one runtime: one frozen base model, whose adapters
 are swapped in for each request. Nothing in it depends on which client asked before.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -18,16 +19,10 @@ from torch import Tensor
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, TaskData, declared_labels, load_for_clients, open_source
 from deal_core.data.partition import partition
-from deal_core.lora.attach import read
+from deal_core.deal.distillation import CACHED_FLOATS
+from deal_core.lora.attach import at_task_start, read, set_trainable
 from deal_core.lora.payload import PayloadError
-from deal_core.methods import (
-    Phase,
-    Statistics,
-    TaskPrompt,
-    method_of,
-    phases_of,
-    statistics_of,
-)
+from deal_core.methods import LocalTask, Phase, Statistics, method_of, phases_of, statistics_of
 from deal_core.models import (
     Encoded,
     GeneratingModel,
@@ -38,12 +33,30 @@ from deal_core.models import (
 from deal_core.models.interface import require_stateless
 from deal_core.models.loading import best_device
 from deal_core.privacy.events import GROUP
-from deal_core.privacy.interface import Grouping, Mechanism, RecordId
+from deal_core.privacy.interface import (
+    Gradients,
+    GradientSum,
+    Grouping,
+    Mechanism,
+    RecordId,
+    rehearsing,
+)
 from deal_core.protection import make_mechanism
 from deal_core.training.batching import Cache
-from deal_core.training.evaluation import base_embeddings, embeddings_alone
+from deal_core.training.evaluation import base_embeddings, count_correct, embeddings_alone
 from deal_core.training.hardware import compute_dtype, keep_memory
+from deal_core.training.loop import Objective
 from deal_core.training.public_subspace import Subspace
+
+ObjectiveOf = Callable[[LocalTask, Sequence[Encoded], Cache], Objective]
+HELD_BACK = 10
+"""One training record in so many is held back where class means are checked with it; none of
+fewer."""
+PROBE_TEXTS = (
+    "The first of two texts on which nothing depends.",
+    "Another one.",
+)
+"""Constant texts: what a model makes of them tells nothing of a record."""
 
 
 @dataclass(frozen=True)
@@ -72,23 +85,8 @@ def group_numbers(examples: Sequence[Example]) -> list[int]:
     return [] if "" in known else numbers
 
 
-HELD_BACK = 10
-"""One training record in so many is held back where class means are checked with it; none of
-fewer."""
-PROBE_TEXTS = (
-    "The first of two texts on which nothing depends.",
-    "Another one.",
-)
-"""Constant texts: what a model makes of them tells nothing of a record."""
-
-
 class ClientRuntime:
-    """Built once for an experiment; loads each part when it is first needed.
-
-    Attributes:
-        whole: all data that the source has is this client's (a site); nothing is divided.
-        latest: what the latest request was decoded to: the next client is often sent the same.
-    """
+    """Built once for an experiment; loads each part when it is first needed."""
 
     def __init__(
         self,
@@ -106,7 +104,7 @@ class ClientRuntime:
             mechanism: builds the privacy mechanism.
             prepare: changes the clients' shares of a task before they are used; an audit plants
                 canaries in them.
-            whole: see the class.
+            whole: all data that the source has is this client's (a site); nothing is divided.
             on_left_out: hears of rows of a task that could not be used.
         """
         self.experiment = experiment
@@ -115,10 +113,10 @@ class ClientRuntime:
         self._prepare = prepare
         self._on_left_out = on_left_out
         self.latest = Cache()
+        """What the latest request was decoded to: the next client is often sent the same."""
         self._shares: dict[str, list[TaskData]] = {}
         self._tasks: dict[tuple[str, int], ClientTask] = {}
         self._learning = Cache()
-        self._constants = Cache()
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -159,7 +157,7 @@ class ClientRuntime:
         return statistics_of(method_of(self.experiment))
 
     def masked(self, phase: str) -> bool:
-        """Whether what a client gives in a phase leaves in a secure sum alone; sums always do."""
+        """Return whether what a client gives in a phase leaves in a secure sum; sums always do."""
         return self.experiment.aggregation.secure or self.phase(phase).statistics is not None
 
     @cached_property
@@ -172,24 +170,21 @@ class ClientRuntime:
         """All tasks of the run, and no others: what a request may name."""
         return open_source(self.experiment.data).task_names()
 
-    def records(self, client: int) -> dict[str, int]:
-        """How many training records a client has of every task of the run."""
-        return {task: len(self._own(task, client).train) for task in self.tasks}
+    def units(self, client: int, groups: bool = False) -> dict[str, int]:
+        """Return how many training records, or groups of them, a client has of every task of the
+        run."""
+        return {task: self._own(task, client).units(groups) for task in self.tasks}
 
-    def site_records(self, client: int) -> int:
-        """How many training records a client has, whatever tasks the run names."""
-        return sum(len(self._own(task, client).train) for task in self._declared)
-
-    @property
-    def _declared(self) -> list[str]:
-        """All tasks of the client, whatever the run names."""
+    def site_units(self, client: int, groups: bool = False) -> int:
+        """Return how many it has, whatever tasks the run names; one of several tasks counts in
+        each."""
         others = self.experiment.data.labels if self.whole else ()
-        return list(dict.fromkeys((*self.tasks, *others)))
+        tasks = dict.fromkeys((*self.tasks, *others))
+        return sum(self._own(task, client).units(groups) for task in tasks)
 
     def ids(self, task: str, client: int) -> list[str]:
-        """Whose a client's training records of a task are."""
-        examples = self._own(task, client).train
-        return [example.whose for example in examples]
+        """Return whose a client's training records of a task are."""
+        return [example.whose for example in self._own(task, client).train]
 
     def grouping(self, task: str, client: int) -> Grouping | None:
         """Return which training records of a task are of one group; None where no groups are
@@ -198,32 +193,29 @@ class ClientRuntime:
             return None
         return Grouping(
             numbers=self.task(task, client).train_groups if task else (),
-            groups=lambda: {name: self._own(name, client).units(True) for name in self.tasks},
-            site_groups=lambda: sum(self._own(n, client).units(True) for n in self._declared),
+            groups=lambda: self.units(client, True),
+            site_groups=lambda: self.site_units(client, True),
         )
 
     def labels(self, task: str) -> tuple[str, ...]:
-        """The public label space of a task; where it is declared, no data is read."""
+        """Return the public label space of a task; where it is declared, no data is read."""
         declared = declared_labels(self.experiment.data, task)
         return self._share(task)[0].labels if declared is None else declared
 
     def spaces(self, tasks: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-        """The public label spaces of tasks."""
+        """Return the public label spaces of tasks."""
         return tuple(self.labels(task) for task in tasks)
 
-    def prompt(self, task: str) -> TaskPrompt:
-        """How a model that answers in words is asked about a task."""
-        return TaskPrompt(self.labels(task), self.instruction(task))
-
     def instruction(self, task: str) -> str:
-        """What the prompt of a task asks for; empty: the usual."""
+        """Return what the prompt of a task asks for; empty: the usual."""
         return self.experiment.data.instructions.get(task, "")
 
     def probes(self, labels: tuple[str, ...], instruction: str = "") -> Sequence[Encoded]:
         """Return constant texts, tokenised, under the first of the labels; answered by themselves
         where there are none."""
         label = labels[0] if labels else ""
-        return self._constant("probes", PROBE_TEXTS, label, labels, instruction)
+        examples = [Example(text, label, target=text) for text in PROBE_TEXTS]
+        return self.model.encode(examples, labels, instruction)
 
     def longest(self, labels: tuple[str, ...], instruction: str = "") -> Sequence[Encoded]:
         """Return one constant text, tokenised, as long as the run lets a text be, under the longest
@@ -233,24 +225,81 @@ class ClientRuntime:
         text = "word " * max(config.train.max_length, config.model.max_new_tokens)
         length = model.answer_length if isinstance(model, GeneratingModel) else len
         label = max(labels, key=length, default="")
-        return self._constant("longest", (text,), label, labels, instruction)
+        return model.encode([Example(text, label, target=text)], labels, instruction)
 
-    def _constant(
+    def rehearse_gradients(
         self,
-        name: str,
-        texts: Sequence[str],
-        label: str,
-        labels: tuple[str, ...],
-        instruction: str,
-    ) -> Sequence[Encoded]:
-        examples = [Example(text, label, target=text) for text in texts]
-        encoded: Sequence[Encoded] = self._constants.get_or_compute(
-            name, (labels, instruction), lambda: self.model.encode(examples, labels, instruction)
-        )
-        return encoded
+        objective: ObjectiveOf,
+        task: LocalTask,
+        trained: frozenset[str],
+        gradients: Gradients | GradientSum,
+    ) -> None:
+        """Let the mechanism try its gradients out on constant texts: what cannot work fails here,
+        and no record has to do with it. One of them is as long as a text may be, under the prompt
+        of the task and of each earlier one, and each text has a pass of its own: where the machine
+        has too little memory, it dies here. The model holds the adapters of the round.
+
+        Args:
+            objective: what is differentiated, over some data of a task.
+            task: what the client knows of the task.
+            trained: factors that learn, from now on.
+            gradients: of the mechanism.
+
+        Raises:
+            RehearsalFailed: it does not work.
+        """
+        model, module = self.model, self.model.module
+        with rehearsing():
+            room = torch.ones(CACHED_FLOATS, device=model.device)  # for a teacher's answers
+            labels = tuple(task.labels)
+            longest = self.longest(labels, task.instruction)
+            probes = [*self.probes(labels, task.instruction), *longest]
+            alone = replace(task, past=None, round_state=None)
+            set_trainable(module, trained)
+            gradients.rehearse(module, objective(alone, probes, Cache()), len(probes))
+            asked = () if model.has_label_logits else task.prompts
+            for prompt in asked:  # a text is asked about under one of them, whichever it is
+                under = replace(alone, seen=(prompt.labels,), prompts=(prompt,))
+                gradients.rehearse(module, objective(under, longest, Cache()), len(longest))
+                if prompt.labels or not isinstance(model, GeneratingModel):
+                    continue
+                texts = self.longest((), prompt.instruction)
+                # The teacher's answer to a constant text may be short, and to a record so long.
+                with at_task_start(module):
+                    model.written(texts, to_the_end=True)
+                writing = replace(under, labels=(), instruction=prompt.instruction)
+                gradients.rehearse(module, objective(writing, texts, Cache()), len(texts))
+            del room
+
+    def rehearse_embeddings(self, task: str, layers: int) -> None:
+        """Embed the longest text that there may be, before the records of a task are; in so many of
+        the last layers.
+
+        Raises:
+            RehearsalFailed: it does not work.
+        """
+        with rehearsing():
+            longest = self.longest(self.labels(task), self.instruction(task))
+            base_embeddings(self.model, longest, layers)
+
+    def rehearse_answers(self, task: str) -> None:
+        """Answer the longest text that there may be, before the test records of a task are; the
+        model holds the adapters of the round.
+
+        Raises:
+            RehearsalFailed: it does not work.
+        """
+        labels = self.labels(task)
+        with rehearsing():
+            longest = self.longest(labels, self.instruction(task))
+            count_correct(self.model, longest, labels)
+            if not labels and isinstance(self.model, GeneratingModel):
+                self.model.written(longest, to_the_end=True)
+        if self.statistics is not None and labels:
+            self.rehearse_embeddings(task, self.statistics.layers)
 
     def task(self, task: str, client: int) -> ClientTask:
-        """The share of ``client`` (0 to clients - 1) in ``task``, tokenised once."""
+        """Return the share of ``client`` (0 to clients - 1) in ``task``, tokenised once."""
         if (task, client) not in self._tasks:
             share = self._own(task, client)
             asks = share.labels, self.instruction(task)
@@ -313,10 +362,8 @@ class ClientRuntime:
             data, shares = load_for_clients(config, task), config.federation.clients
             if data.left_out:
                 self._on_left_out(task, data.left_out)
-            divided = (
-                [data]
-                if self.whole
-                else partition(data, config.data.partition, shares, config.run.seed)
-            )
+            divided = [data]
+            if not self.whole:
+                divided = partition(data, config.data.partition, shares, config.run.seed)
             self._shares[task] = self._prepare(divided)
         return self._shares[task]

@@ -8,18 +8,17 @@ process that answers these legs starts in a second.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message
 
-from client.faults import STATUS
-from client.gate import require_policy
-from client.identity import Client
+from client.gate import EXPERIMENT, Asked, require
+from client.identity import Client, status_reply
 from client.site_file import NAME
 from client.state import OWNER_ALONE, alone
 from deal_core.atomic_write import atomic_write
@@ -33,19 +32,13 @@ from deal_core.secure_sum.messages import (
     UnmaskRequest,
     UnpinnedPeer,
 )
-from deal_core.secure_sum.site_state import Answer, SiteState, UsedUpdates, meet_peers, open_run
+from deal_core.secure_sum.site_state import SiteState, UsedUpdates, meet_peers, open_run
 from deal_core.secure_sum.terms import LEAST_SITES, SitePolicy
 from deal_core.wire.records import ANNOUNCEMENTS, NAMES, REPLY, REQUEST, RUN, SECURE
 
 STATE, USED = "secure-sum.state", "secure-sum.used"
 ANNOUNCED, UPDATES = "announced", "update-*"
 """What a backup does have: that the site has announced itself in the run, and its updates."""
-Read = Callable[[bytes], ConfirmRequest | UnmaskRequest]
-LATER_LEGS: Mapping[str, tuple[Read, Callable[[SiteState, bytes], Answer]]] = {
-    "confirm": (ConfirmRequest.from_bytes, site_round.confirm),
-    "unmask": (UnmaskRequest.from_bytes, site_round.unmask),
-}
-"""Leg to what reads its request, and what answers it."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +47,10 @@ class SecureStore:
 
     Its files are for their owner alone, and for no backup: from an older copy two vectors could be
     masked with one mask. Source: docs/secure-aggregation.md, 'State'.
-
-    Attributes:
-        folder: the client's own, of one run; made when first needed.
     """
 
     folder: Path
+    """The client's own, of one run; made when first needed."""
 
     def alone(self) -> AbstractContextManager[None]:
         """Within the block no other process answers for this client."""
@@ -147,7 +138,9 @@ def announcement(client: Client, message: Message) -> bytes:
         raise PayloadError("secure: another run than this client's")
     with store.alone():
         state = store.state()
-        if state is None or _renewed(client, state):
+        # its peers know the site by the key that it announced itself with
+        known = state is not None and (client.file is None or _own_site(client) == state.site)
+        if state is None or not known:
             state = open_run(run, _identity(client))
             store.open(state)
         store.note_announced()
@@ -171,37 +164,36 @@ def leg_reply(client: Client, message: Message, leg: str) -> bytes:
     store, request = SecureStore(client.folder), request_of(message)
     with store.alone():
         state = store.announced()
-        require_policy(experiment, client.policy)
+        require(Asked(experiment, client.policy), *EXPERIMENT)
+        wanted = conditions(client, experiment)
         if leg == "prepare":
-            state = _met(client, state, message)
-            answered = site_round.prepare(state, request, conditions(client, experiment))
+            answered = site_round.prepare(_met(client, state, message), request, wanted)
+        elif leg == "confirm":
+            wanted.check(state.round_of(ConfirmRequest.from_bytes(request).context).terms)
+            answered = site_round.confirm(state, request)
         else:
-            read, answer = LATER_LEGS[leg]
-            terms = state.round_of(read(request).context).terms
-            conditions(client, experiment).check(terms)
-            answered = answer(state, request)
+            wanted.check(state.round_of(UnmaskRequest.from_bytes(request).context).terms)
+            answered = site_round.unmask(state, request)
         store.keep(answered.state)
     return answered.reply
 
 
-def secure_reply(message: Message, reply: bytes) -> Message:
-    """A reply of the protocol of secure sums."""
-    content = RecordDict({STATUS: ConfigRecord({"code": "ok"})})
-    content[SECURE] = ConfigRecord({REPLY: reply})
-    return Message(content, reply_to=message)
+def secure_reply(message: Message, made: bytes) -> Message:
+    """Return a reply of the protocol of secure sums."""
+    reply = status_reply(message, "ok")
+    reply.content[SECURE] = ConfigRecord({REPLY: made})
+    return reply
 
 
 def conditions(client: Client, experiment: Experiment) -> SitePolicy:
     """Return what the site asks of a round: what it has decided, and what its noise counts on; of
     the sites that it knows today, itself among them (a channel of an earlier round is to a peer of
     that day)."""
-    policy, privacy, pins = client.policy, experiment.privacy, _pins(client)
-    least, colluding = max(LEAST_SITES, fewest_in_sum(experiment)), privacy.colluding
+    policy, pins = client.policy, _pins(client)
+    least, colluding = max(LEAST_SITES, fewest_in_sum(experiment)), experiment.privacy.colluding
     if policy is not None:
         least, colluding = max(least, policy.min_cohort), max(colluding, policy.colluding)
-    known = None
-    if pins is not None:
-        known = frozenset({*pins, site_of(_identity(client).public_key())})
+    known = None if pins is None else frozenset({*pins, _own_site(client)})
     return SitePolicy(least, colluding, known=known)
 
 
@@ -214,7 +206,9 @@ def _met(client: Client, state: SiteState, message: Message) -> SiteState:
         PayloadError: there are no announcements.
     """
     pins, unknown, record = _pins(client), [], _record(message)
-    names, announced = _list(record.get(NAMES)), _list(record.get(ANNOUNCEMENTS))
+    names, announced = record.get(NAMES), record.get(ANNOUNCEMENTS)
+    if not isinstance(names, list) or not isinstance(announced, list):
+        raise PayloadError("secure: no list")
     if len(names) != len(announced):
         raise PayloadError("secure: not one name for each announcement")
     for name, data in zip(names, announced, strict=True):
@@ -231,10 +225,8 @@ def _met(client: Client, state: SiteState, message: Message) -> SiteState:
 def _pins(client: Client) -> Pins | None:
     """Return the peers that the site knows; None: whoever the server passes on, in a simulation, or
     where the policy says so."""
-    if client.file is None:
-        return None
-    policy = client.file.policy
-    if not client.file.peers and policy is not None and policy.server_vouches_for_peers:
+    policy = client.policy
+    if client.file is None or (policy is not None and policy.server_vouches_for_peers):
         return None
     return {site_of_fingerprint(text): name for name, text in client.file.peers.items()}
 
@@ -282,15 +274,8 @@ def _bytes(value: object) -> bytes:
     return value
 
 
-def _list(value: object) -> list[object]:
-    if not isinstance(value, list):
-        raise PayloadError("secure: no list")
-    return value
-
-
-def _renewed(client: Client, state: SiteState) -> bool:
-    """Whether the site has another key than when it announced itself: its peers know it by that."""
-    return client.file is not None and site_of(_identity(client).public_key()) != state.site
+def _own_site(client: Client) -> bytes:
+    return site_of(_identity(client).public_key())
 
 
 def _identity(client: Client) -> ec.EllipticCurvePrivateKey:

@@ -1,20 +1,11 @@
-"""What the site decides, whatever the server asks: its data, columns, labels, models and device;
-and its log.
-
-``site.toml`` lies at the site, and names everything that the server must not: the server knows
-tasks and labels, never a path or a column.
-"""
+"""``site.toml``: what the site decides, whatever the server asks. It names everything that the
+server must not: the server knows tasks and labels, never a path or a column."""
 
 from __future__ import annotations
 
-import json
-import logging
 import re
-import time
-import traceback
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
@@ -27,17 +18,9 @@ NODE_KEY = "site"
 """Key of Flower's node config with the path of ``site.toml``; simulated clients have none."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Of a site, and of a run: both become names of files and folders."""
-LOG = "log.jsonl"
-"""The site's own log, in its state folder."""
-log = logging.getLogger(__name__)
 
 
-def a_fingerprint(text: str) -> str:
-    """Return the text, if it is the fingerprint of a key, as ``deal site init`` prints it.
-
-    Raises:
-        ValueError: it is none.
-    """
+def _fingerprint(text: str) -> str:
     if not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", text):
         raise ValueError(
             f"'{text[:80]}' is no fingerprint; write what deal site check prints at that site, "
@@ -46,7 +29,7 @@ def a_fingerprint(text: str) -> str:
     return text
 
 
-Fingerprint = Annotated[str, AfterValidator(a_fingerprint)]
+Fingerprint = Annotated[str, AfterValidator(_fingerprint)]
 
 
 class Identity(Table):
@@ -143,88 +126,35 @@ def read_site(path: Path) -> SiteFile:
             f"{path}: site.name '{site.site.name}' should be letters, digits, '.', '_' and '-', "
             "at most 64"
         )
-    _require_ids(site, path)
-    return _absolute(site, path.parent)
-
-
-def _require_ids(site: SiteFile, path: Path) -> None:
-    """Check that whoever declares disjoint tasks says whose a record is: two people may have the
-    same text, and whether they do would decide which tasks the site refuses.
-
-    Raises:
-        UserError: no column says it.
-    """
+    # two people may have the same text: whether they do would decide which tasks the site refuses
     policy = site.policy
     if policy and policy.disjoint_tasks and not (site.data.id_column or policy.unit_column):
         raise UserError(
             f"{path}: policy.disjoint_tasks compares whose the records are, and no column says "
             "it; set data.id_column (or policy.unit_column), or leave disjoint_tasks out"
         )
+    return _absolute(site, path.parent)
 
 
 def _absolute(site: SiteFile, base: Path) -> SiteFile:
     def at(name: str) -> str:
         return str((base / at_home(name)).resolve()) if name else ""
 
-    server, data = site.server, site.data
-    paths = {"certificate": at(server.certificate), "key": at(server.key)}
-    own = {"path": at(data.path), "public_path": at(data.public_path)}
+    def placed(table: Table, *names: str) -> Table:
+        return table.model_copy(update={name: at(getattr(table, name)) for name in names})
+
     return site.model_copy(
         update={
-            "site": site.site.model_copy(update={"state": at(site.site.state)}),
-            "server": server.model_copy(update=paths),
-            "data": data.model_copy(update=own),
+            "site": placed(site.site, "state"),
+            "server": placed(site.server, "certificate", "key"),
+            "data": placed(site.data, "path", "public_path"),
             "models": {name: at(place) for name, place in site.models.items()},
         }
     )
 
 
 def site_files(site: SiteData) -> DataConfig:
-    """Every declared task of the site, as its own files and columns say."""
-    return DataConfig(
-        source="site",
-        path=site.path,
-        split=site.split,
-        text_column=site.text_column,
-        pair_column=site.pair_column,
-        label_column=site.label_column,
-        target_column=site.target_column,
-        references_column=site.references_column,
-        id_column=site.id_column,
-        files=site.files,
-        labels=site.labels,
-        generation=tuple(task for task, labels in site.labels.items() if not labels),
-        instructions=site.instructions,
-    )
-
-
-@dataclass(frozen=True)
-class SiteLog:
-    """The site's own log, one JSON object a line; it is never sent.
-
-    Attributes:
-        folder: in which it lies; made when first needed.
-    """
-
-    folder: Path
-
-    def write(self, event: str, **fields: Any) -> None:
-        """Append one event. A log that cannot be written stops nothing: the line then goes to
-        the output of the process."""
-        line = json.dumps({"event": event, "time": time.time(), **fields})
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / LOG).open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError:
-            log.exception("the site's log cannot be written: %s", line)
-
-    def refusal(self, event: str, error: BaseException, **fields: Any) -> None:
-        """Append what the site has declined by its own rules: the reason, and no traceback, since
-        nothing went wrong."""
-        self.write(event, reason=str(error), **fields)
-
-    def fault(self, event: str, error: BaseException, **fields: Any) -> None:
-        """Append what went wrong, with all that is known of it."""
-        told = "".join(traceback.format_exception(error))
-        self.write(event, error=f"{type(error).__name__}: {error}", traceback=told, **fields)
+    """Return every declared task of the site, as its own files and columns say."""
+    texts = tuple(task for task, labels in site.labels.items() if not labels)
+    own = {name: getattr(site, name) for name in SiteData.model_fields if name != "public_path"}
+    return DataConfig(source="site", generation=texts, **own)

@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -46,12 +46,7 @@ ADAPTER, DIGEST_FILE = "adapter", "adapter.sha256"
 @contextmanager
 def alone(folder: Path, lock: str) -> Iterator[None]:
     """Within the block no other process, or thread, is in one of the same folder and lock. It ends
-    with the process, however that ends.
-
-    Args:
-        folder: made where it is missing.
-        lock: name of the file that is locked.
-    """
+    with the process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with os.fdopen(os.open(folder / lock, os.O_CREAT | os.O_WRONLY, OWNER_ALONE)) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -71,9 +66,7 @@ def forget(folder: Path) -> None:
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
     for kind in ("task", "round", "feedback"):
-        for old in folder.glob(f"{kind}-*.safetensors"):
-            if old.stem != f"{kind}-0-1":
-                old.unlink()
+        _drop(folder, kind, {folder / f"{kind}-0-1.safetensors"})
 
 
 @dataclass(frozen=True)
@@ -95,9 +88,8 @@ class TaskStore:
         kept = _read(path, basis)
         if kept is not None:
             return kept
-        earlier = [n for n in range(1, tasks) if self._path(n).exists()]
-        before = earlier[-1] if earlier else 0
-        made = make(before, (_read(self._path(before)) or {}) if before else {})
+        before = next((n for n in range(tasks - 1, 0, -1) if self._path(n).exists()), 0)
+        made = make(before, _read(self._path(before)) or {})
         _write(path, made, basis)
         _drop(self.folder, "task", {path, self._path(before)})
         return made
@@ -171,47 +163,29 @@ def _drop(folder: Path, kind: str, kept: set[Path | None]) -> None:
             old.unlink()
 
 
-def digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
-    """A name for these values; equal values have equal names."""
-    hashed = hashlib.sha256()
-    for key in sorted(arrays):
-        hashed.update(key.encode())
-        hashed.update(np.ascontiguousarray(arrays[key]).tobytes())
-    return hashed.hexdigest()
+def update_once(
+    folder: Path, request: str, instruction: Instruction, make: Callable[[], LocalUpdate]
+) -> LocalUpdate:
+    """Return a site's answer to a request: the one that is kept, or what ``make`` gives, which is
+    on disk before it is returned. One at a time: of two that are asked the same at once, the
+    second gets what the first has made.
 
-
-@dataclass(frozen=True)
-class UpdateStore:
-    """The updates that a site has given, by stage and round.
-
-    Attributes:
+    Args:
         folder: the site's own, of one run; made when first needed.
+        request: a name for all that is asked (:func:`client.requests.request_name`).
+        instruction: says where in the run it is asked.
+        make: what it raises is not kept.
     """
-
-    folder: Path
-
-    def once(
-        self, request: str, instruction: Instruction, make: Callable[[], LocalUpdate]
-    ) -> LocalUpdate:
-        """Return the answer to ``request``: the one that is kept, or what ``make`` gives, which
-        is on disk before it is returned. One at a time: of two that are asked the same at once,
-        the second gets what the first has made.
-
-        Args:
-            request: a name for all that is asked (:func:`client.requests.request_name`).
-            instruction: says where in the run it is asked.
-            make: what it raises is not kept.
-        """
-        path = self.folder / f"update-{instruction.stage}-{instruction.server_round}.safetensors"
-        with alone(self.folder, "updates.lock"):
-            update = _read_update(path, request)
-            if update is None:
-                update = make()
-                write_update(path, request, update)
-                files = sorted(self.folder.glob("update-*.safetensors"), key=os.path.getmtime)
-                for old in files[:-KEPT_ROUNDS]:
-                    old.unlink()
-        return update
+    path = folder / f"update-{instruction.stage}-{instruction.server_round}.safetensors"
+    with alone(folder, "updates.lock"):
+        update = _read_update(path, request)
+        if update is None:
+            update = make()
+            write_update(path, request, update)
+            files = sorted(folder.glob("update-*.safetensors"), key=os.path.getmtime)
+            for old in files[:-KEPT_ROUNDS]:
+                old.unlink()
+    return update
 
 
 def write_update(path: Path, asked: str, update: LocalUpdate) -> None:
@@ -240,99 +214,83 @@ def _read_update(path: Path, asked: str) -> LocalUpdate | None:
     return LocalUpdate(arrays, json.loads(meta["figures"]))
 
 
-@dataclass(frozen=True)
-class GivenSums:
-    """What a site has given of a task's class sums, once and for all.
+def sums_once(
+    folder: Path, task: str, made_as: str, shares: int, make: Callable[[], NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """Return what a site has given of a task's class sums; where nothing was, what ``make``
+    returns, which is on the disk by then.
 
     Two sums of one site, of which the second has one record more, tell that record. So the site
     keeps what it gave first, noise included, and gives the same again in every later run, whatever
     has become of its data. Sums in other directions, or of another model, would be a second
     release: there are none.
 
-    Attributes:
-        folder: of a site's state, in which they lie.
+    Args:
+        folder: of the site's state, in which they lie.
+        task: its name.
+        made_as: all that decides how records are added up, but the records.
+        shares: the noise in it is one of so many equal shares.
+        make: adds them up.
+
+    Raises:
+        Refusal: the task's sums were given in another form, or with a smaller share of the noise
+            than is counted on now.
     """
-
-    folder: Path
-
-    def once(
-        self, task: str, made_as: str, shares: int, make: Callable[[], NDArray[np.int64]]
-    ) -> NDArray[np.int64]:
-        """Return what was given of a task; where nothing was, what ``make`` returns, which is on
-        the disk by then.
-
-        Args:
-            task: its name.
-            made_as: all that decides how records are added up, but the records.
-            shares: the noise in it is one of so many equal shares.
-            make: adds them up.
-
-        Raises:
-            Refusal: the task's sums were given in another form, or with a smaller share of the
-                noise than is counted on now.
-        """
-        path = self.folder / f"{hashlib.sha256(task.encode()).hexdigest()[:32]}.npz"
-        if path.exists():
-            kept: dict[str, NDArray[Any]] = dict(np.load(path, allow_pickle=False))
-            if str(kept["made_as"]) != made_as:
-                raise Refusal("policy", f"class sums of '{task}' were given before in another form")
-            if int(kept["shares"]) > shares:
-                raise Refusal("policy", f"class sums of '{task}' were given with less noise")
-            return kept["sums"]
-        sums, buffer = make(), BytesIO()
-        np.savez(buffer, sums=sums, made_as=np.array(made_as), shares=np.array(shares))
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        atomic_write(path, buffer.getvalue(), mode=OWNER_ALONE, for_good=True)
-        return sums
+    path = folder / f"{hashlib.sha256(task.encode()).hexdigest()[:32]}.npz"
+    if path.exists():
+        kept: dict[str, NDArray[Any]] = dict(np.load(path, allow_pickle=False))
+        if str(kept["made_as"]) != made_as:
+            raise Refusal("policy", f"class sums of '{task}' were given before in another form")
+        if int(kept["shares"]) > shares:
+            raise Refusal("policy", f"class sums of '{task}' were given with less noise")
+        return kept["sums"]
+    sums, buffer = make(), BytesIO()
+    np.savez(buffer, sums=sums, made_as=np.array(made_as), shares=np.array(shares))
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    atomic_write(path, buffer.getvalue(), mode=OWNER_ALONE, for_good=True)
+    return sums
 
 
 class RetainedMissing(Exception):
     """The request names a retained adapter that this client lacks, because its folder is gone or
     was damaged: it asks to be sent it again."""
 
+    code = "resend"
 
-@dataclass(frozen=True)
-class RetainedStore:
-    """The retained adapter as the server last sent it, named by its digest: it changes once a
-    stage, and is sent once.
 
-    Attributes:
-        folder: of the client, for this run.
+def load_retained(folder: Path, digest: str) -> ArrayRecord:
+    """Return the retained adapter as the server last sent it, named by its digest: it changes once
+    a stage, and is sent once.
+
+    Raises:
+        RetainedMissing: there is none of that name, or it was damaged.
     """
+    from safetensors import SafetensorError, safe_open
 
-    folder: Path
+    try:
+        with safe_open(str(folder / RETAINED), framework="numpy") as file:
+            headers = json.loads((file.metadata() or {})["headers"])
+            arrays = {
+                key: Array(dtype, tuple(shape), stype, file.get_tensor(key).tobytes())
+                for key, (dtype, shape, stype) in headers.items()
+            }
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        raise RetainedMissing("no retained adapter is kept here") from None
+    record = ArrayRecord(arrays)
+    if record_digest(record) != digest:
+        raise RetainedMissing("another retained adapter is kept here")
+    return record
 
-    def load(self, digest: str) -> ArrayRecord:
-        """Return the record of that name.
 
-        Raises:
-            RetainedMissing: there is none, or it was damaged.
-        """
-        from safetensors import SafetensorError, safe_open
+def save_retained(folder: Path, record: ArrayRecord) -> None:
+    """Keep a record in the place of the one before. A disk that is full costs the bytes of
+    another message, and no answer."""
+    from safetensors.numpy import save
 
-        try:
-            with safe_open(str(self.folder / RETAINED), framework="numpy") as file:
-                headers = json.loads((file.metadata() or {})["headers"])
-                arrays = {
-                    key: Array(dtype, tuple(shape), stype, file.get_tensor(key).tobytes())
-                    for key, (dtype, shape, stype) in headers.items()
-                }
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
-            raise RetainedMissing("no retained adapter is kept here") from None
-        record = ArrayRecord(arrays)
-        if record_digest(record) != digest:
-            raise RetainedMissing("another retained adapter is kept here")
-        return record
-
-    def save(self, record: ArrayRecord) -> None:
-        """Keep a record in the place of the one before. A disk that is full costs the bytes of
-        another message, and no answer."""
-        from safetensors.numpy import save
-
-        headers = {key: (a.dtype, list(a.shape), a.stype) for key, a in record.items()}
-        raw = {key: np.frombuffer(a.data, np.uint8) for key, a in record.items()}
-        with suppress(OSError):
-            atomic_write(self.folder / RETAINED, save(raw, {"headers": json.dumps(headers)}))
+    headers = {key: (a.dtype, list(a.shape), a.stype) for key, a in record.items()}
+    raw = {key: np.frombuffer(a.data, np.uint8) for key, a in record.items()}
+    with suppress(OSError):
+        atomic_write(folder / RETAINED, save(raw, {"headers": json.dumps(headers)}))
 
 
 def store_adapter(run: Path, message: Message) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from client import rehearsal
+from client import runtime
 from client.state import RoundStore
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
@@ -49,7 +49,7 @@ def test_what_fails_before_a_record_is_read_costs_nothing(tmp_path, monkeypatch)
         raise ValueError("this model cannot be trained here")
 
     site = RealSite(tmp_path)
-    monkeypatch.setattr(rehearsal, "set_trainable", broken)
+    monkeypatch.setattr(runtime, "set_trainable", broken)
     assert code(site.answer(HARDLY, {})) == "failed"
     assert site.events == []
 

@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from safetensors.numpy import save_file
 
 from client.app import make_app
-from client.state import RetainedMissing, RetainedStore
+from client.state import RetainedMissing, load_retained, save_retained
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.lora.adapter import Adapter, LoraFactors
@@ -201,21 +201,20 @@ def test_a_retained_adapter_of_another_name_is_refused(ask):
 
 
 def test_a_stored_adapter_that_was_damaged_is_as_none(tmp_path):
-    store = RetainedStore(tmp_path)
     record = ArrayRecord({"base_model.model.q.lora_A.weight": Array(np.ones((1, 3), np.float32))})
-    store.save(record)
+    save_retained(tmp_path, record)
     digest = record_digest(record)
-    assert record_digest(store.load(digest)) == digest
+    assert record_digest(load_retained(tmp_path, digest)) == digest
     whole = (tmp_path / "distilled.safetensors").read_bytes()
     for headers in ("[]", "3", '{"w": 1}', '{"w": [1, 2, 3]}', "{"):
         save_file(
             {"w": np.zeros(2, np.uint8)}, tmp_path / "distilled.safetensors", {"headers": headers}
         )
         with pytest.raises(RetainedMissing):
-            store.load(digest)
+            load_retained(tmp_path, digest)
     (tmp_path / "distilled.safetensors").write_bytes(whole[:-1] + b"!")
     with pytest.raises(RetainedMissing):
-        store.load(digest)
+        load_retained(tmp_path, digest)
 
 
 def test_two_records_of_other_content_have_other_names():

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from client.local_training import class_sums
-from client.rehearsal import rehearse
 from client.runtime import ClientRuntime
 from deal_core.data import Example
-from deal_core.methods import LocalTask
+from deal_core.methods import LocalTask, TaskPrompt
 from deal_core.models.encoder import EncoderLabels
 from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.noise import SecureNoise
@@ -93,7 +92,8 @@ def test_it_is_rehearsed_with_the_words_of_the_task_and_of_earlier_ones(
     )
     runtime, lengths = ClientRuntime(experiment), []
     labels = runtime.labels("laboratory")
-    prompts = [runtime.prompt("surgery"), runtime.prompt("skin")]
+    asks = {task: runtime.instruction(task) for task in ("surgery", "skin")}
+    prompts = [TaskPrompt(runtime.labels(task), words) for task, words in asks.items()]
     task = LocalTask(labels, (), prompts=prompts, instruction=runtime.instruction("laboratory"))
 
     class Gradients:
@@ -105,7 +105,7 @@ def test_it_is_rehearsed_with_the_words_of_the_task_and_of_earlier_ones(
         texts = [runtime.model.answered(data, p.labels, p.instruction) for p in asks]
         return SimpleNamespace(data=[item for own in texts for item in own] or data)
 
-    rehearse(runtime, objective, task, frozenset({"lora_B"}), Gradients())
+    runtime.rehearse_gradients(objective, task, frozenset({"lora_B"}), Gradients())
     record = Example("word " * 99, labels[-1])
     own = len(runtime.model.encode([record], labels, runtime.instruction("laboratory"))[0].tokens)
     assert lengths[0] >= own

@@ -179,7 +179,7 @@ def test_a_teacher_that_cannot_answer_about_one_record(
     with pytest.raises(RehearsalFailed):
         here.update(chosen, ask)
     assert not here.site.events
-    monkeypatch.setattr("client.local_training.rehearse", lambda *_: None)
+    monkeypatch.setattr(here.runtime, "rehearse_gradients", lambda *_: None)
     with caplog.at_level(logging.ERROR):
         here.update(chosen, ask)
     assert FELL_BACK not in caplog.text
@@ -229,7 +229,7 @@ def test_counts_of_a_record_that_cannot_be_answered(
     with pytest.raises(RehearsalFailed):
         here.counts(chosen, ask)
     assert not here.site.events
-    monkeypatch.setattr("client.local_evaluation.rehearse_answers", lambda *_: None)
+    monkeypatch.setattr(here.runtime, "rehearse_answers", lambda *_: None)
     with caplog.at_level(logging.ERROR):
         counts = here.counts(chosen, ask)
     assert FELL_BACK not in caplog.text

@@ -11,8 +11,8 @@ import pytest
 from flwr.app import Array, Message
 
 from client.app import make_app
-from client.gate import Asked, require, require_policy
-from client.identity import Client, site_of
+from client.gate import EXPERIMENT, Asked, require
+from client.identity import Client
 from client.local_training import worked_on
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment
@@ -83,13 +83,16 @@ def sent(experiment: Experiment, folder, policy, stops: str = "", simulated: boo
 
     events: list[dict] = []
     policy_of = policy if callable(policy) else lambda client: policy
-    app = make_app(
-        lambda client: replace(site_of(client), policy=policy_of(client), simulated=simulated)
-    )
+    site, app = Client.site.func, make_app()
+
+    def site_of(client: Client) -> Site:
+        return replace(site(client), policy=policy_of(client), simulated=simulated)
+
     grid = InProcessGrid(app, to_run_config(experiment), experiment.federation.clients)
     grid.interceptor = see
     ends = pytest.raises(UserError, match=stops) if stops else nullcontext()
-    with assume_identity(1, 1), ends:
+    with pytest.MonkeyPatch.context() as patch, assume_identity(1, 1), ends:
+        patch.setattr(Client, "site", property(site_of))
         run(grid, experiment, events.append)
     return left, events
 
@@ -342,15 +345,15 @@ def test_a_mechanism_that_protects_records_is_leave_to_give_class_sums(small):
 
 def test_a_largest_epsilon_demands_a_mechanism_that_counts_it(small):
     with pytest.raises(UserError, match="is 'none', but the site's policy demands 'record'"):
-        require_policy(small(), Policy(max_epsilon=2.0))
-    require_policy(small("privacy.mechanism=record"), Policy(max_epsilon=2.0))
+        require(Asked(small(), Policy(max_epsilon=2.0)), *EXPERIMENT)
+    require(Asked(small("privacy.mechanism=record"), Policy(max_epsilon=2.0)), *EXPERIMENT)
 
 
 @pytest.mark.parametrize("ranks", ["adapter.rank=9", "adapter.client_ranks=[2, 9]"])
 def test_the_largest_rank_is_the_one_that_is_limited(small, ranks):
     with pytest.raises(OutsidePolicy, match=r"adapter\.rank is 9, .* allows 8"):
-        require_policy(small(ranks), Policy(max_rank=8))
-    require_policy(small(ranks), Policy(max_rank=9))
+        require(Asked(small(ranks), Policy(max_rank=8)), *EXPERIMENT)
+    require(Asked(small(ranks), Policy(max_rank=9)), *EXPERIMENT)
 
 
 def test_figures_leave_one_by_one():
@@ -375,5 +378,5 @@ def test_figures_leave_one_by_one():
 def test_noise_that_does_not_suffice_is_refused_before_anything_is_prepared(small, policy, line):
     config = small("privacy.mechanism=record", "privacy.noise_share=sum", "aggregation.secure=true")
     with pytest.raises(OutsidePolicy, match=line):
-        require_policy(config, policy)
-    require_policy(config, Policy(noise_share="sum", colluding=1))
+        require(Asked(config, policy), *EXPERIMENT)
+    require(Asked(config, Policy(noise_share="sum", colluding=1)), *EXPERIMENT)

@@ -17,11 +17,10 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import resident_worker
-from client.app import choose_device, make_app, masked_only
-from client.gate import as_the_site_decides
-from client.identity import Client, client_of, file_of
+from client.app import choose_device, make_app
+from client.identity import Client, as_the_site_decides, client_of, file_of
 from client.site_file import NODE_KEY, read_site
-from client.state import UpdateStore
+from client.state import update_once
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment
 from deal_core.config.run_config import PACKAGE
@@ -180,8 +179,12 @@ def context(site_file: Path, out: str = "/srv/server/runs/run-1", **tables: obje
     return Context(7, 1, {NODE_KEY: str(site_file)}, RecordDict(), config)
 
 
+def found(asked: Context) -> Client:
+    return client_of(asked, file_of(asked))
+
+
 def test_a_site_knows_its_number_and_its_own_folder(site_file: Path) -> None:
-    client = client_of(context(site_file))
+    client = found(context(site_file))
     assert client.number == 1
     assert client.folder == site_file.parent / "state" / "runs" / "run-1"
 
@@ -189,13 +192,13 @@ def test_a_site_knows_its_number_and_its_own_folder(site_file: Path) -> None:
 @pytest.mark.parametrize("out", ["/srv/..", "/srv/.hidden", "", "/srv/a b", "/srv/" + "x" * 65])
 def test_the_name_of_a_run_cannot_lead_out_of_the_state_folder(site_file: Path, out: str) -> None:
     with pytest.raises(UserError, match="the name of the run"):
-        client_of(context(site_file, out))
+        found(context(site_file, out))
 
 
 def test_a_run_for_others_is_refused(site_file: Path) -> None:
     site_file.write_text(TOML.replace('"north"', '"east"'))
     with pytest.raises(UserError, match="the run is for south, north, and this site is 'east'"):
-        client_of(context(site_file))
+        found(context(site_file))
 
 
 @pytest.mark.parametrize("theirs", ["0" * 64, ""])
@@ -203,7 +206,7 @@ def test_a_run_of_another_release_is_refused_with_a_code(site_file: Path, theirs
     asked = context(site_file)
     asked.run_config[PACKAGE] = theirs
     with pytest.raises(Refusal, match="install the same release at both") as refused:
-        client_of(asked)
+        found(asked)
     assert refused.value.code == "version"
     with assume_identity(7, 1):
         reply = make_app()(Message(RecordDict(), 1, "query.hello"), asked)
@@ -341,12 +344,15 @@ def test_the_process_that_stays_does_not_work_on_what_has_expired() -> None:
     assert dict(reply.content.config_records["status"]) == {"code": "failed"}
 
 
-def test_where_the_sites_file_cannot_be_read_nothing_leaves_without_a_mask(tmp_path: Path) -> None:
-    broken = tmp_path / "site.toml"
-    broken.write_text("[site")
-    for node, only in (({NODE_KEY: str(broken)}, True), ({}, False)):
-        asked = Context(1, 1, node, RecordDict(), {})
-        assert masked_only(asked, file_of(asked)) == only
+def test_where_the_sites_file_cannot_be_read_nothing_leaves(site_file: Path) -> None:
+    site_file.write_text("[site")
+    reply = ask(site_file, "query.hello", RecordDict())
+    assert {name: dict(record) for name, record in reply.content.items()} == {
+        "status": {"code": "failed"}
+    }
+
+
+PLACE = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
 
 
 def update(value: float) -> LocalUpdate:
@@ -355,20 +361,19 @@ def update(value: float) -> LocalUpdate:
 
 
 def test_a_request_that_comes_twice_gets_the_same_answer(tmp_path: Path) -> None:
-    store = UpdateStore(tmp_path)
-    place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
-    first = store.once("request 1", place, lambda: update(1))
-    again = UpdateStore(tmp_path).once("request 1", place, pytest.fail)
+    first = update_once(tmp_path, "request 1", PLACE, lambda: update(1))
+    again = update_once(tmp_path, "request 1", PLACE, pytest.fail)
     assert again.figures == first.figures == update(1).figures
     np.testing.assert_array_equal(again.arrays["w"], first.arrays["w"])
-    other = store.once("request 2", place, lambda: update(2))  # another start of the round
+    other = update_once(
+        tmp_path, "request 2", PLACE, lambda: update(2)
+    )  # another start of the round
     assert other.arrays["w"][0, 0] == 2
 
 
 def test_of_some_that_are_asked_at_once_one_makes_the_answer(tmp_path: Path) -> None:
     """Else what another has left behind for the next round would be of a training that nobody was
     charged for."""
-    place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
     made: list[int] = []
 
     def slow() -> LocalUpdate:
@@ -377,7 +382,7 @@ def test_of_some_that_are_asked_at_once_one_makes_the_answer(tmp_path: Path) -> 
         return update(made[-1])
 
     def ask(_: int) -> float:
-        return float(UpdateStore(tmp_path).once("request", place, slow).arrays["w"][0, 0])
+        return float(update_once(tmp_path, "request", PLACE, slow).arrays["w"][0, 0])
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ask, range(4))) == [1.0] * 4
@@ -385,12 +390,10 @@ def test_of_some_that_are_asked_at_once_one_makes_the_answer(tmp_path: Path) -> 
 
 
 def test_a_torn_answer_is_made_again(tmp_path: Path) -> None:
-    store = UpdateStore(tmp_path)
-    place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
-    store.once("request 1", place, lambda: update(1))
+    update_once(tmp_path, "request 1", PLACE, lambda: update(1))
     (kept,) = tmp_path.glob("update-*.safetensors")
     kept.write_bytes(kept.read_bytes()[:20])
-    again = store.once("request 1", place, lambda: update(3))
+    again = update_once(tmp_path, "request 1", PLACE, lambda: update(3))
     assert again.arrays["w"][0, 0] == 3
 
 
@@ -408,9 +411,8 @@ def test_site_toml_names_its_faults(site_file: Path) -> None:
 
 def test_an_answer_that_cannot_be_kept_is_not_given(tmp_path: Path) -> None:
     (tmp_path / f"update-0-1.safetensors.{os.getpid()}.writing").symlink_to("/dev/full")
-    place = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
     with pytest.raises(OSError, match="No space left on device"):
-        UpdateStore(tmp_path).once("request 1", place, lambda: update(1))
+        update_once(tmp_path, "request 1", PLACE, lambda: update(1))
     assert not list(tmp_path.glob("*.safetensors"))
 
 

@@ -14,8 +14,6 @@ from flwr.app import Array, Context, Message
 from safetensors.numpy import load_file
 
 from client.gate import Asked, require
-from client.identity import Client
-from client.site_file import SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import OWN_MEMORY
 from deal_core.errors import UserError
@@ -153,22 +151,8 @@ def test_settings_are_among_the_terms(tmp_path, changed):
     assert told(experiment_of(sites)) != told(experiment_of(sites, changed))
 
 
-def test_a_site_makes_them_of_the_model_that_it_was_asked_for(tmp_path):
-    """Wherever that lies at the site; another name is another model."""
+def test_another_name_of_the_model_is_another_model(tmp_path):
     asked = experiment_of(make_sites(tmp_path))
-    site = SiteFile.model_validate(
-        {
-            "site": {"name": "north"},
-            "server": {"address": "a:1"},
-            "data": {"path": "x"},
-            "models": {"embedded:smollm2": "/b", "embedded:minilm": "/a"},
-        }
-    )
-    client = Client(0, tmp_path, asked, site)
-    model = asked.model.model_copy(update={"name": "/a"})
-    here = asked.model_copy(update={"model": model})
-    assert client.asked_model(here) == "embedded:minilm" == asked.model.name
-    assert Client(0, tmp_path, asked).asked_model(asked) == asked.model.name
     state = start_state(asked, adapter_shapes(asked.model, asked.adapter))
     request = Instruction(task="surgery", stage=0, server_round=1, rank=8, retained_rank=8)
     one, other = (sum_terms(asked, name, request, state) for name in ("/a", "/b"))

@@ -12,7 +12,6 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import requests as wire
-from client.state import RetainedStore
 from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.privacy.interface import LocalUpdate
@@ -38,8 +37,8 @@ def tiny_app(
         experiment=experiment, shapes=shapes, latest=Cache(), phase=str, masked=lambda phase: False
     )
 
-    def store(number: int) -> RetainedStore:
-        return RetainedStore(Path(experiment.run.out) / "sites" / str(number))
+    def folder(number: int) -> Path:
+        return Path(experiment.run.out) / "sites" / str(number)
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
@@ -49,7 +48,7 @@ def tiny_app(
     @app.train()
     def train(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
-        state, instruction = wire.read_request(message, runtime, store(number))
+        state, instruction = wire.read_request(message, runtime, folder(number))
         generator = seeded("noise", number, instruction.stage, instruction.server_round)
         trained = frozenset(instruction.trained)
         adapter = nudged(state.current, trained, generator)
@@ -68,7 +67,7 @@ def tiny_app(
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         number = int(context.node_config["partition-id"])
-        _, instruction = wire.read_request(message, runtime, store(number))
+        _, instruction = wire.read_request(message, runtime, folder(number))
         return wire.counts_reply(message, counts(len(instruction.tasks)))
 
     return app

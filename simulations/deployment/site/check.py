@@ -14,7 +14,7 @@ from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 from client.egress import FIELDS
-from client.gate import Asked, agreed_model, agreed_unit, own_data, require
+from client.gate import Asked, require
 from client.site_file import SiteFile, read_site, site_files
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment, counts_in_sum
@@ -329,10 +329,11 @@ def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
         UserError: the site has not agreed to one of them, or to how a task is asked and answered;
             or the model's folder is not there.
     """
-    place = Path(agreed_model(experiment, site).name)
+    require(Asked(experiment, site.policy, site), "model")
+    place = Path(site.models[experiment.model.name] or experiment.model.name)
     agreed, own = agreed_labels(experiment), site.data.labels
     if all(own.get(task) == labels for task, labels in agreed.items()):  # else that is told
-        own_data(experiment, site.data)
+        require(Asked(experiment, site.policy, site), "data")
     if place.is_absolute() and not place.is_dir():
         raise UserError(
             f"[models] of site.toml: no folder {place}; write where the model lies here"
@@ -347,8 +348,8 @@ def check_policy(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     Raises:
         UserError: the site would take no part in it.
     """
-    require(Asked(experiment, site.policy), "policy", "sum")
-    column = agreed_unit(experiment, site.policy)
+    require(Asked(experiment, site.policy), "policy", "sum", "unit")
+    column = site.policy.unit_column if site.policy is not None else ""
     yield f"the policy allows the experiment: privacy.mechanism '{experiment.privacy.mechanism}'"
     if column:
         yield f"unit of privacy: {unit_text(GROUP, column)}, all records here with one value of it"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from client.gate import own_data
+from client.identity import as_the_site_decides
 from client.site_file import read_site
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import (
@@ -156,7 +156,7 @@ def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, tmp_path
     site_toml = site / "site.toml"
     site_toml.write_text(site_toml.read_text().replace("[data]", "[data]\nsplit = 0.3", 1))
     report = checked(site)
-    own = SiteSource(own_data(asked(AGREED), read_site(site_toml).data)).load("triage")
+    own = SiteSource(as_the_site_decides(asked(AGREED), read_site(site_toml)).data).load("triage")
     said = "\n".join(report.lines)
     assert f"task 'triage': {len(own.train)} train, {len(own.test)} test" in said
 

@@ -11,9 +11,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from numpy.typing import NDArray
 
 from client.egress import check_reply
-from client.requests import as_allowed
 from deal_core.lora.payload import PayloadError
-from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import Policy, figures_allowed
 from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum.layout import WEIGHT, weighted_layout, weighted_values
@@ -121,13 +119,12 @@ def test_a_mean_that_no_losses_can_have_is_not_told(forged):
     assert mean_loss({"x": np.zeros(2)}) is None
 
 
-@ALONE
-def test_an_update_that_was_kept_leaves_as_the_policy_of_today_says():
-    kept = LocalUpdate({}, {"num_examples": 7.0, "loss": 1.5, "seconds": 2.0})
-    told = as_allowed(kept, Policy(metrics="none"), masked=True).figures
-    assert told == {"num_examples": 7.0}
-    assert as_allowed(kept, Policy(metrics="none"), masked=False).figures == {"num_examples": 1.0}
-    assert as_allowed(kept, None, masked=True) == kept
+def test_under_a_mask_the_number_of_examples_goes_into_the_sum_and_no_more():
+    figures = {"num_examples": 7.0, "loss": 1.5, "seconds": 2.0}
+    none = Policy(metrics="none")
+    assert figures_allowed(figures, none, masked=True) == {"num_examples": 7.0}
+    assert figures_allowed(figures, none, masked=False) == {"num_examples": 1.0}
+    assert figures_allowed(figures, None, masked=True) == figures
 
 
 @pytest.mark.parametrize(
