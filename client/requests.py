@@ -207,9 +207,10 @@ def _state(
     if instruction.residual_rank:
         residual = _adapter(arrays[RESIDUAL], runtime, instruction.residual_rank, 1.0)
     state = State(current, retained, residual, instruction.num_reference_directions)
-    statistics = runtime.statistics
-    if HEADS not in arrays or statistics is None:
+    if HEADS not in arrays:
         return state
+    statistics = runtime.statistics
+    assert statistics is not None  # else the record was refused
     rounded = statistics.rounds(runtime.experiment.wire.dtype)
     tasks, size = tasks_in(arrays[HEADS], rounded), statistics.size(runtime.experiment.model)
     if not set(tasks) <= set(runtime.tasks):

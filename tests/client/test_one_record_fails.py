@@ -22,6 +22,7 @@ from deal_core.privacy.interface import RehearsalFailed
 from deal_core.training.loop import load_state
 from deal_core.wire.instruction import Instruction
 from tests.client.real_site import RealSite, asked
+from tests.slow import slow_but
 
 WORDS = ["a", "b", "c", "d"]
 LONG = " ".join(["b"] * 31 + ["c"])
@@ -114,11 +115,13 @@ def instruction(**what: object) -> Instruction:
     return Instruction(rank=RANK, retained_rank=8, **what)
 
 
+THERE = pytest.mark.parametrize("there", slow_but([False, True], True))
+"""Whether the record is among the others."""
 LABELS = {"laboratory": ("red", "blue"), "surgery": ("green", "d"), "skin": ("a", "b")}
 
 
 @pytest.mark.parametrize("instruction_words", [8, 2])
-@pytest.mark.parametrize("there", [False, True])
+@THERE
 def test_class_sums_of_a_record_that_does_not_fit(
     tmp_path, make_causal, caplog, there, instruction_words
 ) -> None:
@@ -153,7 +156,7 @@ def test_class_sums_of_a_record_that_does_not_fit(
     assert counts == pytest.approx([200, 200], abs=80)
 
 
-@pytest.mark.parametrize("there", [False, True])
+@THERE
 def test_a_teacher_that_cannot_answer_about_one_record(
     tmp_path, make_causal, caplog, monkeypatch, there
 ) -> None:
@@ -186,7 +189,7 @@ def test_a_teacher_that_cannot_answer_about_one_record(
     assert [event.steps > 0 for event in here.site.events] == [True]
 
 
-@pytest.mark.parametrize("number", [0, 1, 40])
+@pytest.mark.parametrize("number", slow_but([0, 1, 40], 0, 40))
 def test_whether_a_task_has_test_records_does_not_show_in_a_refusal(
     tmp_path, make_causal, monkeypatch, number
 ) -> None:
@@ -208,7 +211,7 @@ def test_whether_a_task_has_test_records_does_not_show_in_a_refusal(
     assert not here.site.events
 
 
-@pytest.mark.parametrize("there", [False, True])
+@THERE
 def test_counts_of_a_record_that_cannot_be_answered(
     tmp_path, make_causal, caplog, monkeypatch, there
 ) -> None:

@@ -9,7 +9,7 @@ from client import requests as wire
 from client.egress import FIELDS, check_reply
 from deal_core.lora.payload import PayloadError
 from simulations.engines.worker_pool import assume_identity
-from tests.client.real_site import RealSite, asked, code
+from tests.client.real_site import LABELS, RealSite, asked, code
 
 KEY = "base_model.model.layer.lora_B.weight"
 
@@ -174,3 +174,34 @@ def test_where_only_masks_may_leave_the_last_look_keeps_an_update(tmp_path, monk
     site = RealSite(tmp_path, 'mechanism = "none"\nsecure_aggregation = "required"\n')
     reply = site.answer(asked("privacy.mechanism=none"), {})
     assert (code(reply), set(reply.content)) == ("refused", {"status"})
+
+
+EVALUATION = {"task": "", "stage": -1, "server_round": 0, "tasks": list(LABELS)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mechanism", "instruction", "ends"),
+    [
+        ("evaluate", "record", EVALUATION, "withheld"),  # counts stay by default
+        ("train", "none", {}, "policy"),
+    ],
+)
+def test_what_a_site_declines_by_its_own_rules_is_no_fault(
+    tmp_path, kind, mechanism, instruction, ends
+) -> None:
+    site = RealSite(tmp_path)
+    reply = site.answer(asked(f"privacy.mechanism={mechanism}"), instruction, kind=kind)
+    assert code(reply) == ends
+    event = site.log()[-1]
+    assert event["event"] == f"request_{ends}"
+    assert event["reason"]
+    assert "traceback" not in event
+    assert "Refusal" not in str(event)
+
+
+def test_what_cannot_be_read_is_logged_with_its_traceback(tmp_path) -> None:
+    site = RealSite(tmp_path)
+    assert code(site.answer(asked(), {"task": "no such task"})) != "ok"
+    event = site.log()[-1]
+    assert "Traceback" in event["traceback"]
+    assert event["error"]

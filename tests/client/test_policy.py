@@ -31,14 +31,14 @@ from deal_core.privacy.policy import (
 )
 from deal_core.protection import make_mechanism
 from deal_core.wire.instruction import Instruction
-from server import wire
 from server.results import read_results
 from server.run import run
 from simulations.deployment.site.check import what_leaves
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from simulations.run.summary import print_report
-from tests.registered import register
+from tests.client.real_site import RealSite, asked, code
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -129,43 +129,29 @@ def test_under_a_strict_policy_only_what_is_charged_leaves(small, tmp_path, caps
     assert "clients keep their counts" in capsys.readouterr().out
 
 
-def test_a_training_request_does_not_get_at_counts_that_stay(small, tmp_path, monkeypatch):
+def test_a_training_request_does_not_get_at_counts_that_stay(tmp_path):
     """It may carry an evaluation along; the answer to that is one word."""
-    register(monkeypatch)
-    policy = Policy(mechanism="record", max_epsilon=2.0)
-    two = small("privacy.mechanism=record", 'data.tasks=["surgery", "laboratory"]')
-    left, events = sent(two, tmp_path, policy)
-    assert left.keys() == ALWAYS.keys() | UPDATE.keys() | {"counts.code"}
-    assert left["counts.code"] == {"withheld"}
-    asked = [event["client"] for event in events if event["event"] == "client_idle"]
-    assert sorted(asked) == ["0"] * 3 + ["1"] * 3
+    site = RealSite(tmp_path)
+    reply = site.answer(asked(), {"stage": 1, "piggybacked_evaluation": ["skin"]})
+    assert set(reply.content) == {"status", "lora", "metrics", "counts"}
+    assert dict(reply.content["counts"]) == {"code": "withheld"}
 
 
-def test_noise_on_counts_is_charged_once_however_they_are_asked_for(small, tmp_path, monkeypatch):
+def test_noise_on_counts_is_charged_once_however_they_are_asked_for(tmp_path):
     """Counts beside an update cost what they cost alone; asked for again, nothing."""
-    settings = ("privacy.mechanism=record", "privacy.metrics=noised")
-    two = small(*settings, 'data.tasks=["surgery", "laboratory"]')
-    policy = Policy(mechanism="record", metrics="noised")
-    sent(two, tmp_path / "simulated", policy)
-    register(monkeypatch)
-    left, _ = sent(two, tmp_path / "sites", policy)
-    assert {"counts.correct", "counts.correct_all", "counts.examples"} <= left.keys()
-    monkeypatch.setattr(wire, "read_counts_beside", lambda message, *rest: None)
-    sent(two, tmp_path / "again", policy)
-    matrices, charged = set(), set()
-    for name in ("simulated", "sites", "again"):
-        folder = tmp_path / name
-        matrices.add(str(read_results(folder).accuracy_matrix))
-        events = Ledger(folder / "sites" / "0").events()
-        assert sum(event.phase == "evaluate" for event in events) == 3
-        charged.add(str(sorted((e.stage, e.server_round, e.phase) for e in events)))
-    assert len(matrices) == len(charged) == 1
-
-
-def test_what_tells_the_number_of_records_leaves_where_that_may(small, tmp_path):
-    policy = Policy(mechanism="record", share_num_examples=True)
-    left, _ = sent(small("privacy.mechanism=record"), tmp_path, policy)
-    assert left.keys() == ALWAYS.keys() | UPDATE.keys() | {"metrics.n_delta"}
+    site = RealSite(tmp_path, 'mechanism = "record"\nmetrics = "noised"\n')
+    experiment = asked("privacy.metrics=noised")
+    beside = {"stage": 1, "piggybacked_evaluation": ["skin"], "learnt": ["skin"]}
+    update = site.answer(experiment, beside)
+    alone = {"task": "", "stage": 0, "server_round": 0, "tasks": ["skin"], "learnt": ["skin"]}
+    alone["trained"] = ["lora_A", "lora_B"]
+    counts = site.answer(experiment, alone, kind="evaluate")
+    assert (code(update), code(counts)) == ("ok", "ok")
+    assert sorted(event.mechanism for event in site.events) == ["counts", "record"]
+    told = update.content["counts"]
+    assert {name: list(told[name]) for name in counts.content["metrics"]} == {
+        name: list(values) for name, values in counts.content["metrics"].items()
+    }
 
 
 def test_the_delta_that_is_told_does_not_tell_how_many_records_there_are():
@@ -186,6 +172,7 @@ POLICIES: dict[str, tuple[Policy | None, str]] = {
     "private": (Policy(mechanism="record"), "record"),
     "disjoint": (Policy(mechanism="record", disjoint_tasks=True), "record"),
     "noised counts": (Policy(mechanism="record", metrics="noised", spending=False), "record"),
+    "number": (Policy(mechanism="record", share_num_examples=True), "record"),
 }
 """Policy, and the mechanism of an experiment that it lets in."""
 
@@ -195,7 +182,7 @@ def site_with(policy: Policy | None) -> SiteFile:
     return SiteFile(**own, data=SiteData(path="data"), policy=policy)
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", slow_but(POLICIES, "open", "disjoint"))
 def test_a_site_is_told_before_what_leaves_it_then(small, tmp_path, name):
     policy, mechanism = POLICIES[name]
     site = site_with(policy)
@@ -206,6 +193,7 @@ def test_a_site_is_told_before_what_leaves_it_then(small, tmp_path, name):
     assert figures <= set(re.findall(r"\w+", said))
     assert ("disjoint_tasks" in figures) == ("disjoint_tasks" in said) == (name == "disjoint")
     assert ("stay here" in said) == (not counted)
+    assert ("n_delta" in figures) == (name == "number")
     ordinary = said.split("in a run with")[0]
     if mechanism == "none":
         assert {"loss", "seconds"} & figures == {"loss", "seconds"} & set(
@@ -224,16 +212,16 @@ def test_the_server_cannot_switch_a_sites_privacy_off(small, tmp_path):
         "status.server_round",
     }
     assert {e["code"] for e in events if e["event"] == "client_idle"} == {"policy"}
+    assert events[-1]["event"] == "run_stopped"
+    assert not (tmp_path / "results.json").exists()
     assert Ledger(tmp_path / "sites" / "0").events() == []
 
 
-def test_a_run_that_all_refuse_is_not_called_finished(small, tmp_path):
-    policy = Policy(mechanism="record")
-    for number, asked in enumerate(((), ("aggregation.secure=true", "federation.clients=3"))):
-        folder = tmp_path / str(number)
-        _, events = sent(small(*asked), folder, policy, stops="all clients .* refuse")
-        assert events[-1]["event"] == "run_stopped"
-        assert not (folder / "results.json").exists()
+def test_a_run_in_secure_sums_that_all_refuse_is_not_called_finished(small, tmp_path):
+    config = small("aggregation.secure=true", "federation.clients=3")
+    _, events = sent(config, tmp_path, Policy(mechanism="record"), stops="all clients .* refuse")
+    assert events[-1]["event"] == "run_stopped"
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_a_run_that_some_refuse_goes_on(small, tmp_path):
@@ -251,19 +239,19 @@ SUMMED = ("method.name=prototype", "federation.clients=3", "method.prototype.dir
 
 
 def test_sums_leave_a_site_only_where_its_policy_says_so_and_masked(small, tmp_path):
-    def asked(name: str, **fields: object):
+    def ran(name: str, **fields: object):
         policy = Policy(metrics="clear", **fields)
         return sent(small(*SUMMED), tmp_path / name, policy, simulated=False)
 
-    left, events = asked("kept", min_records=1)
+    left, events = ran("kept", min_records=1)
     assert "secure.reply" in left  # of the legs before
     assert not [e for e in events if e["event"] == "summed"]
     assert {e["code"] for e in events if e["event"] == "client_idle"} == {"policy"}
-    left, events = asked("told", min_records=1, share_sums=True)
+    left, events = ran("told", min_records=1, share_sums=True)
     assert left.keys() == ALWAYS.keys() | COUNTS.keys() | {"secure.reply", "metrics.num_examples"}
     assert left["metrics.num_examples"] == {"1.0"}
     assert [e["sites"] for e in events if e["event"] == "summed"] == [3]
-    left, events = asked("few", min_records=1000, share_sums=True)
+    left, events = ran("few", min_records=1000, share_sums=True)
     assert {e["code"] for e in events if e["event"] == "client_idle"} == {"no-data"}
 
 

@@ -11,6 +11,7 @@ import torch
 
 from client.runtime import PROBE_TEXTS
 from deal_core.privacy import record as record_mechanism
+from deal_core.privacy.certificate import certificate, check_certificate
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import composed
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, update
@@ -207,3 +208,62 @@ def test_another_run_gets_an_answer_of_its_own(site, other, run):
         assert len(site.events) == 2
     else:
         assert code(second) == "budget-spent"
+
+
+@pytest.mark.parametrize(("asks", "delta"), [("0.0", 1e-4), ("0.0001", 1e-4), ("0.00001", 1e-5)])
+def test_the_server_sets_no_large_delta(site, asks, delta):
+    site.answer(asked(f"privacy.target_delta={asks}"), {})
+    assert site.events[0].delta == pytest.approx(delta)
+    signed = certificate(site.ledger)["statement"]
+    assert signed["n_delta"] == pytest.approx(120 * delta)
+
+
+@pytest.mark.parametrize("asks", ["0.9", "0.001"])
+def test_a_delta_that_is_large_for_the_number_of_records_is_refused(tmp_path, site, asks):
+    """120 records: 0.001 of each is 0.12; a site that names it itself takes part."""
+    experiment = asked(f"privacy.target_delta={asks}")
+    assert code(site.answer(experiment, {})) == "policy"
+    assert site.events == []
+    (tmp_path / "own").mkdir()
+    policy = 'mechanism = "record"\nmax_epsilon = 1.0\nmax_delta = 0.001\n'
+    own = RealSite(tmp_path / "own", policy=policy)
+    assert code(own.answer(experiment, {})) == "ok"
+    assert own.events[0].delta == 0.001
+
+
+NONE = "privacy.mechanism=none"
+
+
+def test_unprotected_releases_are_in_the_ledger(tmp_path):
+    site = RealSite(tmp_path, policy='metrics = "clear"\n')
+    assert code(site.answer(asked(NONE), {})) == "ok"
+    evaluate = {"task": "", "stage": 0, "server_round": 0, "tasks": ["surgery"]}
+    assert code(site.answer(asked(NONE), evaluate, kind="evaluate")) == "ok"
+    assert [event.mechanism for event in site.events] == ["none", "clear-counts"]
+    assert not any(event.protected for event in site.events)
+    statement = check_certificate(certificate(site.ledger))
+    assert statement["unprotected"] == 2
+    assert statement["epsilon"] is None
+    assert "void" in statement["composed_over"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("adapter.rank=64",), "policy"),
+        (('adapter.target_modules=["0.attention.output.dense"]',), "policy"),
+        (("adapter.rank=16",), "ok"),
+    ],
+)
+def test_an_unprotected_update_carries_only_so_much(tmp_path, overrides, expected):
+    site = RealSite(tmp_path, policy='metrics = "none"\n')
+    experiment = asked(NONE, *overrides)
+    assert code(site.answer(experiment, {})) == expected
+    assert len(site.events) == (expected == "ok")
+
+
+def test_an_unprotected_update_is_of_many_records_or_none(tmp_path):
+    few = {**{t: rows(t) for t in LABELS}, "surgery": rows("surgery", 5)}
+    site = RealSite(tmp_path, policy='metrics = "none"\n', data=few)
+    assert code(site.answer(asked(NONE), {})) == "no-data"
+    assert site.events == []

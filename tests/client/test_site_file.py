@@ -8,11 +8,9 @@ import os
 import stat
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
@@ -20,14 +18,11 @@ from client import resident_worker
 from client.app import choose_device, make_app
 from client.identity import Client, as_the_site_decides, client_of, file_of
 from client.site_file import NODE_KEY, read_site
-from client.state import update_once
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment
 from deal_core.config.run_config import PACKAGE
 from deal_core.errors import UserError
-from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import OutsidePolicy, Refusal
-from deal_core.wire.instruction import Instruction
 from simulations.engines.worker_pool import assume_identity
 from tests.run_configs import placed
 
@@ -352,51 +347,6 @@ def test_where_the_sites_file_cannot_be_read_nothing_leaves(site_file: Path) -> 
     }
 
 
-PLACE = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
-
-
-def update(value: float) -> LocalUpdate:
-    figures = {"num_examples": 4, "loss": 0.5, "seconds": 1.25}
-    return LocalUpdate({"w": np.full((2, 3), value, np.float32)}, figures)
-
-
-def test_a_request_that_comes_twice_gets_the_same_answer(tmp_path: Path) -> None:
-    first = update_once(tmp_path, "request 1", PLACE, lambda: update(1))
-    again = update_once(tmp_path, "request 1", PLACE, pytest.fail)
-    assert again.figures == first.figures == update(1).figures
-    np.testing.assert_array_equal(again.arrays["w"], first.arrays["w"])
-    other = update_once(
-        tmp_path, "request 2", PLACE, lambda: update(2)
-    )  # another start of the round
-    assert other.arrays["w"][0, 0] == 2
-
-
-def test_of_some_that_are_asked_at_once_one_makes_the_answer(tmp_path: Path) -> None:
-    """Else what another has left behind for the next round would be of a training that nobody was
-    charged for."""
-    made: list[int] = []
-
-    def slow() -> LocalUpdate:
-        made.append(len(made) + 1)
-        time.sleep(0.2)
-        return update(made[-1])
-
-    def ask(_: int) -> float:
-        return float(update_once(tmp_path, "request", PLACE, slow).arrays["w"][0, 0])
-
-    with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(ask, range(4))) == [1.0] * 4
-    assert made == [1]
-
-
-def test_a_torn_answer_is_made_again(tmp_path: Path) -> None:
-    update_once(tmp_path, "request 1", PLACE, lambda: update(1))
-    (kept,) = tmp_path.glob("update-*.safetensors")
-    kept.write_bytes(kept.read_bytes()[:20])
-    again = update_once(tmp_path, "request 1", PLACE, lambda: update(3))
-    assert again.arrays["w"][0, 0] == 3
-
-
 def test_site_toml_names_its_faults(site_file: Path) -> None:
     site_file.write_text(TOML + "max_epsilo = 1\n")
     with pytest.raises(UserError, match=r"unknown key 'policy.max_epsilo'; did you mean 'max_eps"):
@@ -407,13 +357,6 @@ def test_site_toml_names_its_faults(site_file: Path) -> None:
     site_file.write_text(TOML.replace('name = "north"', 'name = "../north"'))
     with pytest.raises(UserError, match=r"site.name '../north' should be letters"):
         read_site(site_file)
-
-
-def test_an_answer_that_cannot_be_kept_is_not_given(tmp_path: Path) -> None:
-    (tmp_path / f"update-0-1.safetensors.{os.getpid()}.writing").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left on device"):
-        update_once(tmp_path, "request 1", PLACE, lambda: update(1))
-    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_a_log_on_a_full_disk_stops_no_reply(site_file: Path) -> None:

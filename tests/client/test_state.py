@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
-from client.state import RoundStore, TaskStore, forget
-
-LOST = {"first": np.ones((2, 3), np.float32)}
+from client.state import RoundStore, TaskStore, forget, update_once
+from deal_core.privacy.interface import LocalUpdate
+from deal_core.wire.instruction import Instruction
 
 
 def adding(number: float):
@@ -82,3 +88,55 @@ def test_a_server_that_counts_far_does_not_hold_the_site_up(tmp_path):
     RoundStore(tmp_path, 1, 3).save("basis", {"sum": torch.ones(1)})
     assert RoundStore(tmp_path, 1, 2**62).load("basis")["sum"] == 1.0
     assert RoundStore(tmp_path, 11, 2**62).load("basis") == {}
+
+
+PLACE = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
+
+
+def update(value: float) -> LocalUpdate:
+    figures = {"num_examples": 4, "loss": 0.5, "seconds": 1.25}
+    return LocalUpdate({"w": np.full((2, 3), value, np.float32)}, figures)
+
+
+def test_a_request_that_comes_twice_gets_the_same_answer(tmp_path: Path) -> None:
+    first = update_once(tmp_path, "request 1", PLACE, lambda: update(1))
+    again = update_once(tmp_path, "request 1", PLACE, pytest.fail)
+    assert again.figures == first.figures == update(1).figures
+    np.testing.assert_array_equal(again.arrays["w"], first.arrays["w"])
+    other = update_once(
+        tmp_path, "request 2", PLACE, lambda: update(2)
+    )  # another start of the round
+    assert other.arrays["w"][0, 0] == 2
+
+
+def test_of_some_that_are_asked_at_once_one_makes_the_answer(tmp_path: Path) -> None:
+    """Else what another has left behind for the next round would be of a training that nobody was
+    charged for."""
+    made: list[int] = []
+
+    def slow() -> LocalUpdate:
+        made.append(len(made) + 1)
+        time.sleep(0.2)
+        return update(made[-1])
+
+    def ask(_: int) -> float:
+        return float(update_once(tmp_path, "request", PLACE, slow).arrays["w"][0, 0])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(4))) == [1.0] * 4
+    assert made == [1]
+
+
+def test_a_torn_answer_is_made_again(tmp_path: Path) -> None:
+    update_once(tmp_path, "request 1", PLACE, lambda: update(1))
+    (kept,) = tmp_path.glob("update-*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:20])
+    again = update_once(tmp_path, "request 1", PLACE, lambda: update(3))
+    assert again.arrays["w"][0, 0] == 3
+
+
+def test_an_answer_that_cannot_be_kept_is_not_given(tmp_path: Path) -> None:
+    (tmp_path / f"update-0-1.safetensors.{os.getpid()}.writing").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        update_once(tmp_path, "request 1", PLACE, lambda: update(1))
+    assert not list(tmp_path.glob("*.safetensors"))

@@ -213,12 +213,13 @@ def test_another_policy_refuses_before_it_has_prepared(sites, play):
 
 
 def test_sums_of_embeddings_leave_masked_and_where_the_policy_shares_them(sites, play):
-    ran = play(sites, "method.name=prototype")
+    asked = ("method.name=prototype", "method.prototype.directions=0")
+    ran = play(sites, *asked)
     assert {e["code"] for e in ran.events if e["event"] == "client_idle"} >= {"policy"}
     assert not any(site.trained() for site in sites)
     for site in sites:
         site.write(pins(sites, site), OPEN + "share_sums = true\n")
-    ran = play(sites, "method.name=prototype")
+    ran = play(sites, *asked)
     assert not [key for key in ran.seen if key.startswith("sums")]
     assert ran.told("summed", "sites") == [4]
     assert ran.state.heads.keys() == {TASK}
