@@ -319,11 +319,7 @@ EXPERIMENT = ("policy", "sum", "masks")
 
 
 def require(asked: Asked, *judged: str) -> None:
-    """Check that nothing speaks against something.
-
-    Args:
-        asked: all that is known of it.
-        judged: parts of :data:`REFUSALS`.
+    """Check that nothing speaks against what is ``judged``, parts of :data:`REFUSALS`.
 
     Raises:
         OutsidePolicy: the first reason against it, of code ``policy``.

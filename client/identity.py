@@ -121,11 +121,7 @@ def file_of(context: Context) -> SiteFile | None:
 
 
 def client_of(context: Context, file: SiteFile | None) -> Client:
-    """Return which client this is.
-
-    Args:
-        context: of the request.
-        file: what :func:`file_of` returns of it.
+    """Return which client this is; ``file``: what :func:`file_of` returns of the context.
 
     Raises:
         UserError: the run does not know this site.
@@ -198,14 +194,7 @@ def write_log(file: SiteFile | None, event: str, **fields: Any) -> None:
 def log_fault(message: Message, error: Exception, file: SiteFile | None, client: object) -> str:
     """Return the fixed word for a fault, or for a client's own refusal (a policy, a budget, no
     data), which is all that leaves; the log here has the rest: of a refusal the reason, of what
-    went wrong all that is known.
-
-    Args:
-        message: the request.
-        error: what it ended with.
-        file: the site's; None: the client is simulated.
-        client: its number.
-    """
+    went wrong all that is known. A simulated client, which has no ``file``, is known by number."""
     code = "failed"
     if isinstance(error, PayloadError):
         code = "refused"

@@ -55,16 +55,8 @@ def local_evaluation(
 ) -> Counts:
     """Return ``correct``, ``examples`` and, where the model scores all labels at once,
     ``correct_all`` on the client's test share of every task asked for, as the privacy mechanism
-    lets them go.
-
-    Args:
-        client: whose records.
-        runtime: model and tokenised data of this process.
-        granted: by the gate, for the tasks.
-        state: the adapters as they arrived.
-        request: a name for the request, to answer it twice with the same.
-        masked: nothing is seen of the counts but their sum over clients. Whoever has no test
-            records adds zeros, and a sum over three sites might be one's.
+    lets them go. ``masked``: nothing is seen of the counts but their sum over clients; whoever has
+    no test records adds zeros, and a sum over three sites might be one's.
 
     Raises:
         Refusal: they do not leave the site.

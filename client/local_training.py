@@ -74,7 +74,7 @@ def local_update(
         sites: in the secure sum that it goes into; 0: into none.
 
     Returns:
-        The update as it may leave: the trained factors, or the sums that the phase is made of.
+        What may leave: the trained factors, or the sums that the phase is made of.
 
     Raises:
         Refusal: the client has no data for it, or no budget.

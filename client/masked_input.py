@@ -65,11 +65,9 @@ class Maskable:
         return len(MaskRequest.from_bytes(self.request).mask_keys) + 1
 
     def masked(self, arrays: Mapping[str, NDArray[Any] | None], seed: int) -> bytes:
-        """Return the masked vector. That it is in this sum, and in no other, is on the disk before.
-
-        Args:
-            arrays: an array for each field of the layout, or that it is covered.
-            seed: of the run, for the random rounding of a simulated client.
+        """Return the masked vector: ``arrays`` has one for each field of the layout, or that it is
+        covered. That it is in this sum, and in no other, is on the disk before. ``seed``: of the
+        run, for the random rounding of a simulated client.
 
         Raises:
             ProtocolError: the mask request is refused, or the vector is in another sum.
@@ -96,16 +94,8 @@ def maskable_update(
     instruction: Instruction,
     name: str,
 ) -> Maskable:
-    """Return what a training request asks to be added to a sum, checked before anything is counted,
-    trained or charged.
-
-    Args:
-        client: which one.
-        runtime: whose experiment it is.
-        message: has the round's mask request.
-        state: what the client begins from.
-        instruction: what is asked.
-        name: of the request that the update answers.
+    """Return what a training request of this ``name`` asks to be added to a sum, checked before
+    anything is counted, trained or charged; ``message`` has the round's mask request.
 
     Raises:
         ProtocolError: the request is refused, or a vector of this place is in a sum already.
@@ -175,14 +165,7 @@ def summed_arrays(
 
     The change of every trained factor, and the weight, which is 1: the sum of few weights tells
     each, and a light one hides nobody. Where the layout has it, the loss as well, if the site lets
-    it into a sum.
-
-    Args:
-        runtime: whose experiment it is.
-        state: what the client began from.
-        instruction: what was asked.
-        update: trained factors, their gradient sums in whole numbers, or sums of embeddings.
-        layout: of the sum.
+    it into a sum. Gradient sums, and sums of embeddings, go as they are, in whole numbers.
     """
     if runtime.phase(instruction.phase).statistics is not None or at_server(runtime.experiment):
         return update.arrays

@@ -124,15 +124,8 @@ def _counts(
 def read_request(
     message: Message, runtime: ClientRuntime, folder: Path
 ) -> tuple[State, Instruction]:
-    """Check and decode a server's request.
-
-    Args:
-        message: the request.
-        runtime: what adapters must fit.
-        folder: has the retained adapter that the client was sent last.
-
-    Returns:
-        The server's state as the request brings it, and what is asked.
+    """Return the server's state as a request brings it, and what is asked; ``folder`` has the
+    retained adapter that the client was sent last.
 
     Raises:
         PayloadError: a record too many or too few, or anything in one that is not expected.
@@ -177,14 +170,9 @@ def read_request(
 
 
 def request_name(message: Message, instruction: Instruction, run: str) -> str:
-    """Return a name for all that is asked: equal only for what is the same to the byte, in one run.
-
-    Args:
-        message: carries the adapters.
-        instruction: the message's, or that of an evaluation which it carries along: asked for
-            alone, it has the same name.
-        run: of whose run it is: other settings make another answer.
-    """
+    """Return a name for all that is asked: equal only for what is the same to the byte, in one run
+    (other settings make another answer). The instruction is the message's, or that of an evaluation
+    which it carries along: asked for alone, it has the same name."""
     hashed = hashlib.blake2b(digest_size=32)
     hashed.update(json.dumps(run).encode())
     hashed.update(json.dumps(instruction.to_config(), sort_keys=True).encode())
@@ -234,16 +222,9 @@ def update_reply(
     counted: tuple[str, Counts] | None = None,
     masked: bytes | None = None,
 ) -> Message:
-    """Return the reply with a local update.
-
-    Args:
-        message: the request.
-        update: the trained factors, and figures.
-        instruction: which request it answers.
-        counted: where they were asked for, a code and the counts of the model that arrived.
-        masked: the vector in the place of the factors; of the figures those leave then that tell
-            nothing of single records.
-    """
+    """Return the reply with a local update; ``counted``: where they were asked for, a code and the
+    counts of the model that arrived; ``masked``: the vector in the place of the factors, beside
+    which those figures leave that tell nothing of single records."""
     where = {name: getattr(instruction, name) for name in ("stage", "phase", "server_round")}
     content, figures = RecordDict({STATUS: ConfigRecord({"code": "ok", **where})}), update.figures
     if masked is None:

@@ -71,13 +71,10 @@ def forget(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class TaskStore:
-    """What a method keeps at the client from task to task (:class:`deal_core.methods.TaskMemory`).
-
-    Attributes:
-        folder: the site's own; made when first needed.
-    """
+    """What a method keeps from task to task (:class:`deal_core.methods.TaskMemory`)."""
 
     folder: Path
+    """The site's own; made when first needed."""
 
     def get_or_compute(
         self, tasks: int, basis: str, make: Callable[[int, Tensors], Tensors]
@@ -101,15 +98,10 @@ class TaskStore:
 @dataclass(frozen=True)
 class RoundStore:
     """What is carried from round to round of a task: by a method
-    (:class:`deal_core.methods.RoundState`), or what a lossy wire format lost (``feedback``).
-
-    Attributes:
-        folder: the site's own; made when first needed.
-        stage, server_round: of the request at hand.
-        kind: what is carried.
-    """
+    (:class:`deal_core.methods.RoundState`), or what a lossy wire format lost (``feedback``)."""
 
     folder: Path
+    """The site's own; made when first needed."""
     stage: int
     server_round: int
     kind: str = "round"
@@ -168,14 +160,8 @@ def update_once(
 ) -> LocalUpdate:
     """Return a site's answer to a request: the one that is kept, or what ``make`` gives, which is
     on disk before it is returned. One at a time: of two that are asked the same at once, the
-    second gets what the first has made.
-
-    Args:
-        folder: the site's own, of one run; made when first needed.
-        request: a name for all that is asked (:func:`client.requests.request_name`).
-        instruction: says where in the run it is asked.
-        make: what it raises is not kept.
-    """
+    second gets what the first has made. What ``make`` raises is not kept; ``request`` names all
+    that is asked (:func:`client.requests.request_name`)."""
     path = folder / f"update-{instruction.stage}-{instruction.server_round}.safetensors"
     with alone(folder, "updates.lock"):
         update = _read_update(path, request)
