@@ -21,7 +21,7 @@ from client.identity import Client
 from client.local_training import local_update
 from client.resident_worker import INSIDE
 from client.runtime import ClientRuntime
-from client.site_file import NODE_KEY, SiteData, read_site
+from client.site_file import NODE_KEY, read_site
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.lora.adapter import Adapter, LoraFactors
@@ -78,11 +78,9 @@ class RealSite:
             ]
             for split in ("train", "test"):
                 (place / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-        # a site of an earlier version could not declare labels
-        labels = "labels" in SiteData.model_fields
-        lines = [f"{task} = {json.dumps(list(names))}" for task, names in self.declared.items()]
+        labels = [f"{task} = {json.dumps(list(names))}" for task, names in self.declared.items()]
         ids = 'id_column = "id"\n' if "disjoint_tasks" in self.policy else ""
-        table = "[data.labels]\n" + "\n".join(lines) if labels else ""
+        table = "[data.labels]\n" + "\n".join(labels)
         (self.folder / "site.toml").write_text(
             '[site]\nname = "north"\n[server]\naddress = "127.0.0.1:1"\n'
             f'[data]\npath = "data"\n{ids}{self.data_lines}{table}\n'

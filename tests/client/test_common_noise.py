@@ -18,7 +18,7 @@ from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.strategy import start_state
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
-from tests.client.secure.sites import RUN, SecureSite, SiteGrid, experiment_of, grid_of, make_sites
+from tests.client.secure.sites import RUN, SecureSite, SiteGrid, asked_for, grid_of, make_sites
 from tests.run_configs import placed
 from tests.simulations.run.secure_runs import POOLED, Ran, leg_of, rounds
 
@@ -66,8 +66,8 @@ LESS = (
 
 def played(sites: Sequence[SecureSite], folder: Path, *told_to_the_others: str) -> Ran:
     """A round in which the first site is told the truth."""
-    truth = experiment_of(sites, *TOGETHER)
-    lie = experiment_of(sites, *TOGETHER, *told_to_the_others)
+    truth = asked_for(*TOGETHER)
+    lie = asked_for(*TOGETHER, *told_to_the_others)
 
     class Liar(SiteGrid):
         def _context(self, node: int) -> Context:
@@ -98,8 +98,8 @@ def test_a_round_is_judged_by_the_settings_that_its_noise_is_made_with(tmp_path,
     """The other legs are told that a site may fail; the noise is made as if none could, in sums of
     all. The sum would be of three, with three shares of four that are needed."""
     sites = make_sites(tmp_path, policy=POLICY)
-    truth = experiment_of(sites, *TOGETHER)
-    lie = experiment_of(sites, *TOGETHER, "privacy.dropouts=1")
+    truth = asked_for(*TOGETHER)
+    lie = asked_for(*TOGETHER, "privacy.dropouts=1")
 
     class Liar(SiteGrid):
         leg = ""
@@ -122,17 +122,14 @@ def test_a_round_is_judged_by_the_settings_that_its_noise_is_made_with(tmp_path,
 
 
 @pytest.mark.parametrize("told", LESS)
-def test_whatever_noise_follows_from_is_agreed_on(tmp_path, told):
-    sites = make_sites(tmp_path, policy=POLICY)
-    truth, lie = experiment_of(sites, *TOGETHER), experiment_of(sites, *TOGETHER, told)
-    assert terms(truth) != terms(lie)
+def test_whatever_noise_follows_from_is_agreed_on(told):
+    assert terms(asked_for(*TOGETHER)) != terms(asked_for(*TOGETHER, told))
 
 
-def test_what_is_a_sites_own_is_not(tmp_path):
+def test_what_is_a_sites_own_is_not():
     """Its columns, its folders, its threads."""
-    sites = make_sites(tmp_path, policy=POLICY)
     grouped = [
-        experiment_of(sites, *TOGETHER, f"privacy.unit_column={column}", f"run.threads={threads}")
+        asked_for(*TOGETHER, f"privacy.unit_column={column}", f"run.threads={threads}")
         for column, threads in (("patient", 1), ("person", 2))
     ]
     assert terms(grouped[0]) == terms(grouped[1])
@@ -142,7 +139,7 @@ def test_what_is_a_sites_own_is_not(tmp_path):
 def test_without_noise_no_server_chooses_whose_gradients_are_summed(tmp_path, simulated):
     """The run's seed would: with a small rate, of one site two records, and of the others none."""
     asked = ("privacy.mechanism=none", "privacy.noise_share=site", "privacy.sample_rate=0.001")
-    experiment = experiment_of(make_sites(tmp_path), *TOGETHER, *asked)
+    experiment = asked_for(*TOGETHER, *asked)
     site = Site(lambda: Ledger(tmp_path), None, simulated)
     data = [Encoded((1, 2), 0)] * 200
     request = UpdateRequest(

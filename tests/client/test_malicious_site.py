@@ -20,7 +20,7 @@ from deal_core.secure_sum.keys import Announcement, announce, seal
 from deal_core.secure_sum.layout import finest_scale
 from deal_core.secure_sum.messages import Masked, Prepared
 from deal_core.secure_sum.site_state import SiteState
-from tests.client.secure.sites import OPEN, RUN, SecureSite, experiment_of, grid_of, make_sites
+from tests.client.secure.sites import OPEN, RUN, SecureSite, asked_for, grid_of, make_sites
 from tests.simulations.run.secure_runs import Ran, client_of, leg_of, rounds
 from tests.slow import slow_but
 
@@ -67,7 +67,7 @@ def play(
             reply.content["secure"] = ConfigRecord({"reply": bend(data)})
         return reply
 
-    experiment = experiment_of(sites, *overrides)
+    experiment = asked_for(*overrides)
     return rounds(experiment, path / RUN, see=see, last=last, grid_of=grid_of(sites))
 
 

@@ -34,7 +34,7 @@ from tests.client.secure.sites import (
     RUN,
     SecureSite,
     SiteGrid,
-    experiment_of,
+    asked_for,
     grid_of,
     make_sites,
     pins,
@@ -67,7 +67,7 @@ class Idle(SiteGrid):
     def _context(self, node: int) -> Context:
         context = super()._context(node)
         if node != FIRST_CLIENT_NODE + VICTIM:
-            lie = experiment_of(self.sites, IDLE)
+            lie = asked_for(IDLE)
             context.run_config = placed(lie, f"/srv/{RUN}")
         return context
 
@@ -86,7 +86,7 @@ def own_update(site: SecureSite, grid: SiteGrid) -> dict[str, np.ndarray]:
 def test_sites_that_are_told_otherwise_are_in_no_sum_with_the_one(tmp_path, liar):
     sites = make_sites(tmp_path)
     with pytest.raises(UserError, match="1 of 4 clients gave a valid reply"):
-        rounds(experiment_of(sites), tmp_path / RUN, grid_of=grid_of(sites, liar))
+        rounds(asked_for(), tmp_path / RUN, grid_of=grid_of(sites, liar))
     assert not any(site.trained() for site in sites[1:])
     for site in sites[1:]:
         assert "another form than the round's terms say" in site.errors()[-1]
@@ -112,7 +112,7 @@ def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
 
     monkeypatch.setattr(summation, "mean_update", noted)
     sites = make_sites(tmp_path)
-    rounds(experiment_of(sites), tmp_path / RUN, grid_of=grid_of(sites, Kept))
+    rounds(asked_for(), tmp_path / RUN, grid_of=grid_of(sites, Kept))
     own, read = own_update(sites[VICTIM], grids[0]), weighted_means(without_loss(sums[0]))
     scale = sums[0][WEIGHT]  # of all; the one alone has weight 1
     assert scale == pytest.approx(4.0, abs=1e-6)
@@ -146,17 +146,11 @@ def told(experiment: Experiment, state: State | None = None, **fields) -> str:
         'data.measures={surgery="rouge-l"}',
     ],
 )
-def test_settings_are_among_the_terms(tmp_path, changed):
-    sites = make_sites(tmp_path)
-    assert told(experiment_of(sites)) != told(experiment_of(sites, changed))
+def test_settings_are_among_the_terms(changed):
+    assert told(asked_for()) != told(asked_for(changed))
 
 
-def test_another_name_of_the_model_is_another_model(tmp_path):
-    asked = experiment_of(make_sites(tmp_path))
-    state = start_state(asked, adapter_shapes(asked.model, asked.adapter))
-    request = Instruction(task="surgery", stage=0, server_round=1, rank=8, retained_rank=8)
-    one, other = (sum_terms(asked, name, request, state) for name in ("/a", "/b"))
-    assert one != other
+COUNTS = {"task": "", "tasks": ("surgery",), "seen": ()}
 
 
 @pytest.mark.parametrize(
@@ -172,26 +166,17 @@ def test_another_name_of_the_model_is_another_model(tmp_path):
         {"task": "", "tasks": ("surgery",)},
     ],
 )
-def test_the_request_is_among_the_terms(tmp_path, fields):
-    experiment = experiment_of(make_sites(tmp_path))
-    assert told(experiment) != told(experiment, **fields)
+def test_the_request_is_among_the_terms(fields):
+    assert told(asked_for()) != told(asked_for(), **fields)
+    assert told(asked_for(), **COUNTS) != told(asked_for(), **COUNTS, learnt=("surgery",))
 
 
-def test_counts_are_of_the_labels_that_all_are_told(tmp_path):
-    experiment = experiment_of(make_sites(tmp_path))
-    asked = {"task": "", "tasks": ("surgery",), "seen": ()}
-    assert told(experiment, **asked) != told(experiment, **asked, learnt=("surgery",))
-
-
-@pytest.mark.parametrize("fields", [{"past": ("skin",)}, {"piggybacked_evaluation": ("skin",)}])
-def test_what_is_of_one_client_is_not(tmp_path, fields):
-    experiment = experiment_of(make_sites(tmp_path))
-    assert told(experiment) == told(experiment, **fields)
-
-
-def test_with_orders_of_their_own_clients_have_tasks_of_their_own(tmp_path):
-    experiment = experiment_of(make_sites(tmp_path), OWN_ORDERS)
-    assert told(experiment) == told(experiment, task="laboratory", seen=("surgery",))
+def test_what_is_of_one_client_is_not_among_the_terms():
+    for fields in ({"past": ("skin",)}, {"piggybacked_evaluation": ("skin",)}):
+        assert told(asked_for()) == told(asked_for(), **fields)
+    assert told(asked_for("run.threads=1")) == told(asked_for("run.threads=2"))
+    own_orders = asked_for(OWN_ORDERS)
+    assert told(own_orders) == told(own_orders, task="laboratory", seen=("surgery",))
 
 
 @pytest.mark.parametrize(
@@ -206,21 +191,21 @@ def test_with_orders_of_their_own_clients_have_tasks_of_their_own(tmp_path):
 )
 def test_a_site_adds_nothing_that_no_other_could_compare(tmp_path, asked, line):
     sites = make_sites(tmp_path)
-    experiment = experiment_of(sites, asked, "aggregation.rule=fedit")
+    experiment = asked_for(asked, "aggregation.rule=fedit")
     with pytest.raises(UserError, match=r"all clients that train .* refuse"):
         rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites))
     assert not any(site.trained() for site in sites)
     assert all(line in site.errors()[-1] for site in sites)
-    require(Asked(experiment_of(sites, asked, "privacy.mechanism=record")), "sum")
+    require(Asked(asked_for(asked, "privacy.mechanism=record")), "sum")
     nominal = ("privacy.mechanism=record", "privacy.target_epsilon=1000")
     with pytest.raises(UserError, match=line):
-        require(Asked(experiment_of(sites, asked, *nominal)), "sum")
+        require(Asked(asked_for(asked, *nominal)), "sum")
 
 
 @pytest.mark.parametrize("factor", ["A", "B"])
 @pytest.mark.parametrize("part", ["current", "retained", "residual"])
-def test_every_number_of_the_model_is_among_the_terms(tmp_path, part, factor):
-    experiment = experiment_of(make_sites(tmp_path))
+def test_every_number_of_the_model_is_among_the_terms(part, factor):
+    experiment = asked_for()
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     state = replace(start_state(experiment, shapes), residual=zero_adapter(shapes, 2))
     adapter = getattr(state, part)
@@ -232,18 +217,14 @@ def test_every_number_of_the_model_is_among_the_terms(tmp_path, part, factor):
     assert told(experiment, state, residual_rank=2) != told(experiment, other, residual_rank=2)
 
 
-def test_every_number_of_the_heads_is_among_the_terms(tmp_path):
-    experiment = experiment_of(make_sites(tmp_path))
+def test_the_model_by_name_and_every_number_of_the_heads_are_among_the_terms():
+    experiment = asked_for()
     state = start_state(experiment, adapter_shapes(experiment.model, experiment.adapter))
     headed = [replace(state, heads={"surgery": torch.full((2, 3), value)}) for value in (0.0, 1.0)]
     assert len({told(experiment, each) for each in (state, *headed)}) == 3
-
-
-def test_what_is_a_sites_own_is_not_among_the_terms(tmp_path):
-    sites = make_sites(tmp_path)
-    one = experiment_of(sites, "run.threads=1")
-    other = experiment_of(sites, "run.threads=2")
-    assert told(one) == told(other)
+    request = Instruction(task="surgery", stage=0, server_round=1, rank=8, retained_rank=8)
+    one, other = (sum_terms(experiment, name, request, state) for name in ("/a", "/b"))
+    assert one != other
 
 
 def test_an_evaluation_that_names_a_task_is_refused(tmp_path):
@@ -255,7 +236,7 @@ def test_an_evaluation_that_names_a_task_is_refused(tmp_path):
             if request.metadata.message_type == "evaluate":
                 request.content["instruction"]["task"] = "surgery"
 
-    experiment = experiment_of(sites, "privacy.metrics=summed")
+    experiment = asked_for("privacy.metrics=summed")
     ran = rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites, Named))
     assert ran.told("evaluation_lost", "reason")
     assert any("an evaluation is of no one task" in site.errors()[-1] for site in sites)
@@ -267,7 +248,7 @@ def test_counts_are_summed_where_every_site_has_some(tmp_path):
     sites = make_sites(tmp_path, policy=policy)
     for site in sites[1:]:
         (site.folder / "data" / "surgery" / "test.jsonl").write_text("")
-    experiment = experiment_of(sites, "privacy.metrics=summed")
+    experiment = asked_for("privacy.metrics=summed")
     ran = rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites))
     assert ran.told("evaluation_lost", "reason")
     for site in sites[1:]:
@@ -287,7 +268,7 @@ def test_real_sites_weigh_the_same_in_a_sum(tmp_path, monkeypatch):
     monkeypatch.setattr(summation, "mean_update", noted)
     sites = make_sites(tmp_path, policy=OPEN + "share_num_examples = true\n")
     sites[0].write(pins(sites, sites[0]))
-    rounds(experiment_of(sites), tmp_path / RUN, grid_of=grid_of(sites))
+    rounds(asked_for(), tmp_path / RUN, grid_of=grid_of(sites))
     assert sums[-1][WEIGHT] == pytest.approx(4.0, abs=1e-6)
 
 
@@ -301,7 +282,7 @@ def test_real_sites_weigh_the_same_in_a_sum(tmp_path, monkeypatch):
 def test_no_setting_makes_an_update_grow_with_the_number_of_records(tmp_path, settings, line):
     """Of steps there are as many: entries of the site with most would stand out, or overflow."""
     with pytest.raises(UserError, match=line):
-        experiment_of(make_sites(tmp_path), *settings)
+        asked_for(*settings)
 
 
 def test_methods_with_a_memory_of_their_own_are_known():

@@ -33,7 +33,7 @@ from tests.client.secure.sites import (
     RUN,
     SecureSite,
     SiteGrid,
-    experiment_of,
+    asked_for,
     grid_of,
     make_sites,
 )
@@ -86,7 +86,7 @@ def first(tmp_path: Path, monkeypatch) -> FirstRound:
             grids.append(self)
 
     monkeypatch.setattr(SecureAggregation, "unmask", noted)
-    experiment = experiment_of(sites)
+    experiment = asked_for()
     ran = rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites, Kept))
     (record,) = (tmp_path / RUN / "secure").glob("*.round")
     held = ServerRound.from_bytes(record.read_bytes())
@@ -133,7 +133,7 @@ def prepared_again(first: FirstRound, content: RecordDict) -> ServerRound:
 
 def layout_told(first: FirstRound, content: RecordDict) -> Layout:
     """What a site makes of a request for an update."""
-    experiment, instruction = experiment_of(first.sites), read_instruction(dict(content[RECORD]))
+    experiment, instruction = asked_for(), read_instruction(dict(content[RECORD]))
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     start = start_state(experiment, shapes)
     template = Template(shapes, start.current.rank)
@@ -178,7 +178,7 @@ def second_sum(first: FirstRound, nudge: float = 0.0) -> list[str] | dict[str, n
             reply = asked(first, number, leg, RecordDict({"secure": record}))
             held = add(held, first.site(number), reply.content["secure"]["reply"])
         held = close(held)
-    experiment = experiment_of(first.sites)
+    experiment = asked_for()
     layout = layout_of(experiment, first.ran.state.current, TRAINED, gradients=False, basis="")
     return layout.decode(unmasked_sum(held))
 

@@ -22,7 +22,7 @@ from tests.client.secure.sites import (
     TASK,
     SecureSite,
     SiteGrid,
-    experiment_of,
+    asked_for,
     grid_of,
     make_sites,
     pins,
@@ -44,7 +44,7 @@ def play(tmp_path: Path) -> Callable[..., Ran]:
     """Run one round or more; only fixed words come back from who refuses."""
 
     def run(sites, *overrides: str, kind: type[SiteGrid] = SiteGrid, last: int = 1) -> Ran:
-        experiment = experiment_of(sites, *overrides)
+        experiment = asked_for(*overrides)
         ran = rounds(experiment, tmp_path / RUN, last=last, grid_of=grid_of(sites, kind))
         said = [r for r in ran.told("client_failed", "reason") if r.startswith("client reports")]
         assert {reason.removeprefix("client reports ").strip("'") for reason in said} <= CODES
@@ -349,7 +349,7 @@ def test_a_renewed_key_is_announced_anew_and_refused_until_it_is_pinned(sites, p
 
 
 def test_a_run_of_another_name_is_not_announced_for(sites, tmp_path):
-    grid = SiteGrid(make_app(), to_run_config(experiment_of(sites)), len(sites), sites=sites)
+    grid = SiteGrid(make_app(), to_run_config(asked_for()), len(sites), sites=sites)
     with assume_identity(1, 1):
         node = next(iter(grid.get_node_ids()))
         from flwr.app import RecordDict
