@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,28 +46,21 @@ def state(experiment) -> State:
     return State(Adapter(layers, start.current.scaling), start.retained)
 
 
-@pytest.fixture(scope="module")
-def ask(experiment, state, tmp_path_factory):
-    """Send the real app a request, spoilt on its way; returns the reply."""
-    own = experiment.run.model_copy(update={"out": str(tmp_path_factory.mktemp("run"))})
+def asking(experiment: Experiment, state: State, folder: Path):
+    """Return what sends the real app a request, spoilt on its way, and returns the reply."""
+    own = experiment.run.model_copy(update={"out": str(folder)})
     config = to_run_config(experiment.model_copy(update={"run": own}))
     grid = InProcessGrid(make_app(), config, experiment.federation.clients)
     sent = outgoing(state, "float32", seeded("down"))
+    ranks = {"rank": state.current.rank, "retained_rank": state.retained.rank}
+    train = {"task": "surgery", "server_round": 1, "trained": ("lora_A", "lora_B")}
+    evaluate = {"task": "", "server_round": 0, "tasks": ("surgery",), "trained": ()}
 
-    def send(spoil: Spoil, message_type: str = "train", renamed: bool = True) -> Message:
-        learn = message_type == "train"
-        instruction = Instruction(
-            task="surgery" if learn else "",
-            stage=0,
-            server_round=int(learn),
-            tasks=() if learn else ("surgery",),
-            trained=("lora_A", "lora_B") if learn else (),
-            rank=state.current.rank,
-            retained_rank=state.retained.rank,
-        )
+    def send(spoil: Spoil, kind: str = "train", renamed: bool = True, **fields: object) -> Message:
+        asked = {"stage": 0, **(train if kind == "train" else evaluate), **fields}
         with assume_identity(1, 1):
-            asked = sent.named_in(instruction)
-            message = request(sent.records, asked, FIRST_CLIENT_NODE, message_type, 600.0)
+            instruction = sent.named_in(Instruction(**asked, **ranks))
+            message = request(sent.records, instruction, FIRST_CLIENT_NODE, kind, 600.0)
             message.content = RecordDict({n: _copied(r) for n, r in message.content.items()})
             spoil(message.content)
             if renamed:
@@ -74,6 +68,20 @@ def ask(experiment, state, tmp_path_factory):
             return next(iter(grid.send_and_receive([message])))
 
     return send
+
+
+@pytest.fixture(scope="module")
+def ask(experiment, state, tmp_path_factory):
+    return asking(experiment, state, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def ask_probe(experiment, state, tmp_path_factory):
+    """The app of a run with label heads, and requests that have some."""
+    method = experiment.method.model_copy(update={"name": "linear-probe"})
+    heads = {"laboratory": torch.zeros(4, 385), "surgery": torch.ones(4, 385)}
+    probing = experiment.model_copy(update={"method": method})
+    return asking(probing, replace(state, heads=heads), tmp_path_factory.mktemp("probe"))
 
 
 def _rename(content: RecordDict) -> None:
@@ -270,29 +278,6 @@ def test_counts_that_cannot_be_made_do_not_keep_a_client_from_training(ask, monk
     assert "patient 17" in caplog.text
 
 
-@pytest.fixture(scope="module")
-def ask_probe(experiment, state, tmp_path_factory):
-    """Send the app of a run with label heads a request that has some, spoilt on its way."""
-    own = experiment.run.model_copy(update={"out": str(tmp_path_factory.mktemp("probe"))})
-    method = experiment.method.model_copy(update={"name": "linear-probe"})
-    config = to_run_config(experiment.model_copy(update={"run": own, "method": method}))
-    grid = InProcessGrid(make_app(), config, experiment.federation.clients)
-    heads = {"laboratory": torch.zeros(4, 385), "surgery": torch.ones(4, 385)}
-    sent = outgoing(replace(state, heads=heads), "float32", seeded("down"))
-
-    def send(spoil: Spoil, kind: str = "evaluate", **fields: object) -> Message:
-        asked = {"task": "", "tasks": ("surgery",), "stage": 0, "server_round": 0, **fields}
-        ranks = {"rank": state.current.rank, "retained_rank": state.retained.rank}
-        with assume_identity(1, 1):
-            instruction = sent.named_in(Instruction(**asked, **ranks))
-            message = request(sent.records, instruction, FIRST_CLIENT_NODE, kind, 600.0)
-            message.content = RecordDict({n: _copied(r) for n, r in message.content.items()})
-            spoil(message.content)
-            return next(iter(grid.send_and_receive([message])))
-
-    return send
-
-
 HEADS: dict[str, Spoil] = {
     "a label more": array("heads", lambda a: np.concatenate([a, a[:1]])),
     "an entry less": array("heads", lambda a: a[:, 1:]),
@@ -309,20 +294,19 @@ HEADS: dict[str, Spoil] = {
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_heads_that_do_not_fit_are_refused(ask_probe, kind):
-    reply = ask_probe(HEADS[kind])
+    reply = ask_probe(HEADS[kind], "evaluate")
     assert {name: dict(record) for name, record in reply.content.items()} == {
         "status": {"code": "refused"}
     }
 
 
 def test_good_heads_are_answered_with_counts(ask_probe):
-    assert set(ask_probe(lambda content: None).content) == {"status", "metrics"}
+    assert set(ask_probe(lambda content: None, "evaluate").content) == {"status", "metrics"}
 
 
 @pytest.mark.parametrize("phase", ["learn", "probe"])
 def test_sums_are_not_given_to_who_asks_without_masks(ask_probe, phase):
-    asked = {"task": "surgery", "tasks": (), "server_round": 1, "phase": phase}
-    reply = ask_probe(lambda content: None, "train", **asked)
+    reply = ask_probe(lambda content: None, phase=phase)
     assert {name: dict(record) for name, record in reply.content.items()} == {
         "status": {"code": "refused"}
     }
