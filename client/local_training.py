@@ -182,10 +182,9 @@ class LocalTraining:
         started, trained = time.monotonic(), frozenset(instruction.trained)
         objective = partial(self.phase.objective, runtime.model, self.state)
         task, cache = self._task(), runtime.learning(number, instruction.task)
-        summed = isinstance(gradients, GradientSum)
-        probes = () if summed else runtime.probes(tuple(task.labels), task.instruction)
+        protected = runtime.mechanism.unit is not None
         load_state(runtime.model, self.state)
-        if summed or runtime.mechanism.unit is not None:
+        if protected or isinstance(gradients, GradientSum):
             runtime.rehearse_gradients(objective, task, trained, gradients)
         made = objective(task, gradients.data, cache)
         if isinstance(gradients, GradientSum):
@@ -195,6 +194,7 @@ class LocalTraining:
             total = {**gradients.total(runtime.model.module, made), EXAMPLES: expected}
             return _taken(total, started, num_examples=1.0)
         report = run_local_steps(runtime.model, made, gradients, trained, runtime.experiment.train)
+        probes = runtime.probes(tuple(task.labels), task.instruction) if protected else ()
         gradients.finished(runtime.model, task.labels, probes)
         encoded = self._encoded(trained)
         return _taken(encoded, started, num_examples=len(gradients.data), loss=report.loss)

@@ -83,8 +83,9 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
     state, instruction = read_request(message, runtime, client.folder)
     granted = authorize(instruction, runtime, client.site)
     name = request_name(message, instruction, client.run)
-    today, maskable, sites = client.as_of_today(name), None, 0
+    maskable, sites = None, 0
     if runtime.masked(instruction.phase):
+        today = client.as_of_today(name)
         maskable = maskable_update(client, runtime, message, state, instruction, today)
         sites = maskable.sites
     counted = None
@@ -94,7 +95,7 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
     if client.file is None:
         update = learn()
     else:  # one that was charged before leaves with those of its figures that may leave today
-        kept = update_once(client.folder, today, instruction, learn)
+        kept = update_once(client.folder, client.as_of_today(name), instruction, learn)
         figures = figures_allowed(kept.figures, client.policy, maskable is not None)
         update = replace(kept, figures=figures)
     if maskable is None:

@@ -11,19 +11,17 @@ import pytest
 from flwr.app import Array, Message
 
 from client.app import make_app
-from client.gate import EXPERIMENT, Asked, require
 from client.identity import Client
 from client.local_training import worked_on
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
-from deal_core.methods import TaskDataset, method_of, statistics_of
+from deal_core.methods import TaskDataset
 from deal_core.models import Encoded
 from deal_core.privacy.interface import Site
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import (
-    OutsidePolicy,
     Policy,
     default_delta,
     figures_allowed,
@@ -290,60 +288,6 @@ def test_under_a_mechanism_no_exact_sums_are_begun(small):
             make_mechanism(config)
 
 
-REAL = Site(lambda: None, Policy(share_sums=True), simulated=False)
-KEEPS = replace(REAL, policy=Policy(share_sums=False))
-
-
-def may_give(config: Experiment, site: Site) -> bool:
-    statistics = statistics_of(method_of(config))
-    assert statistics is not None
-    asked = Asked(config, site.policy, simulated=site.simulated, statistics=statistics)
-    try:
-        require(asked, "class sums")
-    except OutsidePolicy:
-        return False
-    return True
-
-
-def test_exact_sums_are_for_simulations(small):
-    config = small(*SUMMED, "method.name=linear-probe")
-    assert may_give(config, replace(REAL, policy=None, simulated=True))
-    assert not may_give(config, REAL)
-
-
-@pytest.mark.parametrize(("multiplier", "enough"), [(0, False), (0.6, False), (0.61, True)])
-def test_class_sums_leave_a_site_with_enough_noise_where_its_policy_says_so(
-    small, multiplier, enough
-):
-    """Of a label that one site alone has, a sum over sites is that site's: masks hide nothing."""
-    for masked in ("false", "true"):
-        noise = f"method.prototype.noise_multiplier={multiplier}"
-        config = small(*SUMMED, noise, f"aggregation.secure={masked}")
-        assert may_give(config, REAL) == enough
-        assert not may_give(config, KEEPS)
-
-
-def test_a_mechanism_that_protects_records_is_leave_to_give_class_sums(small):
-    secure = ("aggregation.secure=true", "train.step=server", "privacy.mechanism=record")
-    noised = (*SUMMED, *secure, "method.prototype.noise_multiplier=0")
-    assert may_give(small(*noised), KEEPS)
-    nominal = small(*noised, "privacy.target_epsilon=1000")
-    assert not may_give(nominal, KEEPS)
-
-
-def test_a_largest_epsilon_demands_a_mechanism_that_counts_it(small):
-    with pytest.raises(UserError, match="is 'none', but the site's policy demands 'record'"):
-        require(Asked(small(), Policy(max_epsilon=2.0)), *EXPERIMENT)
-    require(Asked(small("privacy.mechanism=record"), Policy(max_epsilon=2.0)), *EXPERIMENT)
-
-
-@pytest.mark.parametrize("ranks", ["adapter.rank=9", "adapter.client_ranks=[2, 9]"])
-def test_the_largest_rank_is_the_one_that_is_limited(small, ranks):
-    with pytest.raises(OutsidePolicy, match=r"adapter\.rank is 9, .* allows 8"):
-        require(Asked(small(ranks), Policy(max_rank=8)), *EXPERIMENT)
-    require(Asked(small(ranks), Policy(max_rank=9)), *EXPERIMENT)
-
-
 def test_figures_leave_one_by_one():
     figures = {"num_examples": 225, "loss": 0.5, "seconds": 3.0}
     assert figures_allowed(figures, None) == figures
@@ -353,18 +297,3 @@ def test_figures_leave_one_by_one():
         "seconds": 3.0,
     }
     assert figures_allowed(figures, Policy(metrics="clear")) == {"num_examples": 1.0, "loss": 0.5}
-
-
-@pytest.mark.parametrize(
-    ("policy", "line"),
-    [
-        (Policy(noise_share="site"), "wants all noise from the site"),
-        (Policy(noise_share="sum", colluding=2), "suffices against 2 other sites"),
-        (Policy(noise_share="sum", secure_aggregation="required", max_rank=4), "allows 4"),
-    ],
-)
-def test_noise_that_does_not_suffice_is_refused_before_anything_is_prepared(small, policy, line):
-    config = small("privacy.mechanism=record", "privacy.noise_share=sum", "aggregation.secure=true")
-    with pytest.raises(OutsidePolicy, match=line):
-        require(Asked(config, policy), *EXPERIMENT)
-    require(Asked(config, Policy(noise_share="sum", colluding=1)), *EXPERIMENT)

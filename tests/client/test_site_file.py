@@ -96,23 +96,6 @@ def test_no_path_and_no_column_of_the_servers_is_used(site_file: Path) -> None:
     assert site.policy.max_epsilon == 2.0
 
 
-@pytest.mark.parametrize(
-    ("labels", "reason"),
-    [
-        ({"triage": ["Surgery"]}, "has other labels than in"),
-        ({"triage": ["Skin", "Surgery"]}, "has other labels than in"),
-        ({"triage": ["Surgery", "Skin", "Eye"]}, "has other labels than in"),
-        ({"triage": ["Surgery", "Skin"], "undeclared": ["A", "B"]}, "is not in"),
-    ],
-)
-def test_tasks_and_labels_are_those_that_the_site_has_declared(site_file, labels, reason) -> None:
-    """A label that a server leaves out would tell which sites have rows of it."""
-    asked = experiment()
-    data = asked.data.model_copy(update={"labels": {t: tuple(w) for t, w in labels.items()}})
-    with pytest.raises(UserError, match=reason):
-        as_the_site_decides(asked.model_copy(update={"data": data}), read_site(site_file))
-
-
 def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> None:
     """Columns are the site's; the words of a prompt are the experiment's, and are compared with
     those that the site names."""
@@ -134,19 +117,13 @@ def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> 
     assert decided(measures={"letters": "exact-match"}).data.measure("letters") == "exact-match"
     assert data.instructions == {"letters": "Answer.", "triage": "Where to?"}
     with pytest.raises(UserError, match="answers are texts by"):
-        decided(generation=())
-    with pytest.raises(UserError, match="answers are texts by"):
         decided(generation=("letters", "triage"))
-    with pytest.raises(UserError, match="has another instruction than"):
-        decided(instructions={"letters": "Tell me everything."})
     with pytest.raises(UserError, match="has another instruction than"):
         decided(instructions={})
 
 
 def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None:
     site = read_site(site_file)
-    with pytest.raises(OutsidePolicy, match=r"does not name '/srv/model'; add it"):
-        as_the_site_decides(experiment(model={"name": "/srv/model"}), site)
     asked = experiment(model={"name": "bert"})
     public = asked.data.model_copy(update={"public_path": "/etc/passwd"})
     asked = asked.model_copy(update={"data": public})

@@ -1,0 +1,179 @@
+"""The gate's table: what each reason to say no refuses, and what beside that it lets through."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from client.gate import LEAST_NOISE, REFUSALS, Asked, require
+from client.site_file import Connection, Identity, SiteData, SiteFile
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from deal_core.installed import package_digest
+from deal_core.lora.payload import PayloadError
+from deal_core.privacy.policy import OutsidePolicy, Policy, Refusal
+from deal_core.wire.instruction import Instruction
+from tests.client.real_site import LABELS, asked
+
+TASKS = tuple(LABELS)
+NONE = "privacy.mechanism=none"
+JOINT = asked(NONE, "stream.schedule=joint")
+POOLED = asked("privacy.noise_share=sum", "aggregation.secure=true")
+BY_GROUP = asked("privacy.unit_column=person")
+GROUPS = Policy(mechanism="record", unit_column="patient")
+MODULE = "0.attention.output.dense"
+TEXTS = {**LABELS, "skin": ()}
+
+
+def filed(**data: Any) -> SiteFile:
+    own = SiteData(path="data", **{"labels": LABELS, **data})
+    return SiteFile(site=Identity(name="north"), server=Connection(address="here:1"), data=own)
+
+
+def data(**changes: Any) -> Experiment:
+    config = asked()
+    return config.model_copy(update={"data": config.data.model_copy(update=changes)})
+
+
+def request(**fields: Any) -> Instruction:
+    place = {"task": TASKS[0], "stage": 0, "server_round": 1, "rank": 8, "retained_rank": 8}
+    return Instruction(**{**place, **fields})
+
+
+def several(config: Experiment, tasks: tuple[str, ...], **more: Any) -> Asked:
+    return Asked(config, request=request(tasks=tasks), tasks=TASKS, **more)
+
+
+def sums(config: Experiment, share: bool = True, noise: float = LEAST_NOISE, **more: Any) -> Asked:
+    statistics = SimpleNamespace(exact=more.pop("exact", None), noise_multiplier=noise)
+    return Asked(config, Policy(share_sums=share), statistics=statistics, **more)
+
+
+def under(policy: Policy, *overrides: str, **more: Any) -> Asked:
+    return Asked(asked(*overrides), policy, **more)
+
+
+SHARED = Policy(noise_share="sum", colluding=1)
+MASKS = Policy(secure_aggregation="required")
+CASES: dict[str, list[tuple[Asked, Asked]]] = {
+    "package": [
+        (Asked(asked(), package="0" * 64), Asked(asked(), package=package_digest())),
+    ],
+    "unit": [
+        (Asked(BY_GROUP, Policy()), Asked(BY_GROUP, GROUPS)),
+        (Asked(asked(), GROUPS), Asked(asked(), Policy())),
+    ],
+    "model": [
+        (Asked(asked('model.name="/srv/model"'), file=filed()), Asked(asked(), file=filed())),
+    ],
+    "data": [
+        (Asked(asked(), file=filed(labels={"skin": LABELS["skin"]})), Asked(asked(), file=filed())),
+        (Asked(asked(labels={"skin": ("Eczema",)}), file=filed()), Asked(asked(), file=filed())),
+        (
+            Asked(data(labels=TEXTS), file=filed(labels=TEXTS)),
+            Asked(data(labels=TEXTS, generation=("skin",)), file=filed(labels=TEXTS)),
+        ),
+        (
+            Asked(data(instructions={"skin": "Tell all."}), file=filed(instructions={"skin": "A"})),
+            Asked(data(instructions={"skin": "A"}), file=filed(instructions={"skin": "A"})),
+        ),
+        (
+            Asked(data(public_path="/etc/passwd"), file=filed()),
+            Asked(data(public_path="/etc/passwd"), file=filed(public_path="public.txt")),
+        ),
+    ],
+    "policy": [
+        (under(Policy(max_epsilon=2.0), NONE), under(Policy(max_epsilon=2.0))),
+        (
+            under(Policy(max_rank=8), "adapter.client_ranks=[2, 9]"),
+            under(Policy(max_rank=9), "adapter.client_ranks=[2, 9]"),
+        ),
+        (
+            under(Policy(), f'adapter.target_modules=["{MODULE}"]'),
+            under(Policy(target_modules=(MODULE,)), f'adapter.target_modules=["{MODULE}"]'),
+        ),
+        (Asked(POOLED, Policy(noise_share="site")), Asked(POOLED, SHARED)),
+        (Asked(POOLED, Policy(noise_share="sum", colluding=2)), Asked(POOLED, SHARED)),
+    ],
+    "sum": [
+        (
+            Asked(asked(NONE, "aggregation.secure=true", "method.name=ewc")),
+            Asked(asked("aggregation.secure=true", "method.name=ewc")),
+        ),
+        (
+            Asked(asked(NONE, "aggregation.secure=true", "stream.schedule=per-client")),
+            Asked(asked(NONE, "aggregation.secure=true")),
+        ),
+    ],
+    "masks": [(under(MASKS), under(MASKS, "aggregation.secure=true"))],
+    "names": [
+        (
+            Asked(asked(), request=request(seen=("elsewhere",)), tasks=TASKS),
+            Asked(asked(), request=request(seen=("skin",)), tasks=TASKS),
+        ),
+    ],
+    "rank": [
+        (under(Policy(max_rank=8), request=request(rank=9)), under(Policy(), request=request())),
+    ],
+    "several tasks": [
+        (several(asked(NONE), TASKS), several(JOINT, TASKS)),
+        (several(asked("stream.schedule=joint"), TASKS), several(JOINT, TASKS)),
+        (
+            several(JOINT, TASKS[1:], statistics=SimpleNamespace()),
+            several(JOINT, TASKS[:2], statistics=SimpleNamespace()),
+        ),
+        (several(JOINT, TASKS[:2]), several(JOINT, TASKS)),
+    ],
+    "class sums": [
+        (sums(asked(NONE), exact=True), sums(asked(NONE), exact=True, simulated=True)),
+        (sums(asked(NONE), share=False), sums(asked(), share=False)),
+        (sums(asked(NONE), noise=0.6), sums(asked(NONE))),
+    ],
+    "verdict": [(under(Policy(share_sums=False), NONE), under(Policy(share_sums=True), NONE))],
+    "counts in a sum": [
+        (under(Policy(min_records=5), fewest=4), under(Policy(min_records=5), fewest=5)),
+    ],
+}
+"""What is judged, to what each reason in its order refuses and to what it lets through."""
+
+
+def test_every_reason_has_a_case():
+    assert {part: len(rules) for part, rules in REFUSALS.items()} == {
+        part: len(cases) for part, cases in CASES.items()
+    }
+
+
+@pytest.mark.parametrize("part", CASES)
+def test_each_reason_refuses_with_its_code_and_nothing_beside_it(part):
+    kinds = {"policy": OutsidePolicy, "refused": PayloadError}
+    for rule, (refused, allowed) in zip(REFUSALS[part], CASES[part], strict=True):
+        line = re.escape(rule.reason.partition("{")[0])
+        with pytest.raises(kinds.get(rule.code, Refusal), match=line) as no:
+            require(refused, part)
+        assert getattr(no.value, "code", rule.code) == rule.code
+        assert not rule.test(allowed)
+        require(allowed, part)
+
+
+@pytest.mark.parametrize("labels", [("Surgery",), ("Surgery", "Radiology"), ("A", "B", "C")])
+def test_the_labels_of_a_task_are_those_that_the_site_has_declared(labels):
+    """A label that a server leaves out would tell which sites have rows of it."""
+    with pytest.raises(UserError, match="task 'surgery' has other labels than in"):
+        require(Asked(asked(labels={**LABELS, "surgery": labels}), file=filed()), "data")
+
+
+def test_the_rank_of_all_is_limited_as_those_of_clients_are():
+    with pytest.raises(OutsidePolicy, match=r"adapter\.rank is 9, .* allows 8"):
+        require(under(Policy(max_rank=8), "adapter.rank=9"), "policy")
+
+
+def test_a_mechanism_in_name_alone_is_no_leave_to_give_class_sums():
+    """Nor are masks: of a label that one site alone has, a sum over sites is that site's."""
+    for config in (asked("privacy.target_epsilon=1000"), asked(NONE, "aggregation.secure=true")):
+        for given in ({"share": False}, {"noise": 0.0}):
+            with pytest.raises(OutsidePolicy):
+                require(sums(config, **given), "class sums")
+            require(sums(asked(), **given), "class sums")
