@@ -171,10 +171,11 @@ def guarded(answer: Answer, needs_model: bool = False) -> Callable[[Message, Con
             reply = check_reply(answer(message, client), message, client.masked_only)
         except Exception as error:
             code = log_fault(message, error, file, context.node_config.get("partition-id"))
-            blamed = code == ProtocolError.code and getattr(error, "site", b"")
-            return status_reply(message, code, blamed.hex() if blamed else "")
-        code, seconds = reply.content.config_records[STATUS]["code"], time.monotonic() - started
-        write_log(file, "answered", code=code, seconds=seconds, **asked)
+            if isinstance(error, ProtocolError) and code == ProtocolError.code:
+                return status_reply(message, code, error.site.hex())
+            return status_reply(message, code)
+        ended, seconds = reply.content.config_records[STATUS]["code"], time.monotonic() - started
+        write_log(file, "answered", code=ended, seconds=seconds, **asked)
         return reply
 
     return handler

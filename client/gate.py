@@ -203,7 +203,7 @@ REFUSALS: Mapping[str, tuple[Rule, ...]] = {
         ),
         Rule(
             "the experiment needs public texts; set data.public_path in site.toml",
-            lambda a: a.experiment.data.public_path and not a.file.data.public_path,
+            lambda a: a.experiment.data.public_path and not (a.file and a.file.data.public_path),
         ),
     ),
     "policy": (
