@@ -27,7 +27,7 @@ from tests.server.spoil import TEXT
 HASTE = 1e4
 """Silence lasts until the deadline."""
 pytestmark = pytest.mark.usefixtures("now", "one_thread")
-CLIENTS, BAD, ROUNDS, TASKS = 10, 8, 18, 2
+CLIENTS, BAD, ROUNDS, TASKS = 10, 8, 9, 2
 ARRIVALS = ("late", "error first", "duplicate")
 """Good updates that arrive as they should not."""
 Place = tuple[int, int]
