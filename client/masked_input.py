@@ -26,7 +26,7 @@ from deal_core.privacy.interface import LocalUpdate
 from deal_core.protection import sum_terms
 from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum import site_round
-from deal_core.secure_sum.layout import Layout, weighted_values
+from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.messages import MaskRequest
 from deal_core.wire.adapter_record import EXACT
 from deal_core.wire.instruction import Instruction
@@ -163,16 +163,16 @@ def summed_arrays(
 ) -> Mapping[str, NDArray[Any] | None]:
     """Return an array for each field of the layout, or that it is covered.
 
-    The change of every trained factor, and the weight, which is 1: the sum of few weights tells
-    each, and a light one hides nobody. Where the layout has it, the loss as well, if the site lets
-    it into a sum. Gradient sums, and sums of embeddings, go as they are, in whole numbers.
+    The change of every trained factor; all sites weigh the same, whatever they hold. Where the
+    layout has it, the loss as well, if the site lets it into a sum. Gradient sums, and sums of
+    embeddings, go as they are, in whole numbers.
     """
     if runtime.phase(instruction.phase).statistics is not None or at_server(runtime.experiment):
         return update.arrays
     start = to_arrays(state.current)
     change = {key: np.asarray(each, np.float64) - start[key] for key, each in update.arrays.items()}
     bounds = {field.name: field.largest for field in layout.fields}
-    values = weighted_values(within_bounds(change, max(bounds[key] for key in change)), 1.0)
+    values = within_bounds(change, max(bounds[key] for key in change))
     if LOSS not in bounds:
         return values
-    return {**values, **loss_values(update.figures.get("loss"), 1.0)}
+    return {**values, **loss_values(update.figures.get("loss"))}

@@ -29,7 +29,7 @@ from deal_core.lora.payload import LORA, PayloadError
 from deal_core.lora.state import State
 from deal_core.privacy.distributed_noise import grid_step
 from deal_core.protection import make_mechanism, sum_deviation, sum_terms
-from deal_core.secure_sum.layout import Layout, weighted_means
+from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.training.hardware import threads
 from deal_core.wire.adapter_record import UpdateReader
@@ -246,7 +246,7 @@ class MaskedSum(Summation):
         sums = self._layout.decode(words, len(self.held.masked))
         members, given = len(self.held.members or ()), self.secure.given(self.held)
         after, aggregate = self.absorb(state, without_loss(sums), members, given)
-        loss = mean_loss(sums)
+        loss = mean_loss(sums, len(self.held.masked))
         if loss is not None:
             self.clients.event("loss_summed", self.step, loss=loss)
         return after, aggregate
@@ -261,7 +261,7 @@ class MaskedUpdates(MaskedSum):
     stream: int
 
     def layout(self, state: State, basis: str) -> Layout:
-        """Return the layout of gradient sums, or of changes and their weight."""
+        """Return the layout of gradient sums, or of changes."""
         config = self.clients.experiment
         return layout_of(config, state.current, self.trained, at_server(config), basis)
 
@@ -272,7 +272,8 @@ class MaskedUpdates(MaskedSum):
         config = self.clients.experiment
         if at_server(config):
             return gradient_step(config, state, sums, self.stream), None
-        return mean_update(self.rule, state, sums, self.step.server_round)
+        means = {key: torch.from_numpy(part / len(given)) for key, part in sums.items()}
+        return mean_update(self.rule, state, means, self.step.server_round)
 
 
 def gradient_step(experiment: Experiment, state: State, sums: Sums, tasks: int) -> State:
@@ -288,11 +289,10 @@ def gradient_step(experiment: Experiment, state: State, sums: Sums, tasks: int) 
 
 
 def mean_update(
-    rule: AggregationRule, state: State, sums: Sums, server_round: int
+    rule: AggregationRule, state: State, means: Mapping[str, torch.Tensor], server_round: int
 ) -> tuple[State, Aggregate]:
-    """Return the state after the rule's aggregate of the weighted mean of all updates, as if it
-    were one client's."""
-    means = {key: torch.from_numpy(part) for key, part in weighted_means(sums).items()}
+    """Return the state after the rule's aggregate of the mean change of all updates, as if it were
+    one client's."""
     aggregation = rule.begin(state.current, server_round)
     aggregation.add(ClientUpdate("all", changed(state.current, means), 1.0))
     aggregate = finished(aggregation)

@@ -1,8 +1,9 @@
-"""Keys of a site, and what two sites do with the channel between them.
+"""Keys of a site, and what two sites do with the channel between them; masks from keys.
 
 A site is known by its registered key, which signs its channel key of a run. The channel encrypts
 the shares that one site has for another, and proves that both were told the same survivors. Keys
-are derived with HKDF-SHA256, with what they are for as its context.
+are derived with HKDF-SHA256, with what they are for as its context. In all functions ``context`` is
+the digest of the round's terms, and a sender or receiver is a position in the cohort.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _NONCE = bytes(12)
 def derive(secret: bytes, purpose: str, *context: bytes) -> bytes:
     """Return 32 bytes that depend on the secret, the purpose and all of the context.
 
-    Source: RFC 5869, without salt; ``info`` is the frame of purpose and context.
+    Source: RFC 5869, without salt; ``info`` is purpose and context, packed.
     """
     return HKDF(hashes.SHA256(), KEY_BYTES, None, pack(purpose, *context)).derive(secret)
 
@@ -102,9 +103,8 @@ class Announcement:
 
     def to_bytes(self) -> bytes:
         """Return the message."""
-        return pack(
-            "announcement", self.run.encode(), self.identity, self.channel_key, self.signature
-        )
+        parts = self.run.encode(), self.identity, self.channel_key, self.signature
+        return pack("announcement", *parts)
 
     @staticmethod
     def from_bytes(data: bytes) -> Announcement:
@@ -133,7 +133,7 @@ def verify(announcement: Announcement, run: str, pins: Pins | None) -> None:
         UnpinnedPeer: a site that is not pinned.
         ProtocolError: another run, a signature of somebody else, or a channel key that is none.
     """
-    site = announcement.site
+    site, channel_key = announcement.site, announcement.channel_key
     if pins is not None and site not in pins:
         raise UnpinnedPeer(
             f"site {fingerprint(site)} is not among the pinned peers: compare the fingerprint "
@@ -145,17 +145,13 @@ def verify(announcement: Announcement, run: str, pins: Pins | None) -> None:
         raise ProtocolError(f"the announcement of site {name} is for another run", site)
     key = _public_key(announcement.identity)
     try:
-        key.verify(
-            announcement.signature,
-            _signed(run, announcement.channel_key),
-            ec.ECDSA(hashes.SHA384()),
-        )
+        key.verify(announcement.signature, _signed(run, channel_key), ec.ECDSA(hashes.SHA384()))
     except InvalidSignature:
         raise ProtocolError(
             f"the channel key of site {name} is not signed by that site: somebody stands between",
             site,
         ) from None
-    if not usable(announcement.channel_key):
+    if not usable(channel_key):
         raise ProtocolError(f"the channel key of site {name} is no X25519 key", site)
 
 
@@ -165,11 +161,7 @@ def site_of(public_key: ec.EllipticCurvePublicKey) -> bytes:
 
 
 def site_of_line(line: bytes) -> bytes:
-    """Return the digest of a public key in OpenSSH's text.
-
-    Raises:
-        ProtocolError: it is no such text.
-    """
+    """Return the digest of a public key in OpenSSH's text; ProtocolError where it is none."""
     try:
         blob = base64.b64decode(line.split()[1], validate=True)
     except (IndexError, ValueError):
@@ -183,75 +175,10 @@ def fingerprint(site: bytes) -> str:
 
 
 def site_of_fingerprint(text: str) -> bytes:
-    """Return the site of a fingerprint.
-
-    Raises:
-        ProtocolError: it is none.
-    """
+    """Return the site of a fingerprint; ProtocolError where it is none."""
     if not re.fullmatch(r"SHA256:[A-Za-z0-9+/]{43}", text):
         raise ProtocolError(f"'{text}' is no fingerprint; deal site init prints it: SHA256:…")
     return base64.b64decode(text.removeprefix("SHA256:") + "=")
-
-
-def seal(
-    channel: bytes, context: bytes, sender: int, receiver: int, mask_key: bytes, shares: bytes
-) -> bytes:
-    """Return the box.
-
-    Args:
-        channel: key that the two sites share for the run.
-        context: digest of the terms.
-        sender: position in the cohort.
-        receiver: position in the cohort.
-        mask_key: the sender's public mask key of the round.
-        shares: of the mask seed and of the self seed, 32 bytes.
-    """
-    key = _box_key(channel, context, sender, receiver, mask_key)
-    return AESGCM(key).encrypt(_NONCE, shares, context)
-
-
-def open_box(
-    channel: bytes, context: bytes, sender: int, receiver: int, mask_key: bytes, box: bytes
-) -> bytes:
-    """Return the two shares of a box.
-
-    Raises:
-        ProtocolError: it was not made by this sender, for this receiver, in this round, with this
-            mask key.
-    """
-    key = _box_key(channel, context, sender, receiver, mask_key)
-    try:
-        return AESGCM(key).decrypt(_NONCE, box, context)
-    except InvalidTag:
-        raise ProtocolError(
-            "the shares of a site do not open: they are of another round, sender or receiver, or "
-            "its mask key was exchanged"
-        ) from None
-
-
-def agreement_tag(
-    channel: bytes, context: bytes, sender: int, receiver: int, survivors: bytes
-) -> bytes:
-    """Return what only the two ends of a channel can make: the sender was told these survivors.
-
-    Args:
-        channel: key that the two sites share for the run.
-        context: digest of the terms.
-        sender: position in the cohort.
-        receiver: position in the cohort.
-        survivors: as the bytes of their positions.
-    """
-    key = derive(channel, "agreement", context, number_bytes(sender), number_bytes(receiver))
-    return hmac.new(key, survivors, hashlib.sha256).digest()[:TAG_BYTES]
-
-
-def same_tag(first: bytes, second: bytes) -> bool:
-    """Compare in constant time."""
-    return hmac.compare_digest(first, second)
-
-
-def _box_key(channel: bytes, context: bytes, sender: int, receiver: int, mask_key: bytes) -> bytes:
-    return derive(channel, "box", context, number_bytes(sender), number_bytes(receiver), mask_key)
 
 
 def _signed(run: str, channel_key: bytes) -> bytes:
@@ -271,6 +198,71 @@ def _public_key(line: bytes) -> ec.EllipticCurvePublicKey:
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ProtocolError("an identity is no EC key, as deal site init makes them")
     return key
+
+
+def encrypt_shares(
+    channel: bytes, context: bytes, sender: int, receiver: int, mask_key: bytes, shares: bytes
+) -> bytes:
+    """Return the 32 bytes of ``shares``, of the mask seed and of the self seed, encrypted for one
+    receiver, under the channel's key and the sender's public mask key of the round."""
+    key = _shares_key(channel, context, sender, receiver, mask_key)
+    return AESGCM(key).encrypt(_NONCE, shares, context)
+
+
+def decrypt_shares(
+    channel: bytes, context: bytes, sender: int, receiver: int, mask_key: bytes, encrypted: bytes
+) -> bytes:
+    """Return the two shares.
+
+    Raises:
+        ProtocolError: they were not encrypted by this sender, for this receiver, in this round,
+            with this mask key.
+    """
+    key = _shares_key(channel, context, sender, receiver, mask_key)
+    try:
+        return AESGCM(key).decrypt(_NONCE, encrypted, context)
+    except InvalidTag:
+        raise ProtocolError(
+            "the shares of a site do not open: they are of another round, sender or receiver, or "
+            "its mask key was exchanged"
+        ) from None
+
+
+def _shares_key(
+    channel: bytes, context: bytes, sender: int, receiver: int, mask_key: bytes
+) -> bytes:
+    return derive(channel, "box", context, number_bytes(sender), number_bytes(receiver), mask_key)
+
+
+def agreement_tag(
+    channel: bytes, context: bytes, sender: int, receiver: int, survivors: bytes
+) -> bytes:
+    """Return what only the two ends of a channel can make: the sender was told these survivors (as
+    the bytes of their positions)."""
+    key = derive(channel, "agreement", context, number_bytes(sender), number_bytes(receiver))
+    return hmac.new(key, survivors, hashlib.sha256).digest()[:TAG_BYTES]
+
+
+def mask_private_key(mask_seed: bytes, context: bytes) -> bytes:
+    """Return the X25519 private key of the pairwise masks of one round."""
+    return derive(mask_seed, "mask key", context)
+
+
+def pair_mask_key(private: bytes, peer_public: bytes, context: bytes, own: int, peer: int) -> bytes:
+    """Return the stream key of the mask that two sites share, from the private mask key of one and
+    the public one of the other; both ends get the same."""
+    ends = number_bytes(min(own, peer)), number_bytes(max(own, peer))
+    return derive(shared_secret(private, peer_public), "pair mask", context, *ends)
+
+
+def self_mask_key(self_seed: bytes, context: bytes) -> bytes:
+    """Return the stream key of the mask that a site adds by itself."""
+    return derive(self_seed, "self mask", context)
+
+
+def commitment(self_seed: bytes, context: bytes) -> bytes:
+    """Return what tells the server that the self seed it put together is the site's."""
+    return derive(self_seed, "self commitment", context)
 
 
 Words = NDArray[np.unsignedinteger[Any]]
@@ -307,32 +299,3 @@ def add_masks(vector: Words, plus: Sequence[bytes], minus: Sequence[bytes]) -> N
 def mask_stream(key: bytes) -> Any:
     """Return the keystream of a key, as a cipher that has not begun."""
     return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
-
-
-def mask_private_key(mask_seed: bytes, context: bytes) -> bytes:
-    """Return the X25519 private key of the pairwise masks of one round."""
-    return derive(mask_seed, "mask key", context)
-
-
-def pair_mask_key(private: bytes, peer_public: bytes, context: bytes, own: int, peer: int) -> bytes:
-    """Return the stream key of the mask that two sites share; both ends get the same.
-
-    Args:
-        private: one site's mask key.
-        peer_public: the other's public half.
-        context: digest of the terms.
-        own: position of the one.
-        peer: position of the other.
-    """
-    ends = number_bytes(min(own, peer)), number_bytes(max(own, peer))
-    return derive(shared_secret(private, peer_public), "pair mask", context, *ends)
-
-
-def self_mask_key(self_seed: bytes, context: bytes) -> bytes:
-    """Return the stream key of the mask that a site adds by itself."""
-    return derive(self_seed, "self mask", context)
-
-
-def commitment(self_seed: bytes, context: bytes) -> bytes:
-    """Return what tells the server that the self seed it put together is the site's."""
-    return derive(self_seed, "self commitment", context)

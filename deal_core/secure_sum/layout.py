@@ -2,8 +2,7 @@
 
 A number is a multiple of a grid's step, rounded at random so that its mean is the number itself, or
 an integer that passes as it is. The bound on each number and the number of sites are part of the
-layout, so that no sum can leave the ring: what is out of bounds is refused at the site. A weighted
-mean is two such sums in one vector: weight times value, and the weight.
+layout, so that no sum can leave the ring: what is out of bounds is refused at the site.
 """
 
 from __future__ import annotations
@@ -25,8 +24,6 @@ from deal_core.secure_sum.messages import ProtocolError
 COVERED = None
 """In the place of an array: words drawn from the whole ring, so that the field's sum says nothing
 of what other sites have added."""
-WEIGHT = "weight"
-"""Name of the field that holds the weight."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,7 @@ class SumField:
     """One array of the vector.
 
     Attributes:
-        name: of the array.
-        shape: of the array.
+        name, shape: of the array.
         largest: bound on the absolute value of every entry at one site.
         scale: grid points in a unit; None: integers, which are not rounded.
         coverable: a site may put :data:`COVERED` here, so that the sum can be any word.
@@ -60,13 +56,8 @@ class SumField:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A site's vector in the ring.
-
-    Attributes:
-        layout: digest of what the words mean.
-        sites: so many may be summed.
-        words: the vector.
-    """
+    """A site's vector in the ring, the digest of its layout, and how many ``sites`` may be
+    summed."""
 
     layout: bytes
     sites: int
@@ -90,11 +81,7 @@ class Layout:
     basis: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a layout whose sums could leave the ring.
-
-        Raises:
-            ProtocolError: the field that could.
-        """
+        """Refuse, with ProtocolError, a layout whose sums could leave the ring."""
         if len({field.name for field in self.fields}) != len(self.fields):
             raise ProtocolError("a layout names a field twice")
         for field in self.fields:
@@ -117,17 +104,11 @@ class Layout:
     def digest(self) -> bytes:
         """Of all that the layout says, 32 bytes: SHA-256 of a JSON list without spaces."""
         fields = [
-            [
-                field.name,
-                field.shape,
-                float(field.largest),
-                None if field.scale is None else float(field.scale),
-            ]
-            for field in self.fields
+            [each.name, each.shape, float(each.largest), each.scale and float(each.scale)]
+            for each in self.fields
         ]
         said = [self.bits, self.sites, fields, *([self.basis] if self.basis else [])]
-        text = json.dumps(said, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).digest()
+        return hashlib.sha256(json.dumps(said, separators=(",", ":")).encode()).digest()
 
     def encode(
         self, values: Mapping[str, ArrayLike | None], generator: np.random.Generator
@@ -155,7 +136,20 @@ class Layout:
         ring = ring_type(self.bits)
         if values is COVERED:
             return np.frombuffer(secrets.token_bytes(field.size * ring.itemsize), ring)
-        return _points(field, np.asarray(values), generator).astype(ring)
+        array = np.asarray(values)
+        if array.shape != field.shape:
+            raise ProtocolError(f"field '{field.name}' has another shape than its layout")
+        if field.scale is None and not np.issubdtype(array.dtype, np.integer):
+            raise ProtocolError(f"field '{field.name}' takes integers alone")
+        flat = array.reshape(-1)
+        if not np.all((flat >= -field.largest) & (flat <= field.largest)):
+            raise ProtocolError(
+                f"field '{field.name}' has a value that is out of its bound or no number: clip it "
+                "before; nothing was sent"
+            )
+        if field.scale is None:
+            return flat.astype(np.int64).astype(ring)
+        return round_at_random(flat.astype(np.float64) * field.scale, generator).astype(ring)
 
     def decode(self, total: Words, summed: int | None = None) -> dict[str, NDArray[Any]]:
         """Return the sums: float64, or int64 where integers were summed.
@@ -204,63 +198,3 @@ def round_at_random(values: NDArray[np.float64], generator: np.random.Generator)
     whole = np.floor(values)
     up = generator.random(values.shape) < values - whole
     return whole.astype(np.int64) + up
-
-
-def weighted_layout(
-    shapes: Mapping[str, tuple[int, ...]],
-    largest: float,
-    most_weight: float,
-    bits: int,
-    sites: int,
-) -> Layout:
-    """Return a layout for weighted values and their weight, each on the finest grid that fits.
-
-    Args:
-        shapes: name of an array -> its shape.
-        largest: bound on the absolute value of every entry, before it is weighted.
-        most_weight: bound on a weight.
-        bits: of a ring word.
-        sites: most that are summed.
-    """
-    bound = largest * most_weight
-    scale = finest_scale(bound, sites, bits)
-    fields = [SumField(name, shape, bound, scale) for name, shape in shapes.items()]
-    weight = SumField(WEIGHT, (), most_weight, finest_scale(most_weight, sites, bits))
-    return Layout((*fields, weight), bits, sites)
-
-
-def weighted_values(values: Mapping[str, ArrayLike], weight: float) -> dict[str, NDArray[Any]]:
-    """Return what one site adds: weight times value, and the weight; float64."""
-    products = {name: weight * np.asarray(value, np.float64) for name, value in values.items()}
-    return {**products, WEIGHT: np.asarray(weight, np.float64)}
-
-
-def weighted_means(sums: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return the means over all sites, by their weights.
-
-    Raises:
-        ProtocolError: the weights sum to nothing.
-    """
-    total = float(sums[WEIGHT])
-    if total <= 0:
-        raise ProtocolError("the weights of all sites sum to nothing: there is no mean")
-    return {name: each / total for name, each in sums.items() if name != WEIGHT}
-
-
-def _points(
-    field: SumField, values: NDArray[Any], generator: np.random.Generator
-) -> NDArray[np.int64]:
-    if values.shape != field.shape:
-        raise ProtocolError(f"field '{field.name}' has another shape than its layout")
-    integers = np.issubdtype(values.dtype, np.integer)
-    if field.scale is None and not integers:
-        raise ProtocolError(f"field '{field.name}' takes integers alone")
-    flat = values.reshape(-1)
-    if not np.all((flat >= -field.largest) & (flat <= field.largest)):
-        raise ProtocolError(
-            f"field '{field.name}' has a value that is out of its bound or no number: clip it "
-            "before; nothing was sent"
-        )
-    if field.scale is None:
-        return flat.astype(np.int64)
-    return round_at_random(flat.astype(np.float64) * field.scale, generator)

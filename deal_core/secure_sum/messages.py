@@ -1,16 +1,14 @@
-"""Messages of the protocol: their bytes, what each leg asks and answers, and what refuses one.
+"""Messages of the protocol: their bytes, what each step asks and answers, and what refuses one.
 
-A message or record is one frame: ``b"DSS1"``, one byte with the length of the kind, the kind, and
-for each part four bytes with its length (little endian) and the part itself. A value has one
-encoding, so equal bytes mean equal messages.
-
-Positions are numbers of sites in the cohort of the round. A list has an item for each position it
-goes with, in ascending order.
+A message or record is ``b"DSS1"``, one byte with the length of its kind, the kind, and for each
+part four bytes with its length (little endian) and the part itself. A value has one encoding, so
+equal bytes mean equal messages. Positions are numbers of sites in the cohort of the round; a list
+has an item for each position it goes with, in ascending order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import ClassVar, Self
@@ -20,7 +18,7 @@ from deal_core.secure_sum.shamir import SECRET_BYTES
 
 KEY_BYTES = 32
 TAG_BYTES = 16
-BOX_BYTES = 2 * SECRET_BYTES + 16
+ENCRYPTED_BYTES = 2 * SECRET_BYTES + 16
 """Encrypted shares: one of the mask seed, one of the self seed, a tag."""
 
 
@@ -60,24 +58,19 @@ MAGIC = b"DSS1"
 
 
 def pack(kind: str, *parts: bytes) -> bytes:
-    """Return one frame."""
+    """Return one message or record."""
     name = kind.encode()
-    framed = [MAGIC, bytes([len(name)]), name]
+    packed = [MAGIC, bytes([len(name)]), name]
     for part in parts:
-        framed += [len(part).to_bytes(4, "little"), part]
-    return b"".join(framed)
+        packed += [len(part).to_bytes(4, "little"), part]
+    return b"".join(packed)
 
 
 def unpack(kind: str, data: bytes, number: int | None = None) -> list[bytes]:
-    """Return the parts of a frame of this kind.
-
-    Args:
-        kind: what it must be.
-        data: the whole frame.
-        number: how many parts it must have; None: any number.
+    """Return the parts of what :func:`pack` made; ``number``: how many there must be.
 
     Raises:
-        ProtocolError: the frame is of another kind or version, cut short, or too long.
+        ProtocolError: another kind or version, cut short, or too long.
     """
     head = pack(kind)
     if data[: len(head)] != head:
@@ -98,11 +91,7 @@ def number_bytes(value: int) -> bytes:
 
 
 def number_from(data: bytes) -> int:
-    """Return the number that :func:`number_bytes` wrote.
-
-    Raises:
-        ProtocolError: it is not eight bytes, or above 2^63 - 1.
-    """
+    """Return the number of :func:`number_bytes`; ProtocolError beyond 2^63 - 1 or eight bytes."""
     value = int.from_bytes(data, "little")
     if len(data) != 8 or value >= 2**63:
         raise ProtocolError("a number in a message is out of range")
@@ -130,17 +119,8 @@ def positions_from(data: bytes, below: int) -> tuple[int, ...]:
     return tuple(position for position in range(below) if bits >> position & 1)
 
 
-def join(items: Sequence[bytes]) -> bytes:
-    """Return items of equal length, one after another."""
-    return b"".join(items)
-
-
 def split(data: bytes, size: int) -> tuple[bytes, ...]:
-    """Return the items that :func:`join` joined.
-
-    Raises:
-        ProtocolError: the length is no multiple of ``size``.
-    """
+    """Return items of ``size`` bytes that were joined; ProtocolError where they do not fit."""
     if len(data) % size:
         raise ProtocolError("a list in a message has a wrong length")
     return tuple(data[start : start + size] for start in range(0, len(data), size))
@@ -148,21 +128,24 @@ def split(data: bytes, size: int) -> tuple[bytes, ...]:
 
 @dataclass(frozen=True)
 class Message:
-    """One message of the protocol: a frame with a part for each field. A list is one part, its
-    items of equal length one after another.
+    """One message: a part for each field; a list is one part, its items one after another.
 
     Attributes:
-        kind: of the frame.
+        context: digest of the round's terms.
+        kind: of the message.
         items: field that is a list to the bytes of an item.
     """
 
     kind: ClassVar[str]
     items: ClassVar[Mapping[str, int]] = {}
 
+    context: bytes
+
     def to_bytes(self) -> bytes:
         """Return the message."""
         parts = [getattr(self, each.name) for each in fields(self)]
-        return pack(self.kind, *(join(part) if isinstance(part, tuple) else part for part in parts))
+        joined = (b"".join(part) if isinstance(part, tuple) else part for part in parts)
+        return pack(self.kind, *joined)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -179,30 +162,19 @@ class Message:
 
 @dataclass(frozen=True)
 class Prepared(Message):
-    """Reply of ``prepare``; its request is the terms.
-
-    Attributes:
-        context: digest of the terms.
-        mask_key: public half of the round's mask key.
-        commitment: to the self seed.
-        boxes: encrypted shares for every other site of the cohort.
-    """
+    """Reply of ``prepare``, whose request is the terms: the public half of the round's mask key, a
+    commitment to the self seed, and shares for every other site of the cohort."""
 
     kind = "prepared"
-    items = MappingProxyType({"boxes": BOX_BYTES})
+    items = MappingProxyType({"encrypted_shares": ENCRYPTED_BYTES})
 
-    context: bytes
     mask_key: bytes
     commitment: bytes
-    boxes: tuple[bytes, ...]
+    encrypted_shares: tuple[bytes, ...]
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Return what the bytes say.
-
-        Raises:
-            ProtocolError: they are no such message, or a key has a wrong length.
-        """
+        """As :meth:`Message.from_bytes`; also of a key with a wrong length."""
         prepared = super().from_bytes(data)
         if not len(prepared.mask_key) == len(prepared.commitment) == KEY_BYTES:
             raise ProtocolError("a key in a message has a wrong length")
@@ -211,22 +183,15 @@ class Prepared(Message):
 
 @dataclass(frozen=True)
 class MaskRequest(Message):
-    """Request of ``mask``, to one site.
-
-    Attributes:
-        context: digest of the terms.
-        members: positions of all who prepared, the receiver among them, as bits.
-        mask_keys: of the other members.
-        boxes: from the other members to the receiver.
-    """
+    """Request of ``mask``, to one site: positions of all who prepared, the receiver among them, as
+    bits; and what the others have sent for it."""
 
     kind = "mask-request"
-    items = MappingProxyType({"mask_keys": KEY_BYTES, "boxes": BOX_BYTES})
+    items = MappingProxyType({"mask_keys": KEY_BYTES, "encrypted_shares": ENCRYPTED_BYTES})
 
-    context: bytes
     members: bytes
     mask_keys: tuple[bytes, ...]
-    boxes: tuple[bytes, ...]
+    encrypted_shares: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
@@ -235,7 +200,6 @@ class Masked(Message):
 
     kind = "masked"
 
-    context: bytes
     words: bytes
 
 
@@ -245,7 +209,6 @@ class ConfirmRequest(Message):
 
     kind = "confirm-request"
 
-    context: bytes
     survivors: bytes
 
 
@@ -256,25 +219,17 @@ class Confirmed(Message):
     kind = "confirmed"
     items = MappingProxyType({"tags": TAG_BYTES})
 
-    context: bytes
     tags: tuple[bytes, ...]
 
 
 @dataclass(frozen=True)
 class UnmaskRequest(Message):
-    """Request of ``unmask``, to one site.
-
-    Attributes:
-        context: digest of the terms.
-        survivors: as they were confirmed.
-        confirmers: positions of who confirmed them, as bits; the receiver is not among them.
-        tags: from the confirmers to the receiver.
-    """
+    """Request of ``unmask``, to one site: the survivors as they were confirmed, who of the others
+    confirmed them, both as bits, and their tags for the receiver."""
 
     kind = "unmask-request"
     items = MappingProxyType({"tags": TAG_BYTES})
 
-    context: bytes
     survivors: bytes
     confirmers: bytes
     tags: tuple[bytes, ...]
@@ -288,5 +243,4 @@ class Unmasked(Message):
     kind = "unmasked"
     items = MappingProxyType({"shares": SECRET_BYTES})
 
-    context: bytes
     shares: tuple[bytes, ...]

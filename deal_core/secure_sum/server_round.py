@@ -1,15 +1,17 @@
 """The server's part in a round: replies in, requests out, a leg after the other, and the sum.
 
-It holds never a vector, only the sum of masked ones. ``add_*`` takes one site's reply and refuses a
-bad one, which costs that site its place in the round. ``close_*`` ends a leg: it fixes who is in,
-or says that too few are. ``*_request`` is what a site is sent; it is the same each time.
-:func:`unmasked_sum` puts secrets together and takes their masks away.
+It holds never a vector, only the sum of masked ones. ``add_*`` takes one site's reply, the same one
+as often as it comes, and refuses a bad one with ProtocolError, which costs that site its place in
+the round. ``close_*`` ends a leg: it fixes who is in, or raises BelowThreshold where too few are.
+``*_request`` is what a site is sent; it is the same each time, and ProtocolError for a site that is
+out. :func:`unmasked_sum` puts secrets together and takes their masks away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,6 +33,7 @@ from deal_core.secure_sum.messages import (
     ConfirmRequest,
     Masked,
     MaskRequest,
+    Message,
     Prepared,
     ProtocolError,
     Unmasked,
@@ -44,8 +47,7 @@ from deal_core.secure_sum.messages import (
 from deal_core.secure_sum.shamir import combine, combining_weights
 from deal_core.secure_sum.terms import RoundTerms
 
-Replies = dict[int, bytes]
-"""Position of a site -> its reply."""
+Reply = TypeVar("Reply", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ class ServerRound:
 
     Attributes:
         terms: of the round.
-        prepared: replies of the first leg.
+        total: sum of the masked vectors, in the ring.
+        prepared: position of a site to its reply of the first leg.
         members: positions of those whose keys were passed on; None: more may still prepare.
         masked: positions of those whose vectors are in the total.
-        total: sum of the masked vectors, in the ring.
         survivors: ``masked`` as it was told to the sites; None: more may still come.
         confirmed: replies of the leg ``confirm``.
         confirmers: positions of those whose tags were passed on; None: more may still come.
@@ -76,17 +78,22 @@ class ServerRound:
 
     def to_bytes(self) -> bytes:
         """Return the record, for a server that may be started again."""
+        positions = self.members, self.masked, self.survivors, self.confirmers
+        replies = self.prepared, self.confirmed, self.unmasked
         return pack(
             "server-round",
             self.terms.to_bytes(),
             self.total.tobytes(),
-            _replies_bytes({at: each.to_bytes() for at, each in self.prepared.items()}),
-            _positions(self.members),
-            _positions(self.masked),
-            _positions(self.survivors),
-            _replies_bytes({at: each.to_bytes() for at, each in self.confirmed.items()}),
-            _positions(self.confirmers),
-            _replies_bytes({at: each.to_bytes() for at, each in self.unmasked.items()}),
+            *(
+                b"" if each is None else pack("positions", *map(number_bytes, each))
+                for each in positions
+            ),
+            *(
+                pack(
+                    "replies", *(number_bytes(at) + reply.to_bytes() for at, reply in each.items())
+                )
+                for each in replies
+            ),
         )
 
     @staticmethod
@@ -94,17 +101,25 @@ class ServerRound:
         """Return the round of a record."""
         parts = unpack("server-round", data, 9)
         terms = RoundTerms.from_bytes(parts[0])
+        members, masked, survivors, confirmers = (
+            tuple(map(number_from, unpack("positions", each))) if each else None
+            for each in parts[2:6]
+        )
         return ServerRound(
             terms,
             np.frombuffer(parts[1], ring_type(terms.bits)),
-            {at: Prepared.from_bytes(each) for at, each in _replies(parts[2]).items()},
-            _positions_from(parts[3]),
-            _positions_from(parts[4]) or (),
-            _positions_from(parts[5]),
-            {at: Confirmed.from_bytes(each) for at, each in _replies(parts[6]).items()},
-            _positions_from(parts[7]),
-            {at: Unmasked.from_bytes(each) for at, each in _replies(parts[8]).items()},
+            prepared=_replies(Prepared, parts[6]),
+            members=members,
+            masked=masked or (),
+            survivors=survivors,
+            confirmed=_replies(Confirmed, parts[7]),
+            confirmers=confirmers,
+            unmasked=_replies(Unmasked, parts[8]),
         )
+
+
+def _replies(kind: type[Reply], data: bytes) -> dict[int, Reply]:
+    return {number_from(each[:8]): kind.from_bytes(each[8:]) for each in unpack("replies", data)}
 
 
 def open_round(terms: RoundTerms) -> ServerRound:
@@ -113,113 +128,71 @@ def open_round(terms: RoundTerms) -> ServerRound:
 
 
 def add_prepared(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
-    """Return the round with a reply of ``prepare``; the same one may come again.
-
-    Raises:
-        ProtocolError: it is of another round, not as long as it must be, a second one, or its mask
-            key is none.
-    """
+    """Return the round with a reply of ``prepare``, whose mask key is one."""
     position, message = held.terms.position(site), Prepared.from_bytes(reply)
-    _check_reply(held, site, message.context, len(message.boxes), len(held.terms.cohort) - 1)
+    others = len(held.terms.cohort) - 1
+    _check_reply(held, site, message, len(message.encrypted_shares), others)
     if not usable(message.mask_key):
         raise ProtocolError(f"the mask key of site {fingerprint(site)} is no X25519 key", site)
-    if position in held.prepared:
-        _check_same(site, held.prepared[position] == message)
+    if _is_known(site, message, held.prepared.get(position), held.members is None):
         return held
-    _check_open(site, held.members is None)
     return replace(held, prepared={**held.prepared, position: message})
 
 
 def close_prepared(held: ServerRound) -> ServerRound:
-    """Return the round with its members fixed: those who have prepared.
-
-    Raises:
-        BelowThreshold: too few have prepared.
-    """
+    """Return the round with its members fixed: those who have prepared."""
     _check_enough(held, len(held.prepared), held.terms.least, "prepared")
     return held if held.members is not None else replace(held, members=tuple(sorted(held.prepared)))
 
 
 def mask_request(held: ServerRound, site: bytes) -> bytes:
-    """Return what a member is sent: the others' mask keys, and their boxes for it.
-
-    Raises:
-        ProtocolError: the site is no member.
-    """
-    own = held.terms.position(site)
-    members = held.members or ()
-    _check_among(held, own, members)
-    others = [position for position in members if position != own]
+    """Return what a member is sent: the others' mask keys, and their shares for it."""
+    own, others = _own_and_others(held, site, held.members)
     return MaskRequest(
         held.terms.context,
-        positions_bytes(members),
+        positions_bytes([own, *others]),
         tuple(held.prepared[other].mask_key for other in others),
-        tuple(held.prepared[other].boxes[own - (own > other)] for other in others),
+        tuple(held.prepared[other].encrypted_shares[own - (own > other)] for other in others),
     ).to_bytes()
 
 
 def add_masked(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
     """Return the round with a member's masked vector in the total; the vector itself is not kept,
-    and a second reply not looked at.
-
-    Raises:
-        ProtocolError: it is of another round, of another length, or too late.
-    """
-    own, message = held.terms.position(site), Masked.from_bytes(reply)
-    _check_among(held, own, held.members or ())
+    and a second reply not looked at."""
+    own, _ = _own_and_others(held, site, held.members)
+    message = Masked.from_bytes(reply)
     size = held.terms.length * held.terms.bits // 8
-    _check_reply(held, site, message.context, len(message.words), size)
-    if own in held.masked:
+    _check_reply(held, site, message, len(message.words), size)
+    if own in held.masked or _is_known(site, message, None, held.survivors is None):
         return held
-    _check_open(site, held.survivors is None)
     words = np.frombuffer(message.words, ring_type(held.terms.bits))
     return replace(held, total=held.total + words, masked=tuple(sorted((*held.masked, own))))
 
 
 def close_masked(held: ServerRound) -> ServerRound:
-    """Return the round with its survivors fixed: those whose masked vectors are in the total.
-
-    Raises:
-        BelowThreshold: too few have.
-    """
+    """Return the round with its survivors fixed: those whose masked vectors are in the total."""
     _check_enough(held, len(held.masked), held.terms.least, "survived")
     return held if held.survivors is not None else replace(held, survivors=held.masked)
 
 
 def confirm_request(held: ServerRound, site: bytes) -> bytes:
-    """Return what a survivor is sent: who has survived.
-
-    Raises:
-        ProtocolError: the site has not survived.
-    """
-    survivors = held.survivors or ()
-    _check_among(held, held.terms.position(site), survivors)
-    return ConfirmRequest(held.terms.context, positions_bytes(survivors)).to_bytes()
+    """Return what a survivor is sent: who has survived."""
+    own, others = _own_and_others(held, site, held.survivors)
+    return ConfirmRequest(held.terms.context, positions_bytes([own, *others])).to_bytes()
 
 
 def add_confirmed(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
-    """Return the round with a survivor's tags; the same reply may come again.
-
-    Raises:
-        ProtocolError: it is of another round, not as long as it must be, or too late.
-    """
-    own, message = held.terms.position(site), Confirmed.from_bytes(reply)
-    survivors = held.survivors or ()
-    _check_among(held, own, survivors)
-    _check_reply(held, site, message.context, len(message.tags), len(survivors) - 1)
-    if own in held.confirmed:
-        _check_same(site, held.confirmed[own] == message)
+    """Return the round with a survivor's tags."""
+    own, others = _own_and_others(held, site, held.survivors)
+    message = Confirmed.from_bytes(reply)
+    _check_reply(held, site, message, len(message.tags), len(others))
+    if _is_known(site, message, held.confirmed.get(own), held.confirmers is None):
         return held
-    _check_open(site, held.confirmers is None)
     return replace(held, confirmed={**held.confirmed, own: message})
 
 
 def close_confirmed(held: ServerRound) -> ServerRound:
-    """Return the round with those fixed whose tags are passed on.
-
-    Raises:
-        BelowThreshold: too few have confirmed.
-    """
+    """Return the round with those fixed whose tags are passed on."""
     if not held.terms.confirm:
         return replace(held, confirmers=())
     _check_enough(held, len(held.confirmed), held.terms.threshold, "confirmed")
@@ -229,44 +202,27 @@ def close_confirmed(held: ServerRound) -> ServerRound:
 
 
 def unmask_request(held: ServerRound, site: bytes) -> bytes:
-    """Return what a survivor is sent: who has survived, and who was told the same.
-
-    Raises:
-        ProtocolError: the site has not survived.
-    """
-    own, survivors = held.terms.position(site), held.survivors or ()
-    _check_among(held, own, survivors)
+    """Return what a survivor is sent: who has survived, and who was told the same."""
+    own, others = _own_and_others(held, site, held.survivors)
+    survivors = sorted([own, *others])
     confirmers = [position for position in held.confirmers or () if position != own]
-    places = {position: place for place, position in enumerate(survivors)}
+    place = survivors.index(own)
     return UnmaskRequest(
         held.terms.context,
         positions_bytes(survivors),
         positions_bytes(confirmers),
-        tuple(held.confirmed[other].tags[places[own] - (own > other)] for other in confirmers),
+        tuple(held.confirmed[other].tags[place - (own > other)] for other in confirmers),
     ).to_bytes()
 
 
 def add_unmasked(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
-    """Return the round with a survivor's shares; the same reply may come again.
-
-    Raises:
-        ProtocolError: it is of another round, or not as long as it must be.
-    """
-    own, message = held.terms.position(site), Unmasked.from_bytes(reply)
-    _check_among(held, own, held.survivors or ())
-    _check_reply(held, site, message.context, len(message.shares), len(held.members or ()))
-    if own in held.unmasked:
-        _check_same(site, held.unmasked[own] == message)
+    """Return the round with a survivor's shares."""
+    own, _ = _own_and_others(held, site, held.survivors)
+    message = Unmasked.from_bytes(reply)
+    _check_reply(held, site, message, len(message.shares), len(held.members or ()))
+    if _is_known(site, message, held.unmasked.get(own), True):
         return held
     return replace(held, unmasked={**held.unmasked, own: message})
-
-
-@dataclass(frozen=True)
-class MaskKeys:
-    """Streams that are in the total, and those that were taken from it."""
-
-    added: tuple[bytes, ...]
-    taken: tuple[bytes, ...]
 
 
 def unmasked_sum(held: ServerRound) -> Words:
@@ -288,19 +244,19 @@ def unmasked_sum(held: ServerRound) -> Words:
     for start in range(windows):
         window = [answers[(start + k) % len(answers)] for k in range(needed)]
         try:
-            keys = mask_keys(held, window)
+            added, taken = _mask_keys(held, window)
         except ProtocolError:
             if start == windows - 1:
                 raise
             continue
         break
     total = held.total.copy()
-    add_masks(total, keys.taken, keys.added)
+    add_masks(total, taken, added)
     return total
 
 
-def mask_keys(held: ServerRound, answers: Sequence[int]) -> MaskKeys:
-    """Return the streams that are left in the total.
+def _mask_keys(held: ServerRound, answers: Sequence[int]) -> tuple[list[bytes], list[bytes]]:
+    """Return the keys of streams that are in the total, and of those that were taken from it.
 
     Args:
         held: the round after its last leg.
@@ -309,12 +265,11 @@ def mask_keys(held: ServerRound, answers: Sequence[int]) -> MaskKeys:
     Raises:
         ProtocolError: a secret is not its site's.
     """
-    context, members = held.terms.context, held.members or ()
-    survivors = held.survivors or ()
+    context, survivors = held.terms.context, held.survivors or ()
     weights = combining_weights([position + 1 for position in answers])
     added: list[bytes] = []
     taken: list[bytes] = []
-    for place, member in enumerate(members):
+    for place, member in enumerate(held.members or ()):
         prepared = held.prepared[member]
         seed = combine(weights, [held.unmasked[at].shares[place] for at in answers])
         if member in survivors:
@@ -327,50 +282,35 @@ def mask_keys(held: ServerRound, answers: Sequence[int]) -> MaskKeys:
             public = held.prepared[survivor].mask_key
             key = pair_mask_key(private, public, context, member, survivor)
             (added if survivor < member else taken).append(key)
-    return MaskKeys(tuple(added), tuple(taken))
+    return added, taken
 
 
-def _replies_bytes(replies: Replies) -> bytes:
-    return pack("replies", *(number_bytes(at) + reply for at, reply in replies.items()))
+def _own_and_others(
+    held: ServerRound, site: bytes, among: Iterable[int] | None
+) -> tuple[int, list[int]]:
+    """Return the positions of a site that is in a leg, and of the others that are."""
+    own, positions = held.terms.position(site), list(among or ())
+    if own not in positions:
+        raise ProtocolError(f"site {fingerprint(site)} is out of this leg of the round", site)
+    return own, [position for position in positions if position != own]
 
 
-def _replies(data: bytes) -> Replies:
-    return {number_from(each[:8]): each[8:] for each in unpack("replies", data)}
-
-
-def _positions(positions: tuple[int, ...] | None) -> bytes:
-    if positions is None:
-        return b""
-    return pack("positions", *(number_bytes(position) for position in positions))
-
-
-def _positions_from(data: bytes) -> tuple[int, ...] | None:
-    if not data:
-        return None
-    return tuple(number_from(each) for each in unpack("positions", data))
-
-
-def _check_reply(held: ServerRound, site: bytes, context: bytes, size: int, expected: int) -> None:
-    if context != held.terms.context:
+def _check_reply(
+    held: ServerRound, site: bytes, message: Message, size: int, expected: int
+) -> None:
+    if message.context != held.terms.context:
         raise ProtocolError(f"the reply of site {fingerprint(site)} is of another round", site)
     if size != expected:
         raise ProtocolError(f"the reply of site {fingerprint(site)} has a wrong length", site)
 
 
-def _check_among(held: ServerRound, position: int, positions: tuple[int, ...]) -> None:
-    if position not in positions:
-        site = held.terms.cohort[position]
-        raise ProtocolError(f"site {fingerprint(site)} is out of this leg of the round", site)
-
-
-def _check_open(site: bytes, is_open: bool) -> None:
-    if not is_open:
-        raise ProtocolError(f"the reply of site {fingerprint(site)} came too late", site)
-
-
-def _check_same(site: bytes, same: bool) -> None:
-    if not same:
+def _is_known(site: bytes, message: Message, before: Message | None, is_open: bool) -> bool:
+    """Return whether a site has sent this reply before; refuse another one, and a late one."""
+    if before is not None and before != message:
         raise ProtocolError(f"site {fingerprint(site)} has replied twice, and differently", site)
+    if before is None and not is_open:
+        raise ProtocolError(f"the reply of site {fingerprint(site)} came too late", site)
+    return before is not None
 
 
 def _check_enough(held: ServerRound, number: int, least: int, what: str) -> None:

@@ -11,19 +11,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from hmac import compare_digest
 
 from deal_core.secure_sum.keys import (
-    Words,
     add_masks,
     agreement_tag,
     commitment,
+    decrypt_shares,
+    encrypt_shares,
     fingerprint,
     mask_private_key,
-    open_box,
     pair_mask_key,
     public_half,
-    same_tag,
-    seal,
     self_mask_key,
 )
 from deal_core.secure_sum.layout import Encoded
@@ -73,19 +72,19 @@ def prepare(
     policy.check(terms)  # that of today, also of what was answered before
     if (reply := stored_reply(state, "prepare", request)) is not None:
         return Answer(state, reply)
-    check_new_round(state, terms)
+    _check_new_round(state, terms)
     own, context, sites = terms.position(state.site), terms.context, len(terms.cohort)
     mask_seed, self_seed = random_bytes(SECRET_BYTES), random_bytes(SECRET_BYTES)
     mask_key = public_half(mask_private_key(mask_seed, context))
     of_mask_seed = split(mask_seed, terms.threshold, sites, random_bytes)
     of_self_seed = split(self_seed, terms.threshold, sites, random_bytes)
     shares = [first + second for first, second in zip(of_mask_seed, of_self_seed, strict=True)]
-    boxes = [
-        seal(state.channel(peer), context, own, position, mask_key, shares[position])
+    encrypted = tuple(
+        encrypt_shares(state.channel(peer), context, own, position, mask_key, shares[position])
         for position, peer in enumerate(terms.cohort)
         if position != own
-    ]
-    prepared = Prepared(context, mask_key, commitment(self_seed, context), tuple(boxes))
+    )
+    prepared = Prepared(context, mask_key, commitment(self_seed, context), encrypted)
     fresh = SiteRound(terms, mask_seed, self_seed, shares[own])
     return answer(state, fresh, "prepare", request, prepared.to_bytes())
 
@@ -102,11 +101,12 @@ def require_maskable(state: SiteState, request: bytes) -> None:
 
 
 def mask(state: SiteState, request: bytes, encoded: Encoded) -> Answer:
-    """Return the state with the peers' shares, and the masked vector.
+    """Return the state with the peers' shares, and the masked vector: with the site's own mask,
+    those shared with later peers, less those with earlier ones.
 
     Args:
         state: of this site.
-        request: mask keys and boxes of all who prepared.
+        request: mask keys and encrypted shares of all who prepared.
         encoded: the site's vector in the ring; not looked at where the request was answered
             before.
 
@@ -118,27 +118,25 @@ def mask(state: SiteState, request: bytes, encoded: Encoded) -> Answer:
         return Answer(state, reply)
     opened = _opened(state, request)
     current, terms = opened.current, opened.current.terms
-    check_encoded(terms, encoded)
-    words = _masked(current, terms.position(state.site), opened.pairs, encoded.words)
-    changed = replace(
-        current,
-        mask_seed=b"",
-        self_seed=b"",
-        own_shares=b"",
-        members=opened.members,
-        shares=tuple(share for _, share in sorted(opened.shares.items())),
+    if encoded.layout != terms.layout or encoded.sites < len(terms.cohort):
+        raise ProtocolError("the vector is laid out otherwise than the round's terms say")
+    if len(encoded.words) != terms.length or encoded.words.dtype.itemsize * 8 != terms.bits:
+        raise ProtocolError("the vector has not the length or the ring of the round's terms")
+    own, words = terms.position(state.site), encoded.words.copy()
+    later = [key for peer, key in opened.pairs.items() if peer > own]
+    earlier = [key for peer, key in opened.pairs.items() if peer < own]
+    add_masks(words, [self_mask_key(current.self_seed, terms.context), *later], earlier)
+    shares = tuple(share for _, share in sorted(opened.shares.items()))
+    gone = replace(current, mask_seed=b"", self_seed=b"", own_shares=b"")
+    changed = replace(gone, members=opened.members, shares=shares)
+    return answer(
+        state, changed, "mask", request, Masked(terms.context, words.tobytes()).to_bytes()
     )
-    reply = Masked(terms.context, words.tobytes()).to_bytes()
-    return answer(state, changed, "mask", request, reply)
 
 
 def confirm(state: SiteState, request: bytes) -> Answer:
     """Return the state with the survivors, and for every other survivor a tag of what this site was
     told.
-
-    Args:
-        state: of this site.
-        request: the survivors.
 
     Raises:
         BelowThreshold: too few have survived.
@@ -150,15 +148,14 @@ def confirm(state: SiteState, request: bytes) -> Answer:
     current = state.round_of(message.context)
     check_turn(current, "confirm")
     terms, own = current.terms, current.terms.position(state.site)
-    survivors = check_survivors(current, message.survivors, own)
-    channels = {peer: state.channel(terms.cohort[peer]) for peer in survivors if peer != own}
+    others = [peer for peer in _checked_survivors(current, message.survivors, own) if peer != own]
+    channels = [state.channel(terms.cohort[peer]) for peer in others]
     tags = tuple(
         agreement_tag(channel, terms.context, own, peer, message.survivors)
-        for peer, channel in channels.items()
+        for peer, channel in zip(others, channels, strict=True)
     )
     changed = replace(current, survivors=message.survivors)
-    reply = Confirmed(terms.context, tags).to_bytes()
-    return answer(state, changed, "confirm", request, reply)
+    return answer(state, changed, "confirm", request, Confirmed(terms.context, tags).to_bytes())
 
 
 def unmask(state: SiteState, request: bytes) -> Answer:
@@ -179,25 +176,19 @@ def unmask(state: SiteState, request: bytes) -> Answer:
     current = state.round_of(message.context)
     check_turn(current, "unmask")
     terms, own = current.terms, current.terms.position(state.site)
-    survivors = set(check_survivors(current, message.survivors, own))
+    survivors = _checked_survivors(current, message.survivors, own)
     if terms.confirm:
-        check_agreement(state, current, message, own)
-    members = positions_from(current.members, len(terms.cohort))
+        _check_agreement(state, current, message, own)
     revealed = tuple(
         both[SECRET_BYTES:] if position in survivors else both[:SECRET_BYTES]
-        for position, both in zip(members, current.shares, strict=True)
+        for position, both in zip(_members(current), current.shares, strict=True)
     )
     changed = replace(current, shares=(), survivors=message.survivors)
-    reply = Unmasked(terms.context, revealed).to_bytes()
-    return answer(state, changed, "unmask", request, reply)
+    return answer(state, changed, "unmask", request, Unmasked(terms.context, revealed).to_bytes())
 
 
-def check_new_round(state: SiteState, terms: RoundTerms) -> None:
-    """Accept the terms of a round that is new, among sites that are known.
-
-    Raises:
-        ProtocolError: another run, a round that is past, a site without a channel.
-    """
+def _check_new_round(state: SiteState, terms: RoundTerms) -> None:
+    """Accept the terms of a round that is new, among sites that are known."""
     if terms.run != state.run:
         raise ProtocolError(f"the terms are of run '{terms.run}', not of '{state.run}'")
     last = max((each.terms.number for each in state.rounds), default=-1)
@@ -210,31 +201,11 @@ def check_new_round(state: SiteState, terms: RoundTerms) -> None:
             raise ProtocolError(f"site {fingerprint(peer)} has not announced itself here", peer)
 
 
-def check_members(current: SiteRound, members: bytes, own: int) -> tuple[int, ...]:
-    """Return the positions of all who prepared.
-
-    Raises:
-        ProtocolError: this site is not among them.
-        BelowThreshold: they are too few.
-    """
-    positions = positions_from(members, len(current.terms.cohort))
-    _check_enough(current, positions, own, "prepared")
-    return positions
+def _members(current: SiteRound) -> tuple[int, ...]:
+    return positions_from(current.members, len(current.terms.cohort))
 
 
-def check_encoded(terms: RoundTerms, encoded: Encoded) -> None:
-    """Accept a vector that is laid out as was agreed.
-
-    Raises:
-        ProtocolError: it is not.
-    """
-    if encoded.layout != terms.layout or encoded.sites < len(terms.cohort):
-        raise ProtocolError("the vector is laid out otherwise than the round's terms say")
-    if len(encoded.words) != terms.length or encoded.words.dtype.itemsize * 8 != terms.bits:
-        raise ProtocolError("the vector has not the length or the ring of the round's terms")
-
-
-def check_survivors(current: SiteRound, survivors: bytes, own: int) -> tuple[int, ...]:
+def _checked_survivors(current: SiteRound, survivors: bytes, own: int) -> tuple[int, ...]:
     """Return the positions of the survivors.
 
     Raises:
@@ -242,21 +213,21 @@ def check_survivors(current: SiteRound, survivors: bytes, own: int) -> tuple[int
             this site has confirmed.
         BelowThreshold: they are too few.
     """
-    sites = len(current.terms.cohort)
-    positions = positions_from(survivors, sites)
-    number = current.terms.number
-    if not set(positions) <= set(positions_from(current.members, sites)):
+    positions, number = positions_from(survivors, len(current.terms.cohort)), current.terms.number
+    if not set(positions) <= set(_members(current)):
         raise ProtocolError(f"round {number}: a survivor is named that had not prepared")
     if current.survivors and survivors != current.survivors:
         raise ProtocolError(
             f"round {number}: other survivors are named than this site has confirmed; it reveals "
             "one half of each secret, never both"
         )
-    _check_enough(current, positions, own, "survived")
+    _check_enough(current.terms, positions, own, "survived")
     return positions
 
 
-def check_agreement(state: SiteState, current: SiteRound, message: UnmaskRequest, own: int) -> None:
+def _check_agreement(
+    state: SiteState, current: SiteRound, message: UnmaskRequest, own: int
+) -> None:
     """Accept survivors that enough sites, this one included, were told alike. A tag that its site
     has not made for them counts for nothing, and against nobody: one liar ends no round.
 
@@ -275,7 +246,7 @@ def check_agreement(state: SiteState, current: SiteRound, message: UnmaskRequest
     for position, tag in zip(confirmers, message.tags, strict=True):
         channel = state.channel(terms.cohort[position])
         expected = agreement_tag(channel, terms.context, position, own, message.survivors)
-        told += same_tag(tag, expected)
+        told += compare_digest(tag, expected)
     if told < terms.threshold:
         raise BelowThreshold(
             f"round {terms.number}: {told} sites were told the same survivors, "
@@ -295,39 +266,31 @@ class _Opened:
 
 
 def _opened(state: SiteState, request: bytes) -> _Opened:
-    """Return what a request to mask brings; all of its boxes open, all of its keys are keys."""
+    """Return what a request to mask brings; all of its shares open, all of its keys are keys."""
     message = MaskRequest.from_bytes(request)
     current = state.round_of(message.context)
     check_turn(current, "mask")
     terms, own = current.terms, current.terms.position(state.site)
-    members = check_members(current, message.members, own)
+    members = positions_from(message.members, len(terms.cohort))
+    _check_enough(terms, members, own, "prepared")
     peers = [position for position in members if position != own]
-    if not len(peers) == len(message.mask_keys) == len(message.boxes):
-        raise ProtocolError("a mask request has not one key and one box for each member")
+    if not len(peers) == len(message.mask_keys) == len(message.encrypted_shares):
+        raise ProtocolError("a mask request has not one key and the shares of each member")
     private = mask_private_key(current.mask_seed, terms.context)
     pairs, shares = dict[int, bytes](), {own: current.own_shares}
-    for position, key, box in zip(peers, message.mask_keys, message.boxes, strict=True):
+    received = zip(peers, message.mask_keys, message.encrypted_shares, strict=True)
+    for position, key, encrypted in received:
         peer = terms.cohort[position]
         try:
             channel = state.channel(peer)
-            shares[position] = open_box(channel, terms.context, position, own, key, box)
+            shares[position] = decrypt_shares(channel, terms.context, position, own, key, encrypted)
             pairs[position] = pair_mask_key(private, key, terms.context, own, position)
         except ProtocolError as error:
             raise ProtocolError(f"site {fingerprint(peer)}: {error}", peer) from None
     return _Opened(current, message.members, pairs, shares)
 
 
-def _masked(current: SiteRound, own: int, pairs: Mapping[int, bytes], words: Words) -> Words:
-    """Return the words with the site's own mask, those of later peers, less those of earlier."""
-    context, masked = current.terms.context, words.copy()
-    plus = [self_mask_key(current.self_seed, context)]
-    plus += [key for peer, key in pairs.items() if peer > own]
-    add_masks(masked, plus, [key for peer, key in pairs.items() if peer < own])
-    return masked
-
-
-def _check_enough(current: SiteRound, positions: tuple[int, ...], own: int, what: str) -> None:
-    terms = current.terms
+def _check_enough(terms: RoundTerms, positions: tuple[int, ...], own: int, what: str) -> None:
     if own not in positions:
         raise ProtocolError(f"round {terms.number}: this site is not among those who {what}")
     if len(positions) < terms.least:

@@ -26,15 +26,7 @@ from deal_core.secure_sum.keys import (
     site_of,
     verify,
 )
-from deal_core.secure_sum.messages import (
-    KEY_BYTES,
-    ProtocolError,
-    UsedUpdate,
-    join,
-    pack,
-    split,
-    unpack,
-)
+from deal_core.secure_sum.messages import KEY_BYTES, ProtocolError, UsedUpdate, pack, split, unpack
 from deal_core.secure_sum.shamir import SECRET_BYTES
 from deal_core.secure_sum.terms import RoundTerms
 
@@ -55,7 +47,7 @@ class SiteRound:
     Attributes:
         terms: of the round.
         mask_seed, self_seed: the site's secrets; empty once the vector is masked.
-        own_shares: its own shares of both, 32 bytes.
+        own_shares: its own shares of both, 32 bytes; empty from then on as well.
         members: positions of all who prepared, as ``mask`` named them.
         shares: of every member (this site among them) its share of the mask seed and of the self
             seed, 32 bytes; empty once they are answered.
@@ -74,19 +66,13 @@ class SiteRound:
 
     def to_bytes(self) -> bytes:
         """Return the record; it holds secrets."""
-        answers = [
-            part for each in self.answered for part in (each.leg.encode(), each.request, each.reply)
-        ]
         return pack(
             "site-round",
             self.terms.to_bytes(),
-            self.mask_seed,
-            self.self_seed,
-            self.own_shares,
-            self.members,
-            join(self.shares),
+            *(self.mask_seed, self.self_seed, self.own_shares, self.members),
+            b"".join(self.shares),
             self.survivors,
-            *answers,
+            *(p for each in self.answered for p in (each.leg.encode(), each.request, each.reply)),
         )
 
     @staticmethod
@@ -95,19 +81,13 @@ class SiteRound:
         terms, mask_seed, self_seed, own, members, shares, survivors, *answers = unpack(
             "site-round", data
         )
-        answered = tuple(
-            Answered(answers[k].decode(), answers[k + 1], answers[k + 2])
-            for k in range(0, len(answers), 3)
-        )
+        legs = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
         return SiteRound(
             RoundTerms.from_bytes(terms),
-            mask_seed,
-            self_seed,
-            own,
-            members,
+            *(mask_seed, self_seed, own, members),
             split(shares, 2 * SECRET_BYTES),
             survivors,
-            answered,
+            tuple(Answered(leg.decode(), request, reply) for leg, request, reply in legs),
         )
 
 
@@ -157,10 +137,8 @@ class SiteState:
         return pack(
             "site-state",
             self.run.encode(),
-            self.site,
-            self.channel_private,
-            self.announcement,
-            join([peer + keys for peer, keys in sorted(self.channels.items())]),
+            *(self.site, self.channel_private, self.announcement),
+            b"".join(peer + keys for peer, keys in sorted(self.channels.items())),
             *(each.to_bytes() for each in self.rounds),
         )
 
@@ -169,14 +147,9 @@ class SiteState:
         """Return the state of a record."""
         run, site, private, announcement, channels, *rounds = unpack("site-state", data)
         peers = split(channels, SITE_BYTES + 2 * KEY_BYTES)
-        return SiteState(
-            run.decode(),
-            site,
-            private,
-            announcement,
-            {peer[:SITE_BYTES]: peer[SITE_BYTES:] for peer in peers},
-            tuple(SiteRound.from_bytes(each) for each in rounds),
-        )
+        known = {peer[:SITE_BYTES]: peer[SITE_BYTES:] for peer in peers}
+        kept = tuple(SiteRound.from_bytes(each) for each in rounds)
+        return SiteState(run.decode(), site, private, announcement, known, kept)
 
 
 def open_run(
@@ -248,12 +221,6 @@ class Answer:
     reply: bytes
 
 
-def legs_of(terms: RoundTerms) -> tuple[str, ...]:
-    """Return the legs of a round in their order."""
-    agreement = ("confirm",) if terms.confirm else ()
-    return ("prepare", "mask", *agreement, "unmask")
-
-
 def stored_reply(state: SiteState, leg: str, request: bytes) -> bytes | None:
     """Return the reply that this very request has had in this leg; None: it is new."""
     for each in state.rounds:
@@ -269,16 +236,17 @@ def check_turn(current: SiteRound, leg: str) -> None:
     Raises:
         ProtocolError: the leg is over, comes later, or is not of this round.
     """
-    legs, done = legs_of(current.terms), [each.leg for each in current.answered]
+    agreement = ("confirm",) if current.terms.confirm else ()
+    legs, done = ("prepare", "mask", *agreement, "unmask"), len(current.answered)
     number = current.terms.number
-    if leg in done:
+    if leg in legs[:done]:
         raise ProtocolError(
             f"round {number}: this site has answered another request to {leg}, and answers one"
         )
     if leg not in legs:
         raise ProtocolError(f"round {number}: its terms do without the leg {leg}")
-    if legs[len(done)] != leg:
-        raise ProtocolError(f"round {number}: {legs[len(done)]} comes before {leg}")
+    if legs[done] != leg:
+        raise ProtocolError(f"round {number}: {legs[done]} comes before {leg}")
 
 
 def answer(state: SiteState, changed: SiteRound, leg: str, request: bytes, reply: bytes) -> Answer:

@@ -9,7 +9,6 @@ from deal_core.secure_sum.keys import SITE_BYTES, fingerprint
 from deal_core.secure_sum.messages import (
     ProtocolError,
     UnpinnedPeer,
-    join,
     number_bytes,
     number_from,
     pack,
@@ -67,22 +66,18 @@ class RoundTerms:
         return hashlib.sha256(self.to_bytes()).digest()
 
     def position(self, site: bytes) -> int:
-        """Return the number of a site.
-
-        Raises:
-            ProtocolError: it is not in the cohort.
-        """
+        """Return the number of a site; ProtocolError where it is not in the cohort."""
         if site not in self.cohort:
             raise ProtocolError("this site is not in the cohort of the round", site)
         return self.cohort.index(site)
 
     def to_bytes(self) -> bytes:
-        """Return the request of the leg ``prepare``."""
+        """Return the request of ``prepare``."""
         numbers = (self.number, self.colluding, self.min_cohort, self.bits, self.length)
         return pack(
             "terms",
             self.run.encode(),
-            join(self.cohort),
+            b"".join(self.cohort),
             *(number_bytes(value) for value in (*numbers, int(self.confirm))),
             self.layout,
         )
@@ -94,18 +89,11 @@ class RoundTerms:
         Raises:
             ProtocolError: they state none, or impossible ones.
         """
-        run, cohort, *numbers, layout = unpack("terms", data, 9)
-        number, colluding, least, bits, length, confirm = (number_from(each) for each in numbers)
+        run, sites, *numbers, layout = unpack("terms", data, 9)
+        number, colluding, least, bits, length, confirm = map(number_from, numbers)
+        named, cohort = run.decode(errors="replace"), split(sites, SITE_BYTES)
         terms = RoundTerms(
-            run.decode(errors="replace"),
-            number,
-            split(cohort, SITE_BYTES),
-            colluding,
-            least,
-            bits,
-            length,
-            layout,
-            bool(confirm),
+            named, number, cohort, colluding, least, bits, length, layout, bool(confirm)
         )
         check_terms(terms)
         if terms.to_bytes() != data:
@@ -124,13 +112,9 @@ def threshold(sites: int, colluding: int) -> int:
 
 
 def check_terms(terms: RoundTerms) -> None:
-    """Accept possible terms.
-
-    Raises:
-        ProtocolError: what is wrong with them.
-    """
+    """Accept possible terms; ProtocolError says what is wrong with others."""
     sites = len(terms.cohort)
-    if any(first >= second for first, second in zip(terms.cohort, terms.cohort[1:], strict=False)):
+    if list(terms.cohort) != sorted(set(terms.cohort)):
         raise ProtocolError("the cohort names a site twice, or is not in ascending order")
     if sites < 2:
         raise ProtocolError("a sum of one site is that site's vector")
@@ -175,9 +159,12 @@ class SitePolicy:
             UnpinnedPeer: a site of the cohort is not known, or no longer.
             ProtocolError: they are weaker than the policy.
         """
-        if self.known is not None:
-            for site in terms.cohort:
-                _require_known(site, self.known)
+        strangers = set() if self.known is None else set(terms.cohort) - self.known
+        for site in sorted(strangers):
+            shown = fingerprint(site)
+            raise UnpinnedPeer(
+                f"site {shown} is of the round, and not among the pinned peers", site
+            )
         if len(terms.cohort) < self.min_cohort:
             raise ProtocolError(
                 f"a cohort of {len(terms.cohort)} sites is below this site's "
@@ -198,9 +185,3 @@ class SitePolicy:
                 "the round does without agreement on the survivors, which this site's policy asks "
                 "for"
             )
-
-
-def _require_known(site: bytes, known: frozenset[bytes]) -> None:
-    if site not in known:
-        shown = fingerprint(site)
-        raise UnpinnedPeer(f"site {shown} is of the round, and not among the pinned peers", site)

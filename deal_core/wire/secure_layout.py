@@ -1,5 +1,5 @@
-"""What a secure sum of a round adds up: trained factors, or their gradient sums, and a weight; or
-sums of embeddings; or counts of right answers.
+"""What a secure sum of a round adds up: changes of trained factors, or their gradient sums; or sums
+of embeddings; or counts of right answers.
 
 Both ends make the layout from what they know of the round; a message does not bring it.
 """
@@ -7,7 +7,6 @@ Both ends make the layout from what they know of the round; a message does not b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,7 @@ from numpy.typing import NDArray
 from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter
 from deal_core.lora.attach import learnt_shapes
-from deal_core.secure_sum.layout import (
-    COVERED,
-    WEIGHT,
-    Layout,
-    SumField,
-    finest_scale,
-    weighted_layout,
-)
+from deal_core.secure_sum.layout import COVERED, Layout, SumField, finest_scale
 
 EXAMPLES = "examples"
 """Name of the number of examples behind a site's gradient sum."""
@@ -39,36 +31,29 @@ LARGEST_CHANGE = 8.0
 """Of an entry of an update, from what the round began with; AdamW moves it by its rate a step."""
 
 
-def gradient_layout(adapter: Adapter, trained: frozenset[str], sites: int) -> Layout:
-    """Return the layout of gradient sums in whole numbers, and of a number of examples.
-
-    Args:
-        adapter: has the factors.
-        trained: which of them learn.
-        sites: most that are summed.
-    """
-    shapes = {**learnt_shapes(adapter, trained), EXAMPLES: (1,)}
-    fields = tuple(SumField(name, shape, LARGEST_SUM) for name, shape in shapes.items())
-    return Layout(fields, SUM_BITS, sites)
-
-
-def update_layout(
-    adapter: Adapter, trained: frozenset[str], sites: int, mechanism: str = "none"
+def layout_of(
+    experiment: Experiment, adapter: Adapter, trained: frozenset[str], gradients: bool, basis: str
 ) -> Layout:
-    """Return the layout of changes of trained factors, each times a weight from 0 to 1, and of the
-    weight; where no mechanism protects what is learnt from, of the losses as well.
+    """Return the layout of a round of an experiment.
 
     Args:
+        experiment: its sites and its mechanism.
         adapter: has the factors.
         trained: which of them learn.
-        sites: most that are summed.
-        mechanism: ``privacy.mechanism``.
+        gradients: of gradient sums in whole numbers and a number of examples; else of changes, and
+            where no mechanism protects what is learnt from, of the losses as well.
+        basis: :func:`~deal_core.protection.sum_terms` of the round.
     """
-    shapes = learnt_shapes(adapter, trained)
-    layout = weighted_layout(shapes, LARGEST_CHANGE, 1.0, UPDATE_BITS, sites)
-    if mechanism != "none":
-        return layout
-    return replace(layout, fields=(*layout.fields, *loss_fields(UPDATE_BITS, sites)))
+    sites, shapes = experiment.federation.clients, learnt_shapes(adapter, trained)
+    if gradients:
+        shapes = {**shapes, EXAMPLES: (1,)}
+        sums = tuple(SumField(name, shape, LARGEST_SUM) for name, shape in shapes.items())
+        return Layout(sums, SUM_BITS, sites, basis)
+    scale = finest_scale(LARGEST_CHANGE, sites, UPDATE_BITS)
+    fields = [SumField(name, shape, LARGEST_CHANGE, scale) for name, shape in shapes.items()]
+    if experiment.privacy.mechanism == "none":
+        fields += loss_fields(UPDATE_BITS, sites)
+    return Layout(tuple(fields), UPDATE_BITS, sites, basis)
 
 
 def statistics_layout(
@@ -101,19 +86,6 @@ def counts_layout(names: Sequence[str], tasks: int, sites: int, basis: str) -> L
     return Layout(fields, SUM_BITS, sites, basis)
 
 
-def layout_of(
-    experiment: Experiment, adapter: Adapter, trained: frozenset[str], gradients: bool, basis: str
-) -> Layout:
-    """Return the layout of a round of an experiment; ``gradients``: of gradient sums; ``basis``:
-    :func:`~deal_core.protection.sum_terms` of the round."""
-    sites = experiment.federation.clients
-    if gradients:
-        layout = gradient_layout(adapter, trained, sites)
-    else:
-        layout = update_layout(adapter, trained, sites, experiment.privacy.mechanism)
-    return replace(layout, basis=basis)
-
-
 def within_bounds(
     change: Mapping[str, NDArray[Any]], bound: float
 ) -> dict[str, NDArray[np.float64]]:
@@ -124,13 +96,13 @@ def within_bounds(
 
 
 LOSS, LOSS_KEPT = "loss", "loss_kept"
-"""Fields: weight times loss, and 0 for a site that says its own."""
+"""Fields: the loss, and 0 of a site that says its own."""
 LARGEST_LOSS = 64.0
 """What is more counts as this; cross-entropy over 10^27 labels at random is less."""
 
 
 def loss_fields(bits: int, sites: int) -> tuple[SumField, ...]:
-    """Return the two fields; the first on the finest grid that fits, with weights from 0 to 1."""
+    """Return the two fields; the first on the finest grid that fits."""
     scale = finest_scale(LARGEST_LOSS, sites, bits)
     return (
         SumField(LOSS, (), LARGEST_LOSS, scale, coverable=True),
@@ -138,20 +110,19 @@ def loss_fields(bits: int, sites: int) -> tuple[SumField, ...]:
     )
 
 
-def loss_values(loss: float | None, weight: float) -> dict[str, NDArray[Any] | None]:
+def loss_values(loss: float | None) -> dict[str, NDArray[Any] | None]:
     """Return what one site adds; covered fields for None, and for what is no number."""
     if loss is None or not np.isfinite(loss):
         return {LOSS: COVERED, LOSS_KEPT: COVERED}
-    told = np.asarray(weight * min(max(loss, 0.0), LARGEST_LOSS))
-    return {LOSS: told, LOSS_KEPT: np.asarray(0)}
+    return {LOSS: np.asarray(min(max(loss, 0.0), LARGEST_LOSS)), LOSS_KEPT: np.asarray(0)}
 
 
-def mean_loss(sums: Mapping[str, NDArray[Any]]) -> float | None:
-    """Return the mean loss by weight; None where a site keeps its own, where losses are not
+def mean_loss(sums: Mapping[str, NDArray[Any]], sites: int) -> float | None:
+    """Return the mean loss of so many sites; None where a site keeps its own, where losses are not
     summed, and for what no losses can add up to."""
-    if LOSS not in sums or sums[LOSS_KEPT] != 0 or sums[WEIGHT] <= 0:
+    if LOSS not in sums or sums[LOSS_KEPT] != 0:
         return None
-    mean = float(sums[LOSS] / sums[WEIGHT])
+    mean = float(sums[LOSS]) / sites
     return mean if 0 <= mean <= LARGEST_LOSS else None
 
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ConfigRecord, Message
 
 from deal_core.privacy.ledger import Ledger
-from deal_core.secure_sum.keys import Announcement, announce, seal
+from deal_core.secure_sum.keys import Announcement, announce, encrypt_shares
 from deal_core.secure_sum.layout import finest_scale
 from deal_core.secure_sum.messages import Masked, Prepared
 from deal_core.secure_sum.site_state import SiteState
@@ -96,14 +96,16 @@ def test_an_announcement_that_is_of_no_use_costs_its_sender_its_place(sites, tmp
     assert [site.errors() for site in sites[:EAST]] == [[], [], []]
 
 
-def no_boxes(data: bytes) -> bytes:
+def closed_shares(data: bytes) -> bytes:
     """Boxes that nobody can open."""
     message = Prepared.from_bytes(data)
-    return replace(message, boxes=tuple(bytes(48) for _ in message.boxes)).to_bytes()
+    return replace(
+        message, encrypted_shares=tuple(bytes(48) for _ in message.encrypted_shares)
+    ).to_bytes()
 
 
-def test_boxes_that_do_not_open_cost_one_round_and_then_their_sender(sites, tmp_path):
-    ran = play(sites, tmp_path, "prepare", no_boxes, "federation.rounds=3")
+def test_shares_that_do_not_open_cost_one_round_and_then_their_sender(sites, tmp_path):
+    ran = play(sites, tmp_path, "prepare", closed_shares, "federation.rounds=3")
     assert len(ran.told("round_lost", "reason")) == 1
     assert ran.told("client_blamed", "client") == [str(EAST)] * 3
     assert ran.told("summed", "sites") == [3]
@@ -117,7 +119,9 @@ def test_one_accuser_puts_nobody_out(sites, tmp_path):
 
     def one_box(data: bytes) -> bytes:
         message = Prepared.from_bytes(data)
-        return replace(message, boxes=(bytes(48), *message.boxes[1:])).to_bytes()
+        return replace(
+            message, encrypted_shares=(bytes(48), *message.encrypted_shares[1:])
+        ).to_bytes()
 
     ran = play(sites, tmp_path, "prepare", one_box, "federation.rounds=3")
     assert set(ran.told("client_blamed", "client")) == {str(EAST)}
@@ -126,7 +130,7 @@ def test_one_accuser_puts_nobody_out(sites, tmp_path):
 
 
 def test_a_mask_key_that_is_none_is_charged_to_nobody(tmp_path):
-    """Everybody could open the boxes, train and be charged, and then fail."""
+    """Everybody could open the shares, train and be charged, and then fail."""
     sites = make_sites(tmp_path, policy=NOISED)
 
     def zero_key(data: bytes) -> bytes:
@@ -134,12 +138,12 @@ def test_a_mask_key_that_is_none_is_charged_to_nobody(tmp_path):
         state = SiteState.from_bytes((sites[EAST].state / "secure-sum.state").read_bytes())
         terms = state.rounds[-1].terms
         own = terms.position(state.site)
-        boxes = tuple(
-            seal(state.channel(peer), terms.context, own, at, zero, zero)
+        encrypted = tuple(
+            encrypt_shares(state.channel(peer), terms.context, own, at, zero, zero)
             for at, peer in enumerate(terms.cohort)
             if at != own
         )
-        return replace(message, mask_key=zero, boxes=boxes).to_bytes()
+        return replace(message, mask_key=zero, encrypted_shares=encrypted).to_bytes()
 
     ran = play(sites, tmp_path, "prepare", zero_key, *PRIVATE, "privacy.dropouts=1")
     assert set(ran.told("client_failed", "client")) == {str(EAST)}

@@ -23,9 +23,7 @@ from deal_core.lora.state import State
 from deal_core.methods import METHODS
 from deal_core.models import adapter_shapes
 from deal_core.protection import sum_terms
-from deal_core.secure_sum.layout import WEIGHT, weighted_means
 from deal_core.wire.instruction import Instruction
-from deal_core.wire.secure_layout import without_loss
 from server import summation
 from server.strategy import start_state
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
@@ -98,12 +96,12 @@ def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
     """So the test above can fail, and the terms of a round are what stands in the way."""
     for module in ("client.masked_input", "server.summation"):
         monkeypatch.setattr(f"{module}.sum_terms", lambda *told: "")
-    sums, grids = [], []
+    found, grids = [], []
     step = summation.mean_update
 
-    def noted(rule, state, summed, server_round):
-        sums.append(summed)
-        return step(rule, state, summed, server_round)
+    def noted(rule, state, means, server_round):
+        found.append(means)
+        return step(rule, state, means, server_round)
 
     class Kept(Zeros):
         def __init__(self, *arguments, **named) -> None:
@@ -113,10 +111,8 @@ def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
     monkeypatch.setattr(summation, "mean_update", noted)
     sites = make_sites(tmp_path)
     rounds(asked_for(), tmp_path / RUN, grid_of=grid_of(sites, Kept))
-    own, read = own_update(sites[VICTIM], grids[0]), weighted_means(without_loss(sums[0]))
-    scale = sums[0][WEIGHT]  # of all; the one alone has weight 1
-    assert scale == pytest.approx(4.0, abs=1e-6)
-    read = {key: scale * value for key, value in read.items()}
+    own = own_update(sites[VICTIM], grids[0])
+    read = {key: len(sites) * mean.numpy() for key, mean in found[0].items()}
     for key, value in own.items():
         assert np.abs(value).max() > 1e-4
         np.testing.assert_allclose(read[key], value, atol=1e-6)
@@ -255,21 +251,30 @@ def test_counts_are_summed_where_every_site_has_some(tmp_path):
         assert "fewer than 1 test records of a task" in site.errors()[-1]
 
 
-def test_real_sites_weigh_the_same_in_a_sum(tmp_path, monkeypatch):
-    """Whatever they let go: of the sum of few weights each can be worked out, and of one heavy site
-    among light ones the sum is nearly the update."""
-    sums = []
+def test_sites_weigh_the_same_in_a_sum_whatever_they_let_go(tmp_path, monkeypatch):
+    """Of the sum of few weights each can be worked out, and of one heavy site among light ones the
+    sum is nearly the update."""
+    found, grids = [], []
     step = summation.mean_update
 
-    def noted(rule, state, summed, server_round):
-        sums.append(summed)
-        return step(rule, state, summed, server_round)
+    def noted(rule, state, means, server_round):
+        found.append(means)
+        return step(rule, state, means, server_round)
+
+    class Kept(SiteGrid):
+        def __init__(self, *arguments, **named) -> None:
+            super().__init__(*arguments, **named)
+            grids.append(self)
 
     monkeypatch.setattr(summation, "mean_update", noted)
     sites = make_sites(tmp_path, policy=OPEN + "share_num_examples = true\n")
     sites[0].write(pins(sites, sites[0]))
-    rounds(asked_for(), tmp_path / RUN, grid_of=grid_of(sites))
-    assert sums[-1][WEIGHT] == pytest.approx(4.0, abs=1e-6)
+    rounds(asked_for("federation.rounds=1"), tmp_path / RUN, grid_of=grid_of(sites, Kept))
+    learnt = [own_update(site, grids[0]) for site in sites]
+    for key, mean in found[-1].items():
+        np.testing.assert_allclose(
+            mean.numpy(), np.mean([u[key] for u in learnt], axis=0), atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from deal_core.lora.payload import LORA, Template
 from deal_core.models import adapter_shapes
 from deal_core.protection import sum_terms
 from deal_core.secure_sum import server_round as legs
-from deal_core.secure_sum.layout import WEIGHT, Layout
+from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
 from deal_core.secure_sum.site_state import UsedUpdates
 from deal_core.wire.instruction import RECORD, read_instruction
@@ -192,9 +192,7 @@ def own_update(first: FirstRound, number: int) -> dict[str, np.ndarray]:
 
 def stolen(first: FirstRound, less: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The difference of two sums, as an update of one site."""
-    weight = first.total[WEIGHT] - less[WEIGHT]
-    others = without_loss(less).keys() - {WEIGHT}
-    return {key: (first.total[key] - less[key]) / weight for key in others}
+    return {key: first.total[key] - less[key] for key in without_loss(less)}
 
 
 @pytest.mark.parametrize("nudge", [0.0, 1e-6])

@@ -89,7 +89,7 @@ def known_answers() -> dict[str, Any]:
                 "self seed": seeds[k].self_seed.hex(),
                 "mask key": prepared[k].mask_key.hex(),
                 "commitment": prepared[k].commitment.hex(),
-                "boxes": [box.hex() for box in prepared[k].boxes],
+                "boxes": [box.hex() for box in prepared[k].encrypted_shares],
                 "values": VALUES[k],
             }
             for k in order

@@ -10,15 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from deal_core.secure_sum.layout import (
-    WEIGHT,
-    Layout,
-    SumField,
-    finest_scale,
-    round_at_random,
-    weighted_layout,
-    weighted_means,
-)
+from deal_core.secure_sum.layout import Layout, SumField, finest_scale, round_at_random
 from deal_core.secure_sum.messages import ProtocolError
 
 GENERATOR = np.random.default_rng(3)
@@ -130,11 +122,7 @@ def test_a_sum_of_another_layout_is_refused():
             layout.decode(total)
 
 
-def test_no_weight_no_mean():
-    with pytest.raises(ProtocolError, match="there is no mean"):
-        weighted_means({"x": np.zeros(2), WEIGHT: np.zeros(())})
-    with pytest.raises(ProtocolError, match="a field twice"):
-        weighted_layout({WEIGHT: (2,)}, 1.0, 1.0, 32, 3)
-    for largest in (0.0, math.nan):
-        with pytest.raises(ProtocolError, match="positive and finite"):
-            weighted_layout({"x": (2,)}, largest, 1.0, 32, 3)
+@pytest.mark.parametrize("largest", [0.0, math.nan])
+def test_a_bound_that_is_none_has_no_grid(largest):
+    with pytest.raises(ProtocolError, match="positive and finite"):
+        finest_scale(largest, 3, 32)

@@ -117,16 +117,27 @@ def spoilt_mask_requests(round_: Round, earlier: Round, site: bytes) -> list[tup
     return [
         (request.to_bytes(), line)
         for request, line in [
-            (replace(good, boxes=(old.boxes[0], *good.boxes[1:])), "do not open"),
-            (replace(good, mask_keys=old.mask_keys, boxes=old.boxes), "do not open"),
-            (replace(good, boxes=good.boxes[::-1]), "do not open"),
-            (replace(good, boxes=other.boxes), "do not open"),
+            (
+                replace(
+                    good, encrypted_shares=(old.encrypted_shares[0], *good.encrypted_shares[1:])
+                ),
+                "do not open",
+            ),
+            (
+                replace(good, mask_keys=old.mask_keys, encrypted_shares=old.encrypted_shares),
+                "do not open",
+            ),
+            (replace(good, encrypted_shares=good.encrypted_shares[::-1]), "do not open"),
+            (replace(good, encrypted_shares=other.encrypted_shares), "do not open"),
             (replace(good, mask_keys=(old.mask_keys[0], *good.mask_keys[1:])), "do not open"),
             (replace(good, mask_keys=(bytes(32), *good.mask_keys[1:])), "do not open"),
             (replace(good, members=four), "not among those who prepared"),
             (replace(good, members=two), "2 of 5 sites prepared, below the 3"),
             (replace(good, members=positions_bytes([0, 7])), "not in the cohort"),
-            (replace(good, boxes=good.boxes[:-1]), "one key and one box for each member"),
+            (
+                replace(good, encrypted_shares=good.encrypted_shares[:-1]),
+                "one key and the shares of each member",
+            ),
             (replace(good, context=bytes(32)), "prepared no round with these terms"),
         ]
     ]
@@ -148,10 +159,12 @@ def test_a_site_to_blame_is_named():
     round_.prepare()
     site, blamed = round_.terms.cohort[0], round_.terms.cohort[2]
     good = MaskRequest.from_bytes(server_round.mask_request(round_.held, site))
-    boxes = (good.boxes[0], bytes(48), *good.boxes[2:])
+    encrypted = (good.encrypted_shares[0], bytes(48), *good.encrypted_shares[2:])
     with pytest.raises(ProtocolError) as refusal:
         site_round.mask(
-            round_.states[site], replace(good, boxes=boxes).to_bytes(), round_.encoded[site]
+            round_.states[site],
+            replace(good, encrypted_shares=encrypted).to_bytes(),
+            round_.encoded[site],
         )
     assert refusal.value.site == blamed
 

@@ -7,14 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deal_core.secure_sum.layout import (
-    WEIGHT,
-    Layout,
-    SumField,
-    weighted_layout,
-    weighted_means,
-    weighted_values,
-)
+from deal_core.secure_sum.layout import Layout, SumField
 from deal_core.secure_sum.messages import BelowThreshold
 from deal_core.secure_sum.server_round import unmasked_sum
 from deal_core.secure_sum.terms import SitePolicy
@@ -133,33 +126,6 @@ def test_sums_at_the_edge_of_the_ring_come_back_with_their_sign():
         encoded = {site: layout.encode({"x": [largest, -largest]}, generator) for site in states}
         total = layout.decode(Round(terms_of(states, layout), states, encoded).total())
         assert total["x"].tolist() == [4 * largest, -4 * largest]
-
-
-@pytest.mark.parametrize(("bits", "relative"), [(32, 1e-6), (64, 1e-14)])
-def test_a_weighted_mean_is_the_mean_to_the_rounding_of_the_ring(bits, relative):
-    sites, most = 10, 50.0
-    states = first(met(SITES), sites)
-    layout = weighted_layout({"a": (3, 4), "b": (5,)}, 1.0, most, bits, sites)
-    generator = np.random.default_rng(1)
-    values = [
-        {name: generator.uniform(-1, 1, shape) for name, shape in (("a", (3, 4)), ("b", (5,)))}
-        for _ in range(sites)
-    ]
-    weights = generator.uniform(1, most, sites)
-    encoded = {
-        site: layout.encode(weighted_values(value, weight), generator)
-        for site, value, weight in zip(states, values, weights, strict=True)
-    }
-    sums = layout.decode(Round(terms_of(states, layout), states, encoded).total())
-    for field in layout.fields:
-        rounding = sites / field.scale + 1e-12
-        if field.name == WEIGHT:
-            assert abs(sums[WEIGHT] - weights.sum()) <= rounding
-            continue
-        exact = sum(w * value[field.name] for w, value in zip(weights, values, strict=True))
-        assert np.abs(sums[field.name] - exact).max() <= rounding
-        mean = weighted_means(sums)[field.name]
-        assert np.abs(mean - exact / weights.sum()).max() < relative
 
 
 def test_rounds_follow_one_another_and_prepare_rides_with_unmask():

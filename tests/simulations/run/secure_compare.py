@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deal_core.config.experiment import Experiment
-from deal_core.secure_sum.layout import WEIGHT
-from deal_core.wire.secure_layout import update_layout
+from deal_core.wire.secure_layout import LOSS, layout_of
 from tests.simulations.run.secure_runs import POOLED, Ran
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -30,35 +29,27 @@ def assert_same_model(experiment: Experiment, secure: Ran, plain: Ran, rule: str
     assert changed(secure.factors, plain.factors) < changed_at_all(plain) / 50
 
 
-def tolerances(experiment: Experiment, ran: Ran, trained: frozenset[str]) -> tuple[float, float]:
+def tolerance(experiment: Experiment, ran: Ran, trained: frozenset[str]) -> float:
     """How far an entry of a mean of factors may be from what it is without masks.
 
-    Each of ``n`` sites rounds each of ``w x`` and ``w`` to a neighbour on its grid, so their sums
-    are wrong by less than ``n`` steps, and the mean ``sum w x / sum w`` by less than
-    ``n (step + |mean| weight step) / sum w``. All weights are 1: they sum to the number
-    of sites, or to one less where one is gone.
-
-    Returns:
-        The first part, and the factor of ``|mean|`` in the second; twice the spacing of float32,
-        in which both adapters are kept, is in both.
+    Each of ``n`` sites rounds ``x`` to a neighbour on its grid, so the sum is wrong by less than
+    ``n`` steps, and the mean by less than ``n / (n - 1)`` where one is gone. Twice the spacing of
+    float32, in which both adapters are kept, is added.
     """
     sites = experiment.federation.clients
-    layout = update_layout(ran.state.current, trained, sites)
-    steps = {each.name: 1 / (each.scale or 1) for each in layout.fields}
-    step = max(value for name, value in steps.items() if name != WEIGHT)
-    eps = 2 * float(np.finfo(np.float32).eps)
-    share = sites / (sites - 1)
-    return share * step + eps, share * steps[WEIGHT] + eps
+    layout = layout_of(experiment, ran.state.current, trained, gradients=False, basis="")
+    step = max(1 / (each.scale or 1) for each in layout.fields if not each.name.startswith(LOSS))
+    return sites / (sites - 1) * step + 2 * float(np.finfo(np.float32).eps)
 
 
 def assert_same_factors(
     experiment: Experiment, one: Ran, two: Ran, trained: frozenset[str]
 ) -> None:
-    added, times = tolerances(experiment, one, trained)
+    allowed = tolerance(experiment, one, trained)
     first, second = one.factors, two.factors
     assert first.keys() == second.keys()
     for key, value in second.items():
-        np.testing.assert_allclose(first[key], value, rtol=times, atol=added, err_msg=key)
+        np.testing.assert_allclose(first[key], value, rtol=1e-6, atol=allowed, err_msg=key)
 
 
 def changed(one: Arrays, two: Arrays) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from client.egress import check_reply
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import Policy, figures_allowed
 from deal_core.randomness import seeded_numpy
-from deal_core.secure_sum.layout import WEIGHT, weighted_layout, weighted_values
+from deal_core.secure_sum.layout import Layout, SumField
 from deal_core.wire.secure_layout import (
     LARGEST_LOSS,
     LOSS,
@@ -38,13 +37,10 @@ def test_the_mean_is_that_of_losses_in_the_clear(make_experiment, tmp_path, rule
     asked = (*SHORT, "federation.clients=3", f"aggregation.rule={rule}")
     masked = rounds(make_experiment(*asked), tmp_path / "masked")
     plain = rounds(make_experiment(*asked, "aggregation.secure=false"), tmp_path / "plain")
-    losses, weights = (
-        plain.told("client_finished", "loss"),
-        plain.told("client_finished", "num_examples"),
-    )
+    losses = plain.told("client_finished", "loss")
     assert len(set(losses)) == 3
     (told,) = masked.told("loss_summed", "loss")
-    assert told == pytest.approx(np.average(losses, weights=weights), abs=1e-5)
+    assert told == pytest.approx(np.mean(losses), abs=1e-5)
     assert not any("loss" in event for event in masked.events if "client" in event)
     assert [one.loss for one in read_log(masked.events).rounds.values()] == [told]
 
@@ -76,47 +72,42 @@ def test_a_site_lets_its_loss_go_as_its_policy_says(metrics, masked, kept):
     assert ("loss" not in left) == kept
 
 
-def summed(sites: list[tuple[float | None, float]], bits: int = 32) -> dict[str, NDArray[Any]]:
-    """What the server decodes of a weighted value, its weight and the losses."""
-    count = len(sites)
-    whole = weighted_layout({"x": (2,)}, 1.0, 1.0, bits, count)
-    layout = replace(whole, fields=(*whole.fields, *loss_fields(bits, count)))
+def summed(losses: list[float | None], bits: int = 32) -> dict[str, NDArray[Any]]:
+    """What the server decodes of a value and the losses."""
+    count = len(losses)
+    layout = Layout((SumField("x", (2,), 1.0, 1024.0), *loss_fields(bits, count)), bits, count)
     vectors = []
-    for loss, weight in sites:
-        values = {**weighted_values({"x": np.ones(2)}, weight), **loss_values(loss, weight)}
+    for loss in losses:
+        values = {"x": np.ones(2), **loss_values(loss)}
         vectors.append(layout.encode(values, seeded_numpy("loss")).words)
     return layout.decode(np.sum(vectors, axis=0, dtype=vectors[0].dtype))
 
 
 def test_losses_beyond_the_bound_count_as_the_bound():
-    sums = summed([(0.5, 0.25), (1e9, 0.75)])
-    assert mean_loss(sums) == pytest.approx(0.5 * 0.25 + LARGEST_LOSS * 0.75, abs=1e-4)
+    assert mean_loss(summed([0.5, 1e9]), 2) == pytest.approx((0.5 + LARGEST_LOSS) / 2, abs=1e-4)
 
 
 @pytest.mark.parametrize("kept", [None, float("nan"), float("inf")])
 @pytest.mark.parametrize("tellers", [1, 3])
 def test_where_one_keeps_its_loss_nothing_can_be_read_of_the_others(kept, tellers):
     """The decoded field is as likely any word of the ring, whatever the others have added."""
-    sites = [(0.5, 0.0317)] * tellers + [(kept, 0.0089)]
-    seen = [summed(sites) for _ in range(400)]
-    assert all(mean_loss(each) is None for each in seen)
+    seen = [summed([0.5] * tellers + [kept]) for _ in range(400)]
+    assert all(mean_loss(each, tellers + 1) is None for each in seen)
     assert len({int(each[LOSS_KEPT]) for each in seen}) > 390  # how many keep theirs is not told
     bound = max(float(abs(each[LOSS])) for each in seen)
     told = np.array([float(each[LOSS]) for each in seen]) / bound
     assert len(set(told)) > 390
     counts, _ = np.histogram(told, bins=8, range=(-1, 1))
     assert float(((counts - 50) ** 2 / 50).sum()) < 35  # chi-square, 7 degrees: 1 in 100,000
-    only = {"x", WEIGHT}
-    assert without_loss(seen[0]).keys() == only  # no sum over a part of the sites
+    assert without_loss(seen[0]).keys() == {"x"}  # no sum over a part of the sites
 
 
 @pytest.mark.parametrize("forged", [-320.0, 320.0])
 def test_a_mean_that_no_losses_can_have_is_not_told(forged):
-    sums = summed([(1.0, 0.5), (2.0, 0.5)])
-    assert mean_loss(sums) == pytest.approx(1.5, abs=1e-4)
-    assert mean_loss({**sums, LOSS: sums[LOSS] + forged}) is None
-    assert mean_loss({**sums, WEIGHT: np.zeros(())}) is None
-    assert mean_loss({"x": np.zeros(2)}) is None
+    sums = summed([1.0, 2.0])
+    assert mean_loss(sums, 2) == pytest.approx(1.5, abs=1e-4)
+    assert mean_loss({**sums, LOSS: sums[LOSS] + forged}, 2) is None
+    assert mean_loss({"x": np.zeros(2)}, 2) is None
 
 
 def test_under_a_mask_the_number_of_examples_goes_into_the_sum_and_no_more():
