@@ -5,13 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from deal_core.baselines.deal_reference import make_deal_reference
-from deal_core.baselines.ewc import make_ewc
-from deal_core.baselines.frozen import make_linear_probe, make_prototype
-from deal_core.baselines.olora import make_olora
-from deal_core.baselines.replay import make_replay
-from deal_core.baselines.sequential import make_lwf, make_sequential
-from deal_core.baselines.slao import make_slao
+from deal_core.baselines.deal_reference import DealReference
+from deal_core.baselines.ewc import Ewc
+from deal_core.baselines.frozen import linear_probe, prototype
+from deal_core.baselines.sequential import Lwf, OLora, Replay, Sequential, Slao
 from deal_core.config.experiment import AdapterConfig, Experiment
 from deal_core.config.method import MethodConfig
 from deal_core.deal.class_means import COUNT, SUM, whole_heads
@@ -39,15 +36,15 @@ from deal_core.errors import choose
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
-    "deal-reference": make_deal_reference,
-    "ewc": make_ewc,
-    "linear-probe": make_linear_probe,
-    "lwf": make_lwf,
-    "olora": make_olora,
-    "prototype": make_prototype,
-    "replay": make_replay,
-    "sequential": make_sequential,
-    "slao": make_slao,
+    "deal-reference": lambda method, adapter: DealReference(adapter),
+    "ewc": lambda method, adapter: Ewc(adapter, method.ewc.weight),
+    "linear-probe": lambda method, adapter: linear_probe(adapter),
+    "lwf": lambda method, adapter: Lwf(adapter, method.distillation),
+    "olora": lambda method, adapter: OLora(adapter),
+    "prototype": lambda method, adapter: prototype(adapter, method.prototype),
+    "replay": lambda method, adapter: Replay(adapter),
+    "sequential": lambda method, adapter: Sequential(adapter),
+    "slao": lambda method, adapter: Slao(adapter),
 }
 RULES: Mapping[str, frozenset[str]] = {
     "ewc": frozenset({"fedit", "ffa"}),

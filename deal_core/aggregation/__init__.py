@@ -1,6 +1,6 @@
 """How client updates become one adapter: the rules, and the robust step before them.
 
-A rule is a class and a line here::
+A rule is a line in :data:`AGGREGATION_RULES`::
 
     rule = make_rule(config)
     factors = rule.trained(server_round)        # what clients train and send
@@ -17,8 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from deal_core.aggregation.cosine_norm import CosineNorm
-from deal_core.aggregation.means import FedIt, Ffa
-from deal_core.aggregation.products import FedEx, Flora, starting_adapter
 from deal_core.aggregation.rule import (
     BOTH,
     LORA_A,
@@ -33,6 +31,12 @@ from deal_core.aggregation.rule import (
     one_line,
     require_finite,
 )
+from deal_core.aggregation.rules import (
+    AGGREGATION_RULES,
+    MEANS_OF_FACTORS,
+    RULES_OF_KINDS,
+    starting_adapter,
+)
 from deal_core.aggregation.screen import Limits, Screen, Verdict
 from deal_core.config.experiment import AggregationConfig
 from deal_core.errors import choose
@@ -45,6 +49,7 @@ __all__ = [
     "MEANS_OF_FACTORS",
     "NUMERICAL",
     "ROBUST_RULES",
+    "RULES_OF_KINDS",
     "Aggregate",
     "Aggregation",
     "AggregationFailed",
@@ -60,30 +65,12 @@ __all__ = [
     "starting_adapter",
 ]
 
-AGGREGATION_RULES: dict[str, Callable[[AggregationConfig], AggregationRule]] = {
-    "fedit": lambda config: FedIt(),
-    "ffa": lambda config: Ffa(),
-    "flora": lambda config: Flora(),
-    "fedex": lambda config: FedEx(),
-}
-"""Name to rule. Inexact: ``fedit``, and any with a rank cap."""
-
-MEANS_OF_FACTORS = frozenset({"fedit", "ffa", "ffa-a"})
-"""Rules that need the mean of each factor and no single update, so a sum is enough; and after which
-a task has learnt ``adapter.rank`` directions and no more."""
-
-RULES_OF_KINDS: dict[str, Callable[[AggregationConfig], AggregationRule]] = {
-    "ffa-a": lambda config: Ffa(LORA_A),
-}
-"""Name to rule of kinds of adapter that have one of their own (``adapter.kind``)."""
-
 Robust = Callable[[AggregationRule, frozenset[str]], AggregationRule]
-
 ROBUST_RULES: dict[str, Robust] = {
     "none": lambda base, distrusted: base,
     "cosine-norm": CosineNorm,
 }
-"""Name to what wraps a rule."""
+"""``aggregation.robust`` to what wraps a rule."""
 
 
 def make_rule(
@@ -98,6 +85,6 @@ def make_rule(
     Raises:
         UserError: an unknown ``rule`` or ``robust``; the message lists the known ones.
     """
-    known = AGGREGATION_RULES if config.rule not in RULES_OF_KINDS else RULES_OF_KINDS
-    rule = choose("aggregation rule", config.rule, known)(config)
+    known = RULES_OF_KINDS if config.rule in RULES_OF_KINDS else AGGREGATION_RULES
+    rule = choose("aggregation rule", config.rule, known)
     return choose("robust rule", config.robust, ROBUST_RULES)(rule, distrusted)

@@ -41,11 +41,11 @@ class CosineNorm:
 
     @property
     def mixed_ranks(self) -> bool:
-        """Whether the rule beneath takes them."""
+        """As the rule beneath."""
         return self.base.mixed_ranks
 
     def trained(self, server_round: int) -> frozenset[str]:
-        """Return the factors that the rule beneath lets learn."""
+        """As the rule beneath."""
         return self.base.trained(server_round)
 
     def begin(self, before: Adapter, server_round: int) -> Aggregation:

@@ -41,8 +41,6 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.baselines.sequential import HeldStart
-from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import MethodConfig
 from deal_core.deal.interface import LocalTask, RoundState, Tensors
 from deal_core.deal.objective import plain
 from deal_core.lora.adapter import Adapter, fingerprint, is_nonzero
@@ -132,11 +130,6 @@ def penalty(maps: Sequence[FactorMap], config: Constants) -> Tensor:
     updating = [t.abs().pow(config.b).sum() for m in maps for t in m.updating()]
     first, second = torch.stack(retaining).sum(), torch.stack(updating).sum()
     return config.lambda1 * first + config.lambda2 * second
-
-
-def make_deal_reference(method: MethodConfig, adapter: AdapterConfig) -> DealReference:
-    """Build from the experiment."""
-    return DealReference(adapter)
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,6 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.baselines.sequential import HeldStart
-from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import MethodConfig
 from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory, Tensors
 from deal_core.deal.objective import Penalised, Plain, plain
 from deal_core.lora.adapter import fingerprint
@@ -65,7 +63,7 @@ class Ewc(HeldStart):
         """Return ``CE + weight / 2 * sum F (theta - theta*)^2``; plain while ``theta*`` knows no
         task of the client."""
         learning = plain(model, task, data)
-        if self.weight == 0 or task.past is None or not task.past.known:
+        if task.past is None or not task.past.known:
             return learning
         fisher = importance(model, state, task.past)
         anchor = named(start_of(state).current, model.device)
@@ -73,15 +71,8 @@ class Ewc(HeldStart):
 
 
 def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float) -> Tensor:
-    """Return ``weight / 2 * sum F (theta - theta*)^2`` over the factors that learn.
-
-    Args:
-        module: holds ``theta``, the current adapter.
-        fisher: key of a factor (see :func:`~deal_core.lora.attach.named`) to
-            ``F``, of the factor's shape.
-        anchor: key to ``theta*``.
-        weight: 0 leaves the adapter free; a huge one freezes every entry that ever mattered.
-    """
+    """Return ``weight / 2 * sum F (theta - theta*)^2`` over the factors that learn; ``fisher`` has
+    ``F`` and ``anchor`` has ``theta*`` by a factor's key (:func:`~deal_core.lora.attach.named`)."""
     learning = {key: p for key, p in factors_in(module).items() if p.requires_grad}
     terms = [(fisher[key] * (p - anchor[key]).square()).sum() for key, p in learning.items()]
     return weight / 2 * torch.stack(terms).sum()
@@ -151,8 +142,3 @@ def label_chances(model: LanguageModel, items: Sequence[Encoded], labels: Sequen
     if isinstance(model, GeneratingModel):
         return model.log_likelihoods(items, labels).softmax(dim=1)
     return model.scores(items, labels).softmax(dim=1)
-
-
-def make_ewc(method: MethodConfig, adapter: AdapterConfig) -> Ewc:
-    """Build from the experiment."""
-    return Ewc(adapter, method.ewc.weight)

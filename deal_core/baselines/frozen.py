@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import MethodConfig
+from deal_core.config.method import PrototypeConfig
 from deal_core.deal.class_means import class_statistics
 from deal_core.deal.interface import (
     EmbeddedTask,
@@ -66,11 +66,11 @@ class Frozen:
     objective = staticmethod(no_objective)  # every phase adds up statistics
 
 
-def make_prototype(method: MethodConfig, adapter: AdapterConfig) -> Frozen:
+def prototype(adapter: AdapterConfig, config: PrototypeConfig) -> Frozen:
     """Return ``prototype``: every client sends the sums of its records of a task once, with noise;
     the nearest class mean in the metric of public texts is the answer, (M69). Sources: Mensink et
     al. 2013 (nearest class mean); Janson et al. 2022 (in continual learning)."""
-    return Frozen(adapter, (Phase(LEARN, 0, statistics=class_statistics(method.prototype)),))
+    return Frozen(adapter, (Phase(LEARN, 0, statistics=class_statistics(config)),))
 
 
 ROUNDS = 30
@@ -234,8 +234,3 @@ def linear_probe(
     learn = Phase(LEARN, 0, statistics=first)
     probe = Phase("probe", rounds, statistics=further)
     return LinearProbe(adapter, (learn, probe))
-
-
-def make_linear_probe(method: MethodConfig, adapter: AdapterConfig) -> LinearProbe:
-    """Build from the experiment."""
-    return linear_probe(adapter)

@@ -1,20 +1,33 @@
-"""Baselines that train one adapter on task after task: ``sequential`` alone, the lower one, and
-``lwf``, which distils its own past."""
+"""Baselines that train adapters on task after task: ``sequential`` alone, the lower one; ``lwf``,
+which distils its own past; ``olora``, ``slao`` and ``replay``."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import torch
+from torch import Tensor, nn
 
 from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import DistillationConfig, MethodConfig
+from deal_core.config.method import DistillationConfig
 from deal_core.deal.distillation import distilled
-from deal_core.deal.interface import LocalTask, Phase
-from deal_core.deal.objective import plain
+from deal_core.deal.interface import LocalTask, Phase, TaskHistory
+from deal_core.deal.objective import Penalised, Placed, losses_by_task, plain
+from deal_core.lora.adapter import (
+    Adapter,
+    LoraFactors,
+    fingerprint,
+    orthogonal_init,
+    stack,
+    zero_adapter,
+)
+from deal_core.lora.attach import CURRENT, lora_layers
 from deal_core.lora.state import State, continued, drop_task_start, snapshot_task_start
 from deal_core.models import Encoded, LanguageModel
+from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.loop import Objective
 
@@ -89,11 +102,204 @@ class Lwf(HeldStart):
         return distilled(model, state, task, data, cache, self.distillation, 0.0, False)
 
 
-def make_sequential(method: MethodConfig, adapter: AdapterConfig) -> Sequential:
-    """Build from the experiment; ``method`` has no key for it."""
-    return Sequential(adapter)
+@dataclass(frozen=True)
+class OLora(Sequential):
+    """An adapter per task, kept out of the row spaces of all earlier ones.
+
+    Those of earlier tasks are frozen, and their sum is the model at the start of the task. A
+    penalty, ``weight * ||A_earlier A^T||_F^2`` summed over layers, pulls the new ``A`` to rows that
+    are orthogonal to every earlier ``A``. Source: docs/method.md (M21); Wang et al., Findings of
+    EMNLP 2023, arXiv 2310.14152. The overlap is squared; the authors' code sums absolute values,
+    whose gradient does not vanish with the overlap: under Adam it shakes rows that are orthogonal
+    already.
+
+    As in the paper, all adapters are kept as they were learnt, stacked in the retained one, so the
+    model grows by ``adapter.rank`` a task. ``adapter.retained_rank`` counts for nothing. Other than
+    in the paper, a new ``A`` starts orthogonal to the earlier ones instead of at random.
+    """
+
+    weight: float = 0.5
+
+    def begin_task(self, state: State, generator: torch.Generator) -> State:
+        """Start a fresh current adapter outside the row space of the earlier ones."""
+        scaling = self.adapter.lora_alpha / self.adapter.rank
+        current = orthogonal_init(state.retained, self.adapter.rank, scaling, generator)
+        return State(current, state.retained)
+
+    def end_task(self, state: State) -> State:
+        """Return the same model: the task's adapter stands frozen beside the earlier ones, stacked
+        in the retained one, and the current one is zero."""
+        current = state.current
+        nothing = zero_adapter(current.shapes, current.rank, current.scaling)
+        return State(nothing, in_use(stack(state.parts())))
+
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        cache: Cache,
+    ) -> Objective:
+        """Return ``CE + weight * ||A_earlier A^T||_F^2``."""
+        learning = plain(model, task, data)
+        earlier = {n: f.A.to(model.device) for n, f in state.retained.layers.items()}
+        return Penalised(learning, lambda: overlap(model.module, earlier, self.weight))
 
 
-def make_lwf(method: MethodConfig, adapter: AdapterConfig) -> Lwf:
-    """Build from the experiment."""
-    return Lwf(adapter, method.distillation)
+def in_use(adapter: Adapter) -> Adapter:
+    """Leave out directions that change nothing: ``B`` zero in every layer; keep one at least."""
+    used = torch.stack([f.B.any(dim=0) for f in adapter.layers.values()]).any(dim=0)
+    used[0] |= not used.any()
+    layers = {n: LoraFactors(f.A[used], f.B[:, used]) for n, f in adapter.layers.items()}
+    return Adapter(layers, adapter.scaling)
+
+
+def overlap(module: nn.Module, earlier: dict[str, Tensor], weight: float) -> Tensor | None:
+    """Return ``weight * sum_layers ||A_earlier A^T||_F^2``; None in a round that leaves A alone.
+    ``earlier``: layer name to the rows of all earlier ``A``, ``(rank so far, d_in)``."""
+    current = {n: layer.lora_A[CURRENT].weight for n, layer in lora_layers(module).items()}
+    if not any(A.requires_grad for A in current.values()):
+        return None
+    return (
+        weight * torch.stack([(earlier[n] @ A.T).square().sum() for n, A in current.items()]).sum()
+    )
+
+
+TASKS = "tasks"
+"""How many have ended; among what stays at the server."""
+FINE_TUNED, MERGED = "fine-tuned", "merged"
+"""The second ``B`` of each layer, ``NAME/LAYER``: between tasks that of the last task's end, during
+a task the merged one."""
+
+
+@dataclass(frozen=True)
+class Slao(Sequential):
+    """One adapter, merged with its own past at the end of every task.
+
+    A task goes on from the factors that the last one was fine-tuned to, not from the merged ones:
+    ``B`` as it was, ``A`` as the orthonormal basis of its rows. At its end the answer is given by
+    the new ``A`` and by a ``B`` between what was merged so far and the new one, with weight
+    ``1 / sqrt(t)`` in the ``t``-th task. Nothing is added to the loss. Source: docs/method.md
+    (M46), (M47); Qiao & Mahdavi, ICLR 2026, arXiv 2512.23017.
+
+    As in the paper, the first task is plain LoRA, and a task begins with another model than the
+    last one ended with. Checked against reviews and another implementation of the paper, not
+    against its authors' code: the sign of each row is that of the old one (the diagonal of ``R`` is
+    positive), and ``A`` is scaled no further, so its rows have length 1 from the second task on.
+
+    In the federation the last average of the clients' factors is what the task was fine-tuned to.
+    The server alone needs the second ``B``, and keeps it: nothing more travels than for
+    ``sequential``. Factors of two tasks are added entry by entry, so the rule must keep their
+    coordinates. Where clients have their own orders a stage counts as a task.
+    """
+
+    def begin_task(self, state: State, generator: torch.Generator) -> State:
+        """Return a state that goes on from the last task's own factors, (M46), and keeps the merged
+        ``B`` aside; before the first task one with a drawn adapter."""
+        if TASKS not in state.sums:
+            return continued(state, self.adapter, generator)
+        kept, layers = {TASKS: state.sums[TASKS]}, {}
+        for name, factors in state.current.layers.items():
+            kept[f"{MERGED}/{name}"] = factors.B.double()
+            last = state.sums[f"{FINE_TUNED}/{name}"].float()
+            layers[name] = LoraFactors(orthonormal_rows(factors.A), last)
+        return replace(state, current=Adapter(layers, state.current.scaling), sums=kept)
+
+    def end_task(self, state: State) -> State:
+        """Return a state that answers with the merged factors, (M47), and keeps the task's own
+        ``B`` aside."""
+        tasks = state.sums.get(TASKS, torch.zeros(1, dtype=torch.float64)) + 1
+        share = 1.0 / math.sqrt(float(tasks))
+        kept, layers = {TASKS: tasks}, {}
+        for name, factors in state.current.layers.items():
+            own = factors.B.double()
+            merged = state.sums.get(f"{MERGED}/{name}", torch.zeros_like(own))
+            kept[f"{FINE_TUNED}/{name}"] = own
+            layers[name] = LoraFactors(factors.A, (merged + share * (own - merged)).float())
+        return replace(state, current=Adapter(layers, state.current.scaling), sums=kept)
+
+
+def orthonormal_rows(A: Tensor) -> Tensor:
+    """Return ``Q^T`` of ``A^T = Q R`` with a positive diagonal of ``R``, ``(r, d_in)``: orthonormal
+    rows that span those of ``A``, each on the side of the old one; float32."""
+    q, r = torch.linalg.qr(A.double().T)
+    return (q * torch.where(r.diagonal() < 0, -1.0, 1.0)).T.float().contiguous()
+
+
+SHARE = 0.1
+"""Of a client's examples of every earlier task that it keeps, rounded up."""
+
+
+@dataclass(frozen=True)
+class Replay(Sequential):
+    """One adapter that goes on practising examples of earlier tasks.
+
+    **Not private**: the client keeps texts of earlier tasks, and trains on them again. An upper
+    baseline for methods that keep none.
+
+    Every new example of a batch brings one old example along, with the label space of its own task:
+    ``CE(new) + CE(old)`` (M22). So a round has the steps of any other method (each of them twice as
+    dear), and new and old examples have equal parts whatever the number of tasks. Source:
+    experience replay (Robins 1995; Rolnick et al., NeurIPS 2019, arXiv 1811.11682); Chaudhry et al.
+    2019, arXiv 1902.10486, draw a batch of new and as many old examples, as here.
+    """
+
+    share: float = SHARE
+    """Of earlier examples that is kept."""
+
+    def objective(
+        self,
+        model: LanguageModel,
+        state: State,
+        task: LocalTask,
+        data: Sequence[Encoded],
+        cache: Cache,
+    ) -> Objective:
+        """Return ``CE(new) + CE(old)``; plain in the first task, or where nothing is kept."""
+        learning = plain(model, task, data)
+        old = kept_examples(task.past, self.share) if task.past is not None else []
+        if task.past is None or not old:
+            return learning
+        # Other partners in every round, also where what is learnt goes into the residual.
+        moved = [each for each in (state.current, state.residual) if each is not None]
+        generator = seeded("replay", *map(fingerprint, moved))
+        partners = paired(old, len(data), generator)
+        labels = [share().labels for share in task.past.shares]
+        return Replayed(model, learning, labels, partners)
+
+
+@dataclass(frozen=True)
+class Replayed(Objective):
+    """Cross-entropy of every new example and of its old partner; ``labels``: label spaces of the
+    earlier tasks, by their position."""
+
+    model: LanguageModel
+    learning: Objective
+    labels: Sequence[Sequence[str]]
+    partners: Sequence[Placed]
+
+    def example_losses(self, batch: Sequence[int]) -> Tensor:
+        """Return ``CE(new) + CE(old)``, ``(batch,)``."""
+        new = self.learning.example_losses(batch)
+        old = losses_by_task(self.model, self.labels, [self.partners[i] for i in batch])
+        return new + old
+
+
+def kept_examples(past: TaskHistory, share: float) -> list[Placed]:
+    """Return a part of every earlier task's examples, rounded up, the same in all later tasks."""
+    kept: list[Placed] = []
+    for position, read in enumerate(past.shares):
+        data = read().data
+        # Of the share as it is written: the float product of 0.07 and 100 is above 7.
+        count = math.ceil(Fraction(str(share)) * len(data))
+        order = torch.randperm(len(data), generator=seeded("kept", position)).tolist()
+        kept += [(position, data[i]) for i in order[:count]]
+    return kept
+
+
+def paired(old: Sequence[Placed], count: int, generator: torch.Generator) -> list[Placed]:
+    """Partners for ``count`` new examples: every old one equally often, give or take one."""
+    rounds = math.ceil(count / len(old))
+    orders = [torch.randperm(len(old), generator=generator) for _ in range(rounds)]
+    return [old[i] for i in torch.cat(orders)[:count].tolist()]

@@ -13,8 +13,7 @@ import pytest
 import torch
 from flwr.app import Message
 
-from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES, Aggregate
-from deal_core.aggregation.means import FedIt
+from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES, Aggregate, AggregationRule
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
@@ -244,7 +243,7 @@ def test_a_round_whose_numbers_fail_is_lost_and_the_run_goes_on(tmp_path, model,
     class Failing:
         """FedIT, whose second round ends badly."""
 
-        base: FedIt
+        base: AggregationRule
         mixed_ranks: bool = False
 
         def trained(self, server_round: int) -> frozenset[str]:
@@ -255,7 +254,7 @@ def test_a_round_whose_numbers_fail_is_lost_and_the_run_goes_on(tmp_path, model,
             spoil = ENDS[end] if server_round == 2 else lambda aggregate: aggregate
             return SimpleNamespace(add=inner.add, finish=lambda: spoil(inner.finish()))
 
-    monkeypatch.setitem(AGGREGATION_RULES, "fedit", lambda config: Failing(FedIt()))
+    monkeypatch.setitem(AGGREGATION_RULES, "fedit", Failing(AGGREGATION_RULES["fedit"]))
     config = experiment(tmp_path, model, federation={"rounds": 3})
     done = played(config, lambda number, client: None)
     (event,) = done.of("round_lost")

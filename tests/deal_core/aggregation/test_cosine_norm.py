@@ -13,7 +13,7 @@ from deal_core.aggregation import (
     ClientUpdate,
     make_rule,
 )
-from deal_core.aggregation.cosine_norm import LONGEST, inner, left_out
+from deal_core.aggregation.cosine_norm import LONGEST, change_norms, inner, left_out
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
 from tests.deal_core.aggregation.updates import (
@@ -40,6 +40,13 @@ def test_inner_products_equal_the_dense_ones():
     expected = sum(float((dense(one, n) * dense(other, n)).sum()) for n in SHAPES)
     assert inner(one, other) == pytest.approx(expected, rel=1e-12)
     assert inner(one, one) == pytest.approx(float(delta_of(one).square().sum()), rel=1e-12)
+
+
+def test_norms_of_changes_equal_the_dense_ones():
+    generator = torch.Generator().manual_seed(8)
+    before, after = adapter(generator), adapter(generator, rank=5, scaling=0.5)
+    for name, norm in change_norms(after, before).items():
+        assert norm == pytest.approx(float((dense(after, name) - dense(before, name)).norm()))
 
 
 @pytest.mark.parametrize("trained", [BOTH, frozenset({LORA_B}), frozenset({LORA_A})])

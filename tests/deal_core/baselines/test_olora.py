@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deal_core.baselines.olora import in_use, overlap
+from deal_core.baselines.sequential import in_use, overlap
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from deal_core.baselines.replay import Replay, kept_examples, paired
+from deal_core.baselines.sequential import Replay, kept_examples, paired
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
@@ -61,14 +61,14 @@ def objective(minilm, state, shares, **settings):
 
 def test_losses_are_those_of_single_examples_each_in_its_own_label_space(minilm, start, old_shares):
     load_state(minilm, start)
-    built, data = objective(minilm, start, old_shares, share=1.0, weight=0.5)
+    built, data = objective(minilm, start, old_shares, share=1.0)
     labels = [FIRST, SECOND]
     with torch.no_grad():
         found = built.example_losses([2, 0, 1])
         for loss, i in zip(found, [2, 0, 1], strict=True):
             position, old = built.partners[i]
             one, other = minilm.scores([data[i]], LABELS), minilm.scores([old], labels[position])
-            expected = cross_entropy(one, torch.tensor([data[i].target])) + 0.5 * cross_entropy(
+            expected = cross_entropy(one, torch.tensor([data[i].target])) + cross_entropy(
                 other, torch.tensor([old.target])
             )
             torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
