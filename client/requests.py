@@ -26,10 +26,10 @@ from deal_core.config.experiment import counts_in_sum
 from deal_core.lora.adapter import Adapter, padded, zero_adapter
 from deal_core.lora.payload import (
     COUNTS,
-    DISTILLED,
     HEADS,
     LORA,
     RESIDUAL,
+    RETAINED,
     WORSE,
     PayloadError,
     Template,
@@ -144,16 +144,16 @@ def read_request(
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}
     if HEADS in arrays and runtime.statistics is not None:
         wanted.add(HEADS)
-    if set(content) != {*arrays, *others} or set(arrays) - {DISTILLED} != wanted:
+    if set(content) != {*arrays, *others} or set(arrays) - {RETAINED} != wanted:
         raise PayloadError(f"records {sorted(content)}, expected {sorted({*wanted, *others})}")
-    sent = arrays.get(DISTILLED)
+    sent = arrays.get(RETAINED)
     if sent is None:
-        arrays[DISTILLED] = load_retained(folder, instruction.distilled)
-    elif record_digest(sent) != instruction.distilled:
-        raise PayloadError("distilled: not what the instruction names")
+        arrays[RETAINED] = load_retained(folder, instruction.retained_digest)
+    elif record_digest(sent) != instruction.retained_digest:
+        raise PayloadError("retained: not what the instruction names")
     basis = (
-        instruction.distilled,
-        instruction.distilled_rank,
+        instruction.retained_digest,
+        instruction.retained_rows,
         instruction.rank,
         instruction.retained_rank,
         instruction.residual_rank,
@@ -178,7 +178,7 @@ def request_name(message: Message, instruction: Instruction, run: str) -> str:
     hashed.update(json.dumps(run).encode())
     hashed.update(json.dumps(instruction.to_config(), sort_keys=True).encode())
     for name, record in sorted(message.content.array_records.items()):
-        if name != DISTILLED:  # the instruction names it
+        if name != RETAINED:  # the instruction names it
             hashed.update(f"{name} {record_digest(record)} ".encode())
     return hashed.hexdigest()
 
@@ -188,11 +188,11 @@ def _state(
 ) -> State:
     config, scaling = runtime.experiment.adapter, runtime.experiment.adapter.lora_alpha
     current = _adapter(arrays[LORA], runtime, instruction.rank, scaling / instruction.rank)
-    most = max(2 * config.retained_rank + config.rank, instruction.distilled_rank)
+    most = max(2 * config.retained_rank + config.rank, instruction.retained_rows)
     if instruction.retained_rank > most:  # rows that are not sent cost the sender nothing
         raise PayloadError(f"instruction: more than {most} retained rows")
-    distilled = _adapter(arrays[DISTILLED], runtime, instruction.distilled_rank, 1.0)
-    retained, residual = padded(distilled, instruction.retained_rank), None
+    sent = _adapter(arrays[RETAINED], runtime, instruction.retained_rows, 1.0)
+    retained, residual = padded(sent, instruction.retained_rank), None
     if instruction.residual_rank:
         residual = _adapter(arrays[RESIDUAL], runtime, instruction.residual_rank, 1.0)
     state = State(current, retained, residual, instruction.num_reference_directions)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 OWNER_ALONE = 0o600
 KEPT_ROUNDS = 2
 """Of answers: a checkpoint is never more than one round behind."""
-RETAINED = "distilled.safetensors"
+RETAINED = "retained.safetensors"
 ADAPTER, DIGEST_FILE = "adapter", "adapter.sha256"
 """Of a finished run, below its folder: that of the adapter's files, and the digest beside it."""
 

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from deal_core.aggregation import NUMERICAL, AggregationFailed, one_line
 from deal_core.config.experiment import Experiment, FederationConfig
 from deal_core.errors import UserError
-from deal_core.lora.payload import DISTILLED, PayloadError
+from deal_core.lora.payload import RETAINED, PayloadError
 from deal_core.lora.state import State
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.training.hardware import threads
@@ -305,7 +305,7 @@ class Clients:
                 continue
             records = state.of(each.rank).records
             if self.holding.get(name) == state.digest:
-                records = {key: record for key, record in records.items() if key != DISTILLED}
+                records = {key: record for key, record in records.items() if key != RETAINED}
             request = wire.request(records, each, nodes[name], wire.kind_of(each), deadline)
             if (masked := (secure or {}).get(name)) is not None:
                 request.content[SECURE] = masked

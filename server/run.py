@@ -23,7 +23,7 @@ from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes
 from deal_core.lora.arrays import from_arrays, to_arrays
-from deal_core.lora.payload import DISTILLED, HEADS, LORA, RESIDUAL, SUMS, Template
+from deal_core.lora.payload import HEADS, LORA, RESIDUAL, RETAINED, SUMS, Template
 from deal_core.lora.state import State
 from deal_core.methods import method_of
 from deal_core.models import adapter_shapes
@@ -156,7 +156,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         UserError: it cannot be written; the old one stands.
     """
     state = checkpoint.state
-    adapters = {LORA: state.current, DISTILLED: state.retained}
+    adapters = {LORA: state.current, RETAINED: state.retained}
     if state.residual is not None:
         adapters[RESIDUAL] = state.residual
     parts = {part: to_arrays(adapter) for part, adapter in adapters.items()}
@@ -254,7 +254,7 @@ def load_checkpoint(path: Path, shapes: Shapes) -> Checkpoint:
 
         state = State(
             adapter(LORA, "rank", float(meta["scaling"])),
-            adapter(DISTILLED, "retained_rank"),
+            adapter(RETAINED, "retained_rank"),
             adapter(RESIDUAL, "residual_rank") if int(meta["residual_rank"]) else None,
             int(meta["num_reference_directions"]),
             named(HEADS),

@@ -17,11 +17,11 @@ from deal_core.installed import package_digest
 from deal_core.lora.adapter import nonzero_rank, padded, split
 from deal_core.lora.payload import (
     COUNTS,
-    DISTILLED,
     HEADS,
     LORA,
     MOST_EXAMPLES,
     RESIDUAL,
+    RETAINED,
     WORSE,
     PayloadError,
 )
@@ -81,7 +81,7 @@ class Outgoing:
 
     def named_in(self, instruction: Instruction) -> Instruction:
         """Return the instruction with the retained adapter that goes with it."""
-        named = {"distilled": self.digest, "distilled_rank": self.retained_rank}
+        named = {"retained_digest": self.digest, "retained_rows": self.retained_rank}
         return instruction.model_copy(update=named)
 
 
@@ -91,7 +91,7 @@ def outgoing(
     """Return a state packed; rows of the retained adapter that are zero do not travel. The
     ``generator`` rounds adapters, and label heads as well with ``round_heads``."""
     rank = nonzero_rank(state.retained)
-    sent = {LORA: state.current, DISTILLED: split(state.retained, rank)[0]}
+    sent = {LORA: state.current, RETAINED: split(state.retained, rank)[0]}
     if state.residual is not None:
         sent[RESIDUAL] = state.residual
     coded = {name: pack(adapter, dtype, generator) for name, adapter in sent.items()}
@@ -107,10 +107,10 @@ def outgoing(
         state,
         heads=heads,
         current=arrived[LORA],
-        retained=padded(arrived[DISTILLED], state.retained.rank),
+        retained=padded(arrived[RETAINED], state.retained.rank),
         residual=arrived.get(RESIDUAL),
     )
-    return Outgoing(records, decoded, rank, record_digest(records[DISTILLED]))
+    return Outgoing(records, decoded, rank, record_digest(records[RETAINED]))
 
 
 def packed(

@@ -23,7 +23,7 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, split, stack, zero_adapter
 from deal_core.lora.kinds import kind_of
-from deal_core.lora.linear import Moment, adapted_forward, frozen_states
+from deal_core.lora.linear import WeightState, adapted_forward, frozen_states
 from deal_core.lora.payload import PREFIX
 
 CURRENT = "current"
@@ -180,7 +180,7 @@ def _merge(
     _require_layers(layers, start)
     for name, layer in layers.items():
         layer.weights.put(start.layers[name], None if now is None else now.layers[name])
-    _select(model, "now")
+    _select(model, "current")
 
 
 def _matched(model: nn.Module, adapter: Adapter) -> Iterator[tuple[Any, LoraFactors]]:
@@ -252,36 +252,36 @@ def unnamed(tensors: Mapping[str, Tensor], like: Adapter) -> Adapter:
 def at_task_start(model: nn.Module) -> Iterator[None]:
     """Within the block, without gradients, the model is what it was at the start of the task:
     ``base + retained``."""
-    with torch.no_grad(), _frozen_alone(model, "start"):
+    with torch.no_grad(), _frozen_alone(model, "task_start"):
         yield
 
 
 @contextmanager
 def base_only(model: nn.Module) -> Iterator[None]:
     """Within the block, without gradients, the model is the frozen base model."""
-    with torch.no_grad(), _frozen_alone(model, "base"):
+    with torch.no_grad(), _frozen_alone(model, "pretrained"):
         yield
 
 
 @contextmanager
-def _frozen_alone(model: nn.Module, moment: Moment) -> Iterator[None]:
+def _frozen_alone(model: nn.Module, state: WeightState) -> Iterator[None]:
     """Scale the current adapter by 0, select a frozen state; and back."""
     layers = list(lora_layers(model).values())
     before = [layer.scaling[CURRENT] for layer in layers]
     for layer in layers:
         layer.scaling[CURRENT] = 0.0
-    _select(model, moment)
+    _select(model, state)
     try:
         yield
     finally:
-        _select(model, "now")
+        _select(model, "current")
         for layer, scaling in zip(layers, before, strict=True):
             layer.scaling[CURRENT] = scaling
 
 
-def _select(model: nn.Module, moment: Moment) -> None:
+def _select(model: nn.Module, state: WeightState) -> None:
     for layer in lora_layers(model).values():
-        layer.weights.select(moment)
+        layer.weights.select(state)
 
 
 def learnt_shapes(adapter: Adapter, trained: frozenset[str]) -> dict[str, tuple[int, ...]]:

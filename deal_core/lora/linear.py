@@ -225,10 +225,9 @@ def product(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
     return out
 
 
-Moment = Literal["base", "start", "now"]
-"""``base``: as it was loaded; ``start``: with the retained adapter, the model at the start of the
-task; ``now``: with the residual as well, and without the part of the retained adapter that only
-shows the start."""
+WeightState = Literal["pretrained", "task_start", "current"]
+"""``pretrained``: as it was loaded; ``task_start``: with the retained adapter; ``current``: with the
+residual as well, and without the part of the retained adapter that only shows the start."""
 
 
 class FrozenStates(Protocol):
@@ -238,7 +237,7 @@ class FrozenStates(Protocol):
         """Take what is added to the weight as it was loaded, scaling included; ``now`` None: what
         ``start`` is."""
 
-    def select(self, moment: Moment) -> None:
+    def select(self, state: WeightState) -> None:
         """Compute with this state from now on."""
 
     def selected(self) -> FrozenWeight:
@@ -257,30 +256,30 @@ class MergedStates:
     """Three whole weights, in which all is merged once instead of being multiplied in every pass.
 
     Attributes:
-        base, start, now: in the weight's type and layout; equal ones share their memory.
+        pretrained, task_start, current: in the weight's type and layout; equal ones share their memory.
     """
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
-        self.base: Tensor = layer.base_layer.weight.data
-        self.start = self.now = self.base
+        self.pretrained: Tensor = layer.base_layer.weight.data
+        self.task_start = self.current = self.pretrained
 
     def put(self, start: LoraFactors, now: LoraFactors | None) -> None:
         """Merge into the weight as it was loaded: nothing drifts."""
-        self.start = self._plus(start)
-        self.now = self.start if now is None else self._plus(now)
+        self.task_start = self._plus(start)
+        self.current = self.task_start if now is None else self._plus(now)
 
     def _plus(self, factors: LoraFactors) -> Tensor:
         if not factors.B.any():
-            return self.base
-        device = self.base.device
+            return self.pretrained
+        device = self.pretrained.device
         delta = factors.B.to(device) @ factors.A.to(device)
         delta = delta.T if self._layer.fan_in_fan_out else delta
-        return (self.base.float() + delta).to(self.base.dtype)
+        return (self.pretrained.float() + delta).to(self.pretrained.dtype)
 
-    def select(self, moment: Moment) -> None:
+    def select(self, state: WeightState) -> None:
         """Put it into the base layer."""
-        self._layer.base_layer.weight.data = getattr(self, moment)
+        self._layer.base_layer.weight.data = getattr(self, state)
 
     def selected(self) -> FrozenWeight:
         """Return the base layer's weight as ``(d_out, d_in)``; Conv1D stores its transpose."""
@@ -299,22 +298,22 @@ class QuantizedStates:
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
-        self._beside: dict[Moment, LoraFactors | None] = dict.fromkeys(("base", "start", "now"))
-        self._moment: Moment = "now"
+        self._beside: dict[WeightState, LoraFactors | None] = {}
+        self._state: WeightState = "current"
 
     def put(self, start: LoraFactors, now: LoraFactors | None) -> None:
         """Keep what is not zero, where the weight is."""
-        self._beside["start"] = self._moved(start)
-        self._beside["now"] = self._beside["start"] if now is None else self._moved(now)
+        self._beside["task_start"] = self._moved(start)
+        self._beside["current"] = self._beside["task_start"] if now is None else self._moved(now)
 
     def _moved(self, factors: LoraFactors) -> LoraFactors | None:
         device = self._layer.base_layer.weight.device
         moved = LoraFactors(factors.A.to(device), factors.B.to(device))
         return moved if factors.B.any() else None
 
-    def select(self, moment: Moment) -> None:
+    def select(self, state: WeightState) -> None:
         """Remember it."""
-        self._moment = moment
+        self._state = state
 
     def alone(self, x: Tensor) -> Tensor:
         """Return the product with both."""
@@ -322,4 +321,4 @@ class QuantizedStates:
 
     def selected(self) -> QuantizedWeight:
         """Return the weight of few bits with what lies beside it."""
-        return QuantizedWeight(self._layer.base_layer, self._beside[self._moment])
+        return QuantizedWeight(self._layer.base_layer, self._beside.get(self._state))

@@ -1,4 +1,4 @@
-"""What may leave a client and what may reach it: LoRA and distilled parameters; and, for
+"""What may leave a client and what may reach it: LoRA parameters; and, for
 methods that are made of them, sums over records and label heads. Nothing else.
 
 Both sides use the same names and the same checks. A tensor is known by PEFT's key
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LORA = "lora"
 """Record of the current adapter."""
-DISTILLED = "distilled"
+RETAINED = "retained"
 """Record of the retained adapter. It changes once a stage, and is sent to a client once."""
 RESIDUAL = "residual"
 """Record of what an exact aggregation rule found no room for; left out where there is nothing."""

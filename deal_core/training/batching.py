@@ -24,18 +24,12 @@ EVALUATION_WASTE = 512
 
 
 def training_batches(
-    data: Sequence[Encoded], batch_size: int, generator: torch.Generator, window: int = WINDOW
+    data: Sequence[Encoded], batch_size: int, generator: torch.Generator
 ) -> list[list[int]]:
-    """Return one epoch: every example once, shuffled, in batches of similar length.
-
-    Args:
-        data: the examples.
-        batch_size: examples in a batch; the last of a window may have fewer.
-        generator: the only source of randomness.
-        window: batches that are sorted by length together; 1: what is in a batch is random.
-    """
+    """Return one epoch: every example once, shuffled, in batches of similar length; the last of a
+    window may have fewer than ``batch_size``."""
     order = torch.randperm(len(data), generator=generator).tolist()
-    together = window * batch_size
+    together = WINDOW * batch_size
     batches: list[list[int]] = []
     for start in range(0, len(order), together):
         part = sorted(order[start : start + together], key=lambda i: len(data[i].tokens))

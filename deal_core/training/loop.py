@@ -16,7 +16,7 @@ from deal_core.lora.per_example import ExampleLosses
 from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel
 from deal_core.privacy.interface import Gradients, Probes
-from deal_core.training.batching import WINDOW, training_batches, within_budget
+from deal_core.training.batching import training_batches, within_budget
 
 TOKENS = 2048
 """Padding included, in one pass of a training batch: bounds memory, not the step."""
@@ -113,7 +113,7 @@ class NonPrivateGradients:
     def batches(self) -> Iterator[list[int]]:
         """Yield ``epochs`` passes over the data."""
         for _ in range(self.epochs):
-            yield from training_batches(self.data, self.config.batch_size, self.generator, WINDOW)
+            yield from training_batches(self.data, self.config.batch_size, self.generator)
 
     def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
         """Nothing is promised, so nothing is tried out."""

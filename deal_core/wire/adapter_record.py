@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from deal_core.errors import choose
 from deal_core.lora.adapter import Adapter, LoraFactors
@@ -69,7 +68,8 @@ def pack_update(
     feedback: Arrays,
     generator: torch.Generator,
 ) -> tuple[WireArrays, Arrays]:
-    """Return the trained factors as they travel from client to server.
+    """Return the trained factors as they travel from client to server, and what the code lost this
+    time (empty for the exact format).
 
     Args:
         adapter: after local training.
@@ -78,14 +78,12 @@ def pack_update(
         trained: factors that learnt in this round; the others do not travel.
         feedback: what the code lost in earlier rounds; empty at first.
         generator: of the stochastic rounding.
-
-    Returns:
-        What travels, and what the code lost this time (empty for the exact format).
     """
     arrays = codec.select(to_arrays(adapter), trained)
     if dtype == EXACT:
         return arrays, {}
-    change = codec.to_change(arrays, to_arrays(before))
+    start = to_arrays(before)
+    change = {key: array - start[key] for key, array in arrays.items()}
     return codec.encode_with_feedback(codec_named(dtype), change, feedback, generator)
 
 
@@ -146,13 +144,8 @@ class UpdateReader:
         if not np.isfinite(values.numpy()).all():
             fault = next(key for key, part in parts.items() if not part.isfinite().all())
             raise PayloadError(f"{fault}: a value is not finite")
-        return self._adapter(parts)
-
-    def _adapter(self, parts: Mapping[str, Tensor]) -> Adapter:
-        """Return ``before`` with the decoded factors; the others stay the same objects,
-        uncopied."""
         layers = {
-            name: LoraFactors(
+            name: LoraFactors(  # what has not learnt stays the same object, uncopied
                 parts.get(f"{PREFIX}{name}.lora_A.weight", start.A),
                 parts.get(f"{PREFIX}{name}.lora_B.weight", start.B),
             )

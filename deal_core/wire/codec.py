@@ -14,11 +14,11 @@ When both are coded, ``(B + e)(A + f)`` is still unbiased, for ``e`` and ``f`` a
 but ``e f`` adds variance, and a single outlier stretches the scale of its whole direction. Both
 speak for sending one factor a round. An exact rule is exact for the *decoded* updates.
 
-Send changes. The coarser the code, the better it is spent on ``to_change(arrays, before)``,
-whose scale shrinks as training settles, than on the values. Sender and receiver must then
-hold the same ``before`` to the bit: after a lossy message the one who sent it must go on from
-what the other decoded. Source of error feedback: Seide et al. 2014; Karimireddy et al.,
-ICML 2019, arXiv 1901.09847.
+Send changes. The coarser the code, the better it is spent on ``arrays - before``, whose scale
+shrinks as training settles, than on the values. Sender and receiver must then hold the same
+``before`` to the bit: after a lossy message the one who sent it must go on from what the other
+decoded. Source of error feedback: Seide et al. 2014; Karimireddy et al., ICML 2019, arXiv
+1901.09847.
 """
 
 from __future__ import annotations
@@ -83,37 +83,25 @@ def encode(
 def decode(
     codec: Codec, encoded: Mapping[str, NDArray[Any]], template: Template, trained: frozenset[str]
 ) -> Arrays:
-    """Return the float32 tensors of the trained factors, after a check of everything.
-
-    Args:
-        codec: the agreed format; a message does not choose its own.
-        encoded: what arrived.
-        template: layers, shapes and rank that are expected.
-        trained: the factors that are expected, of ``{"lora_A", "lora_B"}``.
+    """Return the float32 tensors of the trained factors, after a check of everything; a message
+    does not choose its format.
 
     Raises:
-        PayloadError: a key too many or too few, no array, another dtype, shape or byte
-            length, a code or scale out of range, a value that is not finite.
+        PayloadError: a key too many or too few, no array, another dtype or shape, a code or scale
+            out of range, a value that is not finite.
     """
-    given = {key: header_of(key, array) for key, array in encoded.items()}
-    check_headers(given, expected_headers(codec, template, trained))
+    headers = expected_headers(codec, template, trained)
+    check_keys(encoded.keys(), headers.keys())
+    for key, want in headers.items():
+        if not isinstance(encoded[key], np.ndarray):
+            raise PayloadError(f"{key}: not an array")
+        check_header(key, str(encoded[key].dtype), encoded[key].shape, want)
     arrays: Arrays = {}
     for key in expected(template, trained):
         arrays[key] = codec.decode(key, encoded)
         if not np.isfinite(arrays[key]).all():
             raise PayloadError(f"{key}: a value is not finite")
     return arrays
-
-
-def header_of(key: str, array: object) -> Header:
-    """Return the header of an array.
-
-    Raises:
-        PayloadError: it is no numpy array.
-    """
-    if not isinstance(array, np.ndarray):
-        raise PayloadError(f"{key}: not an array")
-    return Header(str(array.dtype), array.shape, array.nbytes)
 
 
 def expected(template: Template, trained: frozenset[str]) -> dict[str, tuple[int, int]]:
@@ -129,20 +117,6 @@ def expected_headers(
     for key, shape in expected(template, trained).items():
         headers.update(codec.headers(key, shape))
     return headers
-
-
-def check_headers(given: Mapping[str, Header], expected: Mapping[str, Header]) -> None:
-    """Refuse a message by its headers alone, before any byte of it is decoded.
-
-    Raises:
-        PayloadError: names the key and the fault.
-    """
-    check_keys(given.keys(), expected.keys())
-    for key, want in expected.items():
-        have = given[key]
-        check_header(key, have.dtype, have.shape, want)
-        if have.nbytes != want.nbytes:
-            raise PayloadError(f"{key}: {have.nbytes} bytes, expected {want.nbytes}")
 
 
 def check_header(key: str, dtype: str, shape: Sequence[int], want: Header) -> None:
@@ -180,11 +154,6 @@ def encode_with_feedback(
 def select(arrays: Mapping[str, NDArray[np.float32]], trained: frozenset[str]) -> Arrays:
     """Return the tensors of the trained factors: all that needs to travel."""
     return {key: array for key, array in arrays.items() if _factor(key) in trained}
-
-
-def to_change(arrays: Mapping[str, NDArray[np.float32]], before: Arrays) -> Arrays:
-    """Return ``arrays - before`` for the keys of ``arrays``."""
-    return {key: array - before[key] for key, array in arrays.items()}
 
 
 def _factor(key: str) -> str:

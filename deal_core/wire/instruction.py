@@ -63,12 +63,12 @@ class Instruction(BaseModel):
     retained_rank: int = Field(ge=1)
     residual_rank: int = Field(0, ge=0)
     """Rows of the record ``residual``; 0: there is none."""
-    distilled: str = Field("", pattern="^([0-9a-f]{64})?$")
-    """Digest of the record ``distilled``, which is left out where the client has it."""
-    distilled_rank: int = Field(1, ge=1)
+    retained_digest: str = Field("", pattern="^([0-9a-f]{64})?$")
+    """Digest of the record ``retained``, which is left out where the client has it."""
+    retained_rows: int = Field(1, ge=1)
     """Rows of that record; those up to ``retained_rank`` that are not sent are zero."""
     num_reference_directions: int = Field(0, ge=0)
-    """First rows of the distilled record that only show the start of the task (see ``State``)."""
+    """First rows of the retained record that only show the start of the task (see ``State``)."""
 
     @model_validator(mode="after")
     def _each_name_once(self) -> Self:
@@ -83,7 +83,7 @@ class Instruction(BaseModel):
     def _no_more_than_is_retained(self) -> Self:
         if self.num_reference_directions > self.retained_rank:
             raise ValueError("more reference directions than there are")
-        if self.distilled_rank > self.retained_rank:
+        if self.retained_rows > self.retained_rank:
             raise ValueError("more rows than are retained")
         return self
 
@@ -98,8 +98,8 @@ class Instruction(BaseModel):
             rank=self.rank,
             retained_rank=self.retained_rank,
             residual_rank=self.residual_rank,
-            distilled=self.distilled,
-            distilled_rank=self.distilled_rank,
+            retained_digest=self.retained_digest,
+            retained_rows=self.retained_rows,
             num_reference_directions=self.num_reference_directions,
         )
 
@@ -126,7 +126,7 @@ def read_instruction(config: Mapping[str, Any]) -> Instruction:
         raise PayloadError(f"instruction: {problem['loc']}: {problem['type']}") from None
 
 
-OF_ONE_CLIENT = frozenset({"past", "piggybacked_evaluation", "distilled", "distilled_rank"})
+OF_ONE_CLIENT = frozenset({"past", "piggybacked_evaluation", "retained_digest", "retained_rows"})
 """Fields of an instruction that need not be equal: its own past, counts that are in no sum with the
 update, and how the retained adapter travelled, which is compared itself."""
 OF_ITS_TASK = frozenset({"task", "seen"})

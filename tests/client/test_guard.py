@@ -86,8 +86,8 @@ def ask_probe(experiment, state, tmp_path_factory):
 
 def _rename(content: RecordDict) -> None:
     """A server that spoils the retained adapter can name it rightly."""
-    if "distilled" in content.array_records and "instruction" in content.config_records:
-        content["instruction"]["distilled"] = record_digest(content.array_records["distilled"])
+    if "retained" in content.array_records and "instruction" in content.config_records:
+        content["instruction"]["retained_digest"] = record_digest(content.array_records["retained"])
 
 
 def _copied(record):
@@ -139,7 +139,7 @@ REFUSED: dict[str, Spoil] = {
     "adapter of another kind": added("lora", ConfigRecord({"x": 1})),
     "transposed": array("lora", lambda a: a.T),
     "broadcastable": array("lora", lambda a: a[:1]),
-    "wrong distilled shape": array("distilled", lambda a: a[:-1]),
+    "wrong retained shape": array("retained", lambda a: a[:-1]),
     "float64": array("lora", lambda a: a.astype(np.float64)),
     "NaN": array("lora", lambda a: np.full_like(a, np.nan)),
     "extra key": extra_key,
@@ -149,7 +149,7 @@ REFUSED: dict[str, Spoil] = {
     "rank zero": instructed(rank=0),
     "rows that were not sent": instructed(residual_rank=1),
     "rows that would fill the memory": instructed(retained_rank=10**9),
-    "fewer rows than are told": instructed(distilled_rank=2),
+    "fewer rows than are told": instructed(retained_rows=2),
     "unknown field": instructed(records=["train", "labels"]),
     "a request for texts": instructed(send="texts"),
     "a request for another record": instructed(reply="dataset"),
@@ -189,7 +189,7 @@ def test_a_spoilt_request_is_refused_also_after_a_good_one(ask):
     """What was decoded for one request serves another only if that is the same to the byte."""
 
     def one_value(content: RecordDict) -> None:
-        record = content.array_records["distilled"]
+        record = content.array_records["retained"]
         key = next(iter(record))
         values = record[key].numpy().copy()
         values[0, 0] = np.nan
@@ -203,7 +203,7 @@ def test_a_spoilt_request_is_refused_also_after_a_good_one(ask):
 
 
 def test_a_retained_adapter_of_another_name_is_refused(ask):
-    spoil = array("distilled", lambda a: a + 1.0)
+    spoil = array("retained", lambda a: a + 1.0)
     assert ask(spoil, renamed=False).content["status"]["code"] == "refused"
     assert ask(spoil).content["status"]["code"] == "ok"
 
@@ -213,14 +213,14 @@ def test_a_stored_adapter_that_was_damaged_is_as_none(tmp_path):
     save_retained(tmp_path, record)
     digest = record_digest(record)
     assert record_digest(load_retained(tmp_path, digest)) == digest
-    whole = (tmp_path / "distilled.safetensors").read_bytes()
+    whole = (tmp_path / "retained.safetensors").read_bytes()
     for headers in ("[]", "3", '{"w": 1}', '{"w": [1, 2, 3]}', "{"):
         save_file(
-            {"w": np.zeros(2, np.uint8)}, tmp_path / "distilled.safetensors", {"headers": headers}
+            {"w": np.zeros(2, np.uint8)}, tmp_path / "retained.safetensors", {"headers": headers}
         )
         with pytest.raises(RetainedMissing):
             load_retained(tmp_path, digest)
-    (tmp_path / "distilled.safetensors").write_bytes(whole[:-1] + b"!")
+    (tmp_path / "retained.safetensors").write_bytes(whole[:-1] + b"!")
     with pytest.raises(RetainedMissing):
         load_retained(tmp_path, digest)
 
@@ -241,11 +241,11 @@ def test_two_records_of_other_content_have_other_names():
 
 def test_who_lacks_the_retained_adapter_says_so_and_who_has_it_needs_no_second_one(ask):
     def left_out(content: RecordDict) -> None:
-        del content["distilled"]
+        del content["retained"]
 
     def unknown(content: RecordDict) -> None:
         left_out(content)
-        content["instruction"]["distilled"] = "0" * 64
+        content["instruction"]["retained_digest"] = "0" * 64
 
     assert ask(lambda content: None).content["status"]["code"] == "ok"
     assert ask(left_out).content["status"]["code"] == "ok"

@@ -49,7 +49,7 @@ def test_an_update_may_leave_with_counts():
     "records",
     [
         {"notes": ConfigRecord({"text": "patient 17"})},
-        {"distilled": ArrayRecord({KEY: Array(np.zeros((2, 2), np.float32))})},
+        {"retained": ArrayRecord({KEY: Array(np.zeros((2, 2), np.float32))})},
         {"lora": ArrayRecord({"classifier.weight": Array(np.zeros((2, 2), np.float32))})},
         {"lora": ArrayRecord({KEY + ".grad": Array(np.zeros((2, 2), np.float32))})},
         {"metrics": MetricRecord({"label_counts": [3, 4]})},

@@ -131,7 +131,7 @@ MUTATIONS: dict[str, Mutation] = {
     "code with controls": said(code="\x1b[2J\n[bold]ok"),
     "code in bytes": said(code=b"ok"),
     "extra text": placed("notes", text_record),
-    "extra arrays": placed("distilled", array_record),
+    "extra arrays": placed("retained", array_record),
     "no status": removed("status"),
     "no adapter": removed("lora"),
     "no figures": removed("metrics"),

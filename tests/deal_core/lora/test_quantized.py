@@ -92,19 +92,19 @@ def output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return model.base_model.model(x)
 
 
-@pytest.mark.parametrize("state", ["now", "start", "base"])
+@pytest.mark.parametrize("state", ["current", "task_start", "pretrained"])
 def test_every_state_is_that_of_the_whole_weights(pair, state):
     x = draw(7, 5, 64)
     found = []
     for model in (pair.few, pair.plain):
-        if state == "now":
+        if state == "current":
             found.append(output(model, x).detach())
         else:
-            with at_task_start(model) if state == "start" else base_only(model):
+            with at_task_start(model) if state == "task_start" else base_only(model):
                 found.append(output(model, x))
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
     with base_only(pair.plain):
-        assert torch.equal(found[1], output(pair.plain, x)) == (state == "base")
+        assert torch.equal(found[1], output(pair.plain, x)) == (state == "pretrained")
 
 
 def test_gradients_are_those_of_the_whole_weights(pair):

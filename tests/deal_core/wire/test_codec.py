@@ -12,8 +12,6 @@ from hypothesis.extra import numpy as hnp
 from deal_core.lora.payload import PREFIX, PayloadError, Template
 from deal_core.wire.codec import (
     CODECS,
-    Header,
-    check_headers,
     decode,
     encode,
     encode_with_feedback,
@@ -199,19 +197,6 @@ def test_int8_refuses_codes_and_scales_that_nobody_sends():
     for bad in (low, negative, over):
         with pytest.raises(PayloadError):
             decode(CODECS["int8"], bad, TEMPLATE, ONLY_B)
-
-
-def test_headers_alone_decide_before_any_byte_is_read():
-    expected = expected_headers(CODECS["int8"], TEMPLATE, ONLY_B)
-    check_headers(expected, expected)
-    for wrong in (
-        Header("float32", (6, 3), 18),
-        Header("int8", (3, 6), 18),
-        Header("int8", (6, 3), 17),
-        Header("int8", (6, 3), 10**12),
-    ):
-        with pytest.raises(PayloadError, match=r"q\.lora_B"):
-            check_headers({**expected, KEY: wrong}, expected)
 
 
 @given(st.data())

@@ -64,7 +64,7 @@ def test_a_client_that_lost_its_folder_is_sent_it_again(
         if event["event"] == "round_finished" and event["server_round"] == 2:
             shutil.rmtree(tmp_path / "two" / "sites" / "1")
         elif event["event"] == "stage_finished":
-            damaged = tmp_path / "two" / "sites" / "0" / "distilled.safetensors"
+            damaged = tmp_path / "two" / "sites" / "0" / "retained.safetensors"
             damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
 
     results = run(experiment, tmp_path / "two", lose)
