@@ -62,11 +62,7 @@ FEWEST_IN_SUM = 3
 
 
 def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
-    """Return the method that the experiment names.
-
-    Raises:
-        UserError: unknown ``method.name``.
-    """
+    """Return the method that the experiment names; UserError where there is none."""
     return choose("method.name", method.name, METHODS)(method, adapter)
 
 

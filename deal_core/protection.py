@@ -269,15 +269,8 @@ def run_schedule(experiment: Experiment, records: Mapping[str, int]) -> RunSched
 
 
 def planned_work(experiment: Experiment, records: Mapping[str, int]) -> tuple[ReleaseSchedule, ...]:
-    """Return what a client may be asked to do, at most.
-
-    A client that is not sampled, or has fewer tasks than there are, will spend less.
-
-    Args:
-        experiment: rounds, epochs, batch size and sample rate.
-        records: task to the number of the client's own records, all tasks of the stream; none is
-            a number like others.
-    """
+    """Return what a client may be asked to do, at most; ``records``: task to the number of its own,
+    all tasks of the stream. One that is not sampled, or has fewer tasks, will spend less."""
     stream, learning = experiment.stream, experiment.federation.rounds
     sums = sum(phase.rounds for phase in method_of(experiment).phases if phase.name != LEARN)
     rates = sample_rates(experiment, records)
@@ -321,14 +314,10 @@ def steps_of(rate: float, experiment: Experiment) -> int:
 
 
 def common_noise_multiplier(experiment: Experiment, tasks: int) -> float:
-    """Return the multiplier of every round of a run, of the sum over all sites.
+    """Return the multiplier of every round of a run of so many tasks, of the sum over all sites.
 
     What rounding and the shape of the noise cost beside it (the slack of an event) is not in it;
     the budget is met without it to 1e-3.
-
-    Args:
-        experiment: rounds, rate, target epsilon and delta.
-        tasks: of the run.
 
     Raises:
         UserError: no target delta, which sites could each choose otherwise.
@@ -354,12 +343,8 @@ def common_noise_multiplier(experiment: Experiment, tasks: int) -> float:
 
 
 def sums_noise_multiplier(experiment: Experiment, tasks: int) -> float:
-    """Return the multiplier of class sums that are taken beside learning: it follows from the
-    experiment alone. 0: there are none.
-
-    Args:
-        experiment: target epsilon and delta.
-        tasks: of the run.
+    """Return the multiplier of class sums that are taken beside learning, in a run of so many
+    tasks: it follows from the experiment alone. 0: there are none.
 
     Raises:
         NoFeasibleNoise: no multiplier that is of use fits.
@@ -393,12 +378,7 @@ def shares_of(experiment: Experiment) -> int:
 
 def sum_deviation(experiment: Experiment, tasks: int) -> float:
     """Return the standard deviation of the noise of all sites together, in each entry of a sum and
-    in clipping bounds; 0 without a mechanism.
-
-    Args:
-        experiment: rounds, rate, budget, and of how many sites the noise suffices.
-        tasks: of the run.
-    """
+    in clipping bounds, in a run of so many tasks; 0 without a mechanism."""
     if experiment.privacy.mechanism == "none":
         return 0.0
     added = math.sqrt(experiment.federation.clients / shares_of(experiment))

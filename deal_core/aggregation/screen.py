@@ -86,11 +86,8 @@ class Screen:
         self._waiting = bool(limits.relative or limits.weight_cap)
 
     def add(self, update: ClientUpdate, before: Adapter) -> list[Verdict]:
-        """Return the updates that can be judged now, this one taken in, in the order they came.
-
-        Args:
-            update: one that fits the round (layers, shapes, scaling), each client's once.
-            before: what that client began from.
+        """Return the updates that can be judged now, this one taken in, in the order they came; it
+        fits the round (layers, shapes, scaling), and is a client's only one.
 
         Raises:
             AggregationFailed: an entry moved too far, or to nowhere. Nothing is kept.

@@ -226,8 +226,8 @@ def product(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
 
 
 WeightState = Literal["pretrained", "task_start", "current"]
-"""``pretrained``: as it was loaded; ``task_start``: with the retained adapter; ``current``: with the
-residual as well, and without the part of the retained adapter that only shows the start."""
+"""Of a frozen weight: as it was loaded; with the retained adapter; with the residual as well, and
+without the part of the retained adapter that only shows the start."""
 
 
 class FrozenStates(Protocol):
@@ -256,7 +256,7 @@ class MergedStates:
     """Three whole weights, in which all is merged once instead of being multiplied in every pass.
 
     Attributes:
-        pretrained, task_start, current: in the weight's type and layout; equal ones share their memory.
+        pretrained, task_start, current: in the weight's type and layout; equal ones are one.
     """
 
     def __init__(self, layer: Any) -> None:

@@ -56,7 +56,7 @@ def test_cutting_a_batch_into_passes_changes_only_rounding(minilm, shapes, rando
 def test_merging_again_and_again_drifts_nowhere(minilm, shapes, random_adapter):
     state = random_state(shapes, random_adapter, residual=True)
     layer = next(iter(lora_layers(minilm.module).values()))
-    base = layer.weights.base.clone()
+    base = layer.weights.pretrained.clone()
     load_state(minilm, state)
     get_or_compute = layer.base_layer.weight.clone()
     for _ in range(5):
