@@ -29,10 +29,6 @@ class AggregationError:
     ideal_norm: float
     estimated: bool
 
-    def share(self, norm: float) -> float:
-        """Return ``norm`` divided by the norm of the ideal; infinite when only that is 0."""
-        return _ratio(norm**2, self.ideal_norm**2)
-
 
 class ErrorMeter:
     """Watches the updates of a round go by and measures the result against their ideal sum.

@@ -171,7 +171,7 @@ class Mapped:
             self.round_state.save(self.basis, flat(self.maps))
 
 
-class MapLearner:
+class MapLearner(Parametrization):
     """``factor = received + map(now) - map(as the round began)``."""
 
     def __init__(
@@ -180,9 +180,8 @@ class MapLearner:
         maps: Sequence[FactorMap],
         finish: Callable[[], None],
     ) -> None:
-        self._factors, self._maps = factors, maps
-        self.finish = finish
-        self.parameters = [t.requires_grad_() for m in maps for t in m.named().values()]
+        super().__init__([t.requires_grad_() for m in maps for t in m.named().values()])
+        self._factors, self._maps, self._keep = factors, maps, finish
         self._made = [m.factor() for m in maps]
         with torch.no_grad():
             self._beside = [f - made for f, made in zip(factors, self._made, strict=True)]
@@ -203,6 +202,10 @@ class MapLearner:
         with torch.no_grad():
             for factor, made, beside in zip(self._factors, self._made, self._beside, strict=True):
                 factor.copy_(made + beside)
+
+    def finish(self) -> None:
+        """Keep what the maps have learned."""
+        self._keep()
 
 
 def carried_maps(

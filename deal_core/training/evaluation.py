@@ -25,28 +25,19 @@ Scorer = Callable[[Sequence[int]], Tensor]
 
 @dataclass(frozen=True)
 class AnswerSpace:
-    """The labels that the test examples of a task are judged among, a column each.
-
-    Attributes:
-        columns: task and label of each.
-        own: columns of the task's own labels, in its order.
-        classes: of each column its class; several columns may be one class.
-    """
+    """The labels that the test examples of a task are judged among, a column each."""
 
     columns: tuple[tuple[str, str], ...]
+    """Task and label of each."""
     own: tuple[int, ...]
+    """Columns of the task's own labels, in its order."""
     classes: tuple[int, ...]
+    """Of each column its class; several columns may be one class."""
 
 
 def answer_space(task: str, own: Sequence[str], learnt: Mapping[str, Sequence[str]]) -> AnswerSpace:
     """Return the columns of all tasks ``learnt`` and of the ``task``, each task once. Source:
-    docs/method.md, (M39). Labels of equal name in two tasks are one class.
-
-    Args:
-        task: that of the examples.
-        own: its labels.
-        learnt: tasks learnt so far, in the stream's order, to their labels.
-    """
+    docs/method.md, (M39). Labels of equal name in two tasks are one class."""
     spaces = dict(learnt) if task in learnt else {**learnt, task: own}
     columns = tuple((name, label) for name, labels in spaces.items() for label in labels)
     keys = [label for _, label in columns]

@@ -35,12 +35,12 @@ class Objective(Protocol):
         return None
 
 
-class Parametrization(Protocol):
-    """Follows the optimiser through one local training."""
+@dataclass
+class Parametrization:
+    """What the optimiser moves in one local training, and what follows it: the factors themselves,
+    unless a subclass makes them from parameters of its own."""
 
-    @property
-    def parameters(self) -> Sequence[Tensor]:
-        """What the optimiser moves."""
+    parameters: Sequence[Tensor]
 
     def before_step(self) -> None:
         """The factors' gradients are complete; make them the parameters'."""
@@ -61,28 +61,7 @@ class Reparametrized(Protocol):
     """
 
     def parametrization(self, module: nn.Module, trained: frozenset[str]) -> Parametrization:
-        """For a model that holds the factors of the round.
-
-        Args:
-            module: see :func:`~deal_core.lora.attach.attach`.
-            trained: which factors learn, of ``{"lora_A", "lora_B"}``.
-        """
-
-
-@dataclass(frozen=True)
-class Factors:
-    """The factors themselves."""
-
-    parameters: Sequence[Tensor]
-
-    def before_step(self) -> None:
-        """Do nothing: the factors have their gradients already."""
-
-    def after_step(self) -> None:
-        """Do nothing: the optimiser has moved the factors themselves."""
-
-    def finish(self) -> None:
-        """Do nothing: the factors stand in the model."""
+        """For a model that holds the factors of the round, of which those ``trained`` learn."""
 
 
 def parametrization_of(
@@ -92,18 +71,13 @@ def parametrization_of(
     factors = set_trainable(module, trained)
     if isinstance(objective, Reparametrized):
         return objective.parametrization(module, trained)
-    return Factors(factors)
+    return Parametrization(factors)
 
 
 @dataclass(frozen=True)
 class NonPrivateGradients:
-    """Every example once an epoch, in batches of similar length.
-
-    Attributes:
-        data: the client's tokenised examples; may be empty, then there is no batch.
-        config: batch size, tokens in one pass.
-        generator: orders the examples; the only randomness.
-    """
+    """Every example once an epoch, in batches of similar length, in an order that the generator
+    draws; no batch where there is no data."""
 
     data: Sequence[Encoded]
     epochs: int
@@ -116,7 +90,7 @@ class NonPrivateGradients:
             yield from training_batches(self.data, self.config.batch_size, self.generator)
 
     def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
-        """Nothing is promised, so nothing is tried out."""
+        """Do nothing: without a promise there is nothing to try out."""
 
     def accumulate(
         self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
@@ -125,10 +99,10 @@ class NonPrivateGradients:
         return mean_gradient(objective, self.data, batch, TOKENS)
 
     def stepped(self, module: nn.Module) -> None:
-        """Do nothing: without a promise there is nothing to check."""
+        """Do nothing."""
 
     def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
-        """Nothing to check."""
+        """Do nothing."""
 
 
 def mean_gradient(
@@ -170,17 +144,8 @@ def train(
     config: TrainConfig,
     generator: torch.Generator,
 ) -> TrainReport:
-    """Return the report of ``epochs`` of AdamW on ordinary gradients: :func:`run_local_steps`.
-
-    Args:
-        model: holds the adapters of the round (see :func:`load_state`).
-        objective: what is minimised.
-        data: the client's tokenised examples; may be empty, then nothing happens.
-        trained: which factors learn in this round, of ``{"lora_A", "lora_B"}``.
-        epochs: passes over the data.
-        config: learning rate, batch size, tokens in one pass.
-        generator: orders the examples; the only randomness.
-    """
+    """Return the report of ``epochs`` of :func:`run_local_steps` on ordinary gradients, in an order
+    that the generator draws. Without data nothing happens."""
     gradients = NonPrivateGradients(data, epochs, config, generator)
     return run_local_steps(model, objective, gradients, trained, config)
 

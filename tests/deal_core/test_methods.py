@@ -191,33 +191,6 @@ DATA = [
 ]
 
 
-def trained(
-    minilm,
-    method: MethodConfig,
-    seen: tuple[tuple[str, ...], ...],
-    future: tuple[tuple[str, ...], ...] = (),
-) -> tuple[float, torch.Tensor]:
-    """Loss over the steps, and a factor after training, from one and the same start."""
-    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
-    built = make_method(method, AdapterConfig())
-    empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
-    state = built.begin_task(empty, seeded(0, "begin"))
-    load_state(minilm, state)
-    data = minilm.encode(DATA, LABELS)
-    report = train(
-        minilm,
-        built.objective(
-            minilm, state, LocalTask(LABELS, seen, future=lambda: future), data, Cache()
-        ),
-        data,
-        frozenset({"lora_A", "lora_B"}),
-        3,
-        TrainConfig(),
-        seeded(0, "train"),
-    )
-    return report.loss, read(minilm.module).layers[next(iter(shapes))].B
-
-
 def test_without_retention_the_teacher_is_the_adapter_as_the_task_began(minilm):
     """Through the real model: while the adapter moves, the teacher does not."""
     shapes = adapter_shapes(ModelConfig(), AdapterConfig())

@@ -24,7 +24,7 @@ from tests.deal_core.secure_sum.rounds import (
 )
 from tests.slow import slow_but
 
-SITES = 50
+FEW, SITES = 12, 50
 
 
 def survivors_sum(round_: Round) -> np.ndarray:
@@ -34,7 +34,7 @@ def survivors_sum(round_: Round) -> np.ndarray:
 
 
 def a_round(sites: int, absent=None, bits: int = 32, length: int = 5, **changed) -> Round:
-    states = first(met(SITES), sites)
+    states = first(met(FEW if sites <= FEW else SITES), sites)
     layout = integers(length, sites, bits)
     terms = terms_of(states, layout, **changed)
     policy = SitePolicy(LEAST, confirm=terms.confirm)
@@ -119,7 +119,7 @@ def test_who_may_collude_raises_the_threshold():
 
 def test_sums_at_the_edge_of_the_ring_come_back_with_their_sign():
     for bits in (32, 64):
-        states = first(met(SITES), 4)
+        states = first(met(FEW), 4)
         largest = ((1 << (bits - 1)) - 1) // 4
         layout = Layout((SumField("x", (2,), largest),), bits, 4)
         generator = np.random.default_rng(0)
@@ -129,7 +129,7 @@ def test_sums_at_the_edge_of_the_ring_come_back_with_their_sign():
 
 
 def test_rounds_follow_one_another_and_prepare_rides_with_unmask():
-    states = first(met(SITES), 5)
+    states = first(met(FEW), 5)
     layout = integers(4, 5)
     old = Round(terms_of(states, layout, 1), states, vectors(states, layout, 1)).until("unmask")
     new = Round(terms_of(states, layout, 2), old.states, vectors(states, layout, 2))
