@@ -34,18 +34,14 @@ class AggregationFailed(ValueError):
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """One client's reply of a round.
-
-    Attributes:
-        client: name of the sender, used in error messages and in ``Aggregate.excluded``.
-        adapter: both factors of every layer after local training; a factor that is not
-            trained in the round is the one the round started from.
-        weight: positive and finite; only its share of the sum over clients matters.
-    """
+    """One client's reply of a round."""
 
     client: str
     adapter: Adapter
+    """Both factors of every layer after local training; a factor that is not trained in the round
+    is the one the round started from."""
     weight: float
+    """Positive and finite; only its share of the sum over clients matters."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +105,8 @@ class AggregationRule(Protocol):
 def check_update(
     update: ClientUpdate, before: Adapter, trained: frozenset[str], mixed_ranks: bool
 ) -> None:
-    """Refuse an update that does not fit the round.
-
-    Args:
-        update: the reply.
-        before: what the round started from.
-        trained: factors that may differ from ``before``.
-        mixed_ranks: accept any rank, the same in every layer, and any scaling.
+    """Refuse an update that does not fit a round which started from ``before``; ``mixed_ranks``:
+    accept any rank, the same in every layer, and any scaling.
 
     Raises:
         ValueError: see :meth:`Aggregation.add`; the message names client, layer and fault.
@@ -173,11 +164,7 @@ def finished(aggregation: Aggregation) -> Aggregate:
 
 
 def require_finite(what: str, adapter: Adapter | None) -> None:
-    """Check every number of an adapter; None has none.
-
-    Raises:
-        AggregationFailed: names ``what``, and the layer.
-    """
+    """Check every number of an adapter; AggregationFailed names ``what``, and the layer."""
     if adapter is None:
         return
     for name, factors in adapter.layers.items():

@@ -26,17 +26,14 @@ JUDGES = 2
 
 @dataclass(frozen=True)
 class Limits:
-    """What one client may do in a round.
-
-    Attributes:
-        relative: largest length of an update, in medians of the others; 0: any.
-        weight_cap: largest weight, in medians of the others; what is above is cut; 0: any.
-        entry: largest change of an entry of a factor, whoever else takes part.
-    """
+    """What one client may do in a round."""
 
     relative: float
+    """Largest length of an update, in medians of the others; 0: any."""
     weight_cap: float
+    """Largest weight, in medians of the others; what is above is cut; 0: any."""
     entry: float
+    """Largest change of an entry of a factor, whoever else takes part."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +42,22 @@ class Lengths:
 
     Both count. A mean of factors can be moved by factors whose product is small (``c B`` and
     ``A / c``), a mean of products by small changes of both factors in one direction.
-
-    Attributes:
-        factors: ``sqrt(sum ||A_i - A||^2 + ||B_i - B||^2)``.
-        product: ``||s_i B_i A_i - s B A||``.
     """
 
     factors: float
+    """``sqrt(sum ||A_i - A||^2 + ||B_i - B||^2)``."""
     product: float
+    """``||s_i B_i A_i - s B A||``."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of an update.
-
-    Attributes:
-        update: its weight is within the cap. cut: and was above it.
-        fault: why it stays out; empty: it does not.
-    """
+    """What becomes of an update, whose weight is within the cap; ``fault``: why it stays out."""
 
     update: ClientUpdate
     fault: str = ""
     cut: bool = False
+    """The weight was above the cap."""
 
 
 class Screen:

@@ -134,19 +134,16 @@ def penalty(maps: Sequence[FactorMap], config: Constants) -> Tensor:
 
 @dataclass(frozen=True)
 class Mapped:
-    """Losses of the data, and a price of the maps.
-
-    Attributes:
-        objective: on the data; without a penalty of its own.
-        maps: key of a factor to its map, as the round begins.
-        price: of the maps that learn, added once a step.
-        round_state: keeps the maps for the client's next round, under ``basis``.
-    """
+    """Losses of the data, and a price of the maps."""
 
     objective: Objective
+    """On the data; without a penalty of its own."""
     maps: Mapping[str, FactorMap]
+    """Key of a factor to its map, as the round begins."""
     price: Callable[[Sequence[FactorMap]], Tensor]
+    """Of the maps that learn, added once a step."""
     round_state: RoundState | None
+    """Keeps the maps for the client's next round, under ``basis``."""
     basis: str
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
@@ -284,14 +281,8 @@ class FactorMap:
 
 
 def fresh_map(start: Tensor, kernels: int, generator: torch.Generator) -> FactorMap:
-    """Return the map that a task begins with: an open gate, a drawn MLP. The MLP is no identity,
-    and what ``start`` knew is gone until it is learned again.
-
-    Args:
-        start: ``Y``, a factor in PEFT's layout; the MLP works on its columns.
-        kernels: of the gate.
-        generator: draws the MLP.
-    """
+    """Return the map that a task begins with: an open gate, a drawn MLP on the columns of
+    ``start``. The MLP is no identity, and what ``start`` knew is gone until it is learned again."""
     U, s, Vh = (part.float() for part in torch.linalg.svd(start.double(), full_matrices=False))
     return FactorMap(U, s, Vh, open_gate(s, kernels), drawn_mlp(start.shape[0], generator))
 

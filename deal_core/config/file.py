@@ -24,11 +24,7 @@ SIMILAR = 0.8
 
 
 def parse_experiment(tables: Mapping[str, Any], where: str) -> Experiment:
-    """Return the experiment of nested tables, checked.
-
-    Raises:
-        UserError: as :func:`parse_tables`.
-    """
+    """Return the experiment of nested tables, as :func:`parse_tables`."""
     return parse_tables(Experiment, tables, where)
 
 

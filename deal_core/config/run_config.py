@@ -64,11 +64,7 @@ def as_text(experiment: Experiment) -> str:
 
 
 def from_run_config(run_config: Mapping[str, Any]) -> Experiment:
-    """Return the experiment of :func:`to_run_config`; without one, that of all defaults.
-
-    Raises:
-        UserError: as :func:`parse_experiment`, or no JSON.
-    """
+    """Return the experiment of :func:`to_run_config`; without one, that of all defaults."""
     return _parsed(str(run_config.get(EXPERIMENT, "")))
 
 

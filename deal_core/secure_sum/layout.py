@@ -28,20 +28,16 @@ of what other sites have added."""
 
 @dataclass(frozen=True)
 class SumField:
-    """One array of the vector.
-
-    Attributes:
-        name, shape: of the array.
-        largest: bound on the absolute value of every entry at one site.
-        scale: grid points in a unit; None: integers, which are not rounded.
-        coverable: a site may put :data:`COVERED` here, so that the sum can be any word.
-    """
+    """One array of the vector."""
 
     name: str
     shape: tuple[int, ...]
     largest: float
+    """Bound on the absolute value of every entry at one site."""
     scale: float | None = None
+    """Grid points in a unit; None: integers, which are not rounded."""
     coverable: bool = False
+    """A site may put :data:`COVERED` here, so that the sum can be any word."""
 
     @property
     def size(self) -> int:
@@ -66,19 +62,15 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the words of a vector mean; the same at all sites and at the server.
-
-    Attributes:
-        fields: one after another.
-        bits: of a ring word.
-        sites: most that are summed.
-        basis: what else must be the same at all of them.
-    """
+    """What the words of a vector mean, of ``bits`` each; the same at all sites and at the
+    server."""
 
     fields: tuple[SumField, ...]
     bits: int
     sites: int
+    """Most that are summed."""
     basis: str = ""
+    """What else must be the same at all of them."""
 
     def __post_init__(self) -> None:
         """Refuse, with ProtocolError, a layout whose sums could leave the ring."""

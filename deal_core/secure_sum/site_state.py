@@ -116,11 +116,7 @@ class SiteState:
         return self.channels[peer][KEY_BYTES:]
 
     def round_of(self, context: bytes) -> SiteRound:
-        """Return the round with these terms.
-
-        Raises:
-            ProtocolError: no such round was prepared, or it is long past.
-        """
+        """Return the round with these terms; ProtocolError where none was prepared of late."""
         for each in self.rounds:
             if each.terms.context == context:
                 return each
@@ -157,13 +153,8 @@ def open_run(
     identity: ec.EllipticCurvePrivateKey,
     random_bytes: Callable[[int], bytes] = os.urandom,
 ) -> SiteState:
-    """Return a fresh state; its ``announcement`` goes to the server, for all sites.
-
-    Args:
-        run: name of the run, the same at all sites.
-        identity: the site's registered key.
-        random_bytes: number of bytes -> fresh random bytes.
-    """
+    """Return a fresh state, signed with the site's registered key; its ``announcement`` goes to the
+    server, for all sites."""
     private = random_bytes(KEY_BYTES)
     announcement = announce(run, public_half(private), identity)
     return SiteState(run, site_of(identity.public_key()), private, announcement.to_bytes())
@@ -173,10 +164,11 @@ def meet_peers(state: SiteState, announcements: Sequence[bytes], pins: Pins | No
     """Return the state with a channel to each site that has announced itself.
 
     The same announcements may come again, and others later; a peer has one channel key in a run.
+    The site's own is skipped.
 
     Args:
         state: of this site.
-        announcements: as the server passes them on; the site's own among them is skipped.
+        announcements: as the server passes them on.
         pins: peers that this site knows; None where its policy trusts the server not to pose as a
             site.
 
@@ -203,11 +195,7 @@ def meet_peers(state: SiteState, announcements: Sequence[bytes], pins: Pins | No
 
 
 def channel_key(state: SiteState, peer: bytes, public: bytes) -> bytes:
-    """Return the key that this site and a peer share for the run; both get the same.
-
-    Raises:
-        ProtocolError: the peer's public half is no key.
-    """
+    """Return the key that this site and a peer share for the run; both get the same."""
     ends = sorted([(state.site, public_half(state.channel_private)), (peer, public)])
     secret = shared_secret(state.channel_private, public)
     return derive(secret, "channel", state.run.encode(), *(part for end in ends for part in end))

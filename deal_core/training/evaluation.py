@@ -59,7 +59,7 @@ def count_both(
     the ``space``. Of equal scores the first column's wins.
 
     Args:
-        score: gives the columns of the space.
+        score: gives the columns of the ``space``.
         data: targets are positions in the task's own labels.
         space: the answers among which is chosen.
         weights: what each example counts, ``(examples,)``; None: 1.
@@ -164,15 +164,9 @@ def by_heads(
 
 
 def by_names_told(names: Scorer, heads: Scorer, space: AnswerSpace) -> Scorer:
-    """Return scores of texts of a task that has no head, beside tasks that have one. Told the task,
-    the names of its labels answer. Not told, a head does, as for everybody who does not know the
-    task: its own columns stand below all others.
-
-    Args:
-        names: scores of label names, a column each of the ``space``.
-        heads: scores of :func:`by_heads`.
-        space: the columns.
-    """
+    """Return scores of texts of a task that has no head, beside tasks that have one. In Task-IL the
+    names of its labels answer; in Class-IL a head does, as for everybody who does not know the
+    task: its own columns stand below all others."""
     own = list(space.own)
     others = [place for place in range(len(space.columns)) if place not in own]
 
@@ -211,15 +205,9 @@ def base_embeddings(model: LanguageModel, data: Sequence[Encoded], layers: int =
 def embeddings_alone(
     model: LanguageModel, data: Sequence[Encoded], layers: int, size: int
 ) -> Tensor:
-    """Return the same where single records are protected: each text in a pass of its own, and the
-    row of one that cannot be embedded is no number, so that no text changes the row of another.
-
-    Args:
-        model: of any family.
-        data: the texts.
-        layers: of how many of the last layers.
-        size: of a row (:func:`deal_core.models.embedding_size`).
-    """
+    """Return the same where single records are protected, rows of ``size``: each text in a pass of
+    its own, and the row of one that cannot be embedded is no number, so that no text changes the
+    row of another."""
 
     def embed(text: Encoded) -> Tensor:
         return model.embed([text], layers)[0].float().cpu()

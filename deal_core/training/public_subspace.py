@@ -32,19 +32,16 @@ LONG = 0.9
 
 @dataclass(frozen=True)
 class Subspace:
-    """Public directions of embeddings; all tensors float64.
-
-    Attributes:
-        centre: mean of public texts, ``(size,)``.
-        directions: ``(size, number)``, orthonormal columns, the strongest first.
-        spread: variance of the coordinates of public texts, ``(number,)``.
-        radius: unit of length; most coordinates of public texts are within it.
-    """
+    """Public directions of embeddings; all tensors float64."""
 
     centre: Tensor
+    """Mean of public texts, ``(size,)``."""
     directions: Tensor
+    """``(size, number)``, orthonormal columns, the strongest first."""
     spread: Tensor
+    """Variance of the coordinates of public texts, ``(number,)``."""
     radius: float
+    """Unit of length; most coordinates of public texts are within it."""
 
     def project(self, vectors: Tensor) -> Tensor:
         """Return coordinates of embeddings, ``(texts, number)``, float32."""

@@ -49,12 +49,8 @@ def pack(adapter: Adapter, dtype: str, generator: torch.Generator) -> WireArrays
 
 
 def unpack(encoded: Mapping[str, NDArray[Any]], dtype: str, like: Adapter) -> Adapter:
-    """Return the adapter that :func:`pack` packed; ``like`` has the expected layers, rank and
-    scaling.
-
-    Raises:
-        PayloadError: anything that is not expected.
-    """
+    """Return the adapter that :func:`pack` packed, of the layers, rank and scaling of ``like``;
+    PayloadError for anything else."""
     template = Template(like.shapes, like.rank)
     arrays = codec.decode(codec_named(dtype), encoded, template, BOTH)
     return from_arrays(arrays, template, like.scaling)
@@ -88,8 +84,7 @@ def pack_update(
 
 
 def require_bounded(adapter: Adapter) -> None:
-    """Check that a model with this adapter computes numbers: values far from any that training
-    gives make some texts overflow and others not.
+    """Check that no value is far from any that training gives, so that no text overflows.
 
     Raises:
         PayloadError: names the layer.
@@ -108,14 +103,10 @@ def frozen_factors(adapter: Adapter, trained: frozenset[str]) -> Arrays:
 class UpdateReader:
     """Reads the updates of a round: checks a record, then decodes it.
 
-    What may arrive is worked out once, for all clients that began from the same adapter. The
-    values are decoded into one piece of memory, in the order of the layers: what follows can
-    take an update as one long vector.
-
-    Args:
-        before: the adapter that the clients began from.
-        dtype: ``wire.dtype``.
-        trained: factors that learnt in the round; the others are those of ``before``.
+    What may arrive is worked out once, for all clients that began from the same adapter,
+    ``before``. The values are decoded into one piece of memory, in the order of the layers: what
+    follows can take an update as one long vector. Factors that did not learn are those of
+    ``before``.
     """
 
     def __init__(self, before: Adapter, dtype: str, trained: frozenset[str]) -> None:
@@ -128,11 +119,7 @@ class UpdateReader:
         self._sent = codec.select(to_arrays(before), trained) if dtype != EXACT else {}
 
     def read(self, record: Mapping[str, WireArray]) -> Adapter:
-        """Return the adapter after local training.
-
-        Raises:
-            PayloadError: anything that is not expected.
-        """
+        """Return the adapter after local training; PayloadError for what is not expected."""
         arrays = checked_arrays(record, self._headers)
         values = torch.empty(sum(self._sizes))
         places = zip(self._shapes.items(), torch.split(values, self._sizes), strict=True)
@@ -157,23 +144,18 @@ class UpdateReader:
 def decode_checked(
     record: Mapping[str, WireArray], dtype: str, template: Template, trained: frozenset[str]
 ) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a record, after a check of names, types, shapes and sizes.
-
-    Raises:
-        PayloadError: names the key and the fault, never a value.
-    """
+    """As :func:`checked_arrays`, for the factors of an adapter."""
     return checked_arrays(record, codec.expected_headers(codec_named(dtype), template, trained))
 
 
 def checked_arrays(
     record: Mapping[str, WireArray], expected: Mapping[str, Header]
 ) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a record, as :func:`decode_checked`, for headers that are known already.
-
-    Nothing that is expected has more than three axes: of more the rest is not looked at.
+    """Return the arrays of a record, after a check of names, types, shapes and sizes. Nothing that
+    is expected has more than three axes: of more the rest is not looked at.
 
     Raises:
-        PayloadError: other keys, types, shapes or bytes than expected.
+        PayloadError: other keys, types, shapes or bytes than expected; never a value.
     """
     check_keys(record.keys(), expected.keys())
     entries = dict(record.items())  # Flower's record looks up slowly

@@ -51,27 +51,19 @@ class Header:
 
 @dataclass(frozen=True)
 class Codec:
-    """One wire format for one tensor.
-
-    Attributes:
-        headers: from key and shape to the headers of what travels.
-        encode: from key, float32 array and the only source of randomness to what travels.
-        decode: from key and what travels, already checked, to the float32 array.
-    """
+    """One wire format for one tensor."""
 
     headers: Callable[[str, tuple[int, int]], dict[str, Header]]
+    """From key and shape to the headers of what travels."""
     encode: Callable[[str, NDArray[np.float32], torch.Generator], WireArrays]
     decode: Callable[[str, Mapping[str, NDArray[Any]]], NDArray[np.float32]]
+    """From key and what travels, already checked."""
 
 
 def encode(
     codec: Codec, arrays: Mapping[str, NDArray[np.float32]], generator: torch.Generator
 ) -> WireArrays:
-    """Return what travels for the given tensors.
-
-    Raises:
-        PayloadError: a value is not finite; nothing should be sent.
-    """
+    """Return what travels for the given tensors; PayloadError where a value is not finite."""
     encoded: WireArrays = {}
     for key, array in arrays.items():
         if not np.isfinite(array).all():
@@ -139,9 +131,6 @@ def encode_with_feedback(
     messages differs from the sum of all arrays by the last residual only, so the average
     over ``T`` rounds is off by ``residual / T``. Start with ``{}``. A residual belongs to the
     coordinates it arose in: drop it when the task or the other factor's basis changes.
-
-    Raises:
-        PayloadError: as :func:`encode`.
     """
     wanted = {
         key: array + residual[key] if key in residual else array for key, array in arrays.items()

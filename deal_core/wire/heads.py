@@ -30,12 +30,8 @@ Shapes = Mapping[str, tuple[int, int]]
 
 
 def pack_heads(heads: Mapping[str, Tensor], rounded: bool = False) -> dict[str, NDArray[Any]]:
-    """Return label heads as they travel.
-
-    Args:
-        heads: task to ``(labels, size + 1)``.
-        rounded: weights of each row as whole multiples of its largest / 127: (M48).
-    """
+    """Return label heads, task to ``(labels, size + 1)``, as they travel; ``rounded``: weights of
+    each row as whole multiples of its largest / 127, (M48)."""
     packed: dict[str, NDArray[Any]] = {}
     for task, head in heads.items():
         if not rounded:
@@ -59,12 +55,8 @@ def by_rows(values: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
 def read_heads(
     record: Mapping[str, WireArray], shapes: Shapes, rounded: bool = False
 ) -> dict[str, Tensor]:
-    """Return the head of each task, float32: undo :func:`pack_heads`.
-
-    Args:
-        record: as it arrived.
-        shapes: task to the shape of its head.
-        rounded: as they were packed; a message does not choose.
+    """Return the head of each task, float32: undo :func:`pack_heads`. A message does not choose
+    shapes, or whether heads are rounded.
 
     Raises:
         PayloadError: a key too many or too few, another type, shape or number of bytes, a value

@@ -134,13 +134,8 @@ OF_ITS_TASK = frozenset({"task", "seen"})
 
 
 def transcript_hash(instruction: Instruction, state: State, own_tasks: bool) -> str:
-    """Return a digest, hexadecimal, of a request as far as it is the same for all.
-
-    Args:
-        instruction: of the request.
-        state: that it brings, as it is decoded.
-        own_tasks: whether each client works on a task of its own.
-    """
+    """Return a digest, hexadecimal, of a request and the state that it brings, as far as it is the
+    same for all; ``own_tasks``: whether each client works on a task of its own."""
     apart = OF_ONE_CLIENT | (OF_ITS_TASK if own_tasks else frozenset())
     apart |= {"learnt"} if instruction.task else frozenset()  # of the counts
     arrived = read_instruction(instruction.to_config())  # empty lists do not travel

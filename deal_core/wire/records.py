@@ -37,11 +37,8 @@ CORRECT_ALL = "correct_all"
 
 
 def count_names(all_labels: bool) -> tuple[str, ...]:
-    """Return the counts of an evaluation.
-
-    Args:
-        all_labels: whether the model scores the labels of all tasks in one pass.
-    """
+    """Return the counts of an evaluation; ``all_labels``: whether the model scores the labels of
+    all tasks in one pass."""
     return (CORRECT, EXAMPLES, CORRECT_ALL) if all_labels else (CORRECT, EXAMPLES)
 
 
@@ -73,11 +70,7 @@ LARGEST = 2**30
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
-    """Return the files of an adapter folder that are there, by name.
-
-    Raises:
-        OSError: one cannot be read.
-    """
+    """Return the files of an adapter folder that are there, by name."""
     return {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
 
 
@@ -90,11 +83,7 @@ def digest_of(files: Mapping[str, bytes]) -> str:
 
 
 def check_files(files: Mapping[str, NDArray[Any]], digest: str) -> dict[str, bytes]:
-    """Return the files as bytes.
-
-    Args:
-        files: as they arrived.
-        digest: as the server has it.
+    """Return the files that arrived as bytes.
 
     Raises:
         PayloadError: a foreign name, no bytes, too many, or not what the digest is of.

@@ -60,13 +60,7 @@ def statistics_layout(
     experiment: Experiment, shapes: Sequence[Mapping[str, tuple[int, ...]]], basis: str
 ) -> Layout:
     """Return the layout of sums over records, named ``PLACE.NAME``: class sums in whole numbers,
-    others on the finest grid.
-
-    Args:
-        experiment: says how many sites there are.
-        shapes: of each task, name to shape of what is summed.
-        basis: :func:`~deal_core.protection.sum_terms` of the round.
-    """
+    others on the finest grid; ``shapes``: of each task, name to shape of what is summed."""
     sites = experiment.federation.clients
     finest = finest_scale(MOST_RECORDS, sites, SUM_BITS)
     fields = [
