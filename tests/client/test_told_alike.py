@@ -14,13 +14,13 @@ from flwr.app import Array, Context, Message
 from safetensors.numpy import load_file
 
 from client.gate import Asked, require
-from deal_core.config.experiment import Experiment
-from deal_core.config.method import OWN_MEMORY
+from deal_core.config.experiment import AdapterConfig, Experiment
+from deal_core.config.method import OWN_MEMORY, MethodConfig
 from deal_core.errors import UserError
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.payload import LORA
 from deal_core.lora.state import State
-from deal_core.methods import METHODS
+from deal_core.methods import METHODS, make_method
 from deal_core.models import adapter_shapes
 from deal_core.protection import sum_terms
 from deal_core.wire.instruction import Instruction
@@ -294,9 +294,10 @@ def test_methods_with_a_memory_of_their_own_are_known():
     """By what their files read of a task."""
     reads = {
         name: any(
-            word in Path(inspect.getsourcefile(make)).read_text(encoding="utf-8")
+            word in Path(inspect.getsourcefile(type(made))).read_text(encoding="utf-8")
             for word in ("task.past", "task.round_state")
         )
-        for name, make in METHODS.items()
+        for name in METHODS
+        for made in [make_method(MethodConfig(name=name), AdapterConfig())]
     }
     assert {name for name, one in reads.items() if one} == OWN_MEMORY
