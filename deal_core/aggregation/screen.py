@@ -29,9 +29,9 @@ class Limits:
     """What one client may do in a round."""
 
     relative: float
-    """Largest length of an update, in medians of the others; 0: any."""
+    """Largest length of an update, in medians of the others."""
     weight_cap: float
-    """Largest weight, in medians of the others; what is above is cut; 0: any."""
+    """Largest weight, in medians of the others; what is above is cut."""
     entry: float
     """Largest change of an entry of a factor, whoever else takes part."""
 
@@ -74,7 +74,7 @@ class Screen:
         self._limits = limits
         self._held: list[tuple[ClientUpdate, Lengths]] = []
         self._factors, self._product, self._weights = Middle(), Middle(), Middle()
-        self._waiting = bool(limits.relative or limits.weight_cap)
+        self._waiting = True
 
     def add(self, update: ClientUpdate, before: Adapter) -> list[Verdict]:
         """Return the updates that can be judged now, this one taken in, in the order they came; it
@@ -102,7 +102,7 @@ class Screen:
             fault = fault or self._too_long("product", own.product, self._product)
             if fault:
                 return Verdict(update, fault)
-        if others and self._limits.weight_cap:
+        if others:
             most = self._limits.weight_cap * self._weights.without(update.weight)
             if update.weight > most:
                 return Verdict(replace(update, weight=most), cut=True)
@@ -111,7 +111,7 @@ class Screen:
     def _too_long(self, what: str, own: float, all_known: Middle) -> str:
         """Where most others did nothing at all there is nothing to compare with."""
         bound, middle = self._limits.relative, all_known.without(own)
-        if not bound or own <= bound * middle or middle == 0:
+        if own <= bound * middle or middle == 0:
             return ""
         return (
             f"the update ({what}) is {own / middle:.3g} times as long as the median of the others, "

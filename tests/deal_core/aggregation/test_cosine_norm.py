@@ -163,24 +163,3 @@ def test_two_bad_of_ten_do_not_carry_the_round(rule, kind):
     assert (delta(guarded) - target).norm() < 0.2 * target.norm()
     assert guarded.error > 0.1  # far from the mean of all, which is what it is for
     assert guarded.excluded == ("c2", "c7")
-
-
-@pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
-def test_order_of_clients_and_equal_clients(rule):
-    generator = torch.Generator().manual_seed(4)
-    before = adapter(generator)
-    trained = make_rule(AggregationConfig(rule=rule)).trained(1)
-    updates = replies(before, trained, generator, 6, size=0.5)
-    options = {"rule": rule, "robust": "cosine-norm"}
-    first, second = run(updates, before, **options), run(updates[::-1], before, **options)
-    assert (delta(first) - delta(second)).norm() < 1e-6 * delta(first).norm()
-    assert first.excluded == second.excluded
-    same = [ClientUpdate(f"c{k}", updates[0].adapter, 1.0) for k in range(5)]
-    result = run(same, before, **options)
-    assert result.error < 1e-6
-
-
-def test_nobody_is_no_round():
-    before = adapter(torch.Generator().manual_seed(6))
-    with pytest.raises(ValueError, match="no client update"):
-        run([], before, rule="ffa", robust="cosine-norm")

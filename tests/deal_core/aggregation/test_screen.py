@@ -81,22 +81,16 @@ def test_who_is_too_long_stays_out_and_nobody_else(start, trained, count):
     assert refused(updates, start) == []
 
 
-def test_the_reason_names_the_key_and_the_figure(start):
-    updates = honest(start, 4)
-    updates[0] = moved_to(updates[0], start, 60.0)
-    fault = judged(updates, start)[0].fault
-    assert "more than 20" in fault
-    assert "median of the others" in fault
-
-
 def test_factors_of_an_ordinary_product_are_measured_too(start):
     """``(A / c, c B)`` is the honest product, and moves a mean of factors as far as it likes."""
     updates = honest(start, 5)
     good = updates[2].adapter
     layers = {n: LoraFactors(f.A / 90, 90 * f.B) for n, f in good.layers.items()}
     updates[2] = ClientUpdate("c2", Adapter(layers, good.scaling), 1.0)
-    assert refused(updates, start, Limits(20.0, 0.0, 1e9)) == ["c2"]
-    assert "factors" in judged(updates, start, Limits(20.0, 0.0, 1e9))[2].fault
+    assert refused(updates, start, Limits(20.0, 50.0, 1e9)) == ["c2"]
+    fault = judged(updates, start, Limits(20.0, 50.0, 1e9))[2].fault
+    assert "factors" in fault
+    assert "median of the others, more than 20" in fault
 
 
 def test_less_than_half_widen_no_bound_and_narrow_none_to_nothing(start):
@@ -142,16 +136,6 @@ def test_a_weight_is_cut_to_the_cap_and_a_small_one_harms_only_its_own(start):
     assert found[0].update.weight == 1e7
     skewed = weighing(honest(start, 4), (11.0, 9.0, 400.0, 12.0))  # as uneven data really are
     assert not any(v.cut for v in judged(skewed, start))
-
-
-def test_switched_off_it_lets_everything_through_at_once(start):
-    screen = Screen(Limits(0.0, 0.0, 100.0))
-    updates = weighing(honest(start, 3), (1.0, 1.0, 1e7))
-    updates[0] = moved_to(updates[0], start, 30.0)
-    for update in updates:
-        (verdict,) = screen.add(update, start)
-        assert verdict.update is update
-        assert not verdict.fault
 
 
 def test_the_first_are_held_and_then_each_is_judged_as_it_comes(start):

@@ -11,11 +11,9 @@ from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.attach import lora_layers, merge, set_trainable, write
 from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
-from deal_core.models import Encoded
-from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.hardware import compute_dtype
-from deal_core.training.loop import NonPrivateGradients, load_state
+from deal_core.training.loop import load_state
 from tests.deal_core.training.accumulated import accumulate
 
 LABELS = ("Anatomy", "Surgery")
@@ -139,11 +137,3 @@ def test_precision_is_what_is_asked_for():
     assert compute_dtype(TrainConfig(), cpu) == expected
     # the rounding of bfloat16 depends on batch-mates by more than clipping leaves room for
     assert compute_dtype(TrainConfig(), cpu, needs_float32=True) == torch.float32
-
-
-def test_batches_are_of_similar_length_and_have_every_example():
-    data = [Encoded((7,) * (1 + i), 0) for i in range(96)]
-    config = TrainConfig(batch_size=8)
-    found = list(NonPrivateGradients(data, 2, config, seeded(0)).batches())
-    assert sorted(i for batch in found for i in batch) == sorted([*range(96)] * 2)
-    assert max(max(batch) - min(batch) for batch in found) < 8

@@ -95,16 +95,6 @@ def test_stochastic_rounding_is_unbiased():
     assert (np.abs(mean - array) < 5 * (step / 2) / np.sqrt(draws) + 1e-6).all()
 
 
-def test_products_of_rounded_factors_are_unbiased():
-    a, b = sample()[f"{PREFIX}q.lora_A.weight"], sample()[KEY]
-    draws = 4000
-    products = [
-        one("int8", b, "lora_B", 2 * k) @ one("int8", a, "lora_A", 2 * k + 1) for k in range(draws)
-    ]
-    mean, deviation = np.mean(products, axis=0), np.std(products, axis=0)
-    assert (np.abs(mean - b @ a) < 5 * deviation / np.sqrt(draws) + 1e-6).all()
-
-
 @pytest.mark.parametrize("codec", ["bfloat16", "int8"])
 def test_error_feedback_makes_the_average_over_rounds_exact(codec):
     residual, total_in, total_out = {}, 0.0, 0.0
