@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from deal_core.errors import UserError
 from deal_core.secure_sum.shamir import SECRET_BYTES
@@ -155,7 +155,7 @@ class Message:
             ProtocolError: they are no such message.
         """
         names = [each.name for each in fields(cls)]
-        parts = dict(zip(names, unpack(cls.kind, data, len(names)), strict=True))
+        parts: dict[str, Any] = dict(zip(names, unpack(cls.kind, data, len(names)), strict=True))
         lists = {name: split(parts[name], size) for name, size in cls.items.items()}
         return cls(**{**parts, **lists})
 
