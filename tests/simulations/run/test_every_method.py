@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from deal_core.config.experiment import Experiment
@@ -15,8 +14,8 @@ from deal_core.wire.instruction import Instruction
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.registered import register
-from tests.simulations.runs import at, gain, learnt_adapter, same
-from tests.sizes import ENOUGH_TO_LEARN, TINY
+from tests.simulations.runs import at, learnt_adapter, same
+from tests.sizes import TINY
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -114,39 +113,3 @@ def test_a_new_run_in_an_old_folder_begins_anew(whole_run, tmp_path):
         shutil.copy(kept, site / "task-1.safetensors")
     run_inprocess(at(experiment, tmp_path), lambda event: None)
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
-
-
-ADAPTERS = [name for name in RUNS if name not in ("linear-probe", "prototype")]
-TASKS = ("laboratory", "surgery")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in ADAPTERS if name != "sequential"])
-def test_a_method_is_more_than_its_name(whole_run, name):
-    """No other method has left the same factors; heads are not looked at."""
-    others = [other for other in ("sequential", "deal", "lwf") if other != name]
-    own = factors(whole_run(name)[1])
-    assert not [other for other in others if same(own, factors(whole_run(other)[1]))]
-
-
-def factors(folder: Path) -> dict[str, np.ndarray]:
-    return {key: value for key, value in learnt_adapter(folder).items() if key not in TASKS}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "setting"),
-    [
-        ("lwf", "aggregation.rule=fedex"),  # a residual beside the start
-        ("lwf", "wire.dtype=int8"),  # the start and what takes it back, each rounded
-        ("ewc", "aggregation.rule=ffa"),
-        ("olora", "aggregation.rule=flora"),
-        ("slao", "wire.dtype=int8"),  # what it keeps at the server is not rounded
-    ],
-)
-def test_a_method_goes_with_other_rules_and_wires(make_experiment, tmp_path, name, setting):
-    experiment = make_experiment(f"method.name={name}", setting, *ENOUGH_TO_LEARN)
-    run_inprocess(at(experiment, tmp_path), lambda event: None)
-    results = read_results(tmp_path)
-    assert gain(results) > 0
-    assert all(np.isfinite(value).all() for value in learnt_adapter(tmp_path).values())

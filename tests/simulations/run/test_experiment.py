@@ -60,8 +60,6 @@ def test_paths_become_absolute_because_apps_run_elsewhere(tmp_path: Path) -> Non
     assert load_experiment(Request("quickstart")).model.name == "embedded:minilm"
 
 
-
-
 def test_a_fault_in_the_file_is_blamed_on_the_file_and_one_in_set_on_set() -> None:
     Path("own.toml").write_text("[adapter]\nrnk = 4\n")
     with pytest.raises(UserError, match=r"own.toml: unknown key 'adapter.rnk'.*'rank'"):
@@ -103,8 +101,6 @@ def test_a_start_that_came_to_no_checkpoint_does_not_block_the_next() -> None:
     check_folder(experiment)
     record(experiment)
     assert not folder.metrics.exists()
-
-
 
 
 def test_resume_with_other_settings_names_the_first_that_differs() -> None:

@@ -199,21 +199,6 @@ def test_the_experiment_of_the_page_on_generation_is_in_order(make_causal, tmp_p
     preflight(parse_experiment(tables, str(PAGE)))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("aggregation.secure=true",)])
-def test_class_means_alone_learn_where_there_are_labels(
-    experiment_of, tmp_path, sums_of_all_records, more
-):
-    experiment = experiment_of("llama", "method.name=prototype", *CLASS_MEANS, *more)
-    events: list[dict] = []
-    run_inprocess(at(experiment, tmp_path), events.append)
-    skipped = [event["stage"] for event in events if event["event"] == "round_skipped"]
-    assert skipped == [0]  # no client is asked for sums of texts
-    results = read_results(tmp_path)
-    assert results.accuracy_matrix[-1][1] > max(0.6, results.zero_shot["colours"])
-    assert results.accuracy_matrix[-1][0] == results.zero_shot["words"]
-
-
 def test_class_means_of_labels_and_texts_at_once_are_refused_or_left_out(experiment_of):
     joint = ("federation.clients=3", "stream.schedule=joint")
     with pytest.raises(UserError, match="answers of 'words' are texts"):

@@ -159,7 +159,6 @@ QUIET = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
 EACH = "stream.consolidate_every=1"
 CASES = [
     ("prototype", (EACH,)),
-    ("deal", ()),
     ("deal", ("federation.rounds=2", "stream.consolidate_every=3")),
     ("deal", ("stream.joins={1=1}", EACH)),
     ("deal", (RETURNING, EACH)),

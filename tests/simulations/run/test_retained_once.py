@@ -32,18 +32,13 @@ def run(experiment: Experiment, folder: Path, listener: Listener = lambda event:
     return read_results(folder)
 
 
-def current_bytes(results: Results) -> float:
-    """What a round weighs in which nothing else is sent."""
-    return min(results.wire.bytes_down)
-
-
 @pytest.mark.parametrize("dtype", slow_but(["float32", "int8"], "int8"))
 def test_rounds_of_a_stage_carry_the_current_adapter_alone(
     make_experiment: Callable[..., Experiment], tmp_path: Path, dtype: str
 ) -> None:
     experiment = make_experiment(*STREAM, f"wire.dtype={dtype}")
     results = run(experiment, tmp_path)
-    least = current_bytes(results)
+    least = min(results.wire.bytes_down)  # of a round in which nothing else is sent
     first, *rounds = (size - least for size in results.wire.bytes_down)
     start, *evaluations = results.wire.evaluation_bytes_down
     assert first > 0  # nothing is retained yet: one row of zeros
