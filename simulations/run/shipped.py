@@ -39,29 +39,18 @@ PACKAGES = ("deal_core", "client", "server")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def require_own_packages(root: Path = ROOT) -> None:
+def require_own_packages() -> None:
     """Check that the packages beside this one would be imported, and no others; none is imported.
-
-    Args:
-        root: the folder in which all of them lie.
 
     Raises:
         UserError: another one comes first, or one is missing.
     """
     for name in PACKAGES:
-        found = _place(name)
-        if found != root / name:
+        spec = find_spec(name)
+        places = [*(spec.submodule_search_locations or ()), spec.origin or ""] if spec else [""]
+        if not places[0] or Path(places[0]).resolve() != ROOT / name:
             raise UserError(
-                f"the name '{name}' means {found or 'nothing'} here, and not {root / name}; start "
-                "deal from another folder, take that one out of PYTHONPATH, or uninstall the other "
-                "package"
+                f"the name '{name}' means {places[0] or 'nothing'} here, and not {ROOT / name}; "
+                "start deal from another folder, take that one out of PYTHONPATH, or uninstall the "
+                "other package"
             )
-
-
-def _place(name: str) -> Path | None:
-    """Return the folder, or the file, that would be imported."""
-    spec = find_spec(name)
-    if spec is None:
-        return None
-    places = [*(spec.submodule_search_locations or ()), spec.origin or ""]
-    return Path(places[0]).resolve() if places[0] else None
