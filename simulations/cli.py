@@ -35,9 +35,6 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 INSTITUTIONS = "Several institutions"
 MEASURING = "Measuring"
 
-demo = typer.Typer(help="See a deployment before you have one.", no_args_is_help=True)
-app.add_typer(demo, name="demo", rich_help_panel=INSTITUTIONS)
-
 data = typer.Typer(help="Data sets as folders of tasks.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
@@ -281,34 +278,16 @@ def audit(
     raise typer.Exit(code)
 
 
-@demo.command("deployment")
-def demo_deployment(
-    folder: Annotated[
-        str, typer.Option("--dir", help="A new folder; default: runs/demo-deployment.")
-    ] = "",
+@app.command("demo", rich_help_panel=INSTITUTIONS)
+def demo(
+    folder: Annotated[str, typer.Option("--dir", help="A new folder.")] = "runs/demo",
     sites: Annotated[int, typer.Option(min=2, max=3, help="Two or three.")] = 3,
 ) -> None:
     """Run a server and sites on this machine: keys, TLS, a whole run, and the end of it all."""
-    from simulations.deployment.demo import demo_deployment as demonstrate
+    from simulations.deployment.demo import run_demo
 
     console = wide_console()
-    written = demonstrate(folder, sites, console, lambda run: report_after(run, console))
-    raise typer.Exit(written)
-
-
-@demo.command("files")
-def demo_files(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Server and sites go into it.")],
-    sites: Annotated[int, typer.Option(min=2, max=3, help="Two or three.")] = 2,
-    port: Annotated[
-        int, typer.Option("--superlink-port", min=2, max=65535, help="On this machine alone.")
-    ] = 9444,
-) -> None:
-    """Write keys, shares of the embedded data and the experiment; start nothing."""
-    from simulations.deployment.demo import write_files
-
-    for line in write_files(Path(folder), sites, port):
-        typer.echo(line)
+    raise typer.Exit(run_demo(folder, sites, console, lambda run: report_after(run, console)))
 
 
 @app.command("ls")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +16,6 @@ site = typer.Typer(help="One institution's own side.", no_args_is_help=True)
 ServerDir = Annotated[str, typer.Option("--dir", help="The server's folder.")]
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="The folder of deal server init.")]
 SiteFolder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of deal site init.")]
-
-
-def print_lines(lines: Iterable[str]) -> None:
-    """Print lines at once: a service manager reads them from a pipe."""
-    for line in lines:
-        print(line, flush=True)
 
 
 @server.command("init")
@@ -41,17 +34,15 @@ def server_init(
     from simulations.deployment.server.folder import ServerFolder, ServerSettings, init_server
 
     settings = ServerSettings(hosts=tuple(host), port=port, superlink_port=superlink_port)
-    print_lines(init_server(ServerFolder(folder), settings))
+    print(*init_server(ServerFolder(folder), settings), sep="\n")
 
 
 @server.command("start")
 def server_start(folder: Folder = ".") -> None:
     """Run the server until Ctrl-C."""
-    from simulations.deployment.server.folder import ServerFolder, start_server, starting_lines
+    from simulations.deployment.server.folder import ServerFolder, start_server
 
-    where = ServerFolder(folder)
-    print_lines(starting_lines(where))
-    start_server(where)
+    start_server(ServerFolder(folder))
 
 
 @server.command("add-site")
@@ -59,7 +50,7 @@ def server_add_site(name: str, key: Path, folder: ServerDir = ".") -> None:
     """Let the holder of KEY sign in as NAME (the server must be running)."""
     from simulations.deployment.server.folder import ServerFolder, add_site
 
-    print_lines(add_site(ServerFolder(folder), name, key))
+    print(*add_site(ServerFolder(folder), name, key), sep="\n")
 
 
 @server.command("remove-site")
@@ -67,7 +58,7 @@ def server_remove_site(name: str, folder: ServerDir = ".") -> None:
     """Refuse NAME's key from now on: it left, or its key was stolen or renewed."""
     from simulations.deployment.server.folder import ServerFolder, remove_site
 
-    print_lines(remove_site(ServerFolder(folder), name))
+    print(*remove_site(ServerFolder(folder), name), sep="\n")
 
 
 @site.command("init")
@@ -79,8 +70,6 @@ def site_init(
     certificate: Annotated[
         Path | None, typer.Option(help="The server's ca.crt; it is copied.")
     ] = None,
-    text_column: Annotated[str, typer.Option()] = "text",
-    label_column: Annotated[str, typer.Option()] = "label",
     experiment: Annotated[
         str,
         typer.Option(help="The consortium's, by a way you trust: its tasks, labels, base model."),
@@ -94,9 +83,8 @@ def site_init(
     if experiment:
         asked = load_experiment(Request(experiment))
         agreed = {"labels": agreed_labels(asked), "model": asked.model.name}
-    agreed |= {"text_column": text_column, "label_column": label_column}
     where = at_home(folder).resolve()
-    print_lines(init_site(where, data, name, server_address, certificate, **agreed))
+    print(*init_site(where, data, name, server_address, certificate, **agreed), sep="\n")
 
 
 @site.command("check")
@@ -113,21 +101,19 @@ def site_check(
 
     asked = load_experiment(Request(experiment)) if experiment else None
     report = check_site(at_home(folder).resolve(), asked, offline)
-    print_lines(report.printed())
+    print(*report.printed(), sep="\n")
     if report.problems:
-        print_lines([f"next: mend what is wrong ({len(report.problems)}), and check again"])
+        print(f"next: mend what is wrong ({len(report.problems)}), and check again")
         raise typer.Exit(2)
-    print_lines([f"next: deal site start {folder}"])
+    print(f"next: deal site start {folder}")
 
 
 @site.command("start")
 def site_start(folder: SiteFolder = Path(".")) -> None:
     """Take part until Ctrl-C."""
-    from simulations.deployment.site.folder import start_site, starting_lines
+    from simulations.deployment.site.folder import start_site
 
-    where = at_home(folder).resolve()
-    print_lines(starting_lines(where))
-    raise typer.Exit(start_site(where))
+    start_site(at_home(folder).resolve())
 
 
 def submit(
@@ -136,7 +122,6 @@ def submit(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one key.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Same as --set run.seed=N.")] = None,
     folder: ServerDir = ".",
 ) -> None:
     """Start an experiment with the registered sites, or continue a run."""
@@ -146,14 +131,14 @@ def submit(
 
     if bool(experiment) == bool(resume):
         raise UserError("deal submit: give an experiment, or --resume RUN, and not both")
-    if resume and (overrides or seed is not None):
+    if resume and overrides:
         raise UserError(
             "deal submit: a run goes on with the settings that it was started with; leave out "
-            "--set and --seed, or submit the experiment anew"
+            "--set, or submit the experiment anew"
         )
-    where = ServerFolder(folder)
-    started = runs.resume(where, resume) if resume else None
-    print_lines(started or runs.submit(where, experiment, tuple(overrides or ()), seed))
+    where, changed = ServerFolder(folder), tuple(overrides or ())
+    lines = runs.resume(where, resume) if resume else runs.submit(where, experiment, changed)
+    print(*lines, sep="\n")
 
 
 def status(
@@ -173,7 +158,7 @@ def stop(run: str, folder: ServerDir = ".") -> None:
     from simulations.deployment.server.folder import ServerFolder
     from simulations.deployment.server.submit import stop
 
-    print_lines(stop(ServerFolder(folder), run))
+    print(*stop(ServerFolder(folder), run), sep="\n")
 
 
 def add_to(app: typer.Typer, panel: str) -> None:

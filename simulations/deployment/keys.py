@@ -27,12 +27,7 @@ SERVER_DAYS = 825
 
 
 def write_secret(path: Path, data: bytes) -> None:
-    """Write a new file that only its owner can read; it is never readable by others, not even
-    for a moment.
-
-    Raises:
-        UserError: there is such a file, or it cannot be written.
-    """
+    """Write a new file that only its owner can read, from the first moment on."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -44,11 +39,7 @@ def write_secret(path: Path, data: bytes) -> None:
 
 
 def check_secret(path: Path) -> None:
-    """Check that a private key is there, and for its owner alone.
-
-    Raises:
-        UserError: it is missing, or others can read it.
-    """
+    """Raise :class:`UserError` unless a private key is there, and readable by its owner alone."""
     if not path.is_file():
         raise UserError(f"{path}: no such key; deal site init makes one, or restore your backup")
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
@@ -57,7 +48,7 @@ def check_secret(path: Path) -> None:
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A private key and its public half, as the bytes of their files."""
+    """A private key and its public half, a line or a certificate, as the bytes of their files."""
 
     private: bytes
     public: bytes
@@ -67,21 +58,13 @@ def make_key_pair(comment: str) -> KeyPair:
     """Return a new pair; ``comment`` ends the public line."""
     key = ec.generate_private_key(ec.SECP384R1())
     openssh = serialization.Encoding.OpenSSH
-    private = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.OpenSSH,
-        serialization.NoEncryption(),
-    )
     public = key.public_key().public_bytes(openssh, serialization.PublicFormat.OpenSSH)
-    return KeyPair(private, public + b" " + comment.encode() + b"\n")
+    line = public + b" " + comment.encode() + b"\n"
+    return KeyPair(_pem(key, serialization.PrivateFormat.OpenSSH), line)
 
 
 def read_public_key(path: Path) -> str:
-    """Return the line of a public key, without its comment.
-
-    Raises:
-        UserError: no such file, or no public key of a site in it.
-    """
+    """Return the line of a site's public key, without its comment; UserError: there is none."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -103,11 +86,7 @@ def fingerprint_of_line(line: str) -> str:
 
 
 def fingerprint_of_private_key(path: Path) -> str:
-    """Return the fingerprint of the public half of a private key.
-
-    Raises:
-        UserError: no such file, or no private key of a site in it.
-    """
+    """Return the fingerprint of the public half of a site's key; UserError: there is none."""
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
     except OSError as error:
@@ -119,55 +98,75 @@ def fingerprint_of_private_key(path: Path) -> str:
     return fingerprint(site_of(key.public_key()))
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A certificate and its private key, both PEM."""
-
-    certificate: bytes
-    key: bytes
-
-
-def make_authority(now: datetime | None = None) -> Pair:
+def make_authority() -> KeyPair:
     """Return a new authority (EC P-256, ten years); it can sign servers, and nothing below."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "federated-deal authority")])
-    usage = _usage(certificates=True)
+    name = _common_name("federated-deal authority")
+    limits = x509.BasicConstraints(ca=True, path_length=0)
+    return _signed(key, name, name, key, AUTHORITY_DAYS, limits)
+
+
+def make_server_certificate(authority: KeyPair, hosts: Sequence[str]) -> KeyPair:
+    """Return a certificate for host names and addresses, the first as common name, and its key."""
+    parent = x509.load_pem_x509_certificate(authority.public)
+    signer = serialization.load_pem_private_key(authority.private, None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    return _signed(
+        ec.generate_private_key(ec.SECP256R1()),
+        _common_name(hosts[0][:64]),
+        parent.subject,
+        signer,
+        SERVER_DAYS,
+        x509.BasicConstraints(ca=False, path_length=None),
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
+        x509.SubjectAlternativeName([_named(host) for host in hosts]),
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
+    )
+
+
+def _signed(
+    key: ec.EllipticCurvePrivateKey,
+    subject: x509.Name,
+    issuer: x509.Name,
+    signer: ec.EllipticCurvePrivateKey,
+    days: int,
+    limits: x509.BasicConstraints,
+    *extensions: x509.ExtensionType,
+) -> KeyPair:
+    """Return a certificate of ``key`` from now on."""
+    now = datetime.now(UTC)
+    usage = x509.KeyUsage(
+        digital_signature=not limits.ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=limits.ca,
+        crl_sign=limits.ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
     builder = (
-        _builder(name, name, key.public_key(), AUTHORITY_DAYS, now)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))  # clocks differ
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(limits, critical=True)
         .add_extension(usage, critical=True)
     )
-    return _pair(builder.sign(key, hashes.SHA256()), key)
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
+    certificate = builder.sign(signer, hashes.SHA256())
+    public = certificate.public_bytes(serialization.Encoding.PEM)
+    return KeyPair(_pem(key, serialization.PrivateFormat.PKCS8), public)
 
 
-def make_server_certificate(
-    authority: Pair, hosts: Sequence[str], now: datetime | None = None
-) -> Pair:
-    """Return a certificate for these host names and addresses, and its key.
-
-    Args:
-        authority: signs it.
-        hosts: at least one; the first is the common name.
-        now: start of its life; the clock's when None.
-    """
-    parent = x509.load_pem_x509_certificate(authority.certificate)
-    signer = serialization.load_pem_private_key(authority.key, None)
-    assert isinstance(signer, ec.EllipticCurvePrivateKey)
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])])
-    served = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-    builder = (
-        _builder(name, parent.subject, key.public_key(), SERVER_DAYS, now)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(certificates=False), critical=True)
-        .add_extension(served, critical=False)
-        .add_extension(x509.SubjectAlternativeName([_named(h) for h in hosts]), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
-            critical=False,
-        )
-    )
-    return _pair(builder.sign(signer, hashes.SHA256()), key)
+def _common_name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
 def _named(host: str) -> x509.GeneralName:
@@ -177,43 +176,5 @@ def _named(host: str) -> x509.GeneralName:
         return x509.DNSName(host)
 
 
-def _usage(certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=certificates,
-        crl_sign=certificates,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    key: ec.EllipticCurvePublicKey,
-    days: int,
-    now: datetime | None,
-) -> x509.CertificateBuilder:
-    start = now or datetime.now(UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start - timedelta(hours=1))  # clocks differ
-        .not_valid_after(start + timedelta(days=days))
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    )
-
-
-def _pair(certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> Pair:
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return Pair(certificate.public_bytes(pem), private)
+def _pem(key: ec.EllipticCurvePrivateKey, kind: serialization.PrivateFormat) -> bytes:
+    return key.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption())

@@ -1,7 +1,9 @@
-"""The Markdown of the repository as tests read it."""
+"""The Markdown of the repository as tests read it: blocks, commands, links, headings."""
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,16 +21,17 @@ RESULTS = [
     ROOT / "simulations/RESULTS.md",
     *sorted((ROOT / "research").rglob("*.md")),
 ]
+SHELL = {"bash", "console", "sh", "shell"}
+HEREDOC = re.compile(r"<<-?'?(\w+)'?")
 
 
 @dataclass(frozen=True)
 class Fence:
-    """A block of code of a page: its language, its text, and its line from 1."""
+    """A block of code of a page: its language and its text."""
 
     page: Path
     language: str
     text: str
-    line: int
 
 
 def parse(page: Path) -> list[Token]:
@@ -38,8 +41,23 @@ def parse(page: Path) -> list[Token]:
 
 def fences(page: Path) -> Iterator[Fence]:
     for token in parse(page):
-        if token.type == "fence" and token.map is not None:
-            yield Fence(page, token.info.strip(), token.content, token.map[0] + 1)
+        if token.type == "fence":
+            yield Fence(page, token.info.strip(), token.content)
+
+
+def commands() -> list[str]:
+    """Of README, CONTRIBUTING and docs, a command a line as a shell would read it: without
+    comments, and without the text after ``<<``."""
+    found = []
+    for block in (fence for page in PAGES for fence in fences(page) if fence.language in SHELL):
+        lines = iter(block.text.replace("\\\n", " ").splitlines())
+        for line in lines:
+            heredoc = HEREDOC.search(line)
+            words = shlex.split(HEREDOC.sub("", line).replace("<", "'<'"), comments=True)
+            found += [part.strip() for part in shlex.join(words).split("'&&'")]
+            while heredoc and next(lines) != heredoc[1]:
+                pass
+    return [command for command in found if command]
 
 
 def links(page: Path) -> Iterator[str]:

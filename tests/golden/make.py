@@ -117,7 +117,7 @@ def deployed(folder: Path) -> dict[str, Any]:
         for site in sites:
             fed.add(site, folder / "data" / site, experiment)
             fed.start_site(site)
-        run = fed.submit(str(experiment))
+        run = fed.submit(experiment)
         fed.wait_event(run, "run_finished", 500)
         return told(fed.run(run), {site: fed.site(site) / "state" for site in sites})
 

@@ -7,9 +7,8 @@ import ipaddress
 import json
 import re
 import shlex
-import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from simulations.deployment.keys import (
     read_public_key,
     write_secret,
 )
-from simulations.deployment.programs import filled, service_unit, supervise
+from simulations.deployment.service import filled, service_unit, supervise
 from simulations.engines.flower import CONNECTION, LOCAL, FlowerHome, program
 from simulations.output.files import toml_lines
 
@@ -62,42 +61,25 @@ class ServerSettings(Table):
 
 
 class ServerFolder:
-    """Names inside it.
-
-    Attributes:
-        authority: certificate of the authority, which every site needs.
-        authority_key: needed for a new server certificate only; better kept elsewhere.
-        certificate, key: the server's.
-        database: what the SuperLink remembers: registered keys and runs.
-        sites: names, keys and Flower's ids of the registered sites.
-        runs: one folder per run.
-        events: who was registered and removed, what was started and stopped.
-        log: Flower's own output.
-        pid: process id of ``deal server start``.
-        flower: Flower's home.
-    """
+    """Names inside it."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = at_home(path).resolve()
         self.settings_file = self.path / "server.toml"
-        self.authority = self.path / "ca.crt"
-        self.authority_key = self.path / "ca.key"
+        self.authority = self.path / "ca.crt"  # every site needs it
+        self.authority_key = self.path / "ca.key"  # for a new server certificate; kept elsewhere
         self.certificate = self.path / "server.crt"
         self.key = self.path / "server.key"
-        self.database = self.path / "superlink.db"
+        self.database = self.path / "superlink.db"  # the SuperLink's: registered keys and runs
         self.sites = self.path / "sites.json"
         self.runs = self.path / "runs"
-        self.events = EventLog(self.path / "events.jsonl")
+        self.events = EventLog(self.path / "events.jsonl")  # of sites and runs
         self.log = self.path / "superlink.log"
         self.pid = self.path / "server.pid"
         self.flower = FlowerHome(self.path / "flower")
 
     def settings(self) -> ServerSettings:
-        """Return ``server.toml``, read and checked.
-
-        Raises:
-            UserError: this is no server's folder, or a key of it is wrong.
-        """
+        """Return ``server.toml``; UserError: there is none, or a key of it is wrong."""
         if not self.settings_file.is_file():
             raise UserError(
                 f"{self.path}: no server.toml; make one with deal server init, or name the "
@@ -107,8 +89,7 @@ class ServerFolder:
         return parse_tables(ServerSettings, read_toml(self.settings_file), where)
 
     def command(self, words: str) -> str:
-        """Return ``deal WORDS`` for this server: with ``--dir``, without which every command looks
-        for the server in the folder that it is called from."""
+        """Return ``deal WORDS`` for this server, from any working directory: with ``--dir``."""
         return f"deal {words} --dir {shlex.quote(str(self.path))}"
 
 
@@ -119,23 +100,43 @@ def init_server(folder: ServerFolder, settings: ServerSettings) -> list[str]:
         The lines to print.
 
     Raises:
-        UserError: the folder holds a server, a host is no name and no address, or it cannot be
-            written.
+        UserError: the folder holds a server, a host is no name and no address, nginx cannot quote
+            the folder, or it cannot be written.
     """
-    check_hosts(settings.hosts)
+    for host in settings.hosts:
+        _require_host(host)
     if settings.port == settings.superlink_port:
         raise UserError("--port and --superlink-port must differ: the proxy stands before the link")
     if folder.settings_file.exists() or folder.authority_key.exists():
         raise UserError(f"{folder.path}: holds a server already; choose another folder")
-    proxy = nginx_file(folder, settings)
+    if "$" in str(folder.path):
+        raise UserError(f"{folder.path}: nginx takes no path with $; choose another folder")
+    proxy = filled(
+        "nginx.conf",
+        port=settings.port,
+        names=" ".join(settings.hosts),
+        certificate=_nginx_word(folder.certificate),
+        key=_nginx_word(folder.key),
+        authority=_nginx_word(folder.authority),
+        superlink_port=settings.superlink_port,
+    )
+    authority = make_authority()
+    # The server itself, and its proxy, reach the SuperLink by its local address.
+    hosts = list(dict.fromkeys([*settings.hosts, LOCAL, "localhost"]))
+    server = make_server_certificate(authority, hosts)
+    fixed = (folder.settings_file, folder.authority, folder.certificate, folder.key)
     try:
         folder.runs.mkdir(parents=True, exist_ok=True)
         folder.path.chmod(0o700)
-        _write_keys(folder, settings.hosts)
+        write_secret(folder.authority_key, authority.private)
+        write_secret(folder.key, server.private)
+        folder.authority.write_bytes(authority.public)
+        folder.certificate.write_bytes(server.public)
         folder.flower.connect(f"{LOCAL}:{settings.superlink_port}", folder.authority)
         folder.sites.write_text("{}\n", encoding="utf-8")
         (folder.path / "nginx.conf").write_text(proxy, encoding="utf-8")
-        (folder.path / "deal-server.service").write_text(server_unit(folder), encoding="utf-8")
+        unit = service_unit("server", folder.path, fixed, folder.path)
+        (folder.path / "deal-server.service").write_text(unit, encoding="utf-8")
         folder.settings_file.write_text(toml_lines(settings.model_dump()), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder.path}: cannot be written ({error.strerror})") from None
@@ -153,105 +154,41 @@ def init_server(folder: ServerFolder, settings: ServerSettings) -> list[str]:
     ]
 
 
-def check_hosts(hosts: Sequence[str]) -> None:
-    """Raise :class:`UserError` for what is neither a host name nor an address."""
-    for host in hosts:
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            if not HOST.fullmatch(host):
-                raise UserError(
-                    f"--host {host}: neither a host name nor an address; give it without port"
-                ) from None
-
-
-def _write_keys(folder: ServerFolder, hosts: Sequence[str]) -> None:
-    authority = make_authority()
-    # The server itself, and its proxy, reach the SuperLink by its local address.
-    server = make_server_certificate(authority, list(dict.fromkeys([*hosts, LOCAL, "localhost"])))
-    write_secret(folder.authority_key, authority.key)
-    write_secret(folder.key, server.key)
-    folder.authority.write_bytes(authority.certificate)
-    folder.certificate.write_bytes(server.certificate)
-
-
-def nginx_file(folder: ServerFolder, settings: ServerSettings) -> str:
-    """Return a server block for nginx.
-
-    Raises:
-        UserError: the path has a ``$``, which nginx cannot quote.
-    """
-    if "$" in str(folder.path):
-        raise UserError(f"{folder.path}: nginx takes no path with $; choose another folder")
-
-    def word(path: Path) -> str:
-        return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-    return filled(
-        "nginx.conf",
-        port=settings.port,
-        names=" ".join(settings.hosts),
-        certificate=word(folder.certificate),
-        key=word(folder.key),
-        authority=word(folder.authority),
-        superlink_port=settings.superlink_port,
-    )
-
-
-def server_unit(folder: ServerFolder) -> str:
-    """Return a systemd unit that keeps the server running; it cannot change its settings and
-    keys."""
-    fixed = (folder.settings_file, folder.authority, folder.certificate, folder.key)
-    what = "Federated DEAL: server"
-    return service_unit(what, "deal-server", "server start", folder.path, fixed, folder.path)
-
-
-def start_server(folder: ServerFolder) -> None:
-    """Run the SuperLink until it is asked to end.
-
-    Raises:
-        UserError: no server's folder, an unsafe key, a port in use, it runs already, or it has
-            ended by itself.
-    """
-    settings = folder.settings()
-    check_secret(folder.key)
-    check_free(settings.superlink_port)
-    folder.flower.connect(f"{LOCAL}:{settings.superlink_port}", folder.authority)
-    folder.events.write("server_started", port=settings.superlink_port)
-    command = superlink_command(folder, settings)
-    if supervise(command, folder.flower, folder.log, folder.pid):
-        raise UserError(f"Flower's SuperLink has ended by itself; {folder.log} says why")
-
-
-def check_free(port: int) -> None:
-    """Raise :class:`UserError` where another program listens on a local port already."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOCAL, port))
-        except OSError:
+def _require_host(host: str) -> None:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not HOST.fullmatch(host):
             raise UserError(
-                f"port {port} is in use on this machine; end what uses it, or change "
-                "superlink_port in server.toml, and the port that nginx.conf passes requests to"
+                f"--host {host}: neither a host name nor an address; give it without port"
             ) from None
 
 
-def starting_lines(folder: ServerFolder) -> list[str]:
-    """Return what is about to run, and what to do next."""
+def _nginx_word(path: Path) -> str:
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def start_server(folder: ServerFolder) -> None:
+    """Run Flower's SuperLink until it is asked to end. It listens on this machine alone: sites of
+    others come through the proxy.
+
+    Raises:
+        UserError: no server's folder, an unsafe key, it runs already, or it has ended by itself.
+    """
     settings = folder.settings()
-    return [
-        f"SuperLink on {LOCAL}:{settings.superlink_port}, log in {folder.log}; Ctrl-C ends it",
+    check_secret(folder.key)
+    print(
+        f"SuperLink on {LOCAL}:{settings.superlink_port}, log in {folder.log}; Ctrl-C ends it\n"
         f"sites on this machine reach it at {settings.local_address}, without a proxy; others at "
-        f"{settings.address}, where the proxy listens (nginx.conf)",
-        f"next, in another terminal, for each site: "
-        f"{folder.command('server add-site NAME KEY.pub')}",
+        f"{settings.address}, where the proxy listens (nginx.conf)\n"
+        "next, in another terminal, for each site: "
+        f"{folder.command('server add-site NAME KEY.pub')}\n"
         f"then: {folder.command('submit EXPERIMENT')}",
-    ]
-
-
-def superlink_command(folder: ServerFolder, settings: ServerSettings) -> list[str]:
-    """Flower's own program, bound to this machine: sites come through the proxy."""
-    return [
+        flush=True,  # a service manager reads it from a pipe
+    )
+    folder.flower.connect(f"{LOCAL}:{settings.superlink_port}", folder.authority)
+    folder.events.write("server_started", port=settings.superlink_port)
+    command = [
         program("flower-superlink"),
         *("--ssl-ca-certfile", str(folder.authority)),
         *("--ssl-certfile", str(folder.certificate)),
@@ -261,6 +198,8 @@ def superlink_command(folder: ServerFolder, settings: ServerSettings) -> list[st
         *("--host", LOCAL, "--port", str(settings.superlink_port)),
         *("--database", str(folder.database)),
     ]
+    if supervise(command, folder.flower, folder.log, folder.pid):
+        raise UserError(f"Flower's SuperLink has ended by itself; {folder.log} says why")
 
 
 def registered(folder: ServerFolder) -> dict[str, dict[str, Any]]:
@@ -319,7 +258,7 @@ def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
 
 
 def remove_site(folder: ServerFolder, name: str) -> list[str]:
-    """Let nobody sign in as ``name`` any more.
+    """Refuse the key of ``name`` from now on.
 
     Returns:
         The lines to print.
@@ -344,7 +283,7 @@ def remove_site(folder: ServerFolder, name: str) -> list[str]:
 
 @contextmanager
 def _changing(folder: ServerFolder) -> Iterator[dict[str, dict[str, Any]]]:
-    """Yield the list; within the block no other command changes it."""
+    """Yield the list of sites, which no other command changes within the block."""
     try:
         with FileLock(folder.sites.with_suffix(".lock"), timeout=WAIT_SECONDS):
             yield registered(folder)

@@ -24,16 +24,8 @@ STARTS = "starts.jsonl"
 """In the run folder: Flower's id of the run, one line for each time that it was started."""
 
 
-def submit(
-    folder: ServerFolder, experiment: str, overrides: tuple[str, ...] = (), seed: int | None = None
-) -> list[str]:
-    """Start a new run.
-
-    Args:
-        folder: of the server.
-        experiment: a TOML file, or a shipped name.
-        overrides: ``table.key=value``.
-        seed: beats the experiment's.
+def submit(folder: ServerFolder, experiment: str, overrides: tuple[str, ...] = ()) -> list[str]:
+    """Start a new run of a TOML file, or a shipped name, with ``table.key=value``.
 
     Returns:
         The lines to print.
@@ -42,13 +34,12 @@ def submit(
         UserError: bad input (nothing has started), or the server does not answer.
     """
     folder.settings()
-    sites = list(registered(folder))
-    asked = load_experiment(Request(experiment, "unnamed", overrides, seed, "deployment"))
+    asked = load_experiment(Request(experiment, "unnamed", overrides, engine="deployment"))
     name = f"{Path(experiment).stem}-seed{asked.run.seed}-{secrets.token_hex(3)}"
     if not NAME.fullmatch(name):
         raise UserError(f"{experiment}: rename it to letters, digits, '-' and '_'")
-    chosen = asked.federation.sites or tuple(sites)
-    _require_registered(folder, chosen, sites)
+    chosen = asked.federation.sites or tuple(registered(folder))
+    _require_registered(folder, chosen)
     return _start(folder, _at(asked, folder.runs / name, chosen), "started")
 
 
@@ -64,12 +55,12 @@ def resume(folder: ServerFolder, name: str) -> list[str]:
             or the server does not answer.
     """
     folder.settings()
-    sites, path = list(registered(folder)), run_folder(folder, name)
+    path = run_folder(folder, name)
     before = recorded(path)
     chosen = before.federation.sites
-    still = [site for site in chosen if site in sites]
+    still = registered(folder).keys() & set(chosen)
     if len(still) < max(1.0, before.federation.quorum * len(chosen)):
-        _require_registered(folder, chosen, sites)
+        _require_registered(folder, chosen)
     experiment = _at(before, path, chosen)
     run = experiment.run.model_copy(update={"resume": True})
     return _start(folder, experiment.model_copy(update={"run": run}), "continued")
@@ -100,29 +91,21 @@ def stop(folder: ServerFolder, name: str) -> list[str]:
 
 
 def run_folder(folder: ServerFolder, name: str) -> Path:
-    """Return the folder of a run; an empty name: of the one that was started last.
-
-    Raises:
-        UserError: no such run, or none at all.
-    """
+    """Return the folder of a run; without a name of the latest; UserError: there is none."""
     runs = {path.name: path for path in folder.runs.glob("*") if path.is_dir()}
     if not runs:
         raise UserError(
             f"{folder.runs}: no run yet; start one with {folder.command('submit EXPERIMENT')}"
         )
     if not name:
-        return max(runs.values(), key=lambda run: (_started_at(run), run.stat().st_mtime))
+        return max(runs.values(), key=_last_start)
     if Path(name).name not in runs:
         raise UserError(f"no run '{name}'; there are: {', '.join(sorted(runs))}")
     return runs[Path(name).name]
 
 
 def check(experiment: Experiment) -> None:
-    """What can be known without the sites' data.
-
-    Raises:
-        UserError: one line with the place and the cure.
-    """
+    """Raise :class:`UserError` for what is wrong without any look at the sites' data."""
     if experiment.data.source != "sites":
         raise UserError(
             f"data.source is '{experiment.data.source}'; a run with sites has data.source = "
@@ -152,26 +135,12 @@ def starts(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _started_at(run: Path) -> float:
+def _last_start(run: Path) -> float:
     return max((float(start["time"]) for start in starts(run)), default=0.0)
 
 
-def was_stopped(folder: ServerFolder, run: Path) -> bool:
-    """Return whether ``deal stop`` was called for the run since it was started last."""
-    begun = _started_at(run)
-    return any(
-        event["event"] == "run_stopped" and event["run"] == run.name and event["time"] >= begun
-        for event in read_events(folder.events.path)
-    )
-
-
 def flower_status(folder: ServerFolder, number: str) -> str:
-    """Return what Flower says of a start of a run; empty where it cannot be asked.
-
-    Args:
-        folder: of the server.
-        number: Flower's id of the start.
-    """
+    """Return what Flower says of a start of a run by its id; empty where it cannot be asked."""
     try:
         runs = folder.flower.ask("list", CONNECTION, "--run-id", number)["runs"]
     except UserError:
@@ -179,14 +148,12 @@ def flower_status(folder: ServerFolder, number: str) -> str:
     return str(runs[0]["status"]) if runs else "unknown"
 
 
-def _require_registered(folder: ServerFolder, chosen: tuple[str, ...], sites: list[str]) -> None:
-    missing = [name for name in chosen if name not in sites]
+def _require_registered(folder: ServerFolder, chosen: tuple[str, ...]) -> None:
+    known = registered(folder)
+    missing = next((name for name in chosen if name not in known), "" if chosen else "NAME")
     if missing:
-        cure = folder.command(f"server add-site {missing[0]} KEY.pub")
-        raise UserError(f"site '{missing[0]}' is not registered; {cure}")
-    if not chosen:
-        cure = folder.command("server add-site NAME KEY.pub")
-        raise UserError(f"no site is registered; {cure}")
+        said = f"site '{missing}' is not registered" if chosen else "no site is registered"
+        raise UserError(f"{said}; {folder.command(f'server add-site {missing} KEY.pub')}")
 
 
 def _at(experiment: Experiment, out: Path, sites: tuple[str, ...]) -> Experiment:
@@ -226,7 +193,7 @@ def _start(folder: ServerFolder, experiment: Experiment, done: str) -> list[str]
 
 
 def _require_ended(folder: ServerFolder, run: Path, where: str) -> None:
-    """Raise where the run that should go on has not ended, or is about to begin."""
+    """Raise where the run has not ended, or is about to begin."""
     with exclusive_lock(RunFolder(run).writing, where):
         pass
     begun, events = starts(run), list(read_events(RunFolder(run).metrics))

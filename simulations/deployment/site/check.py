@@ -6,10 +6,9 @@ from __future__ import annotations
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
-from functools import partial
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
@@ -20,16 +19,11 @@ from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment, counts_in_sum
 from deal_core.data.files import FilesSource, SiteSource
 from deal_core.data.identifiers import repeated_identifiers
-from deal_core.data.source import TaskData, split_off_each
+from deal_core.data.source import split_off_each
 from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
 from deal_core.privacy.events import GROUP, RECORD, unit_text
-from deal_core.privacy.policy import (
-    Policy,
-    figures_allowed,
-    protects,
-    terms,
-)
+from deal_core.privacy.policy import Policy, figures_allowed, protects, terms
 from deal_core.secure_sum.terms import LEAST_SITES
 from simulations.deployment.keys import check_secret, fingerprint_of_private_key
 from simulations.deployment.site.folder import (
@@ -50,27 +44,22 @@ from simulations.run.quick_checks import (
 CONNECT_SECONDS = 10.0
 MOST_SKEW = 10.0
 """Seconds between two clocks: signatures of sign-in carry the time, and Flower refuses old ones."""
+PINS = "write the fingerprints of the other sites' keys into [peers] of site.toml, by telephone"
 
 
 class Note(str):
-    """It is printed with ``note``, where a line that is as it should be is printed with ``ok``."""
+    """A line about what does not take place here: ``note`` in the place of ``ok``."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was found.
+    """What was found, a line each."""
 
-    Attributes:
-        lines: what is as it should be; a :class:`Note` where something does not take place here.
-        problems: one line each: what is wrong, where, and the cure.
-        warnings: one line each: what works, and may not be what is meant.
-    """
-
-    lines: list[str]
-    problems: list[str]
-    warnings: list[str] = field(default_factory=list)
+    lines: list[str]  # what is as it should be, and notes
+    problems: list[str]  # what is wrong, where, and the cure
+    warnings: list[str] = field(default_factory=list)  # what works, and may not be what is meant
 
     def printed(self) -> Iterator[str]:
         """Yield every line with the word before it."""
@@ -98,32 +87,31 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
     site = read_site(folder / "site.toml")
     policy = site.policy or Policy()
     report = Report([f"site '{site.site.name}', state in {site.site.state}"], [])
-    checks: list[Callable[[], Iterator[str]]] = [
-        lambda: check_keys(site),
-        lambda: check_state(site),
-        lambda: check_secure_sums(site, experiment),
-        lambda: check_disjoint(site),
+    checks = [
+        check_keys(site),
+        check_state(site),
+        check_secure_sums(site, experiment),
+        check_disjoint(site),
     ]
     labels = site.data.labels
     if experiment is None:
-        checks.append(lambda: require_labels(site))
+        checks.append(require_labels(site))
     else:
         labels = agreed_labels(experiment)
-        compare = (compare_labels, check_agreed, check_policy, check_sums, check_terms)
-        checks += [partial(each, site, experiment) for each in compare]
+        compare = (compare_labels, check_agreed, check_policy, check_sums)
+        checks += [each(site, experiment) for each in compare]
     if not offline:
-        checks.append(lambda: check_connection(site))
+        checks.append(check_connection(site))
     for check in checks:
         try:
-            report.lines.extend(check())
+            report.lines.extend(check)
         except UserError as error:
             report.problems.append(str(error))
     if site.policy is not None and policy.metrics == "clear":
         report.warnings.append(f"policy.{CLEAR_COUNTS}")
     data = site_files(site.data).model_copy(update={"labels": labels})
-    summed = experiment is not None and counts_in_sum(experiment)
-    least_tests = policy.min_records if site.policy is not None and summed else 0
-    check_data(data, report, policy.unit_column, least_tests)
+    summed = site.policy is not None and experiment is not None and counts_in_sum(experiment)
+    check_data(data, report, policy.unit_column, policy.min_records if summed else 0)
     if not policy.unit_column:
         found = repeated_identifiers(data)
         report.warnings.extend(identifier_warning(each, "policy.unit_column") for each in found)
@@ -132,11 +120,7 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
 
 
 def check_keys(site: SiteFile) -> Iterator[str]:
-    """Yield what was found of the private key and of the authority's certificate.
-
-    Raises:
-        UserError: one is missing, or the key is readable for others.
-    """
+    """Of the private key and of the authority's certificate."""
     check_secret(Path(site.server.key))
     yield f"key {site.server.key}: private"
     shown = fingerprint_of_private_key(Path(site.server.key))
@@ -150,11 +134,7 @@ def check_keys(site: SiteFile) -> Iterator[str]:
 
 
 def check_state(site: SiteFile) -> Iterator[str]:
-    """Yield that the state folder can be written.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """Of the state folder."""
     state = Path(site.site.state)
     try:
         make_private(state)
@@ -166,17 +146,9 @@ def check_state(site: SiteFile) -> Iterator[str]:
     yield f"state folder {state}: can be written"
 
 
-def check_data(
-    config: DataConfig, report: Report, unit_column: str = "", least_tests: int = 0
-) -> None:
-    """Read every task; one line for each, and one for each kind of fault.
-
-    Args:
-        config: the site's files.
-        report: gets the lines.
-        unit_column: of the policy: every row should have a value in it.
-        least_tests: fewest test rows of a task that is counted in a secure sum.
-    """
+def check_data(config: DataConfig, report: Report, unit_column: str, least_tests: int) -> None:
+    """Read every task: lines with its counts, which are sent nowhere, and one for each kind of
+    fault; a warning where a task has fewer than ``least_tests`` test rows."""
     source = FilesSource(config, unit_column)
     try:
         names = source.task_names()
@@ -196,17 +168,21 @@ def check_data(
             task = replace(task, train=train, test=test)
         if not task.train:
             continue
-        report.lines.append(described(task))
+        counts = Counter(example.label or "texts" for example in task.train)
+        listed = ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))
+        groups = len({example.unit for example in task.train if example.unit})
+        report.lines.append(
+            f"task '{name}': {len(task.train)} train{f' of {groups} groups' if groups else ''}, "
+            f"{len(task.test)} test; train: {listed}"
+        )
         report.warnings.extend((*both_sides_warning(task), *alike_people_warning(task)))
         if len(task.test) < least_tests:
             report.warnings.append(
                 f"task '{name}': {len(task.test)} test rows, and counts go into a secure sum from "
                 f"policy.min_records = {least_tests} on; this site sits the evaluations out"
             )
-    for name in known:
-        if name not in names:
-            sits_out = "this site sits it out, or under 'record' answers with noise alone"
-            report.lines.append(Note(f"task '{name}': no folder; {sits_out}"))
+    sits_out = "no folder; this site sits it out, or under 'record' answers with noise alone"
+    report.lines.extend(Note(f"task '{n}': {sits_out}") for n in known if n not in names)
     if known and not set(known) & set(names):
         report.problems.append(
             f"{config.path}: no folder is named like a task of the experiment "
@@ -214,24 +190,8 @@ def check_data(
         )
 
 
-def described(task: TaskData) -> str:
-    """Counts of a task; they are printed here and sent nowhere."""
-    counts = Counter(example.label or "texts" for example in task.train)
-    listed = ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))
-    groups = len({example.unit for example in task.train if example.unit})
-    of_groups = f" of {groups} groups" if groups else ""
-    return (
-        f"task '{task.name}': {len(task.train)} train{of_groups}, {len(task.test)} test; "
-        f"train: {listed}"
-    )
-
-
 def check_connection(site: SiteFile) -> Iterator[str]:
-    """Yield that the server answers, is the one that the certificate vouches for, and its clock.
-
-    Raises:
-        UserError: no connection, another server, or a clock that is too far off.
-    """
+    """Of the server: it answers, its certificate is the authority's, its clock agrees."""
     address, certificate = site.server.address, site.server.certificate
     host, port = host_and_port(address, "server.address")
     try:
@@ -262,14 +222,7 @@ def check_connection(site: SiteFile) -> Iterator[str]:
 
 
 def check_clock(skew: float) -> Iterator[str]:
-    """Yield that the clocks agree.
-
-    Args:
-        skew: seconds by which the server's clock is ahead.
-
-    Raises:
-        UserError: they differ by more than ``MOST_SKEW``.
-    """
+    """Of the clocks, the server's being ``skew`` seconds ahead."""
     if abs(skew) > MOST_SKEW:
         word = "behind" if skew > 0 else "ahead of"
         raise UserError(
@@ -279,15 +232,8 @@ def check_clock(skew: float) -> Iterator[str]:
     yield "clock: agrees with the server's"
 
 
-PINS = "write the fingerprints of the other sites' keys into [peers] of site.toml, by telephone"
-
-
 def compare_labels(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Yield a line for each task on which both agree, or that is the site's alone.
-
-    Raises:
-        UserError: labels are missing or differ; the lines to be written stand in it.
-    """
+    """Of each task's labels; where they are missing or differ, the error has the lines to write."""
     own, agreed = site.data.labels, agreed_labels(experiment)
     for task in own:
         if task not in agreed:
@@ -309,11 +255,7 @@ def compare_labels(site: SiteFile, experiment: Experiment) -> Iterator[str]:
 
 
 def require_labels(site: SiteFile) -> Iterator[str]:
-    """Yield a line with the tasks that the site takes part in.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Of the tasks that the site takes part in."""
     if not site.data.labels:
         raise UserError(
             "[data.labels] of site.toml: not there, so this site takes part in no task; deal site "
@@ -323,12 +265,7 @@ def require_labels(site: SiteFile) -> Iterator[str]:
 
 
 def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Yield that base model and public texts of the experiment are among those of the site.
-
-    Raises:
-        UserError: the site has not agreed to one of them, or to how a task is asked and answered;
-            or the model's folder is not there.
-    """
+    """Of base model, public texts, and how each task is asked and answered."""
     require(Asked(experiment, site.policy, site), "model")
     place = Path(site.models[experiment.model.name] or experiment.model.name)
     agreed, own = agreed_labels(experiment), site.data.labels
@@ -342,25 +279,22 @@ def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
 
 
 def check_policy(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Yield that the policy allows what the experiment asks, and what is protected; secure sums
-    have a check of their own.
-
-    Raises:
-        UserError: the site would take no part in it.
-    """
+    """Of what the policy allows, the unit that is protected, and delta; not of secure sums."""
     require(Asked(experiment, site.policy), "policy", "sum", "unit")
     column = site.policy.unit_column if site.policy is not None else ""
     yield f"the policy allows the experiment: privacy.mechanism '{experiment.privacy.mechanism}'"
     if column:
         yield f"unit of privacy: {unit_text(GROUP, column)}, all records here with one value of it"
+    if experiment.privacy.mechanism == "record":
+        source = SiteSource(site_files(site.data), column)
+        units = sum(source.load(task).units(bool(column)) for task in source.task_names())
+        delta = terms(experiment.privacy, site.policy, units).delta
+        unit = GROUP if column else RECORD
+        yield f"delta = {delta:g} for {units} {unit}s: n delta = {units * delta:.2g}"
 
 
 def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Yield what becomes of the class sums that the experiment asks for, if it does.
-
-    Raises:
-        UserError: they are exact, or nothing can be learnt without them and the policy keeps them.
-    """
+    """Of the class sums that the experiment asks for, and whether it can go without them."""
     statistics = statistics_of(method_of(experiment))
     if statistics is None:
         return
@@ -389,33 +323,8 @@ def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:
         )
 
 
-def check_terms(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Yield the delta that records, or groups, are protected at, and what it comes to.
-
-    Raises:
-        UserError: the policy does not allow the clipping bound, or delta is too large for the
-            number of records.
-    """
-    if experiment.privacy.mechanism != "record":
-        return
-    column = site.policy.unit_column if site.policy is not None else ""
-    source = SiteSource(site_files(site.data), column)
-    units = sum(source.load(task).units(bool(column)) for task in source.task_names())
-    delta = terms(experiment.privacy, site.policy, units).delta
-    unit = GROUP if column else RECORD
-    yield f"delta = {delta:g} for {units} {unit}s: n delta = {units * delta:.2g}"
-
-
 def check_secure_sums(site: SiteFile, experiment: Experiment | None) -> Iterator[str]:
-    """Yield one line: whether secure sums could be made here, with whom, and under which limits.
-
-    Args:
-        site: what the site has decided.
-        experiment: None: none is asked about; then nothing is wrong with a site without pins.
-
-    Raises:
-        UserError: the experiment, or the policy, needs them, and they could not be made.
-    """
+    """Of secure sums: whether they could be made here, with whom, and under which limits."""
     policy = site.policy or Policy()
     required = policy.secure_aggregation == "required"
     if required and experiment is not None and not experiment.aggregation.secure:
@@ -424,52 +333,51 @@ def check_secure_sums(site: SiteFile, experiment: Experiment | None) -> Iterator
             "false, so this site takes no part; set it to true in the experiment"
         )
     asked = required or (experiment is not None and experiment.aggregation.secure)
-    fault = _fault(site, policy, experiment)
+    least = max(LEAST_SITES, policy.min_cohort)
+    fault = _unpinned(site, policy, least) or _other_terms(site, policy, experiment)
     if fault and asked:
         raise UserError(f"secure sums: {fault}")
     if fault:
         yield Note(f"secure sums: not possible here: {fault}")
-    else:
-        word = "required" if required else "allowed"
-        yield f"secure sums: {word} by the policy, {_with(site, policy)}"
+        return
+    named = "whoever the server names (policy.server_vouches_for_peers)"
+    whom = f"{', '.join(sorted(site.peers))} (pinned)" if site.peers else named
+    yield (
+        f"secure sums: {'required' if required else 'allowed'} by the policy, with {whom}, of "
+        f"{least} sites or more, {policy.colluding} of them working with the server"
+    )
 
 
-def _fault(site: SiteFile, policy: Policy, experiment: Experiment | None) -> str:
-    """Why there can be none; empty: there can."""
+def _unpinned(site: SiteFile, policy: Policy, least: int) -> str:
+    """Return why too few sites are pinned; empty: they suffice."""
+    if not site.peers:
+        return "" if policy.server_vouches_for_peers else f"no site is pinned; {PINS}"
     try:
         own = fingerprint_of_private_key(Path(site.server.key))
     except UserError:  # told where keys are checked
         own = ""
-    others = set(site.peers.values()) - {own}
-    if not site.peers:
-        return "" if policy.server_vouches_for_peers else f"no site is pinned; {PINS}"
-    least = max(LEAST_SITES, policy.min_cohort)
-    if len(others) + 1 < least:
-        return f"{len(others)} other sites are pinned, and a sum is of {least}; {PINS}"
-    if experiment is None or not experiment.aggregation.secure:
-        return ""
-    if policy.min_cohort > experiment.aggregation.min_cohort:
-        return (
-            f"policy.min_cohort is {policy.min_cohort}, and aggregation.min_cohort of the "
-            f"experiment {experiment.aggregation.min_cohort}; raise that, or lower the policy's"
-        )
-    if policy.colluding > experiment.privacy.colluding:
-        return (
-            f"policy.colluding is {policy.colluding}, and privacy.colluding of the experiment "
-            f"{experiment.privacy.colluding}; raise that, or lower the policy's"
-        )
-    unpinned = set(experiment.federation.sites) - set(site.peers) - {site.site.name}
-    if unpinned:
-        return f"no key of {', '.join(sorted(unpinned))} is pinned; {PINS}"
+    others = len(set(site.peers.values()) - {own})
+    if others + 1 < least:
+        return f"{others} other sites are pinned, and a sum is of {least}; {PINS}"
     return ""
 
 
-def _with(site: SiteFile, policy: Policy) -> str:
-    least = max(LEAST_SITES, policy.min_cohort)
-    limits = f"of {least} sites or more, {policy.colluding} of them working with the server"
-    if not site.peers:
-        return f"with whoever the server names (policy.server_vouches_for_peers), {limits}"
-    return f"with {', '.join(sorted(site.peers))} (pinned), {limits}"
+def _other_terms(site: SiteFile, policy: Policy, experiment: Experiment | None) -> str:
+    """Return why the experiment's sums are none for this site; empty: they are."""
+    if not site.peers or experiment is None or not experiment.aggregation.secure:
+        return ""
+    for key, own, table in (
+        ("min_cohort", policy.min_cohort, "aggregation"),
+        ("colluding", policy.colluding, "privacy"),
+    ):
+        theirs = getattr(getattr(experiment, table), key)
+        if own > theirs:
+            return (
+                f"policy.{key} is {own}, and {table}.{key} of the experiment {theirs}; raise that, "
+                "or lower the policy's"
+            )
+    unpinned = set(experiment.federation.sites) - set(site.peers) - {site.site.name}
+    return f"no key of {', '.join(sorted(unpinned))} is pinned; {PINS}" if unpinned else ""
 
 
 def what_leaves(site: SiteFile) -> list[str]:
@@ -483,33 +391,31 @@ def what_leaves(site: SiteFile) -> list[str]:
         figures[figures.index("num_examples")] = "num_examples (always 1)"
     charged = ["simulation_only", "epsilon", "delta", "n_delta", "void", "assumes_more"]
     charged += ["disjoint_tasks"] if policy is not None and policy.disjoint_tasks else []
-    allowed = figures_allowed(dict.fromkeys(charged, 0.0), policy)
-    private = [name for name in charged if name in allowed]
-    summed = _sums(policy, protected)
-    counts = {"clear": "as they are", "noised": "with noise, charged", "none": "stay here"}
-    counts["summed"] = "as part of a secure sum alone"
+    private = figures_allowed(dict.fromkeys(charged, 0.0), policy)
+    counts = {
+        "clear": "as they are",
+        "noised": "with noise, charged",
+        "none": "stay here",
+        "summed": "as part of a secure sum alone",
+    }
     own = counts[policy.metrics if policy is not None else "clear"]
+    sums = "none leaves"
+    if protected:
+        sums = "with noise, charged"
+    elif policy is None or policy.share_sums:
+        sums = "with noise, once for each task"
     masked = {} if protected else figures_allowed(ordinary, policy, masked=True)
     loss = " and the mean loss" if "loss" in masked else ""
     least = max(LEAST_SITES, policy.min_cohort) if policy is not None else LEAST_SITES
     return [
         f"would leave: LoRA factors of {', '.join(site.models)}{noised}",
         f"would leave with them: {', '.join(figures)}; in a run with differential privacy also "
-        f"{', '.join(private)}",
+        f"{', '.join(name for name in charged if name in private)}",
         f"right answers (correct, correct_all, examples) for each task: {own}",
         "class sums (of each label a count and a sum of vectors), where a method "
-        f"is made of them, under masks and with noise: {summed}",
+        f"is made of them, under masks and with noise: {sums}",
         f"in a secure sum: keys, shares and, in the place of the factors, masked ones{loss}: what "
         f"can be read is their sum over {least} sites or more",
         f"with every reply: {', '.join(FIELDS['status'])}; no text, no path, no column, no message "
         "of an error",
     ]
-
-
-def _sums(policy: Policy | None, protected: bool) -> str:
-    """How class sums leave."""
-    if protected:
-        return "with noise, charged"
-    if policy is None or policy.share_sums:
-        return "with noise, once for each task"
-    return "none leaves"

@@ -23,7 +23,7 @@ from simulations.deployment.keys import (
     make_key_pair,
     write_secret,
 )
-from simulations.deployment.programs import filled, service_unit, supervise
+from simulations.deployment.service import filled, service_unit, supervise
 from simulations.engines.flower import FlowerHome
 from simulations.output.files import toml_value
 
@@ -47,25 +47,6 @@ REASONS = {
     "more, or the clocks differ; deal site check compares them",
 }
 """What Flower writes when it gives up, and what that means."""
-POLICY = """\
-mechanism = "record"     # differential privacy for each record; without this and max_epsilon,
-                         # updates leave as the experiment asks, also unprotected
-max_epsilon = 8.0        # of all that the ledger holds, for ever; a larger one protects less
-# unit_column = "patient_id"  # whose a record is: all records of one are then protected together,
-                         # in experiments alone that say so too; once and for all
-metrics = "none"         # counts of right answers stay; "noised": they leave with noise, and are
-                         # charged; "summed": as part of a secure sum alone; "clear": as they are
-share_num_examples = false  # true: the exact number of training records may leave
-share_sums = false       # true: class sums may leave with noise that is not charged; under
-                         # differential privacy they leave anyway, with its noise, and are charged
-spending = true          # false: epsilon and delta of the ledger stay here as well
-secure_aggregation = "allowed"  # "required": an update leaves in a secure sum, or not at all
-min_cohort = 3           # fewest sites in a secure sum; the number of all: no sum leaves one out
-colluding = 1            # so many other sites may work with the server, and learn nothing more
-# noise_share = "sum"    # the noise that protects a record may be made by all sites of a secure
-                         # sum together; else all of it is made here
-"""
-"""Keys of ``[policy]`` in a new ``site.toml``: differential privacy, and nothing in the clear."""
 LABELS = """\
 [data.labels]            # every task that this site takes part in, and its labels, as agreed on
 {lines}"""
@@ -83,12 +64,8 @@ def init_site(
     name: str,
     address: str = "SERVER:9443",
     certificate: Path | None = None,
-    *,
-    text_column: str = "text",
-    label_column: str = "label",
     labels: Mapping[str, Sequence[str]] = MappingProxyType({}),
     model: str = ModelConfig().name,
-    policy: str = POLICY,
 ) -> list[str]:
     """Fill the folder of a site.
 
@@ -98,11 +75,8 @@ def init_site(
         name: of the site.
         address: of the server.
         certificate: the server's; it is copied.
-        text_column: of the data.
-        label_column: of the data.
         labels: of each task of the agreed experiment.
         model: its base model.
-        policy: keys of its table, as TOML.
 
     Returns:
         The lines to print.
@@ -125,11 +99,8 @@ def init_site(
         name=toml_value(name),
         address=toml_value(address),
         data=toml_value(str(data.resolve())),
-        text=toml_value(text_column),
-        label=toml_value(label_column),
         labels=LABELS.format(lines=label_lines(labels)) if labels else NO_LABELS,
-        models=f'{toml_value(model)} = ""\n',
-        policy=policy,
+        model=toml_value(model),
     )
     try:
         (folder / "state").mkdir(parents=True, exist_ok=True)  # the unit lets nothing else change
@@ -139,7 +110,8 @@ def init_site(
         (folder / "site.pub").write_bytes(pair.public)
         if certificate is not None:
             shutil.copyfile(certificate, folder / "ca.crt")
-        unit = site_unit(folder, data.resolve())
+        # What it runs can change neither site.toml with its limits, nor the keys.
+        unit = service_unit("site", folder, (data.resolve(), folder), folder / "state")
         (folder / "deal-site.service").write_text(unit, encoding="utf-8")
         (folder / "site.toml").write_text(settings, encoding="utf-8")
     except OSError as error:
@@ -205,37 +177,32 @@ def host_and_port(address: str, place: str) -> tuple[str, int]:
     return host.strip("[]"), number
 
 
-def site_unit(folder: Path, data: Path) -> str:
-    """Return a systemd unit that keeps a site running. What it runs can read the data, and write
-    the state folder; it can change neither ``site.toml`` with its limits, nor the
-    keys, nor anything else of this machine's."""
-    what, state = "Federated DEAL: site", folder / "state"
-    return service_unit(what, "deal-site", "site start", folder, (data, folder), state)
-
-
-def start_site(folder: Path) -> int:
-    """Run the SuperNode until it is stopped.
-
-    Returns:
-        The exit code, 0: it was asked to end.
+def start_site(folder: Path) -> None:
+    """Run Flower's SuperNode until it is asked to end.
 
     Raises:
         UserError: ``site.toml`` is wrong, a key is unsafe, tasks are not as disjoint as declared,
             the site runs already, or the server refuses it.
     """
     site = read_site(folder / "site.toml")
+    state = Path(site.site.state)
     check_secret(Path(site.server.key))
     if not Path(site.server.certificate).is_file():
         raise UserError(
             f"{site.server.certificate}: not there; it is the ca.crt of the server's administrator"
         )
+    print(
+        f"site '{site.site.name}' serves {site.server.address}; Ctrl-C ends it\n"
+        f"it runs what is installed here: federated-deal {package_digest()[:12]}\n"
+        f"its log: {state / 'log.jsonl'}; Flower's: supernode.log beside it\n"
+        f"next: nothing; to look at data and connection: deal site check {folder}",
+        flush=True,  # a service manager reads it from a pipe
+    )
     list(check_disjoint(site))  # read before anything is served
-    state = Path(site.site.state)
     make_private(state)
-    home = FlowerHome(state / "flower")
     # -P: nothing is imported from its working directory, which apps can write.
     command = [sys.executable, "-P", "-m", MODULE, "supernode", str(folder / "site.toml")]
-    return _keep_going(site, command, home, state / "supernode.log", state / "site.pid")
+    _keep_going(site, command)
 
 
 def check_disjoint(site: SiteFile) -> Iterator[str]:
@@ -270,14 +237,20 @@ def make_private(state: Path) -> None:
         state.chmod(0o700)
 
 
-def _keep_going(site: SiteFile, command: list[str], home: FlowerHome, log: Path, pid: Path) -> int:
-    """Run the SuperNode, again where what has ended it will pass."""
+def _keep_going(site: SiteFile, command: list[str]) -> None:
+    """Run the SuperNode until it is asked to end, again where what has ended it will pass.
+
+    Raises:
+        UserError: something else has ended it.
+    """
+    state = Path(site.site.state)
+    home, log, pid = FlowerHome(state / "flower"), state / "supernode.log", state / "site.pid"
     was_in = pid.exists()  # whoever ended in order has taken it away, or never was in
     give_up = time.monotonic() + (AFTERLIFE_SECONDS if was_in else 0.0)
     while True:
         start = log.stat().st_size if log.exists() else 0
         if supervise(command, home, log, pid, HANDSHAKE) == 0:
-            return 0
+            return
         said = log.read_bytes()[start:].decode("utf-8", "replace")
         if CONNECTED in said:
             was_in, give_up = True, time.monotonic() + AFTERLIFE_SECONDS
@@ -291,14 +264,3 @@ def _keep_going(site: SiteFile, command: list[str], home: FlowerHome, log: Path,
         what = "no TLS with the server" if passes else "the server holds the connection from before"
         print(f"{what}; trying again", flush=True)
         time.sleep(RETRY_SECONDS)
-
-
-def starting_lines(folder: Path) -> list[str]:
-    """Return what is about to run, and where to look."""
-    site = read_site(folder / "site.toml")
-    return [
-        f"site '{site.site.name}' serves {site.server.address}; Ctrl-C ends it",
-        f"it runs what is installed here: federated-deal {package_digest()[:12]}",
-        f"its log: {Path(site.site.state) / 'log.jsonl'}; Flower's: supernode.log beside it",
-        f"next: nothing; to look at data and connection: deal site check {folder}",
-    ]

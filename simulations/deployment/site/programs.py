@@ -30,7 +30,7 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.run import Run
 
-from client.site_file import NODE_KEY, SiteFile, read_site
+from client.site_file import NODE_KEY, read_site
 from simulations.deployment.keys import write_secret
 from simulations.engines.flower import BUNDLE, LOCAL, free_port
 from simulations.output.files import toml_value
@@ -71,21 +71,8 @@ def with_own_app(pull: Callable[..., int | None]) -> Callable[..., int | None]:
     return pull_own
 
 
-def supernode_arguments(path: Path, site: SiteFile, port: int, secret: Path) -> list[str]:
-    """For Flower's own program; the app is told nothing but where ``site.toml`` lies."""
-    return [
-        *("--root-certificates", site.server.certificate),
-        *("--auth-supernode-private-key", site.server.key),
-        *("--superlink", site.server.address),
-        *("--host", LOCAL, "--port", str(port)),
-        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
-        *("--node-config", f"{NODE_KEY}={toml_value(str(path))}"),
-    ]
-
-
 def new_secret(home: Path) -> Path:
-    """Return a file that lets the process that starts apps, and nobody else on this machine, take
-    tasks from the SuperNode."""
+    """Return a file that lets this user's processes alone take tasks from the SuperNode."""
     secret = home / "superexec.secret"
     secret.unlink(missing_ok=True)
     write_secret(secret, secrets.token_hex(32).encode())
@@ -96,7 +83,7 @@ def supernode(path: Path) -> None:
     """Serve until a signal comes."""
     internal: Any = importlib.import_module("flwr.supernode.start_client_internal")
     internal._pull_and_store_message = with_own_app(internal._pull_and_store_message)
-    site, home = read_site(path), Path(os.environ["FLWR_HOME"])
+    server, home = read_site(path).server, Path(os.environ["FLWR_HOME"])
     # Flower finds an unpacked app by eight digits of a hash; what lies there from before must not
     # be taken for the installed one.
     shutil.rmtree(home / "apps", ignore_errors=True)
@@ -107,7 +94,15 @@ def supernode(path: Path) -> None:
         *("--superexec-auth-secret-file", str(secret), "--parent-pid", str(os.getpid())),
     ]
     subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    sys.argv = ["flower-supernode", *supernode_arguments(path, site, port, secret)]
+    sys.argv = [
+        "flower-supernode",
+        *("--root-certificates", server.certificate),
+        *("--auth-supernode-private-key", server.key),
+        *("--superlink", server.address),
+        *("--host", LOCAL, "--port", str(port)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+        *("--node-config", f"{NODE_KEY}={toml_value(str(path))}"),  # all that the app is told
+    ]
     from flwr.supernode.cli import flower_supernode
 
     flower_supernode()
@@ -119,7 +114,7 @@ class ClientAppExecutor:
     def get_eligible_capacity(
         self, supported_task_types: set[TaskType], **where: Any
     ) -> tuple[set[TaskType], set[str]]:
-        """Only messages to ClientApps are taken from the SuperNode."""
+        """Return ClientApps alone: what else there is stays with the SuperNode."""
         return supported_task_types & {TaskType.CLIENT_APP}, set()
 
     def wait_for_capacity(self, task_type: TaskType | None = None, **where: Any) -> None:
@@ -138,7 +133,7 @@ class ClientAppExecutor:
         return LaunchResult.accepted()
 
     def command(self, spec: ExecutionSpec) -> list[str]:
-        """Return the process for one message."""
+        """Return the command line of the process for one message."""
         return [
             *(sys.executable, "-P", "-m", MODULE, "clientapp"),
             *("--insecure", "--runtime-api-address", spec.runtime_api_address),

@@ -17,8 +17,16 @@ from typing import Any
 
 import psutil
 
-from simulations.deployment.server.folder import ServerFolder, registered
+from simulations.deployment.server.folder import (
+    ServerFolder,
+    ServerSettings,
+    add_site,
+    init_server,
+)
+from simulations.deployment.server.submit import submit
+from simulations.deployment.site.folder import agreed_labels, init_site
 from simulations.engines.flower import free_port, members, stop_all
+from simulations.run.experiment import Request, load_experiment
 
 ROOT = Path(__file__).parents[3]
 DEAL = [sys.executable, "-m", "simulations.cli"]
@@ -37,19 +45,16 @@ def wait_for(what: str, condition: Callable[[], Any], seconds: float) -> Any:
     raise AssertionError(f"{what}: not within {SLOW * seconds:g} s")
 
 
-def deal(*arguments: str, prefix: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*prefix, *DEAL, *arguments],
+def done(*arguments: str) -> str:
+    """What a ``deal`` command says, as a process of its own."""
+    result = subprocess.run(
+        [*DEAL, *arguments],
         capture_output=True,
         text=True,
         timeout=180 * SLOW,
         check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-
-
-def done(*arguments: str, prefix: Sequence[str] = ()) -> str:
-    result = deal(*arguments, prefix=prefix)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -80,64 +85,64 @@ class Federation:
     def address(self) -> str:
         return f"127.0.0.1:{self.folder.settings().superlink_port}"
 
-    def start(
-        self, name: str, *arguments: str, prefix: Sequence[str] = ()
-    ) -> subprocess.Popen[bytes]:
+    def start(self, name: str, *arguments: str, path: Sequence[Path] = ()) -> None:
+        """``deal ARGUMENTS`` in the background; modules of ``path`` come first."""
+        where = os.pathsep.join(map(str, (*path, ROOT)))
         with (self.path / f"{name}.out").open("ab") as output:
-            process = subprocess.Popen(
-                [*prefix, *DEAL, *arguments],
+            self.processes[name] = subprocess.Popen(
+                [*DEAL, *arguments],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": where},
                 start_new_session=True,
             )
-        self.processes[name] = process
-        return process
 
     def start_server(self) -> None:
         self.start("server", "server", "start", str(self.folder.path))
         wait_for("server", self.answers, 60)
 
     def answers(self) -> bool:
-        try:
-            with socket.create_connection(
-                ("127.0.0.1", self.folder.settings().superlink_port), timeout=1
-            ):
-                return True
-        except OSError:
-            return False
+        port = self.folder.settings().superlink_port
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
 
     def site(self, name: str) -> Path:
         return self.path / "sites" / name
 
-    def add(
+    def make(
         self,
         name: str,
         data: Path,
         experiment: Path | None = None,
-        *options: str,
+        *,
         address: str = "",
         policy: str = OPEN,
-    ) -> None:
-        """Make a site that takes part in the experiment's tasks, register its key."""
-        agreed = ("--experiment", str(experiment)) if experiment else ()
-        done(
-            *("site", "init", str(self.site(name)), "--data", str(data), "--name", name),
-            *(
-                "--server",
-                address or self.address,
-                "--certificate",
-                str(self.folder.authority),
-                *agreed,
-                *options,
-            ),
-        )
-        set_policy(self.site(name) / "site.toml", policy)
-        key = str(self.site(name) / "site.pub")
-        done("server", "add-site", name, key, "--dir", str(self.folder.path))
+        authority: Path | None = None,
+    ) -> Path:
+        """A site that takes part in the experiment's tasks; its public key."""
+        labels = agreed_labels(load_experiment(Request(str(experiment)))) if experiment else {}
+        trusted = authority or self.folder.authority
+        init_site(self.site(name), data, name, address or self.address, trusted, labels)
+        if policy:
+            set_policy(self.site(name) / "site.toml", policy)
+        return self.site(name) / "site.pub"
 
-    def start_site(self, name: str, prefix: Sequence[str] = ()) -> None:
-        self.start(name, "site", "start", str(self.site(name)), prefix=prefix)
+    def add(self, name: str, data: Path, experiment: Path | None = None, **settings: Any) -> None:
+        """The same, registered."""
+        add_site(self.folder, name, self.make(name, data, experiment, **settings))
+
+    def start_site(self, name: str, path: Sequence[Path] = ()) -> None:
+        self.start(name, "site", "start", str(self.site(name)), path=path)
+
+    def refused(self, name: str) -> str:
+        """What a site says that ends by itself, with an error."""
+        assert self.processes.pop(name).wait(timeout=90 * SLOW) == 2
+        return (self.path / f"{name}.out").read_text()
+
+    def connections(self) -> list[str]:
+        """What the SuperLink says of each registered key."""
+        nodes = self.folder.flower.ask("supernode", "list", "deal")["nodes"]
+        return [str(node["status"]) for node in nodes]
 
     def members(self, name: str) -> list[Any]:
         """The processes that work for a site, without the SuperNode that holds its place."""
@@ -174,9 +179,8 @@ class Federation:
             with suppress(psutil.Error):
                 member.kill()
 
-    def submit(self, *arguments: str) -> str:
-        out = done("submit", *arguments, "--dir", str(self.folder.path))
-        return out.split()[1]
+    def submit(self, experiment: str | Path, *overrides: str) -> str:
+        return submit(self.folder, str(experiment), overrides)[0].split()[1]
 
     def run(self, name: str) -> Path:
         return self.folder.runs / name
@@ -214,9 +218,6 @@ class Federation:
     def starts(self, name: str) -> list[str]:
         return (self.run(name) / "starts.jsonl").read_text().splitlines()
 
-    def names(self) -> list[str]:
-        return list(registered(self.folder))
-
     def end(self) -> None:
         for process in self.processes.values():
             process.send_signal(signal.SIGTERM)
@@ -232,17 +233,11 @@ class Federation:
 
 
 @contextmanager
-def federation(
-    path: Path, hosts: Sequence[str] = ("127.0.0.1",), port: int = 0
-) -> Iterator[Federation]:
+def federation(path: Path) -> Iterator[Federation]:
     """A server that runs, without sites."""
     fed = Federation(path)
-    link = free_port()
-    done(
-        *("server", "init", str(path / "server")),
-        *(word for host in hosts for word in ("--host", host)),
-        *("--superlink-port", str(link), "--port", str(port or free_port())),
-    )
+    ports = {"port": free_port(), "superlink_port": free_port()}
+    init_server(fed.folder, ServerSettings(hosts=("127.0.0.1",), **ports))
     try:
         fed.start_server()
         yield fed

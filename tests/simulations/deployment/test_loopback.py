@@ -1,61 +1,220 @@
-"""Separate institutions on one machine: real processes, TLS, keys, three data formats."""
+"""Separate institutions on one machine: real processes, TLS, keys, three data formats. One
+federation of three sites serves all checks but the first."""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from deal_core.config.file import parse_experiment, read_toml
+from deal_core.errors import UserError
+from deal_core.privacy.ledger import Ledger
 from server.results import read_results
-from tests.simulations.deployment.loopback import done, federation
+from simulations.deployment.keys import make_authority
+from simulations.deployment.server import submit
+from simulations.deployment.server.folder import add_site, remove_site
+from simulations.deployment.server.status import state_of
+from simulations.deployment.site.check import check_site
+from simulations.deployment.site.programs import own_app
+from simulations.engines.flower import FlowerHome, program
+from simulations.run.experiment import Request, load_experiment
+from tests.simulations.deployment.loopback import (
+    ROOT,
+    SLOW,
+    Federation,
+    done,
+    federation,
+    wait_for,
+)
+from tests.simulations.deployment.pushed_app import MARKER, changed_app
 from tests.simulations.deployment.short_experiment import alone, experiment_file, same_adapter
 from tests.simulations.deployment.site_data import SITES, divide
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(900 * SLOW)
+SHOWN = re.compile(r"```toml\n(description = .*?)```", re.DOTALL)
+SKEWED = """
+import datetime
+import flwr.supercore.date as date
+import flwr.supernode.node_auth_http_interceptor as signing
+signing.now = lambda: date.now() + datetime.timedelta(hours=1)
+"""
 
 
-def test_a_site_takes_part_over_tls_and_keeps_the_adapter(tmp_path: Path) -> None:
-    data = tmp_path / "data"
+def test_a_site_takes_part_over_tls_with_the_app_that_it_has_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the server pushes; and keeps the adapter."""
+    data, marker = tmp_path / "data", tmp_path / "marker"
     divide(data, {"north": ".csv"}, train=4, test=2)
     path = experiment_file(tmp_path / "one-task.toml", ["surgery"])
+    pushed = changed_app(tmp_path / "harmful", MARKER.format(path=str(marker)))
+    monkeypatch.setattr(submit, "BUNDLE", pushed)
     with federation(tmp_path) as fed:
         fed.add("north", data / "north", path)
         fed.start_site("north")
-        run = fed.submit(str(path))
+        run = fed.submit(path)
         fed.wait_event(run, "run_finished", 300)
-        kept = fed.site("north") / "state" / "runs" / run / "adapter"
+        state = fed.site("north") / "state"
+        kept = state / "runs" / run / "adapter"
         files = {path.name: path.read_bytes() for path in (fed.run(run) / "adapter").iterdir()}
         assert {path.name: path.read_bytes() for path in kept.iterdir()} == files
+        homes = set(marker.read_text().splitlines())
+        assert homes == {str(fed.folder.flower.path)}  # the server has imported it, the site not
+        (unpacked,) = (state / "flower" / "apps").iterdir()
+        assert own_app().hash_str[:8] in unpacked.name
+        assert str(marker) not in (unpacked / "deal_app.py").read_text()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    divide(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Federation]:
+    path = tmp_path_factory.mktemp("federation")
+    experiment = experiment_file(path / "two-tasks.toml")
+    with federation(path) as made:
+        for site in SITES:
+            made.add(site, data / site, experiment)
+            made.start_site(site)
+        yield made
 
 
 @pytest.mark.slow
-def test_three_sites_learn_what_one_process_learns(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    divide(data)
-    path = experiment_file(tmp_path / "two-tasks.toml")
-    with federation(tmp_path) as fed:
-        for site in SITES:
-            fed.add(site, data / site, path)
-            done("site", "check", str(fed.site(site)), "--experiment", str(path))
-            fed.start_site(site)
-        run = fed.submit(str(path))
-        fed.wait_event(run, "run_finished", 500)
-        assert "finished" in done("status", run, "--dir", str(fed.folder.path))
-        deployed = fed.run(run)
-        kept = {site: fed.site(site) / "state" / "runs" / run / "adapter" for site in SITES}
+def test_three_sites_learn_what_one_process_learns(fed: Federation, data: Path) -> None:
+    path = fed.path / "two-tasks.toml"
+    for site in SITES:
+        assert check_site(fed.site(site), load_experiment(Request(str(path)))).problems == []
+    run = fed.submit(path)
+    fed.wait_event(run, "run_finished", 500)
+    deployed = fed.run(run)
+    shown = done("status", run, "--dir", str(fed.folder.path))
+    assert f"run {run}: finished" in shown
+    assert shown.count("online") == len(SITES)
     done("report", str(deployed))
     page = (deployed / "report.html").read_text(encoding="utf-8")
     assert "– Deployment – deal" in page
     assert all(f'<th scope="row">{site}</th>' in page for site in SITES)
-    here = alone(path, data, tmp_path / "alone", list(SITES))
-    there = read_results(deployed)
+    here = alone(path, data, fed.path / "alone", list(SITES))
+    there, alike = read_results(deployed), read_results(here)
     assert there.engine == "deployment"
-    assert there.accuracy_matrix == read_results(here).accuracy_matrix
-    assert there.zero_shot == read_results(here).zero_shot
-    assert there.class_incremental == read_results(here).class_incremental
+    assert there.accuracy_matrix == alike.accuracy_matrix
+    assert there.zero_shot == alike.zero_shot
+    assert there.class_incremental == alike.class_incremental
     same_adapter(deployed, here)
     files = {path.name: path.read_bytes() for path in (deployed / "adapter").iterdir()}
-    for folder in kept.values():
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
-    told = done("predict", str(kept["north"]), "a broken bone")
-    assert '"label"' in told
+    for site in SITES:
+        kept = fed.site(site) / "state" / "runs" / run / "adapter"
+        assert {path.name: path.read_bytes() for path in kept.iterdir()} == files
+    assert '"label"' in done("predict", str(kept), "a broken bone")
+
+
+@pytest.mark.slow
+def test_strangers_are_refused_and_told_why(fed: Federation, data: Path) -> None:
+    other = fed.path / "other.crt"
+    other.write_bytes(make_authority().public)
+    fed.make("stranger", data / "all")
+    fed.make("misled", data / "all", authority=other)
+    for name in ("stranger", "misled"):
+        fed.start_site(name)
+    assert "does not know this key" in fed.refused("stranger")
+    assert "not the one that ca.crt" in fed.refused("misled")
+    home = FlowerHome(fed.path / "plain")
+    command = [program("flower-supernode"), "--insecure", "--superlink", fed.address]
+    command += ["--host", "127.0.0.1", "--port", "0", "--max-retries", "1"]
+    environment = home.environment()
+    plain = subprocess.run(
+        command, cwd=fed.path, env=environment, capture_output=True, timeout=90 * SLOW, check=False
+    )
+    assert plain.returncode != 0
+    assert re.search(rb"(?i)connection|unavailable|retr", plain.stdout + plain.stderr)
+    with pytest.raises(OSError, match=r"closed|reset"):
+        urllib.request.urlopen(f"http://{fed.address}/health", timeout=10)
+    assert len(fed.connections()) == len(SITES)
+
+
+@pytest.mark.slow
+def test_a_second_key_for_a_name_and_a_second_name_for_a_key_are_refused(fed: Federation) -> None:
+    north = fed.site("north")
+    for name, file, said in (
+        ("north", "site.pub", "is registered already; for a new key first deal server remove-site"),
+        ("alias", "site.pub", "this key is that of 'north'"),
+        ("alias", "site.key", "this is a private key, which must stay at its site"),
+    ):
+        with pytest.raises(UserError, match=said):
+            add_site(fed.folder, name, north / file)
+    written = (fed.folder.path / "events.jsonl").read_text().splitlines()
+    started, added = [json.loads(line) for line in written[:2]]
+    assert (started["event"], added["event"], added["site"]) == (
+        *("server_started", "site_added"),
+        "north",
+    )
+    assert (north / "site.pub").read_text().startswith(added["key"])
+
+
+@pytest.mark.slow
+def test_one_key_on_two_machines_is_one_site(fed: Federation) -> None:
+    """The second is refused while the first is there, and disturbs nothing."""
+    wait_for("north", lambda: "online" in fed.connections(), 60)
+    shutil.copytree(fed.site("north"), fed.site("copy"), ignore=shutil.ignore_patterns("state"))
+    fed.start_site("copy")
+    assert "another process serves with it" in fed.refused("copy")
+    path = experiment_file(fed.path / "twin.toml", ["surgery"], deadline=120)
+    run = fed.submit(path, 'federation.sites=["north"]', "federation.clients=1")
+    events = fed.wait_event(run, "run_finished", 300)
+    assert [e["client"] for e in events if e["event"] == "client_finished"] == ["0"]
+    assert not [e for e in events if e["event"] in ("client_failed", "reply_dropped")]
+
+
+@pytest.mark.slow
+def test_a_clock_an_hour_ahead_is_refused_at_sign_in(fed: Federation, data: Path) -> None:
+    """The real SuperNode, which signs with another time; and a key that has been removed."""
+    patch = fed.path / "patch"
+    patch.mkdir()
+    (patch / "sitecustomize.py").write_text(SKEWED)
+    fed.add("late", data / "all")
+    fed.start_site("late", [patch])
+    assert "clock" in fed.refused("late")
+    assert fed.connections()[-1] == "registered"  # never online
+    remove_site(fed.folder, "late")
+    fed.start_site("late")
+    assert "does not know this key" in fed.refused("late")
+    with pytest.raises(UserError, match="site 'late' is not registered"):
+        fed.submit("quickstart", 'federation.sites=["late"]', "federation.clients=1")
+
+
+@pytest.mark.slow
+def test_under_the_policy_of_site_init_it_learns_with_privacy(
+    fed: Federation, tmp_path: Path
+) -> None:
+    """The experiment of the docs; what was spent stands in the ledgers."""
+    names, path = {"first": ".csv", "second": ".jsonl"}, tmp_path / "two-tasks.toml"
+    divide(tmp_path / "data", names, train=40)
+    found = SHOWN.search((ROOT / "docs" / "DEPLOYMENT.md").read_text())
+    assert found is not None
+    path.write_text(found[1].replace("rounds = 5", "rounds = 2"))
+    asked = parse_experiment(read_toml(path), str(path))
+    assert (asked.privacy.mechanism, asked.federation.rounds) == ("record", 2)
+    for name in names:
+        fed.add(name, tmp_path / "data" / name, path, policy="")
+        fed.start_site(name)
+        lines = check_site(fed.site(name), load_experiment(Request(str(path)))).lines
+        assert any("the policy allows the experiment" in line for line in lines)
+    run = fed.submit(path, f"federation.sites={json.dumps([*names])}", "federation.clients=2")
+    events = fed.wait_event(run, "run_finished", 400)
+    trained = [e for e in events if e["event"] == "client_finished"]
+    assert len(trained) == 2 * 2 * len(names)
+    assert all(0 < e["epsilon"] <= 8 and e["delta"] <= 1e-5 for e in trained)
+    assert all(Ledger(fed.site(name) / "state").events() for name in names)
+    assert read_results(fed.run(run)).privacy.mechanism == "record"
+    assert state_of(fed.run(run)).phase == "finished"

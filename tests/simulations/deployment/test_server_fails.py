@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from simulations.deployment.server.status import state_of
-from tests.simulations.deployment.loopback import Federation, deal, done, federation, wait_for
+from simulations.deployment.server.submit import resume
+from tests.simulations.deployment.loopback import Federation, done, federation, wait_for
 from tests.simulations.deployment.short_experiment import alone, experiment_file, same_adapter
 from tests.simulations.deployment.site_data import divide
 
@@ -33,16 +34,15 @@ def test_a_killed_server_and_lost_sites_change_nothing_of_the_result(tmp_path: P
         for site in TWO:
             fed.add(site, data / site, path)
             fed.start_site(site)
-        run = fed.submit(str(path), "--set", "federation.quorum=1.0")
+        run = fed.submit(path, "federation.quorum=1.0")
 
         wait_for("an answer of round 2", lambda: answered(fed, "north", 2), 240)
         fed.kill("server")
         kept = fed.site("north") / "state" / "runs" / run / "update-0-2.safetensors"
         when = kept.stat().st_mtime_ns
         fed.start_server()
-        seen = done("status", run, *where)
-        assert f"run {run}: stopped (its process has ended" in seen
-        fed.submit("--resume", run)
+        assert f"run {run}: stopped (its process has ended" in done("status", run, *where)
+        resume(fed.folder, run)
 
         fed.wait_event(run, "round_started", 120, server_round=3)
         assert kept.stat().st_mtime_ns == when  # asked twice, answered once
@@ -55,11 +55,9 @@ def test_a_killed_server_and_lost_sites_change_nothing_of_the_result(tmp_path: P
         assert f"deal submit --resume {run}" in seen
         assert state_of(fed.run(run)).phase == "stopped"
 
-        again = deal("submit", str(path), "--resume", run, *where)
-        assert again.returncode == 2
         for site in TWO:
             fed.start_site(site)
-        fed.submit("--resume", run)
+        resume(fed.folder, run)
         fed.wait_event(run, "run_finished", 300)
         deployed = fed.run(run)
     same_adapter(deployed, alone(path, data, tmp_path / "alone", list(TWO)))

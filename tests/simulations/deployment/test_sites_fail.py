@@ -59,7 +59,7 @@ def test_a_straggler_a_dead_site_and_a_cut_cable(tmp_path: Path) -> None:
     divide(data)
     path = experiment_file(tmp_path / "faults.toml", ["surgery"], rounds=99, deadline=40)
     with cabled(tmp_path, data, path) as (fed, cable):
-        run = fed.submit(str(path), "--set", "federation.quorum=0.3")
+        run = fed.submit(path, "federation.quorum=0.3")
         fed.wait_event(run, "round_finished", 240, server_round=1, clients=3)
 
         late = next_round(fed, run)

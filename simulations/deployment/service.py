@@ -1,8 +1,9 @@
-"""How server and site run Flower's programs: in the foreground, as a service manager wants it; and
-the systemd unit that keeps them running."""
+"""Server and site as services: one of Flower's programs in the foreground, as a service manager
+wants it, and the systemd unit that keeps it running."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from string import Template
 from types import FrameType
@@ -25,8 +26,6 @@ HUNG_SECONDS = 10.0
 """How long a program may live after it has said that it cannot go on."""
 HUNG = 75
 """Exit code of a program that was ended because it hung."""
-PIECE = 2**16
-"""Bytes of a log that are read at a time."""
 
 
 def supervise(
@@ -39,7 +38,7 @@ def supervise(
         home: Flower's; gives environment and working directory.
         log: its output is appended.
         pid: holds the id of this process while it runs, and stays where it ends unasked.
-        fatal: words in the log after which the program should end; where it does not, it is ended.
+        fatal: words in the log after which the program should end; where it hangs, it is ended.
 
     Returns:
         0 if it was asked to end, else its exit code, or 1 where that is 0 (a SuperNode that is
@@ -48,7 +47,7 @@ def supervise(
     Raises:
         UserError: another process does this already.
     """
-    environment, lock = home.environment(), pid.with_suffix(".lock")
+    lock = pid.with_suffix(".lock")
     if held(lock):
         raise UserError(f"{pid.parent}: runs already; end that process first (its id: {pid})")
     with exclusive_lock(lock), log.open("ab") as output:
@@ -56,7 +55,7 @@ def supervise(
         process = subprocess.Popen(
             list(command),
             cwd=home.empty,
-            env=environment,
+            env=home.environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -76,33 +75,21 @@ def supervise(
 
 
 def _watched(process: subprocess.Popen[bytes], log: Path, start: int, fatal: bytes) -> int:
-    """Wait for the end of the process; one that hangs is ended."""
-    said, found = 0.0, start
+    """Wait for the end of the process; one that hangs after its fatal words is ended."""
+    deadline, read = math.inf, start
     while True:
-        try:
+        with suppress(subprocess.TimeoutExpired):
             return process.wait(WATCH_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
-        if fatal and not said:
-            found = _look_for(fatal, log, found)
-            said = time.monotonic() if found < 0 else 0.0
-        if said and time.monotonic() > said + HUNG_SECONDS:
+        if fatal and deadline == math.inf:
+            with log.open("rb") as file:  # what is new of it: a log grows for weeks
+                file.seek(max(start, read - len(fatal)))
+                if fatal in file.read():
+                    deadline = time.monotonic() + HUNG_SECONDS
+                read = file.tell()
+        if time.monotonic() > deadline:
             process.kill()
             process.wait()
             return HUNG
-
-
-def _look_for(words: bytes, log: Path, start: int) -> int:
-    """Return -1 where the words stand behind a place of the log, and else from where to look next
-    time: a log grows for weeks, and words may be half written."""
-    with log.open("rb") as file:
-        file.seek(start)
-        rest = b""
-        while piece := file.read(PIECE):
-            if words in (rest := rest + piece):
-                return -1
-            rest = rest[-len(words) + 1 :] if len(words) > 1 else b""
-        return file.tell() - len(rest)
 
 
 @contextmanager
@@ -137,15 +124,11 @@ def filled(template: str, **words: object) -> str:
     return _Placeholders(text).substitute(words)
 
 
-def service_unit(
-    what: str, name: str, arguments: str, folder: Path, fixed: Sequence[Path], changed: Path
-) -> str:
+def service_unit(side: str, folder: Path, fixed: Sequence[Path], changed: Path) -> str:
     """Return the text of a systemd unit; what it runs can change nothing but its state.
 
     Args:
-        what: one line for people.
-        name: of the unit.
-        arguments: of ``deal``; ``folder`` follows.
+        side: ``server`` or ``site``.
         folder: of ``deal server init`` or ``deal site init``; its owner runs the service.
         fixed: what the service may read only.
         changed: the one folder that it may write.
@@ -160,12 +143,10 @@ def service_unit(
         owner = str(folder.stat().st_uid)
     return filled(
         "unit.service",
-        what=what,
-        name=name,
-        file=f"{name}.service",
+        side=side,
         user=owner,
         python=_argument(sys.executable),
-        arguments=f"{arguments} {_argument(folder)}",
+        folder=_argument(folder),
         fixed=" ".join(_quoted(path) for path in fixed),
         changed=_quoted(changed),
         plain_folder=_percent(folder),

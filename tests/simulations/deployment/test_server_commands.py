@@ -1,0 +1,393 @@
+"""What the commands of the server's side make, refuse and print; Flower's answers are made up."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import shlex
+import shutil
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+from rich.console import Console
+from typer.testing import CliRunner
+
+from client.site_file import read_site
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from server.folder import RunFolder, exclusive_lock
+from simulations.cli import app
+from simulations.deployment.keys import make_authority, make_key_pair, make_server_certificate
+from simulations.deployment.server import folder as serving
+from simulations.deployment.server import submit as submitting
+from simulations.deployment.server.folder import (
+    ServerFolder,
+    ServerSettings,
+    add_site,
+    init_server,
+    registered,
+    remove_site,
+    start_server,
+)
+from simulations.deployment.server.status import RunState, next_step, status
+from simulations.deployment.server.submit import STARTS, check, resume, run_folder, stop, submit
+from simulations.deployment.site.folder import init_site
+from simulations.run.run_folder import record
+from tests.simulations.deployment.short_experiment import experiment_file
+from tests.simulations.deployment.site_data import LABELS
+
+HOSTS = ("federation.example.org", "192.0.2.7")
+SITES = {"source": "sites", "labels": {"triage": ["a", "b"]}}
+OF_A_FOLDER = r"deal (?:submit|status|stop|server (?:add-site|remove-site))\b"
+"""Commands that look for the server in the folder that they are called from, but for ``--dir``."""
+
+
+class Flower:
+    """Its answers to everything that these commands ask, and what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+
+    def ask(self, *words: str) -> dict[str, Any]:
+        self.asked.append(words)
+        time.sleep(0.1)
+        known = {"run-id": 7, "runs": [{"status": "running"}], "nodes": []}
+        return {"node-id": len(self.asked), **known}
+
+    def connect(self, *words: object) -> None:
+        """The real one writes a file."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> ServerFolder:
+    folder = ServerFolder(tmp_path / "the server")
+    init_server(folder, ServerSettings(hosts=HOSTS))
+    folder.flower = Flower()
+    return folder
+
+
+def key(tmp_path: Path, name: str) -> Path:
+    path = tmp_path / f"{name}.pub"
+    path.write_bytes(make_key_pair(name).public)
+    return path
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def error(call: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    return str(caught.value)
+
+
+def test_the_server_has_private_keys_and_a_certificate_for_its_hosts(server: ServerFolder) -> None:
+    assert mode(server.path) == 0o700
+    for secret in (server.key, server.authority_key):
+        assert mode(secret) == 0o600
+        load_pem_private_key(secret.read_bytes(), None)
+    certificate = x509.load_pem_x509_certificate(server.certificate.read_bytes())
+    authority = x509.load_pem_x509_certificate(server.authority.read_bytes())
+    trusting = PolicyBuilder().store(Store([authority]))
+    for host in (*HOSTS, "127.0.0.1", "localhost"):
+        name: x509.GeneralName = x509.DNSName(host)
+        if host[0].isdigit():
+            name = x509.IPAddress(ipaddress.ip_address(host))
+        trusting.build_server_verifier(name).verify(certificate, [])  # type: ignore[arg-type]
+    with pytest.raises(VerificationError):
+        trusting.build_server_verifier(x509.DNSName("other.example.org")).verify(certificate, [])
+
+
+def test_another_authority_and_another_time_are_no_good() -> None:
+    mine, other = make_authority(), make_authority()
+    store = Store([x509.load_pem_x509_certificate(mine.public)])
+    late = datetime.now(UTC) + timedelta(days=826)
+    for authority, moment in ((other, datetime.now(UTC)), (mine, late)):
+        pair = make_server_certificate(authority, ["a.example.org"])
+        verifier = PolicyBuilder().store(store).time(moment)
+        with pytest.raises(VerificationError):
+            verifier.build_server_verifier(x509.DNSName("a.example.org")).verify(
+                x509.load_pem_x509_certificate(pair.public), []
+            )
+
+
+@pytest.mark.parametrize("host", ["https://x.org", "x.org:9443", "a b", "-x.org", ""])
+def test_a_host_that_is_none_is_refused_before_anything_is_written(
+    tmp_path: Path, host: str
+) -> None:
+    folder = ServerFolder(tmp_path / "server")
+    with pytest.raises(UserError, match="neither a host name nor an address"):
+        init_server(folder, ServerSettings(hosts=(host,)))
+    assert not folder.path.exists()
+
+
+@pytest.mark.parametrize("address", ["localhost", "localhost:", ":9443", "a:0", "::1", "x:99999"])
+def test_an_address_without_host_or_port_is_refused_before_anything_is_written(
+    tmp_path: Path, address: str
+) -> None:
+    site = tmp_path / "site"
+    with pytest.raises(UserError, match=f"--server '{address}': write it as HOST:PORT"):
+        init_site(site, tmp_path, "north", address)
+    assert not site.exists()
+
+
+def test_a_server_and_a_site_are_made_once(server: ServerFolder, tmp_path: Path) -> None:
+    before = server.authority_key.read_bytes()
+    with pytest.raises(UserError, match="holds a server already"):
+        init_server(server, ServerSettings(hosts=HOSTS))
+    assert server.authority_key.read_bytes() == before
+    site = tmp_path / "site"
+    init_site(site, tmp_path, "north", "[::1]:9443")
+    assert (mode(site / "site.key"), mode(site)) == (0o600, 0o700)
+    secret = (site / "site.key").read_bytes()
+    with pytest.raises(UserError, match="holds a site already"):
+        init_site(site, tmp_path, "north")
+    assert (site / "site.key").read_bytes() == secret
+    own = read_site(site / "site.toml")
+    assert (own.site.name, own.server.address) == ("north", "[::1]:9443")
+    assert own.data.labels == {}
+    policy = own.policy
+    assert policy is not None
+    assert (policy.mechanism, policy.max_epsilon, policy.metrics) == ("record", 8.0, "none")
+    assert (policy.share_num_examples, policy.share_sums, policy.spending) == (False, False, True)
+
+
+def test_the_labels_come_from_the_experiment_of_the_consortium(tmp_path: Path) -> None:
+    init = ["site", "init", str(tmp_path / "site"), "--data", str(tmp_path)]
+    init += ["--name", "north", "--experiment"]
+    refused = CliRunner().invoke(app, [*init, "quickstart"])
+    assert 'experiment of a consortium has data.source = "sites"' in str(refused.exception)
+    assert not (tmp_path / "site").exists()
+    CliRunner().invoke(app, [*init, str(experiment_file(tmp_path / "two-tasks.toml"))])
+    site = read_site(tmp_path / "site" / "site.toml")
+    assert site.data.labels == {task: tuple(labels) for task, labels in LABELS.items()}
+
+
+def test_the_proxy_forwards_one_path_and_limits_what_is_sent(tmp_path: Path) -> None:
+    server = ServerFolder(tmp_path / 'a server; # {1} "x" \\')
+    init_server(server, ServerSettings(hosts=HOSTS))
+    written = (server.path / "nginx.conf").read_text()
+    assert "location /v1/fleet/ {" in written
+    assert "location / { return 403; }" in written
+    assert written.count("location ") == 2
+    assert "proxy_pass https://127.0.0.1:9444;" in written
+    assert f"server_name {' '.join(HOSTS)};" in written
+    words = nginx_words(written)
+    for directive, path in (
+        ("ssl_certificate", server.certificate),
+        ("ssl_certificate_key", server.key),
+        ("proxy_ssl_trusted_certificate", server.authority),
+    ):
+        assert words[words.index(directive) + 1] == str(path)
+    (limit,) = re.findall(r"client_max_body_size (\d+)m;", written)
+    assert FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE * 1.25 < int(limit) * 2**20 < 2**25
+    with pytest.raises(UserError, match="nginx takes no path"):
+        init_server(ServerFolder(tmp_path / "a$b"), ServerSettings(hosts=HOSTS))
+    assert not (tmp_path / "a$b").exists()
+
+
+def nginx_words(text: str) -> list[str]:
+    """The words of a configuration, read by nginx's rules for quotes and comments."""
+    text = re.sub(r"(?m)^\s*#.*$", "", text)
+    words = re.findall(r'"((?:\\.|[^"\\])*)"|([^\s;{}"]+)|[;{}]', text)
+    return [re.sub(r"\\(.)", r"\1", quoted) if quoted else bare for quoted, bare in words]
+
+
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """systemd takes no folder below /dev, where those of tests may lie."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+def test_units_confine_what_they_run_and_systemd_takes_them(on_disk: Path) -> None:
+    server = ServerFolder(on_disk / 'a "server" at 50%n')
+    init_server(server, ServerSettings(hosts=HOSTS))
+    data, site, plain = on_disk / "the data $HOME 50%n", on_disk / 'a "$HOME"', on_disk / "site"
+    data.mkdir()
+    init_site(site, data, "north")
+    init_site(plain, on_disk, "north")
+    unit = (plain / "deal-site.service").read_text()
+    for line in (
+        "Restart=always",
+        "ProtectSystem=strict",
+        "NoNewPrivileges=yes",
+        f'ReadWritePaths="{plain / "state"}"',
+        f'ReadOnlyPaths="{on_disk}" "{plain}"',
+        f"User={plain.owner()}",
+        "CapabilityBoundingSet=",
+    ):
+        assert line in unit.splitlines()
+    assert f'-m simulations.cli site start "{plain}"' in unit
+    assert (plain / "state").is_dir()  # a unit with a missing path does not start
+    if shutil.which("systemd-analyze"):
+        for path in (server.path / "deal-server.service", site / "deal-site.service"):
+            told = subprocess.run(
+                ["systemd-analyze", "verify", str(path)], capture_output=True, text=True
+            )
+            assert (told.returncode, told.stdout + told.stderr) == (0, "")
+
+
+def test_the_image_copies_what_is_there_by_hash_and_runs_as_a_user() -> None:
+    root = Path(__file__).parents[3]
+    text = (root / "simulations/deployment/Dockerfile").read_text().replace("\\\n", " ")
+    found = [line.split(maxsplit=1) for line in text.splitlines() if line and line[0] != "#"]
+    for keyword, rest in found:
+        if keyword == "COPY":
+            assert all((root / name).exists() for name in rest.split()[:-1] if "$" not in name)
+    assert dict(found)["FROM"].startswith("python:3.11-")  # requirements.lock is for Python 3.11
+    assert dict(found)["USER"] == "1000:1000"
+    steps = " && ".join(rest for keyword, rest in found if keyword == "RUN").split("&&")
+    hashed, assets, own = (step for step in steps if "pip install" in step)
+    assert "--require-hashes" in hashed
+    assert {"--no-deps", "--require-hashes"} <= set(assets.split())
+    assert {"--no-deps", "--no-build-isolation"} <= set(own.split())
+
+
+def test_sites_that_are_added_at_the_same_time_are_all_there(server, tmp_path) -> None:
+    keys = {name: key(tmp_path, name) for name in ("north", "south", "west")}
+    with ThreadPoolExecutor(3) as pool:
+        for name, path in keys.items():
+            pool.submit(add_site, server, name, path)
+    assert set(registered(server)) == set(keys)
+
+
+def test_a_list_that_cannot_be_written_leaves_no_key_behind(server, tmp_path, monkeypatch) -> None:
+    def full(path: Path, sites: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(serving, "_write", full)
+    with pytest.raises(UserError, match="No space left"):
+        add_site(server, "north", key(tmp_path, "north"))
+    assert [words[1] for words in server.flower.asked] == ["register", "unregister"]
+    assert registered(server) == {}
+
+
+def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'a run with sites has data\.source = "sites"'):
+        check(Experiment())
+    seeded = Experiment(privacy={"mechanism": "record", "noise": "seeded"}, data=SITES)
+    with pytest.raises(UserError, match=r"privacy\.noise is 'seeded'.*protects nobody"):
+        check(seeded)
+    with pytest.raises(UserError, match=r"no server.toml; make one with deal server init"):
+        submit(ServerFolder(tmp_path), "quickstart")
+    labels = {"triage": ["a", "b"], "ward": ["c", "d"]}
+    full = Experiment(
+        data=SITES | {"labels": labels}, method={"name": "olora"}, adapter={"rank": 300}
+    )
+    with pytest.raises(UserError, match="no room for"):
+        check(full)
+    assert not any(server.runs.iterdir())
+
+
+def test_a_run_goes_on_without_a_site_that_has_left(server: ServerFolder, monkeypatch) -> None:
+    three = {"sites": ["north", "south", "west"], "clients": 3, "quorum": 0.5}
+    record(Experiment(data=SITES, federation=three, run={"out": str(server.runs / "one")}))
+    going: list[Experiment] = []
+    monkeypatch.setattr(submitting, "_start", lambda at, asked, done: going.append(asked))
+    server.sites.write_text(json.dumps({name: {} for name in ("north", "south", "east")}))
+    resume(server, "one")
+    assert going[0].federation.sites == ("north", "south", "west")
+    assert going[0].run.resume
+    server.sites.write_text('{"north": {}}')
+    with pytest.raises(UserError, match="site 'south' is not registered"):
+        resume(server, "one")
+
+
+def started(server: ServerFolder, name: str, *starts: tuple[str, float]) -> Path:
+    """The folder of a run that Flower was given under these numbers, at these times."""
+    run = server.runs / name
+    run.mkdir()
+    lines = [json.dumps({"run": number, "time": at}) + "\n" for number, at in starts]
+    (run / STARTS).write_text("".join(lines))
+    return run
+
+
+def test_the_latest_run_is_the_one_that_was_started_last(server: ServerFolder) -> None:
+    one, _ = started(server, "one", ("1", 0.0)), started(server, "two", ("2", 1.0))
+    (one / "report.html").write_text("written later")
+    assert run_folder(server, "").name == "two"
+
+
+@pytest.mark.parametrize("found", ["running", "pending", "finished:failed", "unknown", ""])
+def test_a_run_that_was_continued_a_moment_ago_is_not_continued_again(
+    server: ServerFolder, monkeypatch, found: str
+) -> None:
+    run = started(server, "one", ("7", 1.0))
+    monkeypatch.setattr(submitting, "flower_status", lambda folder, number: found)
+    if found in ("running", "pending"):
+        with pytest.raises(UserError, match="a moment ago"):
+            submitting._require_ended(server, run, "")
+    else:
+        submitting._require_ended(server, run, "")
+
+
+def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(
+    server: ServerFolder, monkeypatch
+) -> None:
+    started(server, "one", ("7", 1.0), ("8", 1.0))
+    found = {"7": "running", "8": "finished:failed"}
+    monkeypatch.setattr(submitting, "flower_status", lambda folder, number: found[number])
+    stop(server, "one")
+    assert server.flower.asked[0][:2] == ("stop", "7")
+
+
+def require_pasteable(said: str, folder: ServerFolder) -> None:
+    """Every command that is printed works when it is pasted, from any folder."""
+    where = f" --dir {shlex.quote(str(folder.path))}"
+    found = list(re.finditer(OF_A_FOLDER, said))
+    assert found, said
+    for each in found:
+        rest = re.split(r"deal |; |\n", said[each.end() :])[0]
+        assert where in rest, said[each.start() :]
+
+
+def test_what_is_printed_names_the_folder(server, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(submitting, "BUNDLE", tmp_path)
+    monkeypatch.setattr(serving, "supervise", lambda *given: 0)
+    start_server(server)
+    begun = capsys.readouterr().out
+    added = "\n".join(add_site(server, "north", key(tmp_path, "north")))
+    for said in (begun, added):
+        assert "localhost:9444" in said
+        assert f"{HOSTS[0]}:9443" in said
+        assert "without a proxy" in said
+    status(server, "", Console(width=200), as_json=False)
+    to_south = ('federation.sites=["south"]', "federation.clients=1")
+    for said in (
+        begun,
+        added,
+        capsys.readouterr().out,
+        error(lambda: run_folder(server, "")),
+        error(lambda: submit(server, "quickstart", to_south)),
+        error(lambda: add_site(server, "north", key(tmp_path, "other"))),
+    ):
+        require_pasteable(said, server)
+    begun = "\n".join(submit(server, str(experiment_file(tmp_path / "two-tasks.toml"))))
+    assert "deal stop " in begun
+    run = run_folder(server, "")
+    with exclusive_lock(RunFolder(run).launching):
+        again = error(lambda: resume(server, run.name))
+    for said in (
+        begun,
+        again,
+        *(next_step(server, run.name, RunState(phase=phase)) for phase in ("running", "stopped")),
+        "\n".join(stop(server, run.name)),
+        "\n".join(remove_site(server, "north")),
+        error(lambda: submit(server, "quickstart")),
+    ):
+        require_pasteable(said, server)
