@@ -26,6 +26,8 @@ import pandas as pd
 Window = Callable[[], Mapping[str, float]]
 """Does a piece of work; returns ``work`` (any unit), ``seconds``, and what else is to be known."""
 Row = Mapping[str, Any]
+PRELOADED = ["opacus", "peft", "transformers", "deal_core.training.loop"]
+"""Imported once, in the process that those of contestants are forked from."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,9 @@ class Figures:
         """Start all contestants, give them one window after the other in turn, and show what they
         did: ratios are to the first, of rates pair by pair; memory is that of the process."""
         with ExitStack() as stack:
-            spawn = multiprocessing.get_context("spawn")
-            own = [stack.enter_context(ProcessPoolExecutor(1, spawn)) for _ in contestants]
+            forked = multiprocessing.get_context("forkserver")
+            forked.set_forkserver_preload(PRELOADED)
+            own = [stack.enter_context(ProcessPoolExecutor(1, forked)) for _ in contestants]
             for process, each in zip(own, contestants, strict=True):
                 process.submit(_start, each).result()
             count = warm_up + windows

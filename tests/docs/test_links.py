@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote
 
-import pytest
-
 from tests.docs.pages import PAGES, RESULTS, ROOT, anchors, links
 
 
@@ -26,21 +24,9 @@ def broken(page: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [*PAGES, *RESULTS], ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
-    assert broken(page) == []
-
-
-def test_what_leads_nowhere_is_seen(tmp_path: Path) -> None:
-    (tmp_path / "b.md").write_text("# `a.b_c` – Ö\n")
-    page = tmp_path / "a.md"
-    page.write_text("[](b.md#ab_c--ö) [](b.md#x) [](#y) ![](c.png) [](../d) `[](e)` https://f.g\n")
-    assert broken(page) == [
-        "b.md#x: no such heading",
-        "#y: no such heading",
-        "c.png: no such file",
-        "../d: outside the repository",
-    ]
+def test_every_link_leads_to_a_file_and_a_heading() -> None:
+    found = {page.name: broken(page) for page in (*PAGES, *RESULTS)}
+    assert {name: addresses for name, addresses in found.items() if addresses} == {}
 
 
 def test_every_page_of_docs_can_be_reached_from_the_list_of_pages() -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -81,7 +82,8 @@ class RunState:
 
 def run_state(events: Iterable[RunEvent]) -> RunState:
     """Fold the events into a state; sites go by their names."""
-    state, names, current = RunState(), list[str](), ()
+    state, names = RunState(), list[str]()
+    current: tuple[Any, ...] = ()  # the round that was started last
     for event in without_undone(events):
         kind, state.last_event = event["event"], event["time"]
         where = tuple(event.get(key) for key in ("stage", "phase", "server_round"))

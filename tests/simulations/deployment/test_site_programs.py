@@ -3,7 +3,6 @@ server's answers are made up."""
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import threading
 import time
@@ -36,7 +35,7 @@ from flwr.supernode.start_client_internal import _pull_and_store_message
 from simulations.deployment.keys import make_key_pair
 from simulations.deployment.site import programs
 from simulations.deployment.site.programs import ClientAppExecutor, new_secret, own_app
-from simulations.engines.flower import BUNDLE, FlowerHome, free_port, program
+from simulations.engines.flower import FlowerHome, free_port, program
 from simulations.engines.worker_pool import assume_identity
 from tests.simulations.deployment.pushed_app import COMMENT, changed_app
 
@@ -44,17 +43,13 @@ RUN, NODE = 7, 1
 
 
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's
-def test_the_bundle_is_a_module_and_its_settings() -> None:
+def test_the_bundle_is_a_module_and_its_settings_whatever_lies_beside_it(tmp_path: Path) -> None:
+    """No keys, no data; what ``flwr run`` builds has the bytes of the app that a site runs."""
     with zipfile.ZipFile(BytesIO(own_app().content)) as bundle:
         held = {name: bundle.read(name).decode() for name in bundle.namelist()}
     assert set(held) == {"deal_app.py", "pyproject.toml", ".info/CONTENT"}
     assert sum(text.count("\n") for text in held.values()) <= 50
-
-
-def test_nothing_that_lies_beside_the_bundle_is_sent(tmp_path: Path) -> None:
-    """Keys and data; what ``flwr run`` builds has the bytes of the app that a site runs."""
-    copy = tmp_path / "app"
-    shutil.copytree(BUNDLE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = changed_app(tmp_path / "app", "")
     for place in ("site.key", "client/site.key", "client/data/train.jsonl", "client/app.py"):
         (copy / place).parent.mkdir(parents=True, exist_ok=True)
         (copy / place).write_bytes(make_key_pair("north").private)
@@ -144,12 +139,11 @@ def test_the_text_of_an_error_stays() -> None:
 @pytest.fixture
 def interface(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     """Address of Flower's local interface, and the secret, while a message waits."""
-    secret = new_secret(tmp_path)
+    secret, port = new_secret(tmp_path), free_port()
     states = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
     states.state().create_task(task_type=TaskType.CLIENT_APP, run_id=7, fab_hash="f")
-    port = free_port()
-    app = create_app(states, secret.read_bytes())
     plain = {"log_level": "error", "ws": "none", "http": "h11", "loop": "asyncio"}
+    app = create_app(states, secret.read_bytes())
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, **plain))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -160,14 +154,11 @@ def interface(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     thread.join()
 
 
-def take(address: str, secret: bytes | None) -> AcquireTaskResponse:
+def take(address: str, secret: bytes) -> AcquireTaskResponse:
     protected = frozenset({"/flwr.proto.Runtime/AcquireTask"})
-    signing = (
-        [SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=protected)]
-        if secret
-        else []
-    )
-    client = RuntimeHttpClient.from_server_address(address, True, None, interceptors=signing)
+    signing = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=protected)
+    signed = [signing] if secret else []
+    client = RuntimeHttpClient.from_server_address(address, True, None, interceptors=signed)
     try:
         kinds = [TaskType.CLIENT_APP]
         return client.AcquireTask(AcquireTaskRequest(supported_task_types=kinds))
@@ -179,9 +170,9 @@ def test_only_who_can_read_the_secret_takes_a_message(interface: tuple[str, Path
     """Other users of a site's machine can take none from Flower's local interface."""
     address, secret = interface
     assert secret.stat().st_mode & 0o777 == 0o600
-    for guess in (None, b"0" * 64):
+    for guess in (b"", b"0" * 64):
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             take(address, guess)
-    assert take(address, secret.read_bytes()).token
     before = secret.read_bytes()
+    assert take(address, before).token
     assert new_secret(secret.parent).read_bytes() != before
