@@ -29,7 +29,7 @@ POOL, LAYERS = 64, 12
 """Different updates, which more clients send again, and layers of each."""
 SIZES = {
     "small": ((3, 2, 16),),
-    "usual": ((100, 8, 384),),
+    "usual": ((30, 8, 384),),
     "full": tuple((n, r, width) for n in (10, 100, 1000) for r in (8, 16) for width in (384, 768)),
 }
 """Clients, rank and width of each table."""

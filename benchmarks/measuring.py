@@ -26,8 +26,7 @@ import pandas as pd
 Window = Callable[[], Mapping[str, float]]
 """Does a piece of work; returns ``work`` (any unit), ``seconds``, and what else is to be known."""
 Row = Mapping[str, Any]
-PRELOADED = ["opacus", "peft", "transformers", "deal_core.training.loop"]
-"""Imported once, in the process that those of contestants are forked from."""
+PRELOADED = ["opacus", "peft", "transformers", "deal_core.training.loop"]  # once for all
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,7 @@ class Contestant:
     arguments: tuple[Any, ...] = ()
 
 
-_own: list[Window] = []
-"""In a contestant's process: what it does."""
+_own: list[Window] = []  # in a contestant's process: what it does
 
 
 def _start(contestant: Contestant) -> None:
@@ -89,7 +87,7 @@ class Figures:
         print(f"\n{title}\n{table}", flush=True)
 
     def race(
-        self, title: str, contestants: Sequence[Contestant], windows: int = 3, warm_up: int = 1
+        self, title: str, contestants: Sequence[Contestant], windows: int = 2, warm_up: int = 1
     ) -> None:
         """Start all contestants, give them one window after the other in turn, and show what they
         did: ratios are to the first, of rates pair by pair; memory is that of the process."""

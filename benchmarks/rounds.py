@@ -119,7 +119,7 @@ def main(given: Sequence[str] | None = None) -> None:
     for clients in CLIENTS[figures.size]:
         engines = (("inprocess", on_inprocess), ("Flower", on_flower))
         contestants = [Contestant(name, rounds, (make, clients)) for name, make in engines]
-        figures.race(f"Rounds without training, {clients} clients", contestants, 2, warm_up=0)
+        figures.race(f"Rounds without training, {clients} clients", contestants, 1, warm_up=0)
     runs = [
         Contestant(precision, whole_run, ({**RUNS[figures.size], "train.precision": precision},))
         for precision in ("float32", "auto")
