@@ -134,7 +134,7 @@ def submit(
     if resume and overrides:
         raise UserError(
             "deal submit: a run goes on with the settings that it was started with; leave out "
-            "--set, or submit the experiment anew"
+            "--set, or submit the experiment again"
         )
     where, changed = ServerFolder(folder), tuple(overrides or ())
     lines = runs.resume(where, resume) if resume else runs.submit(where, experiment, changed)

@@ -111,7 +111,7 @@ def _run(folder: Path, names: Sequence[str], console: Console) -> Path:
     server, port = ServerFolder(folder / "server"), free_port()
     shown("server init", server.path, "--host", LOCAL, "--superlink-port", port)
     settings = ServerSettings(hosts=(LOCAL,), port=free_port(), superlink_port=port)
-    init_server(server, settings)  # nobody listens on the proxy's port
+    init_server(server, settings)  # the proxy's port stays unused
     with stopped_at_the_end(Children(folder)) as children:
         shown("server start", server.path)
         children.start("server", "server", "start", str(server.path))

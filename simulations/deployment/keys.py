@@ -1,5 +1,5 @@
 """Keys and certificates: the key pair with which a site signs in (EC P-384 in OpenSSH's format, as
-Flower wants it), a certificate authority of one's own with the server's certificate from it, and
+Flower wants it), a private certificate authority with the server's certificate from it, and
 private keys on disk, which only their owner may read."""
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def service_unit(side: str, folder: Path, fixed: Sequence[Path], changed: Path) 
 
 
 def _quoted(value: Path | str) -> str:
-    """As systemd reads it back: one word, whatever a path contains."""
+    """Quote a path, so that systemd reads it as one word."""
     text = _percent(value).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'
 

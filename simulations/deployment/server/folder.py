@@ -244,7 +244,7 @@ def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
         sites[name] = {"key": key, "node": str(answer["node-id"]), "since": time.time()}
         try:
             _write(folder.sites, sites)
-        except OSError as error:  # else Flower would know the key, and nobody its name
+        except OSError as error:  # else Flower would know a key without a name
             folder.flower.ask("supernode", "unregister", sites[name]["node"], CONNECTION)
             raise UserError(f"{folder.sites}: cannot be written ({error.strerror})") from None
     folder.events.write("site_added", site=name, **sites[name])

@@ -161,8 +161,8 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
     run = None if not name and not any(folder.runs.glob("*")) else run_folder(folder, name)
     state = RunState() if run is None else _current_state(folder, run, not fault)
     if as_json:
-        told = {"run": run.name, **asdict(state)} if run else {"run": ""}
-        print(json.dumps({**told, "connected": sites}, indent=1))
+        known = {"run": run.name, **asdict(state)} if run else {"run": ""}
+        print(json.dumps({**known, "connected": sites}, indent=1))
         return
     if run is not None:
         for line in described(run.name, state, _deadline(run)):

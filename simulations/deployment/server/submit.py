@@ -114,7 +114,7 @@ def check(experiment: Experiment) -> None:
     if experiment.privacy.noise == "seeded":
         raise UserError(
             "privacy.noise is 'seeded': whoever knows the seed can take the noise off, so it "
-            "protects nobody; leave it out, or set it to 'secure'"
+            "gives no protection; leave it out, or set it to 'secure'"
         )
     from server.plan import make_plan
     from simulations.run.preflight import check_names

@@ -196,7 +196,7 @@ def check_connection(site: SiteFile) -> Iterator[str]:
     host, port = host_and_port(address, "server.address")
     try:
         context = ssl.create_default_context(cafile=certificate)
-    except OSError:  # what is wrong with it is told where keys are checked
+    except OSError:  # check_keys has said what is wrong with it
         return
     connection = HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=context)
     try:
@@ -269,7 +269,8 @@ def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     require(Asked(experiment, site.policy, site), "model")
     place = Path(site.models[experiment.model.name] or experiment.model.name)
     agreed, own = agreed_labels(experiment), site.data.labels
-    if all(own.get(task) == labels for task, labels in agreed.items()):  # else that is told
+    same_labels = all(own.get(task) == labels for task, labels in agreed.items())
+    if same_labels:  # else compare_labels says so
         require(Asked(experiment, site.policy, site), "data")
     if place.is_absolute() and not place.is_dir():
         raise UserError(
@@ -354,7 +355,7 @@ def _unpinned(site: SiteFile, policy: Policy, least: int) -> str:
         return "" if policy.server_vouches_for_peers else f"no site is pinned; {PINS}"
     try:
         own = fingerprint_of_private_key(Path(site.server.key))
-    except UserError:  # told where keys are checked
+    except UserError:  # check_keys says so
         own = ""
     others = len(set(site.peers.values()) - {own})
     if others + 1 < least:

@@ -1,10 +1,10 @@
 """The site's own start of Flower's programs: ``python -m simulations.deployment.site.programs``
 with ``supernode SITE.TOML``, ``superexec ...`` or ``clientapp ...``.
 
-Flower's SuperNode unpacks and runs whatever app the server sends. Here it is given the ten lines
-that are installed, whatever the server sends, under their own name, version and hash, and each run
-is taken for an ordinary one: a site runs what it has installed itself. With another Flower, which
-lacks the functions that are replaced, the programs end before they connect.
+Flower's SuperNode unpacks and runs the app that the server sends. Here it is given the installed
+one in its place, under its own name, version and hash, and each run is taken for an ordinary one: a
+site runs what it has installed itself. With another Flower, which lacks the functions that are
+replaced, the programs end before they connect.
 
 ``superexec`` starts ``clientapp`` for a message to a ClientApp, and no other program. An error that
 leaves carries no text: Flower would send that of an exception.
@@ -101,7 +101,7 @@ def supernode(path: Path) -> None:
         *("--superlink", server.address),
         *("--host", LOCAL, "--port", str(port)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
-        *("--node-config", f"{NODE_KEY}={toml_value(str(path))}"),  # all that the app is told
+        *("--node-config", f"{NODE_KEY}={toml_value(str(path))}"),  # all that the app knows
     ]
     from flwr.supernode.cli import flower_supernode
 
@@ -121,7 +121,7 @@ class ClientAppExecutor:
         """There is room always: the SuperNode hands out one message at a time."""
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
-        """Start a process for one message; its token is told where no other user can read it."""
+        """Start a process for one message; its token goes through a pipe, closed to other users."""
         from flwr.supercore.superexec.executor import LaunchResult
 
         if spec.task_type != TaskType.CLIENT_APP:

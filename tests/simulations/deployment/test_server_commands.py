@@ -264,7 +264,7 @@ def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Pa
     with pytest.raises(UserError, match=r'a run with sites has data\.source = "sites"'):
         check(Experiment())
     seeded = Experiment(privacy={"mechanism": "record", "noise": "seeded"}, data=SITES)
-    with pytest.raises(UserError, match=r"privacy\.noise is 'seeded'.*protects nobody"):
+    with pytest.raises(UserError, match=r"privacy\.noise is 'seeded'.*gives no protection"):
         check(seeded)
     with pytest.raises(UserError, match=r"no server.toml; make one with deal server init"):
         submit(ServerFolder(tmp_path), "quickstart")

@@ -137,7 +137,9 @@ def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, data) ->
     rows = [{"text": f"case {n}", "label": "ab"[n % 2]} for n in range(40)]
     jsonl(data / "triage" / "train.jsonl", rows)
     change(site, "[data]", "[data]\nsplit = 0.3")
-    own = SiteSource(as_the_site_decides(asked(), read_site(site / "site.toml")).data).load("triage")
+    own = SiteSource(as_the_site_decides(asked(), read_site(site / "site.toml")).data).load(
+        "triage"
+    )
     said = "\n".join(checked(site).lines)
     assert f"task 'triage': {len(own.train)} train, {len(own.test)} test" in said
 
