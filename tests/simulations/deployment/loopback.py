@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -17,13 +16,14 @@ from typing import Any
 
 import psutil
 
+from server.folder import read_events
 from simulations.deployment.server.folder import (
     ServerFolder,
     ServerSettings,
     add_site,
     init_server,
 )
-from simulations.deployment.server.submit import submit
+from simulations.deployment.server.submit import starts, submit
 from simulations.deployment.site.folder import agreed_labels, init_site
 from simulations.engines.flower import free_port, members, stop_all
 from simulations.run.experiment import Request, load_experiment
@@ -157,17 +157,13 @@ class Federation:
         """Until the site has begun to work on its request of a round."""
 
         def asked() -> bool:
-            return any(
-                e["event"] == "arrived" and e["server_round"] == str(server_round)
-                for e in self.log(name)
-                if e["asked"] == "train"
-            )
+            wanted = {"event": "arrived", "asked": "train", "server_round": str(server_round)}
+            return any(wanted.items() <= each.items() for each in self.log(name))
 
         wait_for(f"{name} asked in round {server_round}", asked, seconds)
 
     def log(self, name: str) -> list[dict[str, Any]]:
-        path = self.site(name) / "state" / "log.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_events(self.site(name) / "state" / "log.jsonl")
 
     def kill(self, name: str) -> None:
         """As a power cut would: every process of it, at once."""
@@ -186,10 +182,7 @@ class Federation:
         return self.folder.runs / name
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        path = self.run(name) / "metrics.jsonl"
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        return read_events(self.run(name) / "metrics.jsonl")
 
     def wait_event(
         self, name: str, event: str, seconds: float, **fields: Any
@@ -197,26 +190,19 @@ class Federation:
         """Until the event has come; a run that stops instead ends the wait."""
 
         def seen() -> list[dict[str, Any]]:
-            events = self.events(name)
-            hits = [
-                e
-                for e in events
-                if e["event"] == event and all(e.get(k) == v for k, v in fields.items())
-            ]
+            events, wanted = self.events(name), {"event": event, **fields}
             if event != "run_stopped":
                 self.require_running(name)
-            return events if hits else []
+            hit = any(wanted.items() <= each.items() for each in events)
+            return events if hit else []
 
         return wait_for(f"{event} {fields}", seen, seconds)
 
     def require_running(self, name: str) -> None:
         """Fail where the run has stopped, and nobody has continued it."""
         stopped = [e for e in self.events(name) if e["event"] == "run_stopped"]
-        if stopped and len(stopped) >= len(self.starts(name)):
+        if stopped and len(stopped) >= len(starts(self.run(name))):
             raise AssertionError(f"the run stopped: {stopped[-1]['reason']}")
-
-    def starts(self, name: str) -> list[str]:
-        return (self.run(name) / "starts.jsonl").read_text().splitlines()
 
     def end(self) -> None:
         for process in self.processes.values():
