@@ -12,7 +12,7 @@ from server.folder import TOLD_TO_END, RunFolder, read_events
 from simulations.deployment.server import status as module
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.server.status import RunState, described, run_state, state_of, status
-from simulations.engines.inprocess import run_inprocess
+from tests.simulations.runs import at, no_number, run_in_process
 from tests.sizes import TINY
 
 SITES = ["north", "south"]
@@ -29,11 +29,10 @@ def said(kind: str, client: str = "0", **fields: object) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def run(make_experiment, tmp_path_factory) -> Path:
-    """A finished run whose second client answers with NaN."""
+    """A finished run whose first client answers with NaN."""
     path = tmp_path_factory.mktemp("server") / "runs" / "one"
     path.mkdir(parents=True)
-    bad = ("faults.not-finite=[1]", "federation.rounds=1")
-    run_inprocess(make_experiment(f'run.out="{path}"', *bad, *TINY), lambda event: None)
+    run_in_process(at(make_experiment("federation.rounds=1", *TINY), path), no_number)
     metrics = RunFolder(path).metrics
     events = [json.loads(line) for line in metrics.read_text().splitlines()]
     named = [e | {"sites": SITES} if e["event"] == "run_started" else e for e in events]
@@ -44,12 +43,12 @@ def run(make_experiment, tmp_path_factory) -> Path:
 def test_the_state_names_sites_tasks_rounds_and_who_was_left_out(run: Path) -> None:
     state = state_of(run)
     assert (state.phase, state.rounds, state.planned) == ("finished", 2, 2)
-    assert (state.working, state.left_out) == (["surgery"], ["south"])
-    north, south = (state.sites[name] for name in SITES)
-    assert (north.rounds, north.faults) == (2, 0)
-    assert (south.rounds, south.faults) == (0, 2)
-    assert "not finite" in south.last_fault
-    assert south.last_seen == 0 < north.last_seen
+    assert (state.working, state.left_out) == (["surgery"], ["north"])
+    bad, good = (state.sites[name] for name in SITES)
+    assert (good.rounds, good.faults) == (2, 0)
+    assert (bad.rounds, bad.faults) == (0, 2)
+    assert "not finite" in bad.last_fault
+    assert bad.last_seen == 0 < good.last_seen
     assert described("one", state)[1] == "round 2 of 2 finished; stage 2 of 2: surgery"
 
 
@@ -60,7 +59,7 @@ def test_a_round_that_is_played_again_counts_once(run: Path) -> None:
     again = {**events[0], "done_rounds": 0}
     once, twice = run_state(events), run_state([*events[:cut], again, *events])
     assert twice.rounds == once.rounds == 2
-    assert twice.sites["north"].rounds == once.sites["north"].rounds == 2
+    assert twice.sites["south"].rounds == once.sites["south"].rounds == 2
 
 
 def test_no_run_is_called_finished_without_its_results(run: Path, tmp_path: Path) -> None:
