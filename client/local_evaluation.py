@@ -24,7 +24,6 @@ from deal_core.models import has_label_logits
 from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import Counts, UpdateRequest
 from deal_core.privacy.policy import metrics_allowed
-from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.evaluation import (
     AnswerSpace,
@@ -73,16 +72,11 @@ def local_evaluation(
         phase="evaluate",
         stage=instruction.stage,
         server_round=instruction.server_round,
-        data=(),
-        record_ids=(),
-        records=lambda: runtime.units(client.number),
-        site_records=lambda: runtime.site_units(client.number),
-        ids=lambda: (),
-        generator=seeded(config.run.seed, "evaluate", client.number, instruction.stage),
+        units=lambda: runtime.units(client.number),
+        site_units=lambda: runtime.site_units(client.number),
         evaluated=len(instruction.tasks),
         masked=masked,
         counted=count_names(has_label_logits(config.model)),
-        grouping=runtime.grouping("", client.number),
     )
     noised = allowed == "noised"
     count = partial(exact_counts, runtime, client.number, state, instruction, noised)

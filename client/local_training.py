@@ -38,13 +38,10 @@ from deal_core.methods import (
 from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.interface import (
     Gradients,
-    GradientSum,
-    Grouping,
     LocalUpdate,
     RecordId,
     Site,
     UpdateRequest,
-    release,
 )
 from deal_core.randomness import seeded
 from deal_core.training.loop import load_state, run_local_steps
@@ -87,11 +84,8 @@ def local_update(
         joint_tasks = worked_on(runtime, instruction, joint_tasks, site)
     elif runtime.experiment.stream.schedule == "joint-all-labels":
         joint_tasks = under_all_labels(joint_tasks)
-    grouping = runtime.grouping(instruction.task, number)
-    training = LocalTraining(
-        client, runtime, instruction, phase, state, data, joint_tasks, grouping
-    )
-    update = release(runtime.mechanism, training.request(request, sites), site, training.update)
+    training = LocalTraining(client, runtime, instruction, phase, state, data, joint_tasks)
+    update = runtime.mechanism.update(training.request(request, sites), site, training.update)
     for write in training.unsaved:
         write()
     return update
@@ -120,8 +114,6 @@ class LocalTraining:
     """The client's share of the task."""
     joint_tasks: Sequence[TaskDataset]
     """Its shares of all tasks that are learnt at once; none: of one alone."""
-    grouping: Grouping | None
-    """Of the share's records, where groups are protected."""
     unsaved: list[Callable[[], None]] = field(default_factory=list)
     """Writes what the client carries to later rounds. It follows from what was read, so that
     nothing of it may last before the update is charged."""
@@ -144,7 +136,7 @@ class LocalTraining:
             labels = len(runtime.labels(instruction.task))
             shapes = statistics.shapes(labels, runtime.experiment.model)
             entries = sum(math.prod(shape) for shape in shapes.values())
-        where = instruction.stage, instruction.server_round
+        exact = statistics is not None and statistics.exact is not None
         return UpdateRequest(
             request=f"{instruction.phase} {name}",
             client=str(client),
@@ -154,18 +146,17 @@ class LocalTraining:
             server_round=instruction.server_round,
             data=data,
             record_ids=record_ids,
-            records=lambda: runtime.units(client),
-            site_records=lambda: runtime.site_units(client),
+            groups=self.data.train_groups if runtime.grouped else None,
+            units=lambda: runtime.units(client),
+            site_units=lambda: runtime.site_units(client),
             ids=lambda: runtime.ids(instruction.task, client),
-            generator=seeded(runtime.experiment.run.seed, "train", client, *where),
             entries=entries,
-            grouping=self.grouping,
             sites=sites,
-            statistics=statistics,
+            sums_noise=None if exact or statistics is None else statistics.noise_multiplier,
             joint_tasks=tuple(task for task, share in together if share.data),
         )
 
-    def update(self, gradients: Gradients | GradientSum) -> LocalUpdate:
+    def update(self, gradients: Gradients | NoisySum) -> LocalUpdate:
         """Return the update as it travels: trained factors, or the sums that the phase is made of;
         ``gradients`` says which data are read, and what is done to them."""
         runtime, instruction, number = self.runtime, self.instruction, self.client.number
@@ -174,7 +165,7 @@ class LocalTraining:
             own = tasks or [TaskDataset(self.data.labels, self.data.train)]
             return exact_sums(runtime, number, self.state, instruction, statistics, own)
         if statistics is not None:
-            assert isinstance(gradients, GradientSum)
+            assert isinstance(gradients, NoisySum)
             file, given = self.client.file, None
             if file is not None and runtime.mechanism.unit is None:
                 given = Path(file.site.state) / "sums"
@@ -184,12 +175,12 @@ class LocalTraining:
         task, cache = self._task(), runtime.learning(number, instruction.task)
         protected = runtime.mechanism.unit is not None
         load_state(runtime.model, self.state)
-        if protected or isinstance(gradients, GradientSum):
+        if protected or isinstance(gradients, NoisySum):
             runtime.rehearse_gradients(objective, task, trained, gradients)
         made = objective(task, gradients.data, cache)
-        if isinstance(gradients, GradientSum):
-            groups = self.grouping
-            units = len(self.data.train) if groups is None else len(set(groups.numbers))
+        if isinstance(gradients, NoisySum):
+            groups = set(self.data.train_groups) if runtime.grouped else self.data.train
+            units = len(groups)
             expected = np.array([max(1, round(gradients.sample_rate * units))], np.int64)
             total = {**gradients.total(runtime.model.module, made), EXAMPLES: expected}
             return _taken(total, started, num_examples=1.0)
@@ -290,7 +281,7 @@ def class_sums(
     client: int,
     instruction: Instruction,
     statistics: Statistics,
-    gradients: GradientSum,
+    gradients: NoisySum,
     tasks: Sequence[TaskDataset],
     given: Path | None = None,
 ) -> LocalUpdate:
@@ -326,7 +317,6 @@ def class_sums(
         if given is None or not data:
             found[name] = add()
             continue
-        assert isinstance(gradients, NoisySum)
         form = _form(runtime, statistics, labels)
         found[name] = sums_once(given, task, form, gradients.shares, add)
     return _taken(found, started, num_examples=1.0)

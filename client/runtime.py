@@ -32,11 +32,10 @@ from deal_core.models import (
 )
 from deal_core.models.interface import require_stateless
 from deal_core.models.loading import best_device
+from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import (
     Gradients,
-    GradientSum,
-    Grouping,
     Mechanism,
     RecordId,
     rehearsing,
@@ -170,32 +169,26 @@ class ClientRuntime:
         """All tasks of the run, and no others: what a request may name."""
         return open_source(self.experiment.data).task_names()
 
-    def units(self, client: int, groups: bool = False) -> dict[str, int]:
+    @property
+    def grouped(self) -> bool:
+        """Whether groups of records are protected, and not each by itself."""
+        return self.mechanism.unit == GROUP
+
+    def units(self, client: int) -> dict[str, int]:
         """Return how many training records, or groups of them, a client has of every task of the
         run."""
-        return {task: self._own(task, client).units(groups) for task in self.tasks}
+        return {task: self._own(task, client).units(self.grouped) for task in self.tasks}
 
-    def site_units(self, client: int, groups: bool = False) -> int:
+    def site_units(self, client: int) -> int:
         """Return how many it has, whatever tasks the run names; one of several tasks counts in
         each."""
         others = self.experiment.data.labels if self.whole else ()
         tasks = dict.fromkeys((*self.tasks, *others))
-        return sum(self._own(task, client).units(groups) for task in tasks)
+        return sum(self._own(task, client).units(self.grouped) for task in tasks)
 
     def ids(self, task: str, client: int) -> list[str]:
         """Return whose a client's training records of a task are."""
         return [example.whose for example in self._own(task, client).train]
-
-    def grouping(self, task: str, client: int) -> Grouping | None:
-        """Return which training records of a task are of one group; None where no groups are
-        protected. Without a task: the numbers of groups alone."""
-        if self.mechanism.unit != GROUP:
-            return None
-        return Grouping(
-            numbers=self.task(task, client).train_groups if task else (),
-            groups=lambda: self.units(client, True),
-            site_groups=lambda: self.site_units(client, True),
-        )
 
     def labels(self, task: str) -> tuple[str, ...]:
         """Return the public label space of a task; where it is declared, no data is read."""
@@ -232,7 +225,7 @@ class ClientRuntime:
         objective: ObjectiveOf,
         task: LocalTask,
         trained: frozenset[str],
-        gradients: Gradients | GradientSum,
+        gradients: Gradients | NoisySum,
     ) -> None:
         """Let the mechanism try its gradients out on constant texts: what cannot work fails here,
         and no record has to do with it. One of them is as long as a text may be, under the prompt

@@ -16,18 +16,15 @@ from deal_core.data.source import named_tasks
 from deal_core.errors import UserError, choose
 from deal_core.lora.state import State
 from deal_core.methods import Statistics, method_of, phases_of, statistics_of, sums_beside_learning
+from deal_core.privacy.accountant import DpEvent
 from deal_core.privacy.distributed_noise import shares_without_mechanism
 from deal_core.privacy.events import unit_of
 from deal_core.privacy.interface import Mechanism, UpdateRequest
-from deal_core.privacy.plan import (
-    ReleaseSchedule,
-    RunSchedule,
-    noise_of_rounds,
-    noise_of_sums,
-)
+from deal_core.privacy.plan import METRICS_NOISE, ReleaseSchedule, RunSchedule, noise_of_steps
 from deal_core.privacy.policy import in_sum
 from deal_core.privacy.record import RecordMechanism
 from deal_core.privacy.unprotected import NoMechanism
+from deal_core.randomness import seeded
 from deal_core.training.loop import NonPrivateGradients
 from deal_core.wire.instruction import LEARN, Instruction, transcript_hash
 
@@ -115,7 +112,8 @@ def _none(experiment: Experiment) -> Mechanism:
 def ordinary_gradients(experiment: Experiment, ask: UpdateRequest) -> NonPrivateGradients:
     """Return gradients without protection, for the epochs of the experiment."""
     epochs = experiment.federation.local_epochs
-    return NonPrivateGradients(ask.data, epochs, experiment.train, ask.generator)
+    seed = experiment.run.seed, "train", ask.client, ask.stage, ask.server_round
+    return NonPrivateGradients(ask.data, epochs, experiment.train, seeded(*seed))
 
 
 def _record(experiment: Experiment) -> Mechanism:
@@ -328,17 +326,17 @@ def common_noise_multiplier(experiment: Experiment, tasks: int) -> float:
         raise UserError(
             'privacy.noise_share = "sum" needs one delta for all sites; set privacy.target_delta'
         )
-    noised = privacy.metrics == "noised"
-    counts = evaluations(experiment, tasks) if noised else 0
     times = 1 if privacy.disjoint_tasks else tasks
-    return noise_of_rounds(
+    sums_noise = sums_noise_multiplier(experiment, tasks)
+    beside = [DpEvent(1.0, sums_noise, times)] if sums_noise else []
+    if privacy.metrics == "noised":
+        beside.append(DpEvent(1.0, METRICS_NOISE, evaluations(experiment, tasks)))
+    return noise_of_steps(
         privacy.sample_rate or 1.0,
         experiment.federation.rounds * times,
-        times,
-        counts,
         privacy.target_epsilon * (1 - ROOM),
         privacy.target_delta,
-        sums_noise_multiplier(experiment, tasks),
+        tuple(beside),
     )
 
 
@@ -354,7 +352,7 @@ def sums_noise_multiplier(experiment: Experiment, tasks: int) -> float:
         return 0.0
     sums = 1 if privacy.disjoint_tasks else tasks
     budget = SUMS_SHARE * privacy.target_epsilon
-    return noise_of_sums(sums, budget, privacy.target_delta or NOMINAL_DELTA)
+    return noise_of_steps(1.0, sums, budget, privacy.target_delta or NOMINAL_DELTA)
 
 
 def shares_of(experiment: Experiment) -> int:

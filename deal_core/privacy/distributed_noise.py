@@ -34,26 +34,13 @@ from torch import Tensor, nn
 from deal_core.config.privacy import PrivacyConfig
 from deal_core.lora.attach import learnt_sizes
 from deal_core.lora.per_example import ExampleLosses
-from deal_core.models.interface import Encoded
 from deal_core.privacy.discrete_gaussian import discrete_gaussian
-from deal_core.privacy.dpsgd import (
-    Groups,
-    clipped_total,
-    clipping_bound,
-    drawn_batch,
-    rehearse_clipping,
-    require_drawn,
-)
-from deal_core.privacy.guards import require_plain_lora
-from deal_core.privacy.interface import RecordId
-from deal_core.privacy.noise import NoiseSource
+from deal_core.privacy.dpsgd import Groups, Sampled, clipping_bound, require_sampled
 from deal_core.privacy.policy import Policy, in_sum
 from deal_core.secure_sum.terms import LEAST_SITES, threshold
 
 GRID_BITS = 16
 """A clipping bound is ``2^16`` steps of the grid."""
-
-
 COUNT_WEIGHT = 0.25
 """What a record adds to its label's count, in lengths of an embedding: an embedding is long, and a
 count needs to be known less well than a sum."""
@@ -65,57 +52,25 @@ UNLIKELY = 1e-30
 
 
 @dataclass
-class NoisySum:
-    """One noisy sum of a site.
+class NoisySum(Sampled):
+    """One noisy sum of a site; its noise multiplier is that of the sum over all sites, 0: no noise.
 
     Attributes:
-        data: the client's own examples.
-        record_ids: which record each of them is.
-        sample_rate: probability that an example is in the sum.
-        noise_multiplier: of the sum over all sites, in clipping bounds; 0: no noise.
-        max_grad_norm: clipping bound.
         shares: of so many sites the noise makes up the whole.
-        noise: of sample and share.
-        groups: of the examples; None: each is protected by itself.
     """
 
-    data: Sequence[Encoded]
-    record_ids: Sequence[RecordId]
-    sample_rate: float
-    noise_multiplier: float
-    max_grad_norm: float
     shares: int
-    noise: NoiseSource
-    groups: Groups | None = None
-
-    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
-        """Take a clipped gradient over constant texts, and drop it.
-
-        Raises:
-            UnsafeModel: something learns whose gradient per example cannot be had.
-            ValueError: a loss reads a factor itself, or no gradient is finite.
-        """
-        rehearse_clipping(module, objective, probes, self.max_grad_norm)
 
     def total(self, module: nn.Module, objective: ExampleLosses) -> dict[str, NDArray[np.int64]]:
         """Return key of each trained factor to its noisy sum, in steps of the grid.
 
         Raises:
-            UnsafeModel: something learns whose gradient per example cannot be had, or the batch is
-                no sample of the rate that is charged.
+            UnsafeModel: as :meth:`~deal_core.privacy.dpsgd.Sampled.clipped`.
         """
-        factors = require_plain_lora(module)
-        batch = self._batch()
-        for factor in factors:
-            factor.grad = None
-        shapes = learnt_sizes(module)
-        entries = sum(math.prod(shape) for shape in shapes.values())
-        bound = clipping_bound(self.max_grad_norm, entries, GRID_BITS)
-        step = grid_step(self.max_grad_norm)
-        found = clipped_total(module, objective, self.groups, batch, bound, step).total
+        found = self.clipped(module, objective, self.draw(), GRID_BITS).total
         return {
             key: _numbers(found.get(key), shape) + self._share(shape)
-            for key, shape in shapes.items()
+            for key, shape in learnt_sizes(module).items()
         }
 
     def class_sums(
@@ -133,19 +88,14 @@ class NoisySum:
         Raises:
             UnsafeModel: the batch is no sample of the rate that is charged.
         """
-        places = range(first, first + len(embeddings))
-        batch = [place - first for place in self._batch() if place in places]
+        drawn, places = self.draw(), range(first, first + len(embeddings))
+        require_sampled(drawn, self.record_ids, self.groups, self.sample_rate)
+        batch = [place - first for place in drawn if place in places]
         shape = (labels, embeddings.shape[1] + 1)
         bound = clipping_bound(self.max_grad_norm, math.prod(shape), GRID_BITS)
         step = grid_step(self.max_grad_norm)
         total = clipped_class_sums(embeddings, targets, labels, batch, self.groups, bound, step)
         return _numbers(total, shape) + self._share(shape)
-
-    def _batch(self) -> list[int]:
-        """Return a sample of the data, checked."""
-        batch = drawn_batch(self.data, self.groups, self.sample_rate, self.noise)
-        require_drawn(batch, self.record_ids, self.groups, self.sample_rate)
-        return batch
 
     def _share(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
         """This site's share of the noise."""
@@ -170,7 +120,7 @@ def clipped_class_sums(
     targets: Tensor,
     labels: int,
     batch: Sequence[int],
-    groups: Groups | None,
+    groups: Groups,
     bound: float,
     step: float,
 ) -> Tensor:
@@ -182,7 +132,7 @@ def clipped_class_sums(
         targets: labels, ``(records,)``.
         labels: how many there are.
         batch: positions of the records that are in the sum; a group's all or none.
-        groups: of all records; None: each by itself.
+        groups: of all records.
         bound: to what a record's, or group's, part is clipped before it is rounded.
         step: of the grid.
     """
@@ -191,7 +141,7 @@ def clipped_class_sums(
     counts = torch.full((len(places), 1), COUNT_WEIGHT, dtype=torch.float64)
     vectors, rows = torch.cat([vectors, counts], dim=1), targets[places]
     total = torch.zeros(labels, embeddings.shape[1] + 1, dtype=torch.int64)
-    if groups is None:
+    if len(groups) == len(groups.numbers):  # each by itself changes one row
         return total.index_add_(0, rows, _clipped(vectors, bound, step))
     numbers = torch.tensor([groups.numbers[place] for place in batch], dtype=torch.long)
     for number in sorted(set(numbers.tolist())):

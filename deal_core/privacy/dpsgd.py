@@ -8,50 +8,51 @@ data (the objective's penalty, weight decay, the optimiser, maps that make facto
 noise and costs nothing.
 
 Where groups of records are protected, a group takes the place of a record: it is drawn whole, the
-mean gradient of its records is clipped, and the sum is divided by the expected number of groups.
+mean gradient of its records is clipped, and the sum is divided by the expected number of groups. A
+record that is protected by itself is a group of one.
 
-Source: docs/method.md (M27); Abadi et al., CCS 2016, algorithm 1.
+Source: docs/method.md (M27), (M66); Abadi et al., CCS 2016, algorithm 1; Charles et al., arXiv
+2407.07737 (user-level sampling).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from itertools import groupby
+from typing import Any
 
 import torch
 from scipy.special import bdtrc
 from torch import Tensor, nn
 
-from deal_core.lora.attach import learning_by_key
+from deal_core.lora.attach import CURRENT, learning_by_key, lora_layers, read, write
+from deal_core.lora.linear import adapted_forward
 from deal_core.lora.per_example import ExampleLosses, Gradient, gradient_alone
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.privacy.guards import (
-    UnsafeModel,
-    require_moved,
-    require_plain_lora,
-    require_same_answers,
-)
-from deal_core.privacy.interface import Probes, RecordId
+from deal_core.privacy.interface import Probes, RecordId, UpdateRequest
 from deal_core.privacy.noise import NoiseSource
 
 GRID_BITS = 30
 """A clipping bound is ``2^30`` steps of the grid that gradients are summed on."""
-
-
 BELOW = 1 - 1e-9
 """What products in float64 may be off by."""
-
-
 IMPOSSIBLE = 1e-15
 """Probability below which something did not happen by chance."""
+TOLERANCE = 1e-5
+"""Relative difference of scores that rounding may make."""
+
+
+class UnsafeModel(RuntimeError):
+    """A guarantee would not be one, or a model would silently not learn."""
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Attributes: ``numbers``, the group of every example, from 0, none left out."""
+    """Which examples are protected together: ``numbers``, the group of every example, from 0, none
+    left out."""
 
     numbers: Sequence[int]
 
@@ -74,118 +75,211 @@ class Groups:
         group one after the other."""
         return [position for number in drawn for position in self.members[number]]
 
-    def require_sampled(self, batch: Sequence[int], sample_rate: float) -> None:
-        """Check that a batch can be a Poisson sample of groups of the rate that is charged.
-
-        Args:
-            batch: positions in the data.
-            sample_rate: probability of a group, as it is charged.
-
-        Raises:
-            UnsafeModel: an example is in it twice, a group is in it in part, or it has more groups
-                than such a sample ever has (in one of 1e15).
-        """
-        drawn = {self.numbers[position] for position in batch}
-        if len(set(batch)) != len(batch):
-            raise UnsafeModel("a record is in a batch twice")
-        if sum(len(self.members[number]) for number in drawn) != len(batch):
-            raise UnsafeModel("a group is in a batch in part")
-        if drawn and bdtrc(len(drawn) - 1, len(self), sample_rate) < IMPOSSIBLE:
-            raise UnsafeModel(f"a batch of {len(drawn)} groups is more than the sample rate allows")
-
-
-def drawn_batch(
-    data: Sequence[Encoded], groups: Groups | None, sample_rate: float, noise: NoiseSource
-) -> list[int]:
-    """Return positions of a Poisson sample; it may be empty. A group comes whole.
-
-    Args:
-        data: the examples.
-        groups: of the examples; None: each is protected by itself.
-        sample_rate: probability of an example, or group.
-        noise: of the draw.
-    """
-    units = len(data) if groups is None else len(groups)
-    taken = noise.uniform(units) <= sample_rate
-    drawn: list[int] = taken.nonzero().flatten().tolist()
-    return drawn if groups is None else groups.batch(drawn)
-
-
-def require_drawn(
-    batch: Sequence[int],
-    record_ids: Sequence[RecordId],
-    groups: Groups | None,
-    sample_rate: float,
-) -> None:
-    """Check that a batch can be a sample of the rate that is charged.
-
-    Raises:
-        UnsafeModel: a record twice, a group in part, or more than such a sample ever has.
-    """
-    if groups is None:
-        require_sampled(batch, record_ids, sample_rate)
-    else:
-        groups.require_sampled(batch, sample_rate)
-
 
 def require_sampled(
-    batch: Sequence[int], record_ids: Sequence[RecordId], sample_rate: float
+    batch: Sequence[int], record_ids: Sequence[RecordId], groups: Groups, sample_rate: float
 ) -> None:
-    """Check that a batch can be a Poisson sample of the rate that is charged.
-
-    Args:
-        batch: positions in the data.
-        record_ids: which record each position holds.
-        sample_rate: probability of a record, as it is charged.
+    """Check that a batch, positions in the data, can be a Poisson sample of the rate that is
+    charged.
 
     Raises:
-        UnsafeModel: a record is in it twice, and would count twice; or it is larger than such a
-            sample ever is (in one of 1e15).
+        UnsafeModel: a record is in it twice, and would count twice; a group is in it in part; or it
+            has more of them than such a sample ever has (in one of 1e15).
     """
     if len({record_ids[position] for position in batch}) != len(batch):
         raise UnsafeModel("a record is in a batch twice")
-    if batch and bdtrc(len(batch) - 1, len(record_ids), sample_rate) < IMPOSSIBLE:
-        raise UnsafeModel(f"a batch of {len(batch)} is larger than the sample rate allows")
+    drawn = {groups.numbers[position] for position in batch}
+    if sum(len(groups.members[number]) for number in drawn) != len(batch):
+        raise UnsafeModel("a group is in a batch in part")
+    if drawn and bdtrc(len(drawn) - 1, len(groups), sample_rate) < IMPOSSIBLE:
+        raise UnsafeModel(f"a batch of {len(drawn)} is larger than the sample rate allows")
 
 
-def rehearse_clipping(
-    module: nn.Module, objective: ExampleLosses, probes: int, bound: float
-) -> None:
-    """Take a clipped gradient over so many constant texts, and drop it.
+def require_planned(ask: UpdateRequest, groups: Sequence[int], planned: int) -> None:
+    """Check, before any step, that what is about to be read is what was planned, so many records,
+    or groups, of the task, and is charged.
 
     Raises:
-        UnsafeModel: something learns whose gradient per example cannot be had.
-        ValueError: a loss reads a factor itself, or no gradient is finite.
+        UnsafeModel: a record twice, one of another task than the charge names, or another number
+            of records, or groups, than the plan's.
     """
-    factors = require_plain_lora(module)
-    total = clipped_gradients(module, objective, range(probes), bound, bound)
-    for factor in factors:
-        factor.grad = None
-    if not all(map(math.isfinite, total.norms)):
-        raise UnsafeModel("the model has no gradient on constant texts")
+    if {len(ask.record_ids), len(groups)} != {len(ask.data)}:
+        raise UnsafeModel("examples of which it is not known whose record they are")
+    if len(set(ask.record_ids)) != len(ask.record_ids):
+        raise UnsafeModel("a record is in the data twice")
+    if any(each.task != ask.task for each in ask.record_ids):
+        raise UnsafeModel("a record of another task than the one that is charged")
+    if len(set(groups)) != planned:
+        unit = "records" if ask.groups is None else "groups"
+        raise UnsafeModel(f"{len(set(groups))} {unit}, but {planned} are planned")
 
 
-def clipped_total(
-    module: nn.Module,
-    objective: ExampleLosses,
-    groups: Groups | None,
-    batch: Sequence[int],
-    bound: float,
-    step: float,
-) -> ClippedSum:
-    """Return the sum of clipped gradients, of groups the clipped means of theirs.
+@dataclass
+class Sampled:
+    """What may be read of a client's data, and how it is hidden; of steps and of sums.
 
-    Args:
-        module: holds the adapter.
-        objective: whose losses of single examples are differentiated.
-        groups: of the examples; None: each by itself.
-        batch: positions in the data.
-        bound: of each gradient.
-        step: of the grid.
+    Attributes:
+        data: the client's own examples.
+        record_ids: which record each of them is.
+        sample_rate: probability that an example, or group, is drawn.
+        noise_multiplier: standard deviation of the noise in clipping bounds.
+        max_grad_norm: clipping bound.
+        noise: of samples and gradients.
+        groups: of the examples; where none are given each is protected by itself.
     """
-    if groups is None:
-        return clipped_gradients(module, objective, batch, bound, step)
-    return clipped_group_gradients(module, objective, batch, groups.numbers, bound, step)
+
+    data: Sequence[Encoded]
+    record_ids: Sequence[RecordId]
+    _: KW_ONLY
+    sample_rate: float
+    noise_multiplier: float
+    max_grad_norm: float
+    noise: NoiseSource
+    groups: Groups = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.groups is None:
+            self.groups = Groups(range(len(self.data)))
+
+    def draw(self) -> list[int]:
+        """Return positions of a Poisson sample; it may be empty. A group comes whole."""
+        taken = self.noise.uniform(len(self.groups)) <= self.sample_rate
+        return self.groups.batch(taken.nonzero().flatten().tolist())
+
+    def clipped(
+        self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int], bits: int
+    ) -> ClippedSum:
+        """Return the sum of the batch's clipped gradients, rounded to a grid of ``2^-bits`` of the
+        clipping bound.
+
+        Raises:
+            UnsafeModel: something learns whose gradient per example cannot be had, or the batch is
+                no sample of the rate that is charged.
+        """
+        entries = sum(factor.numel() for factor in require_plain_lora(module))
+        require_sampled(batch, self.record_ids, self.groups, self.sample_rate)
+        bound = clipping_bound(self.max_grad_norm, entries, bits)
+        step = self.max_grad_norm / 2**bits
+        return clipped_gradients(module, objective, batch, self.groups.numbers, bound, step)
+
+    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
+        """Take a clipped gradient over constant texts, and drop it.
+
+        Raises:
+            UnsafeModel: something learns whose gradient per example cannot be had.
+            ValueError: a loss reads a factor itself, or no gradient is finite.
+        """
+        factors, bound = require_plain_lora(module), self.max_grad_norm
+        total = clipped_gradients(module, objective, range(probes), range(probes), bound, bound)
+        for factor in factors:
+            factor.grad = None
+        if not all(map(math.isfinite, total.norms)):
+            raise UnsafeModel("the model has no gradient on constant texts")
+
+
+@dataclass
+class PrivateGradients(Sampled):
+    """Clipped and noised gradients on Poisson samples.
+
+    Attributes:
+        steps: known before anything is drawn.
+        expected_batch: what the noisy sum is divided by; public.
+    """
+
+    steps: int
+    expected_batch: float
+    _before: list[Tensor] = field(default_factory=list)
+    _taken: int = 0
+
+    def batches(self) -> Iterator[list[int]]:
+        """A Poisson sample a step; it may be empty."""
+        for _ in range(self.steps):
+            yield self.draw()
+
+    def accumulate(
+        self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
+    ) -> float:
+        """Add ``(sum_i clip(g_i) + noise) / expected_batch``; of groups, ``g_i`` is the mean over
+        the records of one.
+
+        Returns:
+            0: the loss stays unknown.
+
+        Raises:
+            UnsafeModel: as :meth:`Sampled.clipped`.
+            ValueError: gradients are there already, and would go unclipped.
+        """
+        factors = require_plain_lora(module)
+        if any(factor.grad is not None for factor in factors):
+            raise ValueError("gradients are there before those of the batch")
+        if self._taken == 0:
+            self._before = [factor.detach().clone() for factor in factors]
+        found = self.clipped(module, objective, batch, GRID_BITS)
+        scale = self.noise_multiplier * self.max_grad_norm
+        for key, factor in learning_by_key(module).items():
+            total = scale * self.noise.normal(factor.shape)
+            if key in found.total:
+                total += found.step * found.total[key].double().cpu()
+            factor.grad = (total / self.expected_batch).to(factor.device, factor.dtype)
+        return 0.0
+
+    def stepped(self, module: nn.Module) -> None:
+        """Check, once, that the first step, which has noise, has moved some factor.
+
+        Raises:
+            UnsafeModel: it has not.
+        """
+        self._taken += 1
+        if self._taken == 1:
+            now = require_plain_lora(module)
+            if all(map(torch.equal, now, self._before)):
+                raise UnsafeModel("a step with noise has changed nothing")
+            self._before = []
+
+    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
+        """Check that the adapter, read and put back, is the model that was trained; on constant
+        texts: what is found on them tells nothing of a record that the noised update does not.
+        Without labels the answers are texts, and their losses are compared.
+
+        Raises:
+            UnsafeModel: it is not.
+        """
+
+        def answers() -> Tensor:
+            if labels:
+                return model.scores(probes, labels)
+            return model.forward_train(probes, labels, ()).example_losses
+
+        with torch.no_grad():
+            trained = answers()
+            write(model.module, read(model.module))
+            again = answers()
+        if not torch.allclose(trained, again, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+            raise UnsafeModel("the adapter that was read is not the model that was trained")
+
+
+def require_plain_lora(module: nn.Module) -> list[Tensor]:
+    """Return the trainable factors, if nothing else learns and each is known by example.
+
+    Raises:
+        UnsafeModel: something learns that is no ordinary LoRA factor of a linear layer in our own
+            operation: its gradient would escape the clipping.
+    """
+    known: dict[int, Any] = {}
+    for name, layer in lora_layers(module).items():
+        forward = getattr(layer.forward, "func", None)
+        factors = layer.lora_A[CURRENT], layer.lora_B[CURRENT]
+        linear = all(isinstance(factor, nn.Linear) for factor in factors)
+        if not linear or forward is not adapted_forward:
+            raise UnsafeModel(f"layer {name} is no plain LoRA layer")
+        known |= {id(factor.weight): factor.weight for factor in factors}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and id(parameter) not in known:
+            raise UnsafeModel(f"{name} learns, but is no plain LoRA factor")
+    learning: list[Tensor] = [factor for factor in known.values() if factor.requires_grad]
+    if not learning:
+        raise UnsafeModel("nothing learns")
+    return learning
 
 
 def clipping_bound(max_grad_norm: float, entries: int, bits: int) -> float:
@@ -201,100 +295,6 @@ def clipping_bound(max_grad_norm: float, entries: int, bits: int) -> float:
     if bound <= 0:
         raise UnsafeModel(f"{entries} entries are too many for a grid of 2^-{bits}")
     return bound
-
-
-@dataclass
-class PrivateGradients:
-    """Clipped and noised gradients on Poisson samples.
-
-    Attributes:
-        data: the client's own examples.
-        record_ids: which record each of them is.
-        sample_rate: probability that an example, or group, is in a batch.
-        noise_multiplier: see the module.
-        max_grad_norm: clipping bound.
-        steps: known before anything is drawn.
-        expected_batch: what the noisy sum is divided by; public.
-        noise: of samples and gradients.
-        groups: of the examples; None: each is protected by itself.
-    """
-
-    data: Sequence[Encoded]
-    record_ids: Sequence[RecordId]
-    sample_rate: float
-    noise_multiplier: float
-    max_grad_norm: float
-    steps: int
-    expected_batch: float
-    noise: NoiseSource
-    groups: Groups | None = None
-    _before: list[Tensor] = field(default_factory=list)
-    _taken: int = 0
-
-    def batches(self) -> Iterator[list[int]]:
-        """A Poisson sample a step; it may be empty."""
-        for _ in range(self.steps):
-            yield drawn_batch(self.data, self.groups, self.sample_rate, self.noise)
-
-    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
-        """Take a clipped gradient over constant texts, and drop it.
-
-        Raises:
-            UnsafeModel: something learns whose gradient per example cannot be had.
-            ValueError: a loss reads a factor itself, or no gradient is finite.
-        """
-        rehearse_clipping(module, objective, probes, self.max_grad_norm)
-
-    def accumulate(
-        self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
-    ) -> float:
-        """Add ``(sum_i clip(g_i) + noise) / expected_batch``; of groups, ``g_i`` is the mean over
-        the records of one.
-
-        Returns:
-            0: the loss stays unknown.
-
-        Raises:
-            UnsafeModel: something learns whose gradient per example cannot be had, or the batch is
-                no sample of the rate that is charged.
-            ValueError: gradients are there already, and would go unclipped.
-        """
-        factors = require_plain_lora(module)
-        require_drawn(batch, self.record_ids, self.groups, self.sample_rate)
-        if any(factor.grad is not None for factor in factors):
-            raise ValueError("gradients are there before those of the batch")
-        if self._taken == 0:
-            self._before = [factor.detach().clone() for factor in factors]
-        step = self.max_grad_norm / 2**GRID_BITS
-        entries = sum(factor.numel() for factor in factors)
-        bound = clipping_bound(self.max_grad_norm, entries, GRID_BITS)
-        found = clipped_total(module, objective, self.groups, batch, bound, step).total
-        scale = self.noise_multiplier * self.max_grad_norm
-        for key, factor in learning_by_key(module).items():
-            total = scale * self.noise.normal(factor.shape)
-            if key in found:
-                total += step * found[key].double().cpu()
-            factor.grad = (total / self.expected_batch).to(factor.device, factor.dtype)
-        return 0.0
-
-    def stepped(self, module: nn.Module) -> None:
-        """Check, once, that the first step has moved the factors.
-
-        Raises:
-            UnsafeModel: it has not.
-        """
-        self._taken += 1
-        if self._taken == 1:
-            require_moved(require_plain_lora(module), self._before)
-            self._before = []
-
-    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
-        """Check that the adapter, read and put back, is the model that was trained.
-
-        Raises:
-            UnsafeModel: it is not.
-        """
-        require_same_answers(model, probes, labels)
 
 
 @dataclass
@@ -333,45 +333,18 @@ def clipped_gradients(
     module: nn.Module,
     objective: ExampleLosses,
     examples: Sequence[int],
+    groups: Sequence[int],
     bound: float,
     step: float,
 ) -> ClippedSum:
-    """Return ``sum_i g_i min(1, C / ||g_i||)``, each ``g_i`` computed alone.
+    """Return ``sum_u m_u min(1, C / ||m_u||)``, where ``m_u`` is the mean gradient, each computed
+    alone, of the examples of group ``u`` that are in the batch. An example whose gradient is not
+    finite, or that fails, counts as zero within its group.
 
     Args:
         module: holds the adapter; factors that do not require a gradient get none.
         objective: whose losses of single examples are differentiated; its penalty is not part
             of it (a penalty reads no data: its gradient is added after the noise).
-        examples: positions in the data.
-        bound: ``C``, over all that learns together (flat clipping).
-        step: of the grid.
-
-    Raises:
-        SharedFactor: a loss reaches a factor by another way than its example's copy.
-
-    Source: Abadi et al., CCS 2016, algorithm 1; docs/method.md (M66).
-    """
-    total = ClippedSum(bound, step)
-    for example in examples:
-        total.add(gradient_alone(module, objective, example))
-    return total
-
-
-def clipped_group_gradients(
-    module: nn.Module,
-    objective: ExampleLosses,
-    examples: Sequence[int],
-    groups: Sequence[int],
-    bound: float,
-    step: float,
-) -> ClippedSum:
-    """Return ``sum_u m_u min(1, C / ||m_u||)``, where ``m_u`` is the mean gradient of the examples
-    of group ``u`` that are in the batch. An example whose gradient is not finite, or that fails,
-    counts as zero within its group.
-
-    Args:
-        module: holds the adapter; factors that do not require a gradient get none.
-        objective: as for :func:`clipped_gradients`.
         examples: positions in the data; those of a group follow each other.
         groups: number of the group of every position in the data.
         bound: ``C``, over all that learns together (flat clipping).
@@ -380,8 +353,6 @@ def clipped_group_gradients(
     Raises:
         ValueError: the examples of a group do not follow each other, so that it would be clipped in
             parts; or a loss reaches a factor by another way than its example's copy.
-
-    Source: docs/method.md (M27), (M66); Charles et al., arXiv 2407.07737 (user-level sampling).
     """
     runs = [list(members) for _, members in groupby(examples, key=lambda i: groups[i])]
     if len({groups[members[0]] for members in runs}) < len(runs):
@@ -397,7 +368,7 @@ def _mean(module: nn.Module, objective: ExampleLosses, members: Sequence[int]) -
     sums: dict[str, Tensor] = {}
     for example in members:
         gradient = gradient_alone(module, objective, example)
-        if all(bool(values.isfinite().all()) for values in gradient.values()):
+        if len(members) == 1 or all(bool(each.isfinite().all()) for each in gradient.values()):
             for name, values in gradient.items():
                 own = values.double() / len(members)
                 sums[name] = sums[name] + own if name in sums else own

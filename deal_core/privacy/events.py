@@ -74,43 +74,39 @@ class BudgetSpent(Exception):
 
 @dataclass(frozen=True)
 class LedgerEvent:
-    """One private release.
-
-    Attributes:
-        run: name of the run that asked: a hash of its settings, and at a site the run's own name.
-        task, phase, stage, server_round: where in the run; no task: of all tasks.
-        mechanism: ``record``; ``counts`` for evaluation counts with noise; of what left without
-            protection ``none`` or ``clear-counts``.
-        unit: what a neighbour differs by (see the module).
-        sample_rate, noise_multiplier, steps: see
-            :class:`~deal_core.privacy.accountant.DpEvent`.
-        max_grad_norm: clipping bound; for the ledger's reader, it costs nothing.
-        delta: at which the budget was checked.
-        simulation_only: the noise came from a seed: nothing is guaranteed.
-        slack: what a step costs beyond the mechanism, because its noise is not quite that.
-        assumes: whom the noise takes to be honest; empty: nobody outside the site.
-        unit_column: whose values make the groups, where the unit is a group.
-        compared: the records of its task were compared with those of other tasks before it was
-            charged, and none was in two; what was not is of records that may be in any task.
-    """
+    """One private release, or, of what a run plans, all of a kind."""
 
     run: str
+    """Name of the run that asked: a hash of its settings, and at a site the run's own name."""
     task: str
-    phase: str
-    stage: int
-    server_round: int
+    """Empty: of all tasks."""
     mechanism: str
+    """``record``; ``counts`` for evaluation counts with noise; of what left without protection
+    ``none`` or ``clear-counts``."""
     unit: str
+    """What a neighbour differs by (see the module)."""
     sample_rate: float
     noise_multiplier: float
+    """0: nothing was hidden."""
     steps: int
-    max_grad_norm: float
-    delta: float
-    simulation_only: bool
+    phase: str = ""
+    stage: int = 0
+    server_round: int = 0
+    max_grad_norm: float = 0.0
+    """Clipping bound; for the ledger's reader, it costs nothing."""
+    delta: float = 0.0
+    """At which the budget was checked."""
+    simulation_only: bool = False
+    """The noise came from a seed: nothing is guaranteed."""
     slack: float = 0.0
+    """What a step costs beyond the mechanism, because its noise is not quite that."""
     assumes: str = ""
+    """Whom the noise takes to be honest; empty: nobody outside the site."""
     unit_column: str = ""
+    """Whose values make the groups, where the unit is a group."""
     compared: bool = False
+    """The records of its task were compared with those of other tasks before it was charged, and
+    none was in two; what was not is of records that may be in any task."""
 
     @property
     def protected(self) -> bool:
@@ -130,48 +126,29 @@ class LedgerEvent:
 
 COUNTS, CLEAR_COUNTS = "counts", "clear-counts"
 """Mechanism of counts of right answers on test records: with noise, and as they are."""
-Place = tuple[str, str, int, int]
-"""Task, phase, stage and round."""
 
 
-def unprotected_event(run: str, mechanism: str, place: Place) -> LedgerEvent:
-    """Return a release that no mechanism has protected, as a ledger notes it.
-
-    Args:
-        run: name of the experiment.
-        mechanism: what left: ``none`` (an update) or ``clear-counts``.
-        place: where in the run.
-    """
+def unprotected_event(run: str, mechanism: str, place: tuple[str, str, int, int]) -> LedgerEvent:
+    """Return a release of a run that no mechanism has protected, an update (``none``) or
+    ``clear-counts``, of a task, phase, stage and round."""
     task, phase, stage, server_round = place
-    return LedgerEvent(
-        run=run,
-        task=task,
-        phase=phase,
-        stage=stage,
-        server_round=server_round,
-        mechanism=mechanism,
-        unit="none",
-        sample_rate=1.0,
-        noise_multiplier=0.0,
-        steps=1,
-        max_grad_norm=0.0,
-        delta=0.0,
-        simulation_only=False,
-    )
+    return LedgerEvent(run, task, mechanism, "none", 1.0, 0.0, 1, phase, stage, server_round)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """``epsilon`` at ``delta``; tasks in parallel where they are ``disjoint``. ``most``: so many
-    releases of this mechanism has the run planned in this task, and it has no more; None: as many
-    as fit. ``any_choice``: less than the run was planned for, so that what uses it up may follow
-    from what was released."""
+    """What charges are checked against: ``epsilon`` at ``delta``."""
 
     epsilon: float
     delta: float
     disjoint_tasks: bool = False
+    """Whether tasks compose in parallel."""
     most: int | None = None
+    """So many releases of its kind has the run planned in a task, and it has no more; None: as many
+    as fit."""
     any_choice: bool = False
+    """Less than the run was planned for, so that what uses it up may follow from what was
+    released."""
 
 
 KEEPER_ALONE = "nobody but the keeper of this ledger is trusted"
@@ -245,13 +222,20 @@ def _epsilon_with_slack(events: Sequence[LedgerEvent], delta: float, any_choice:
 
 
 def require_within(events: Sequence[LedgerEvent], budget: Budget) -> None:
-    """Check that all events together, the last one new, are within a budget.
+    """Check that all events together, the last one new, are within a budget, and that the last is
+    one of those that its run has planned: which tasks' rounds use a budget up is not to follow from
+    what was released.
 
     Raises:
         BudgetSpent: they are not, or the run has planned fewer like the last.
         MixedUnits: some are of records and some of groups.
     """
-    require_planned_number(events, budget)
+    last = events[-1]
+    alike = (last.run, last.task, last.mechanism)
+    given = sum((each.run, each.task, each.mechanism) == alike for each in events)
+    if budget.most is not None and given > budget.most:
+        what = f"rounds of task '{last.task}'" if last.task else "evaluations"
+        raise BudgetSpent(f"the plan of this run has {budget.most} {what}, and they are over")
     require_standing(events, budget)
 
 
@@ -272,18 +256,3 @@ def require_standing(events: Sequence[LedgerEvent], budget: Budget) -> None:
             f"holds{', tasks in parallel' if budget.disjoint_tasks else ''}; "
             f"{assumed_honest(events)}"
         )
-
-
-def require_planned_number(events: Sequence[LedgerEvent], budget: Budget) -> None:
-    """Check that the last event is one of those that its run has planned: which tasks' rounds use a
-    budget up is not to follow from what was released.
-
-    Raises:
-        BudgetSpent: it is one more.
-    """
-    last = events[-1]
-    alike = (last.run, last.task, last.mechanism)
-    given = sum((each.run, each.task, each.mechanism) == alike for each in events)
-    if budget.most is not None and given > budget.most:
-        what = f"rounds of task '{last.task}'" if last.task else "evaluations"
-        raise BudgetSpent(f"the plan of this run has {budget.most} {what}, and they are over")

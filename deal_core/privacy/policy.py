@@ -7,7 +7,6 @@ asks beyond it is refused, or narrowed to it, before anything is trained.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,8 +17,6 @@ from deal_core.errors import UserError
 
 Metrics = Literal["none", "noised", "summed", "clear"]
 STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "summed", "clear")
-
-
 NOMINAL = 100.0
 """An epsilon beyond it hides next to nothing."""
 
@@ -45,10 +42,6 @@ class Policy(Table):
     max_delta: Delta = 0.0
     """Largest delta; 0: the power of ten at or below ``0.1 / n`` for the ``n`` records of the
     site."""
-    min_grad_norm: float = Field(0.0, ge=0)
-    """Smallest clipping bound that the site accepts; 0: no limit."""
-    max_grad_norm: float = Field(0.0, ge=0)
-    """Largest clipping bound that the site accepts; 0: no limit."""
     metrics: Metrics = "none"
     """Counts of right answers on the site's test records: ``none`` leaves, they leave ``noised``
     (and charged), as part of a secure sum alone (``summed``), or in the ``clear``. The mean
@@ -105,8 +98,6 @@ class Policy(Table):
                 'max_epsilon is a budget, and under mechanism "none" nothing keeps it; set '
                 'mechanism to "record", or leave max_epsilon out'
             )
-        if 0 < self.max_grad_norm < self.min_grad_norm:
-            raise ValueError("min_grad_norm is above max_grad_norm; lower it")
         return self
 
     @property
@@ -125,16 +116,6 @@ class Refusal(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-
-
-@dataclass(frozen=True)
-class EffectivePolicy:
-    """What holds in a run: the experiment's wishes within the site's limits."""
-
-    epsilon: float
-    delta: float
-    max_grad_norm: float
-    disjoint_tasks: bool
 
 
 def default_delta(units: int) -> float:
@@ -159,44 +140,22 @@ def require_delta(stated: float, units: int, unit: str) -> None:
         )
 
 
-def terms(privacy: PrivacyConfig, policy: Policy | None, records: int) -> EffectivePolicy:
-    """Return the experiment's wishes within the site's limits.
+def terms(privacy: PrivacyConfig, policy: Policy | None, units: int) -> tuple[float, float]:
+    """Return epsilon and delta: the experiment's wishes within the site's limits.
 
     Args:
         privacy: what the experiment asks.
         policy: None: the site has none.
-        records: of the site, or groups, over all tasks.
+        units: records, or groups, of the site, over all tasks.
 
     Raises:
-        UserError: what is asked cannot be narrowed to the policy.
+        UserError: the delta that is asked is too large.
     """
-    limits = policy or Policy()
-    bound = privacy.max_grad_norm
-    require_bound(bound, policy)
-    largest = default_delta(records)
+    limits, epsilon, largest = policy or Policy(), privacy.target_epsilon, default_delta(units)
     if not limits.max_delta:
-        unit = "group" if privacy.unit_column else "record"
-        require_delta(privacy.target_delta, records, unit)
-    return EffectivePolicy(
-        epsilon=min(privacy.target_epsilon, limits.max_epsilon or privacy.target_epsilon),
-        delta=min(privacy.target_delta or largest, limits.max_delta or largest),
-        max_grad_norm=bound,
-        disjoint_tasks=limits.disjoint_tasks,
-    )
-
-
-def require_bound(bound: float, policy: Policy | None) -> None:
-    """Check a clipping bound, also that of a run which is planned already.
-
-    Raises:
-        UserError: the site's policy, which may have become tighter, does not allow it.
-    """
-    low, high = (policy.min_grad_norm, policy.max_grad_norm) if policy else (0.0, 0.0)
-    if bound < low or (high and bound > high):
-        raise UserError(
-            f"privacy.max_grad_norm is {bound:g}, but the site's policy allows {low:g} to "
-            f"{high or float('inf'):g}; change the experiment, or policy.max_grad_norm"
-        )
+        require_delta(privacy.target_delta, units, "group" if privacy.unit_column else "record")
+    delta = min(privacy.target_delta or largest, limits.max_delta or largest)
+    return min(epsilon, limits.max_epsilon or epsilon), delta
 
 
 def in_sum(privacy: PrivacyConfig) -> bool:
@@ -247,19 +206,12 @@ def figures_allowed(
 ) -> dict[str, float]:
     """Return what of an update's figures may leave. Without leave to send counts every client
     weighs the same, and keeps to itself its time and what tells how many records it has; the loss
-    is a metric, and under a mask goes into the sum alone.
-
-    Args:
-        figures: of the update.
-        policy: None: the site has none.
-        masked: the number of examples and the loss leave as part of a secure sum alone.
-    """
+    is a metric. ``masked``: the number of examples and the loss leave in a secure sum alone."""
     if policy is None:
         return dict(figures)
     withheld = set() if policy.share_num_examples else {"seconds", "n_delta"}
     withheld |= set() if policy.spending else SPENDING
     clear = policy.metrics == "clear" or (masked and policy.metrics == "summed")
     withheld |= set() if clear else {"loss"}
-    allowed = {name: value for name, value in figures.items() if name not in withheld}
-    kept = masked or policy.share_num_examples
-    return allowed if kept else {**allowed, "num_examples": 1.0}
+    weight = {} if masked or policy.share_num_examples else {"num_examples": 1.0}
+    return {name: value for name, value in figures.items() if name not in withheld} | weight

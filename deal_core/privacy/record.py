@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +23,11 @@ from safetensors.numpy import load, save
 
 from deal_core.config.privacy import PrivacyConfig
 from deal_core.errors import UserError
-from deal_core.privacy.distributed_noise import NoisySum, whom_to_trust
-from deal_core.privacy.dpsgd import Groups, PrivateGradients
+from deal_core.privacy.distributed_noise import NoisySum, slack_of, trust_in_sum, whom_to_trust
+from deal_core.privacy.dpsgd import Groups, PrivateGradients, UnsafeModel, require_planned
 from deal_core.privacy.events import (
     COUNTS,
+    GROUP,
     RECORD,
     Budget,
     BudgetSpent,
@@ -36,38 +38,40 @@ from deal_core.privacy.events import (
     is_void,
     unit_of,
 )
-from deal_core.privacy.guards import UnsafeModel, require_planned
 from deal_core.privacy.interface import (
+    FAILED,
     Counts,
-    Grouping,
     LocalUpdate,
-    Permit,
     Refusal,
     RehearsalFailed,
     Site,
+    Train,
+    TrainingFailed,
     UpdateRequest,
+    trained_or_noise,
 )
 from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.plan import (
+    METRICS_NOISE,
+    MOST_ENTRIES,
     NoFeasibleNoise,
     PrivacyPlan,
-    RecordEvents,
     RunSchedule,
     sensitivity,
     solve_noise_multiplier,
 )
 from deal_core.privacy.policy import (
-    EffectivePolicy,
     Metrics,
     figures_allowed,
+    in_sum,
     metrics_allowed,
     protects,
-    require_bound,
     require_floor,
     terms,
 )
 from deal_core.privacy.unprotected import clear_counts
 from deal_core.randomness import seeded
+from deal_core.wire.instruction import LEARN
 from deal_core.wire.records import EXAMPLES
 
 log = logging.getLogger(__name__)
@@ -87,25 +91,21 @@ def refusing_when_spent() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class RecordMechanism:
-    """The mechanism of one run.
-
-    Attributes:
-        privacy: its settings.
-        run: its name in a ledger, unless the site has another for it.
-        seed: of a simulated client's noise.
-        batch_size: records, or groups, that a step is divided by.
-        at_server: whether a round is one sum, for a step at the server.
-        shares: of so many sites the noise of a sum makes up the whole.
-        schedule: what the run asks of a site with so many records, or groups, of each task.
-    """
+    """The mechanism of one run."""
 
     privacy: PrivacyConfig
     run: str
+    """Its name in a ledger, unless the site has another for it."""
     seed: int
+    """Of a simulated client's noise."""
     batch_size: int
+    """Records, or groups, that a step is divided by."""
     at_server: bool
+    """Whether a round is one sum, for a step at the server."""
     shares: int
+    """Of so many sites the noise of a sum makes up the whole."""
     schedule: Callable[[Mapping[str, int]], RunSchedule]
+    """What the run asks of a site with so many records, or groups, of each task."""
 
     @property
     def unit(self) -> str:
@@ -117,63 +117,46 @@ class RecordMechanism:
         noisier than either."""
         return factors & {"lora_B"} if len(factors) > 1 else factors
 
-    def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
-        """Return leave to train, planned and within the budget, or the update that the same request
-        was answered with; an update is charged before it may leave.
+    def update(self, ask: UpdateRequest, site: Site, train: Train) -> LocalUpdate:
+        """Return the update, planned, within the budget and charged before it may leave; or the one
+        that the same request was answered with. Figures are those of today.
 
         Raises:
             Refusal: the site's policy does not allow it, or its budget is spent.
+            TrainingFailed: on noise alone as well.
         """
         ledger = site.ledger()
         require_floor(len(ask.data), self.privacy, site.policy)
         try:
             with refusing_when_spent():
                 plan = self._plan(ask, site)
-                require_bound(plan.max_grad_norm, site.policy)
-                budget = self._budget(plan, ask, site)
+                work = plan.of(ask.task)
+                budget = plan.budget(site.policy, work.rounds + work.sums)
                 if budget.disjoint_tasks:
                     ledger.declare_members(ask.task, ask.ids(), self.unit)
                 event = self._event(ask, site, plan)
                 event = replace(event, compared=budget.disjoint_tasks)
-                planned, groups = plan.records(ask.task), self._groups(ask)
-                require_planned(ask.record_ids, len(ask.data), ask.task, planned, groups)
+                require_planned(ask, self._groups(ask), work.records)
                 kept = ledger.answer_within(ask.request, budget)
-                if kept is not None:
-                    figures = self._figures(ask, site, plan, event, ledger.events())
-                    return unpacked(kept).with_figures(figures)
-                ledger.require(event, budget)
+                if kept is None:
+                    ledger.require(event, budget)
         except (UserError, UnsafeModel) as error:
             raise Refusal("policy", str(error)) from None
-        return Permit(
-            gradients=self._gradients(ask, site, event),
-            release=lambda update: self._charged(update, ask, site, plan, event),
-            noise_only=self._noise_only(ask, site, event),
-        )
-
-    def _event(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
-        """Return what the ledger is charged with."""
-        units = {work.task: work.records for work in plan.work}
-        seeds, sums_noise = self._seeds(site), self.schedule(units).sums_noise
-        return self._events(site).update(ask, seeds, plan, site.policy, sums_noise)
+        if kept is None:
+            made = trained_or_noise(train, lambda data: self._gradients(ask, event, data))
+            with refusing_when_spent():
+                kept = self._charged(made, ask, site, event, budget)
+        arrays = load(kept)
+        if FAILED in arrays:
+            raise TrainingFailed("a private training has failed, and so has one on noise alone")
+        return LocalUpdate(arrays, self._figures(ask, site, plan, event, budget))
 
     def _charged(
-        self,
-        update: LocalUpdate,
-        ask: UpdateRequest,
-        site: Site,
-        plan: PrivacyPlan,
-        event: LedgerEvent,
-    ) -> LocalUpdate:
-        """The update as it may leave, in the ledger with its charge."""
-        budget = self._budget(plan, ask, site)
-        with refusing_when_spent():
-            events = [*site.ledger().events(), event]
-            answer = packed(update.with_figures(self._figures(ask, site, plan, event, events)))
-            return unpacked(site.ledger().charge(event, budget, ask.request, answer))
-
-    def _budget(self, plan: PrivacyPlan, ask: UpdateRequest, site: Site) -> Budget:
-        """What the charge of an update is checked against."""
-        return replace(plan.budget(site.policy), most=plan.rounds(ask.task))
+        self, made: LocalUpdate, ask: UpdateRequest, site: Site, event: LedgerEvent, budget: Budget
+    ) -> bytes:
+        """The answer that may leave, as bytes, in the ledger with its charge."""
+        answer = save({key: np.ascontiguousarray(value) for key, value in made.arrays.items()})
+        return site.ledger().charge(event, budget, ask.request, answer)
 
     def _figures(
         self,
@@ -181,41 +164,30 @@ class RecordMechanism:
         site: Site,
         plan: PrivacyPlan,
         event: LedgerEvent,
-        events: Sequence[LedgerEvent],
+        budget: Budget,
     ) -> dict[str, float]:
-        """What goes with an update: of rates, noise and steps, not of data; ``events``: all."""
-        disjoint = plan.budget(site.policy).disjoint_tasks
-        to_come = self._counts_to_come(ask, site, plan)
+        """Return what goes with an update: of rates, noise and steps, not of data. An evaluation
+        tells no epsilon, so an update tells it with the noised counts that the run still plans,
+        those left out that the ledger holds."""
+        events, run = site.ledger().events(), self._run(site)
+        noised = self._allowed(site) == "noised"
+        evaluations = self.schedule(ask.units()).evaluations if noised else 0
+        given = sum(each.mechanism == COUNTS and each.run == run for each in events)
+        to_come = self._planned_counts(site, evaluations - given)
+        flags = {
+            "disjoint_tasks": budget.disjoint_tasks,
+            "void": is_void(events),
+            "assumes_more": assumes_more(events, whom_to_trust(self.privacy), run),
+        }
         figures = {
             "num_examples": 1.0,  # every client weighs the same: a count is a release
             "simulation_only": float(event.simulation_only),
-            "epsilon": composed([*events, *to_come], plan.delta, disjoint),
+            "epsilon": composed([*events, *to_come], plan.delta, budget.disjoint_tasks),
             "delta": plan.delta,
             "n_delta": plan.units * plan.delta,
+            **{name: 1.0 for name, holds in flags.items() if holds},
         }
-        trust = whom_to_trust(self.privacy)
-        flags = {
-            "disjoint_tasks": disjoint,
-            "void": is_void(events),
-            "assumes_more": assumes_more(events, trust, self._run(site)),
-        }
-        figures |= {name: 1.0 for name, holds in flags.items() if holds}
         return figures_allowed(figures, site.policy)
-
-    def _counts_to_come(
-        self, ask: UpdateRequest, site: Site, plan: PrivacyPlan
-    ) -> list[LedgerEvent]:
-        """Return the noised counts that the run still plans, those left out that the ledger holds:
-        an evaluation tells no epsilon, so an update tells it with them."""
-        if not self._counts_are_noised(site):
-            return []
-        run, events = self._run(site), site.ledger().events()
-        given = sum(event.mechanism == COUNTS and event.run == run for event in events)
-        left = self.schedule(self._counts(ask)[0]).evaluations - given
-        return [self._events(site).planned_counts(left, plan.delta)] if left > 0 else []
-
-    def _counts_are_noised(self, site: Site) -> bool:
-        return self._allowed(site) == "noised"
 
     def _allowed(self, site: Site, masked: bool = False) -> Metrics:
         """Return what the site lets counts do; where it wants noise in them, and the mechanism is
@@ -240,11 +212,12 @@ class RecordMechanism:
         ledger = site.ledger()
         try:
             plan = self._plan(ask, site)
-            most = self.schedule(self._counts(ask)[0]).evaluations
-            budget = replace(plan.budget(site.policy), most=most)
+            budget = plan.budget(site.policy, self.schedule(ask.units()).evaluations)
             kept = ledger.answer_within(ask.request, budget)
             if kept is None:
-                event = self._events(site).counting(ask, self._seeds(site), plan)
+                moved = sensitivity(ask.evaluated, len(ask.counted))
+                once = 1.0, METRICS_NOISE, 1
+                event = self._released(site, "", once, ask, max_grad_norm=moved, delta=plan.delta)
                 ledger.require(event, budget)
                 answer = self._noised_counts(ask, event, make)
                 kept = ledger.charge(event, budget, ask.request, answer)
@@ -262,7 +235,6 @@ class RecordMechanism:
         Raises:
             RehearsalFailed: it fails on a constant text already.
         """
-        noise = self._noise(ask) if event.simulation_only else SecureNoise()
         try:
             counts = make()
         except RehearsalFailed:  # no record was read
@@ -270,155 +242,172 @@ class RecordMechanism:
         except Exception:
             log.exception("counts could not be made; noise alone leaves")
             counts = dict.fromkeys(ask.counted, [0] * ask.evaluated)
+        noise = self._noise(ask, event)
         return json.dumps(dict(noised_counts(counts, event.noise_multiplier, noise))).encode()
 
     def _plan(self, ask: UpdateRequest, site: Site) -> PrivacyPlan:
         """The run's plan as the ledger has it; made with the first round."""
 
         def solve(past: Sequence[LedgerEvent]) -> str:
-            return self._solve(past, *self._counts(ask), site, ask.entries).model_dump_json()
+            plan = self._solve(past, ask.units(), ask.site_units(), site, ask.entries)
+            return plan.model_dump_json()
 
         return PrivacyPlan.model_validate_json(site.ledger().plan(self._run(site), solve))
-
-    def _counts(self, ask: UpdateRequest) -> tuple[Mapping[str, int], int]:
-        """Return how many units there are: of every task of the run, and of the whole site.
-
-        Raises:
-            UserError: groups are protected, but the records have none.
-        """
-        if self.unit == RECORD:
-            return ask.records(), ask.site_records()
-        return _required(ask).groups(), _required(ask).site_groups()
-
-    def _groups(self, ask: UpdateRequest) -> Sequence[int] | None:
-        """Return the group of every record that is asked about; None: each by itself."""
-        return None if self.unit == RECORD else _required(ask).numbers
 
     def _solve(
         self,
         past: Sequence[LedgerEvent],
-        records: Mapping[str, int],
-        site_records: int,
+        units: Mapping[str, int],
+        site_units: int,
         site: Site,
         entries: int = 0,
     ) -> PrivacyPlan:
-        agreed = terms(self.privacy, site.policy, site_records)
+        epsilon, delta = terms(self.privacy, site.policy, site_units)
         asked = site.simulated and self.privacy.disjoint_tasks
-        disjoint = agreed.disjoint_tasks or asked
-        run, events = self.schedule(records), self._events(site)
-        counts = run.evaluations if self._counts_are_noised(site) else 0
+        disjoint = asked or (site.policy is not None and site.policy.disjoint_tasks)
+        run = self.schedule(units)
 
         def epsilon_with(noise_multiplier: float) -> float:
-            planned = [
-                events.planned(each, noise_multiplier, agreed.delta, agreed.max_grad_norm, entries)
-                for each in run.work
-            ]
-            sums = [each for each in run.work if each.sums]
-            planned += [events.planned_sums(each, run.sums_noise, agreed.delta) for each in sums]
-            planned += [events.planned_counts(counts, agreed.delta)] if counts else []
-            return composed([*past, *planned], agreed.delta, disjoint)
+            planned = self._planned(site, run, noise_multiplier, entries)
+            return composed([*past, *planned], delta, disjoint)
 
+        if not run.common_noise:
+            noise_multiplier = solve_noise_multiplier(epsilon_with, epsilon)
+        else:  # that of all sites, who make the noise together
+            noise_multiplier, spent = run.common_noise, epsilon_with(run.common_noise)
+            if spent > epsilon:
+                raise NoFeasibleNoise(
+                    f"noise of {noise_multiplier:.2f} clipping bounds, that of all sites, takes "
+                    f"epsilon to {spent:.4g} here at delta = {delta:.3g} per {self.unit}, composed "
+                    f"over all that the ledger holds, and {epsilon:g} are left; raise the budget, "
+                    "or plan the run with a smaller privacy.target_epsilon or target_delta"
+                )
         return PrivacyPlan(
-            noise_multiplier=self._multiplier(epsilon_with, agreed, run.common_noise),
-            epsilon=agreed.epsilon,
-            delta=agreed.delta,
+            noise_multiplier=noise_multiplier,
+            epsilon=epsilon,
+            delta=delta,
             disjoint_tasks=disjoint,
-            max_grad_norm=agreed.max_grad_norm,
+            max_grad_norm=self.privacy.max_grad_norm,
             work=run.work,
-            units=site_records,
+            units=site_units,
         )
 
-    def _multiplier(
-        self, epsilon_with: Callable[[float], float], agreed: EffectivePolicy, common: float
-    ) -> float:
-        """That of all sites, where they make the noise together; else the smallest that fits."""
-        epsilon, delta = agreed.epsilon, agreed.delta
-        if not common:
-            return solve_noise_multiplier(epsilon_with, epsilon)
-        if epsilon_with(common) > epsilon:
-            raise NoFeasibleNoise(
-                f"noise of {common:.2f} clipping bounds, that of all sites, takes epsilon to "
-                f"{epsilon_with(common):.4g} here at delta = {delta:.3g} per {self.unit}, composed "
-                f"over all that the ledger holds, and {epsilon:g} are left; raise the budget, or "
-                "plan the run with a smaller privacy.target_epsilon or target_delta"
+    def _released(
+        self,
+        site: Site,
+        task: str,
+        steps: tuple[float, float, int],
+        ask: UpdateRequest | None = None,
+        **fields: Any,
+    ) -> LedgerEvent:
+        """Return what the ledger is charged with for steps: their rate, noise and number; of a
+        request, or, without one, planned."""
+        if ask is not None:
+            of = {"phase": ask.phase, "stage": ask.stage, "server_round": ask.server_round}
+            fields |= {**of, "simulation_only": site.simulated and self.privacy.noise != "secure"}
+        rate, noise_multiplier, number = steps
+        return LedgerEvent(
+            run=self._run(site),
+            task=task,
+            mechanism=RECORD if task else COUNTS,
+            unit=self.unit,
+            unit_column=self.privacy.unit_column,
+            sample_rate=rate,
+            noise_multiplier=noise_multiplier,
+            steps=number,
+            **fields,
+        )
+
+    def _planned(
+        self, site: Site, run: RunSchedule, noise: float, entries: int
+    ) -> list[LedgerEvent]:
+        """Return all that a run takes at most, with this noise in its steps: of each task, all
+        rounds as one event, compared before each charge where tasks compose in parallel."""
+        counts = run.evaluations if self._allowed(site) == "noised" else 0
+        planned = self._planned_counts(site, counts)
+        summed = self.at_server and entries > 0
+        slack = slack_of(noise, self.shares, entries) if summed else 0.0
+        for work in run.work:
+            steps = work.sample_rate, noise, work.rounds * work.steps
+            planned.append(self._released(site, work.task, steps, slack=slack, compared=True))
+            if work.sums:
+                sums, own = (1.0, run.sums_noise, work.sums), run.sums_noise
+                slack_of_sums = slack_of(own, self.shares, MOST_ENTRIES)
+                planned.append(
+                    self._released(site, work.task, sums, slack=slack_of_sums, compared=True)
+                )
+        return planned
+
+    def _planned_counts(self, site: Site, evaluations: int) -> list[LedgerEvent]:
+        steps = 1.0, METRICS_NOISE, evaluations
+        return [self._released(site, "", steps, compared=True)] if evaluations > 0 else []
+
+    def _event(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
+        """Return the charge of a round: of steps, or of class sums beside them.
+
+        Raises:
+            UserError: of a task that was not planned.
+        """
+        work, summed = plan.of(ask.task), self.at_server
+        steps = work.sample_rate, plan.noise_multiplier, work.steps
+        if ask.sums_noise is not None and ask.phase != LEARN:
+            units = {work.task: work.records for work in plan.work}
+            steps, summed = (1.0, self.schedule(units).sums_noise, 1), True
+        return self._released(
+            site,
+            ask.task,
+            steps,
+            ask,
+            max_grad_norm=plan.max_grad_norm,
+            delta=plan.delta,
+            slack=slack_of(steps[1], self.shares, ask.entries) if summed else 0.0,
+            assumes=trust_in_sum(self.privacy, site.policy) if in_sum(self.privacy) else "",
+        )
+
+    def _groups(self, ask: UpdateRequest) -> Sequence[int]:
+        """Return the group of every record that is asked about.
+
+        Raises:
+            UserError: groups are protected, but the records have none.
+        """
+        if self.unit != GROUP:
+            return range(len(ask.data))
+        if ask.groups is None:
+            raise UserError(
+                "groups of records are protected, but nothing says which record is whose"
             )
-        return common
+        return ask.groups
 
     def _gradients(
-        self, ask: UpdateRequest, site: Site, event: LedgerEvent
+        self, ask: UpdateRequest, event: LedgerEvent, data: bool = True
     ) -> PrivateGradients | NoisySum:
-        numbers = self._groups(ask)
-        groups = None if numbers is None else Groups(numbers)
-        noise: NoiseSource = self._noise(ask) if event.simulation_only else SecureNoise()
-        if self.at_server or ask.statistics is not None:
-            return NoisySum(
-                data=ask.data,
-                record_ids=ask.record_ids,
-                sample_rate=event.sample_rate,
-                noise_multiplier=event.noise_multiplier,
-                max_grad_norm=event.max_grad_norm,
-                shares=self.shares,
-                noise=noise,
-                groups=groups,
-            )
+        """Return what the event is charged for, over the records; or without ``data`` the same on
+        none: noise alone."""
+        groups = Groups(self._groups(ask))
+        hidden = {
+            "data": ask.data if data else (),
+            "record_ids": ask.record_ids if data else (),
+            "groups": groups if data else Groups(()),
+            "sample_rate": event.sample_rate,
+            "noise_multiplier": event.noise_multiplier,
+            "max_grad_norm": event.max_grad_norm,
+            "noise": self._noise(ask, event),
+        }
+        if self.at_server or ask.sums_noise is not None:
+            return NoisySum(**hidden, shares=self.shares)
         expected = self.batch_size
         if self.privacy.sample_rate:
-            units = len(ask.data) if groups is None else len(groups)
-            expected = max(1, round(self.privacy.sample_rate * units))
-        return PrivateGradients(
-            data=ask.data,
-            record_ids=ask.record_ids,
-            sample_rate=event.sample_rate,
-            noise_multiplier=event.noise_multiplier,
-            max_grad_norm=event.max_grad_norm,
-            steps=event.steps,
-            expected_batch=expected,
-            noise=noise,
-            groups=groups,
-        )
+            expected = max(1, round(self.privacy.sample_rate * len(groups)))
+        return PrivateGradients(**hidden, steps=event.steps, expected_batch=expected)
 
-    def _noise_only(
-        self, ask: UpdateRequest, site: Site, event: LedgerEvent
-    ) -> PrivateGradients | NoisySum:
-        """The same on no record: noise alone."""
-        return replace(self._gradients(ask, site, event), data=(), record_ids=(), groups=None)
-
-    def _seeds(self, site: Site) -> bool:
-        return site.simulated and self.privacy.noise != "secure"
-
-    def _noise(self, ask: UpdateRequest) -> SeededNoise:
+    def _noise(self, ask: UpdateRequest, event: LedgerEvent) -> NoiseSource:
+        if not event.simulation_only:
+            return SecureNoise()
         where = ask.client, ask.phase, ask.stage, ask.server_round
         return SeededNoise(seeded(self.seed, "privacy", *where))
 
-    def _events(self, site: Site) -> RecordEvents:
-        return RecordEvents(self.privacy, self.unit, self._run(site), self.shares, self.at_server)
-
     def _run(self, site: Site) -> str:
         return site.run or self.run
-
-
-def _required(ask: UpdateRequest) -> Grouping:
-    """Return the groups of a request's records.
-
-    Raises:
-        UserError: there are none.
-    """
-    if ask.grouping is None:
-        raise UserError("groups of records are protected, but nothing says which record is whose")
-    return ask.grouping
-
-
-def packed(made: LocalUpdate) -> bytes:
-    """Return an update as bytes that a ledger keeps."""
-    arrays = {key: np.ascontiguousarray(value) for key, value in made.arrays.items()}
-    return save(arrays, {"figures": json.dumps(dict(made.figures))})
-
-
-def unpacked(answer: bytes) -> LocalUpdate:
-    """Undo :func:`packed`."""
-    length = int.from_bytes(answer[:8], "little")
-    header = json.loads(answer[8 : 8 + length])
-    return LocalUpdate(load(answer), json.loads(header["__metadata__"]["figures"]))
 
 
 def noised_counts(counts: Counts, noise_multiplier: float, noise: NoiseSource) -> Counts:

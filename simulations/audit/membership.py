@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -37,7 +35,7 @@ from deal_core.methods import Statistics, method_of, statistics_of
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT
-from deal_core.privacy.interface import Gradients, Probes, UpdateRequest
+from deal_core.privacy.interface import LocalUpdate, Train, UpdateRequest
 from deal_core.protection import class_sum_noise, make_mechanism
 from deal_core.training.batching import evaluation_batches
 from deal_core.training.evaluation import base_embeddings
@@ -45,7 +43,7 @@ from deal_core.wire.instruction import LEARN
 from server.folder import Listener
 from server.results import Strict
 from simulations.audit.canaries import Scores
-from simulations.audit.planted import overseen
+from simulations.audit.planted import Overseen
 from simulations.audit.run import DELTA, alone, members_of, run_here, share_of
 from simulations.output.console import print_line, print_page, require_one_kind
 from simulations.output.files import DASH, head, row, write_texts
@@ -322,39 +320,23 @@ def _handed_over(
     adapters that one site hands over after training alone."""
     found: dict[int, list[tuple[Scores, Scores]]] = {}
 
-    def look(ask: UpdateRequest, model: LanguageModel, labels: Sequence[str]) -> None:
-        if ask.phase != LEARN:
-            return
-        share = share_of(config, ask.task, client)
-        trained = {example.unit for example in share.train if example.unit}
-        strangers = [example for example in share.test if example.unit not in trained]
-        pair = _scores(model, share.train, labels), _scores(model, strangers, labels)
-        found.setdefault(ask.server_round, []).append(pair)
+    def scored(ask: UpdateRequest, train: Train) -> Train:
+        def trained(gradients: Any) -> LocalUpdate:
+            made = train(gradients)
+            share = share_of(config, ask.task, client)
+            learnt = {example.unit for example in share.train if example.unit}
+            strangers = [example for example in share.test if example.unit not in learnt]
+            members = _scores(runtime.model, share.train, share.labels)
+            others = _scores(runtime.model, strangers, share.labels)
+            found.setdefault(ask.server_round, []).append((members, others))
+            return made
 
-    def change(ask: UpdateRequest, own: Gradients) -> Witnessed:
-        return Witnessed(own, partial(look, ask))
+        return trained if ask.phase == LEARN else train
 
     with alone(config, client) as config:
-        runtime = ClientRuntime(config, lambda same: overseen(make_mechanism(same), change))
+        runtime = ClientRuntime(config, lambda same: Overseen(make_mechanism(same), scored))
         run_here(config, runtime, listener)
     return found
-
-
-@dataclass(frozen=True)
-class Witnessed:
-    """Gradients as they are; ``look`` is shown the model that the site hands over, and the labels;
-    it may score, and must not change it."""
-
-    inner: Gradients
-    look: Callable[[LanguageModel, Sequence[str]], None]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
-        """End the mechanism's own gradients; then show the witness what will be released."""
-        self.inner.finished(model, labels, probes)
-        self.look(model, labels)
 
 
 def _scores(model: LanguageModel, examples: Sequence[Example], labels: Sequence[str]) -> Scores:

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +31,15 @@ from deal_core.lora.payload import PREFIX
 from deal_core.lora.per_example import ExampleLosses
 from deal_core.models.interface import Encoded
 from deal_core.privacy.distributed_noise import NoisySum, grid_step
+from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import (
-    Gradients,
-    Grouping,
+    Counts,
     LocalUpdate,
     Mechanism,
-    Permit,
     RecordId,
     Site,
+    Train,
     UpdateRequest,
 )
 from deal_core.protection import shares_of
@@ -50,7 +50,6 @@ FAR = 100.0
 GROUP_RECORDS = 3
 """Records of a canary that is a group: clipped one by one, they would count as so many."""
 
-Change = Callable[[UpdateRequest, Any], Any]
 Total = Mapping[str, NDArray[Any]]
 Place = tuple[str, str, int, int]
 """Task, phase, stage and round of a sum."""
@@ -58,42 +57,34 @@ Place = tuple[str, str, int, int]
 
 @dataclass(frozen=True)
 class Overseen:
-    """A mechanism whose leave to read records an audit changes.
+    """A mechanism of which an audit changes what it is asked, and the trainings under it.
 
     Attributes:
         inner: the mechanism beneath, which does all else.
-        change: returns the gradients that a request gets, given those of the mechanism.
+        around: returns the training that is done for a request in the place of the client's.
         asked: returns the request that the mechanism beneath gets.
     """
 
     inner: Mechanism
-    change: Change
-    asked: Callable[[UpdateRequest], UpdateRequest]
+    around: Callable[[UpdateRequest, Train], Train]
+    asked: Callable[[UpdateRequest], UpdateRequest] = lambda ask: ask
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+    @property
+    def unit(self) -> str | None:
+        """What the mechanism beneath protects."""
+        return self.inner.unit
 
-    def permit(self, ask: UpdateRequest, site: Site) -> Permit | LocalUpdate:
-        """Return the leave of the mechanism beneath with other gradients, or the update that the
-        same request was answered with.
+    def trained(self, factors: frozenset[str]) -> frozenset[str]:
+        """Return what the mechanism beneath lets learn."""
+        return self.inner.trained(factors)
 
-        Raises:
-            Refusal: the mechanism takes no part.
-        """
-        permit = self.inner.permit(self.asked(ask), site)
-        if isinstance(permit, LocalUpdate):
-            return permit
-        # what leaves of a training that has failed is noise alone, and is not looked at
-        return replace(permit, gradients=self.change(ask, permit.gradients))
+    def update(self, ask: UpdateRequest, site: Site, train: Train) -> LocalUpdate:
+        """Return the update of the mechanism beneath."""
+        return self.inner.update(self.asked(ask), site, self.around(ask, train))
 
-
-def overseen(
-    inner: Mechanism,
-    change: Change,
-    asked: Callable[[UpdateRequest], UpdateRequest] = lambda ask: ask,
-) -> Mechanism:
-    """Return a mechanism with other gradients; see :class:`Overseen`."""
-    return cast(Mechanism, Overseen(inner, change, asked))
+    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
+        """Return the counts of the mechanism beneath."""
+        return self.inner.count(ask, site, make)
 
 
 @dataclass
@@ -138,7 +129,7 @@ class PlantedSteps:
         seen: the attacker, with the canaries.
     """
 
-    inner: Any
+    inner: PrivateGradients
     records: int
     each: int
     seen: Seen
@@ -149,8 +140,7 @@ class PlantedSteps:
     @property
     def data(self) -> Sequence[Encoded]:
         """The records: canaries are no texts."""
-        own: Sequence[Encoded] = self.inner.data[: self.records]
-        return own
+        return self.inner.data[: self.records]
 
     def accumulate(
         self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
@@ -160,7 +150,7 @@ class PlantedSteps:
         both = PlantedObjective(
             objective, module, self.records, self.seen.canaries, length, self.each
         )
-        loss: float = own.accumulate(module, both, batch)
+        loss = own.accumulate(module, both, batch)
         factors = learning_factors(module)
         released = {name: f.grad for name, f in factors.items() if f.grad is not None}
         unit = own.expected_batch / own.max_grad_norm
@@ -173,10 +163,10 @@ def plant(inner: Mechanism, canaries: GradientCanaries) -> tuple[Mechanism, Seen
     is one of the units that the mechanism protects."""
     seen, each = Seen(canaries), records_of_each(inner)
 
-    def change(ask: UpdateRequest, given: Gradients) -> PlantedSteps:
-        return PlantedSteps(given, len(ask.data), each, seen)
+    def around(ask: UpdateRequest, train: Train) -> Train:
+        return lambda given: train(PlantedSteps(given, len(ask.data), each, seen))
 
-    return overseen(inner, change, lambda ask: with_canaries(ask, canaries.count, each)), seen
+    return Overseen(inner, around, lambda ask: with_canaries(ask, canaries.count, each)), seen
 
 
 def records_of_each(inner: Mechanism) -> int:
@@ -193,25 +183,18 @@ def with_canaries(ask: UpdateRequest, count: int, each: int) -> UpdateRequest:
         each: records that a canary is; more than one: of one group.
     """
     first, more = len(ask.data), each * count
+    groups = None
+    if ask.groups is not None:
+        last = len(set(ask.groups))
+        groups = [*ask.groups, *(last + k // each for k in range(more))]
     return replace(
         ask,
         data=[*ask.data, *([Encoded((0,), 0)] * more)],
         record_ids=[*ask.record_ids, *(RecordId(ask.task, first + k) for k in range(more))],
-        site_records=lambda: ask.site_records() + more,
-        records=lambda: {task: known + more for task, known in ask.records().items()},
-        ids=lambda: [*ask.ids(), *(f"canary {k // each}" for k in range(more))],
-        grouping=None if ask.grouping is None else _with_groups(ask.grouping, count, each),
-    )
-
-
-def _with_groups(own: Grouping, count: int, each: int) -> Grouping:
-    """Return the groups of the site, and after them a group for every canary."""
-    first = len(set(own.numbers))
-    more = [first + k for k in range(count) for _ in range(each)]
-    return Grouping(
-        numbers=[*own.numbers, *more],
-        groups=lambda: {task: known + count for task, known in own.groups().items()},
-        site_groups=lambda: own.site_groups() + count,
+        groups=groups,
+        site_units=lambda: ask.site_units() + count,
+        units=lambda: {task: known + count for task, known in ask.units().items()},
+        ids=lambda: [*ask.ids(), *(f"canary {k}" for k in range(count))],
     )
 
 
@@ -261,13 +244,12 @@ def _added(parts: Sequence[Total]) -> Mapping[str, Tensor]:
     }
 
 
-@dataclass(frozen=True)
-class PlantedSum:
-    """One noisy sum of a site, with the attacker, who sees it among the others.
+@dataclass(kw_only=True)
+class PlantedSum(NoisySum):
+    """One noisy sum of a site, over its records, with the attacker, who sees it among the others.
 
     Attributes:
         inner: the mechanism's, of records and canaries.
-        records: positions below are records, those from there on canaries.
         each: positions that a canary has.
         seen: the attacker.
         client: whose part of which sum it is.
@@ -275,26 +257,17 @@ class PlantedSum:
     """
 
     inner: NoisySum
-    records: int
     each: int
     seen: SeenSums
     client: str
     place: Place
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    @property
-    def data(self) -> Sequence[Encoded]:
-        """The records: canaries are no texts."""
-        return self.inner.data[: self.records]
-
     def total(self, module: nn.Module, objective: ExampleLosses) -> dict[str, NDArray[np.int64]]:
         """Return the sum of records and canaries, and show it to the attacker."""
         if self.client == self.seen.counted[0]:
-            length = FAR * self.inner.max_grad_norm
+            length, canaries = FAR * self.max_grad_norm, self.seen.canaries
             objective = PlantedObjective(
-                objective, module, self.records, self.seen.canaries, length, self.each
+                objective, module, len(self.data), canaries, length, self.each
             )
         total = self.inner.total(module, objective)
         self.seen.take(self.client, self.place, total, self.inner)
@@ -316,8 +289,12 @@ def plant_in_sum(
     def asked(ask: UpdateRequest) -> UpdateRequest:
         return with_canaries(ask, canaries.count, each) if ask.client == counted[0] else ask
 
-    def change(ask: UpdateRequest, given: NoisySum) -> PlantedSum:
-        place = ask.task, ask.phase, ask.stage, ask.server_round
-        return PlantedSum(given, len(ask.data), each, seen, ask.client, place)
+    def around(ask: UpdateRequest, train: Train) -> Train:
+        def trained(given: NoisySum) -> LocalUpdate:
+            own = {each.name: getattr(given, each.name) for each in fields(given)}
+            own |= {"data": given.data[: len(ask.data)], "inner": given, "place": ask.place}
+            return train(PlantedSum(**own, each=each, seen=seen, client=ask.client))
 
-    return overseen(inner, change, asked), seen
+        return trained
+
+    return Overseen(inner, around, asked), seen

@@ -365,7 +365,7 @@ def _policy(policy: Policy) -> Table:
     return Table("[policy] of site.toml; docs/privacy.md explains it", ("key", "value"), rows)
 
 
-LIMITS = frozenset({"max_epsilon", "max_delta", "min_grad_norm", "max_grad_norm"})
+LIMITS = frozenset({"max_epsilon", "max_delta"})
 """Keys of a policy whose 0 is no limit."""
 
 

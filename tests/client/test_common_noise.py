@@ -11,10 +11,9 @@ from flwr.app import Context, Message
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.models import Encoded, adapter_shapes
-from deal_core.privacy.interface import RecordId, Site, UpdateRequest
+from deal_core.privacy.interface import LocalUpdate, RecordId, Site, UpdateRequest
 from deal_core.privacy.ledger import Ledger
 from deal_core.protection import MECHANISMS, sum_terms
-from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.strategy import start_state
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
@@ -151,10 +150,14 @@ def test_without_noise_no_server_chooses_whose_gradients_are_summed(tmp_path, si
         server_round=1,
         data=data,
         record_ids=[RecordId("surgery", row) for row in range(200)],
-        records=lambda: {"surgery": 200},
-        site_records=lambda: 200,
-        ids=list,
-        generator=seeded("any"),
+        units=lambda: {"surgery": 200},
+        site_units=lambda: 200,
     )
-    drawn = MECHANISMS["none"](experiment).permit(request, site).gradients.sample_rate
-    assert drawn == (0.001 if simulated else 1.0)
+    sums = []
+
+    def train(given):
+        sums.append(given)
+        return LocalUpdate({}, {})
+
+    MECHANISMS["none"](experiment).update(request, site, train)
+    assert sums[0].sample_rate == (0.001 if simulated else 1.0)

@@ -222,8 +222,6 @@ def test_a_policy_with_a_unit_column_demands_the_mechanism(tmp_path, sources):
     assert site.events == []
     with pytest.raises(ValidationError, match="max_epsilon is a budget, and under mechanism"):
         Policy(mechanism="none", max_epsilon=3.0)
-    with pytest.raises(ValidationError, match="min_grad_norm is above max_grad_norm"):
-        Policy(min_grad_norm=5.0, max_grad_norm=1.0)
     with pytest.raises(ValidationError, match="should be 0, or at least 1e-09"):
         Policy(max_delta=1e-11)
     with pytest.raises(ValidationError, match="unit_column makes groups of records"):

@@ -19,7 +19,6 @@ from flwr.app import Message
 from hypothesis import HealthCheck, given, settings
 
 import client.app
-from client import local_training as local_update
 from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors
 from deal_core.privacy import record as record_mechanism
@@ -27,6 +26,7 @@ from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import LedgerEvent, composed
 from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.privacy.record import RecordMechanism
+from deal_core.privacy.unprotected import NoMechanism
 from deal_core.randomness import seeded
 from tests.client.instructions import HONEST, POLICIES, Bent, histories
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
@@ -65,7 +65,8 @@ def watch() -> Iterator[Seen]:
     """The site's mechanisms, as they are, with a witness."""
     seen = Seen()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local_update, "release", _watched(local_update.release, seen))
+        for mechanism in (record_mechanism.RecordMechanism, NoMechanism):
+            patch.setattr(mechanism, "update", _watched(mechanism.update, seen))
         patch.setattr(PrivateGradients, "accumulate", _summed(PrivateGradients.accumulate, seen))
         patch.setattr(record_mechanism, "SecureNoise", HalfSilent)
         models: dict[tuple, object] = {}
@@ -74,7 +75,7 @@ def watch() -> Iterator[Seen]:
 
 
 def _watched(original, seen: Seen):
-    def release(mechanism, request, site, train):
+    def update(mechanism, request, site, train):
         seen.mechanisms.append(mechanism)
 
         def training(gradients):
@@ -83,7 +84,7 @@ def _watched(original, seen: Seen):
 
         return original(mechanism, request, site, training)
 
-    return release
+    return update
 
 
 def _summed(original, seen: Seen):

@@ -20,13 +20,6 @@ from tests.slow import slow_but
 pytestmark = pytest.mark.usefixtures("one_model")
 
 
-def test_a_tighter_clipping_bound_holds_at_once(tmp_path):
-    experiment = asked("privacy.max_grad_norm=10.0")
-    assert code(RealSite(tmp_path).answer(experiment, {})) == "ok"
-    tighter = RealSite(tmp_path, 'mechanism = "record"\nmax_epsilon = 1.0\nmax_grad_norm = 1.0\n')
-    assert code(tighter.answer(experiment, {"server_round": 2})) == "policy"
-
-
 OPEN = 'mechanism = "none"\nmetrics = "clear"\nshare_num_examples = true\n'
 
 
@@ -78,7 +71,6 @@ PRIVATE = 'mechanism = "record"\n'
 
 STRICTER = {
     "max_epsilon = 1.0\n": (50, "budget-spent"),
-    "max_grad_norm = 0.01\n": (50, "policy"),
     "min_records = 1000\n": (500, "no-data"),
 }
 """A line of the policy of today, the epsilon that was asked, and how the request ends then."""

@@ -118,6 +118,7 @@ def test_sums_of_no_record_need_the_memory_of_the_longest(small_machine):
     statistics = runtime.statistics
     assert statistics is not None
     asks = Instruction(task="laboratory", stage=0, server_round=1, rank=1, retained_rank=1)
-    nothing = NoisySum((), (), 1.0, 1.0, 1.0, 3, SecureNoise())
+    hidden = {"sample_rate": 1.0, "noise_multiplier": 1.0, "max_grad_norm": 1.0}
+    nothing = NoisySum((), (), 3, **hidden, noise=SecureNoise())
     with pytest.raises(OutOfMemory):
         class_sums(runtime, 0, asks, statistics, nothing, ())

@@ -25,15 +25,18 @@ from deal_core.lora.attach import learning_factors, set_trainable
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy import dpsgd
 from deal_core.privacy import noise as noise_module
-from deal_core.privacy.dpsgd import Groups, PrivateGradients, clipped_gradients
+from deal_core.privacy.dpsgd import (
+    Groups,
+    PrivateGradients,
+    clipped_gradients,
+    require_sampled,
+)
 from deal_core.privacy.interface import (
-    Grouping,
     LocalUpdate,
     RecordId,
     Refusal,
     Site,
     UpdateRequest,
-    release,
 )
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.record import noised_counts
@@ -258,7 +261,7 @@ def check_group_samples(model: LanguageModel) -> None:
     gradients = group_source(sizes, noise, sample_rate=0.25, steps=1500)
     drawn = np.zeros((1500, len(sizes)))
     for step, batch in enumerate(gradients.batches()):
-        gradients.groups.require_sampled(batch, 0.25)
+        require_sampled(batch, gradients.record_ids, gradients.groups, 0.25)
         taken = {gradients.groups.numbers[i] for i in batch}
         assert sorted(batch) == sorted(i for n in taken for i in gradients.groups.members[n])
         drawn[step, list(taken)] = 1
@@ -294,15 +297,15 @@ def check_units_apart(model: LanguageModel, folder: Path) -> None:
         whole = asked("task0", server_round)
         numbers = [row // 3 for row in range(225)]
         counts = {task: count // 3 for task, count in TASKS.items()}
-        grouping = Grouping(numbers, lambda: counts, lambda: sum(counts.values()))
-        return replace(whole, grouping=grouping)
+        site_units = sum(counts.values())
+        return replace(whole, groups=numbers, units=lambda: counts, site_units=lambda: site_units)
 
-    release(make_mechanism(by_group), grouped(1), site, made)
+    make_mechanism(by_group).update(grouped(1), site, made)
     (event,) = site.ledger().events()
     assert (event.unit, event.unit_column) == ("group", "patient")
     assert event.sample_rate == 16 / 75
     with pytest.raises(Refusal):
-        release(make_mechanism(by_record), asked("task0", 2), site, made)
+        make_mechanism(by_record).update(asked("task0", 2), site, made)
     assert len(site.ledger().events()) == 1
 
 
@@ -325,10 +328,8 @@ def asked(task: str, server_round: int, records: int | None = None) -> UpdateReq
         server_round=server_round,
         data=[Encoded((1, 2), 0)] * count,
         record_ids=[RecordId(task, row) for row in range(count)],
-        records=lambda: TASKS,
-        site_records=lambda: sum(TASKS.values()),
-        ids=lambda: [],
-        generator=seeded("order"),
+        units=lambda: TASKS,
+        site_units=lambda: sum(TASKS.values()),
     )
 
 
@@ -353,7 +354,7 @@ def check_ledger(model: LanguageModel, folder: Path) -> None:
 
     for task in TASKS:
         for server_round in range(1, 5):
-            figures = release(mechanism, asked(task, server_round), site, make).figures
+            figures = mechanism.update(asked(task, server_round), site, make).figures
             assert figures["num_examples"] == 1.0
             assert "loss" not in figures
     events = site.ledger().events()
@@ -368,7 +369,7 @@ def check_ledger(model: LanguageModel, folder: Path) -> None:
         other.history.append((event.noise_multiplier, event.sample_rate, event.steps))
     assert other.get_epsilon(events[0].delta) <= 3.0 * 1.01
     with pytest.raises(Refusal):
-        release(mechanism, asked("task2", 5), site, make)
+        mechanism.update(asked("task2", 5), site, make)
     assert len(site.ledger().events()) == 12
 
 
@@ -378,7 +379,7 @@ def check_charge_comes_first(model: LanguageModel, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ledger, "charge", _no_space)
         with pytest.raises(OSError, match="no space"):
-            release(make_mechanism(experiment()), asked("task0", 1), site, made)
+            make_mechanism(experiment()).update(asked("task0", 1), site, made)
 
     def fails(gradients) -> LocalUpdate:
         if len(gradients.data):
@@ -386,7 +387,7 @@ def check_charge_comes_first(model: LanguageModel, folder: Path) -> None:
         return made(gradients)
 
     try:
-        left = release(make_mechanism(experiment()), asked("task0", 2), site, fails)
+        left = make_mechanism(experiment()).update(asked("task0", 2), site, fails)
     except RuntimeError:
         pytest.fail("the answer tells that something has failed")
     assert left.figures["num_examples"] == 1.0
@@ -400,32 +401,15 @@ def _no_space(*given: object) -> bytes:
 def check_planned_records(model: LanguageModel, folder: Path) -> None:
     """Other records than the planned ones are not read."""
     mechanism, site = make_mechanism(experiment()), site_in(folder)
-    release(mechanism, asked("task0", 1), site, made)
+    mechanism.update(asked("task0", 1), site, made)
     honest = asked("task0", 2)
     twice = replace(honest, record_ids=[honest.record_ids[0]] * len(honest.record_ids))
     more = asked("task0", 2, records=400)
     foreign = replace(honest, record_ids=[RecordId("task1", row) for row in range(225)])
     for ask in (twice, more, foreign):
         with pytest.raises(Refusal, match=r"twice|are planned|another task"):
-            release(mechanism, ask, site, _not_trained)
+            mechanism.update(ask, site, _not_trained)
 
 
 def _not_trained(gradients: object) -> LocalUpdate:
     pytest.fail("records were handed out")
-
-
-def learning(model: LanguageModel) -> dict:
-    set_trainable(model.module, B_ONLY)
-    return learning_factors(model.module)
-
-
-def _folder():
-    from contextlib import contextmanager
-    from tempfile import TemporaryDirectory
-
-    @contextmanager
-    def made_folder():
-        with TemporaryDirectory() as name:
-            yield Path(name)
-
-    return made_folder()

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 
 from client import local_evaluation
-from deal_core.privacy import dpsgd, events, interface, record
+from deal_core.privacy import dpsgd, events, record
 from deal_core.privacy.accountant import DpEvent
-from deal_core.privacy.dpsgd import ClippedSum, Groups, PrivateGradients
+from deal_core.privacy.dpsgd import ClippedSum, PrivateGradients
 from deal_core.privacy.events import LedgerEvent
 from deal_core.privacy.noise import SecureNoise, SeededNoise
-from deal_core.privacy.plan import RecordEvents
 from deal_core.privacy.record import RecordMechanism
 from deal_core.randomness import seeded
 from tests.privacy_mutations import checks
@@ -69,9 +69,9 @@ def _with_bound(patch: Patch, bound_of) -> None:
     """Clip records to another bound."""
     original = dpsgd.clipped_gradients
 
-    def clipped(module, objective, examples, bound, *rest):
-        own = bound_of(lambda: original(module, objective, examples, bound, *rest), bound)
-        return original(module, objective, examples, own, *rest)
+    def clipped(module, objective, examples, groups, bound, step):
+        own = bound_of(lambda: original(module, objective, examples, groups, bound, step), bound)
+        return original(module, objective, examples, groups, own, step)
 
     patch.setattr(dpsgd, "clipped_gradients", clipped)
 
@@ -102,8 +102,8 @@ def the_sum_clipped_and_not_its_parts(patch: Patch) -> None:
     """All are shortened alike, so that together they are as long as bounds are."""
     original = dpsgd.clipped_gradients
 
-    def clipped(module, objective, examples, bound, *rest):
-        found = original(module, objective, examples, 1e9, *rest)
+    def clipped(module, objective, examples, groups, bound, step):
+        found = original(module, objective, examples, groups, 1e9, step)
         scale = min(1.0, len(found.norms) * bound / max(sum(found.norms), 1e-30))
         found.total = {key: (scale * total).round().long() for key, total in found.total.items()}
         return found
@@ -174,17 +174,17 @@ def divided_by_who_was_drawn(patch: Patch) -> None:
 
 
 def half_of_the_steps_charged(patch: Patch) -> None:
-    original = RecordEvents.update
+    original = RecordMechanism._event
 
     def event(self, *given):
         whole = original(self, *given)
         return replace(whole, steps=max(1, whole.steps // 2))
 
-    patch.setattr(RecordEvents, "update", event)
+    patch.setattr(RecordMechanism, "_event", event)
     honest = RecordMechanism._gradients
 
-    def gradients(self, ask, site, charged):
-        return replace(honest(self, ask, site, charged), steps=2 * charged.steps)
+    def gradients(self, ask, charged, data):
+        return replace(honest(self, ask, charged, data), steps=2 * charged.steps)
 
     patch.setattr(RecordMechanism, "_gradients", gradients)
 
@@ -224,7 +224,7 @@ def the_loss_leaves(patch: Patch) -> None:
 
 
 def a_failed_training_says_so(patch: Patch) -> None:
-    patch.setattr(interface, "_trained", lambda train, permit: train(permit.gradients))
+    patch.setattr(record, "trained_or_noise", lambda train, gradients: train(gradients(True)))
 
 
 def what_was_planned_is_not_looked_at(patch: Patch) -> None:
@@ -238,27 +238,28 @@ def seeded_noise_at_a_real_site(patch: Patch) -> None:
 def charged_after_it_has_left(patch: Patch) -> None:
     """The answer does not wait for the ledger."""
 
-    def charged(self, update, ask, site, plan, event):
-        answer = record.packed(update)
+    def charged(self, made, ask, site, event, budget):
+        answer = save(dict(made.arrays))
         with suppress(OSError):  # it will be written later
-            site.ledger().charge(event, plan.budget(None), ask.request, answer)
-        return record.unpacked(answer)
+            site.ledger().charge(event, budget, ask.request, answer)
+        return answer
 
     patch.setattr(RecordMechanism, "_charged", charged)
 
 
 def groups_clipped_record_by_record(patch: Patch) -> None:
     """The guarantee of a record, told as one of a group: fifty records move the sum fifty-fold."""
+    original = dpsgd.clipped_gradients
 
-    def by_record(module, objective, examples, groups, *rest):
-        return dpsgd.clipped_gradients(module, objective, examples, *rest)
+    def by_record(module, objective, examples, groups, bound, step):
+        return original(module, objective, examples, range(len(groups)), bound, step)
 
-    patch.setattr(dpsgd, "clipped_group_gradients", by_record)
+    patch.setattr(dpsgd, "clipped_gradients", by_record)
 
 
 def groups_clipped_in_pieces(patch: Patch) -> None:
     """A group of many records is clipped anew after every three, and counts as many times."""
-    original = dpsgd.clipped_group_gradients
+    original = dpsgd.clipped_gradients
 
     def in_parts(module, objective, examples, groups, bound, *rest):
         whole = original(module, objective, [], groups, bound, *rest)
@@ -268,22 +269,17 @@ def groups_clipped_in_pieces(patch: Patch) -> None:
                 whole.total[key] = whole.total[key] + part if key in whole.total else part
         return whole
 
-    patch.setattr(dpsgd, "clipped_group_gradients", in_parts)
+    patch.setattr(dpsgd, "clipped_gradients", in_parts)
 
 
 def groups_unclipped(patch: Patch) -> None:
-    original = dpsgd.clipped_group_gradients
-
-    def unclipped(module, objective, examples, groups, bound, *rest):
-        return original(module, objective, examples, groups, 1e9, *rest)
-
-    patch.setattr(dpsgd, "clipped_group_gradients", unclipped)
+    _with_bound(patch, lambda found, bound: 1e9)
 
 
 def groups_summed_after_a_clipped_mean(patch: Patch) -> None:
     """The mean is clipped, and the number of records multiplied back."""
 
-    original = dpsgd.clipped_group_gradients
+    original = dpsgd.clipped_gradients
 
     def weighted(module, objective, examples, groups, *rest):
         whole = original(module, objective, [], groups, *rest)
@@ -294,11 +290,12 @@ def groups_summed_after_a_clipped_mean(patch: Patch) -> None:
                 whole.total[key] = whole.total[key] + own if key in whole.total else own
         return whole
 
-    patch.setattr(dpsgd, "clipped_group_gradients", weighted)
+    patch.setattr(dpsgd, "clipped_gradients", weighted)
 
 
 def records_drawn_where_groups_are_charged(patch: Patch) -> None:
-    patch.setattr(Groups, "require_sampled", lambda self, batch, rate: None)
+    patch.setattr(dpsgd, "require_sampled", lambda *given: None)
+    patch.setattr(checks, "require_sampled", lambda *given: None)
 
     def batches(self):
         for _ in range(self.steps):

@@ -11,7 +11,7 @@ import torch
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.lora.attach import read, write
 from deal_core.models import LanguageModel, load_model
-from deal_core.privacy.guards import UnsafeModel
+from deal_core.privacy.dpsgd import UnsafeModel
 from deal_core.privacy.interface import Refusal
 from tests.privacy_mutations.mutations import MUTATIONS
 

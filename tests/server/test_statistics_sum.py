@@ -121,7 +121,15 @@ def given(played: Played, clients: dict[str, list[str]], noise_seed: int = 0) ->
             data = [Encoded(tokens=(1,), target=0)] * own
             ids = [RecordId(task, row) for row in range(own)]
             bound = played.config.privacy.max_grad_norm
-            made = NoisySum(data, ids, 1.0, multiplier, bound, shares, source)
+            made = NoisySum(
+                data,
+                ids,
+                shares,
+                sample_rate=1.0,
+                noise_multiplier=multiplier,
+                max_grad_norm=bound,
+                noise=source,
+            )
             total += made.class_sums(x[:own, :size], y[:own], LABELS)
         sums[f"{place}.class_sums"] = total
     return sums

@@ -289,7 +289,7 @@ def check_policy(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     if experiment.privacy.mechanism == "record":
         source = SiteSource(site_files(site.data), column)
         units = sum(source.load(task).units(bool(column)) for task in source.task_names())
-        delta = terms(experiment.privacy, site.policy, units).delta
+        _, delta = terms(experiment.privacy, site.policy, units)
         unit = GROUP if column else RECORD
         yield f"delta = {delta:g} for {units} {unit}s: n delta = {units * delta:.2g}"
 

@@ -77,7 +77,7 @@ def test_a_record_adds_the_same_to_the_bit_whoever_else_is_there(
         task = LocalTask(LABELS, (), prompts=EARLIER, protected=True)
         objective = answers_distilled(model, state, task, data, Cache(), DistillationConfig())
         places = list(range(len(data)))
-        return dpsgd.clipped_gradients(model.module, objective, places, 0.9, 2.0**-40).total
+        return dpsgd.clipped_gradients(model.module, objective, places, places, 0.9, 2.0**-40).total
 
     whole = added(list(range(12)))
     rest, alone = added([n for n in range(12) if n != left_out]), added([left_out])

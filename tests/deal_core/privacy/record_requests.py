@@ -10,7 +10,6 @@ from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.models.interface import Encoded
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.interface import LocalUpdate, RecordId, UpdateRequest
-from deal_core.randomness import seeded
 from deal_core.wire.records import count_names
 
 TASKS = [f"task{n}" for n in range(5)]
@@ -39,7 +38,11 @@ class Maker:
         return LocalUpdate({"w": np.full((2, 2), len(self.seen), np.float32)}, {"num_examples": 99})
 
 
-def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> UpdateRequest:
+def ask(
+    task: str, server_round: int, records=RECORDS, request: str = "", each: int = 0
+) -> UpdateRequest:
+    """Of so many records a task; or, where ``each`` group has some, of so many groups."""
+    count = records[task] * max(1, each)
     return UpdateRequest(
         request=request or f"{task} {server_round}",
         client="0",
@@ -47,16 +50,16 @@ def ask(task: str, server_round: int, records=RECORDS, request: str = "") -> Upd
         phase="learn",
         stage=int(task[-1]),
         server_round=server_round,
-        data=[Encoded((1, 2), 0)] * records[task],
-        record_ids=[RecordId(task, row) for row in range(records[task])],
-        records=lambda: records,
-        site_records=lambda: sum(records.values()),
+        data=[Encoded((1, 2), 0)] * count,
+        record_ids=[RecordId(task, row) for row in range(count)],
+        groups=[row // each for row in range(count)] if each else None,
+        units=lambda: records,
+        site_units=lambda: sum(records.values()),
         ids=lambda: [f"{task} {n}" for n in range(records[task])],
-        generator=seeded("order"),
     )
 
 
-def count(mechanism, site, stage: int, make) -> dict:
-    asked = replace(ask("task0", 0), task="", phase="evaluate", stage=stage, request=f"e{stage}")
-    asked = replace(asked, evaluated=5, counted=count_names(all_labels=True))
-    return mechanism.count(asked, site, make)
+def count(mechanism, site, stage: int, make, records=RECORDS) -> dict:
+    asked = replace(ask("task0", 0, records), task="", phase="evaluate", stage=stage)
+    asked = replace(asked, request=f"e{stage}", counted=count_names(all_labels=True))
+    return mechanism.count(replace(asked, evaluated=len(records)), site, make)

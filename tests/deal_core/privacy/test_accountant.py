@@ -258,10 +258,11 @@ def test_less_than_was_planned_for_holds_for_any_choice():
         disjoint_tasks=False,
         max_grad_norm=1.0,
         work=(work,),
+        units=100,
     )
-    assert not plan.budget(Policy(max_epsilon=4.0)).any_choice
-    tighter = plan.budget(Policy(max_epsilon=3.0))
-    assert tighter == Budget(3.0, DELTA, any_choice=True)
+    assert not plan.budget(Policy(max_epsilon=4.0), 2).any_choice
+    tighter = plan.budget(Policy(max_epsilon=3.0), 2)
+    assert tighter == Budget(3.0, DELTA, most=2, any_choice=True)
     event = ledger_event(sample_rate=0.1, noise_multiplier=1.5, steps=10)
     exact, safe = (composed([event], DELTA, any_choice=any_choice) for any_choice in (False, True))
     require_within([event], Budget(exact, DELTA))

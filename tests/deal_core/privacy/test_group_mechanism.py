@@ -12,7 +12,6 @@ import pytest
 
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.errors import UserError
-from deal_core.models.interface import Encoded
 from deal_core.privacy.certificate import certificate, check_certificate
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import (
@@ -22,26 +21,21 @@ from deal_core.privacy.events import (
     unprotected_event,
 )
 from deal_core.privacy.interface import (
-    Grouping,
     LocalUpdate,
-    RecordId,
     Refusal,
     Site,
     UpdateRequest,
-    release,
 )
 from deal_core.privacy.policy import Policy, default_delta
 from deal_core.privacy.record import sensitivity
 from deal_core.protection import make_mechanism
-from deal_core.randomness import seeded
-from deal_core.wire.records import count_names
+from tests.deal_core.privacy import record_requests
 from tests.deal_core.privacy.record_requests import Maker
 from tests.slow import slow_but
 
 GROUPS = {"task0": 120, "task1": 60, "task2": 30}
 EACH = 4
 """Records of a group."""
-RECORDS = {task: EACH * count for task, count in GROUPS.items()}
 
 
 def experiment(*overrides: str):
@@ -50,31 +44,14 @@ def experiment(*overrides: str):
 
 
 def ask(task: str, server_round: int, request: str = "", each: int = EACH) -> UpdateRequest:
-    count = each * GROUPS[task]
-    return UpdateRequest(
-        request=request or f"{task} {server_round}",
-        client="0",
-        task=task,
-        phase="learn",
-        stage=int(task[-1]),
-        server_round=server_round,
-        data=[Encoded((1, 2), 0)] * count,
-        record_ids=[RecordId(task, row) for row in range(count)],
-        records=lambda: RECORDS,
-        site_records=lambda: sum(RECORDS.values()),
-        ids=lambda: [f"{task} patient {row // each}" for row in range(count)],
-        generator=seeded("order"),
-        grouping=Grouping(
-            [row // each for row in range(count)], lambda: GROUPS, lambda: sum(GROUPS.values())
-        ),
-    )
+    return record_requests.ask(task, server_round, GROUPS, request, each)
 
 
 def whole_run(site: Site, *overrides: str) -> Maker:
     mechanism, make = make_mechanism(experiment(*overrides)), Maker()
     for task in GROUPS:
         for server_round in (1, 2, 3):
-            release(mechanism, ask(task, server_round), site, make)
+            mechanism.update(ask(task, server_round), site, make)
     return make
 
 
@@ -107,7 +84,7 @@ def test_epsilon_by_group_is_that_of_another_accountant(site, target):
 def test_rate_and_delta_are_of_groups(site):
     make = Maker()
     mechanism = make_mechanism(experiment("privacy.sample_rate=0.25"))
-    figures = release(mechanism, ask("task1", 1), site, make).figures
+    figures = mechanism.update(ask("task1", 1), site, make).figures
     assert figures["delta"] == default_delta(210) == 1e-4
     assert figures["n_delta"] == pytest.approx(210e-4)
     assert make.seen[0].expected_batch == 15  # of 60 groups
@@ -117,24 +94,21 @@ def test_rate_and_delta_are_of_groups(site):
 def test_how_many_records_a_group_has_is_no_part_of_the_plan(site):
     """Otherwise a code would tell of the records of one group."""
     mechanism, make = make_mechanism(experiment()), Maker()
-    release(mechanism, ask("task0", 1), site, make)
-    release(mechanism, ask("task0", 2, each=9), site, make)
+    mechanism.update(ask("task0", 1), site, make)
+    mechanism.update(ask("task0", 2, each=9), site, make)
     first, second = (replace(event, server_round=0) for event in site.ledger().events())
     assert first == second
-    more = replace(
-        ask("task0", 3), grouping=replace(ask("task0", 3).grouping, numbers=list(range(480)))
-    )
+    more = replace(ask("task0", 3), groups=list(range(480)))
     with pytest.raises(Refusal, match="480 groups, but 120 are planned"):
-        release(mechanism, more, site, make)
+        mechanism.update(more, site, make)
 
 
-@pytest.mark.parametrize("numbers", [[], [0] * 7])
+@pytest.mark.parametrize("numbers", [None, [], [0] * 7])
 def test_records_without_a_group_are_not_read(site, numbers):
-    bad = replace(ask("task0", 1), grouping=replace(ask("task0", 1).grouping, numbers=numbers))
-    for each in (bad, replace(bad, grouping=None)):
-        with pytest.raises(Refusal) as refusal:
-            release(make_mechanism(experiment()), each, site, Maker())
-        assert refusal.value.code == "policy"
+    bad = replace(ask("task0", 1), groups=numbers)
+    with pytest.raises(Refusal) as refusal:
+        make_mechanism(experiment()).update(bad, site, Maker())
+    assert refusal.value.code == "policy"
     assert site.ledger().events() == []
 
 
@@ -147,7 +121,7 @@ def test_where_training_fails_the_noise_is_that_of_as_many_steps(site):
             raise RuntimeError("a record that cannot be trained on")
         return LocalUpdate({"w": np.zeros((2, 2), np.float32)}, {})
 
-    release(make_mechanism(experiment()), ask("task0", 1), site, fails)
+    make_mechanism(experiment()).update(ask("task0", 1), site, fails)
     assert [list(batch) for batch in sources[1].batches()] == [[]] * sources[0].steps
     assert len(site.ledger().events()) == 1
 
@@ -161,20 +135,17 @@ OTHER = "privacy.unit_column=ward"
 )
 def test_what_was_released_for_another_unit_is_never_added_up(site, first, second):
     wide = "privacy.target_epsilon=50"
-    release(make_mechanism(experiment(first, wide)), ask("task0", 1), site, Maker())
+    make_mechanism(experiment(first, wide)).update(ask("task0", 1), site, Maker())
     make = Maker()
     with pytest.raises(Refusal, match="cannot be added up") as refusal:
-        release(make_mechanism(experiment(second, wide)), ask("task0", 1, "later"), site, make)
+        make_mechanism(experiment(second, wide)).update(ask("task0", 1, "later"), site, make)
     assert refusal.value.code == "policy"
     assert make.seen == []  # refused before anything was trained
     assert len(site.ledger().events()) == 1
     # nor with noised counts
-    counting = replace(ask("task0", 0, "count"), task="", phase="evaluate", evaluated=3)
-    counting = replace(counting, counted=count_names(all_labels=True))
+    noised = make_mechanism(experiment(second, wide, "privacy.metrics=noised"))
     with pytest.raises(Refusal) as refusal:
-        make_mechanism(experiment(second, wide, "privacy.metrics=noised")).count(
-            counting, site, dict
-        )
+        record_requests.count(noised, site, 0, dict, GROUPS)
     assert refusal.value.code == "withheld"
     assert len(site.ledger().events()) == 1
 
@@ -184,17 +155,17 @@ def test_of_two_that_begin_at_once_with_two_units_one_is_charged(site):
     groups, records = make_mechanism(experiment()), make_mechanism(experiment(RECORD))
 
     def meanwhile(source) -> LocalUpdate:
-        release(records, ask("task1", 1, "the other"), site, Maker())
+        records.update(ask("task1", 1, "the other"), site, Maker())
         return Maker()(source)
 
     with pytest.raises(Refusal) as refusal:
-        release(groups, ask("task0", 1), site, meanwhile)
+        groups.update(ask("task0", 1), site, meanwhile)
     assert refusal.value.code == "policy"
     assert [event.unit for event in site.ledger().events()] == ["record"]
 
 
 def test_a_ledger_that_was_mixed_all_the_same_gives_no_epsilon(site):
-    release(make_mechanism(experiment()), ask("task0", 1), site, Maker())
+    make_mechanism(experiment()).update(ask("task0", 1), site, Maker())
     (event,) = site.ledger().events()
     for other in (
         replace(event, unit="record", unit_column=""),
@@ -218,18 +189,16 @@ def test_the_certificate_names_unit_and_column(site):
 def test_disjoint_tasks_are_compared_by_group(site):
     declared = replace(site, policy=Policy(disjoint_tasks=True, unit_column="patient"))
     mechanism, make = make_mechanism(experiment()), Maker()
-    release(mechanism, ask("task0", 1), declared, make)
-    shared = replace(ask("task1", 1), ids=lambda: ["task0 patient 7", "task1 patient 1"])
+    mechanism.update(ask("task0", 1), declared, make)
+    shared = replace(ask("task1", 1), ids=lambda: ["task0 7", "task1 1"])
     with pytest.raises(Refusal, match="a group of task 'task1' is in task 'task0'"):
-        release(mechanism, shared, declared, make)
+        mechanism.update(shared, declared, make)
 
 
 def test_noised_counts_are_charged_per_group(site):
     mechanism = make_mechanism(experiment("privacy.metrics=noised"))
-    counting = replace(ask("task0", 0, "count"), task="", phase="evaluate", evaluated=3)
-    counting = replace(counting, counted=count_names(all_labels=True))
     counts = {"correct": [50.5] * 3, "examples": [90] * 3, "correct_all": [40.25] * 3}
-    loud = mechanism.count(counting, site, lambda: counts)
+    loud = record_requests.count(mechanism, site, 0, lambda: counts, GROUPS)
     assert all(isinstance(n, int) for values in loud.values() for n in values)
     (event,) = site.ledger().events()
     assert (event.mechanism, event.unit, event.unit_column) == ("counts", "group", "patient")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -17,9 +17,8 @@ from deal_core.lora.attach import set_trainable, write
 from deal_core.lora.kinds import begin_pooled
 from deal_core.models import load_model
 from deal_core.privacy.distributed_noise import GRID_BITS, NoisySum, grid_step
-from deal_core.privacy.dpsgd import Groups, clipping_bound
-from deal_core.privacy.guards import UnsafeModel
-from deal_core.privacy.interface import GradientSum, RecordId
+from deal_core.privacy.dpsgd import Groups, UnsafeModel, clipping_bound
+from deal_core.privacy.interface import RecordId
 from deal_core.privacy.noise import SeededNoise
 
 LABELS = ("Pathology", "Surgery", "Pharmacology")
@@ -45,9 +44,16 @@ def sum_of(model, texts: list[str], bound: float = 0.05, noise: float = NO_NOISE
     ids = [RecordId("task", n) for n in range(len(data))]
     generator = torch.Generator().manual_seed(changed.pop("seed", 0))
     pull = changed.pop("pull", 1.0)
-    made = NoisySum(data, ids, 1.0, noise, bound, 3, SeededNoise(generator))
-    made = replace(made, **changed)
-    assert isinstance(made, GradientSum)
+    made = NoisySum(
+        data,
+        ids,
+        3,
+        sample_rate=1.0,
+        noise_multiplier=noise,
+        max_grad_norm=bound,
+        noise=SeededNoise(generator),
+        **changed,
+    )
     return made.total(model.module, Pulled(model, LABELS, made.data, pull=pull))
 
 
@@ -66,7 +72,7 @@ def norm_of(change: dict[str, np.ndarray], bound: float) -> float:
     return math.sqrt(squares) * grid_step(bound)
 
 
-@pytest.mark.parametrize("left_out", [0, 7, 23])
+@pytest.mark.parametrize("left_out", [0, 23])
 @pytest.mark.parametrize("bound", [0.05, 1.0])
 def test_a_record_changes_the_rounded_sum_by_the_bound_at_most(model, left_out, bound):
     """Most gradients here are longer than the smaller bound: it is reached, and not passed."""

@@ -1,8 +1,11 @@
-"""A step under the mechanism ``record``: clipping, noise, Poisson samples, guards."""
+"""A step under the mechanism ``record``: clipping, noise, Poisson samples, guards; of records, and
+where a group is the unit."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,40 +15,71 @@ from deal_core.deal.objective import Plain
 from deal_core.lora.attach import read, set_trainable, write
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded
-from deal_core.privacy.dpsgd import PrivateGradients
-from deal_core.privacy.guards import UnsafeModel, require_plain_lora
+from deal_core.privacy import dpsgd
+from deal_core.privacy.dpsgd import (
+    GRID_BITS,
+    Groups,
+    PrivateGradients,
+    UnsafeModel,
+    clipped_gradients,
+    require_plain_lora,
+)
 from deal_core.privacy.interface import RecordId
-from deal_core.privacy.noise import SecureNoise
+from deal_core.privacy.noise import SecureNoise, SeededNoise
+from deal_core.randomness import seeded
 from deal_core.training.loop import run_local_steps
 from tests.deal_core.privacy.silence import Silence
+from tests.slow import slow_but
 
 LABELS = ["red", "green", "blue"]
 BOTH = frozenset({"lora_A", "lora_B"})
-ENCODER_TOKENS = ((101, 2540, 102), (101, 3096, 2003, 2009, 102), (101, 2146, 2966, 3160, 102))
-CAUSAL_TOKENS = ((1, 3, 4), (1, 5, 6, 7, 8), (1, 9, 10, 11))
+BOUND = 0.05
+SIZES = (3, 1, 7, 2, 1, 5)
+"""Records of the groups that are there in any case."""
 
 
-@pytest.fixture(scope="module", params=["encoder", "gpt2"])
-def case(request, random_adapter, make_causal, tmp_path_factory):
-    """A model with something in both factors, and three examples."""
-    if request.param == "encoder":
-        config, tokens = ModelConfig(), ENCODER_TOKENS
-    else:
+@pytest.fixture(scope="module", params=["encoder", "llama"])
+def model(request, make_causal, random_adapter, tmp_path_factory):
+    """With something in both factors."""
+    config = ModelConfig()
+    if request.param != "encoder":
         folder = make_causal(tmp_path_factory.mktemp(request.param), request.param)
-        config, tokens = ModelConfig(family="causal-lm", name=str(folder)), CAUSAL_TOKENS
-    model = load_model(config, AdapterConfig(), 32, torch.float32)
-    data = [Encoded(ids, i) for i, ids in enumerate(tokens)]
-    write(model.module, random_adapter(read(model.module).shapes, 8, 0.01, seed=5))
-    return model, data
+        config = ModelConfig(family="causal-lm", name=str(folder))
+    made = load_model(config, AdapterConfig(), 32, torch.float32)
+    write(made.module, random_adapter(read(made.module).shapes, 8, 0.01, seed=5))
+    return made
 
 
-def gradients(data, noise, **changes) -> PrivateGradients:
+@pytest.fixture
+def learning(model):
+    """What learns; the model is put back."""
+    before = read(model.module)
+    yield set_trainable(model.module, BOTH)
+    for parameter in model.module.parameters():
+        parameter.grad = None
+    write(model.module, before)
+
+
+def texts(count: int, seed: str = "texts") -> list[Encoded]:
+    generator = seeded(seed)
+    lengths = torch.randint(3, 9, (count,), generator=generator).tolist()
+    return [
+        Encoded((1, *torch.randint(3, 20, (n,), generator=generator).tolist()), i % 3)
+        for i, n in enumerate(lengths)
+    ]
+
+
+DATA = texts(3)
+
+
+def gradients(data, noise, groups: Sequence[int] | None = None, **changes) -> PrivateGradients:
     given = {
-        "sample_rate": 0.5,
+        "sample_rate": 1.0,
         "noise_multiplier": 1.3,
         "max_grad_norm": 0.7,
-        "steps": 3,
+        "steps": 1,
         "expected_batch": 4,
+        "groups": Groups(range(len(data)) if groups is None else groups),
     }
     ids = [RecordId("task", row) for row in range(len(data))]
     return PrivateGradients(data=data, record_ids=ids, noise=noise, **{**given, **changes})
@@ -58,54 +92,135 @@ def taken(parameters) -> torch.Tensor:
     return row
 
 
-def one_by_one(objective, parameters, count):
-    rows = []
-    for i in range(count):
+@pytest.mark.parametrize("trained", [{"lora_B"}, {"lora_A", "lora_B"}])
+def test_without_noise_it_is_the_clipped_sum_of_a_loop_over_the_expected_batch(model, trained):
+    parameters = set_trainable(model.module, frozenset(trained))
+    objective, rows = Plain(model, LABELS, DATA), []
+    for i in range(3):
         objective.example_losses([i]).sum().backward()
         rows.append(taken(parameters))
-    return rows
-
-
-@pytest.mark.parametrize("trained", [{"lora_B"}, {"lora_A", "lora_B"}])
-def test_without_noise_it_is_the_clipped_sum_of_a_loop_over_the_expected_batch(case, trained):
-    model, data = case
-    parameters = set_trainable(model.module, frozenset(trained))
-    objective = Plain(model, LABELS, data)
-    rows = one_by_one(objective, parameters, 3)
     bound = float(torch.stack(rows).norm(dim=1).median())
-    quiet = gradients(data, Silence(), max_grad_norm=bound, expected_batch=4)
+    quiet = gradients(DATA, Silence(), max_grad_norm=bound)
     quiet.accumulate(model.module, objective, [0, 1, 2])
     expected = sum(row * min(1.0, bound / float(row.norm())) for row in rows) / 4
-    ours = taken(parameters)
-    assert float((ours - expected).norm() / expected.norm()) < 1e-5
+    assert float((taken(parameters) - expected).norm() / expected.norm()) < 1e-5
 
 
-@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e4, 1e8])
-def test_a_record_moves_the_sum_by_at_most_the_bound(case, scale):
+@pytest.mark.parametrize("scale", slow_but([1e-8, 1.0, 1e4, 1e8], 1.0, 1e8))
+def test_a_record_moves_the_sum_by_at_most_the_bound(model, learning, scale):
     """Neighbours: with record 2 and without, the empty batch included. The tolerance is that of
     what is made of a noised sum: float32."""
-    model, data = case
-    parameters = set_trainable(model.module, BOTH)
-    plain = Plain(model, LABELS, data)
+    plain = Plain(model, LABELS, DATA)
 
     class Loud:
         def example_losses(self, batch):
             factor = torch.tensor([scale if i == 2 else 1.0 for i in batch])
             return plain.example_losses(batch) * factor
 
-    quiet = gradients(data, Silence(), max_grad_norm=0.5, expected_batch=1)
-    sums = {}
+    quiet, sums = gradients(DATA, Silence(), max_grad_norm=0.5, expected_batch=1), {}
     for batch in [(), (2,), (0,), (0, 2)]:
         quiet.accumulate(model.module, Loud(), list(batch))
-        sums[batch] = taken(parameters)
+        sums[batch] = taken(learning)
     assert not sums[()].any()
     assert float(sums[(2,)].norm()) <= 0.5 * (1 + 1e-6)
     assert float((sums[(0, 2)] - sums[(0,)]).norm()) <= 0.5 * (1 + 1e-6)
 
 
-def test_the_penalty_comes_after_the_noise_and_is_not_clipped(case):
-    model, data = case
-    set_trainable(model.module, BOTH)
+def dealt(sizes: Sequence[int]) -> list[int]:
+    """Groups of these sizes, their records not in a row: dealt in turn."""
+    order = [(place, number) for number, size in enumerate(sizes) for place in range(size)]
+    return [number for _, number in sorted(order)]
+
+
+def summed(model, source: PrivateGradients, drawn: Sequence[int], scale: float) -> torch.Tensor:
+    """What noise is added to, in steps of the grid, before float32 rounds it."""
+    parameters, found = set_trainable(model.module, BOTH), []
+    plain = Plain(model, LABELS, source.data)
+
+    class Loud:
+        def example_losses(self, batch):
+            return plain.example_losses(batch) * scale
+
+    def kept(*given):
+        found.append(clipped_gradients(*given))
+        return found[0]
+
+    with patch.object(dpsgd, "clipped_gradients", kept):
+        source.accumulate(model.module, Loud(), source.groups.batch(drawn))
+    taken(parameters)
+    zeros = torch.zeros(1, dtype=torch.int64)
+    return torch.cat([zeros, *(part.flatten() for part in found[0].total.values())])
+
+
+def square(steps: torch.Tensor) -> int:
+    """The exact square of a length."""
+    return sum(value * value for value in steps.tolist())
+
+
+@pytest.mark.parametrize("size", slow_but([1, 2, 50], 1, 50))
+@pytest.mark.parametrize("scale", slow_but([1e-8, 1.0, 1e6], 1.0))
+def test_a_group_moves_the_sum_by_at_most_the_bound_whatever_its_size(model, size, scale):
+    """Neighbouring data sets: one has a group more, of 1, 2 or 50 records. Exact, no tolerance."""
+    there, changed = dealt(SIZES), {"max_grad_norm": BOUND, "expected_batch": 1}
+    others, more = texts(len(there), "others"), texts(size, "the group more")
+    small = gradients(others, Silence(), there, **changed)
+    own = [*there, *([len(SIZES)] * size)]
+    large = gradients([*others, *more], Silence(), own, **changed)
+    everybody = range(len(SIZES))
+    without = summed(model, small, everybody, scale)
+    alone = summed(model, large, [len(SIZES)], scale)
+    assert square(alone) <= 4**GRID_BITS
+    if scale > 1:
+        assert square(alone) > 0.98 * 4**GRID_BITS  # not by clipping all away
+    together = summed(model, large, [*everybody, len(SIZES)], scale)
+    assert square(together - without) <= 4**GRID_BITS
+    assert not summed(model, large, [], scale).any()
+
+
+def test_fifty_equal_records_move_the_sum_as_one_does(model):
+    [record], there, changed = texts(1), dealt(SIZES), {"max_grad_norm": BOUND}
+    others = texts(len(there), "others")
+    once = gradients([*others, record], Silence(), [*there, 6], **changed)
+    often = gradients([*others, *[record] * 50], Silence(), [*there, *[6] * 50], **changed)
+    first, many = (summed(model, each, [6], 1.0).double() for each in (once, often))
+    assert float((first - many).norm()) <= 1e-4 * float(first.norm())
+
+
+def test_equal_seeds_draw_equal_groups_whatever_their_sizes():
+    """Who is drawn depends on the number of groups alone: not on what is in one."""
+    drawn = []
+    for groups in (dealt((1,) * 30), dealt((1,) * 29 + (50,))):
+        source = gradients(
+            texts(len(groups)), SeededNoise(seeded("s")), groups, sample_rate=0.3, steps=3
+        )
+        drawn.append([{groups[place] for place in batch} for batch in source.batches()])
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "batch", "reason"),
+    [
+        (None, [1, 1], "twice"),
+        (None, [0, 1, 2], "larger than"),
+        ([0, 1, 0], [0, 0], "twice"),
+        ([0, 1, 0], [0], "in part"),
+        ([0, 1, 0], [0, 2, 1], "larger than"),
+        ([0, 2, 2], [0], "numbered from 0"),
+    ],
+)
+def test_a_batch_that_is_no_sample_of_the_rate_is_refused(model, learning, groups, batch, reason):
+    rare = gradients(DATA, Silence(), groups, sample_rate=1e-9)
+    with pytest.raises(UnsafeModel, match=reason):
+        rare.accumulate(model.module, Plain(model, LABELS, DATA), batch)
+
+
+def test_a_group_in_two_pieces_is_not_let_through(model, learning):
+    whole = gradients(texts(4), Silence(), [0, 1, 0, 1])
+    with pytest.raises(ValueError, match="follow each other"):
+        whole.accumulate(model.module, Plain(model, LABELS, whole.data), [0, 1, 2, 3])
+
+
+def test_the_penalty_comes_after_the_noise_and_is_not_clipped(model, learning):
     seen = []
 
     class Pulled(Plain):
@@ -114,100 +229,63 @@ def test_the_penalty_comes_after_the_noise_and_is_not_clipped(case):
             seen.append(all(f.grad is not None for f in factors))
             return 1000 * sum(f.sum() for f in factors)
 
-    source = gradients(data, Silence(), max_grad_norm=1e-3, steps=1)
-    before = read(model.module)
+    source, before = gradients(DATA, Silence(), max_grad_norm=1e-3), read(model.module)
     rate = TrainConfig(learning_rate=1e-3)
-    run_local_steps(model, Pulled(model, LABELS, data), source, BOTH, rate)
-    after = read(model.module)
+    run_local_steps(model, Pulled(model, LABELS, DATA), source, BOTH, rate)
     assert seen == [True]
-    for name, factors in after.layers.items():  # Adam's first step: the sign of a gradient of 1000
-        moved = factors.B - before.layers[name].B
+    for name, factors in read(model.module).layers.items():
+        moved = factors.B - before.layers[name].B  # Adam's first step: the sign of 1000
         torch.testing.assert_close(moved, torch.full_like(moved, -1e-3), rtol=1e-3, atol=1e-6)
-    write(model.module, before)
 
 
-def test_what_learns_beside_lora_is_refused(case):
-    model, data = case
-    set_trainable(model.module, BOTH)
+def test_what_learns_beside_lora_is_refused(model, learning):
     stray = next(p for p in model.module.parameters() if not p.requires_grad and p.dim() == 1)
     stray.requires_grad_(True)
     try:
         with pytest.raises(UnsafeModel, match="no plain LoRA"):
-            gradients(data, Silence()).accumulate(model.module, Plain(model, LABELS, data), [0])
+            gradients(DATA, Silence()).accumulate(model.module, Plain(model, LABELS, DATA), [0])
     finally:
         stray.requires_grad_(False)
 
 
-def test_a_lora_layer_of_another_kind_is_refused(case):
-    model, _ = case
-    set_trainable(model.module, BOTH)
+def test_a_lora_layer_of_another_kind_is_refused(model, learning, monkeypatch):
     layer = next(iter(model.module.adapted_layers.values()))
-    ours = layer.forward
-    layer.forward = lambda x: x
-    try:
-        with pytest.raises(UnsafeModel, match="no plain LoRA layer"):
-            require_plain_lora(model.module)
-    finally:
-        layer.forward = ours
+    monkeypatch.setattr(layer, "forward", lambda x: x)
+    with pytest.raises(UnsafeModel, match="no plain LoRA layer"):
+        require_plain_lora(model.module)
 
 
-def test_a_loss_that_reads_the_weights_themselves_is_refused(case):
-    model, data = case
-    parameters = set_trainable(model.module, BOTH)
-    plain = Plain(model, LABELS, data)
+def test_a_loss_that_reads_the_weights_themselves_is_refused(model, learning):
+    plain = Plain(model, LABELS, DATA)
 
     class Reads:
         def example_losses(self, batch):
-            return plain.example_losses(batch) + parameters[0].sum()
+            return plain.example_losses(batch) + learning[0].sum()
 
     with pytest.raises(ValueError, match="factor itself"):
-        gradients(data, Silence()).accumulate(model.module, Reads(), [0, 1])
-    for parameter in parameters:
-        parameter.grad = None
+        gradients(DATA, Silence()).accumulate(model.module, Reads(), [0, 1])
 
 
-@pytest.mark.parametrize(("batch", "reason"), [([1, 1], "twice"), ([0, 1, 2], "larger than")])
-def test_a_batch_that_is_no_sample_of_the_rate_is_refused(case, batch, reason):
-    model, data = case
-    set_trainable(model.module, BOTH)
-    rare = gradients(data, Silence(), sample_rate=1e-6)
-    with pytest.raises(UnsafeModel, match=reason):
-        rare.accumulate(model.module, Plain(model, LABELS, data), batch)
-
-
-def test_gradients_from_before_are_not_let_through(case):
-    model, data = case
-    parameters = set_trainable(model.module, BOTH)
-    parameters[0].grad = torch.ones_like(parameters[0])
+def test_gradients_from_before_are_not_let_through(model, learning):
+    learning[0].grad = torch.ones_like(learning[0])
     with pytest.raises(ValueError, match="before those of the batch"):
-        gradients(data, Silence()).accumulate(model.module, Plain(model, LABELS, data), [0])
-    parameters[0].grad = None
+        gradients(DATA, Silence()).accumulate(model.module, Plain(model, LABELS, DATA), [0])
 
 
-def test_a_step_that_moves_nothing_is_noticed(case):
-    model, data = case
-    before = read(model.module)
-    source = gradients(data, SecureNoise(), steps=1)
-    objective = Plain(model, LABELS, data)
+def test_a_step_that_moves_nothing_is_noticed(model, learning):
+    objective, rate = Plain(model, LABELS, DATA), TrainConfig(learning_rate=1e-30)
     with pytest.raises(UnsafeModel, match="changed nothing"):
-        run_local_steps(model, objective, source, BOTH, TrainConfig(learning_rate=1e-30))
-    write(model.module, before)
-    source = gradients(data, SecureNoise(), steps=1)
-    assert (
-        run_local_steps(model, objective, source, BOTH, TrainConfig()).loss == 0.0
-    )  # stays unknown
-    write(model.module, before)
+        run_local_steps(model, objective, gradients(DATA, SecureNoise()), BOTH, rate)
+    source = gradients(DATA, SecureNoise())
+    report = run_local_steps(model, objective, source, BOTH, TrainConfig())
+    assert report.loss == 0.0  # stays unknown
 
 
-def test_an_adapter_that_is_not_read_back_whole_is_noticed(case, monkeypatch):
-    model, data = case
-    source = gradients(data, SecureNoise())
-    source.finished(model, LABELS, data)
+def test_an_adapter_that_is_not_read_back_whole_is_noticed(model, learning, monkeypatch):
+    source = gradients(DATA, SecureNoise())
+    source.finished(model, LABELS, DATA)
     half = read(model.module)
     layers = {n: replace(f, B=f.B / 2) for n, f in half.layers.items()}
-    monkeypatch.setattr(
-        "deal_core.privacy.guards.read", lambda module: replace(half, layers=layers)
-    )
+    monkeypatch.setattr(dpsgd, "read", lambda module: replace(half, layers=layers))
     with pytest.raises(UnsafeModel, match="not the model"):
-        source.finished(model, LABELS, data)
-    write(model.module, half)
+        source.finished(model, LABELS, DATA)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deal_core.lora.attach import learning_by_key
+from deal_core.lora.per_example import ExampleLosses
 from deal_core.privacy import dpsgd
 from deal_core.privacy.dpsgd import ClippedSum
 
@@ -31,5 +32,12 @@ def _added(clip: Callable[..., ClippedSum]) -> Callable[..., Tensor]:
     return add
 
 
-clipped_gradients = _added(dpsgd.clipped_gradients)
-clipped_group_gradients = _added(dpsgd.clipped_group_gradients)
+clipped_group_gradients = _added(dpsgd.clipped_gradients)
+
+
+def clipped_gradients(
+    module: nn.Module, objective: ExampleLosses, examples: Sequence[int], bound: float
+) -> Tensor:
+    """The same with every example by itself."""
+    alone = range(max(examples, default=0) + 1)
+    return clipped_group_gradients(module, objective, examples, alone, bound)

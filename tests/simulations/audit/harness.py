@@ -22,17 +22,14 @@ from deal_core.models import load_model
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.events import composed
 from deal_core.privacy.interface import (
-    Grouping,
     LocalUpdate,
     Mechanism,
     RecordId,
     Site,
     UpdateRequest,
-    release,
 )
 from deal_core.privacy.ledger import Ledger
 from deal_core.protection import make_mechanism
-from deal_core.randomness import seeded
 from deal_core.training.loop import run_local_steps
 from deal_core.wire.instruction import LEARN
 from simulations.audit.canaries import GradientCanaries, Scores
@@ -44,7 +41,7 @@ from simulations.audit.claim import (
     guess,
     lower_bound,
 )
-from simulations.audit.planted import overseen, plant, plant_in_sum
+from simulations.audit.planted import Overseen, plant, plant_in_sum
 
 TASK, LABELS = "audited", ("heart", "skin")
 FACTORS = frozenset({"lora_A", "lora_B"})
@@ -126,7 +123,7 @@ def _trained(
         return LocalUpdate({}, {})
 
     for server_round in range(1, experiment.federation.rounds + 1):
-        release(planted, request(experiment, records, server_round), site(folder, "0"), make)
+        planted.update(request(experiment, records, server_round), site(folder, "0"), make)
     return seen.total
 
 
@@ -153,7 +150,7 @@ def _summed(
         ask = request(experiment, records, server_round)
         for client in honest:
             own = replace(ask, client=client, entries=entries)
-            release(planted, own, site(folder, client), make)
+            planted.update(own, site(folder, client), make)
     assert not seen.open
     return seen.total
 
@@ -164,15 +161,21 @@ def site(folder: Path, client: str) -> Site:
 
 def _muted(inner: Mechanism, silent: Sequence[str]) -> Mechanism:
     """A mechanism that some sites, which are named, have broken: they add no noise."""
-    return overseen(
-        inner,
-        lambda ask, own: replace(own, noise_multiplier=0.0) if ask.client in silent else own,
-    )
+
+    def around(ask, train):
+        def muted(given):
+            return train(replace(given, noise_multiplier=0.0))
+
+        return muted if ask.client in silent else train
+
+    return Overseen(inner, around)
 
 
 def request(experiment: Experiment, records: Records, server_round: int) -> UpdateRequest:
     """One round as the mechanism under audit sees it."""
-    count, groups = len(records.data), len(set(records.groups))
+    count = len(records.data)
+    groups = records.groups if experiment.privacy.unit_column else None
+    units = count if groups is None else len(set(groups))
     return UpdateRequest(
         request=f"audit {server_round}",
         client="0",
@@ -182,9 +185,7 @@ def request(experiment: Experiment, records: Records, server_round: int) -> Upda
         server_round=server_round,
         data=records.data,
         record_ids=[RecordId(TASK, k) for k in range(count)],
-        site_records=lambda: count,
-        records=lambda: {TASK: count},
-        ids=lambda: [f"record {k}" for k in range(count)],
-        generator=seeded(experiment.run.seed, "train", server_round),
-        grouping=Grouping(records.groups, lambda: {TASK: groups}, lambda: groups),
+        groups=groups,
+        units=lambda: {TASK: units},
+        site_units=lambda: units,
     )

@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from deal_core.data import open_source
 from deal_core.privacy.distributed_noise import clipped_class_sums
+from deal_core.privacy.dpsgd import Groups
 from deal_core.training.evaluation import base_embeddings
 from deal_core.training.public_subspace import principal
 from simulations.audit import membership
@@ -207,7 +208,13 @@ def test_what_a_record_adds_is_what_the_mechanism_adds() -> None:
     vectors = np.vstack([0.1 * rows(rng, 3), 5 * rows(rng, 3)])
     step = 2.0**-20
     total = clipped_class_sums(
-        torch.from_numpy(vectors), torch.zeros(6, dtype=torch.long), 1, range(6), None, 1.0, step
+        torch.from_numpy(vectors),
+        torch.zeros(6, dtype=torch.long),
+        1,
+        range(6),
+        Groups(range(6)),
+        1.0,
+        step,
     )
     expected = as_added(vectors, 1.0).sum(axis=0)
     np.testing.assert_allclose(step * total[0, :-1].numpy(), expected, atol=6 * step)

@@ -117,9 +117,7 @@ def test_planned_failures_are_counted_on(audit):
 
 @pytest.mark.slow
 def test_a_sum_that_is_not_clipped_is_noticed(audit, monkeypatch):
-    monkeypatch.setattr(
-        "deal_core.privacy.distributed_noise.clipping_bound", lambda bound, *rest: 2 * bound
-    )
+    monkeypatch.setattr("deal_core.privacy.dpsgd.clipping_bound", lambda bound, *rest: 2 * bound)
     assert audit(4.0).refuted
 
 
@@ -142,7 +140,7 @@ def test_groups_are_hidden_in_the_sum(audit, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_clipping_by_record_is_noticed_in_the_sum(audit, monkeypatch):
     """Three records that each pull as far as a group may."""
-    monkeypatch.setattr(dpsgd, "clipped_group_gradients", by_record)
+    monkeypatch.setattr(dpsgd, "clipped_gradients", by_record)
     assert audit(2.0, THREE, GROUPS, repetitions=2).refuted
 
 
@@ -169,7 +167,15 @@ def test_a_sum_is_scored_when_it_is_whole():
         {key: np.arange(8).reshape(4, 2) * 2**GRID_BITS},
         {key: np.full((4, 2), 5 * 2**GRID_BITS)},
     ]
-    sum_of = NoisySum((), (), 1.0, 2.0, 1.0, 2, SeededNoise(seeded(0, "noise")))
+    sum_of = NoisySum(
+        (),
+        (),
+        2,
+        sample_rate=1.0,
+        noise_multiplier=2.0,
+        max_grad_norm=1.0,
+        noise=SeededNoise(seeded(0, "noise")),
+    )
     seen, place = SeenSums(canaries, ("1", "0")), ("a task", "learn", 1, 1)
     seen.take("2", place, parts[0], sum_of)
     seen.take("1", place, parts[0], sum_of)

@@ -171,7 +171,7 @@ def test_the_lines_that_are_printed_make_the_labels_agree(site: Path, declared: 
 
 
 def test_what_the_site_would_refuse_in_the_first_round_is_told_before(site: Path) -> None:
-    """Another base model, mechanism, instruction, and clipping bound."""
+    """Another base model, mechanism and instruction."""
     lines = checked(site, asked()).lines
     assert "base model 'embedded:minilm': agreed to" in lines
     assert "the policy allows the experiment: privacy.mechanism 'record'" in lines
@@ -183,10 +183,6 @@ def test_what_the_site_would_refuse_in_the_first_round_is_told_before(site: Path
     told = DataConfig(source="sites", labels=AGREED, instructions={"triage": "Whose?"})
     (problem,) = checked(site, asked(data=told)).problems
     assert "task 'triage' has another instruction" in problem
-    change(site, "\nmechanism = ", "\nmax_grad_norm = 0.5\nmechanism = ")
-    told = DataConfig(source="sites", labels=AGREED, instructions={"triage": "How urgent?"})
-    (problem,) = checked(site, asked(data=told)).problems
-    assert "the site's policy allows 0 to 0.5" in problem
 
 
 def test_what_becomes_of_sums_is_told_and_a_method_made_of_them_needs_them(site: Path) -> None:

@@ -120,7 +120,7 @@ def test_the_site_and_its_policy_are_named_and_no_path_of_it(
     assert "Limit 6 of the site's policy" in shown.text
     policy = dict(shown.table("[policy]")[1:])
     assert policy["max_epsilon"] == "6.0"
-    assert policy["max_delta"] == policy["max_grad_norm"] == "no limit of its own"
+    assert policy["max_delta"] == "no limit of its own"
     assert policy["unit_column"] == "–"
     assert policy["colluding"] == "1"
     assert "surgery, skin" in shown.text
