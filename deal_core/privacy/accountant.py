@@ -26,7 +26,7 @@ Array = NDArray[np.float64]
 FIXED_ORDERS = (2, 3, 4, 5, 6, 7, 9, 12, 17, 25, 40, 80, 200, 513)
 """Of :func:`adaptive_epsilon`: near the best for epsilons from 50 down to 0.05. Each costs a part
 of delta; small ones lie closely: at low rates with little noise the next order may be far worse."""
-ORDERS = np.unique(np.geomspace(2, 2048, 80).astype(int))
+ORDERS: tuple[int, ...] = tuple(np.unique(np.geomspace(2, 2048, 80).astype(int)).tolist())
 COARSENESS = 4e-4
 """Variance that the grid may add, relative to that of the whole loss."""
 FEWEST, MOST = 2**12, 2**20
@@ -41,16 +41,12 @@ SMALLEST_DELTA = 9e-11
 
 @dataclass(frozen=True)
 class DpEvent:
-    """Steps of one Gaussian mechanism on Poisson samples.
-
-    Attributes:
-        sample_rate: probability that a record is in a step's batch; 1: always.
-        noise_multiplier: standard deviation of the noise in units of the clipping bound.
-        steps: how many.
-    """
+    """Steps of one Gaussian mechanism on Poisson samples."""
 
     sample_rate: float
+    """Probability that a record is in a step's batch; 1: always."""
     noise_multiplier: float
+    """Standard deviation of the noise in clipping bounds."""
     steps: int
 
     def __post_init__(self) -> None:
@@ -83,18 +79,12 @@ def adaptive_epsilon(spent: Iterable[DpEvent], delta: float) -> float:
     2021, theorem 3.1). So there are few orders, each with its part of delta, and the best counts,
     (M67); conversion: Canonne, Kamath & Steinke, NeurIPS 2020, proposition 12.
     """
-    together, own = with_steps_added(spent), delta / len(FIXED_ORDERS)
+    together, orders = with_steps_added(spent), np.array(FIXED_ORDERS)
     if not together:
         return 0.0
-    found = []
-    for order in FIXED_ORDERS:
-        divergence = sum(
-            each.steps * _renyi_once(each.sample_rate, each.noise_multiplier, order)
-            for each in together
-        )
-        tail = (math.log(1 / own) - math.log(order)) / (order - 1) + math.log1p(-1 / order)
-        found.append(divergence + tail)
-    return max(0.0, min(found))
+    own = delta / len(orders)
+    tails = (math.log(1 / own) - np.log(orders)) / (orders - 1) + np.log1p(-1 / orders)
+    return max(0.0, float(np.min(renyi(together, FIXED_ORDERS) + tails)))
 
 
 def with_steps_added(spent: Iterable[DpEvent]) -> tuple[DpEvent, ...]:
@@ -106,29 +96,20 @@ def with_steps_added(spent: Iterable[DpEvent]) -> tuple[DpEvent, ...]:
     return tuple(DpEvent(q, sigma, n) for (q, sigma), n in sorted(steps.items()))
 
 
-def renyi(spent: Sequence[DpEvent]) -> Array:
-    """Return the Renyi divergence of the whole at :data:`ORDERS`, ``(orders,)``: of a batch with
-    the record from one without it, which is the larger direction."""
-    total = np.zeros(len(ORDERS))
-    for each in spent:
-        total += each.steps * _renyi(each.sample_rate, each.noise_multiplier)
-    return total
+def renyi(spent: Sequence[DpEvent], orders: Sequence[int] = ORDERS) -> Array:
+    """Return the Renyi divergence of the whole at each order, ``(orders,)``: of a batch with the
+    record from one without it, which is the larger direction."""
+    each = [
+        [e.steps * _renyi(e.sample_rate, e.noise_multiplier, order) for order in orders]
+        for e in spent
+    ]
+    return np.sum(each, axis=0)
 
 
-@lru_cache(maxsize=1024)
-def _renyi(q: float, sigma: float) -> Array:
-    """Return the Rényi divergence of one step at each of :data:`ORDERS`."""
+@lru_cache(maxsize=2**16)
+def _renyi(q: float, sigma: float, order: int) -> float:
     if q == 1:
-        return ORDERS / (2 * sigma**2)
-    return np.array([_renyi_at(q, sigma, int(order)) for order in ORDERS])
-
-
-@lru_cache(maxsize=4096)
-def _renyi_once(q: float, sigma: float, order: int) -> float:
-    return order / (2 * sigma**2) if q == 1 else _renyi_at(q, sigma, order)
-
-
-def _renyi_at(q: float, sigma: float, order: int) -> float:
+        return order / (2 * sigma**2)
     k = np.arange(order + 1)
     ways = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
     terms = ways + (order - k) * math.log1p(-q) + k * math.log(q) + k * (k - 1) / (2 * sigma**2)
@@ -147,7 +128,7 @@ def _epsilon(spent: tuple[DpEvent, ...], delta: float) -> float:
 
 
 def _renyi_bound(spent: Sequence[DpEvent], delta: float) -> float:
-    return float(np.min(renyi(spent) + math.log(1 / delta) / (ORDERS - 1)))
+    return float(np.min(renyi(spent) + math.log(1 / delta) / (np.array(ORDERS) - 1)))
 
 
 def _rounding(spent: Sequence[DpEvent]) -> float:
@@ -155,17 +136,9 @@ def _rounding(spent: Sequence[DpEvent]) -> float:
 
 
 def privacy_curve(spent: Iterable[DpEvent], epsilons: Array, delta: float) -> tuple[Array, Array]:
-    """Return the delta of all of it together at several epsilons, not at one alone.
-
-    Args:
-        spent: all releases of one record.
-        epsilons: at which, 0 or more.
-        delta: the smallest that has to be told apart: how fine the grid is.
-
-    Returns:
-        Those epsilons that are not beyond every curve, rising, and the delta of each, the larger of
-        the two directions; an upper bound.
-    """
+    """Return those epsilons, 0 or more, that are not beyond every curve, rising, and the delta of
+    all of it together at each: the larger of the two directions, an upper bound. ``delta`` is the
+    smallest that has to be told apart: how fine the grid is."""
     together = with_steps_added(spent)
     chosen = np.unique(epsilons[epsilons <= LARGEST_LOSS])
     if _renyi_bound(together, delta) > LARGEST_LOSS:
@@ -205,9 +178,7 @@ def _of_step(sample_rate: float, noise_multiplier: float, interval: float) -> An
 def _interval(spent: Sequence[DpEvent], delta: float) -> float:
     """Return the distance of the grid's points: a power of two, so that equal steps are put on it
     once while a ledger grows."""
-    divergences = renyi(spent)
-    reach = float(np.min(divergences + math.log(1e4 / delta) / (ORDERS - 1)))
-    steps = sum(each.steps for each in spent)
-    finest = math.sqrt(COARSENESS * 4 * max(divergences[0], 1e-12) / steps)
+    reach, steps = _renyi_bound(spent, delta / 1e4), sum(each.steps for each in spent)
+    finest = math.sqrt(COARSENESS * 4 * max(renyi(spent)[0], 1e-12) / steps)
     width = min(max(finest, reach / MOST), reach / FEWEST)
     return float(2.0 ** math.floor(math.log2(width)))

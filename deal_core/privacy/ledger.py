@@ -139,8 +139,7 @@ class Ledger:
         """Check, before anything is trained, that there is budget for one more event.
 
         Raises:
-            BudgetSpent: there is not.
-            MixedUnits: the ledger holds releases of another unit.
+            BudgetSpent, MixedUnits: there is not, or the ledger holds releases of another unit.
         """
         require_within([*self.events(), event], budget)
 
@@ -149,8 +148,7 @@ class Ledger:
         charged must be within the budget of today.
 
         Raises:
-            BudgetSpent: it is kept, and more is charged than that.
-            MixedUnits: it is kept, and the ledger holds releases of another unit.
+            BudgetSpent, MixedUnits: it is not.
         """
         kept = self.answer(request)
         if kept is not None:
@@ -158,15 +156,12 @@ class Ledger:
         return kept
 
     def charge(self, event: LedgerEvent, budget: Budget, request: str, answer: bytes) -> bytes:
-        """Write the event and its answer, durably, unless the request has been answered before.
-
-        Returns:
-            The answer that may now leave: that of an earlier charge for the same request, if there
-            was one.
+        """Return the answer that may now leave, after the event and the answer were written,
+        durably; of a request that has been answered before the earlier one, and nothing written.
 
         Raises:
-            BudgetSpent: another process has used the budget meanwhile; nothing is written.
-            MixedUnits: another process has written releases of another unit; likewise.
+            BudgetSpent, MixedUnits: another process has used the budget meanwhile, or written
+                releases of another unit; nothing is written.
         """
         with self._transaction() as db:
             row = db.execute("SELECT body FROM answers WHERE request = ?", (request,)).fetchone()
@@ -194,11 +189,10 @@ class Ledger:
         self._write_head()
 
     def declare_members(self, task: str, ids: Collection[str], unit: str = RECORD) -> None:
-        """Note which records (or groups) a task has, as hashes, and check that no other task has
-        them.
+        """Note which records (or groups) a task has, as hashes.
 
         Raises:
-            UserError: a record of this task is in another one.
+            UserError: one of them is in another task.
         """
         hashed = [hashlib.sha256(f"record {each}".encode()).hexdigest() for each in ids]
         with self._transaction() as db:
@@ -294,20 +288,26 @@ class Ledger:
 
     @contextmanager
     def _open(self, reading: bool = False) -> Iterator[sqlite3.Connection]:
-        """Give the database, made where it is missing; for ``reading`` alone also where nothing
-        can be written, as in a backup.
-
-        Yields:
-            A connection, closed after the block.
+        """Yield the database, made where it is missing, and closed after the block; for ``reading``
+        alone also where nothing can be written, as in a backup: without a lock, as it lies.
 
         Raises:
-            LedgerUnusable: disk or folder do not let it.
+            LedgerUnusable: disk or folder do not let it; or what was read without a lock may be of
+                two states, since somebody has written meanwhile.
             LedgerError: it is no database, or a damaged one.
         """
         try:
             if reading and self._is_frozen():
-                with self._as_it_lies() as db:
-                    yield db
+                before = self.path.stat()
+                address = f"{self.path.resolve().as_uri()}?immutable=1"
+                try:
+                    with closing(sqlite3.connect(address, uri=True)) as db:
+                        yield db
+                finally:
+                    now = self.path.stat()
+                    same = (before.st_size, before.st_mtime_ns) == (now.st_size, now.st_mtime_ns)
+                    if not same or not self._is_frozen():
+                        raise LedgerUnusable(f"{self.path}: was written meanwhile; try again")
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as db:
@@ -320,30 +320,8 @@ class Ledger:
         except sqlite3.DatabaseError as error:
             raise LedgerError(f"{self.path}: {error}") from None
         except OSError as error:
-            raise LedgerUnusable(
-                f"{self.folder}: cannot be used ({error.strerror}); {LOOK}"
-            ) from None
-
-    @contextmanager
-    def _as_it_lies(self) -> Iterator[sqlite3.Connection]:
-        """Give the database without a lock, as a file that nobody writes.
-
-        Yields:
-            A connection, closed after the block.
-
-        Raises:
-            LedgerUnusable: somebody has written meanwhile: what was read may be of two states.
-        """
-        before = self.path.stat()
-        try:
-            address = f"{self.path.resolve().as_uri()}?immutable=1"
-            with closing(sqlite3.connect(address, uri=True)) as db:
-                yield db
-        finally:
-            after = self.path.stat()
-            was, now = (before.st_size, before.st_mtime_ns), (after.st_size, after.st_mtime_ns)
-            if was != now or not self._is_frozen():
-                raise LedgerUnusable(f"{self.path}: was written meanwhile; try again")
+            reason = error.strerror
+            raise LedgerUnusable(f"{self.folder}: cannot be used ({reason}); {LOOK}") from None
 
     def _is_frozen(self) -> bool:
         """Return whether the ledger is there, all of it in its one file, and its folder takes no

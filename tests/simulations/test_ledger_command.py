@@ -100,7 +100,7 @@ def test_a_site_that_signs_a_smaller_epsilon_is_found_out(ledger, tmp_path, monk
     monkeypatch.setattr("deal_core.privacy.certificate.composed", lambda *a: 0.5)
     exported(ledger, tmp_path)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="not what its events cost"):
+    with pytest.raises(UserError, match="is not what its events say"):
         call("verify", "--certificate", tmp_path / "c.json")
 
 
