@@ -33,6 +33,7 @@ from deal_core.privacy.plan import (
 )
 from deal_core.privacy.policy import Policy
 from tests.ledger_events import ledger_event
+from tests.slow import slow_but
 
 DELTA = 1e-5
 MIXED = [(0.064, 1.0, 160), (0.128, 1.0, 80), (0.08, 1.0, 130), (0.05, 1.0, 200), (0.06, 1.0, 170)]
@@ -65,7 +66,7 @@ def test_our_grid_gives_what_googles_fine_one_does(events, expected):
     assert epsilon_of(spent(events), DELTA) == pytest.approx(expected, rel=0.005)
 
 
-@pytest.mark.parametrize("events", [MIXED[:2], [(0.02, 0.7, 500)], [(0.3, 4.0, 40)]])
+@pytest.mark.parametrize("events", slow_but([MIXED[:2], [(0.02, 0.7, 500)]], MIXED[:2]))
 def test_equals_opacus_prv_within_one_percent(events):
     from opacus.accountants import PRVAccountant
 
@@ -88,8 +89,9 @@ def closed_form(multiplier: float, steps: int, delta: float) -> float:
     return brentq(excess, 0, 100)
 
 
-@pytest.mark.parametrize(("multiplier", "steps"), [(1.0, 1), (3.0, 7), (10.0, 200), (244.0, 10**6)])
-@pytest.mark.parametrize("delta", [1e-8, 1e-5, 1e-2])
+@pytest.mark.parametrize(
+    ("multiplier", "steps", "delta"), [(1.0, 1, 1e-8), (10.0, 200, 1e-5), (244.0, 10**6, 1e-2)]
+)
 def test_without_sampling_it_is_the_closed_form_of_one_gaussian(multiplier, steps, delta):
     expected = closed_form(multiplier, steps, delta)
     ours = epsilon_of([DpEvent(1.0, multiplier, steps)], delta)
@@ -99,7 +101,7 @@ def test_without_sampling_it_is_the_closed_form_of_one_gaussian(multiplier, step
 
 @pytest.mark.parametrize("events", [events for events, _ in GOOGLE])
 def test_never_above_the_bound_by_renyi_divergence(events):
-    bound = (renyi(spent(events)) + math.log(1 / DELTA) / (ORDERS - 1)).min()
+    bound = (renyi(spent(events)) + math.log(1 / DELTA) / (np.array(ORDERS) - 1)).min()
     assert epsilon_of(spent(events), DELTA) <= bound
 
 
@@ -120,19 +122,16 @@ def test_order_and_cutting_play_no_part():
     assert epsilon_of(whole, DELTA) == epsilon_of(cut, DELTA)
 
 
-@pytest.mark.parametrize("delta", [0.0, 1.0, 1e-12])
-def test_a_delta_that_means_nothing_is_refused(delta):
-    with pytest.raises(ValueError, match="delta"):
-        epsilon_of([DpEvent(0.1, 1.0, 1)], delta)
+def test_what_is_no_mechanism_and_no_delta_is_refused():
+    for fault in [(0.0, 1.0, 1), (1.1, 1.0, 1), (0.1, 0.0, 1), (0.1, 1.0, 0)]:
+        with pytest.raises(ValueError, match="no such mechanism"):
+            DpEvent(*fault)
+    for delta in (0.0, 1.0, 1e-12):
+        with pytest.raises(ValueError, match="delta"):
+            epsilon_of([DpEvent(0.1, 1.0, 1)], delta)
 
 
-@pytest.mark.parametrize("fault", [(0.0, 1.0, 1), (1.1, 1.0, 1), (0.1, 0.0, 1), (0.1, 1.0, 0)])
-def test_what_is_no_mechanism_is_refused(fault):
-    with pytest.raises(ValueError, match="no such mechanism"):
-        DpEvent(*fault)
-
-
-@pytest.mark.parametrize("noise", [0.03, 0.05, 0.1])
+@pytest.mark.parametrize("noise", [0.03, 0.1])
 def test_noise_too_weak_for_the_grid_is_bounded_without_a_warning(noise: float) -> None:
     event = DpEvent(0.1, noise, 10)
     with warnings.catch_warnings():
@@ -183,7 +182,7 @@ def second_steps(first: DpEvent, epsilon: float, whole) -> list[DpEvent]:
     return found
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 2.0])
+@pytest.mark.parametrize("epsilon", slow_but([1.0, 2.0], 2.0))
 def test_who_chooses_in_sight_of_a_release_gains_nothing(epsilon):
     """Against mechanisms that are fixed beforehand the choice loses more than either by itself; the
     sum for any choice is not passed."""
@@ -197,9 +196,8 @@ def test_who_chooses_in_sight_of_a_release_gains_nothing(epsilon):
 
 
 @pytest.mark.parametrize(
-    "event", [DpEvent(1.0, 4.0, 3), DpEvent(0.1, 1.2, 60), DpEvent(0.01, 0.8, 500)]
+    ("event", "delta"), [(DpEvent(1.0, 4.0, 3), 1e-4), (DpEvent(0.01, 0.8, 500), 1e-6)]
 )
-@pytest.mark.parametrize("delta", [1e-4, 1e-6])
 def test_the_sum_for_any_choice_is_above_the_exact_one_and_not_far(event, delta):
     exact, safe = epsilon_of([event], delta), adaptive_epsilon([event], delta)
     assert exact <= safe <= 1.7 * exact
