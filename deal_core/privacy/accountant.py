@@ -103,7 +103,8 @@ def renyi(spent: Sequence[DpEvent], orders: Sequence[int] = ORDERS) -> Array:
         [e.steps * _renyi(e.sample_rate, e.noise_multiplier, order) for order in orders]
         for e in spent
     ]
-    return np.sum(each, axis=0)
+    total: Array = np.sum(each, axis=0)
+    return total
 
 
 @lru_cache(maxsize=2**16)

@@ -384,7 +384,7 @@ class RecordMechanism:
         """Return what the event is charged for, over the records; or without ``data`` the same on
         none: noise alone."""
         groups = Groups(self._groups(ask))
-        hidden = {
+        hidden: dict[str, Any] = {
             "data": ask.data if data else (),
             "record_ids": ask.record_ids if data else (),
             "groups": groups if data else Groups(()),

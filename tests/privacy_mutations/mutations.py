@@ -34,6 +34,20 @@ class Mutation:
     noticed_by: Callable[..., None]
 
 
+MUTATIONS: list[Mutation] = []
+
+
+def weakens(name: str, noticed_by: Callable[..., None]):
+    """Register a weakening."""
+
+    def register(apply: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        MUTATIONS.append(Mutation(name, apply, noticed_by))
+        return apply
+
+    return register
+
+
+@weakens("rate doubled after step 1", checks.check_rate_of_every_step)
 def rate_doubled_after_the_first_step(patch: Patch) -> None:
     def batches(self):
         for step in range(self.steps):
@@ -43,6 +57,7 @@ def rate_doubled_after_the_first_step(patch: Patch) -> None:
     patch.setattr(PrivateGradients, "batches", batches)
 
 
+@weakens("every record in every step", checks.check_rate_of_every_step)
 def every_record_in_every_step(patch: Patch) -> None:
     patch.setattr(dpsgd, "require_sampled", lambda *given: None)
     patch.setattr(
@@ -52,6 +67,7 @@ def every_record_in_every_step(patch: Patch) -> None:
     )
 
 
+@weakens("shuffled batches of one size", checks.check_rate_of_every_step)
 def sampled_by_shuffling(patch: Patch) -> None:
     """Batches of one size: what an epoch of ordinary training draws, and amplification does not
     cover."""
@@ -76,10 +92,12 @@ def _with_bound(patch: Patch, bound_of) -> None:
     patch.setattr(dpsgd, "clipped_gradients", clipped)
 
 
+@weakens("clipping off", checks.check_neighbours)
 def clipping_off(patch: Patch) -> None:
     _with_bound(patch, lambda found, bound: 1e9)
 
 
+@weakens("bound from the batch's median norm above 3 examples", checks.check_neighbours)
 def bound_from_the_median_of_a_large_pass(patch: Patch) -> None:
     def median(found, bound):
         norms = found().norms
@@ -88,6 +106,7 @@ def bound_from_the_median_of_a_large_pass(patch: Patch) -> None:
     _with_bound(patch, median)
 
 
+@weakens("every factor clipped by itself", checks.check_neighbours)
 def every_factor_clipped_by_itself(patch: Patch) -> None:
     original = ClippedSum.add
 
@@ -98,6 +117,7 @@ def every_factor_clipped_by_itself(patch: Patch) -> None:
     patch.setattr(ClippedSum, "add", add)
 
 
+@weakens("the sum clipped, not its parts", checks.check_neighbours)
 def the_sum_clipped_and_not_its_parts(patch: Patch) -> None:
     """All are shortened alike, so that together they are as long as bounds are."""
     original = dpsgd.clipped_gradients
@@ -121,14 +141,17 @@ def _noise(patch: Patch, change) -> None:
     patch.setattr(SecureNoise, "normal", normal)
 
 
+@weakens("noise halved", checks.check_noise)
 def noise_halved(patch: Patch) -> None:
     _noise(patch, lambda self, drawn: drawn / 2)
 
 
+@weakens("noise divided by the batch", checks.check_noise)
 def noise_divided_by_the_batch(patch: Patch) -> None:
     _noise(patch, lambda self, drawn: drawn / 12)
 
 
+@weakens("one draw for all layers of a shape", checks.check_noise)
 def one_draw_for_all_layers_of_a_shape(patch: Patch) -> None:
     def shared(self, drawn):
         kept = self.__dict__.setdefault("kept", {})
@@ -141,6 +164,7 @@ def one_draw_for_all_layers_of_a_shape(patch: Patch) -> None:
     _noise(patch, shared)
 
 
+@weakens("the same noise in every step", checks.check_noise)
 def the_same_noise_in_every_step(patch: Patch) -> None:
     def repeated(self, drawn):
         kept = self.__dict__.setdefault("kept", {})
@@ -149,10 +173,12 @@ def the_same_noise_in_every_step(patch: Patch) -> None:
     _noise(patch, repeated)
 
 
+@weakens("no noise in one factor", checks.check_noise)
 def no_noise_in_one_factor(patch: Patch) -> None:
     _noise(patch, lambda self, drawn: drawn * (self.calls % 4 != 3))
 
 
+@weakens("an AES key of 32 bits", checks.check_key)
 def a_key_of_32_bits(patch: Patch) -> None:
     def init(self):
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -163,6 +189,7 @@ def a_key_of_32_bits(patch: Patch) -> None:
     patch.setattr(SecureNoise, "__init__", init)
 
 
+@weakens("divided by the batch that was drawn", checks.check_denominator)
 def divided_by_who_was_drawn(patch: Patch) -> None:
     original = PrivateGradients.accumulate
 
@@ -173,6 +200,7 @@ def divided_by_who_was_drawn(patch: Patch) -> None:
     patch.setattr(PrivateGradients, "accumulate", accumulate)
 
 
+@weakens("half of the steps charged", checks.check_ledger)
 def half_of_the_steps_charged(patch: Patch) -> None:
     original = RecordMechanism._event
 
@@ -189,6 +217,7 @@ def half_of_the_steps_charged(patch: Patch) -> None:
     patch.setattr(RecordMechanism, "_gradients", gradients)
 
 
+@weakens("budget solved for each round", checks.check_ledger)
 def every_round_planned_by_itself(patch: Patch) -> None:
     """The commonest error of the field: the budget is spent again in every round."""
     original = RecordMechanism._solve
@@ -200,6 +229,7 @@ def every_round_planned_by_itself(patch: Patch) -> None:
     patch.setattr("deal_core.privacy.ledger.require_within", lambda events, budget: None)
 
 
+@weakens("accountant: rate squared", checks.check_ledger)
 def sampling_counted_twice(patch: Patch) -> None:
     patch.setattr(
         LedgerEvent,
@@ -208,14 +238,17 @@ def sampling_counted_twice(patch: Patch) -> None:
     )
 
 
+@weakens("counts: noise for one task", checks.check_counts)
 def counts_as_if_in_one_task(patch: Patch) -> None:
     patch.setattr(record, "sensitivity", lambda tasks, counts: counts**0.5)
 
 
+@weakens("counts: noise for two of three", checks.check_counts)
 def counts_as_if_there_were_two(patch: Patch) -> None:
     patch.setattr(record, "sensitivity", lambda tasks, counts: (2 * tasks) ** 0.5)
 
 
+@weakens("the loss leaves", checks.check_ledger)
 def the_loss_leaves(patch: Patch) -> None:
     original = RecordMechanism._figures
     patch.setattr(
@@ -223,18 +256,22 @@ def the_loss_leaves(patch: Patch) -> None:
     )
 
 
+@weakens("a failed training says so", checks.check_charge_comes_first)
 def a_failed_training_says_so(patch: Patch) -> None:
     patch.setattr(record, "trained_or_noise", lambda train, gradients: train(gradients(True)))
 
 
+@weakens("planned records not looked at", checks.check_planned_records)
 def what_was_planned_is_not_looked_at(patch: Patch) -> None:
     patch.setattr(record, "require_planned", lambda *given: None)
 
 
+@weakens("seeded noise at a real site", checks.check_ledger)
 def seeded_noise_at_a_real_site(patch: Patch) -> None:
     patch.setattr(record, "SecureNoise", lambda: SeededNoise(seeded("always the same")))
 
 
+@weakens("charged after it has left", checks.check_charge_comes_first)
 def charged_after_it_has_left(patch: Patch) -> None:
     """The answer does not wait for the ledger."""
 
@@ -247,6 +284,7 @@ def charged_after_it_has_left(patch: Patch) -> None:
     patch.setattr(RecordMechanism, "_charged", charged)
 
 
+@weakens("groups: clipped record by record", checks.check_group_neighbours)
 def groups_clipped_record_by_record(patch: Patch) -> None:
     """The guarantee of a record, told as one of a group: fifty records move the sum fifty-fold."""
     original = dpsgd.clipped_gradients
@@ -257,6 +295,7 @@ def groups_clipped_record_by_record(patch: Patch) -> None:
     patch.setattr(dpsgd, "clipped_gradients", by_record)
 
 
+@weakens("groups: clipped pass by pass", checks.check_group_neighbours)
 def groups_clipped_in_pieces(patch: Patch) -> None:
     """A group of many records is clipped anew after every three, and counts as many times."""
     original = dpsgd.clipped_gradients
@@ -272,10 +311,12 @@ def groups_clipped_in_pieces(patch: Patch) -> None:
     patch.setattr(dpsgd, "clipped_gradients", in_parts)
 
 
+@weakens("groups: clipping off", checks.check_group_neighbours)
 def groups_unclipped(patch: Patch) -> None:
     _with_bound(patch, lambda found, bound: 1e9)
 
 
+@weakens("groups: bound times the number of records", checks.check_group_neighbours)
 def groups_summed_after_a_clipped_mean(patch: Patch) -> None:
     """The mean is clipped, and the number of records multiplied back."""
 
@@ -293,6 +334,7 @@ def groups_summed_after_a_clipped_mean(patch: Patch) -> None:
     patch.setattr(dpsgd, "clipped_gradients", weighted)
 
 
+@weakens("groups: records drawn", checks.check_group_samples)
 def records_drawn_where_groups_are_charged(patch: Patch) -> None:
     patch.setattr(dpsgd, "require_sampled", lambda *given: None)
     patch.setattr(checks, "require_sampled", lambda *given: None)
@@ -305,6 +347,7 @@ def records_drawn_where_groups_are_charged(patch: Patch) -> None:
     patch.setattr(PrivateGradients, "batches", batches)
 
 
+@weakens("groups: large ones drawn more often", checks.check_group_samples)
 def large_groups_drawn_more_often(patch: Patch) -> None:
     """Records are drawn, and each brings its group along."""
 
@@ -317,96 +360,16 @@ def large_groups_drawn_more_often(patch: Patch) -> None:
     patch.setattr(PrivateGradients, "batches", batches)
 
 
+@weakens("groups: every test record counts", checks.check_group_counts)
 def every_test_record_of_a_group_counts(patch: Patch) -> None:
     patch.setattr(local_evaluation, "group_weights", lambda groups: [1.0] * len(groups))
 
 
+@weakens("groups: added up with records", checks.check_units_apart)
 def units_added_up(patch: Patch) -> None:
     patch.setattr(events, "common_unit", lambda units: None)
 
 
+@weakens("groups: charged as records", checks.check_units_apart)
 def groups_charged_as_records(patch: Patch) -> None:
     patch.setattr(RecordMechanism, "unit", property(lambda self: "record"))
-
-
-MUTATIONS = [
-    Mutation(
-        "rate doubled after step 1",
-        rate_doubled_after_the_first_step,
-        checks.check_rate_of_every_step,
-    ),
-    Mutation(
-        "every record in every step", every_record_in_every_step, checks.check_rate_of_every_step
-    ),
-    Mutation("shuffled batches of one size", sampled_by_shuffling, checks.check_rate_of_every_step),
-    Mutation("clipping off", clipping_off, checks.check_neighbours),
-    Mutation(
-        "bound from the batch's median norm above 3 examples",
-        bound_from_the_median_of_a_large_pass,
-        checks.check_neighbours,
-    ),
-    Mutation(
-        "every factor clipped by itself", every_factor_clipped_by_itself, checks.check_neighbours
-    ),
-    Mutation(
-        "the sum clipped, not its parts", the_sum_clipped_and_not_its_parts, checks.check_neighbours
-    ),
-    Mutation("noise halved", noise_halved, checks.check_noise),
-    Mutation("noise divided by the batch", noise_divided_by_the_batch, checks.check_noise),
-    Mutation(
-        "one draw for all layers of a shape", one_draw_for_all_layers_of_a_shape, checks.check_noise
-    ),
-    Mutation("the same noise in every step", the_same_noise_in_every_step, checks.check_noise),
-    Mutation("no noise in one factor", no_noise_in_one_factor, checks.check_noise),
-    Mutation("an AES key of 32 bits", a_key_of_32_bits, checks.check_key),
-    Mutation(
-        "divided by the batch that was drawn", divided_by_who_was_drawn, checks.check_denominator
-    ),
-    Mutation("half of the steps charged", half_of_the_steps_charged, checks.check_ledger),
-    Mutation("budget solved for each round", every_round_planned_by_itself, checks.check_ledger),
-    Mutation("accountant: rate squared", sampling_counted_twice, checks.check_ledger),
-    Mutation("the loss leaves", the_loss_leaves, checks.check_ledger),
-    Mutation("seeded noise at a real site", seeded_noise_at_a_real_site, checks.check_ledger),
-    Mutation("counts: noise for one task", counts_as_if_in_one_task, checks.check_counts),
-    Mutation("counts: noise for two of three", counts_as_if_there_were_two, checks.check_counts),
-    Mutation(
-        "a failed training says so", a_failed_training_says_so, checks.check_charge_comes_first
-    ),
-    Mutation(
-        "charged after it has left", charged_after_it_has_left, checks.check_charge_comes_first
-    ),
-    Mutation(
-        "groups: clipped record by record",
-        groups_clipped_record_by_record,
-        checks.check_group_neighbours,
-    ),
-    Mutation(
-        "groups: clipped pass by pass", groups_clipped_in_pieces, checks.check_group_neighbours
-    ),
-    Mutation("groups: clipping off", groups_unclipped, checks.check_group_neighbours),
-    Mutation(
-        "groups: bound times the number of records",
-        groups_summed_after_a_clipped_mean,
-        checks.check_group_neighbours,
-    ),
-    Mutation(
-        "groups: records drawn", records_drawn_where_groups_are_charged, checks.check_group_samples
-    ),
-    Mutation(
-        "groups: large ones drawn more often",
-        large_groups_drawn_more_often,
-        checks.check_group_samples,
-    ),
-    Mutation(
-        "groups: every test record counts",
-        every_test_record_of_a_group_counts,
-        checks.check_group_counts,
-    ),
-    Mutation("groups: added up with records", units_added_up, checks.check_units_apart),
-    Mutation("groups: charged as records", groups_charged_as_records, checks.check_units_apart),
-    Mutation(
-        "planned records not looked at",
-        what_was_planned_is_not_looked_at,
-        checks.check_planned_records,
-    ),
-]
