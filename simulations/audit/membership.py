@@ -44,7 +44,7 @@ from server.folder import Listener
 from server.results import Strict
 from simulations.audit.canaries import Scores
 from simulations.audit.planted import Overseen
-from simulations.audit.run import DELTA, alone, members_of, run_here, share_of
+from simulations.audit.run import DELTA, alone, run_here, share_of
 from simulations.output.console import print_line, print_page, require_one_kind
 from simulations.output.files import DASH, head, row, write_texts
 from simulations.run.check import preflight
@@ -340,9 +340,19 @@ def _handed_over(
 
 
 def _scores(model: LanguageModel, examples: Sequence[Example], labels: Sequence[str]) -> Scores:
-    """Return the mean of each unit's examples, ``(units,)``."""
-    scores = learnt_scores(model, examples, labels) if examples else np.zeros(0)
-    return np.array([scores[positions].mean() for positions in members_of(examples)], np.float64)
+    """Return the mean over what is protected together, each group, or each example, of how far the
+    loss of an example is below that of the frozen base model, which is public, ``(units,)``: an
+    example that is easy for it as well says nothing."""
+    if not examples:
+        return np.zeros(0)
+    encoded = model.encode(examples, labels)
+    learnt = -_losses(model, encoded, labels)
+    with base_only(model.module):
+        learnt += _losses(model, encoded, labels)
+    units: dict[str | int, list[float]] = {}
+    for position, example in enumerate(examples):
+        units.setdefault(example.unit or position, []).append(learnt[position])
+    return np.array([np.mean(each) for each in units.values()], np.float64)
 
 
 def area(members: Scores, others: Scores) -> float:
@@ -360,18 +370,6 @@ def true_positive_rate(members: Scores, others: Scores) -> float | None:
     allowed = int(FALSE_POSITIVES * len(others))
     threshold = np.sort(others)[len(others) - allowed - 1]
     return float((members > threshold).mean())
-
-
-def learnt_scores(
-    model: LanguageModel, examples: Sequence[Example], labels: Sequence[str]
-) -> Scores:
-    """Return by how much the loss of each example is below that of the frozen base model, which is
-    public, ``(examples,)``: an example that is easy for it as well says nothing."""
-    encoded = model.encode(examples, labels)
-    after = _losses(model, encoded, labels)
-    with base_only(model.module):
-        before = _losses(model, encoded, labels)
-    return before - after
 
 
 def _losses(model: LanguageModel, encoded: Sequence[Encoded], labels: Sequence[str]) -> Scores:

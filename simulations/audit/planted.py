@@ -164,7 +164,12 @@ def plant(inner: Mechanism, canaries: GradientCanaries) -> tuple[Mechanism, Seen
     seen, each = Seen(canaries), records_of_each(inner)
 
     def around(ask: UpdateRequest, train: Train) -> Train:
-        return lambda given: train(PlantedSteps(given, len(ask.data), each, seen))
+        def trained(given: PrivateGradients) -> LocalUpdate:
+            if len(given.data) < len(ask.data):  # a training has failed, and noise alone leaves
+                return train(given)
+            return train(PlantedSteps(given, len(ask.data), each, seen))
+
+        return trained
 
     return Overseen(inner, around, lambda ask: with_canaries(ask, canaries.count, each)), seen
 
@@ -291,6 +296,8 @@ def plant_in_sum(
 
     def around(ask: UpdateRequest, train: Train) -> Train:
         def trained(given: NoisySum) -> LocalUpdate:
+            if len(given.data) < len(ask.data):  # as with steps: no sum of it is whole
+                return train(given)
             own = {each.name: getattr(given, each.name) for each in fields(given)}
             own |= {"data": given.data[: len(ask.data)], "inner": given, "place": ask.place}
             return train(PlantedSum(**own, each=each, seen=seen, client=ask.client))

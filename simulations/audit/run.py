@@ -7,7 +7,7 @@ Where the noise is in a sum all sites take part, since each adds its share.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from client.app import make_app
 from client.runtime import ClientRuntime
 from deal_core.config.experiment import Experiment, at_server
 from deal_core.config.run_config import to_run_config
-from deal_core.data import Example, TaskData, load_for_clients, open_source
+from deal_core.data import TaskData, load_for_clients, open_source
 from deal_core.data.partition import partition
 from deal_core.errors import UserError
 from deal_core.privacy.accountant import DpEvent, with_steps_added
@@ -167,8 +167,8 @@ def _beside_canaries(config: Experiment, client: int) -> Experiment:
     if config.privacy.sample_rate:
         return config
     tasks = open_source(config.data).task_names()
-    shares = [share_of(config, task, client) for task in tasks]
-    units = sum(len(members_of(share.train)) for share in shares)
+    grouped = bool(config.privacy.unit_column)
+    units = sum(share_of(config, task, client).units(grouped) for task in tasks)
     rate = min(1.0, config.train.batch_size * len(tasks) / max(1, units))
     privacy = config.privacy.model_copy(update={"sample_rate": rate})
     return config.model_copy(update={"privacy": privacy})
@@ -186,14 +186,6 @@ def share_of(experiment: Experiment, task: str, client: int) -> TaskData:
     data = load_for_clients(experiment, task)
     clients = experiment.federation.clients
     return partition(data, experiment.data.partition, clients, experiment.run.seed)[client]
-
-
-def members_of(examples: Sequence[Example]) -> list[list[int]]:
-    """Return the positions of what is protected together: of each group, or of each example."""
-    found: dict[str | int, list[int]] = {}
-    for position, example in enumerate(examples):
-        found.setdefault(example.unit or position, []).append(position)
-    return list(found.values())
 
 
 def run_here(config: Experiment, runtime: ClientRuntime, listener: Listener) -> Results:
