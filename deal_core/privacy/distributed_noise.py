@@ -53,13 +53,11 @@ UNLIKELY = 1e-30
 
 @dataclass
 class NoisySum(Sampled):
-    """One noisy sum of a site; its noise multiplier is that of the sum over all sites, 0: no noise.
-
-    Attributes:
-        shares: of so many sites the noise makes up the whole.
-    """
+    """One noisy sum of a site; its noise multiplier is that of the sum over all sites, 0: no
+    noise."""
 
     shares: int
+    """Of so many sites the noise makes up the whole."""
 
     def total(self, module: nn.Module, objective: ExampleLosses) -> dict[str, NDArray[np.int64]]:
         """Return key of each trained factor to its noisy sum, in steps of the grid.
@@ -133,7 +131,7 @@ def clipped_class_sums(
         labels: how many there are.
         batch: positions of the records that are in the sum; a group's all or none.
         groups: of all records.
-        bound: to what a record's, or group's, part is clipped before it is rounded.
+        bound: to what a record's, or group's, part is clipped before it is rounded to the step.
         step: of the grid.
     """
     places = torch.tensor(list(batch), dtype=torch.long)
@@ -161,13 +159,8 @@ def _clipped(vectors: Tensor, bound: float, step: float) -> Tensor:
 
 
 def slack_of(noise_multiplier: float, shares: int, entries: int) -> float:
-    """Return what a release costs because the noise of a sum is not quite a Gaussian's: (M60).
-
-    Args:
-        noise_multiplier: of the sum, in clipping bounds.
-        shares: of so many sites the noise makes up the whole.
-        entries: numbers that are released.
-    """
+    """Return what a release of so many entries costs because the noise of a sum, in clipping
+    bounds, is not quite a Gaussian's: (M60)."""
     return 2 * density_gap(noise_multiplier * 2**GRID_BITS, shares, max(1, entries))
 
 
@@ -179,14 +172,10 @@ def shares_without_mechanism(members: int, colluding: int) -> int:
 
 def density_gap(sigma: float, shares: int, dimensions: int) -> float:
     """Return the largest absolute logarithm of the ratio of two densities, outside of a set of
-    probability :data:`UNLIKELY`: of the sum of discrete Gaussians, and of a rounded Gaussian of
-    the same variance. Draws with floating-point numbers add to that set what they hardly give:
-    below 1e-18 for 1,000 numbers.
-
-    Args:
-        sigma: standard deviation of the whole sum, in steps of the grid; 1 or more for a share.
-        shares: how many discrete Gaussians of equal variance are added.
-        dimensions: independent coordinates.
+    probability :data:`UNLIKELY`: of the sum of discrete Gaussians of equal variance, with a
+    standard deviation ``sigma`` in steps of the grid, and of a rounded Gaussian of the same
+    variance, in independent dimensions. Draws with floating-point numbers add to that set what they
+    hardly give: below 1e-18 for 1,000 numbers.
 
     Raises:
         ValueError: a share has a standard deviation below 1: its sum is no Gaussian's.

@@ -116,26 +116,21 @@ def require_planned(ask: UpdateRequest, groups: Sequence[int], planned: int) -> 
 
 @dataclass
 class Sampled:
-    """What may be read of a client's data, and how it is hidden; of steps and of sums.
-
-    Attributes:
-        data: the client's own examples.
-        record_ids: which record each of them is.
-        sample_rate: probability that an example, or group, is drawn.
-        noise_multiplier: standard deviation of the noise in clipping bounds.
-        max_grad_norm: clipping bound.
-        noise: of samples and gradients.
-        groups: of the examples; where none are given each is protected by itself.
-    """
+    """What may be read of a client's data, and how it is hidden; of steps and of sums."""
 
     data: Sequence[Encoded]
     record_ids: Sequence[RecordId]
+    """Which record each of the data is."""
     _: KW_ONLY
     sample_rate: float
+    """Probability that an example, or group, is drawn."""
     noise_multiplier: float
+    """Standard deviation of the noise in clipping bounds."""
     max_grad_norm: float
     noise: NoiseSource
+    """Of samples and gradients."""
     groups: Groups = None  # type: ignore[assignment]
+    """Of the data; where none are given each example is protected by itself."""
 
     def __post_init__(self) -> None:
         if self.groups is None:
@@ -179,15 +174,12 @@ class Sampled:
 
 @dataclass
 class PrivateGradients(Sampled):
-    """Clipped and noised gradients on Poisson samples.
-
-    Attributes:
-        steps: known before anything is drawn.
-        expected_batch: what the noisy sum is divided by; public.
-    """
+    """Clipped and noised gradients on Poisson samples: so many steps, which are known before
+    anything is drawn."""
 
     steps: int
     expected_batch: float
+    """What the noisy sum is divided by; public."""
     _before: list[Tensor] = field(default_factory=list)
     _taken: int = 0
 
@@ -299,21 +291,16 @@ def clipping_bound(max_grad_norm: float, entries: int, bits: int) -> float:
 
 @dataclass
 class ClippedSum:
-    """The sum so far.
-
-    Attributes:
-        bound: to what each gradient is clipped, over all its tensors together, before it is
-            rounded.
-        step: distance of neighbours on the grid.
-        total: name to the sum, in steps of the grid, int64.
-        norms: of the gradients before clipping; NaN: there was none. Private: for tests, and tuning
-            on public data, alone.
-    """
+    """The sum so far, of gradients that are clipped over all their tensors together."""
 
     bound: float
+    """To what each is clipped before it is rounded."""
     step: float
+    """Distance of neighbours on the grid."""
     total: dict[str, Tensor] = field(default_factory=dict)
+    """Name to the sum, in steps of the grid, int64."""
     norms: list[float] = field(default_factory=list)
+    """Before clipping; NaN: there was none. Private: for tests and tuning on public data alone."""
 
     def add(self, gradient: Gradient) -> None:
         """Add one gradient, clipped and rounded; one that is not finite, or missing, adds
@@ -343,8 +330,7 @@ def clipped_gradients(
 
     Args:
         module: holds the adapter; factors that do not require a gradient get none.
-        objective: whose losses of single examples are differentiated; its penalty is not part
-            of it (a penalty reads no data: its gradient is added after the noise).
+        objective: whose losses of single examples are differentiated.
         examples: positions in the data; those of a group follow each other.
         groups: number of the group of every position in the data.
         bound: ``C``, over all that learns together (flat clipping).

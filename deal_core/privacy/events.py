@@ -42,10 +42,7 @@ def unit_text(unit: str, column: str) -> str:
 
 
 def common_unit(units: Iterable[Unit]) -> Unit:
-    """Return the one unit that an epsilon of all these releases is of.
-
-    Args:
-        units: of protected releases; at least one.
+    """Return the one unit that an epsilon of all these protected releases, at least one, is of.
 
     Raises:
         MixedUnits: releases of records and of groups, or of groups of two columns.
@@ -116,11 +113,7 @@ class LedgerEvent:
 
     @property
     def spent(self) -> DpEvent:
-        """What it costs.
-
-        Raises:
-            ValueError: of an unprotected release; no epsilon is large enough.
-        """
+        """What it costs; of an unprotected release no epsilon is large enough, a ValueError."""
         return DpEvent(self.sample_rate, self.noise_multiplier, self.steps)
 
 

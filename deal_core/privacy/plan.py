@@ -113,11 +113,9 @@ class NoFeasibleNoise(Exception):
 
 
 def solve_noise_multiplier(epsilon_with: Callable[[float], float], target_epsilon: float) -> float:
-    """Return the smallest noise multiplier, to 1e-4, at which the whole stays within the target.
-
-    Args:
-        epsilon_with: epsilon of everything, past included, with a multiplier for what is planned.
-        target_epsilon: at the same delta.
+    """Return the smallest noise multiplier, to 1e-4, at which the whole stays within the target:
+    ``epsilon_with`` says the epsilon of everything, past included, with a multiplier for what is
+    planned.
 
     Raises:
         NoFeasibleNoise: the past leaves nothing, or nothing that could be learnt with.

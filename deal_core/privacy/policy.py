@@ -107,11 +107,8 @@ class Policy(Table):
 
 
 class Refusal(Exception):
-    """A site takes no part in a round, by its own rules and before it has trained.
-
-    Attributes:
-        code: the fixed word that may leave; the message stays at the site.
-    """
+    """A site takes no part in a round, by its own rules and before it has trained. Its ``code``, a
+    fixed word, may leave; the message stays at the site."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -141,12 +138,8 @@ def require_delta(stated: float, units: int, unit: str) -> None:
 
 
 def terms(privacy: PrivacyConfig, policy: Policy | None, units: int) -> tuple[float, float]:
-    """Return epsilon and delta: the experiment's wishes within the site's limits.
-
-    Args:
-        privacy: what the experiment asks.
-        policy: None: the site has none.
-        units: records, or groups, of the site, over all tasks.
+    """Return epsilon and delta: the experiment's wishes within the limits of a site with so many
+    records, or groups, over all tasks.
 
     Raises:
         UserError: the delta that is asked is too large.

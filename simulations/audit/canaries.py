@@ -37,19 +37,16 @@ Scores = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Entries:
-    """Where directions of norm 1 are not zero.
-
-    Attributes:
-        names: of all factors, sorted; they are laid end to end.
-        starts: place of the first entry of each.
-        places: ``(count, 2)``.
-        signs: ``(count,)``, of the first entry; the second has the other.
-    """
+    """Where directions of norm 1 are not zero."""
 
     names: tuple[str, ...]
+    """Of all factors, sorted; they are laid end to end."""
     starts: tuple[int, ...]
+    """Place of the first entry of each."""
     places: NDArray[np.int64]
+    """``(count, 2)``."""
     signs: NDArray[np.float32]
+    """``(count,)``, of the first entry; the second has the other."""
 
 
 @dataclass(frozen=True)
@@ -128,23 +125,18 @@ class PlantedObjective:
     longer than any bound, or, where the coin says that a canary is away, zero.
 
     The loss of a canary is linear in its example's copies of the factors (see
-    :mod:`deal_core.lora.per_example`), so that its gradient is clipped, or is not, as any.
-
-    Attributes:
-        inner: of records.
-        module: whose factors learn.
-        records: how many there are.
-        canaries: their directions.
-        length: of the gradient of each.
-        each: positions that a canary has.
-    """
+    :mod:`deal_core.lora.per_example`), so that its gradient is clipped, or is not, as any."""
 
     inner: ExampleLosses
+    """Of records."""
     module: nn.Module
     records: int
+    """How many there are."""
     canaries: GradientCanaries
     length: float
+    """Of the gradient of each canary."""
     each: int = 1
+    """Positions that a canary has."""
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
         """Return losses, ``(batch,)``: of records, or of one canary."""

@@ -57,17 +57,14 @@ Place = tuple[str, str, int, int]
 
 @dataclass(frozen=True)
 class Overseen:
-    """A mechanism of which an audit changes what it is asked, and the trainings under it.
-
-    Attributes:
-        inner: the mechanism beneath, which does all else.
-        around: returns the training that is done for a request in the place of the client's.
-        asked: returns the request that the mechanism beneath gets.
-    """
+    """A mechanism of which an audit changes what it is asked, and the trainings under it."""
 
     inner: Mechanism
+    """Does all else."""
     around: Callable[[UpdateRequest, Train], Train]
+    """Returns the training that is done for a request in the place of the client's."""
     asked: Callable[[UpdateRequest], UpdateRequest] = lambda ask: ask
+    """Returns the request that the mechanism beneath gets."""
 
     @property
     def unit(self) -> str | None:
@@ -120,18 +117,14 @@ def likelihood_ratio(along: Scores, sample_rate: float, noise_multiplier: float)
 
 @dataclass(frozen=True)
 class PlantedSteps:
-    """The noised gradients of DP-SGD with canaries, and the attacker, who sees every one of them.
-
-    Attributes:
-        inner: the mechanism's, of records and canaries.
-        records: positions below are records, those from there on canaries.
-        each: positions that a canary has.
-        seen: the attacker, with the canaries.
-    """
+    """The noised gradients of DP-SGD with canaries, and the attacker, who sees each of them."""
 
     inner: PrivateGradients
+    """The mechanism's, of records and canaries."""
     records: int
+    """Positions below are records, those from there on canaries."""
     each: int
+    """Positions that a canary has."""
     seen: Seen
 
     def __getattr__(self, name: str) -> Any:
@@ -180,13 +173,8 @@ def records_of_each(inner: Mechanism) -> int:
 
 
 def with_canaries(ask: UpdateRequest, count: int, each: int) -> UpdateRequest:
-    """Return the request with canaries for further records of the site.
-
-    Args:
-        ask: the site's own.
-        count: number of canaries.
-        each: records that a canary is; more than one: of one group.
-    """
+    """Return the request of a site with so many canaries for further records; each is so many
+    records, more than one: of one group."""
     first, more = len(ask.data), each * count
     groups = None
     if ask.groups is not None:
@@ -251,15 +239,8 @@ def _added(parts: Sequence[Total]) -> Mapping[str, Tensor]:
 
 @dataclass(kw_only=True)
 class PlantedSum(NoisySum):
-    """One noisy sum of a site, over its records, with the attacker, who sees it among the others.
-
-    Attributes:
-        inner: the mechanism's, of records and canaries.
-        each: positions that a canary has.
-        seen: the attacker.
-        client: whose part of which sum it is.
-        place: see ``client``.
-    """
+    """One noisy sum of a site, over its records, with the attacker, who sees it among the others:
+    ``inner`` is the mechanism's, of records and canaries, of which each has so many positions."""
 
     inner: NoisySum
     each: int
@@ -282,13 +263,8 @@ class PlantedSum(NoisySum):
 def plant_in_sum(
     inner: Mechanism, canaries: GradientCanaries, counted: tuple[str, ...]
 ) -> tuple[Mechanism, SeenSums]:
-    """Return a mechanism with canaries at one of the sites that share it, and the attacker.
-
-    Args:
-        inner: the mechanism itself.
-        canaries: their directions, and which of them are there.
-        counted: see :class:`SeenSums`; the first site is attacked.
-    """
+    """Return a mechanism with canaries at one of the sites that share it, the first of those that
+    are counted on (:class:`SeenSums`), and the attacker."""
     seen, each = SeenSums(canaries, counted), records_of_each(inner)
 
     def asked(ask: UpdateRequest) -> UpdateRequest:
