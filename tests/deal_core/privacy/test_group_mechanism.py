@@ -47,6 +47,12 @@ def ask(task: str, server_round: int, request: str = "", each: int = EACH) -> Up
     return record_requests.ask(task, server_round, GROUPS, request, each)
 
 
+def ask_of_records(task: str, server_round: int, request: str = "") -> UpdateRequest:
+    """The same of single records."""
+    records = {name: EACH * count for name, count in GROUPS.items()}
+    return record_requests.ask(task, server_round, records, request)
+
+
 def whole_run(site: Site, *overrides: str) -> Maker:
     mechanism, make = make_mechanism(experiment(*overrides)), Maker()
     for task in GROUPS:
@@ -135,10 +141,14 @@ OTHER = "privacy.unit_column=ward"
 )
 def test_what_was_released_for_another_unit_is_never_added_up(site, first, second):
     wide = "privacy.target_epsilon=50"
-    make_mechanism(experiment(first, wide)).update(ask("task0", 1), site, Maker())
+    asked = {
+        override: ask_of_records if override == RECORD else ask for override in (first, second)
+    }
+    make_mechanism(experiment(first, wide)).update(asked[first]("task0", 1), site, Maker())
     make = Maker()
+    later = make_mechanism(experiment(second, wide))
     with pytest.raises(Refusal, match="cannot be added up") as refusal:
-        make_mechanism(experiment(second, wide)).update(ask("task0", 1, "later"), site, make)
+        later.update(asked[second]("task0", 1, "later"), site, make)
     assert refusal.value.code == "policy"
     assert make.seen == []  # refused before anything was trained
     assert len(site.ledger().events()) == 1
@@ -155,7 +165,7 @@ def test_of_two_that_begin_at_once_with_two_units_one_is_charged(site):
     groups, records = make_mechanism(experiment()), make_mechanism(experiment(RECORD))
 
     def meanwhile(source) -> LocalUpdate:
-        records.update(ask("task1", 1, "the other"), site, Maker())
+        records.update(ask_of_records("task1", 1, "the other"), site, Maker())
         return Maker()(source)
 
     with pytest.raises(Refusal) as refusal:
