@@ -141,14 +141,14 @@ OTHER = "privacy.unit_column=ward"
 )
 def test_what_was_released_for_another_unit_is_never_added_up(site, first, second):
     wide = "privacy.target_epsilon=50"
-    asked = {
+    ask_of = {each: ask_of_records if each == RECORD else ask for each in (first, second)}
         override: ask_of_records if override == RECORD else ask for override in (first, second)
     }
-    make_mechanism(experiment(first, wide)).update(asked[first]("task0", 1), site, Maker())
+    make_mechanism(experiment(first, wide)).update(ask_of[first]("task0", 1), site, Maker())
     make = Maker()
     later = make_mechanism(experiment(second, wide))
     with pytest.raises(Refusal, match="cannot be added up") as refusal:
-        later.update(asked[second]("task0", 1, "later"), site, make)
+        later.update(ask_of[second]("task0", 1, "later"), site, make)
     assert refusal.value.code == "policy"
     assert make.seen == []  # refused before anything was trained
     assert len(site.ledger().events()) == 1
