@@ -142,8 +142,6 @@ OTHER = "privacy.unit_column=ward"
 def test_what_was_released_for_another_unit_is_never_added_up(site, first, second):
     wide = "privacy.target_epsilon=50"
     ask_of = {each: ask_of_records if each == RECORD else ask for each in (first, second)}
-        override: ask_of_records if override == RECORD else ask for override in (first, second)
-    }
     make_mechanism(experiment(first, wide)).update(ask_of[first]("task0", 1), site, Maker())
     make = Maker()
     later = make_mechanism(experiment(second, wide))
