@@ -313,7 +313,7 @@ TASKS = {"task0": 225, "task1": 150, "task2": 40}
 
 
 def experiment(*overrides: str):
-    given = ("privacy.mechanism=record", "privacy.target_epsilon=3.0", "federation.rounds=4")
+    given = ("privacy.mechanism=record", "privacy.target_epsilon=3.0", "federation.rounds=2")
     return parse_experiment(apply_overrides({}, [*given, *overrides]), "test")
 
 
@@ -353,12 +353,12 @@ def check_ledger(model: LanguageModel, folder: Path) -> None:
         return made(gradients)
 
     for task in TASKS:
-        for server_round in range(1, 5):
+        for server_round in (1, 2):
             figures = mechanism.update(asked(task, server_round), site, make).figures
             assert figures["num_examples"] == 1.0
             assert "loss" not in figures
     events = site.ledger().events()
-    assert len(events) == len(sources) == 12
+    assert len(events) == len(sources) == 6
     for event, step in zip(events, sources, strict=True):
         assert event.steps == step.steps
         assert event.sample_rate == step.sample_rate
@@ -369,8 +369,8 @@ def check_ledger(model: LanguageModel, folder: Path) -> None:
         other.history.append((event.noise_multiplier, event.sample_rate, event.steps))
     assert other.get_epsilon(events[0].delta) <= 3.0 * 1.01
     with pytest.raises(Refusal):
-        mechanism.update(asked("task2", 5), site, make)
-    assert len(site.ledger().events()) == 12
+        mechanism.update(asked("task2", 3), site, make)
+    assert len(site.ledger().events()) == 6
 
 
 def check_charge_comes_first(model: LanguageModel, folder: Path) -> None:

@@ -20,7 +20,7 @@ def experiment(*overrides: str):
     given = (
         "privacy.mechanism=record",
         "privacy.target_epsilon=3.0",
-        "federation.rounds=10",
+        "federation.rounds=4",
         "train.batch_size=32",
         *overrides,
     )

@@ -31,7 +31,7 @@ AUDITED = (
 
 def trained(make_experiment, *overrides) -> Found:
     experiment = make_experiment(*AUDITED, *overrides)
-    return carry_out(Training(experiment, 0, 250, seed=5), lambda event: None)
+    return carry_out(Training(experiment, 0, 250, records=8, seed=5), lambda event: None)
 
 
 def test_noise_switched_off_is_caught(make_experiment, monkeypatch):
