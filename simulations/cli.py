@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -164,10 +163,9 @@ def predict(
         base=model,
         as_json=as_json,
     )
-    warn = partial(typer.echo, err=True)  # a program may read the lines
-    score = run(request, typer.echo, warn)
+    score = run(request, typer.echo)
     if score is not None:
-        warn(score.line)
+        typer.echo(score.line, err=True)  # a program may read the lines
 
 
 @app.command()
@@ -177,13 +175,6 @@ def export(
     merge: Annotated[
         bool, typer.Option("--merge", help="The base model with the adapter added to it.")
     ] = False,
-    push: Annotated[
-        str,
-        typer.Option(
-            metavar="REPO",
-            help="Also upload it to the Hugging Face hub; a new repository is private.",
-        ),
-    ] = "",
     model: Annotated[
         str, typer.Option(help="Where the base model lies, if not where the run had it.")
     ] = "",
@@ -192,7 +183,7 @@ def export(
     from simulations.use.export import ExportRequest
     from simulations.use.export import export as run
 
-    for line in run(ExportRequest(folder, to=to, merge=merge, push=push, base=model)):
+    for line in run(ExportRequest(folder, to=to, merge=merge, base=model)):
         typer.echo(line)
 
 

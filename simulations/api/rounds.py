@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from deal_core.aggregation import ClientUpdate, finished, make_rule
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import OWN_MEMORY
@@ -53,7 +51,8 @@ def train_client(
     future: Sequence[Sequence[str]] = (),
     instruction: str = "",
 ) -> ClientUpdate:
-    """Train the current adapter on a client's examples, as the method of the experiment does.
+    """Return what a client learns from its examples by the method of the experiment: the adapter
+    after training, which weighs the number of examples.
 
     It is the round of learning alone, and without privacy: class means, noise and ledgers are
     parts of a whole :func:`run`.
@@ -64,15 +63,12 @@ def train_client(
         examples: the client's own of the task.
         labels: of the task.
         experiment: method, aggregation rule (which says what is trained), training, seed.
-        client: its number, as text; with the next two it fixes the order of the examples.
+        client: its number, as text; with stage and round it fixes the order of the examples.
         stage: number of the task, from 0.
         server_round: within the task, from 1.
         seen: labels of each earlier task; what they are answered with is distilled.
         future: labels of each task to come that the stream names.
-        instruction: what a prompt asks for (generating models); empty: the usual.
-
-    Returns:
-        The adapter after training; its weight is the number of examples.
+        instruction: what a prompt asks for (generative models); empty: the usual.
 
     Raises:
         UserError: a method that keeps something at the client or that does not train, a privacy
@@ -91,39 +87,27 @@ def train_client(
     data = model.encode(examples, labels, instruction)
     load_state(model, state)
     task = LocalTask(labels, seen, future=lambda: future)
-    config = experiment.train
+    number = int(client) if client.isdigit() else client  # as in a whole run, so that both agree
     train(
         model,
         phase.objective(model, state, task, data, Cache()),
         data,
         make_rule(experiment.aggregation).trained(server_round),
         experiment.federation.local_epochs,
-        config,
-        _generator(experiment, client, stage, server_round),
+        experiment.train,
+        seeded(experiment.run.seed, "train", number, stage, server_round),
     )
     return ClientUpdate(client, read(model.module), float(len(data)))
 
 
 def require_labels(examples: Sequence[Example], labels: Sequence[str]) -> None:
-    """Check that every example is answered by one of the labels; none: answers are texts.
-
-    Raises:
-        UserError: one is not.
-    """
+    """Refuse an example whose answer is none of the labels; without labels answers are texts."""
     for number, example in enumerate(examples):
         if labels and example.label not in labels:
             raise UserError(
                 f"example {number}: its label '{example.label}' is not one of "
                 f"{', '.join(labels)}; add it, or leave the example out"
             )
-
-
-def _generator(
-    experiment: Experiment, client: str, stage: int, server_round: int
-) -> torch.Generator:
-    """Return that of the same client in a whole run, so that both agree."""
-    number = int(client) if client.isdigit() else client
-    return seeded(experiment.run.seed, "train", number, stage, server_round)
 
 
 def _learning(experiment: Experiment) -> Phase:
@@ -144,15 +128,12 @@ def _learning(experiment: Experiment) -> Phase:
 
 @dataclass(frozen=True)
 class Aggregated:
-    """The result of a round.
-
-    Attributes:
-        state: what the next round begins with.
-        error: aggregation error, 0: exact; None: not known (docs/method.md, (M24)).
-    """
+    """The result of a round."""
 
     state: State
+    """What the next round begins with."""
     error: float | None
+    """Aggregation error, 0: exact; None: not known (docs/method.md, (M24))."""
 
 
 def start(experiment: Experiment) -> State:
@@ -211,11 +192,7 @@ def aggregate(
 
 
 def end_task(state: State, experiment: Experiment) -> State:
-    """Return the state after a task: what was learnt joins the retained adapter.
-
-    Raises:
-        UserError: an unknown method.
-    """
+    """Return the state after a task: what was learnt joins the retained adapter."""
     with threads(1):
         return sendable(method_of(experiment).end_task(state))
 

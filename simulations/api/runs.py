@@ -34,13 +34,10 @@ from simulations.use.predict import typed_texts
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has finished.
-
-    Attributes:
-        folder: of the run, or of its adapter alone.
-    """
+    """A run that has finished."""
 
     folder: Path
+    """Of the run, or of its adapter alone."""
 
     @cached_property
     def results(self) -> Results:
@@ -88,9 +85,8 @@ def run(
     resume: bool = False,
     listener: Listener | None = None,
 ) -> Run:
-    """Run an experiment to its end, as ``deal simulate`` does, and print nothing.
-
-    What ``deal simulate`` prints as a warning about privacy is a Python warning.
+    """Return an experiment's run, finished, as ``deal simulate`` does it, and print nothing: its
+    warnings are Python warnings.
 
     Args:
         config: a name from ``deal ls``, a path, nested tables, or an experiment.
@@ -100,9 +96,6 @@ def run(
         engine: ``inprocess`` or ``flower``; None: as configured.
         resume: continue the run in the folder.
         listener: called with every event of the run, a mapping as a line of ``metrics.jsonl``.
-
-    Returns:
-        The run, finished.
 
     Raises:
         UserError: bad input (nothing has started), or a run that cannot go on.
@@ -176,28 +169,19 @@ def experiment(config: Config, overrides: Mapping[str, Any] | None = None) -> Ex
 
 
 def placed(config: Config, overrides: Mapping[str, Any] | None, request: Request) -> Experiment:
-    """Return an experiment that is ready to run: with a folder, and absolute paths.
-
-    Args:
-        config: as of :func:`experiment`.
-        overrides: as there.
-        request: folder, seed, engine, and whether a run is continued.
-
-    Raises:
-        UserError: as of :func:`experiment`.
-    """
+    """Return an experiment (:func:`experiment`) that is ready to run: with a folder, and absolute
+    paths."""
     own = find_experiment(str(config)).stem if isinstance(config, (str, Path)) else "python"
     return completed(experiment(config, overrides), request, own)
 
 
 def _as_lines(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={toml_value(_plain(key, value))}" for key, value in values.items()]
-
-
-def _plain(key: str, value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, (bool, int, float, str, Mapping, Sequence)):
-        return value
-    kind = type(value).__name__
-    raise UserError(f"overrides: '{key}' is a {kind}; use strings, numbers, booleans and lists")
+    lines = []
+    for key, value in values.items():
+        if not isinstance(value, (bool, int, float, str, Path, Mapping, Sequence)):
+            raise UserError(
+                f"overrides: '{key}' is a {type(value).__name__}; use strings, numbers, booleans "
+                "and lists"
+            )
+        lines.append(f"{key}={toml_value(str(value) if isinstance(value, Path) else value)}")
+    return lines

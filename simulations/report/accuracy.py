@@ -23,51 +23,29 @@ from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Strict, read_results
 from simulations.output.console import stage_title
-from simulations.output.files import DASH
-from simulations.report.blocks import (
-    Block,
-    Folded,
-    Heading,
-    HeatCell,
-    HeatMap,
-    Notice,
-    Table,
-    Text,
-    percent,
-    points,
-    whole,
-)
+from simulations.report.blocks import Block, Folded, Heading, Table, Text, percent, points, whole
 from simulations.report.record import Rows, RunRecord
 from simulations.run.run_folder import check_data_record
 
 FILE = "labels.json"
 NAMED_COLUMNS = 8
-"""Up to so many tasks a heat map names them in its columns; beyond, it has their numbers."""
+"""Up to so many tasks a matrix names them in its columns; beyond, it has their numbers."""
 FEW = 20
-"""Up to so many labels of a task are drawn as a confusion matrix."""
+"""Up to so many labels of a task have a confusion matrix."""
 DIFFERENT = 0.005
 """Shares that differ by more are not the same up to rounding."""
 
 
 class TaskCounts(Strict):
-    """Of one task, which is told.
-
-    Attributes:
-        counts: row of the true label, column of the answer: test texts.
-    """
+    """Test texts of one task by true label (row) and answer (column)."""
 
     labels: list[str]
     counts: list[list[int]]
 
     @property
-    def right(self) -> int:
-        """Texts that are answered rightly."""
-        return sum(row[i] for i, row in enumerate(self.counts))
-
-    @property
-    def total(self) -> int:
-        """All texts."""
-        return sum(map(sum, self.counts))
+    def share_right(self) -> float:
+        """Accuracy, 0 to 1."""
+        return float(np.trace(self.counts) / max(1, np.sum(self.counts)))
 
     def scores(self) -> np.ndarray:
         """Return a row for each label: precision, recall (NaN where nothing was answered so, or no
@@ -85,22 +63,13 @@ class TaskCounts(Strict):
         return fmean(known) if known else 0.0
 
 
-class TextScores(Strict):
-    """Of one task whose answers are texts: means over its ``total`` test texts, 0 to 1
-    (:mod:`deal_core.training.text_overlap`)."""
-
-    total: int
-    exact_match: float = Field(ge=0, le=1)
-    rouge_1: float = Field(ge=0, le=1)
-    rouge_l: float = Field(ge=0, le=1)
-
-
 class LabelCounts(Strict):
-    """``labels.json`` of a run folder: tasks whose answers are labels, and those with texts."""
+    """``labels.json`` of a run folder: tasks whose answers are labels, and those with texts, to
+    the mean of every measure (:mod:`deal_core.training.text_overlap`)."""
 
-    schema_version: int = 1
+    schema_version: int = 2
     tasks: dict[str, TaskCounts] = Field(default_factory=dict)
-    texts: dict[str, TextScores] = Field(default_factory=dict)
+    texts: dict[str, dict[str, float]] = Field(default_factory=dict)
 
 
 def read_label_counts(folder: Path) -> LabelCounts | None:
@@ -136,8 +105,7 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
     from deal_core.inference.predictor import load_predictor
 
     predictor = load_predictor(AdapterFolder(RunFolder(folder).adapter))
-    tasks: dict[str, TaskCounts] = {}
-    texts: dict[str, TextScores] = {}
+    found = LabelCounts()
     for task in results.tasks:
         progress(task)
         data = load_for_clients(results.config, task)
@@ -150,29 +118,15 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
                 counts[labels.index(example.label)][labels.index(answer.label)] += 1
             elif isinstance(answer, Written):
                 written.append((answer.answer, (example.target, *example.references)))
-        if results.measures.get(task, "accuracy") != "accuracy":
-            texts[task] = text_scores(written)
+        if written:
+            found.texts[task] = {
+                name: fmean(measure.share(*each) for each in written)
+                for name, measure in TEXT_MEASURES.items()
+            }
         else:
-            tasks[task] = TaskCounts(labels=labels, counts=counts)
-    found = LabelCounts(tasks=tasks, texts=texts)
+            found.tasks[task] = TaskCounts(labels=labels, counts=counts)
     atomic_write(folder / FILE, found.model_dump_json(indent=1) + "\n")
     return found
-
-
-def text_scores(answers: Sequence[tuple[str, Sequence[str]]]) -> TextScores:
-    """Return the measures of texts, each with the right ones.
-
-    Args:
-        answers: at least one.
-    """
-    from deal_core.training.text_overlap import exact_match, rouge_1, rouge_l
-
-    return TextScores(
-        total=len(answers),
-        exact_match=fmean(exact_match(*each) for each in answers),
-        rouge_1=fmean(rouge_1(*each) for each in answers),
-        rouge_l=fmean(rouge_l(*each) for each in answers),
-    )
 
 
 def label_blocks(run: RunRecord) -> Iterator[Block]:
@@ -194,96 +148,76 @@ def label_blocks(run: RunRecord) -> Iterator[Block]:
         then = results.accuracy_matrix[-1][number - 1] if results.accuracy_matrix else None
         if task in counted.tasks:
             yield Heading(f"{number} {task}")
-            counts = counted.tasks[task]
-            yield from _differs(then, counts.right / counts.total if counts.total else None)
-            yield from _task(task, counts)
+            yield from _differs(then, counted.tasks[task].share_right)
+            yield from _task(task, counted.tasks[task])
         if task in counted.texts:
             yield Heading(f"{number} {task}")
             scores = counted.texts[task]
-            found = {
-                "exact-match": scores.exact_match,
-                "rouge-1": scores.rouge_1,
-                "rouge-l": scores.rouge_l,
-            }
-            yield from _differs(then, found.get(results.measures.get(task, "")))
-            figures = (whole(scores.total), *map(percent, found.values()))
-            columns = ("task", "test texts", "exact match", "ROUGE-1", "ROUGE-L")
-            yield Table(f"Texts written for {task}, in %", columns, ((task, *figures),))
+            yield from _differs(then, scores.get(results.measures.get(task, "")))
+            columns = ("task", *(measure.title for measure in TEXT_MEASURES.values()))
+            row = (task, *(percent(scores.get(name)) for name in TEXT_MEASURES))
+            yield Table(f"Texts written for {task}, in %", columns, (row,))
 
 
-def _differs(then: float | None, share: float | None) -> Iterator[Notice]:
+def _differs(then: float | None, share: float | None) -> Iterator[Text]:
     """Say so where the run has counted another share of right answers."""
     if then is not None and share is not None and abs(then - share) > DIFFERENT:
-        yield Notice(
+        yield Text(
             f"Answered anew, {100 * share:.1f} % are right; the run counted {100 * then:.1f} %. "
-            "Rounding on another machine can do that, another test set too."
+            "Rounding on another machine can do that, another test set too.",
+            "warn",
         )
 
 
 def _task(task: str, counts: TaskCounts) -> Iterator[Block]:
     rows = [
-        (label, whole(sum(true)), *(DASH if np.isnan(v) else percent(v) for v in scores))
+        (label, whole(sum(true)), *(percent(None if np.isnan(v) else v) for v in scores))
         for label, true, scores in zip(counts.labels, counts.counts, counts.scores(), strict=True)
     ]
-    rows.append(("macro mean", whole(counts.total), DASH, DASH, percent(counts.macro_f1)))
     columns = ("label", "test texts", "precision", "recall", "F1")
     table = Table(f"Each label of {task}", columns, tuple(rows))
+    mean = f"{len(counts.labels)} labels, macro F1 {percent(counts.macro_f1)}"
     if len(counts.labels) > FEW:
-        yield Folded(f"{len(counts.labels)} labels, macro F1 {percent(counts.macro_f1)}", (table,))
+        yield Folded(mean, (table,))
         return
     yield table
-    yield HeatMap(
-        f"{task}: texts by true label (row) and answer (column); colour: share of the row",
-        "true label",
-        tuple(counts.labels),
+    yield Text(f"{mean}.")
+    yield Table(
+        f"{task}: texts by true label (row) and answer (column)",
+        ("true label", *counts.labels),
         tuple(
-            (label, tuple(HeatCell(str(n), n / max(1, sum(row))) for n in row))
+            (label, *map(whole, row))
             for label, row in zip(counts.labels, counts.counts, strict=True)
         ),
-        marked=False,
     )
 
 
 def accuracy_blocks(run: RunRecord) -> Iterator[Block]:
     """Yield the accuracy matrix in both protocols, and what was kept of every task."""
     if not run.matrix and not any(value is not None for value in run.zero_shot):
-        yield Notice("Nothing has been evaluated.")
+        yield Text("Nothing has been evaluated.", "warn")
         return
     data = run.experiment.data
     for name, measure in TEXT_MEASURES.items():
         tasks = [t for t in run.tasks if t in data.generation and data.measure(t) == name]
         if tasks:
             yield Text(f"Answers are texts, measured by {measure.title}, in: {', '.join(tasks)}.")
-    yield _heat_map(run, run.matrix, "Task-IL accuracy in %")
+    yield _matrix(run, run.matrix, "Task-IL accuracy in %")
     if run.class_il:
-        yield _heat_map(run, run.class_il, "Class-IL accuracy in %")
+        yield _matrix(run, run.class_il, "Class-IL accuracy in %")
     if run.matrix:
         yield _kept(run)
 
 
-def _heat_map(run: RunRecord, rows: Rows, caption: str) -> HeatMap:
-    """Return the matrix: a row for what was known before, and one after each stage."""
-    begun, learnt = metrics.spans(run.tasks, run.stages)
-
-    def cell(value: float | None, stage: int, j: int) -> HeatCell | None:
-        if value is None:
-            return None
-        if stage == learnt[j]:
-            return HeatCell(percent(value), value, "learnt")
-        return HeatCell(percent(value), value, "future" if stage < begun[j] else "")
-
+def _matrix(run: RunRecord, accuracies: Rows, caption: str) -> Table:
+    """Return a row for what was known before, and one after each stage."""
     names = ["nothing (zero-shot)"]
-    names += [stage_title(i, run.tasks, run.stages) for i in range(len(rows))]
+    names += [stage_title(i, run.tasks, run.stages) for i in range(len(accuracies))]
     named = len(run.tasks) <= NAMED_COLUMNS
-    return HeatMap(
-        caption,
-        "after",
-        tuple(f"{j} {task}" if named else str(j) for j, task in enumerate(run.tasks, start=1)),
-        tuple(
-            (name, tuple(cell(value, i - 1, j) for j, value in enumerate(row)))
-            for i, (name, row) in enumerate(zip(names, [run.zero_shot, *rows], strict=True))
-        ),
-    )
+    tasks = (f"{j} {task}" if named else str(j) for j, task in enumerate(run.tasks, start=1))
+    rows = zip(names, [run.zero_shot, *accuracies], strict=True)
+    cells = tuple((name, *map(percent, row)) for name, row in rows)
+    return Table(caption, ("after", *tasks), cells, shaded=True)
 
 
 def _kept(run: RunRecord) -> Table:

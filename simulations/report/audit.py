@@ -3,13 +3,13 @@ the sites."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from simulations.audit import membership
 from simulations.audit.command import EXPLANATION, Audit, attack_table, claims, meaning
-from simulations.output.files import read_stored
-from simulations.report.blocks import Block, Notice, Page, Section, Text, from_markdown
+from simulations.output.files import TextTable, blocks, read_stored
+from simulations.report.blocks import Block, Page, Section, Table, Text
 
 FILE = "audit.json"
 
@@ -42,16 +42,16 @@ def audit_page(folder: Path) -> Page:
 def _summary(audit: Audit) -> Iterator[Block]:
     refuted = sum(cell.refuted for cell in audit.cells)
     if refuted:
-        yield Notice(
+        yield Text(
             f"{refuted} attacks refute what the ledger claims: the mechanism protects less.", "bad"
         )
     else:
-        yield Notice("No attack refutes a claim. That is no proof: a better one might.", "good")
+        yield Text("No attack refutes a claim. That is no proof: a better one might.", "good")
     first = audit.cells[0].trainings[0]
     if first.simulation_only:
-        yield Notice("Simulation only: the noise came from a seed.")
+        yield Text("Simulation only: the noise came from a seed.", "warn")
     yield Text(claims(first))
-    yield from from_markdown(attack_table(audit), "Every budget")
+    yield from _tables(attack_table(audit), "Every budget")
 
 
 def membership_page(folder: Path) -> Page:
@@ -61,7 +61,7 @@ def membership_page(folder: Path) -> Page:
         UserError: its file cannot be read.
     """
     audit = read_stored(membership.MembershipAudit, folder / membership.FILE, "audit of membership")
-    table = from_markdown(membership.told_table(audit.told), "Attacks on sums, heads and adapters")
+    table = _tables(membership.told_table(audit.told), "Attacks on sums, heads and adapters")
     explained = Text(membership.EXPLANATION)
     return Page(
         kind="Audit",
@@ -71,3 +71,9 @@ def membership_page(folder: Path) -> Page:
         meta=(f"{audit.directions} directions",),
         source=membership.FILE,
     )
+
+
+def _tables(lines: Iterable[str], caption: str) -> list[Table]:
+    """Return the tables of a part of a Markdown page."""
+    parts = blocks(list(lines))
+    return [Table(caption, p.columns, p.rows) for p in parts if isinstance(p, TextTable)]

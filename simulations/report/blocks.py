@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from server.results import rounded_up
-from simulations.output.files import DASH, TextTable, blocks, duration, signed
+from simulations.output.files import DASH, duration, signed
 
 HERE = Path(__file__).parent
 NUMBER = re.compile(rf"[-+−±×≥<≤ ]*\d.*|{DASH}|none|no bound")
 """What a column of figures has in its cells."""
+Tone = Literal["", "good", "warn", "bad"]
 
 
 def percent(share: float | None) -> str:
@@ -69,57 +68,25 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    shaded: bool = False
+    """Cells are shares in per cent, and coloured by them."""
 
     def is_number(self, place: int) -> bool:
         """Whether a column holds figures, which are aligned to the right."""
         return place > 0 and all(NUMBER.fullmatch(row[place]) for row in self.rows if row[place])
 
-
-@dataclass(frozen=True)
-class HeatCell:
-    """A cell of a heat map.
-
-    Attributes:
-        text: shown in it.
-        share: 0 to 1, for its colour.
-        mark: ``learnt`` (just now, by its last learner), ``future`` (not begun), or neither.
-    """
-
-    text: str
-    share: float
-    mark: Literal["", "learnt", "future"] = ""
-
-    @property
-    def level(self) -> int:
-        """Of its colour, 0 to 9."""
-        return min(9, int(10 * self.share))
+    def level(self, cell: str) -> str:
+        """Return the class of a shaded cell's colour, ``h0`` to ``h9``; empty: it has none."""
+        return f"h{min(9, int(float(cell) / 10))}" if self.shaded and cell != DASH else ""
 
 
 @dataclass(frozen=True)
-class HeatMap:
-    """A matrix as a table with coloured cells.
-
-    Attributes:
-        caption: what it shows.
-        corner: what the names of the rows are.
-        columns: their names.
-        rows: name of the row, and its cells; None: nothing is known there.
-        marked: whether cells have marks, which are explained.
-    """
+class Drawing:
+    """A drawing, as an address that holds it whole; the figures are in a table on the page, or in
+    ``table``."""
 
     caption: str
-    corner: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[HeatCell | None, ...]], ...]
-    marked: bool = True
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawing; ``table`` has what is drawn, unless one on the page has it."""
-
-    caption: str
-    svg: Markup
+    address: str
     table: Table | None = None
 
 
@@ -139,17 +106,10 @@ class Facts:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """A paragraph; with a tone it is set off from the others."""
 
     text: str
-
-
-@dataclass(frozen=True)
-class Notice:
-    """A paragraph that must not be missed."""
-
-    text: str
-    tone: Literal["good", "warn", "bad"] = "warn"
+    tone: Tone = ""
 
 
 @dataclass(frozen=True)
@@ -161,16 +121,10 @@ class Heading:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list of short sentences or names."""
+    """A list of short sentences, or of links: what is shown, and its address relative to the page
+    (empty: none)."""
 
-    items: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Links:
-    """Pages beside this one: address, relative to it, and name."""
-
-    links: tuple[tuple[str, str], ...]
+    items: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -181,9 +135,7 @@ class Folded:
     blocks: tuple[Block, ...]
 
 
-Block = (
-    Table | HeatMap | Figure | Tiles | Facts | Text | Notice | Heading | Bullets | Links | Folded
-)
+Block = Table | Drawing | Tiles | Facts | Text | Heading | Bullets | Folded
 
 
 @dataclass(frozen=True)
@@ -197,61 +149,33 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page.
-
-    Attributes:
-        kind: of what it is a report, e.g. ``Run``.
-        title: of the thing.
-        subtitle: one sentence; empty: none.
-        sections: in their order.
-        state: ``finished``, ``stopped``, ...; empty: it has none.
-        tone: of the state.
-        meta: short facts below the title.
-        source: name of the file that the page is made from; empty: none.
-    """
+    """A whole page."""
 
     kind: str
+    """Of what it is a report, e.g. ``Run``."""
     title: str
     subtitle: str
+    """One sentence; empty: none."""
     sections: tuple[Section, ...]
     state: str = ""
-    tone: Literal["good", "warn", "bad"] = "good"
+    """``finished``, ``stopped``, ...; empty: it has none."""
+    tone: Tone = "good"
+    """Of the state."""
     meta: tuple[str, ...] = ()
+    """Short facts below the title."""
     source: str = ""
+    """Name of the file that the page is made from; empty: none."""
 
 
-def from_markdown(lines: Iterable[str], caption: str) -> tuple[Block, ...]:
-    """Return the blocks of a part of a Markdown page: its tables, each with the caption, and the
-    paragraphs between them."""
-    made: list[Block] = []
-    for block in blocks(list(lines)):
-        if isinstance(block, TextTable):
-            made.append(Table(caption, block.columns, block.rows))
-        else:
-            made += [Text(plain(part)) for part in block.split("\n\n")]
-    return tuple(made)
-
-
-def plain(text: str) -> str:
-    """Return a paragraph of our own Markdown without its marks."""
-    return " ".join(text.replace("`", "").split())
-
-
-@cache
-def _environment() -> Environment:
-    """Everything is escaped, and a name that is not there is an error."""
-    made = Environment(
+def render(page: Page) -> str:
+    """Return the HTML. Everything is escaped, and a name that is missing is an error."""
+    jinja = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["kind"] = lambda block: type(block).__name__
-    made.globals["style"] = Markup((HERE / "style.css").read_text(encoding="utf-8"))
-    return made
-
-
-def render(page: Page) -> str:
-    """Return the HTML."""
-    return _environment().get_template("page.html").render(page=page)
+    jinja.filters["kind"] = lambda block: type(block).__name__
+    style = Markup((HERE / "style.css").read_text(encoding="utf-8"))
+    return jinja.get_template("page.html").render(page=page, style=style)

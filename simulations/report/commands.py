@@ -10,12 +10,15 @@ import typer
 
 from deal_core.errors import UserError, at_home
 from simulations.output.console import print_line, wide_console
-from simulations.output.files import write_file, write_texts
+from simulations.output.files import write_texts
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from simulations.report.blocks import Page
+
+REPORT = "report.html"
+PRIVACY = "privacy.html"
 
 
 def add_report_commands(app: typer.Typer) -> None:
@@ -33,14 +36,9 @@ def report(
         bool, typer.Option("--labels", help="Of runs: answer the test texts anew; F1, ROUGE-1.")
     ] = False,
     privacy: Annotated[
-        str, typer.Option(metavar="STATE", help="A site's state directory: its ledger as a page.")
+        str,
+        typer.Option(metavar="STATE", help="A site's state directory: its ledger as a page in it."),
     ] = "",
-    out: Annotated[
-        str, typer.Option(help="File of the page of --privacy; default: STATE/privacy.html.")
-    ] = "",
-    disjoint_tasks: Annotated[
-        bool, typer.Option("--disjoint-tasks", help="With --privacy: no record is in two tasks.")
-    ] = False,
 ) -> None:
     """Write report.html into each folder; with --privacy, a page for a data protection officer."""
     if not paths and not privacy:
@@ -50,9 +48,9 @@ def report(
         from simulations.report.blocks import render
         from simulations.report.ledger import ledger_page, read_ledger
 
-        page = render(ledger_page(read_ledger(privacy, disjoint_tasks)))
-        path = write_file(out or at_home(privacy) / "privacy.html", page)
-        print_line(console, f"privacy record in {path.resolve()}")
+        folder = at_home(privacy).resolve()
+        write_texts(folder, {PRIVACY: render(ledger_page(read_ledger(privacy)))})
+        print_line(console, f"privacy record in {folder / PRIVACY}")
     for name in paths or []:
         found = at_home(name).resolve()
         folder = found.parent if found.is_file() else found
@@ -66,30 +64,20 @@ def report(
 
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two run folders or more.")],
-    out: Annotated[str, typer.Option(help="Folder of compare.html.")] = ".",
 ) -> None:
-    """Put finished runs side by side: a table and a page."""
-    from simulations.report import comparison
-    from simulations.report.blocks import render
+    """Print finished runs side by side: measures, and the settings that differ."""
+    from simulations.report.comparison import compare
 
-    console, compared = wide_console(), comparison.compare(runs)
-    comparison.print_comparison(console, compared)
-    page = at_home(out).resolve() / "compare.html"
-    write_texts(page.parent, {page.name: render(comparison.comparison_page(compared))})
-    print_line(console, f"page in {page}")
+    compare(runs, wide_console())
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` of what lies in a folder.
-
-    Returns:
-        Its path.
+    """Return the path of ``report.html`` of what lies in a folder, written anew.
 
     Raises:
         UserError: nothing there to report, or it cannot be read or written.
     """
     from simulations.report.blocks import render
-    from simulations.report.study import REPORT
 
     write_texts(folder, {REPORT: render(page_of(folder))})
     return folder / REPORT

@@ -25,7 +25,6 @@ from deal_core.privacy.events import (
     unit_text,
 )
 from deal_core.privacy.ledger import Entry, Ledger
-from deal_core.privacy.policy import Policy
 from server.results import rounded_up
 from simulations.ledger_command import checked_entries, open_ledger, trusted
 from simulations.output.files import DASH
@@ -33,9 +32,7 @@ from simulations.report.blocks import (
     Block,
     Bullets,
     Facts,
-    Folded,
     Heading,
-    Notice,
     Page,
     Section,
     Table,
@@ -87,7 +84,7 @@ NOT_COVERED = (
     "trusted.",
 )
 RUN_LETTERS = 8
-"""Of the name of a run; the list of every release has all of it."""
+"""Of the name of a run."""
 RECORDS = {
     "status": "how a request ended",
     "site": "which client it is",
@@ -102,21 +99,17 @@ LARGEST_TOLD = 20.0
 
 @dataclass(frozen=True)
 class LedgerRecord:
-    """A site's ledger.
-
-    Attributes:
-        site: the site's own file; None: there is none beside the state directory, as in a
-            simulation.
-        disjoint_tasks: compose tasks in parallel, as the site's policy declares.
-        limit: largest epsilon that the site allows for ever, by its policy, or else that its plans
-            were made for; None: neither is known.
-    """
+    """A site's ledger."""
 
     folder: Path
     entries: tuple[Entry, ...]
     site: SiteFile | None
+    """The site's own file; None: there is none beside the state directory, as in a simulation."""
     disjoint_tasks: bool
+    """Compose tasks in parallel, as the site's policy declares."""
     limit: float | None
+    """Largest epsilon that the site allows for ever, by its policy, or else that its plans were
+    made for; None: neither is known."""
 
     @property
     def events(self) -> list[LedgerEvent]:
@@ -134,12 +127,8 @@ class LedgerRecord:
         return unit_text(*common_unit((event.unit, event.unit_column) for event in self.events))
 
 
-def read_ledger(folder: str, disjoint_tasks: bool = False) -> LedgerRecord:
+def read_ledger(folder: str) -> LedgerRecord:
     """Return what a state directory says, after a check of the whole ledger.
-
-    Args:
-        folder: the state directory.
-        disjoint_tasks: compose tasks in parallel; also where the site's policy declares it.
 
     Raises:
         UserError: no ledger in it, or one that cannot be trusted.
@@ -148,9 +137,8 @@ def read_ledger(folder: str, disjoint_tasks: bool = False) -> LedgerRecord:
     entries = tuple(checked_entries(ledger))
     site = _site(ledger.folder)
     policy = site.policy if site else None
-    disjoint = disjoint_tasks or bool(policy and policy.disjoint_tasks)
     limit = policy.max_epsilon if policy and policy.max_epsilon else _planned(ledger)
-    return LedgerRecord(ledger.folder, entries, site, disjoint, limit)
+    return LedgerRecord(ledger.folder, entries, site, bool(policy and policy.disjoint_tasks), limit)
 
 
 def _site(state: Path) -> SiteFile | None:
@@ -170,23 +158,20 @@ def _planned(ledger: Ledger) -> float | None:
 
 def ledger_page(record: LedgerRecord) -> Page:
     """Return the page."""
-    sections = [
+    sections = (
         Section("short", "In short", tuple(_short(record))),
         Section("computed", "What was computed here", tuple(_computed(record))),
         Section("spent", "What it has cost", tuple(_spent(record))),
         Section("left", "What left, and what did not", tuple(_left())),
         Section("limits", "What the guarantee does not cover", tuple(_limits(record))),
         Section("check", "How to check this page", tuple(_check(record))),
-    ]
-    if record.site is not None and record.site.policy is not None:
-        policy = Section("policy", "What the site allows", (_policy(record.site.policy),))
-        sections.insert(4, policy)
+    )
     return Page(
         kind="Record of private releases",
         title=record.site.site.name if record.site else f"client {record.folder.name}",
         subtitle="What left this site, what protected it, and what that has cost: for the data "
         "protection officer",
-        sections=tuple(sections),
+        sections=sections,
         state="chain verified" if record.entries else "empty",
         tone="good" if record.entries else "warn",
         meta=(
@@ -202,13 +187,13 @@ def _short(record: LedgerRecord) -> Iterator[Block]:
         yield Text("The ledger is empty: nothing that it keeps account of has left this site.")
         return
     if any(entry.event.simulation_only for entry in record.entries):
-        yield Notice(
+        yield Text(
             "Simulation only: some noise came from a seed. Who knows the seed can take it off, so "
             "nothing of what follows is guaranteed. At a real site noise never comes from a seed.",
             "bad",
         )
     if record.unprotected:
-        yield Notice(
+        yield Text(
             f"{record.unprotected} releases left without protection. For the records that they "
             "were made from no epsilon holds.",
             "bad",
@@ -304,22 +289,6 @@ def _spent(record: LedgerRecord) -> Iterator[Block]:
     )
     rows = tuple(_charge(list(part)) for _, part in groupby(record.entries, charge))
     yield Table("Charges by run and task", columns, rows)
-    every = tuple(
-        (
-            str(entry.seq),
-            _minute(entry.time),
-            event.run,
-            event.task or "all tasks",
-            event.mechanism,
-            str(event.stage + 1),
-            str(event.server_round),
-            decimal(event.noise_multiplier, 4) if event.protected else "none",
-        )
-        for entry in record.entries
-        for event in [entry.event]
-    )
-    names = ("no.", "time (UTC)", "run", "task", "kind", "stage", "round", "noise multiplier")
-    yield Folded("Every release", (Table("Every release, in order", names, every),))
 
 
 def _charge(entries: Sequence[Entry]) -> tuple[str, ...]:
@@ -347,7 +316,7 @@ def _minute(time: str) -> str:
 
 def _left() -> Iterator[Block]:
     yield Heading("What never left")
-    yield Bullets(NEVER_LEFT)
+    yield Bullets(tuple((each, "") for each in NEVER_LEFT))
     yield Heading("What could leave")
     yield Text(
         "A reply is looked at a last time before it is sent. What is not in this list does not "
@@ -360,47 +329,26 @@ def _left() -> Iterator[Block]:
     yield Table("May be sent, and why", ("field", "part of a reply", "reason"), tuple(rows))
 
 
-def _policy(policy: Policy) -> Table:
-    rows = tuple((key, _shown(key, value)) for key, value in policy.model_dump().items())
-    return Table("[policy] of site.toml; docs/privacy.md explains it", ("key", "value"), rows)
-
-
-LIMITS = frozenset({"max_epsilon", "max_delta"})
-"""Keys of a policy whose 0 is no limit."""
-
-
-def _shown(key: str, value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or DASH
-    if key in LIMITS and not value:
-        return "no limit of its own"
-    return str(value) or DASH
-
-
 def _limits(record: LedgerRecord) -> Iterator[Block]:
     if any(entry.event.mechanism == CLEAR_COUNTS for entry in record.entries):
         yield Text("Counts of right answers on test records left as they are.")
-    yield Bullets(NOT_COVERED)
+    yield Bullets(tuple((each, "") for each in NOT_COVERED))
 
 
 def _check(record: LedgerRecord) -> Iterator[Block]:
     yield Text(
         "Every release is sealed with a hash of all before it; that chain was verified when this "
         "page was made. The page itself can be changed by whoever has it: a signed certificate of "
-        "the same ledger cannot."
+        "the same ledger cannot. The page holds nothing of any record. Rates and steps tell how "
+        "many records a task has, and it names runs, tasks and times."
     )
-    facts = [("releases", whole(len(record.entries)))]
-    if record.entries:
-        facts.append(("seal of the last one", record.entries[-1].hash))
-    facts += [
-        ("verify the ledger", "deal ledger verify STATE"),
-        ("signed certificate", "deal ledger export STATE --out certificate.json"),
-        ("make this page again", "deal report --privacy STATE"),
-    ]
-    yield Facts(tuple(facts))
-    yield Text(
-        "The page holds nothing of any record. Rates and steps tell how many records a task has, "
-        "and it names runs, tasks and times."
+    seal = record.entries[-1].hash if record.entries else DASH
+    yield Facts(
+        (
+            ("releases", whole(len(record.entries))),
+            ("seal of the last one", seal),
+            ("verify the ledger", "deal ledger verify STATE"),
+            ("signed certificate", "deal ledger export STATE --out certificate.json"),
+            ("make this page again", "deal report --privacy STATE"),
+        )
     )

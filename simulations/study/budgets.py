@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 
 from server.results import Privacy, extent, rounded_up
-from simulations.output.files import DASH, head, row
+from simulations.output.files import DASH, TextTable
 from simulations.run.experiment import budget_setting, epsilons, named
 from simulations.study.outcome import Outcome
 from simulations.study.results import CellResult
 from simulations.study.study_file import Study
-from simulations.study.tables import ALL_LABELS, AVERAGE_ACCURACY, MEASURES, by_arm, estimated
+from simulations.study.tables import CLASS_IL, MEASURES, TASK_IL, estimated, make_table
 
 BUDGETS_EXPLAINED = (
     "Epsilon: the budget of a run. Gain retained: of the gain over zero-shot of the same seeds "
     "without privacy. Spent: the largest epsilon of a client's ledger in any seed, over all rounds "
     "and tasks."
 )
-SHOWN = (AVERAGE_ACCURACY, ALL_LABELS, "forgetting", "worst client")
 MEANS_APART = (
     "Class means answer as well where there is no privacy, from class sums with less noise "
-    '(`method.prototype.enabled = "auto"`): of the gain without privacy a part is theirs, and of '
+    '(method.prototype.enabled = "auto"): of the gain without privacy a part is theirs, and of '
     "what is lost a part is not that of the steps."
 )
+SHOWN = (TASK_IL, CLASS_IL, "forgetting", "worst client")
 
 
 def by_epsilon(study: Study, cells: Sequence[CellResult]) -> dict[float, list[CellResult]]:
@@ -34,31 +34,22 @@ def by_epsilon(study: Study, cells: Sequence[CellResult]) -> dict[float, list[Ce
     return {epsilon: own for epsilon, own in found.items() if own}
 
 
-def budget_section(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Yield a table for each arm, what its epsilons mean, and what the study itself would spend."""
-    yield from ("## Accuracy against epsilon", "", BUDGETS_EXPLAINED, "")
-    for arm, own in by_arm(study, cells).items():
-        yield from (f"### {study.label(arm)}", "", *budget_table(study, own), "")
-        yield from (line for text in meanings(own) for line in (text, ""))
-    yield from ("### The sweep itself", "", sweep_text(cells), "")
-
-
-def budget_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Yield the measures of one arm under every budget."""
-    yield from head("epsilon", "n", *SHOWN, "gain retained", "spent")
+def budget_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
+    """Return the measures of one arm under every budget."""
+    rows = []
     under = by_epsilon(study, cells)
     free = {(c.seed, c.order): c.outcome for c in under.get(math.inf, [])}
     for epsilon, own in under.items():
         spent = [value for c in own if c.privacy for value in c.privacy.epsilon.values()]
-        yield row(
+        figures = (
             "inf (no privacy)" if math.isinf(epsilon) else named(epsilon),
             str(len(own)),
             *(estimated(name, [MEASURES[name](c.outcome) for c in own]) for name in SHOWN),
             estimated("share", [_gain(c.outcome, free.get((c.seed, c.order))) for c in own]),
             rounded_up(max(spent), 3) if spent else DASH,
         )
-    if len({_class_means(cell) for cell in cells}) > 1:
-        yield from ("", MEANS_APART)
+        rows.append(figures)
+    return make_table(("epsilon", "n", *SHOWN, "gain retained", "spent"), rows)
 
 
 def _gain(private: Outcome, free: Outcome | None) -> float | None:
@@ -81,8 +72,11 @@ def _private(cells: Sequence[CellResult]) -> list[Privacy]:
 
 
 def meanings(cells: Sequence[CellResult]) -> list[str]:
-    """Return what the epsilons that were spent mean, each meaning once."""
-    return list(dict.fromkeys(map(_meaning, _private(cells))))
+    """Return what the epsilons that one arm has spent mean, each meaning once, and what else its
+    gain is due to."""
+    texts = list(dict.fromkeys(map(_meaning, _private(cells))))
+    apart = len({_class_means(cell) for cell in cells}) > 1
+    return [*texts, MEANS_APART] if apart else texts
 
 
 def _meaning(privacy: Privacy) -> str:

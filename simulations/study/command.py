@@ -15,11 +15,10 @@ from deal_core.errors import UserError, at_home
 from simulations.engines.interrupt import stoppable
 from simulations.engines.worker_pool import gpus_here
 from simulations.output.console import NARROW, print_line, require_one_kind, text_table
-from simulations.output.files import TextTable, blocks, write_texts
+from simulations.output.files import TextTable, write_texts
 from simulations.run.simulate import STOPPED
-from simulations.study.budgets import budget_table
+from simulations.study.budgets import budget_table, meanings
 from simulations.study.grid import Cell, chosen, default_settings, grid
-from simulations.study.page import markdown
 from simulations.study.results import (
     STUDY_JSON,
     StudyResults,
@@ -30,53 +29,11 @@ from simulations.study.results import (
 )
 from simulations.study.runs import run_all, run_status
 from simulations.study.study_file import Study, load_study
-from simulations.study.tables import (
-    ALL_LABELS,
-    AVERAGE_ACCURACY,
-    arms_table,
-    best_settings,
-    by_arm,
-)
+from simulations.study.tables import CLASS_IL, TASK_IL, arms_table, best_settings, by_arm
 
-SHOWN = ("arm", "n", AVERAGE_ACCURACY, ALL_LABELS, "backward transfer", "forgetting")
-"""Columns; ``study.md`` has the others."""
+SHOWN = ("arm", "n", TASK_IL, CLASS_IL, "backward transfer", "forgetting")
+"""Columns; the report has the others."""
 TITLE = "Means with 95 % intervals; accuracies in %, transfer and forgetting in points"
-
-
-def print_summary(console: Console, study: Study, results: StudyResults) -> None:
-    """Print the measures of every arm; under several settings, the best setting of each arm.
-    Nothing where no cell is done."""
-    if not results.cells:
-        return
-    if study.file.epsilons:
-        for arm, own in by_arm(study, results.cells).items():
-            table = first_table(list(budget_table(study, own)))
-            console.print(text_table(table, study.label(arm)), width=min(NARROW, console.width))
-        return
-    if len(study.file.settings) > 1:
-        table = first_table(list(best_settings(study, results.cells)))
-    else:
-        table = narrowed(first_table(list(arms_table(study, results.cells))))
-    console.print(text_table(table, TITLE), width=min(NARROW, console.width))
-
-
-def first_table(lines: list[str]) -> TextTable:
-    """Return the first table of a page.
-
-    Raises:
-        StopIteration: there is none.
-    """
-    return next(block for block in blocks(lines) if isinstance(block, TextTable))
-
-
-def narrowed(table: TextTable) -> TextTable:
-    """Return the columns that are shown at the end of a study."""
-    places = [i for i, name in enumerate(table.columns) if name in SHOWN]
-    rows = tuple(tuple(row[i] for i in places) for row in table.rows)
-    columns = tuple(table.columns[i] for i in places)
-    return TextTable(columns, tuple(table.right[i] for i in places), rows)
-
-
 INPUTS = {"data", "stream", "federation", "model", "adapter"}
 """Tables of an experiment that say what is read and built."""
 FAILED = 1
@@ -85,25 +42,22 @@ FAILED = 1
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """The arguments of ``deal study``.
-
-    Attributes:
-        study: a shipped name or the path of a TOML file, of a study or an experiment.
-        out: folder of the study; empty: ``runs/study-NAME``.
-        overrides: ``table.key=value``, for all cells.
-        seeds: separated by commas; empty: the study's.
-        epsilon: budgets, separated by commas; empty: the study's.
-        only: names of cells, or parts or patterns of them, that are run now; empty: all.
-        jobs: runs at a time; 0: as many as there are cores for.
-    """
+    """The arguments of ``deal study``."""
 
     study: str
+    """A shipped name or the path of a TOML file, of a study or an experiment."""
     out: str = ""
+    """Folder of the study; empty: ``runs/study-NAME``."""
     overrides: tuple[str, ...] = ()
+    """``table.key=value``, for all cells."""
     seeds: str = ""
+    """Separated by commas; empty: the study's."""
     epsilon: str = ""
+    """Budgets, separated by commas; empty: the study's."""
     only: str = ""
+    """Names of cells, or parts or patterns of them, that are run now; empty: all."""
     jobs: int = 0
+    """Runs at a time; 0: as many as there are cores for."""
 
 
 def run_study(request: StudyRequest, console: Console) -> int:
@@ -123,24 +77,47 @@ def run_study(request: StudyRequest, console: Console) -> int:
     require_kept(out)
     if left:
         check_left(left, console)
-
-    def renew() -> StudyResults:
-        return write(study, out, cells)
-
-    renew()
-    failures = run_left(left, out, request.jobs, command(request), renew, console) if left else {}
-    if failures is None:
-        return STOPPED
-    results = renew()
+    results = write(study, out, cells)
+    failures: dict[str, str] = {}
+    if left:
+        try:
+            failures = run_left(left, request, lambda: write(study, out, cells), console)
+        except KeyboardInterrupt:
+            return STOPPED
+        results = write(study, out, cells)
     print_summary(console, study, results)
     told = {each.name for each in results.cells}
     for cell in cells:
         if cell.name not in told and finished(cell):
             print_line(console, f"left out: {cell.name}: its clients kept their counts")
-    print_line(console, f"tables in {out / 'study.md'}, figures in {out / STUDY_JSON}")
+    print_line(console, f"figures in {out / STUDY_JSON}")
     for name, why in failures.items():
         print_line(console, f"failed: {name}: {why}")
     return FAILED if failures else 0
+
+
+def print_summary(console: Console, study: Study, results: StudyResults) -> None:
+    """Print the measures of every arm; under several settings, the best setting of each arm.
+    Nothing where no cell is done."""
+
+    def show(table: TextTable, title: str) -> None:
+        console.print(text_table(table, title), width=min(NARROW, console.width))
+
+    if not results.cells:
+        return
+    if study.file.epsilons:
+        for arm, own in by_arm(study, results.cells).items():
+            show(budget_table(study, own), study.label(arm))
+            for meaning in meanings(own):
+                print_line(console, meaning)
+    elif len(study.file.settings) > 1:
+        show(best_settings(study, results.cells), TITLE)
+    else:
+        table = arms_table(study, results.cells)
+        places = [i for i, name in enumerate(table.columns) if name in SHOWN]
+        rows = tuple(tuple(row[i] for i in places) for row in table.rows)
+        columns = tuple(table.columns[i] for i in places)
+        show(TextTable(columns, tuple(table.right[i] for i in places), rows), TITLE)
 
 
 def study_folder(request: StudyRequest) -> Path:
@@ -164,63 +141,56 @@ def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experi
 
 
 def check_left(left: dict[str, Experiment], console: Console) -> None:
-    """Every error in the input shows before anything starts: all names, and what
-    cells differ in of data and model, once each."""
+    """Check before anything starts all names, and what cells differ in of data and model, once
+    each.
+
+    Raises:
+        UserError: a mistake in the input, or accuracies that clients would keep.
+    """
     with console.status("checking the study and its data"):
         from simulations.run.check import preflight
         from simulations.run.preflight import check_names
 
-        for experiment in left.values():
-            check_names(experiment)
-            check_counts(experiment)
         inputs = dict[tuple[str, ...], Experiment]()
         for each in left.values():
+            check_names(each)
+            if each.privacy.metrics == "none":
+                raise UserError(
+                    'privacy.metrics = "none": without counts there is no accuracy to compare; '
+                    'use "clear"; with privacy.mechanism = "record" also "noised"; with '
+                    'aggregation.secure also "summed"'
+                )
             read = each.model_dump_json(include=INPUTS)
             inputs[read, each.privacy.unit_column, str(each.run.seed)] = each
         for experiment in inputs.values():
             preflight(experiment)
 
 
-def check_counts(experiment: Experiment) -> None:
-    """A study compares accuracies.
-
-    Raises:
-        UserError: the clients keep theirs.
-    """
-    if experiment.privacy.metrics == "none":
-        raise UserError(
-            'privacy.metrics = "none": without counts there is no accuracy to compare; '
-            'use "clear"; with privacy.mechanism = "record" also "noised"; with aggregation.secure '
-            'also "summed"'
-        )
-
-
 def run_left(
     left: dict[str, Experiment],
-    out: Path,
-    jobs: int,
-    again: Sequence[str],
+    request: StudyRequest,
     renew: Callable[[], object],
     console: Console,
-) -> dict[str, str] | None:
+) -> dict[str, str]:
     """Run what is left.
 
     Args:
         left: name to run; none of them finished.
-        out: where they lie, for people.
-        jobs: runs at a time; 0: as many as there are cores for.
-        again: the command that continues.
-        renew: called after every run that finished; writes the tables.
+        request: how many at a time, and how the command is repeated.
+        renew: called after every run that finished; writes the figures.
         console: for progress.
 
     Returns:
-        Run and reason of every failure. None: it was interrupted.
+        Run and reason of every failure.
+
+    Raises:
+        KeyboardInterrupt: it was stopped; the command that continues is printed.
     """
     failures: dict[str, str] = {}
     done: list[str] = []
     working: list[str] = []
-    jobs = jobs or fitting(list(left.values()), os.cpu_count() or 1, gpus_here())
-    print_line(console, f"{len(left)} runs left, {jobs} at a time, in {out}")
+    jobs = request.jobs or fitting(list(left.values()), os.cpu_count() or 1, gpus_here())
+    print_line(console, f"{len(left)} runs left, {jobs} at a time, in {study_folder(request)}")
     with console.status("starting") as status:
 
         def show() -> None:
@@ -235,7 +205,11 @@ def run_left(
             working.remove(name)
             done.append(name)
             show()
-            why = why or renewed(renew)
+            if not why:
+                try:
+                    renew()
+                except UserError as error:  # it stops no other run
+                    why = str(error)
             if why:
                 failures[name] = why
             how = f"failed: {why}" if why else "finished"
@@ -246,25 +220,13 @@ def run_left(
                 run_all(left, jobs, started, ended)
         except KeyboardInterrupt:
             print_line(console, f"stopped; {len(done)} of {len(left)} runs ended; continue with")
-            print_line(console, f"  {shlex.join(again)}")
-            return None
+            print_line(console, f"  {shlex.join(command(request))}")
+            raise
     return failures
 
 
-def renewed(renew: Callable[[], object]) -> str:
-    """Renew the tables; return why they cannot be, which stops no other run."""
-    try:
-        renew()
-    except UserError as error:
-        return str(error)
-    return ""
-
-
 def write(study: Study, out: Path, cells: Sequence[Cell]) -> StudyResults:
-    """Write ``study.json`` and ``study.md`` of what has finished.
-
-    Returns:
-        What it found.
+    """Return what has finished, written as ``study.json``.
 
     Raises:
         UserError: the folder cannot be written, or cells were found on different rows.
@@ -278,16 +240,12 @@ def write(study: Study, out: Path, cells: Sequence[Cell]) -> StudyResults:
         file=study.file,
     )
     require_same_rows(results.cells)
-    texts = {
-        STUDY_JSON: results.model_dump_json(indent=1) + "\n",
-        "study.md": markdown(study, results),
-    }
-    write_texts(out, texts)
+    write_texts(out, {STUDY_JSON: results.model_dump_json(indent=1) + "\n"})
     return results
 
 
 def fitting(runs: Sequence[Experiment], cores: int, gpus: int) -> int:
-    """Runs at a time for which there are cores, and GPUs where there are some."""
+    """Return the runs at a time for which there are cores, and GPUs where there are some."""
     widest = max(run.run.threads * run.run.workers for run in runs)
     return max(1, min(cores // widest, gpus or cores))
 
@@ -295,14 +253,9 @@ def fitting(runs: Sequence[Experiment], cores: int, gpus: int) -> int:
 def command(request: StudyRequest) -> list[str]:
     """Return the command again: it goes on where it was stopped."""
     words = ["deal", "study", request.study]
-    for option, value in (
-        ("--out", request.out),
-        ("--seeds", request.seeds),
-        ("--epsilon", request.epsilon),
-        ("--only", request.only),
-        ("--jobs", str(request.jobs or "")),
-    ):
-        words += [option, value] if value else []
+    for option in ("out", "seeds", "epsilon", "only", "jobs"):
+        if value := getattr(request, option):
+            words += [f"--{option}", str(value)]
     for override in request.overrides:
         words += ["--set", override]
     return words
@@ -321,5 +274,5 @@ def numbers(text: str) -> list[int]:
 
 
 def names(text: str) -> list[str]:
-    """Read ``a,b``."""
+    """Return the words of a text like ``a,b``."""
     return [word.strip() for word in text.split(",") if word.strip()]

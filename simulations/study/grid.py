@@ -29,13 +29,8 @@ CELLS = "cells"
 
 @dataclass(frozen=True)
 class Cell:
-    """One arm under one setting, with one order and one seed.
-
-    Attributes:
-        order, setting: empty where the study names none.
-        runs: name of a part (empty: there is one) to its complete experiment; ``run.out`` is
-            a folder of its own.
-    """
+    """One arm under one setting, with one order and one seed; ``order`` and ``setting`` are empty
+    where the study names none."""
 
     arm: str
     order: str
@@ -43,10 +38,12 @@ class Cell:
     seed: int
     bound: str
     runs: Mapping[str, Experiment]
+    """Name of a part (empty: there is one) to its complete experiment; ``run.out`` is a folder of
+    its own."""
 
     @property
     def name(self) -> str:
-        """``arm.order.setting.seedN``, without what the study does not name."""
+        """Of :func:`cell_name`."""
         return cell_name(self.arm, self.order, self.setting, self.seed)
 
     def outcome(self, results: Sequence[Results]) -> Outcome:
@@ -55,21 +52,21 @@ class Cell:
 
 
 def settings_of(experiment: Experiment) -> dict[str, Value]:
-    """Return all that decides what a run finds, by flat key: not where its data and results lie,
-    nor how many threads it has."""
+    """Return all that decides what a run finds, by flat key: without the places of its data and
+    results and the number of threads."""
     free = {*WHERE, "data.path"}
     return {key: value for key, value in flatten(experiment).items() if key not in free}
 
 
 def resolved(experiment: Experiment) -> Experiment:
-    """What a method leaves to the rest of the experiment, in so many words."""
+    """Return the experiment with what its method leaves to the rest of it written out."""
     from deal_core.methods import resolve_auto
 
     return experiment.model_copy(update={"method": resolve_auto(experiment)})
 
 
 def precise(experiment: Experiment) -> Experiment:
-    """The same with the precision of this machine, where it is left to the machine."""
+    """Return the experiment with this machine's precision, where it is left to the machine."""
     from deal_core.models.loading import best_device
     from deal_core.training.hardware import compute_dtype
 
@@ -110,20 +107,15 @@ def chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     Raises:
         UserError: a pattern that no cell matches.
     """
+
+    def matches(cell: Cell, pattern: str) -> bool:
+        return fnmatchcase(cell.name, pattern) or pattern in cell.name.split(".")
+
     for pattern in patterns:
-        if not any(_matches(cell.name, pattern) for cell in cells):
+        if not any(matches(cell, pattern) for cell in cells):
             some = ", ".join(cell.name for cell in cells[:3])
             raise UserError(f"--only {pattern}: no cell has such a name; there are {some}, ...")
-    return [
-        cell
-        for cell in cells
-        if not patterns or any(_matches(cell.name, pattern) for pattern in patterns)
-    ]
-
-
-def _matches(name: str, pattern: str) -> bool:
-    """Whether a pattern is of the whole name, or of some of its parts."""
-    return fnmatchcase(name, pattern) or pattern in name.split(".")
+    return [c for c in cells if not patterns or any(matches(c, each) for each in patterns)]
 
 
 def places(file: StudyFile) -> Iterator[tuple[str, str, str, int]]:
@@ -146,10 +138,8 @@ def _cell(
     bound = study.file.arms[arm].bound
     tasks = open_source(base.data).task_names()
     parts = BOUNDS[bound].parts(base, tasks) if bound else {"": base}
-    cell = Cell(arm, order, setting, seed, bound, {})
-    runs = {
-        name: _settled(part, out / CELLS / cell.name / name, seed) for name, part in parts.items()
-    }
+    folder = out / CELLS / cell_name(arm, order, setting, seed)
+    runs = {name: _settled(part, folder / name, seed) for name, part in parts.items()}
     return Cell(arm, order, setting, seed, bound, runs)
 
 

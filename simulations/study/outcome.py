@@ -2,7 +2,7 @@
 experiment rewritten into ordinary ones, and what these say together.
 
 Bounds train by plain cross-entropy (``sequential``), with the rounds, clients and optimiser of the
-experiment. The fourth bound, zero-shot, is in the results of every run."""
+experiment. One more, zero-shot, is in the results of every run."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class CountsKept(UserError):
     """A run has finished, and nobody has told how many answers were right."""
 
 
-class AmongAll(Strict):
-    """The measures of the same name among all labels seen so far; None as well where a file is
-    from before they were kept."""
+class ClassIL(Strict):
+    """The measures of the same name in Class-IL; forward transfer and worst client are None as well
+    where a stored study lacks them."""
 
     accuracy_matrix: list[list[float]]
     average_accuracy: float
@@ -38,7 +38,7 @@ class AmongAll(Strict):
 
 
 class Outcome(Strict):
-    """Accuracies are 0 to 1.
+    """Accuracies are 0 to 1, in Task-IL.
 
     Attributes:
         accuracy_matrix: as in a run's results. One row for several tasks where no task came
@@ -48,8 +48,8 @@ class Outcome(Strict):
         learning_accuracy: on every task just after it was learnt, mean.
         worst_client: smallest of the clients' own average accuracies; None: no client has tests,
             or their counts are known as a sum alone.
-        class_incremental: among all labels seen so far; None where no model has seen those of all
-            tasks, or that was not counted.
+        class_incremental: None where no model has seen the labels of all tasks, or that was not
+            counted.
         on_all_tests: of models that know one client each, on everybody's tests (local-only).
         seconds, bytes_up, bytes_down: of the whole cell; bytes are of a client in every round.
         peak_rss_bytes: largest of the cell's processes.
@@ -66,18 +66,12 @@ class Outcome(Strict):
     forward_transfer: float | None
     forgetting: float | None
     worst_client: float | None
-    class_incremental: AmongAll | None = None
+    class_incremental: ClassIL | None = None
     on_all_tests: float | None = None
     seconds: float
     peak_rss_bytes: int
     bytes_up: float
     bytes_down: float
-
-    @property
-    def among_all_labels(self) -> float | None:
-        """Average accuracy among all labels seen so far."""
-        found = self.class_incremental
-        return None if found is None else found.average_accuracy
 
 
 def outcome(results: Results) -> Outcome:
@@ -87,14 +81,16 @@ def outcome(results: Results) -> Outcome:
         UserError: its clients kept their counts.
     """
     _require_counts([results])
-    own = {name: client.average_accuracy for name, client in results.per_client.items()}
-    measured = _measured(
-        [results], results.tasks, results.accuracy_matrix, results.zero_shot, list(own.values())
+    among_all = results.class_incremental
+    return _measured(
+        [results],
+        results.tasks,
+        results.zero_shot,
+        (results.accuracy_matrix, list(results.per_client.values())),
+        None
+        if among_all is None
+        else (among_all.accuracy_matrix, list(among_all.per_client.values())),
     )
-    found = results.class_incremental
-    if found is None:
-        return measured
-    return _with(measured, found.accuracy_matrix, list(found.per_client.values()))
 
 
 def together(parts: Sequence[Results]) -> Outcome:
@@ -110,13 +106,11 @@ def together(parts: Sequence[Results]) -> Outcome:
         for name, client in part.per_client.items():
             if client.average_accuracy is not None:
                 own.setdefault(name, []).append(client.average_accuracy)
-    return _measured(
-        parts,
-        [part.tasks[0] for part in parts],
-        [row],
-        {task: value for part in parts for task, value in part.zero_shot.items()},
-        [fmean(values) for values in own.values()],
-    )
+    tasks = [part.tasks[0] for part in parts]
+    zero_shot = {task: value for part in parts for task, value in part.zero_shot.items()}
+    measured = _measured(parts, tasks, zero_shot, ([row], []), None)
+    worst = min(map(fmean, own.values()), default=None)
+    return measured.model_copy(update={"worst_client": worst})
 
 
 def pooled_own(parts: Sequence[Results]) -> Outcome:
@@ -127,68 +121,50 @@ def pooled_own(parts: Sequence[Results]) -> Outcome:
         UserError: the counts of a client did not arrive.
     """
     _require_counts(parts)
-    mine = _own(parts)
-    tasks = parts[0].tasks
-    matrix = _pooled_matrix(parts, mine)
-    own = [client.average_accuracy for client in mine]
-    measured = _measured(parts, tasks, matrix, parts[0].zero_shot, own)
-    everywhere = fmean(p.average_accuracy for p in parts if p.average_accuracy is not None)
-    means = {key: getattr(measured, key) / len(parts) for key in ("bytes_up", "bytes_down")}
+    mine = [_own(part, k) for k, part in enumerate(parts)]
     found = [part.class_incremental for part in parts]
     among_all = [each.per_client[str(k)] for k, each in enumerate(found) if each is not None]
     known = len(among_all) == len(parts)
-    whole = _with(measured, _pooled_matrix(parts, among_all), among_all) if known else measured
-    return whole.model_copy(update={"on_all_tests": everywhere, **means})
-
-
-def _with(
-    measured: Outcome, among_all: list[list[float]], clients: Sequence[ClientResult]
-) -> Outcome:
-    """Return the outcome with the measures of a second matrix. Before anything is learnt the labels
-    seen so far are a task's own, so that both begin with the same."""
-    rows, start = len(among_all) > 1, [measured.zero_shot[task] for task in measured.tasks]
-    begun, learnt = measured.begun, measured.learnt
-    found = AmongAll(
-        accuracy_matrix=among_all,
-        average_accuracy=metrics.average_accuracy(among_all),
-        backward_transfer=metrics.backward_transfer(among_all, learnt) if rows else None,
-        forward_transfer=metrics.forward_transfer(among_all, start, begun) if rows else None,
-        forgetting=metrics.forgetting(among_all, learnt) if rows else None,
-        worst_client=_worst([client.average_accuracy for client in clients]),
+    measured = _measured(
+        parts,
+        parts[0].tasks,
+        parts[0].zero_shot,
+        (_pooled_matrix(parts, mine), mine),
+        (_pooled_matrix(parts, among_all), among_all) if known else None,
     )
-    return measured.model_copy(update={"class_incremental": found})
+    everywhere = fmean(p.average_accuracy for p in parts if p.average_accuracy is not None)
+    means = {key: getattr(measured, key) / len(parts) for key in ("bytes_up", "bytes_down")}
+    return measured.model_copy(update={"on_all_tests": everywhere, **means})
 
 
-def _own(parts: Sequence[Results]) -> list[ClientResult]:
-    """Return of each part the client that trained, which was heard at the end."""
-    for k, part in enumerate(parts):
-        own = part.per_client.get(str(k))
-        if own is None or (own.average_accuracy is None and any(own.test_examples)):
-            raise _missing(parts, k)
-    return [part.per_client[str(k)] for k, part in enumerate(parts)]
+def _own(part: Results, client: int) -> ClientResult:
+    """Return of a part the client that trained, which was heard at the end."""
+    own = part.per_client.get(str(client))
+    if own is None or (own.average_accuracy is None and any(own.test_examples)):
+        raise _missing(part, client)
+    return own
 
 
-def _missing(parts: Sequence[Results], client: int) -> UserError:
+def _missing(part: Results, client: int) -> UserError:
     return UserError(
-        f"{parts[client].config.run.out}: has no counts of client {client} by itself, which is "
-        "judged on its own tests; remove that folder to run it again"
+        f"{part.config.run.out}: has no counts of client {client} by itself, which is judged on "
+        "its own tests; remove that folder to run it again"
     )
 
 
 def _pooled_matrix(parts: Sequence[Results], clients: Sequence[ClientResult]) -> list[list[float]]:
+    """Return the accuracies over the tests of those whose counts arrived."""
+
+    def pooled(row: int, task: int) -> float:
+        values = [(c.accuracy_matrix[row][task], c.test_examples[task]) for c in clients]
+        known = [(accuracy, count) for accuracy, count in values if accuracy is not None]
+        if not known:
+            client = next(k for k, (_, count) in enumerate(values) if count)
+            raise _missing(parts[client], client)
+        return fmean([accuracy for accuracy, _ in known], [count for _, count in known])
+
     rows, tasks = len(clients[0].accuracy_matrix), len(clients[0].test_examples)
-    return [[_pooled(parts, clients, i, j) for j in range(tasks)] for i in range(rows)]
-
-
-def _pooled(
-    parts: Sequence[Results], clients: Sequence[ClientResult], row: int, task: int
-) -> float:
-    """Over the tests of those whose counts arrived."""
-    values = [(c.accuracy_matrix[row][task], c.test_examples[task]) for c in clients]
-    known = [(accuracy, count) for accuracy, count in values if accuracy is not None]
-    if not known:
-        raise _missing(parts, next(k for k, (_, count) in enumerate(values) if count))
-    return fmean([accuracy for accuracy, _ in known], [count for _, count in known])
+    return [[pooled(i, j) for j in range(tasks)] for i in range(rows)]
 
 
 def _require_counts(parts: Sequence[Results]) -> None:
@@ -200,41 +176,53 @@ def _require_counts(parts: Sequence[Results]) -> None:
             )
 
 
-def _worst(own: Sequence[float | None]) -> float | None:
-    return min((accuracy for accuracy in own if accuracy is not None), default=None)
-
-
-def _stages(parts: Sequence[Results]) -> list[list[str]]:
-    """Return the tasks that somebody has worked on in each stage, in whichever part."""
-    return [
-        list(dict.fromkeys(task for part in parts for task in part.stages[i].work))
-        for i in range(len(parts[0].stages))
-    ]
+Counted = tuple[list[list[float]], Sequence[ClientResult]]
+"""An accuracy matrix, and those of clients."""
 
 
 def _measured(
     parts: Sequence[Results],
     tasks: list[str],
-    matrix: list[list[float]],
     zero_shot: dict[str, float],
-    own: Sequence[float | None],
+    task_il: Counted,
+    class_il: Counted | None,
 ) -> Outcome:
-    rows = len(matrix) > 1
-    stages = _stages(parts) if rows else [tasks]
+    """Return all measures. Before anything is learnt the labels seen so far are a task's own, so
+    that both protocols begin with the same accuracies."""
+    matrix = task_il[0]
+    stages = [tasks]
+    if len(matrix) > 1:  # the tasks that somebody has worked on in each stage, in whichever part
+        stages = [
+            list(dict.fromkeys(task for part in parts for task in part.stages[i].work))
+            for i in range(len(parts[0].stages))
+        ]
     begun, learnt = metrics.spans(tasks, stages)
     start = [zero_shot[task] for task in tasks]
+
+    def measures(counted: Counted) -> dict[str, Any]:
+        matrix, clients = counted
+        own = (client.average_accuracy for client in clients)
+        found = {
+            "accuracy_matrix": matrix,
+            "average_accuracy": metrics.average_accuracy(matrix),
+            "worst_client": min((value for value in own if value is not None), default=None),
+        }
+        if len(matrix) == 1:
+            return found | dict.fromkeys(("backward_transfer", "forward_transfer", "forgetting"))
+        return found | {
+            "backward_transfer": metrics.backward_transfer(matrix, learnt),
+            "forward_transfer": metrics.forward_transfer(matrix, start, begun),
+            "forgetting": metrics.forgetting(matrix, learnt),
+        }
+
     return Outcome(
+        **measures(task_il),
         tasks=tasks,
-        accuracy_matrix=matrix,
         begun=begun,
         learnt=learnt,
         zero_shot=zero_shot,
-        average_accuracy=metrics.average_accuracy(matrix),
         learning_accuracy=metrics.learning_accuracy(matrix, learnt),
-        backward_transfer=metrics.backward_transfer(matrix, learnt) if rows else None,
-        forward_transfer=metrics.forward_transfer(matrix, start, begun) if rows else None,
-        forgetting=metrics.forgetting(matrix, learnt) if rows else None,
-        worst_client=_worst(own),
+        class_incremental=None if class_il is None else ClassIL(**measures(class_il)),
         seconds=sum(part.seconds.get("total", 0.0) for part in parts),
         peak_rss_bytes=max(part.peak_rss_bytes for part in parts),
         bytes_up=sum(sum(part.wire.bytes_up) for part in parts),
@@ -272,7 +260,7 @@ def _joint(
 
 
 def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:
-    """A federation, and a model, for each task alone; who does not meet it does not train."""
+    """A federation for each task alone; clients that do not meet it do not train."""
     everybody = [str(k) for k in range(experiment.federation.clients)]
     plan = make_plan(experiment, tasks, everybody)
     own_orders = experiment.stream.schedule == "per-client"
@@ -294,8 +282,8 @@ def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:
 
 
 def _local_only(experiment: Experiment, tasks: Sequence[str]) -> Parts:
-    """Return each client alone through the stream: what it has without the others, and without a
-    robust step, which has nobody to compare it with."""
+    """Return each client alone through the stream, without a robust step, which has nobody to
+    compare it with."""
     plain = _changed(_plain(experiment), "aggregation", robust="none")
     alone = range(experiment.federation.clients)
     return {f"client-{k}": _changed(plain, "federation", participants=(k,)) for k in alone}

@@ -31,14 +31,7 @@ STUDY_JSON = "study.json"
 
 
 class CellResult(Strict):
-    """One finished cell; ``order`` and ``setting`` are empty where the study names none.
-
-    Attributes:
-        settings: of each of its runs, by the name of the part: what it set otherwise than the
-            study's ``defaults``.
-        rows: task to the SHA-256 of its rows.
-        privacy: what was spent; None: without a mechanism.
-    """
+    """One finished cell; ``order`` and ``setting`` are empty where the study names none."""
 
     arm: str
     order: str
@@ -46,9 +39,13 @@ class CellResult(Strict):
     seed: int
     bound: str
     settings: dict[str, dict[str, Value]]
+    """Of each of its runs, by the name of the part: what it set otherwise than the study's
+    ``defaults``."""
     outcome: Outcome
     rows: dict[str, str] = Field(default_factory=dict)
+    """Task to the SHA-256 of its rows."""
     privacy: Privacy | None = None
+    """What was spent; None: without a mechanism."""
 
     @property
     def precision(self) -> Value:
@@ -62,48 +59,34 @@ class CellResult(Strict):
 
 
 class StudyResults(Strict):
-    """Schema of ``study.json``.
-
-    Attributes:
-        wanted: cells of the whole grid.
-        defaults: of every setting, by flat key.
-        cells: what has finished.
-        file: the study file, with the labels of its arms.
-    """
+    """Schema of ``study.json``."""
 
     schema_version: int = 3
     study: str
     description: str
     wanted: int
+    """Cells of the whole grid."""
     defaults: dict[str, Value]
+    """Of every setting, by flat key."""
     cells: list[CellResult]
-    file: StudyFile | None = None
+    """What has finished."""
+    file: StudyFile
 
     @property
     def standing(self) -> list[CellResult]:
-        """The cells that the study has now, without those that an earlier form of it had; all of
-        them where the file does not say."""
-        if self.file is None or not self.file.arms:
-            return self.cells
+        """The cells that the study has now, without those that an earlier form of it had."""
         asked = {cell_name(*place) for place in places(self.file)}
         return [cell for cell in self.cells if cell.name in asked]
 
 
-def unusual(settings: Mapping[str, Value]) -> dict[str, Value]:
-    """Return what a run set otherwise than today's defaults. A key that there is no longer
-    stays."""
-    usual = default_settings()
-    return {key: value for key, value in settings.items() if value != usual.get(key)}
-
-
 def finished(cell: Cell) -> bool:
-    """Have all runs of a cell their results?"""
+    """Return whether all runs of a cell have their results."""
     return all(RunFolder(Path(run.run.out)).results.exists() for run in cell.runs.values())
 
 
 def collect(cells: Sequence[Cell]) -> list[CellResult]:
-    """Return what the finished cells found, in their order. Those without accuracies are left out:
-    nothing can be compared with them.
+    """Return what the finished cells found, in their order, without those whose clients kept their
+    counts.
 
     Raises:
         UserError: a results file that is not valid.
@@ -133,6 +116,8 @@ def require_kept(out: Path) -> None:
 
 def _read(cell: Cell) -> CellResult:
     parts = {part: read_results(Path(run.run.out)) for part, run in cell.runs.items()}
+    usual = default_settings()
+    settings = {part: settings_of(precise(resolved(found.config))) for part, found in parts.items()}
     return CellResult(
         arm=cell.arm,
         order=cell.order,
@@ -140,8 +125,8 @@ def _read(cell: Cell) -> CellResult:
         seed=cell.seed,
         bound=cell.bound,
         settings={
-            part: unusual(settings_of(precise(resolved(found.config))))
-            for part, found in parts.items()
+            part: {key: value for key, value in own.items() if value != usual.get(key)}
+            for part, own in settings.items()
         },
         outcome=cell.outcome(list(parts.values())),
         rows=rows_of(Path(run.run.out) for run in cell.runs.values()),

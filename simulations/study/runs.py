@@ -7,10 +7,8 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal
 
 from deal_core.config.experiment import Experiment
@@ -56,18 +54,19 @@ def run_all(
 ) -> None:
     """Run experiments, in their order, ``jobs`` at a time; one that fails stops no other.
 
+    Interrupted, it stops what is at work (each leaves its checkpoint) before it returns. Of
+    several GPUs each of the runs side by side has one.
+
     Args:
         runs: name to complete experiment; none of them finished.
         jobs: processes at a time, at least 1.
         on_start: told the name of a run that has begun.
         on_end: told the name of one that has ended, and why it failed (empty: it has not).
-
-    Interrupted, it stops what is at work (each leaves its checkpoint) before it returns. Of
-    several GPUs each of the runs side by side has one.
     """
     waiting, places = deque(runs), dict[str, int]()
+    working: dict[str, subprocess.Popen[bytes]] = {}
     gpus = gpus_here()
-    with _stopped_at_the_end() as working:
+    try:
         while waiting or working:
             while waiting and len(working) < jobs:
                 name = waiting.popleft()
@@ -84,11 +83,12 @@ def run_all(
                 on_end(name, "" if code == 0 else reason(Path(runs[name].run.out), code))
             if not ended:
                 time.sleep(POLL_SECONDS)
+    finally:
+        with uninterrupted():
+            stop(list(working.values()))
 
 
-def start(
-    experiment: Experiment, environment: Mapping[str, str] = MappingProxyType({})
-) -> subprocess.Popen[bytes]:
+def start(experiment: Experiment, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Return ``deal simulate`` on the experiment, started: this very code, in a process of its own
     that Ctrl-C at the terminal does not reach; a run that was stopped continues."""
     folder = Path(experiment.run.out)
@@ -113,22 +113,12 @@ def start(
 
 
 def reason(folder: Path, code: int) -> str:
-    """Why a run failed, on one line: its last words, and where the rest is."""
+    """Return why a run failed, on one line: its last words, and where the rest is."""
     log = folder / LOG
     lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     said = lines[-1].strip().removeprefix("error: ") if lines else "it said nothing"
     killed = f"killed by signal {-code}; " if code < 0 else ""
     return f"{killed}{said} (see {log})"
-
-
-@contextmanager
-def _stopped_at_the_end() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    working: dict[str, subprocess.Popen[bytes]] = {}
-    try:
-        yield working
-    finally:
-        with uninterrupted():
-            stop(list(working.values()))
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from deal_core.config.run_config import Value
-from simulations.output.files import DASH, duration, head, row, signed
+from simulations.output.files import DASH, TextTable, duration, signed
 from simulations.run.run_folder import PRECISION
-from simulations.study.outcome import AmongAll, Outcome
+from simulations.study.outcome import Outcome
 from simulations.study.results import CellResult, StudyResults
 from simulations.study.statistics import Estimate, estimate, paired_difference
 from simulations.study.study_file import Study
 
-Measure = Callable[[Outcome], float | None]
-AVERAGE_ACCURACY = "average accuracy"
-ALL_LABELS = "all labels"
-ALL_LABELS_EXPLAINED = (
-    " All labels: average accuracy among the labels of all tasks, the task not told; all else is "
-    "among those of the task."
-)
-"""Only where some cell has counted that: older results have not."""
-MEASURES: dict[str, Measure] = {
-    AVERAGE_ACCURACY: lambda o: o.average_accuracy,
-    ALL_LABELS: lambda o: o.among_all_labels,
+TASK_IL = "Task-IL accuracy"
+CLASS_IL = "Class-IL accuracy"
+MEASURES: dict[str, Callable[[Outcome], float | None]] = {
+    TASK_IL: lambda o: o.average_accuracy,
+    CLASS_IL: lambda o: o.class_incremental.average_accuracy if o.class_incremental else None,
     "backward transfer": lambda o: o.backward_transfer,
     "forward transfer": lambda o: o.forward_transfer,
     "forgetting": lambda o: o.forgetting,
@@ -31,27 +25,33 @@ MEASURES: dict[str, Measure] = {
     "worst client": lambda o: o.worst_client,
 }
 """Column to figure."""
-AMONG_ALL: dict[str, Callable[[AmongAll], float | None]] = {
-    AVERAGE_ACCURACY: lambda found: found.average_accuracy,
-    "backward transfer": lambda found: found.backward_transfer,
-    "forgetting": lambda found: found.forgetting,
-    "worst client": lambda found: found.worst_client,
-}
-"""The same of what is counted among all labels; a cell from before some of it was kept has none.
-Forward transfer is not there: before its turn a task competes with more labels than before any."""
+CLASS_IL_MEASURES = ("average accuracy", "backward transfer", "forgetting", "worst client")
+"""Columns of the Class-IL table. Without forward transfer: before its turn a task competes with
+more labels than before any."""
 EXPLANATION = (
     "Accuracies in %, transfer and forgetting in points: mean ± half width of the 95 % interval "
     "(Student's t over the n cells of different seed or order; a number in brackets: over so many "
     "of them; one cell has no interval). It covers seeds and orders on these test rows, not which "
     "test rows there are."
 )
+CLASS_IL_EXPLAINED = (
+    "Class-IL: average accuracy among the labels of all tasks; all else is among those of the task."
+)
+Part = str | TextTable
+"""A paragraph, or a table."""
+
+
+def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> TextTable:
+    """Return a table whose first column has names and whose others have figures."""
+    right = (False, *[True] * (len(columns) - 1))
+    return TextTable(tuple(columns), right, tuple(map(tuple, rows)))
 
 
 def precisions(results: StudyResults) -> Iterator[str]:
     """Yield in what the frozen model computed, and the seeds: pairs with a seed in common should
     have the precision in common, too."""
     seeds: dict[Value, set[int]] = {}
-    for cell in results.cells:
+    for cell in results.standing:
         for run in cell.settings.values():
             seeds.setdefault({**results.defaults, **run}[PRECISION], set()).add(cell.seed)
     if seeds:
@@ -59,40 +59,46 @@ def precisions(results: StudyResults) -> Iterator[str]:
         yield f"Frozen model: {'; '.join(parts)}."
 
 
-def arms_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Yield every arm's measures; first what the model knew before anything was learnt."""
+def arms_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
+    """Return every arm's measures; first what the model knew before anything was learnt."""
     names = measures_of(cells)
-    yield from head("arm", "n", *names)
     start = estimate(zero_shots(cells))
-    yield row("zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(names) - 1))
+    rows = [["zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(names) - 1)]]
     for arm, own in by_arm(study, cells).items():
-        yield row(study.label(arm), str(len(own)), *(_measure(own, m) for m in names))
+        figures = (estimated(m, [MEASURES[m](cell.outcome) for cell in own]) for m in names)
+        rows.append([study.label(arm), str(len(own)), *figures])
+    return make_table(("arm", "n", *names), rows)
+
+
+def on_all_tests(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
+    """Yield what each client's own model does on everybody's tests, of arms of such models."""
     alone = [c for c in cells if c.outcome.on_all_tests is not None]
     for arm, own in by_arm(study, alone).items():
         everywhere = estimate([c.outcome.on_all_tests or 0.0 for c in own])
-        yield ""
         yield (
             f"{study.label(arm)}: above, each client's model on its own tests; on everybody's "
             f"tests {_accuracy(everywhere)} %."
         )
 
 
-def all_labels_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Yield the measures among all labels of every arm that has counted them."""
-    yield from head("arm", "n", *AMONG_ALL)
+def class_il_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
+    """Return the Class-IL measures of every arm that has counted them."""
+    rows = []
     for arm, own in by_arm(study, cells).items():
-        found = [c.outcome.class_incremental for c in own]
-        known = [each for each in found if each is not None]
+        known = [found for c in own if (found := c.outcome.class_incremental) is not None]
         if known:
-            values = ([measure(each) for each in known] for measure in AMONG_ALL.values())
-            cells_of = map(estimated, AMONG_ALL, values)
-            yield row(study.label(arm), str(len(known)), *cells_of)
+            figures = (
+                estimated(name, [getattr(each, name.replace(" ", "_")) for each in known])
+                for name in CLASS_IL_MEASURES
+            )
+            rows.append([study.label(arm), str(len(known)), *figures])
+    return make_table(("arm", "n", *CLASS_IL_MEASURES), rows)
 
 
 def measures_of(cells: Sequence[CellResult]) -> list[str]:
-    """The measures that some cell has: all but, in older results, that among all labels."""
+    """Return the measures that some cell has: all, or all but Class-IL accuracy."""
     known = any(cell.outcome.class_incremental is not None for cell in cells)
-    return [name for name in MEASURES if known or name != ALL_LABELS]
+    return [name for name in MEASURES if known or name != CLASS_IL]
 
 
 def zero_shots(cells: Sequence[CellResult]) -> list[float]:
@@ -105,10 +111,6 @@ def zero_shots(cells: Sequence[CellResult]) -> list[float]:
     return list(found.values())
 
 
-def _measure(cells: Sequence[CellResult], name: str) -> str:
-    return estimated(name, [MEASURES[name](cell.outcome) for cell in cells])
-
-
 def estimated(name: str, values: Sequence[float | None]) -> str:
     """Return mean and interval of a measure, of the values that are known, and how many are."""
     known = [value for value in values if value is not None]
@@ -119,9 +121,7 @@ def estimated(name: str, values: Sequence[float | None]) -> str:
     return form(estimate(known)) + of_some
 
 
-def significance(
-    study: Study, cells: Sequence[CellResult], name: str = AVERAGE_ACCURACY
-) -> Iterator[str]:
+def significance(study: Study, cells: Sequence[CellResult], name: str = TASK_IL) -> Iterator[Part]:
     """Yield paired differences in a measure, of every arm that is no bound to the best baseline,
     the named one and the candidate. A reference is compared, and is never the best baseline."""
     arms, measure = study.file.arms, MEASURES[name]
@@ -131,70 +131,56 @@ def significance(
         for arm, own in by_arm(study, known).items()
         if not arms[arm].bound
     }
-    baselines = baselines_of(study, {a: own for a, own in accuracy.items() if arms[a].contestant})
-    best = best_of(baselines)
+    contestants = {arm: own for arm, own in accuracy.items() if arms[arm].contestant}
+    others = {arm: own for arm, own in contestants.items() if arm != study.file.candidate}
+    best, shared = best_of(others or contestants)
     named = (best, study.file.baseline, study.file.candidate)
     against = [arm for arm in dict.fromkeys(named) if arm in accuracy]
     if len(accuracy) < 2 or not against:
         yield "One arm alone: nothing to compare."
         return
-    shared = shared_by(baselines)
     by = "the cells that all have in common" if shared else "each one's own cells"
     yield (
         f"Pairs have seed, order and precision in common. The best baseline, by {by}, is "
         f"{study.label(best)}; that is a choice by the very figures."
     )
-    yield ""
-    yield from head("arm", "minus", "pairs", "difference", "p")
-    compared: set[str] = set()
+    rows, compared = [], set[str]()
     for arm, ours in accuracy.items():
         for other in against:
-            difference = paired_difference(ours, accuracy[other]) if other != arm else None
-            if difference is not None:
+            found = paired_difference(ours, accuracy[other]) if other != arm else None
+            if found is not None:
                 compared |= {arm, other}
-                figures = (str(difference.n), _points(difference), _p_value(difference))
-                yield row(study.label(arm), study.label(other), *figures)
+                figures = (str(found.n), _points(found), _p_value(found))
+                rows.append((study.label(arm), study.label(other), *figures))
+    yield make_table(("arm", "minus", "pairs", "difference", "p"), rows)
     alone = [study.label(arm) for arm in accuracy if arm not in compared]
     if alone:
-        yield ""
         yield f"Not compared, for want of a pair: {', '.join(alone)}."
 
 
-def baselines_of(
-    study: Study, accuracy: dict[str, dict[Hashable, float]]
-) -> dict[str, dict[Hashable, float]]:
-    """Return all arms but the candidate; that too where it is alone."""
-    others = {arm: own for arm, own in accuracy.items() if arm != study.file.candidate}
-    return others or accuracy
-
-
-def shared_by(accuracy: Mapping[str, Mapping[Hashable, float]]) -> set[Hashable]:
-    """Return the cells that all arms have."""
-    return set.intersection(*map(set, accuracy.values())) if accuracy else set()
-
-
-def best_of(accuracy: Mapping[str, Mapping[Hashable, float]]) -> str:
-    """Return the arm of the highest mean over the cells that all arms have; over their own where
-    they have none in common; empty: there is no arm."""
-    shared = shared_by(accuracy)
+def best_of(accuracy: Mapping[str, Mapping[Hashable, float]]) -> tuple[str, bool]:
+    """Return the arm of the highest mean over the cells that all arms have, and whether there are
+    such cells: otherwise each arm counts by its own. Empty: there is no arm."""
+    shared = set.intersection(*map(set, accuracy.values())) if accuracy else set()
 
     def mean(arm: str) -> float:
         return fmean(value for key, value in accuracy[arm].items() if not shared or key in shared)
 
-    return max(accuracy, key=mean, default="")
+    return max(accuracy, key=mean, default=""), bool(shared)
 
 
-def age_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Yield accuracy on a task when it has just been learnt, and one, two, ... tasks later: means
-    over tasks (the older, the fewer) and cells."""
+def age_table(study: Study, cells: Sequence[CellResult]) -> TextTable | None:
+    """Return accuracy on a task when it has just been learnt, and one, two, ... tasks later: means
+    over tasks (the older, the fewer) and cells. None: no arm learns one task after another."""
     streams = [cell for cell in cells if len(cell.outcome.accuracy_matrix) > 1]
     if not streams:
-        yield "No arm has learnt one task after another."
-        return
-    longest = max(len(cell.outcome.accuracy_matrix) for cell in streams)
-    yield from head("tasks learnt since", "0", *(f"+{age}" for age in range(1, longest)))
-    for arm, own in by_arm(study, streams).items():
-        yield row(study.label(arm), *(_aged(own, age) for age in range(longest)))
+        return None
+    ages = range(max(len(cell.outcome.accuracy_matrix) for cell in streams))
+    columns = ["tasks learnt since", *(f"+{age}" if age else "0" for age in ages)]
+    arms = by_arm(study, streams).items()
+    return make_table(
+        columns, ([study.label(arm), *(_aged(own, age) for age in ages)] for arm, own in arms)
+    )
 
 
 def _aged(cells: Sequence[CellResult], age: int) -> str:
@@ -207,61 +193,58 @@ def _aged(cells: Sequence[CellResult], age: int) -> str:
     return _percent(fmean(values)) if values else DASH
 
 
-def cost_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Yield means per cell, and the largest peak; what runs beside it on the machine is in the
+def cost_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
+    """Return means per cell, and the largest peak; what runs beside it on the machine is in the
     time."""
-    yield from head("arm", "time", "peak memory", "sent per client", "received per client")
+    rows = []
     for arm, own in by_arm(study, cells).items():
         outcomes = [cell.outcome for cell in own]
-        yield row(
-            study.label(arm),
+        figures = (
             duration(fmean(o.seconds for o in outcomes)),
             f"{max(o.peak_rss_bytes for o in outcomes) / 1e6:.0f} MB",
             f"{fmean(o.bytes_up for o in outcomes) / 1e6:.1f} MB",
             f"{fmean(o.bytes_down for o in outcomes) / 1e6:.1f} MB",
         )
+        rows.append((study.label(arm), *figures))
+    return make_table(
+        ("arm", "time", "peak memory", "sent per client", "received per client"), rows
+    )
 
 
-def setting_table(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Yield average accuracy of every arm under every setting."""
-    settings, under = list(study.file.settings), by_setting(study, cells)
-    yield from head("arm", *settings)
-    for arm in by_arm(study, cells):
-        found = (under.get((arm, setting)) for setting in settings)
-        yield row(study.label(arm), *(_accuracy(e) if e else DASH for e in found))
+def setting_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
+    """Return Task-IL accuracy of every arm under every setting."""
+    settings = list(study.file.settings)
+    rows = []
+    for arm, own in by_setting(study, cells).items():
+        figures = (_accuracy(own[setting]) if setting in own else DASH for setting in settings)
+        rows.append([study.label(arm), *figures])
+    return make_table(("arm", *settings), rows)
 
 
-def best_settings(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
-    """Yield the setting under which each arm has its highest average accuracy."""
-    under = by_setting(study, cells)
-    yield from head("arm", "setting", "average accuracy", "n", "settings tried")
-    for arm, setting in best_setting(study, cells).items():
-        found, tried = under[arm, setting], sum(own == arm for own, _ in under)
-        yield row(study.label(arm), setting, _accuracy(found), str(found.n), str(tried))
+def best_settings(study: Study, cells: Sequence[CellResult]) -> TextTable:
+    """Return the setting under which each arm has its highest Task-IL accuracy."""
+    rows = []
+    for arm, own in by_setting(study, cells).items():
+        best = max(own, key=lambda setting: own[setting].mean)
+        figures = (_accuracy(own[best]), str(own[best].n), str(len(own)))
+        rows.append((study.label(arm), best, *figures))
+    return make_table(("arm", "setting", TASK_IL, "n", "settings tried"), rows)
 
 
-def best_setting(study: Study, cells: Sequence[CellResult]) -> dict[str, str]:
-    """Return every arm's setting of the highest average accuracy."""
-    best: dict[str, str] = {}
-    under = by_setting(study, cells)
-    for arm, setting in under:
-        if arm not in best or under[arm, setting].mean > under[arm, best[arm]].mean:
-            best[arm] = setting
-    return best
-
-
-def by_setting(study: Study, cells: Sequence[CellResult]) -> dict[tuple[str, str], Estimate]:
-    """Return arm and setting to average accuracy; what has no cell is not in it."""
+def by_setting(study: Study, cells: Sequence[CellResult]) -> dict[str, dict[str, Estimate]]:
+    """Return arm and setting to Task-IL accuracy; what has no cell is not in it."""
     return {
-        (arm, setting): estimate([c.outcome.average_accuracy for c in own if c.setting == setting])
+        arm: {
+            setting: estimate([c.outcome.average_accuracy for c in own if c.setting == setting])
+            for setting in study.file.settings
+            if any(c.setting == setting for c in own)
+        }
         for arm, own in by_arm(study, cells).items()
-        for setting in study.file.settings
-        if any(c.setting == setting for c in own)
     }
 
 
 def by_arm(study: Study, cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:
-    """Arm to its cells, in the study's order; an arm without a cell is not in it."""
+    """Return arm to its cells, in the study's order; an arm without a cell is not in it."""
     own = {arm: [cell for cell in cells if cell.arm == arm] for arm in study.file.arms}
     return {arm: found for arm, found in own.items() if found}
 

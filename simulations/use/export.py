@@ -8,21 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deal_core.errors import UserError, at_home, choose
 from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
-from deal_core.models.loading import EMBEDDED, TO_THE_BIT, quiet, with_revision
-from server.export import hub_name
+from deal_core.models.loading import EMBEDDED, quiet, with_revision
 from simulations.use.cards import (
     BASE,
     LABELS,
     MAP,
+    PROGRAM,
     PROMPTS,
-    Kind,
-    asking_code,
-    encoder_code,
     write_card,
+    write_program,
     write_prompts,
 )
 
@@ -30,35 +28,30 @@ if TYPE_CHECKING:
     from deal_core.models.prompt import PromptTokens
 
 
+Kind = Literal["adapter", "map", "merged"]
+"""An adapter for PEFT, the map behind the pooling that it is, or one model with the base."""
+
+
 @dataclass(frozen=True)
 class ExportRequest:
-    """What was typed.
-
-    Attributes:
-        folder: of a run, or its adapter.
-        to: a new or empty folder.
-        merge: add the adapter to the base model's weights.
-        push: name of a hub repository to upload to; empty: none.
-        base: folder or hub name of the base model; empty: as the run named it.
-    """
+    """What was typed."""
 
     folder: str
+    """Of a run, or its adapter."""
     to: str
+    """A new or empty folder."""
     merge: bool = False
-    push: str = ""
+    """Add the adapter to the base model's weights."""
     base: str = ""
+    """Folder or hub name of the base model; empty: as the run named it."""
 
 
 def export(request: ExportRequest) -> list[str]:
-    """Write the folder, and upload it where asked.
-
-    Returns:
-        What has been written, and how to go on.
+    """Return what has been written into the folder, and how to go on.
 
     Raises:
         UserError: no adapter, a damaged one, one that cannot be merged, a folder that is not empty,
-            a base model that is another, cannot be loaded or could not be by a hub's readers, or no
-            access to the hub. Nothing is left in the folder.
+            or a base model that is another or cannot be loaded. Nothing is left in the folder.
     """
     from deal_core.inference.predictor import checked_adapter, read_heads
     from deal_core.lora.kinds import KINDS
@@ -78,29 +71,17 @@ def export(request: ExportRequest) -> list[str]:
             f"--merge: adapter.kind '{inference.adapter_kind}' is a map behind the encoder's "
             "pooling, for which its checkpoint has no place; leave --merge out"
         )
-    if request.push:
-        if not request.merge and not public_base(inference):
-            cure = "add --merge" if map_of is None else "upload that, name it with --model"
-            raise UserError(
-                f"--push: the base model '{inference.model.name}' is not on the hub as it was "
-                f"used, so nobody else could load the adapter; {cure}"
-            )
-        check_token()
     checked_adapter(source, inference, inference.model)
     read_heads(source)
     kind: Kind = "merged" if request.merge else "adapter" if map_of is None else "map"
     with emptied_on_failure(to):
-        lines = _write(source, inference, to, kind, bool(request.push))
-    return [*lines, *([upload(to, request.push)] if request.push else [])]
+        return _write(source, inference, to, kind)
 
 
 @contextmanager
 def emptied_on_failure(to: Path) -> Iterator[None]:
-    """Leave nothing in a new folder where the block fails: the same command can then be tried
+    """Leave nothing in a new folder where the block fails, so that the same command can be tried
     again.
-
-    Yields:
-        Nothing.
 
     Raises:
         UserError: in the place of an ``OSError``.
@@ -121,31 +102,15 @@ def emptied_on_failure(to: Path) -> Iterator[None]:
         raise
 
 
-def _write(
-    source: AdapterFolder, inference: Inference, to: Path, kind: Kind, push: bool
-) -> list[str]:
-    """Write one form of an export: an adapter for PEFT, a map behind the pooling, or one model.
-
-    Args:
-        source: the run's adapter folder.
-        inference: what it says.
-        to: an empty folder.
-        kind: the form.
-        push: the folder will be on a hub: name the base model as found there.
-
-    Returns:
-        What has been written.
-
-    Raises:
-        UserError: the base model cannot be loaded.
-    """
+def _write(source: AdapterFolder, inference: Inference, to: Path, kind: Kind) -> list[str]:
+    """Return what has been written of one form of an export into the empty folder ``to``."""
     from deal_core.models import family_of
 
     merged = kind == "merged"
     for file in (source.inference, *(() if merged else (source.weights, source.heads))):
         if file.exists():
             shutil.copyfile(file, to / file.name)
-    base = "." if merged else public_base(inference) if push else local_base(inference, to)
+    base = "." if merged else local_base(inference, to)
     write_labels(inference, to)
     notes = []
     try:
@@ -153,14 +118,14 @@ def _write(
     except UserError as reason:  # the tokeniser is not here, which makes them
         prompts, notes = None, [f"{PROMPTS} is left out: {reason}"]
     auto = family_of(inference.model).auto_class
-    if kind == "merged":
+    if merged:
         _write_merged(source, inference, to, prompts)
         said = f"one model; load it with transformers.{auto}.from_pretrained"
         if source.heads.exists():
             notes.append("label heads are left out: they score embeddings of the base model alone")
     elif kind == "map":
         _write_map(source, inference, to)
-        said = f"{MAP} is a map behind the pooling of {base}; docs/using.md has the lines to use it"
+        said = f"{MAP} is a map behind the pooling of {base}; {PROGRAM} answers with it"
     else:
         config = json.loads(source.config.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base
@@ -168,7 +133,10 @@ def _write(
         AdapterFolder(to).config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         peft = "AutoPeftModel" + (auto.removeprefix("AutoModel") or "ForFeatureExtraction")
         said = f"an adapter of {base}; load it with peft.{peft}.from_pretrained"
-    write_card(source, inference, to, _code(inference, kind, to, base))
+    hub = not merged and not (to / BASE).is_dir()
+    seen = BASE if base == str(to / BASE) else base  # from the export
+    write_program(to, seen, with_revision(inference.model.name)[1] if hub else "")
+    write_card(source, inference, to)
     mode = (to / source.inference.name).stat().st_mode & 0o777
     for written in filter(Path.is_file, to.rglob("*")):
         written.chmod(mode)  # the library of weights lets its owner alone read them
@@ -205,11 +173,7 @@ def _write_merged(
 
 
 def load_base(inference: Inference) -> tuple[Any, Any]:
-    """Return base model, float32, and tokeniser, as transformers loads them.
-
-    Raises:
-        UserError: they cannot be loaded.
-    """
+    """Return base model, float32, and tokeniser, as transformers loads them."""
     import torch
     from transformers import AutoTokenizer
 
@@ -219,12 +183,6 @@ def load_base(inference: Inference) -> tuple[Any, Any]:
     name = inference.model.name
     base = pretrained(auto_class(inference.model), name, dtype=torch.float32)
     return base, pretrained(AutoTokenizer, name)
-
-
-def public_base(inference: Inference) -> str:
-    """Return the hub name under which others find the very base model; empty: there is none."""
-    name = inference.model.name
-    return hub_name(inference) if not name.startswith(EMBEDDED) or name in TO_THE_BIT else ""
 
 
 def local_base(inference: Inference, to: Path) -> str:
@@ -246,11 +204,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def write_labels(inference: Inference, to: Path) -> None:
     """Write task to the unit vectors of its label names by the frozen base model, ``(labels,
-    hidden)``, float32, where a text's vector is compared with them.
-
-    Raises:
-        UserError: the base model cannot be loaded.
-    """
+    hidden)``, float32, where a text's vector is compared with them."""
     from safetensors.torch import save_file
 
     from deal_core.config.experiment import AdapterConfig
@@ -267,61 +221,3 @@ def write_labels(inference: Inference, to: Path) -> None:
         words = [Example(label.replace("_", " "), task.labels[0]) for label in task.labels]
         found[task.name] = base_embeddings(model, model.encode(words, task.labels[:1]))
     save_file(found, to / LABELS)
-
-
-def _code(inference: Inference, kind: Kind, to: Path, base: str) -> str:
-    """Return Python that answers a text of the first task, run in the export; empty where prompts
-    are left out."""
-    from deal_core.inference.predictor import read_heads
-
-    head = inference.tasks[0].name in read_heads(AdapterFolder(to))
-    seen = BASE if base == str(to / BASE) else base  # from the export
-    if inference.pooling != "none":
-        hub = kind != "merged" and not (to / BASE).is_dir()
-        revision = with_revision(inference.model.name)[1] if hub else ""
-        return encoder_code(inference, kind, seen, revision, head)
-    if not (to / PROMPTS).exists():
-        return ""
-    return asking_code(inference, seen, kind == "merged", head)
-
-
-def check_token() -> None:
-    """Check that somebody is signed in; nothing is sent.
-
-    Raises:
-        UserError: nobody is.
-    """
-    from huggingface_hub import get_token
-
-    if not get_token():
-        raise UserError("--push: no Hugging Face token; run `hf auth login`, or set HF_TOKEN")
-
-
-def upload(folder: Path, repository: str) -> str:
-    """Make the repository where it is missing, private, and upload the folder to it.
-
-    Args:
-        folder: all of it is uploaded.
-        repository: ``OWNER/NAME``.
-
-    Returns:
-        A line that says where it is.
-
-    Raises:
-        UserError: no network, no access, or no such name.
-    """
-    from huggingface_hub import HfApi
-
-    try:
-        api = HfApi()
-        where = api.create_repo(repository, private=True, exist_ok=True).repo_id
-        api.upload_folder(repo_id=where, folder_path=folder)
-    except Exception as error:  # of its own, of its HTTP library, of the system
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"--push {repository}: not uploaded ({reason}); {folder} is complete, upload it with "
-            f"`hf upload {repository} {folder}`"
-        ) from None
-    return (
-        f"uploaded to {where}; a new repository is private, one that was there keeps its visibility"
-    )

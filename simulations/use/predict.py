@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,45 +18,30 @@ DIGITS = 6
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What was typed.
-
-    Attributes:
-        folder: of a run, or its adapter.
-        texts: typed ones.
-        file: in their place; empty: none.
-        column: of the file's text.
-        pair_column: joined to it; empty: none.
-        label_column: of the right answer, with which answers are compared; empty: none.
-        task: whose labels to choose from; empty: those of all tasks learnt.
-        base: folder or hub name of the base model; empty: as the run named it.
-        as_json: a JSON object a line; otherwise a line for people.
-    """
+    """What was typed."""
 
     folder: str
+    """Of a run, or its adapter."""
     texts: tuple[str, ...] = ()
     file: str = ""
+    """In the place of typed texts; empty: none."""
     column: str = "text"
+    """Of the file's text."""
     pair_column: str = ""
+    """Joined to it; empty: none."""
     label_column: str = ""
+    """Of the right answer, with which answers are compared; empty: none."""
     task: str = ""
+    """Whose labels to choose from; empty: those of all tasks learnt."""
     base: str = ""
+    """Folder or hub name of the base model; empty: as the run named it."""
     as_json: bool = True
+    """A JSON object a line; otherwise a line for people."""
 
 
-def predict(
-    request: PredictRequest,
-    print_line: Callable[[str], None],
-    warn: Callable[[str], None] = lambda line: None,
-) -> Score | None:
-    """Print a line for each text, in order, each as soon as it is known.
-
-    Args:
-        request: what was typed.
-        print_line: takes a line.
-        warn: takes a warning, before the first line.
-
-    Returns:
-        How many answers are right; None where nothing says which are.
+def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score | None:
+    """Return how many answers are right (None: nothing says which are); a line for each text is
+    printed, in order, each as soon as it is known.
 
     Raises:
         UserError: no texts or two sources of them, a bad file or one without rows, no adapter, an
@@ -65,21 +49,19 @@ def predict(
     """
     texts = read_texts(request)
     folder = find_adapter(at_home(request.folder))
-    warning = check_expected(request, folder)
+    check_expected(request, folder)
     # Imports torch: after the quick checks.
     from deal_core.inference.predictor import load_predictor
 
     predictor = load_predictor(folder, request.base)
     predictor.check(request.task)
-    if warning:
-        warn(warning)
     score, answered = Score(), 0
     for text in texts:
         answered += 1
         answer = predictor.answer(text.text, request.task)
         print_line(json_line(text, answer) if request.as_json else plain_line(text, answer))
         if text.expected is not None:
-            score = score.add(answer, text.expected)
+            score.add(answer, text.expected)
     if not answered:
         raise UserError(f"{request.file}: has no row; name a file with a text a row")
     return score if score.texts else None
@@ -101,32 +83,26 @@ def read_texts(request: PredictRequest) -> Iterator[Text]:
     return iter(list(typed_texts(request.texts)))
 
 
-def check_expected(request: PredictRequest, folder: AdapterFolder) -> str:
-    """Return a warning of the file's right answers that are no labels; empty: all are, or there
-    are none to compare. The file is read once for it, before any text is answered.
+def check_expected(request: PredictRequest, folder: AdapterFolder) -> None:
+    """Check, before any text is answered, that some of the file's right answers are labels.
 
     Raises:
-        UserError: none of them is a label, or a bad file.
+        UserError: none of them is, or a bad file.
     """
     inference = read_inference(folder)
     known = set(inference.all_tasks.get(request.task, ()))
     if not request.task:
         known = set().union(*inference.learnt.values())
     if not request.label_column or not known:
-        return ""
-    counts = Counter(text.expected for text in read_texts(request) if text.expected is not None)
-    strange = [value for value in counts if value not in known]
-    if not strange:
-        return ""
-    whose = f"task '{request.task}'" if request.task else "the tasks learnt"
-    first = f"'{strange[0]}' is no label of {whose}"
-    if len(strange) == len(counts):
+        return
+    found = {text.expected for text in read_texts(request) if text.expected is not None}
+    if found and not found & known:
+        whose = f"task '{request.task}'" if request.task else "the tasks learnt"
+        first = min(found)
         raise UserError(
-            f"--label-column {request.label_column}: {first}, nor is any other value in the column"
-            f"{nearest(strange[0], known)}; name the column that holds them"
+            f"--label-column {request.label_column}: '{first}' is no label of {whose}, nor is any "
+            f"other value in the column{nearest(first, known)}; name the column that holds them"
         )
-    rows = sum(counts[value] for value in strange)
-    return f"warning: {rows} of {counts.total()} rows count as answered wrongly: {first}"
 
 
 def json_line(text: Text, answer: Answer | Written) -> str:
@@ -160,17 +136,14 @@ def plain_line(text: Text, answer: Answer | Written) -> str:
 
 @dataclass(frozen=True)
 class Text:
-    """A text to answer.
-
-    Attributes:
-        text: as the model reads it.
-        row: number in its file (:data:`deal_core.data.tables.Row`); None where it was typed.
-        expected: its right answer, where the file says one and was asked for it.
-    """
+    """A text to answer."""
 
     text: str
+    """As the model reads it."""
     row: int | None = None
+    """Number in its file (:data:`deal_core.data.tables.Row`); None where it was typed."""
     expected: str | None = None
+    """Its right answer, where the file says one and was asked for it."""
 
 
 def typed_texts(texts: Sequence[str]) -> Iterator[Text]:
@@ -225,25 +198,28 @@ def _rows(path: Path, columns: Columns) -> Iterator[Text]:
         yield Text(text, number, expected)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Score:
-    """Attributes: ``texts`` so far; ``labels``, how many of them were answered by a label, and
-    ``right``, how many rightly; ``overlap``, the ROUGE-L of the others together."""
+    """How good the answers so far are."""
 
     texts: int = 0
     labels: int = 0
+    """Texts that were answered by a label."""
     right: int = 0
+    """Of these."""
     overlap: float = 0.0
+    """ROUGE-L of the others, summed."""
 
-    def add(self, answer: Answer | Written, expected: str) -> Score:
-        """Return the score with one more text, whose right answer is ``expected``."""
+    def add(self, answer: Answer | Written, expected: str) -> None:
+        """Count one more text, whose right answer is ``expected``."""
+        self.texts += 1
         if isinstance(answer, Written):
             from deal_core.training.text_overlap import rouge_l
 
-            more = rouge_l(answer.answer, (expected,))
-            return Score(self.texts + 1, self.labels, self.right, self.overlap + more)
-        right = self.right + (answer.label == expected)
-        return Score(self.texts + 1, self.labels + 1, right, self.overlap)
+            self.overlap += rouge_l(answer.answer, (expected,))
+        else:
+            self.labels += 1
+            self.right += answer.label == expected
 
     @property
     def line(self) -> str:

@@ -38,7 +38,7 @@ FAST = {
     "deal check private": "nothing is wrong",
     "deal report runs/quickstart-seed0 --labels": "runs/quickstart-seed0/labels.json",
     "deal report /srv/deal/runs/RUN": "runs/mine/report.html",
-    "deal compare runs/quickstart-seed0 runs/mine": "compare.html",
+    "deal compare runs/quickstart-seed0 runs/mine": "Settings that differ",
     "deal predict runs/quickstart-seed0 'Which drug reverses heparin?'": '"label":',
     "deal predict runs/quickstart-seed0 --file texts.csv --column question --task surgery": (
         '"row": 2'
@@ -49,7 +49,7 @@ FAST = {
     "deal ledger show STATE": "epsilon",
     "deal ledger export STATE --out c.json": "c.json",
     "deal ledger verify STATE --certificate c.json": "certificate",
-    "deal report --privacy /srv/deal-site/state --out privacy-record.html": "privacy-record.html",
+    "deal report --privacy /srv/deal-site/state": "STATE/privacy.html",
     "deal server init /srv/deal --host federation.example.org --host 192.0.2.7": "server/ca.crt",
     "deal site init /srv/deal-site --name north --data /srv/data "
     "--server federation.example.org:9443 --certificate ca.crt --experiment two-tasks.toml": (

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,10 +16,9 @@ ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "simulations/examples"
 
 
-def said_by(program: Path | str, where: Path) -> str:
-    arguments = [str(program)] if isinstance(program, Path) else ["-c", program]
+def said_by(program: Path, where: Path) -> str:
     done = subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, str(program)],
         cwd=where,
         capture_output=True,
         text=True,
@@ -71,36 +68,10 @@ def test_run_and_predict(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compare_methods(tmp_path: Path) -> None:
-    lines = said_by(FOLDER / "compare_methods.py", tmp_path).splitlines()
+def test_compare_methods(fork: Forker, tmp_path: Path) -> None:
+    lines = said_by_forked(fork, FOLDER / "compare_methods.py", tmp_path).splitlines()
     assert [line.split()[0] for line in lines] == ["method", "sequential", "lwf", "deal"]
     assert all(0.3 < numbers(line)[0] <= 1 for line in lines[1:])
-
-
-def cells() -> list[str]:
-    """Code of the notebook, in order."""
-    book = json.loads((FOLDER / "tour.ipynb").read_text(encoding="utf-8"))
-    assert book["nbformat"] == 4
-    assert len({cell["id"] for cell in book["cells"]}) == len(book["cells"])
-    return ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == "code"]
-
-
-def test_the_notebook_is_kept_without_output() -> None:
-    book = json.loads((FOLDER / "tour.ipynb").read_text(encoding="utf-8"))
-    code = [cell for cell in book["cells"] if cell["cell_type"] == "code"]
-    assert len(code) >= 4
-    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
-
-
-@pytest.mark.slow
-def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    # Cells one after another in one namespace, as a kernel runs them: no kernel is a dependency.
-    told = said_by("\n".join(cells()), tmp_path).splitlines()
-    average, forgetting = numbers(told[0])
-    assert 0.4 < average <= 1
-    assert 0 <= forgetting <= 1
-    assert told[1].startswith("laboratory: Pharmacology")
-    assert len(told) == 3
 
 
 def blocks() -> list[str]:
@@ -117,10 +88,10 @@ def test_rounds_by_hand_on_the_page(fork: Forker, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_run_on_the_page(tmp_path: Path) -> None:
-    small = blocks()[0].replace('"runs/mine"', "FOLDER")
-    assert small.count("FOLDER") == 2
-    with tempfile.TemporaryDirectory() as folder:
-        lines = said_by(f"FOLDER = {folder + '/run'!r}\n{small}", tmp_path).splitlines()
+def test_a_whole_run_on_the_page(fork: Forker, tmp_path: Path) -> None:
+    small = blocks()[0].replace("runs/mine", str(tmp_path / "run"))
+    assert small.count("/run") == 2
+    (tmp_path / "page.py").write_text(small, encoding="utf-8")
+    lines = said_by_forked(fork, tmp_path / "page.py", tmp_path / "empty").splitlines()
     assert 0.4 < float(lines[0]) <= 1
     assert lines[1].split()[1] == "Pharmacology"

@@ -12,6 +12,7 @@ from deal_core.data import Example, TaskData, load_for_clients, partition
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import read_adapter
 from deal_core.lora.adapter import relative_difference, stack
+from deal_core.models import LanguageModel
 from simulations.api import (
     ClientUpdate,
     UserError,
@@ -91,11 +92,17 @@ def test_rounds_by_hand_learn_what_a_run_learns(
     assert relative_difference(stack(state.parts()), learnt) < 1e-4
 
 
-def test_training_leaves_the_state_as_it_was(make_experiment: Make) -> None:
+@pytest.fixture(scope="module")
+def plain(make_experiment: Make) -> tuple[Experiment, LanguageModel, TaskData]:
+    """An experiment, its base model, and a client's part of a task."""
     config = make_experiment()
-    model, state = load_base(config), begin_task(start(config), config)
+    return config, load_base(config), shares_of(config, "surgery")[0]
+
+
+def test_training_leaves_the_state_as_it_was(plain: tuple[Experiment, LanguageModel, TaskData]):
+    config, model, share = plain
+    state = begin_task(start(config), config)
     before = {name: f.B.clone() for name, f in state.current.layers.items()}
-    share = shares_of(config, "surgery")[0]
     update = train_client(model, state, share.train, share.labels, config)
     assert isinstance(update, ClientUpdate)
     assert update.weight == len(share.train)
@@ -106,21 +113,21 @@ def test_training_leaves_the_state_as_it_was(make_experiment: Make) -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        (("privacy.mechanism=record",), "train_client keeps no ledger and adds no noise"),
-        (("method.name=replay",), "method.name 'replay' keeps data at its clients"),
-        (("method.name=ewc",), "method.name 'ewc' keeps data at its clients"),
-        (("method.name=linear-probe",), "method.name 'linear-probe' does not train"),
+        ("privacy.mechanism=record", "train_client keeps no ledger and adds no noise"),
+        ("method.name=replay", "method.name 'replay' keeps data at its clients"),
+        ("method.name=ewc", "method.name 'ewc' keeps data at its clients"),
+        ("method.name=linear-probe", "method.name 'linear-probe' does not train"),
     ],
 )
 def test_what_a_round_alone_cannot_do_is_refused(
-    make_experiment: Make, settings: tuple[str, ...], reason: str
+    make_experiment: Make,
+    plain: tuple[Experiment, LanguageModel, TaskData],
+    settings: str,
+    reason: str,
 ) -> None:
-    config = make_experiment(*settings)
-    plain = make_experiment()
-    model, state = load_base(plain), start(plain)
-    share = shares_of(plain, "surgery")[0]
+    config, model, share = plain
     with pytest.raises(UserError, match=reason):
-        train_client(model, state, share.train, share.labels, config)
+        train_client(model, start(config), share.train, share.labels, make_experiment(settings))
 
 
 def test_labels_and_prompts_that_a_round_alone_does_not_know_are_one_line(

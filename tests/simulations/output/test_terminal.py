@@ -43,7 +43,6 @@ def read_study(folder: Path) -> tuple[Study, StudyResults]:
     """A study and its results, of the cells that are in it."""
     text = (folder / "study.json").read_text(encoding="utf-8")
     results = StudyResults.model_validate_json(text)
-    assert results.file is not None
     study = Study(results.study, folder, results.file)
     return study, results.model_copy(update={"cells": results.standing})
 

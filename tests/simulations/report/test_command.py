@@ -1,7 +1,9 @@
-"""``deal report``: which page a folder gets, and what happens where there is none."""
+"""``deal report`` and ``deal compare``: which page a folder gets, what stands side by side, and
+what happens where there is nothing."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from deal_core.errors import UserError
+from server.results import read_results
 from simulations.cli import app
 from simulations.report.commands import report_after
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage
@@ -26,14 +29,10 @@ def called(*words: object) -> str:
 
 
 def test_each_folder_gets_the_page_of_what_lies_in_it(tmp_path: Path) -> None:
-    kinds = {
-        "Run": EXAMPLES / "plain",
-        "Study": RESULTS / "memory",
-        "Audit": RESULTS / "audit-private",
-    }
+    kinds = {"Run": EXAMPLES / "plain", "Audit": RESULTS / "audit-private"}
     folders = [Path(shutil.copytree(path, tmp_path / kind)) for kind, path in kinds.items()]
     (folders[0] / "report.html").write_text("old")
-    said = called("report", folders[0] / "results.json", *folders[1:])
+    said = called("report", folders[0] / "results.json", folders[1])
     for kind, folder in zip(kinds, folders, strict=True):
         assert f"report in {folder / 'report.html'}" in said
         title = HtmlPage((folder / "report.html").read_text(encoding="utf-8")).text
@@ -72,3 +71,59 @@ def test_a_report_that_fails_costs_nothing_of_what_it_is_about(
     monkeypatch.setattr("simulations.report.commands.write_report", fail)
     report_after(tmp_path, console)
     assert "no report: ZeroDivisionError: of the drawing" in console.export_text()
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    return [Path(shutil.copytree(EXAMPLES / n, tmp_path / n)) for n in ("plain", "private")]
+
+
+def test_runs_side_by_side_have_their_figures_and_what_an_epsilon_means(runs: list[Path]) -> None:
+    said = called("compare", *runs)
+    for run in runs:
+        found = read_results(run)
+        assert found.class_incremental is not None
+        (line,) = [line.split() for line in said.splitlines() if line.split()[:1] == [run.name]]
+        averages = (found.average_accuracy or 0.0, found.class_incremental.average_accuracy)
+        assert line[1:3] == [f"{100 * average:.1f}" for average in averages]
+        assert line[4] == f"{100 * (found.forgetting or 0.0):.1f}"
+    (meaning,) = [line for line in said.splitlines() if line.startswith("[1] epsilon at delta = ")]
+    for part in ("per record", "over all rounds", read_results(runs[1]).privacy.assumes):
+        assert part in meaning
+    assert max(len(line) for line in said.splitlines() if not line.startswith("[1] ")) <= 80
+    assert "privacy.mechanism" in said
+    assert "run.out" not in said
+
+
+def test_what_makes_runs_hard_to_compare_is_said(runs: list[Path]) -> None:
+    data = json.loads((runs[0] / "results.json").read_text())
+    one, *others = data["tasks"]
+    data["tasks"] = [*others, one]
+    (runs[0] / "results.json").write_text(json.dumps(data))
+    for run, rows in zip(runs, ("1", "2"), strict=True):
+        noted = {name: {"train": 1, "test": 1, "sha256": rows} for name in (one, *others)}
+        noted[others[0]]["sha256"] = "same"
+        record = {"tasks": noted, "public": "", "form": 1}
+        (run / "data.json").write_text(json.dumps(record))
+    said = called("compare", *runs)
+    assert "same tasks in different orders" in said
+    assert f"Task '{one}' has other rows in one run than in another." in said
+    assert said.count("other rows") == len(others)
+
+
+def test_runs_of_one_name_get_as_much_of_their_place_as_tells_them_apart(tmp_path: Path) -> None:
+    runs = [shutil.copytree(EXAMPLES / "plain", tmp_path / where / "run") for where in ("a", "b")]
+    said = called("compare", *runs)
+    assert "a/run " in said
+    assert "b/run " in said
+    assert "Settings that differ" not in said
+
+
+def test_bad_input_of_a_comparison_is_one_line(runs: list[Path], tmp_path: Path) -> None:
+    for folders, message in (
+        ([runs[0]], "name two runs"),
+        ([runs[0], runs[0]], "names a run twice"),
+        ([runs[0], tmp_path], "the run has not finished"),
+    ):
+        with pytest.raises(UserError, match=message):
+            called("compare", *folders)

@@ -9,16 +9,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock
 from server.results import read_results, rounded_up
 from simulations.report.commands import write_report
-from simulations.report.record import read_log, read_run
-from simulations.report.run import singular_values
+from simulations.report.record import RunLog, read_run
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage, read_json
 
 
@@ -62,7 +59,7 @@ def test_accuracies_are_those_of_the_results_in_both_protocols(plain: Path) -> N
     start = [results.zero_shot[task] for task in results.tasks]
     for caption, found in (("Task-IL", results), ("Class-IL", results.class_incremental)):
         _, *rows = shown.table(f"{caption} accuracy in %")
-        told = [[cell.partition(",")[0] for cell in row[1:]] for row in rows]
+        told = [row[1:] for row in rows]
         assert told == [list(map(percent, row)) for row in (start, *found.accuracy_matrix)]
         assert f"{caption} accuracy {percent(found.average_accuracy)} %" in shown.text
     assert f"Forgetting {percent(results.forgetting)}" in shown.text
@@ -113,7 +110,6 @@ def test_what_is_needed_to_run_it_again_is_there(plain: Path) -> None:
     changed = dict(row[:2] for row in shown.table("Settings other than the defaults")[1:])
     assert changed["data.max_train"] == "16"
     assert "run.out" not in shown.text
-    assert dict(row[:2] for row in shown.table("All settings")[1:])["aggregation.rule"] == "fedit"
 
 
 def test_no_epsilon_without_what_it_means(private: Path) -> None:
@@ -160,8 +156,7 @@ def test_a_run_that_stopped_early_says_so_and_shows_what_is_known(plain: Path, r
     assert f"after {rounds} of 4 rounds: interrupted" in shown.text
     if evaluated:
         heat = shown.table("Task-IL accuracy in %")
-        start = [cell.partition(",")[0] for cell in heat[1][1:]]
-        assert start == list(map(percent, evaluated[0]["accuracy"].values()))
+        assert heat[1][1:] == list(map(percent, evaluated[0]["accuracy"].values()))
         assert len(heat) == 1 + len(evaluated)
     else:
         assert "Nothing has been evaluated" in shown.text
@@ -208,23 +203,21 @@ def fault(event: str, client: str, **more: object) -> dict[str, Any]:
 
 def test_a_round_that_was_played_twice_counts_once_as_it_went_last() -> None:
     """Killed between the round and its checkpoint, then resumed; an evaluation alike."""
-    log = read_log([START, *played(), START, *played(), *played(server_round=2, round=2)])
-    assert [(one.number, one.answered, one.loss) for one in log.done] == [(1, 2, 2.0), (2, 2, 2.0)]
-    assert [len(client.replies) for client in log.clients.values()] == [2, 2]
+    log = RunLog([START, *played(), START, *played(), *played(server_round=2, round=2)])
+    assert [(one.number, one.used, one.loss) for one in log.done] == [(1, 2, 2.0), (2, 2, 2.0)]
+    assert [sorted(replies) for replies in log.replies.values()] == [["0", "1"], ["0", "1"]]
     first = [
         *played(excluded=["1"]),
         fault("client_failed", "0", reason="slow"),
         fault("client_idle", "1", code="busy"),
         fault("client_failed", "1", reason="slow", stage=-1, server_round=0),
     ]
-    log = read_log([START, *first, START, *first])
-    zero, one = log.clients.values()
-    assert (zero.left_out, one.left_out, one.excluded, dict(one.idle)) == (1, 2, 1, {"busy": 1})
-    assert len(log.faults) == 3
-    skipped = {**EVENT, "event": "round_skipped"}
-    log = read_log([START, *first, START, skipped])
+    log = RunLog([START, *first, START, *first])
+    assert [(one.used, one.loss) for one in log.done] == [(0, 3.0)]
+    assert [e["client"] for e in log.of("client_failed", "client_idle")] == ["0", "1", "1"]
+    log = RunLog([START, *first, START, {**EVENT, "event": "round_skipped"}])
     assert log.passed == 1
-    assert [client.left_out for client in log.clients.values()] == [0, 1]  # its evaluation stands
+    assert list(log.replies) == [(-1, "learn", 0)]  # its evaluation stands
 
 
 def test_a_page_after_a_resume_counts_every_step_once(plain: Path) -> None:
@@ -243,23 +236,7 @@ def test_a_page_after_a_resume_counts_every_step_once(plain: Path) -> None:
         assert after.table(caption) == before.table(caption)
 
 
-def test_the_spectrum_is_that_of_the_product_and_of_the_file(plain: Path) -> None:
-    generator = np.random.default_rng(0)
-    down, up = generator.normal(size=(3, 20)), generator.normal(size=(12, 3))
-    exact = np.linalg.svd(up @ down, compute_uv=False)[:3]
-    np.testing.assert_allclose(singular_values(down, up), exact, rtol=1e-12)
-    folder = RunFolder(plain).adapter
-    folder.mkdir()
-    assert "There is no adapter file" in page(plain).text
-    name, file = "base_model.model.layer", folder / "adapter_model.safetensors"
-    save_file({f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up}, file)
-    rows = page(plain).table("Singular values")
-    assert [row[1] for row in rows[1:]] == [f"{value:.3g}" for value in exact / exact[0]]
-    file.write_bytes(b"damaged")
-    assert "There is no adapter file" in page(plain).text
-
-
 def test_a_damaged_log_is_one_line(plain: Path) -> None:
-    (plain / "metrics.jsonl").write_text('{"event": "evaluated", "time": 1.0}\n')
+    (plain / "metrics.jsonl").write_text('{"event": "round_lost", "server_round": 1}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read"):
         read_run(plain)

@@ -10,19 +10,23 @@ from pathlib import Path
 from simulations.audit.command import Audit, attack_table
 from simulations.output.files import TextTable, blocks
 from simulations.report.commands import write_report
+from simulations.study.budgets import budget_table, meanings, sweep_text
 from simulations.study.results import CellResult, StudyResults
-from simulations.study.study_file import Study, StudyFile
+from simulations.study.study_file import Study, StudyFile, load_study
 from simulations.study.tables import (
-    ALL_LABELS,
+    CLASS_IL,
     age_table,
-    all_labels_table,
     arms_table,
     best_settings,
+    class_il_table,
     cost_table,
+    on_all_tests,
+    precisions,
     setting_table,
     significance,
 )
 from tests.simulations.report.html_page import HtmlPage
+from tests.simulations.study.test_budgets import CELLS
 from tests.stored_results import RESULTS
 
 
@@ -36,39 +40,48 @@ def page(folder: Path) -> HtmlPage:
 
 def read(folder: Path) -> tuple[Study, StudyResults]:
     results = StudyResults.model_validate_json((folder / "study.json").read_text())
-    assert results.file is not None
     return Study(results.study, folder, results.file), results
 
 
-def has(shown: HtmlPage, lines: list[str]) -> None:
-    """Every table of a part of a Markdown page is on the page, cell by cell."""
-    tables = [block for block in blocks(lines) if isinstance(block, TextTable)]
-    assert tables
+def has(shown: HtmlPage, *tables: TextTable | str | None) -> None:
+    """Every table is on the page, cell by cell, and every paragraph."""
     for table in tables:
-        rows = [list(row) for row in (table.columns, *table.rows)]
-        assert rows in [found.rows for found in shown.tables]
+        if isinstance(table, str):
+            assert table in shown.text
+        else:
+            assert table is not None
+            rows = [list(row) for row in (table.columns, *table.rows)]
+            assert rows in [found.rows for found in shown.tables]
 
 
 def test_a_study_has_all_its_tables(tmp_path: Path) -> None:
     folder = copied("all-labels-medmcqa", tmp_path)
     shown, (study, results) = page(folder), read(folder)
     cells = results.standing
-    has(shown, list(arms_table(study, cells)))
-    has(shown, list(all_labels_table(study, cells)))
-    has(shown, list(significance(study, cells)))
-    has(shown, list(significance(study, cells, ALL_LABELS)))
-    has(shown, list(age_table(study, cells)))
-    has(shown, list(cost_table(study, cells)))
+    has(shown, arms_table(study, cells), class_il_table(study, cells), cost_table(study, cells))
+    has(shown, age_table(study, cells), *on_all_tests(study, cells), *precisions(results))
+    has(shown, *significance(study, cells), *significance(study, cells, CLASS_IL))
 
 
 def test_a_study_of_settings_has_a_table_for_each(tmp_path: Path) -> None:
     folder = copied("memory", tmp_path)
     shown, (study, results) = page(folder), read(folder)
-    has(shown, list(best_settings(study, results.cells)))
-    has(shown, list(setting_table(study, results.cells)))
+    has(shown, best_settings(study, results.cells), setting_table(study, results.cells))
     for setting in {cell.setting for cell in results.cells}:
         own = [cell for cell in results.cells if cell.setting == setting]
-        has(shown, list(arms_table(study, own)))
+        has(shown, arms_table(study, own))
+
+
+def test_a_study_of_budgets_has_what_they_mean(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('epsilons = "1,8,inf"\nseeds = [0, 1]\n[arms.deal]\n')
+    study = load_study(str(tmp_path / "mine.toml"))
+    results = StudyResults(
+        study="mine", description="", wanted=6, defaults={}, cells=CELLS, file=study.file
+    )
+    (tmp_path / "study.json").write_text(results.model_dump_json())
+    shown = page(tmp_path)
+    has(shown, budget_table(study, CELLS), *meanings(CELLS), sweep_text(CELLS))
+    assert "at delta = 1e-05 per record, over all rounds and tasks; nobody." in shown.text
 
 
 def stored(folder: Path, results: StudyResults, file: StudyFile, cells: list[CellResult]) -> None:
@@ -92,7 +105,7 @@ def test_only_cells_that_are_in_the_study_are_on_its_page(tmp_path: Path) -> Non
     shown = page(folder)
     assert "3 of 4 cells" in shown.text
     assert "1 of 4 cells have not finished" in shown.text
-    has(shown, list(significance(Study("mine", folder, file), standing)))
+    has(shown, *significance(Study("mine", folder, file), standing))
     assert [row[:2] for row in shown.table("Arms and measures")[2:]] == [
         ["My method", "1"],
         ["LwF here", "2"],
@@ -107,7 +120,7 @@ def test_an_audit_has_its_tables_and_its_verdict(tmp_path: Path) -> None:
     folder = copied("audit-private", tmp_path)
     audit = Audit.model_validate_json((folder / "audit.json").read_text())
     shown = page(folder)
-    has(shown, list(attack_table(audit)))
+    has(shown, *(part for part in blocks(list(attack_table(audit))) if part))
     assert "No attack refutes a claim" in shown.text
     assert "at delta = 1e-05 per record, over all rounds and tasks, against everybody" in shown.text
     data = json.loads((folder / "audit.json").read_text())

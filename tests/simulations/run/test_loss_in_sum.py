@@ -24,7 +24,7 @@ from deal_core.wire.secure_layout import (
     without_loss,
 )
 from simulations.engines.worker_pool import assume_identity
-from simulations.report.record import read_log
+from simulations.report.record import RunLog
 from tests.simulations.run.secure_runs import SHORT, rounds
 from tests.slow import slow_but
 
@@ -42,7 +42,7 @@ def test_the_mean_is_that_of_losses_in_the_clear(make_experiment, tmp_path, rule
     (told,) = masked.told("loss_summed", "loss")
     assert told == pytest.approx(np.mean(losses), abs=1e-5)
     assert not any("loss" in event for event in masked.events if "client" in event)
-    assert [one.loss for one in read_log(masked.events).rounds.values()] == [told]
+    assert [one.loss for one in RunLog(masked.events).rounds] == [told]
 
 
 @pytest.mark.slow

@@ -8,8 +8,7 @@ import pytest
 
 from server.results import Privacy
 from simulations.study.budgets import budget_table, meanings, sweep_text
-from simulations.study.page import markdown
-from simulations.study.results import CellResult, StudyResults
+from simulations.study.results import CellResult
 from simulations.study.study_file import Study, load_study
 from tests.simulations.study.test_tables import cell, rows
 
@@ -41,7 +40,7 @@ def study(tmp_path: Path) -> Study:
 
 
 def test_a_row_for_every_budget_that_has_run(study: Study) -> None:
-    table = rows(list(budget_table(study, CELLS)))
+    table = rows(budget_table(study, CELLS))
     assert list(table) == ["1", "inf (no privacy)"]
     # zero-shot is 0.2: 0.2 of 0.6, and 0.3 of 0.4
     assert table["1"][5] == "54.2 ± 264.7"
@@ -62,10 +61,3 @@ def test_a_sweep_is_a_release_for_each_of_its_runs() -> None:
     assert "the 2 private runs of this sweep would together spend at most epsilon = 1.5" in text
     assert "The 2 runs without privacy protect nothing" in text
     assert sweep_text(CELLS[2:]).startswith("No private run has finished")
-
-
-def test_the_page_has_budgets_first(study: Study) -> None:
-    results = StudyResults(study="mine", description="", wanted=6, defaults={}, cells=CELLS)
-    text = markdown(study, results)
-    assert text.index("## Accuracy against epsilon") < text.index("## Setting eps-1")
-    assert "### The sweep itself" in text

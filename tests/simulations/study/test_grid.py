@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deal_core.config.file import overlaid, parse_experiment, read_toml
+from deal_core.config.file import parse_experiment, read_toml
 from deal_core.errors import UserError
 from simulations.run.shipped import descriptions, shipped_experiments, shipped_studies
 from simulations.study.grid import Cell, chosen, grid
@@ -74,16 +74,6 @@ def test_the_later_table_holds_and_set_over_all(tmp_path: Path) -> None:
     forced = cells(tmp_path, STUDY, "adapter.rank=9", "run.threads=2")
     assert {cell.runs[""].adapter.rank for cell in forced} == {9}
     assert {cell.runs[""].run.threads for cell in forced} == {2}
-
-
-def test_tables_are_merged_and_not_changed() -> None:
-    tables = {"a": {"x": 1, "y": {"z": 2}}, "b": [1]}
-    assert overlaid(tables, {"a": {"y": {"z": 3}}, "b": [2], "c": 4}) == {
-        "a": {"x": 1, "y": {"z": 3}},
-        "b": [2],
-        "c": 4,
-    }
-    assert tables == {"a": {"x": 1, "y": {"z": 2}}, "b": [1]}
 
 
 def test_bounds_are_ordinary_experiments(tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from simulations.study.outcome import AmongAll, Outcome
-from simulations.study.page import markdown
-from simulations.study.results import CellResult, StudyResults
+from deal_core.errors import UserError
+from simulations.output.files import TextTable
+from simulations.study.outcome import ClassIL, Outcome
+from simulations.study.results import CellResult, require_same_rows
 from simulations.study.study_file import Study, StudyFile, load_study
 from simulations.study.tables import (
-    ALL_LABELS,
+    CLASS_IL,
     age_table,
     arms_table,
     best_of,
+    best_settings,
+    setting_table,
     significance,
 )
 
@@ -83,30 +86,35 @@ CELLS = [
 ]
 
 
-def rows(lines: list[str]) -> dict[str, list[str]]:
+def rows(table: TextTable | None) -> dict[str, list[str]]:
     """First cell of every row of a table to the others."""
-    split = [[c.strip() for c in line.strip("|").split(" | ")] for line in lines if "|" in line]
-    return {first: others for first, *others in split[2:]}
+    assert table is not None
+    return {first: others for first, *others in table.rows}
+
+
+def parts(
+    study: Study, cells: list[CellResult], *more: str
+) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Paragraphs and rows of the differences."""
+    found = list(significance(study, cells, *more))
+    tables = [part for part in found if isinstance(part, TextTable)]
+    texts = [part for part in found if isinstance(part, str)]
+    return texts, [row for table in tables for row in table.rows]
 
 
 def test_arms_have_means_intervals_and_marks(study: Study) -> None:
-    table = rows(list(arms_table(study, CELLS)))
+    table = rows(arms_table(study, CELLS))
     # 0.75 and 0.82: standard error 0.035, t(0.975, 1) = 12.706
     assert table["DEAL"][:3] == ["2", "78.5 ± 44.5", "-8.0 ± 25.4"]
     assert table["replay (not private)"][:3] == ["1", "85.0", "+0.0"]  # one cell: no interval
     assert table["joint (bound)"] == ["1", "90.0", "–", "–", "–", "90.0", "50.0"]
     assert table["zero-shot (bound)"][:2] == ["2", "20.0 ± 0.0"]
-    assert list(table)[1:] == [
-        "weak",
-        "Good \\| old",
-        "DEAL",
-        "replay (not private)",
-        "joint (bound)",
-    ]
+    names = ["weak", "Good | old", "DEAL", "replay (not private)", "joint (bound)"]
+    assert list(table)[1:] == names
 
 
-def test_accuracy_among_all_labels_stands_beside_where_it_is_known(study: Study) -> None:
-    found = AmongAll(
+def test_class_il_accuracy_stands_beside_where_it_is_known(study: Study) -> None:
+    found = ClassIL(
         accuracy_matrix=[[0.8, 0.0], [0.1, 0.3]],
         average_accuracy=0.2,
         backward_transfer=-0.7,
@@ -116,7 +124,7 @@ def test_accuracy_among_all_labels_stands_beside_where_it_is_known(study: Study)
         c.model_copy(update={"outcome": c.outcome.model_copy(update={"class_incremental": found})})
         for c in CELLS[:1]
     ]
-    table = rows(list(arms_table(study, [*told, *CELLS[1:]])))
+    table = rows(arms_table(study, [*told, *CELLS[1:]]))
     assert table["weak"][:3] == ["2", "62.5 ± 31.8", "20.0 (1)"]
     assert table["DEAL"][:3] == ["2", "78.5 ± 44.5", "–"]
 
@@ -127,85 +135,66 @@ def test_an_order_cannot_change_zero_shot(study: Study) -> None:
     matrix = [[0.8, 0.3], [0.4, 0.8]]
     places = [(seed, order) for seed in (0, 1) for order in "ABC"]
     cells = [cell("weak", seed, matrix, order=order) for seed, order in places]
-    assert rows(list(arms_table(study, cells)))["zero-shot (bound)"][0] == "2"
+    assert rows(arms_table(study, cells))["zero-shot (bound)"][0] == "2"
     third = cells[0].outcome.model_copy(update={"zero_shot": {"a": 0.1, "b": 0.3, "c": 0.5}})
     longer = cell("weak", 0, matrix, order="D").model_copy(update={"outcome": third})
-    lines = list(arms_table(study, [*cells, longer]))
-    assert rows(lines)["zero-shot (bound)"][0] == "3"
+    assert rows(arms_table(study, [*cells, longer]))["zero-shot (bound)"][0] == "3"
 
 
 def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study: Study) -> None:
-    table = "\n".join(significance(study, CELLS))
-    assert "have in common, is Good" in table
-    assert "| replay (not private) | DEAL | 1 | +10.0 | – |" in table
-    assert "| DEAL | replay" not in table
-    assert "joint" not in table
+    (text,), found = parts(study, CELLS)
+    assert "have in common, is Good" in text
+    assert ("replay (not private)", "DEAL", "1", "+10.0", "–") in found
+    assert not [row for row in found if row[1].startswith("replay") or "joint" in row[0]]
     # on the seed that both have, weak is ahead; its hard seed 1 is no fault of its own
-    assert best_of({"weak": {0: 0.9, 1: 0.5}, "good": {0: 0.8}}) == "weak"
+    assert best_of({"weak": {0: 0.9, 1: 0.5}, "good": {0: 0.8}}) == ("weak", True)
 
 
-def test_differences_are_paired_by_seed(study: Study) -> None:
-    found = [line for line in significance(study, CELLS) if line.startswith("| DEAL | Good")]
+def test_differences_are_paired_by_seed_order_and_precision(study: Study) -> None:
     # 0.75 - 0.70 and 0.82 - 0.75: 6 points, standard error 1, t(0.975, 1) = 12.706
-    assert found == ["| DEAL | Good \\| old | 2 | +6.0 ± 12.7 | 0.105 |"]
-    one_seed = [line for line in significance(study, CELLS[:3]) if line.startswith("| weak | DEAL")]
-    assert one_seed == ["| weak | DEAL | 1 | -15.0 | – |"]
-    assert list(significance(study, CELLS[:1])) == ["One arm alone: nothing to compare."]
+    assert ("DEAL", "Good | old", "2", "+6.0 ± 12.7", "0.105") in parts(study, CELLS)[1]
+    assert ("weak", "DEAL", "1", "-15.0", "–") in parts(study, CELLS[:3])[1]
+    assert parts(study, CELLS[:1]) == (["One arm alone: nothing to compare."], [])
+    other = {"": {"train.precision": "bfloat16"}}
+    mixed = [c.model_copy(update={"settings": other}) if c is CELLS[-1] else c for c in CELLS]
+    assert {row[2] for row in parts(study, mixed)[1] if row[0] == "DEAL"} == {"1"}
+    cells = [
+        cell("good", 0, [[0.8, 0.3], [0.4, 0.8]], order="forth"),
+        cell("good", 0, [[0.8, 0.3], [0.5, 0.8]], order="back"),
+        cell("deal", 0, [[0.8, 0.3], [0.6, 0.8]], order="back"),
+    ]
+    assert ("DEAL", "Good | old", "1", "+5.0", "–") in parts(study, cells)[1]
 
 
-def test_differences_among_all_labels_are_of_the_cells_that_have_counted_that(study: Study) -> None:
-    def among_all(cell: CellResult, value: float) -> CellResult:
+def test_class_il_differences_are_of_the_cells_that_have_counted_that(study: Study) -> None:
+    def counted(cell: CellResult, value: float) -> CellResult:
         found = {"accuracy_matrix": [[value]], "average_accuracy": value}
-        more = AmongAll(**found, backward_transfer=None, forgetting=None)
+        more = ClassIL(**found, backward_transfer=None, forgetting=None)
         outcome = cell.outcome.model_copy(update={"class_incremental": more})
         return cell.model_copy(update={"outcome": outcome})
 
     values = {("deal", 0): 0.6, ("deal", 1): 0.7, ("good", 0): 0.5, ("weak", 0): 0.4}
-    cells = [among_all(c, values[c.arm, c.seed]) if (c.arm, c.seed) in values else c for c in CELLS]
-    lines = list(significance(study, cells, ALL_LABELS))
-    assert [line for line in lines if line.startswith("| DEAL")] == [
-        "| DEAL | Good \\| old | 1 | +10.0 | – |"
-    ]
-    assert not [line for line in lines if "replay" in line]
-    results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=cells)
-    assert "## Differences among all labels" in markdown(study, results)
-    without = results.model_copy(update={"cells": CELLS})
-    assert "among all labels" not in markdown(study, without)
-
-
-def test_runs_of_different_precision_are_no_pair(study: Study) -> None:
-    other = {"": {"train.precision": "bfloat16"}}
-    changed = [c.model_copy(update={"settings": other}) if c.seed else c for c in CELLS]
-    assert rows(list(significance(study, changed)))["DEAL"][1] == "2"
-    mixed = [c.model_copy(update={"settings": other}) if c is CELLS[-1] else c for c in CELLS]
-    assert rows(list(significance(study, mixed)))["DEAL"][1] == "1"
+    cells = [counted(c, values[c.arm, c.seed]) if (c.arm, c.seed) in values else c for c in CELLS]
+    found = parts(study, cells, CLASS_IL)[1]
+    assert [row for row in found if row[0] == "DEAL"] == [("DEAL", "Good | old", "1", "+10.0", "–")]
+    assert not [row for row in found if "replay" in row[0]]
 
 
 def test_an_arm_without_a_pair_is_named_and_the_fallback_said(study: Study) -> None:
     """A reader must not take the comparison for one of all."""
     matrix = [[0.5, 0.1], [0.4, 0.6]]
     told = [cell("deal", 0, matrix), cell("good", 0, matrix), cell("weak", 1, matrix)]
-    lines = list(significance(study, told))
-    assert "by each one's own cells" in lines[0]
-    assert lines[-1] == "Not compared, for want of a pair: weak."
-    lines = list(significance(study, [*told, cell("weak", 0, matrix)]))
-    assert "by the cells that all have in common" in lines[0]
-    assert not lines[-1].startswith("Not compared")
+    texts, _ = parts(study, told)
+    assert "by each one's own cells" in texts[0]
+    assert texts[1] == "Not compared, for want of a pair: weak."
+    (text,), _ = parts(study, [*told, cell("weak", 0, matrix)])
+    assert "by the cells that all have in common" in text
 
 
 def test_forgetting_by_age(study: Study) -> None:
-    table = rows(list(age_table(study, CELLS)))
+    table = rows(age_table(study, CELLS))
     assert table["DEAL"] == ["82.5", "77.0"]  # R[j][j]: 80, 80, 90, 80; R[j+1][j]: 70, 84
     assert "joint (bound)" not in table
-
-
-def test_every_table_has_as_many_cells_in_every_row(study: Study) -> None:
-    results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=CELLS)
-    width = 0
-    for line in markdown(study, results).splitlines():
-        count = line.replace("\\|", "").count("|")
-        assert count in (0, width) or width == 0, line
-        width = count
 
 
 def test_settings_have_an_overview_and_every_arm_its_best(study: Study) -> None:
@@ -216,20 +205,31 @@ def test_settings_have_an_overview_and_every_arm_its_best(study: Study) -> None:
         cell("weak", 0, [[0.8, 0.3], [0.5, 0.9]], "s2"),
         cell("deal", 0, [[0.8, 0.3], [0.9, 0.9]], "s1"),
     ]
-    results = StudyResults(study="mine", description="", wanted=10, defaults={}, cells=cells)
-    text = markdown(tuned, results)
-    assert "| weak | 60.0 | 70.0 |\n| DEAL | 90.0 | – |" in text
-    assert "| weak | s2 | 70.0 | 1 | 2 |\n| DEAL | s1 | 90.0 | 1 | 1 |" in text
-    assert text.index("## Setting s1") < text.index("## Setting s2")
-    # within a setting, only its own cells
-    assert "DEAL" not in text[text.index("## Setting s2") :]
+    assert rows(setting_table(tuned, cells)) == {"weak": ["60.0", "70.0"], "DEAL": ["90.0", "–"]}
+    best = {"weak": ["s2", "70.0", "1", "2"], "DEAL": ["s1", "90.0", "1", "1"]}
+    assert rows(best_settings(tuned, cells)) == best
 
 
-def test_orders_are_pairs_of_their_own(study: Study) -> None:
-    cells = [
-        cell("good", 0, [[0.8, 0.3], [0.4, 0.8]], order="forth"),
-        cell("good", 0, [[0.8, 0.3], [0.5, 0.8]], order="back"),
-        cell("deal", 0, [[0.8, 0.3], [0.6, 0.8]], order="back"),
-    ]
-    found = [line for line in significance(study, cells) if line.startswith("| DEAL | Good")]
-    assert found == ["| DEAL | Good \\| old | 1 | +5.0 | – |"]
+@pytest.mark.parametrize(
+    ("seed", "settings", "other"),
+    [
+        (0, {}, True),
+        (0, {"data.path": "elsewhere"}, True),  # where rows lie and whose they are excuses nothing
+        (0, {"data.tasks": "elsewhere"}, True),
+        (0, {"data.partition.kind": "elsewhere"}, True),
+        (0, {"data.max_train": 7}, False),
+        (1, {}, False),
+    ],
+)
+def test_cells_that_are_compared_were_found_on_the_same_rows(
+    seed: int, settings: dict[str, object], other: bool
+) -> None:
+    first = CELLS[0].model_copy(update={"rows": {"heart": "1"}, "settings": {"": {}}})
+    changed = {"arm": "other", "rows": {"heart": "2"}, "settings": {"": settings}, "seed": seed}
+    beside = first.model_copy(update=changed)
+    require_same_rows([first, first.model_copy(update={"rows": {}})])
+    if not other:
+        require_same_rows([first, beside])
+        return
+    with pytest.raises(UserError, match="rows of task 'heart' are others in the cell other"):
+        require_same_rows([first, beside])

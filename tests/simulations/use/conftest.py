@@ -1,8 +1,7 @@
-"""Two runs that several files export, and a hub."""
+"""Two runs that several files export."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,14 +23,3 @@ def pooled(tmp_path_factory, make_experiment) -> Path:
     run = finished(folder / "run", make_experiment(*settings, "train.precision=float32"))
     export(ExportRequest(str(run), str(folder / "mine")))
     return folder
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """``hub(token)``: signed in with it, and a hub that cannot be reached."""
-
-    def signed_in(token: str) -> None:
-        monkeypatch.setattr("huggingface_hub.get_token", lambda: token or None)
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-
-    return signed_in

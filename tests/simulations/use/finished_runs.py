@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from deal_core.config.experiment import Experiment
@@ -18,7 +17,3 @@ LEARNING = (
 def finished(folder: Path, experiment: Experiment) -> Path:
     run_inprocess(at(experiment, folder), lambda event: None)
     return folder
-
-
-def examples(text: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -1,19 +1,27 @@
 """Run by another interpreter, in which this project is not: what an export is to others.
 
 ``outside.py SITE_PACKAGES JOBS``: a list of jobs in JSON, one after the other. A job
-``["page", FOLDER, CODE]`` runs the code of a page in a folder; of any other, ``[KIND, OUT, IDS,
-ADAPTER, MERGED, MOVED]``, the numbers of each folder go to OUT. Each prints one line.
+``["answer", FOLDER, TASK, TEXT]`` runs the program of an export, ``["page", FOLDER, CODE]`` the
+code of a page in a folder; of any other, ``[KIND, OUT, IDS, ADAPTER, MERGED, MOVED]``, the numbers
+of each folder go to OUT. Each prints one line.
 """
 
 import importlib.util
 import json
 import os
+import runpy
 import sys
 
 sys.path.append(sys.argv[1])
 for name in ("deal_core", "client", "server", "simulations"):
     if importlib.util.find_spec(name) is not None:
         sys.exit(f"{name} is here")
+
+
+def run_program(folder, *words):
+    program = f"{folder}/answer.py"
+    sys.argv = [program, *words]
+    runpy.run_path(program, run_name="__main__")
 
 
 def run_page(folder, code):
@@ -56,7 +64,9 @@ def compute(kind, out, ids, adapter, merged, moved):
 
 
 for job in json.loads(sys.argv[2]):
-    if job[0] == "page":
+    if job[0] == "answer":
+        run_program(*job[1:])
+    elif job[0] == "page":
         run_page(*job[1:])
     else:
         compute(*job)

@@ -11,6 +11,7 @@ import pytest
 from simulations.use.export import ExportRequest, export
 
 
+@pytest.mark.slow
 def test_a_process_that_imports_the_models_says_nothing():
     """Whether bitsandbytes is there or not: PEFT imports it, where no weight has 8 or 4 bits."""
     code = "import deal_core.models"
