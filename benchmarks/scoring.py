@@ -18,7 +18,7 @@ from measuring import Contestant, Figures, Window, measured
 
 LABELS = tuple(f"{one} with {other}" for one, other in combinations(step.KNOWN, 2))
 """Of a few words each; which of them is right does not matter."""
-SIZES = {"small": ((8, 2, 4),), "usual": ((32, 2, 8),), "full": ((64, 16, 14), (64, 16, 77))}
+SIZES = {"small": ((8, 2, 4),), "usual": ((16, 2, 4),), "full": ((64, 16, 14), (64, 16, 77))}
 """Tokens of a text, texts in a window of ours (the plain model has one), and labels."""
 
 
