@@ -30,6 +30,7 @@ from deal_core.privacy.unprotected import NoMechanism
 from deal_core.randomness import seeded
 from tests.client.instructions import HONEST, POLICIES, Bent, histories
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
+from tests.slow import slow_but
 
 SECRET = "Maria K., born 1961-04-03"
 CODES = {"ok", "no-data", "refused", "failed", "budget-spent", "policy", "withheld"}
@@ -274,7 +275,9 @@ COUNTS = {"task": "", "server_round": 0, "stage": -1, "tasks": list(LABELS)}
 @pytest.mark.parametrize(
     "case",
     [
-        Bent("evaluate", COUNTS, NOISED, "all", 0.0, "run-1", "noised"),
+        pytest.param(
+            Bent("evaluate", COUNTS, NOISED, "all", 0.0, "run-1", "noised"), marks=pytest.mark.slow
+        ),
         Bent("train", SURGERY, HONEST["open"], "all", 0.0, "run-1", "open"),
     ],
     ids=lambda case: case.policy,
@@ -284,7 +287,7 @@ def test_what_is_promised_under_each_policy_is_looked_at(watch, tmp_path, case):
     assert bool(watch.sources) == (case.kind == "train")
 
 
-@pytest.mark.parametrize("policy", ["strict", "groups"])
+@pytest.mark.parametrize("policy", slow_but(["strict", "groups"], "strict"))
 def test_one_record_moves_the_first_sum_by_its_bound_and_no_more(
     watch, tmp_path, monkeypatch, policy
 ):

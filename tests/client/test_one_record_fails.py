@@ -211,7 +211,8 @@ def test_whether_a_task_has_test_records_does_not_show_in_a_refusal(
     assert not here.site.events
 
 
-@THERE
+@pytest.mark.slow
+@pytest.mark.parametrize("there", [False, True])
 def test_counts_of_a_record_that_cannot_be_answered(
     tmp_path, make_causal, caplog, monkeypatch, there
 ) -> None:

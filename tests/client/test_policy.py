@@ -180,7 +180,7 @@ def site_with(policy: Policy | None) -> SiteFile:
     return SiteFile(**own, data=SiteData(path="data"), policy=policy)
 
 
-@pytest.mark.parametrize("name", slow_but(POLICIES, "open", "disjoint"))
+@pytest.mark.parametrize("name", slow_but(POLICIES, "open"))
 def test_a_site_is_told_before_what_leaves_it_then(small, tmp_path, name):
     policy, mechanism = POLICIES[name]
     site = site_with(policy)

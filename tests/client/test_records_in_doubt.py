@@ -30,7 +30,13 @@ def neighbours(tmp_path, text: str) -> tuple[RealSite, RealSite]:
 
 
 @pytest.mark.parametrize(
-    ("loud", "end"), [(1e2, "ok"), (1e4, "refused"), (1e19, "refused"), (3e38, "refused")]
+    ("loud", "end"),
+    [
+        pytest.param(1e2, "ok", marks=pytest.mark.slow),
+        (1e4, "refused"),
+        (1e19, "refused"),
+        (3e38, "refused"),
+    ],
 )
 def test_an_adapter_beyond_the_bound_is_refused_before_a_record_is_read(
     tmp_path, monkeypatch, loud, end
@@ -48,22 +54,23 @@ def test_an_adapter_beyond_the_bound_is_refused_before_a_record_is_read(
     assert bool(steps) == (end == "ok")
 
 
-def test_no_code_tells_of_a_word_that_a_crafted_model_stumbles_over(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", slow_but(["train", "evaluate"], "train"))
+@pytest.mark.parametrize("fault", slow_but(["nan", "raise"], "nan"))
+def test_no_code_tells_of_a_word_that_a_crafted_model_stumbles_over(
+    tmp_path, monkeypatch, fault, kind
+):
     """The strongest form: the model itself gives NaN, or fails, where a chosen word occurs."""
     from deal_core.models.encoder import EncoderLabels
 
     original = EncoderLabels._embed
 
-    def stumbling(fault):
-        def embed(self, token_ids, layers=1):
-            found = [SECRET_TOKEN in ids for ids in token_ids]
-            if any(found) and fault == "raise":
-                raise RuntimeError("an overflow")
-            vectors = original(self, token_ids, layers)
-            # what a batch-mate does to the arithmetic may reach the whole pass
-            return vectors * torch.nan if any(found) else vectors
-
-        return embed
+    def stumbling(self, token_ids, layers=1):
+        found = [SECRET_TOKEN in ids for ids in token_ids]
+        if any(found) and fault == "raise":
+            raise RuntimeError("an overflow")
+        vectors = original(self, token_ids, layers)
+        # what a batch-mate does to the arithmetic may reach the whole pass
+        return vectors * torch.nan if any(found) else vectors
 
     from deal_core.config.experiment import Experiment
     from deal_core.models import load_model
@@ -71,20 +78,16 @@ def test_no_code_tells_of_a_word_that_a_crafted_model_stumbles_over(tmp_path, mo
     config = Experiment()
     model = load_model(config.model, config.adapter, 16)
     SECRET_TOKEN = model.tokens([SECRET])[0][1]
-    answers = {}
-    for fault in ("nan", "raise"):
-        monkeypatch.setattr(EncoderLabels, "_embed", stumbling(fault))
-        for name in ("train", "evaluate"):
-            (folder := tmp_path / fault / name).mkdir(parents=True)
-            for site in neighbours(folder, f"{SECRET} case"):
-                policy = site.policy + 'metrics = "noised"\n'
-                own = RealSite(site.folder, policy=policy, data=site.data)
-                train = {"task": "surgery"}
-                evaluate = {"task": "", "stage": -1, "server_round": 0, "tasks": ["surgery"]}
-                given = train if name == "train" else evaluate
-                reply = own.answer(asked("privacy.metrics=noised"), given, kind=name)
-                answers.setdefault((fault, name), []).append((code(reply), len(own.events)))
-    assert set(map(str, answers.values())) == {str([("ok", 1), ("ok", 1)])}
+    monkeypatch.setattr(EncoderLabels, "_embed", stumbling)
+    evaluate = {"task": "", "stage": -1, "server_round": 0, "tasks": ["surgery"]}
+    given = {"task": "surgery"} if kind == "train" else evaluate
+    answers = []
+    for site in neighbours(tmp_path, f"{SECRET} case"):
+        policy = site.policy + 'metrics = "noised"\n'
+        own = RealSite(site.folder, policy=policy, data=site.data)
+        reply = own.answer(asked("privacy.metrics=noised"), given, kind=kind)
+        answers.append((code(reply), len(own.events)))
+    assert answers == [("ok", 1), ("ok", 1)]
 
 
 def test_what_others_add_does_not_depend_on_a_record_that_gives_no_number(random_adapter):
@@ -161,7 +164,6 @@ def test_a_row_that_cannot_be_used_changes_no_answer_and_is_counted_here_alone(t
     slow_but(
         ["data.max_train=1", "data.max_train=20", "data.max_test=1"],
         "data.max_train=1",
-        "data.max_test=1",
     ),
 )
 def test_no_experiment_takes_records_of_a_real_site_away(site, monkeypatch, limit):
