@@ -212,14 +212,8 @@ ONE_TASK = "".join(f'\nstream.orders.{k} = ["laboratory"]' for k in range(3))
         ),
         ("[set]", f'[set]\nstream.schedule = "per-client"{ONE_TASK}', {}, "no client meets"),
         ("[set]", "[set]", {"overrides": ("privacy.metrics=none",)}, r"metrics = \"none\""),
-        (
-            "[arms.deal]",
-            '[arms.full]\nset.method.name = "olora"\nset.adapter.rank = 200\n[arms.deal]',
-            {"only": "full"},
-            "no room for",
-        ),
     ],
-    ids=["data", "orders", "counts", "room"],
+    ids=["data", "orders", "counts"],
 )
 def test_every_cell_is_checked_before_anything_starts(
     tmp_path: Path, old: str, new: str, options: dict[str, Any], message: str
