@@ -38,7 +38,7 @@ FAST = {
     "deal check private": "nothing is wrong",
     "deal report runs/quickstart-seed0 --labels": "runs/quickstart-seed0/labels.json",
     "deal report /srv/deal/runs/RUN": "runs/mine/report.html",
-    "deal compare runs/quickstart-seed0 runs/mine": "Settings that differ",
+    "deal compare runs/quickstart-seed0 runs/mine": "Accuracies in %",
     "deal predict runs/quickstart-seed0 'Which drug reverses heparin?'": '"label":',
     "deal predict runs/quickstart-seed0 --file texts.csv --column question --task surgery": (
         '"row": 2'
