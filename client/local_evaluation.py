@@ -20,11 +20,12 @@ from client.identity import Client
 from client.runtime import ClientRuntime, ClientTask
 from deal_core.atomic_write import atomic_write
 from deal_core.lora.state import State
-from deal_core.models import has_label_logits
+from deal_core.methods import is_class_incremental
+from deal_core.models import GeneratingModel, has_label_logits
 from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import Counts, UpdateRequest
 from deal_core.privacy.policy import metrics_allowed
-from deal_core.training.batching import Cache
+from deal_core.training.batching import Cache, evaluation_batches
 from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
@@ -34,6 +35,8 @@ from deal_core.training.evaluation import (
     by_names_told,
     count_both,
     count_correct,
+    finite_scores,
+    route,
 )
 from deal_core.training.loop import load_state
 from deal_core.training.text_overlap import TEXT_MEASURES
@@ -76,7 +79,7 @@ def local_evaluation(
         site_units=lambda: runtime.site_units(client.number),
         evaluated=len(instruction.tasks),
         masked=masked,
-        counted=count_names(has_label_logits(config.model)),
+        counted=count_names(is_class_incremental(config)),
     )
     noised = allowed == "noised"
     count = partial(exact_counts, runtime, client.number, state, instruction, noised)
@@ -93,7 +96,7 @@ def exact_counts(
         for task in instruction.tasks:
             runtime.rehearse_answers(task)
     by_group = noised and runtime.mechanism.unit == GROUP
-    all_labels = has_label_logits(runtime.experiment.model)
+    all_labels = is_class_incremental(runtime.experiment)
     learnt = instruction.learnt if all_labels else None
     shares = {task: runtime.task(task, client) for task in instruction.tasks}
     right = [
@@ -106,7 +109,9 @@ def exact_counts(
         CORRECT: [float(own) if texts else own for own, _ in right],
         EXAMPLES: [len(set(each)) if by_group else len(each) for each in tests],
     }
-    return {**counts, CORRECT_ALL: [both for _, both in right]} if all_labels else counts
+    if all_labels:
+        counts[CORRECT_ALL] = [float(both) if texts else both for _, both in right]
+    return counts
 
 
 def right_answers(
@@ -126,7 +131,9 @@ def right_answers(
     weights = group_weights(share.test_groups) if by_group else None
 
     def count() -> tuple[float, float]:
-        load_state(runtime.model, state)
+        if runtime.statistics is not None and runtime.statistics.routes:
+            return _routed(runtime, task, share, state, learnt or (), weights, alone)
+        load_state(runtime.model, state.view(state.place_of(task)))
         if learnt is None and task not in state.heads:
             measure = TEXT_MEASURES[runtime.experiment.data.measure(task)]
             return count_correct(
@@ -142,6 +149,68 @@ def right_answers(
     key = state, learnt, by_group, alone
     right: tuple[float, float] = share.cache.get_or_compute("right", key, count)
     return right
+
+
+def _routed(
+    runtime: ClientRuntime,
+    task: str,
+    share: ClientTask,
+    state: State,
+    learnt: Sequence[str],
+    weights: Sequence[float] | None,
+    alone: bool,
+) -> tuple[float, float]:
+    """Return right answers where each task has a component: told, by its own; not told, by that of
+    the task, of those ``learnt``, which the router takes a text for, under that task's prompt (0
+    where the task itself is not learnt)."""
+    model, experiment, statistics = runtime.model, runtime.experiment, runtime.statistics
+    assert isinstance(model, GeneratingModel)
+    assert statistics is not None
+    measure = TEXT_MEASURES[experiment.data.measure(task)]
+
+    def told(places: Sequence[int]) -> float:
+        load_state(model, state.view(state.place_of(task)))
+        test = [share.test[place] for place in places]
+        own = [weights[place] for place in places] if weights else None
+        if not share.labels:
+            return count_correct(model, test, (), own, alone, measure)
+        space, part = answer_space(task, share.labels, {}), replace(share, test=test, cache=Cache())
+        score = _scorer(runtime, task, part, state, space, None)
+        return count_both(score, test, space, own, alone)[0]
+
+    def taken_for(other: str, places: Sequence[int]) -> float:
+        load_state(model, state.view(state.place_of(other)))
+        labels, right = runtime.labels(other), 0.0
+        asked = model.asked([share.test[k] for k in places], labels, runtime.instruction(other))
+        names = by_name(model, asked, labels)
+        space, weight = answer_space(other, labels, {}), statistics.names_weight(False)
+        score = by_heads(vectors[list(places)], space, heads, names, weight)
+        for batch in evaluation_batches(asked, alone):
+            if labels:
+                texts = [labels[best] for best in finite_scores(score, batch).argmax(1).tolist()]
+            else:
+                texts = model.write([asked[k] for k in batch])
+            for k, text in zip(batch, texts, strict=True):
+                item, whole = share.test[places[k]], weights[places[k]] if weights else 1.0
+                if share.labels:
+                    right += whole * (text == share.labels[item.target])
+                else:
+                    right += whole * measure.share(text, item.right)
+        return right
+
+    heads = {name: state.heads[name] for name in learnt if name in state.heads}
+    everything = list(range(len(share.test)))
+    if task not in heads:
+        return told(everything), 0.0
+    vectors = runtime.vectors(share, "test", statistics)
+    routes = route(vectors, heads)
+    groups: dict[str, list[int]] = {}
+    for place, other in enumerate(routes):
+        groups.setdefault(other, []).append(place)
+    own = told(mine) if (mine := groups.pop(task, [])) else 0.0
+    lost = [place for places in groups.values() for place in places]
+    elsewhere = sum(taken_for(other, places) for other, places in groups.items())
+    return own + (told(lost) if lost else 0.0), own + elsewhere
 
 
 def group_weights(groups: Sequence[int]) -> list[float]:

@@ -133,8 +133,8 @@ class LocalTraining:
         if statistics is None:
             entries = entries_of(self.state.current, frozenset(instruction.trained))
         else:
-            labels = len(runtime.labels(instruction.task))
-            shapes = statistics.shapes(labels, runtime.experiment.model)
+            classes = statistics.classes(runtime.labels(instruction.task))
+            shapes = statistics.shapes(classes, runtime.experiment.model)
             entries = sum(math.prod(shape) for shape in shapes.values())
         exact = statistics is not None and statistics.exact is not None
         return UpdateRequest(
@@ -310,8 +310,8 @@ def class_sums(
         vectors, share = torch.zeros(0, size), runtime.task(task, client)
         if data:
             vectors = runtime.vectors(share, "train", statistics)
-        targets = torch.tensor([item.target for item in data], dtype=torch.long)
-        add = partial(gradients.class_sums, vectors, targets, len(labels), first)
+        targets = torch.tensor([max(0, item.target) for item in data], dtype=torch.long)
+        add = partial(gradients.class_sums, vectors, targets, statistics.classes(labels), first)
         first += len(data)
         name = f"{place}.{CLASS_SUMS}"
         if given is None or not data:

@@ -21,7 +21,7 @@ from deal_core.config.experiment import at_server
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.models import has_label_logits
+from deal_core.methods import is_class_incremental
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.protection import sum_terms
 from deal_core.randomness import seeded_numpy
@@ -110,7 +110,10 @@ def maskable_update(
     if statistics is not None:
         place = f"sums of {instruction.task}" if statistics.once else place
         tasks = instruction.tasks or (instruction.task,)
-        shapes = [statistics.shapes(len(runtime.labels(task)), config.model) for task in tasks]
+        shapes = [
+            statistics.shapes(statistics.classes(runtime.labels(task)), config.model)
+            for task in tasks
+        ]
         layout = statistics_layout(config, shapes, basis)
     elif config.wire.dtype != EXACT:
         raise PayloadError(f"secure: wire.dtype '{config.wire.dtype}' is not summed")
@@ -131,7 +134,7 @@ def maskable_counts(
     """Return what an evaluation request asks to be added to a sum, as :func:`maskable_update`."""
     config = runtime.experiment
     basis = sum_terms(config, client.asked.model.name, instruction, state)
-    names = count_names(has_label_logits(config.model))
+    names = count_names(is_class_incremental(config))
     layout = counts_layout(names, len(instruction.tasks), config.federation.clients, basis)
     return _maskable(client, runtime, message, layout, f"evaluate {instruction.stage}", name)
 

@@ -158,6 +158,7 @@ def read_request(
         instruction.retained_rank,
         instruction.residual_rank,
         instruction.num_reference_directions,
+        instruction.components,
     )
     raw = [
         {key: (a.dtype, a.shape, a.stype, a.data) for key, a in arrays[name].items()}
@@ -195,7 +196,8 @@ def _state(
     retained, residual = padded(sent, instruction.retained_rank), None
     if instruction.residual_rank:
         residual = _adapter(arrays[RESIDUAL], runtime, instruction.residual_rank, 1.0)
-    state = State(current, retained, residual, instruction.num_reference_directions)
+    places = instruction.num_reference_directions
+    state = State(current, retained, residual, places, components=instruction.components)
     if HEADS not in arrays:
         return state
     statistics = runtime.statistics
@@ -204,7 +206,7 @@ def _state(
     tasks, size = tasks_in(arrays[HEADS], rounded), statistics.size(runtime.experiment.model)
     if not set(tasks) <= set(runtime.tasks):
         raise PayloadError("heads: a task that is not of this run")
-    shapes = {task: (len(runtime.labels(task)), size + 1) for task in tasks}
+    shapes = {task: (statistics.classes(runtime.labels(task)), size + 1) for task in tasks}
     return replace(state, heads=read_heads(arrays[HEADS], shapes, rounded))
 
 

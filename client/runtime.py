@@ -29,6 +29,7 @@ from deal_core.models import (
     LanguageModel,
     embedding_size,
     load_model,
+    text_alone,
 )
 from deal_core.models.interface import require_stateless
 from deal_core.models.loading import best_device
@@ -288,7 +289,7 @@ class ClientRuntime:
             count_correct(self.model, longest, labels)
             if not labels and isinstance(self.model, GeneratingModel):
                 self.model.written(longest, to_the_end=True)
-        if self.statistics is not None and labels:
+        if self.statistics is not None and self.statistics.classes(labels):
             self.rehearse_embeddings(task, self.statistics.layers)
 
     def task(self, task: str, client: int) -> ClientTask:
@@ -321,6 +322,8 @@ class ClientRuntime:
         """Return what the frozen base model makes of a share's training or test texts, as
         ``statistics`` see them, ``(examples, size)``; made once, for nothing changes them."""
         data, layers = share.train if part == "train" else share.test, statistics.layers
+        if statistics.routes:
+            data = [text_alone(each) for each in data]
 
         def embed() -> Tensor:
             if self.mechanism.unit is None:

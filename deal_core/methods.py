@@ -34,6 +34,7 @@ from deal_core.deal.interface import (
 from deal_core.deal.method import make_deal
 from deal_core.deal.objective import under_all_labels
 from deal_core.errors import choose
+from deal_core.models import has_label_logits
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
@@ -90,6 +91,14 @@ def resolve_auto(experiment: Experiment) -> MethodConfig:
     return method.model_copy(update={"prototype": decided})
 
 
+def is_class_incremental(experiment: Experiment) -> bool:
+    """Return whether answers are counted with the task not told as well: where the model scores the
+    labels of all tasks at once, or a router chooses the task."""
+    statistics = statistics_of(method_of(experiment))
+    routes = statistics is not None and statistics.routes
+    return routes or has_label_logits(experiment.model)
+
+
 def texts_at_once(experiment: Experiment) -> str:
     """Return a task whose answers are texts, where all tasks are learnt at once; else nothing. Sums
     by label have no place for it."""
@@ -117,6 +126,7 @@ __all__ = [
     "TaskMemory",
     "TaskPrompt",
     "Tensors",
+    "is_class_incremental",
     "make_method",
     "method_of",
     "phases_after",

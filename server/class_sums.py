@@ -33,21 +33,21 @@ class ClassSums(MaskedSum):
     Attributes:
         statistics: what is added up.
         summed: tasks of the round, each to the clients that have worked on it.
-        labels: task to their number.
+        classes: task to their number.
         stream: number of tasks of the run.
         context: tasks, and the deviation of the noise, to what the server knows of their sums.
     """
 
     statistics: Statistics
     summed: Mapping[str, Sequence[str]]
-    labels: Mapping[str, int]
+    classes: Mapping[str, int]
     stream: int
     context: Callable[[Sequence[str], float], SumContext]
 
     def layout(self, state: State, basis: str) -> Layout:
         """Return the layout of the sums of all tasks of the round."""
         config = self.clients.experiment
-        shapes = [self.statistics.shapes(self.labels[task], config.model) for task in self.summed]
+        shapes = [self.statistics.shapes(self.classes[task], config.model) for task in self.summed]
         return statistics_layout(config, shapes, basis)
 
     def absorb(
@@ -80,17 +80,17 @@ class ClassSums(MaskedSum):
 
 
 def tasks_to_sum(
-    plan: Plan, step: Step, statistics: Statistics, state: State, labels: Mapping[str, int]
+    plan: Plan, step: Step, statistics: Statistics, state: State, classes: Mapping[str, int]
 ) -> dict[str, list[str]]:
     """Return the tasks whose records are added up in a round, each to its clients. What is taken
-    once is taken in the stage in which the last client works on the task; answers that are texts
-    have no sums."""
+    once is taken in the stage in which the last client works on the task; a task without
+    ``classes`` has no sums."""
     if statistics.once:
         ended = plan.ended(step.stage)
         tasks = {task: own for task, own in ended.items() if task not in state.heads}
     else:
         tasks = plan.at_work(step.stage, step.server_round)
-    return {task: clients for task, clients in tasks.items() if labels[task]}
+    return {task: clients for task, clients in tasks.items() if classes[task]}
 
 
 def clients_to_ask(tasks: Mapping[str, Sequence[str]], clients: Sequence[str]) -> dict[str, str]:
@@ -139,9 +139,12 @@ class PublicLabels:
         statistics = statistics_of(method_of(self.experiment))
         if not tasks or statistics is None:
             return SumContext(deviation, {}, None)
-        subspace, layers = self._subspace, statistics.layers
-        names = {
-            task: subspace.project(text_vectors(self._model, self.of[task], layers, self.of[task]))
-            for task in tasks
-        }
+        subspace, names = self._subspace, {}
+        for task in tasks:
+            labels = self.of[task]
+            asked = () if statistics.routes else labels
+            names[task] = torch.zeros(1, len(subspace.spread))  # texts have no name
+            if labels:
+                vectors = text_vectors(self._model, labels, statistics.layers, asked)
+                names[task] = subspace.project(vectors)
         return SumContext(deviation, names, subspace)

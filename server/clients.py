@@ -237,6 +237,8 @@ def instruction_of(step: Step, state: State) -> Instruction:
         retained_rank=state.retained.rank,
         residual_rank=state.residual.rank if state.residual is not None else 0,
         num_reference_directions=state.num_reference_directions,
+        component_ranks=tuple(each.rank for each in state.components),
+        component_tasks=tuple("\n".join(each.tasks) for each in state.components),
     )
 
 

@@ -20,7 +20,7 @@ from deal_core.errors import UserError
 from deal_core.lora.adapter import is_nonzero, relative_difference, stack, zero_adapter
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.models import has_label_logits
+from deal_core.methods import is_class_incremental
 from deal_core.protection import sum_terms
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.messages import ProtocolError
@@ -67,7 +67,7 @@ class Evaluation:
     again: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._names = count_names(has_label_logits(self.clients.experiment.model))
+        self._names = count_names(is_class_incremental(self.clients.experiment))
         self._shares = bool(self.clients.experiment.data.generation)
 
     def instruction(self, state: State) -> Instruction:
@@ -283,7 +283,7 @@ def without_zeros(state: State) -> State:
 
 def same_model(first: State, second: State) -> bool:
     """Whether two states answer alike, however they are laid out."""
-    if first.heads.keys() != second.heads.keys():
+    if first.heads.keys() != second.heads.keys() or first.components != second.components:
         return False
     if any(not torch.equal(head, second.heads[task]) for task, head in first.heads.items()):
         return False

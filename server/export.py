@@ -21,7 +21,7 @@ from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, public_labels
 from deal_core.errors import choose
-from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
+from deal_core.inference.folder import AdapterFolder, ComponentRows, Inference, TaskSpace
 from deal_core.lora.adapter import Adapter, is_nonzero, nonzero_rank, split, stack, zero_adapter
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.kinds import KINDS, kind_of, rule_of
@@ -88,7 +88,7 @@ def export_adapter(
     All parts of ``state`` are stacked, so one PEFT adapter of the summed rank gives exactly the
     global model; directions that are zero in every layer are left out. A base model of the hub is
     named with the commit that was read. Where PEFT alone could not load the adapter
-    (``AdapterKind.map_behind``), PEFT's settings are left out.
+    (``AdapterKind.map_behind``, or components, of which one answers), PEFT's settings are left out.
     """
     model = experiment.model.model_copy(update={"name": pinned(experiment.model.name)})
     experiment = experiment.model_copy(update={"model": model})
@@ -107,7 +107,8 @@ def export_adapter(
         whole = whole_heads(state)
         heads = {task: np.ascontiguousarray(head.numpy()) for task, head in whole.items()}
         atomic_write(files.heads, save(heads, {"format": "pt"}))
-    if kind_of(experiment.adapter).map_behind is None:  # PEFT finds its layers in the base model
+    alone = kind_of(experiment.adapter).map_behind is None  # PEFT finds its layers in the base
+    if alone and not state.components:
         peft_config(merged, experiment).save_pretrained(str(folder))
     inference = _inference(state, experiment, tasks)
     atomic_write(files.inference, inference.model_dump_json(indent=2) + "\n")
@@ -150,6 +151,7 @@ def _inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpace])
         tasks=tuple(tasks),
         current_rank=state.current.rank,
         current_scaling=state.current.scaling,
+        components=tuple(ComponentRows(tasks=own.tasks, rank=own.rank) for own in state.components),
         head_layers=statistics.layers if statistics is not None else 0,
         names_weight=statistics.names_weight(logits) if statistics is not None else 0.0,
         versions=versions,

@@ -24,7 +24,7 @@ from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes
 from deal_core.lora.arrays import from_arrays, to_arrays
 from deal_core.lora.payload import HEADS, LORA, RESIDUAL, RETAINED, SUMS, Template
-from deal_core.lora.state import State
+from deal_core.lora.state import Component, State
 from deal_core.methods import method_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.distributed_noise import whom_to_trust
@@ -44,7 +44,7 @@ from server.plan import make_plan
 from server.results import Results, write_results
 from server.strategy import DealStrategy, start_state
 
-VERSION = 6
+VERSION = 7
 """Of a checkpoint's file, and of the schedule that its position counts in."""
 
 
@@ -176,6 +176,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "retained_rank": str(state.retained.rank),
         "residual_rank": str(state.residual.rank if state.residual is not None else 0),
         "num_reference_directions": str(state.num_reference_directions),
+        "components": json.dumps([[each.tasks, each.rank] for each in state.components]),
     }
     meta["sha256"] = _digest(tensors, meta)
     second = path.with_suffix(".keeping")
@@ -258,6 +259,7 @@ def load_checkpoint(path: Path, shapes: Shapes) -> Checkpoint:
             adapter(RESIDUAL, "residual_rank") if int(meta["residual_rank"]) else None,
             int(meta["num_reference_directions"]),
             named(HEADS),
+            tuple(Component(tuple(own), rank) for own, rank in json.loads(meta["components"])),
             named(SUMS),
         )
         history = History.model_validate_json(meta["history"])

@@ -190,7 +190,11 @@ class DealStrategy(Strategy):
             self.history = one.evaluation.finish(sent, self.history)
         statistics, state, aggregate = self._statistics(step), one.before, None
         if statistics is None:  # as the clients decode it where they train it
-            state = replace(sent.packed.state, heads=state.heads)
+            arrived = sent.packed.state
+            if state.components:  # which are not sent to be learnt beside
+                kept, components = state.retained, state.components
+                arrived = replace(arrived, retained=kept, components=components)
+            state = replace(arrived, heads=state.heads)
         with clients.may_be_lost("round_lost", step), threads(1):
             after, added = summation.finish(state)
             state, aggregate = sendable(after), added
@@ -258,8 +262,8 @@ class DealStrategy(Strategy):
         step = self._ends.get(server_round)
         if step is None:
             return []
-        before = self.state
-        self.state = self._moved_on(step, lambda: self._method.end_task(before))
+        before, tasks = self.state, tuple(self.plan.work(step.stage))
+        self.state = self._moved_on(step, lambda: self._method.end_task(before, tasks))
         if self._at_sites and step.stage < len(self.plan.stages) - 1:
             self.clients.event("stage_finished", step)
             return []
@@ -334,8 +338,8 @@ class DealStrategy(Strategy):
         clients, plan, statistics = self.clients, self.plan, self._statistics(step)
         experiment, stream = clients.experiment, len(plan.tasks)
         if statistics is not None:
-            labels = {task: len(own) for task, own in self._labels.of.items()}
-            summed = tasks_to_sum(plan, step, statistics, self.state, labels)
+            classes = {task: statistics.classes(own) for task, own in self._labels.of.items()}
+            summed = tasks_to_sum(plan, step, statistics, self.state, classes)
             several = plan.joint_tasks or experiment.stream.schedule == "per-client"
             return ClassSums(
                 clients=clients,
@@ -345,7 +349,7 @@ class DealStrategy(Strategy):
                 secure=self._secure,
                 statistics=statistics,
                 summed=summed,
-                labels=labels,
+                classes=classes,
                 stream=stream,
                 context=self._labels.context,
             )
@@ -379,7 +383,7 @@ class DealStrategy(Strategy):
         label heads for gradients of them."""
         statistics, state = self._statistics(step), self.state
         if statistics is None:
-            return replace(state, heads={})
+            return replace(state.view(None), heads={})
         nothing = zero_adapter(state.current.shapes, 1, self.clients.experiment.adapter.lora_alpha)
         heads = {} if statistics.once else state.heads
         return replace(state, current=nothing, residual=None, heads=heads)
@@ -438,7 +442,7 @@ class DealStrategy(Strategy):
         generator = seeded(experiment.run.seed, "begin", step.stage)
 
         def begun() -> State:
-            state = self._method.begin_task(before, generator)
+            state = self._method.begin_task(before, generator, own)
             if lay_out is None or not own:
                 return state
             # Of a task with the very same labels the directions are this one's: it learns on in

@@ -83,7 +83,9 @@ class DealReference(HeldStart):
 
     config: Constants = Constants()
 
-    def begin_task(self, state: State, generator: torch.Generator) -> State:
+    def begin_task(
+        self, state: State, generator: torch.Generator, tasks: Sequence[str] = ()
+    ) -> State:
         """Hold the factors as they are; the current ones are what fresh maps make of them."""
         held = super().begin_task(state, generator)
         if not is_nonzero(held.current):

@@ -11,7 +11,7 @@ alone do. Sources: Boehning 1992 (the bound); Nesterov 1983; O'Donoghue & Candes
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -50,7 +50,9 @@ class Frozen:
     adapter: AdapterConfig
     phases: tuple[Phase, ...]
 
-    def begin_task(self, state: State, generator: torch.Generator) -> State:
+    def begin_task(
+        self, state: State, generator: torch.Generator, tasks: Sequence[str] = ()
+    ) -> State:
         """Keep everything; next to nothing travels for adapters that are zero."""
         if state.current.rank == state.retained.rank == 1:
             return state
@@ -59,7 +61,7 @@ class Frozen:
             state, current=zero_adapter(shapes, 1, alpha), retained=zero_adapter(shapes, 1)
         )
 
-    def end_task(self, state: State) -> State:
+    def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """Keep everything as it is."""
         return state
 
@@ -216,7 +218,7 @@ def bound(moment: Tensor, ridge: float) -> Tensor:
 class LinearProbe(Frozen):
     """Heads of zeros that rounds of exact gradients train."""
 
-    def end_task(self, state: State) -> State:
+    def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """The heads are what was reached, not where the next gradient would be taken."""
         heads = {task: state.sums[f"{WEIGHTS}/{task}"].float() for task in state.heads}
         return replace(state, heads=heads)

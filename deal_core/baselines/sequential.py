@@ -40,11 +40,13 @@ class Sequential:
         """None: rounds of learning alone."""
         return ()
 
-    def begin_task(self, state: State, generator: torch.Generator) -> State:
+    def begin_task(
+        self, state: State, generator: torch.Generator, tasks: Sequence[str] = ()
+    ) -> State:
         """Keep the adapter; make it before the first task."""
         return continued(state, self.adapter, generator)
 
-    def end_task(self, state: State) -> State:
+    def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """Keep everything as it is."""
         return state
 
@@ -64,11 +66,13 @@ class Sequential:
 class HeldStart(Sequential):
     """The same, and the model at the start of the task is held for its length."""
 
-    def begin_task(self, state: State, generator: torch.Generator) -> State:
+    def begin_task(
+        self, state: State, generator: torch.Generator, tasks: Sequence[str] = ()
+    ) -> State:
         """Keep the adapter, and its start."""
         return snapshot_task_start(continued(state, self.adapter, generator))
 
-    def end_task(self, state: State) -> State:
+    def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """Keep the adapter, and its start no longer."""
         return drop_task_start(state)
 
@@ -117,13 +121,15 @@ class OLora(Sequential):
 
     weight: float = 0.5
 
-    def begin_task(self, state: State, generator: torch.Generator) -> State:
+    def begin_task(
+        self, state: State, generator: torch.Generator, tasks: Sequence[str] = ()
+    ) -> State:
         """Start a fresh current adapter outside the row space of the earlier ones."""
         scaling = self.adapter.lora_alpha / self.adapter.rank
         current = orthogonal_init(state.retained, self.adapter.rank, scaling, generator)
         return State(current, state.retained)
 
-    def end_task(self, state: State) -> State:
+    def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """Return the same model: the task's adapter stands frozen beside the earlier ones, stacked
         in the retained one, and the current one is zero."""
         current = state.current
@@ -191,7 +197,9 @@ class Slao(Sequential):
     coordinates. Where clients have their own orders a stage counts as a task.
     """
 
-    def begin_task(self, state: State, generator: torch.Generator) -> State:
+    def begin_task(
+        self, state: State, generator: torch.Generator, tasks: Sequence[str] = ()
+    ) -> State:
         """Return a state that goes on from the last task's own factors, (M46), and keeps the merged
         ``B`` aside; before the first task one with a drawn adapter."""
         if TASKS not in state.sums:
@@ -203,7 +211,7 @@ class Slao(Sequential):
             layers[name] = LoraFactors(orthonormal_rows(factors.A), last)
         return replace(state, current=Adapter(layers, state.current.scaling), sums=kept)
 
-    def end_task(self, state: State) -> State:
+    def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """Return a state that answers with the merged factors, (M47), and keeps the task's own
         ``B`` aside."""
         tasks = state.sums.get(TASKS, torch.zeros(1, dtype=torch.float64)) + 1

@@ -23,6 +23,10 @@ class RetentionConfig(Table):
     (the largest, as they are; nothing measured beats it) or ``wavelet`` (heat kernels over the
     spectrum: values near the noise floor shrink, those below it vanish); ``none``: nothing is
     compressed, and every task goes on with the same adapter."""
+    apart: bool = False
+    """Whether each task keeps an adapter of its own within ``adapter.retained_rank``, and a router
+    chooses among them, by class means of the frozen model (generative models). Otherwise all that
+    was learnt is one sum."""
 
 
 class UpdateConfig(Table):

@@ -191,6 +191,8 @@ class Statistics:
         noise_multiplier: noise of class sums where no mechanism says how much, in largest parts of
             a record.
         names: whether scores of label names by the adapted model count beside those of heads.
+        routes: whether they choose among components: texts are embedded without their prompts, and
+            a task that writes has one class, all of its texts.
         exact: sums of another kind; None: class sums.
     """
 
@@ -200,6 +202,7 @@ class Statistics:
     directions: int = 0
     noise_multiplier: float = 0.0
     names: bool = False
+    routes: bool = False
     exact: ExactSums | None = None
 
     def rounds(self, dtype: str) -> bool:
@@ -211,16 +214,20 @@ class Statistics:
         0: heads answer alone."""
         return (0.5 if has_label_logits else 1.0) * self.names
 
+    def classes(self, labels: Sequence[str]) -> int:
+        """Return of how many classes of a task sums are taken."""
+        return len(labels) or int(self.routes)
+
     def size(self, model: ModelConfig) -> int:
         """Return the entries of a vector that is added up; no weights are read."""
         size = embedding_size(model, self.layers)
         return min(self.directions or size, size)
 
-    def shapes(self, labels: int, model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-        """Return name to shape of what a client gives of a task with so many labels."""
+    def shapes(self, classes: int, model: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+        """Return name to shape of what a client gives of a task with so many classes."""
         if self.exact is not None:
-            return self.exact.shapes(labels, self.size(model))
-        return {CLASS_SUMS: (labels, self.size(model) + 1)}
+            return self.exact.shapes(classes, self.size(model))
+        return {CLASS_SUMS: (classes, self.size(model) + 1)}
 
     def subspace(
         self, data: DataConfig, model: LanguageModel, spaces: Sequence[Sequence[str]]
@@ -235,8 +242,9 @@ class Statistics:
         Raises:
             UserError: as :func:`~deal_core.data.public.public_texts`.
         """
+        texts = public_texts(data, spaces)
+        first = () if self.routes else next(space for space in spaces if space)
         folder = cache_folder("public")
-        texts, first = public_texts(data, spaces), next(space for space in spaces if space)
         return public_subspace(model, texts, self.layers, self.directions, first, folder)
 
 
@@ -293,11 +301,13 @@ class Method(Protocol):
         """Rounds of sums that follow those of learning in every task, in order; and what takes
         their place, where one is called ``learn``."""
 
-    def begin_task(self, state: State, generator: torch.Generator) -> State:
+    def begin_task(
+        self, state: State, generator: torch.Generator, tasks: Sequence[str] = ()
+    ) -> State:
         """Server, before the first round of a stage (which is a task where all clients work on
-        the same one)."""
+        the same one); ``tasks``: those of the stage."""
 
-    def end_task(self, state: State) -> State:
+    def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """Server, after the last round of a stage, that of its last phase."""
 
     def objective(

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
-from deal_core.deal.class_means import prototype_phases
+from deal_core.deal.class_means import prototype_phases, router_phases
 from deal_core.deal.controlled_update import (
     Anchor,
     beside_current,
@@ -36,6 +36,7 @@ from deal_core.deal.distillation import distilled
 from deal_core.deal.interface import LocalTask, Phase
 from deal_core.deal.objective import Penalised
 from deal_core.deal.retention import RETENTIONS, retain
+from deal_core.deal.routed import RoutedDeal
 from deal_core.errors import choose
 from deal_core.lora.adapter import fingerprint, orthogonal_init, stack, zero_adapter
 from deal_core.lora.state import State, continued, drop_task_start, snapshot_task_start
@@ -53,7 +54,9 @@ class Deal:
     method: MethodConfig
     phases: tuple[Phase, ...] = ()
 
-    def begin_task(self, state: State, generator: torch.Generator) -> State:
+    def begin_task(
+        self, state: State, generator: torch.Generator, tasks: Sequence[str] = ()
+    ) -> State:
         """Return a state with a fresh current adapter, outside the retained directions unless told
         not to (M4). Without retention the adapter that is there goes on."""
         if self.method.retention.filter == "none":
@@ -62,7 +65,7 @@ class Deal:
         fresh = orthogonal_init(state.retained, rank, scaling, generator)
         return replace(state, current=fresh, residual=None, num_reference_directions=0)
 
-    def end_task(self, state: State) -> State:
+    def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """Return a state that retains, of both adapters stacked, the best part of rank
         ``retained_rank`` (exact while everything learnt so far fits)."""
         if self.method.retention.filter == "none":
@@ -100,11 +103,13 @@ class Deal:
         return Penalised(losses, price)
 
 
-def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal:
+def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal | RoutedDeal:
     """Return the method of an experiment.
 
     Raises:
         UserError: unknown retention.
     """
     choose("method.retention.filter", method.retention.filter, {**RETENTIONS, "none": None})
+    if method.retention.apart:
+        return RoutedDeal(adapter, method, router_phases(method.prototype))
     return Deal(adapter, method, prototype_phases(method.prototype))

@@ -89,6 +89,13 @@ class TaskSpace(Table):
     """What the prompt of a generating model asks for; empty: that of ``model``."""
 
 
+class ComponentRows(Table):
+    """Rows of the adapter that answer some tasks alone."""
+
+    tasks: tuple[str, ...]
+    rank: int
+
+
 class Inference(Table):
     """``inference.json``."""
 
@@ -119,6 +126,9 @@ class Inference(Table):
     there are no heads."""
     names_weight: float = 0.0
     """What scores of label names weigh beside those of heads."""
+    components: tuple[ComponentRows, ...] = ()
+    """Of the adapter, from its first row on; none: all of it answers. A router chooses one for a
+    text: the task whose head scores the text alone, without a prompt, highest."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Of the packages at the server."""
 

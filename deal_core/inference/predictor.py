@@ -19,8 +19,15 @@ from deal_core.inference.folder import AdapterFolder, Answer, Inference, Written
 from deal_core.lora.adapter import Adapter, LoraFactors, split
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.payload import PREFIX
-from deal_core.lora.state import State
-from deal_core.models import Encoded, GeneratingModel, LanguageModel, load_model, skeleton
+from deal_core.lora.state import Component, State
+from deal_core.models import (
+    Encoded,
+    GeneratingModel,
+    LanguageModel,
+    load_model,
+    skeleton,
+    text_alone,
+)
 from deal_core.models.loading import best_device
 from deal_core.training.evaluation import (
     AnswerSpace,
@@ -30,6 +37,7 @@ from deal_core.training.evaluation import (
     by_heads,
     by_name,
     finite_scores,
+    route,
 )
 from deal_core.training.hardware import compute_dtype
 from deal_core.training.loop import load_state
@@ -37,11 +45,12 @@ from deal_core.training.loop import load_state
 
 @dataclass(frozen=True)
 class Predictor:
-    """A base model with all adapters, and the label heads of tasks."""
+    """A base model with all adapters (``state``), and the label heads of tasks."""
 
     inference: Inference
     model: LanguageModel
     heads: Mapping[str, Tensor]
+    state: State
 
     def answer(self, text: str, task: str = "") -> Answer | Written:
         """Return the label of one text, among those of the ``task``, or, where none is named, of
@@ -51,6 +60,9 @@ class Predictor:
         Raises:
             UserError: unknown task; or none, and the family scores labels of one task at a time.
         """
+        if self.state.components:
+            task = task or self._routed(text)
+            load_state(self.model, self.state.view(self.state.place_of(task)))
         space, labels = self._space(task)
         instruction = self.inference.instruction(task)
         if isinstance(self.model, GeneratingModel) and not labels:
@@ -67,7 +79,22 @@ class Predictor:
         Raises:
             UserError: as :meth:`answer`.
         """
-        self._space(task)
+        if task or not self.state.components:
+            self._space(task)
+        else:
+            self._routes()
+
+    def _routed(self, text: str) -> str:
+        """The task that the router takes a text for."""
+        heads = self._routes()
+        alone = [text_alone(each) for each in self.model.encode([Example(text, "")], ())]
+        return route(base_embeddings(self.model, alone, self.inference.head_layers), heads)[0]
+
+    def _routes(self) -> dict[str, Tensor]:
+        heads = {task: head for task, head in self.heads.items() if task in self.inference.learnt}
+        if not heads:
+            raise UserError("the run has no router; name a task with --task")
+        return heads
 
     def _space(self, task: str) -> tuple[AnswerSpace, tuple[str, ...]]:
         """Return the columns that are scored, and the labels that a prompt names."""
@@ -90,7 +117,8 @@ class Predictor:
         names = by_name(self.model, data, [label for _, label in space.columns])
         if not self.heads or (task and task not in self.heads):
             return names
-        vectors = base_embeddings(self.model, data, self.inference.head_layers)
+        texts = [text_alone(each) for each in data] if self.state.components else data
+        vectors = base_embeddings(self.model, texts, self.inference.head_layers)
         weight = self.inference.names_weight
         return by_heads(vectors, space, self.heads, names, weight)
 
@@ -131,7 +159,7 @@ def load_predictor(folder: AdapterFolder, base: str = "") -> Predictor:
     dtype = compute_dtype(TrainConfig(precision=inference.precision), best_device())
     model = load_model(model_config, adapter_config, inference.max_length, dtype)
     load_state(model, state)
-    return Predictor(inference, model, read_heads(folder))
+    return Predictor(inference, model, read_heads(folder), state)
 
 
 def checked_adapter(
@@ -176,7 +204,8 @@ def as_evaluated(adapter: Adapter, inference: Inference) -> State:
     merged, beside = split(adapter, adapter.rank - inference.current_rank)
     scaling = inference.current_scaling
     layers = {n: LoraFactors(f.A, f.B / scaling) for n, f in beside.layers.items()}
-    return State(Adapter(layers, scaling), merged)
+    components = tuple(Component(own.tasks, own.rank) for own in inference.components)
+    return State(Adapter(layers, scaling), merged, components=components)
 
 
 def read_adapter(folder: AdapterFolder) -> Adapter:

@@ -19,6 +19,15 @@ from deal_core.lora.adapter import (
 )
 
 
+@dataclass(frozen=True)
+class Component:
+    """Rows of the retained adapter that answer some tasks alone: ``rank`` of them, behind those of
+    the components before."""
+
+    tasks: tuple[str, ...]
+    rank: int
+
+
 @dataclass(frozen=True, eq=False)
 class State:
     """The global model beyond the frozen base. Two states are equal if they are the same object.
@@ -35,6 +44,8 @@ class State:
             unit embedding and a bias for each label; or ``(labels, 2, size + 1)``, the second row
             for telling it from other labels of its task. A task without one is answered by the
             names of its labels.
+        components: of ``retained``, where what tasks taught is kept apart
+            (:mod:`deal_core.deal.components`); none: its rows are one sum.
         sums: what clients' statistics add up to so far, or what else a method keeps at the server,
             float64, by names of the method's own; none of it travels.
     """
@@ -44,6 +55,7 @@ class State:
     residual: Adapter | None = None
     num_reference_directions: int = 0
     heads: Mapping[str, Tensor] = field(default_factory=dict)
+    components: tuple[Component, ...] = ()
     sums: Mapping[str, Tensor] = field(default_factory=dict)
 
     def parts(self) -> list[Adapter]:
@@ -54,6 +66,22 @@ class State:
             else self.retained
         )
         return [a for a in (kept, self.residual, self.current) if a is not None and a.rank]
+
+    def place_of(self, task: str) -> int | None:
+        """Return the place of the component that answers a task; None: none does."""
+        places = [place for place, own in enumerate(self.components) if task in own.tasks]
+        return places[0] if places else None
+
+    def view(self, place: int | None) -> State:
+        """Return the model with one of the components alone, or, for None, with none, beside what
+        is learnt now; without components, the state itself."""
+        if not self.components:
+            return self
+        retained, ranks = zero_adapter(self.retained.shapes, 1), [c.rank for c in self.components]
+        if place is not None:
+            behind = split(self.retained, sum(ranks[:place]))[1]
+            retained = split(behind, ranks[place])[0]
+        return replace(self, retained=retained, components=())
 
     def delta_since_task_start(self) -> Adapter | None:
         """Return what is changed since the start of the task, ``current`` left out (scaling 1)."""

@@ -16,8 +16,15 @@ from deal_core.errors import UserError, choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.causal import causal_prompts, load_causal
 from deal_core.models.encoder import encoder_label_vectors, load_encoder
+from deal_core.models.fast.prompt_forest import QUARTER
 from deal_core.models.generating import GeneratingModel
-from deal_core.models.interface import Encoded, ForwardOutput, LabelVectors, LanguageModel
+from deal_core.models.interface import (
+    Encoded,
+    ForwardOutput,
+    LabelVectors,
+    LanguageModel,
+    text_alone,
+)
 from deal_core.models.loading import (
     check_bits,
     check_checkpoint,
@@ -173,7 +180,7 @@ def embedding_size(model: ModelConfig, layers: int = 1) -> int:
 
     whole = pretrained(AutoConfig, model.name)
     config = whole.get_text_config(encoder=True if whole.is_encoder_decoder else None)
-    size: int = config.hidden_size * math.ceil(min(layers, config.num_hidden_layers) / 2)
+    size: int = config.hidden_size * math.ceil(min(max(layers, 1), config.num_hidden_layers) / 2)
     return size
 
 
@@ -185,6 +192,7 @@ def decodes_apart(model: ModelConfig) -> bool:
 
 __all__ = [
     "FAMILIES",
+    "QUARTER",
     "Encoded",
     "Family",
     "ForwardOutput",
@@ -204,4 +212,5 @@ __all__ = [
     "load_model",
     "max_positions",
     "skeleton",
+    "text_alone",
 ]

@@ -116,6 +116,12 @@ class GeneratingModel(LanguageModel):
         scores = self.scores(batch, labels)
         return scores * lengths.to(scores.device)
 
+    def asked(
+        self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""
+    ) -> list[Encoded]:
+        """Return the same texts under the prompt of another task; their answers are not known."""
+        return [self._prompts.prompt(item.text, labels, instruction) for item in batch]
+
     def answered(
         self, batch: Sequence[Encoded], labels: Sequence[str], instruction: str = ""
     ) -> list[Encoded]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -151,6 +151,11 @@ def embedding_of(pooled: Sequence[Tensor]) -> Tensor:
         return units[0]
     pairs = [torch.stack(units[i : i + 2]).sum(0) for i in range(0, len(units), 2)]
     return torch.cat([normalize(pair, dim=1) for pair in pairs], dim=1) / math.sqrt(len(pairs))
+
+
+def text_alone(item: Encoded) -> Encoded:
+    """Return a text without the prompt around it, to embed it; an encoder's has none."""
+    return replace(item, tokens=item.text, shared=0) if item.text else item
 
 
 def last_layers(output: Any, layers: int) -> list[Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError
 from deal_core.models.fast.attention import register_attention
-from deal_core.models.fast.prompt_forest import Tokens
+from deal_core.models.fast.prompt_forest import QUARTER, Tokens, quarter_layer
 from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, last_layers
 from deal_core.models.loading import load_base_model, pretrained
@@ -116,10 +117,10 @@ class Seq2SeqLM(GeneratingModel):
         """Return the states of prompts after the encoder's last layers, the last one first,
         ``(batch, longest, hidden)`` each, and which of them are of a token."""
         ids, real = self._padded([item.tokens for item in batch])
-        output = self._encoder(
-            input_ids=ids, attention_mask=real.long(), output_hidden_states=layers > 1
-        )
-        return last_layers(output, layers), real
+        run = partial(self._encoder, input_ids=ids, attention_mask=real.long())
+        if layers == QUARTER:
+            return [quarter_layer(self._encoder, run)], real
+        return last_layers(run(output_hidden_states=layers > 1), layers), real
 
     def _decode(self, texts: ReadTexts, rows: Sequence[Tokens], cache: Any = None) -> Tensor:
         """Return the states of these tokens, each row below one text, ``(rows, longest, hidden)``;

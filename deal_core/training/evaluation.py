@@ -163,6 +163,21 @@ def by_heads(
     return scores
 
 
+def route(embeddings: Tensor, heads: Mapping[str, Tensor]) -> list[str]:
+    """Return the task of each text: that of the label, of all tasks' labels, whose class mean is
+    the nearest. Source: docs/method.md (M72).
+
+    Args:
+        embeddings: ``(texts, size)``.
+        heads: at least one task to ``(labels, size + 1)``; a task that writes has one row.
+    """
+    x = embeddings.double()
+    best = [(x @ head[:, :-1].double().T + head[:, -1].double()).amax(1) for head in heads.values()]
+    places = torch.stack(best, dim=1).nan_to_num(nan=-torch.inf).argmax(dim=1)
+    names = list(heads)
+    return [names[place] for place in places.tolist()]
+
+
 def by_names_told(names: Scorer, heads: Scorer, space: AnswerSpace) -> Scorer:
     """Return scores of texts of a task that has no head, beside tasks that have one. In Task-IL the
     names of its labels answer; in Class-IL a head does, as for everybody who does not know the

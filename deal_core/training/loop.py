@@ -130,7 +130,9 @@ class TrainReport:
 
 
 def load_state(model: LanguageModel, state: State) -> None:
-    """Put the current adapter into the model, and everything else into its frozen weights."""
+    """Put the current adapter into the model, and everything else into its frozen weights; of a
+    state with components none: :meth:`State.view` chooses one."""
+    state = state.view(None)
     merge(model.module, state.retained, state.residual, state.num_reference_directions)
     write(model.module, state.current)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from deal_core.atomic_write import atomic_write
 from deal_core.data import Example
 from deal_core.data.public import texts_digest
-from deal_core.models import LanguageModel
+from deal_core.models import Encoded, LanguageModel, text_alone
 from deal_core.training.evaluation import base_embeddings
 
 LONG = 0.9
@@ -109,7 +109,7 @@ def public_subspace(
         texts: public ones.
         layers: of how many of its last layers embeddings are made.
         number: of directions; 0: all that an embedding has, as they are.
-        labels: of a task, where a prompt names some.
+        labels: of a task, where a prompt names some; none: texts are read without a prompt.
         folder: of files with embeddings of public texts; None: none is read or written.
     """
     if not number:
@@ -144,12 +144,18 @@ def text_vectors(
 ) -> Tensor:
     """Return the frozen model's unit vectors of public texts or names, ``(texts, size)``, float32;
     ``labels``: of a task, where a prompt names some."""
-    encoded = model.encode([Example(text, labels[0]) for text in texts], labels)
-    return base_embeddings(model, encoded, layers)
+    return base_embeddings(model, _encoded(model, texts, labels), layers)
+
+
+def _encoded(model: LanguageModel, texts: Sequence[str], labels: Sequence[str]) -> list[Encoded]:
+    """Texts in the prompt of a task with these labels; without any, each alone."""
+    examples = [Example(text, labels[0] if labels else "") for text in texts]
+    encoded = model.encode(examples, labels)
+    return encoded if labels else [text_alone(each) for each in encoded]
 
 
 def _key(model: LanguageModel, texts: tuple[str, ...], layers: int, labels: Sequence[str]) -> str:
-    encoded = model.encode([Example(text, labels[0]) for text in texts], labels)
+    encoded = _encoded(model, texts, labels)
     read = hashlib.sha256(repr([each.tokens for each in encoded]).encode()).hexdigest()
     settings = texts_digest(texts), read, layers, tuple(labels)  # a text may be cut, or prompted
     hashed = hashlib.sha256(repr(settings).encode())

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.payload import PayloadError
-from deal_core.lora.state import State
+from deal_core.lora.state import Component, State
 
 LEARN = "learn"
 """The first phase of every task."""
@@ -69,6 +69,10 @@ class Instruction(BaseModel):
     """Rows of that record; those up to ``retained_rank`` that are not sent are zero."""
     num_reference_directions: int = Field(0, ge=0)
     """First rows of the retained record that only show the start of the task (see ``State``)."""
+    component_ranks: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Rows of each component of the retained adapter, in their order; none: it is one sum."""
+    component_tasks: tuple[str, ...] = ()
+    """Tasks that each of them answers, separated by line breaks."""
 
     @model_validator(mode="after")
     def _each_name_once(self) -> Self:
@@ -85,7 +89,17 @@ class Instruction(BaseModel):
             raise ValueError("more reference directions than there are")
         if self.retained_rows > self.retained_rank:
             raise ValueError("more rows than are retained")
+        if len(self.component_ranks) != len(self.component_tasks):
+            raise ValueError("components without tasks")
+        if sum(self.component_ranks) > self.retained_rank:
+            raise ValueError("more rows of components than are retained")
         return self
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """Of the retained adapter."""
+        each = zip(self.component_tasks, self.component_ranks, strict=True)
+        return tuple(Component(tuple(names.split("\n")), rank) for names, rank in each)
 
     def evaluation(self) -> Instruction:
         """Return the evaluation request that this training request carries along."""
@@ -101,6 +115,8 @@ class Instruction(BaseModel):
             retained_digest=self.retained_digest,
             retained_rows=self.retained_rows,
             num_reference_directions=self.num_reference_directions,
+            component_ranks=self.component_ranks,
+            component_tasks=self.component_tasks,
         )
 
     def to_config(self) -> dict[str, Any]:

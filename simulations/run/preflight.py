@@ -90,6 +90,21 @@ def check_aggregation(experiment: Experiment) -> None:
         raise UserError(f"adapter.client_ranks: every rank must be from 1 to adapter.rank ({rank})")
 
 
+def check_components(experiment: Experiment) -> None:
+    """Components are kept of generative models, task by task."""
+    if not experiment.method.retention.apart:
+        return
+    if experiment.method.name != "deal" or has_label_logits(experiment.model):
+        raise UserError(
+            "method.retention.apart keeps an adapter for each task of a generative model with "
+            "method.name deal; leave it out"
+        )
+    if experiment.stream.at_once or experiment.stream.schedule == "per-client":
+        raise UserError(
+            "method.retention.apart needs one task at a time; set stream.schedule to synchronous"
+        )
+
+
 def check_adapter_kind(experiment: Experiment) -> None:
     """A kind of adapter that lays out every task anew goes with few methods, models and keys."""
     adapter, method = experiment.adapter, experiment.method
@@ -223,6 +238,7 @@ NAMES = (
     Check(check_model_names, "model", "adapter", settles=MODEL),
     Check(check_aggregation, "aggregation", "method", "adapter"),
     Check(check_adapter_kind, "adapter", "method", "model", MODEL),
+    Check(check_components, "method", "stream", "model", MODEL),
     Check(check_secure, *TABLES, METHOD, MODEL),
     Check(check_wire, "wire"),
     Check(check_mechanism, *TABLES, METHOD, MODEL),

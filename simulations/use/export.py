@@ -66,6 +66,8 @@ def export(request: ExportRequest) -> list[str]:
         raise UserError(f"{to}: is there already; choose another --to")
     to = to.resolve()
     map_of = choose("adapter_kind", inference.adapter_kind, KINDS).map_behind
+    if request.merge and inference.components:
+        raise UserError("--merge: each task has an adapter of its own here; leave --merge out")
     if request.merge and map_of is not None:
         raise UserError(
             f"--merge: adapter.kind '{inference.adapter_kind}' is a map behind the encoder's "
@@ -126,6 +128,12 @@ def _write(source: AdapterFolder, inference: Inference, to: Path, kind: Kind) ->
     elif kind == "map":
         _write_map(source, inference, to)
         said = f"{MAP} is a map behind the pooling of {base}; {PROGRAM} answers with it"
+    elif inference.components:
+        _write_components(source, inference, to, base)
+        said = (
+            f"adapters of {base}, one a component; load each with "
+            f"peft's load_adapter; {source.heads.name} holds the router"
+        )
     else:
         config = json.loads(source.config.read_text(encoding="utf-8"))
         config["base_model_name_or_path"] = base
@@ -141,6 +149,32 @@ def _write(source: AdapterFolder, inference: Inference, to: Path, kind: Kind) ->
     for written in filter(Path.is_file, to.rglob("*")):
         written.chmod(mode)  # the library of weights lets its owner alone read them
     return [f"{to}: {said}", *notes]
+
+
+def _write_components(source: AdapterFolder, inference: Inference, to: Path, base: str) -> None:
+    """Write each component as an adapter that PEFT loads."""
+    import torch
+    from peft import LoraConfig
+    from safetensors.torch import save_file
+
+    from deal_core.inference.predictor import as_evaluated, read_adapter
+    from deal_core.lora.arrays import to_arrays
+
+    state = as_evaluated(read_adapter(source), inference)
+    (to / source.weights.name).unlink()
+    for place in range(len(state.components)):
+        own, folder = state.view(place).retained, to / f"component-{place + 1}"
+        LoraConfig(
+            r=own.rank,
+            lora_alpha=own.rank,
+            target_modules=sorted(own.layers),
+            base_model_name_or_path=base,
+            revision=with_revision(inference.model.name)[1] or None,
+            task_type=inference.task_type,
+            inference_mode=True,
+        ).save_pretrained(str(folder))
+        tensors = {key: torch.from_numpy(value.copy()) for key, value in to_arrays(own).items()}
+        save_file(tensors, AdapterFolder(folder).weights, {"format": "pt"})
 
 
 def _write_map(source: AdapterFolder, inference: Inference, to: Path) -> None:

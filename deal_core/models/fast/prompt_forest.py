@@ -8,7 +8,8 @@ forest is several trees end to end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -199,10 +200,58 @@ def decode(decoder: Any, forest: PromptForest) -> Tensor:
     return decode_layers(decoder, forest, 1)[0]
 
 
+QUARTER = -1
+"""In the place of a number of last layers: the one after a quarter of them, which tells best what
+kind of text it is."""
+
+
+class _Reached(Exception):
+    """Carries the states of a layer; nothing above it is computed."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+
+def quarter_layer(model: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """Return the states after a quarter of a model's layers, rounded up, when it is ``run``; the
+    others are not computed.
+
+    Raises:
+        RuntimeError: a pass leaves the layer out.
+    """
+    stack = next(list(m) for m in model.modules() if isinstance(m, nn.ModuleList))
+
+    def stop(layer: nn.Module, _: Any, output: Any) -> None:
+        raise _Reached(output if isinstance(output, Tensor) else output[0])
+
+    hook = stack[math.ceil(len(stack) / 4) - 1].register_forward_hook(stop)
+    try:
+        run()
+    except _Reached as reached:
+        return reached.states
+    finally:
+        hook.remove()
+    raise RuntimeError("a pass that leaves out a layer")
+
+
 def decode_layers(decoder: Any, forest: PromptForest, layers: int) -> list[Tensor]:
     """Return the same of the last ``layers`` layers, the last one first; those of the others are
-    not kept: of a deep model they are most of what a pass takes."""
+    not kept: of a deep model they are most of what a pass takes. QUARTER: of
+    the one after a quarter of all."""
     device = next(decoder.parameters()).device
+
+    def run() -> Tensor:
+        states: Tensor = decoder(
+            input_ids=forest.ids.to(device),
+            position_ids=forest.positions.to(device),
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+            forest=forest,
+            use_cache=False,
+        ).last_hidden_state
+        return states
+
+    if layers == QUARTER:
+        return [quarter_layer(decoder, run)]
     stack = next(list(m) for m in decoder.modules() if isinstance(m, nn.ModuleList))
     kept: dict[int, Tensor] = {}
 
@@ -212,13 +261,7 @@ def decode_layers(decoder: Any, forest: PromptForest, layers: int) -> list[Tenso
     wanted = stack[max(0, len(stack) - layers) : -1]  # what the last one gives is normed behind it
     hooks = [layer.register_forward_hook(keep) for layer in wanted]
     try:
-        last: Tensor = decoder(
-            input_ids=forest.ids.to(device),
-            position_ids=forest.positions.to(device),
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
-            forest=forest,
-            use_cache=False,
-        ).last_hidden_state
+        last = run()
     finally:
         for hook in hooks:
             hook.remove()
