@@ -214,9 +214,9 @@ class Slao(Sequential):
     def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """Return a state that answers with the merged factors, (M47), and keeps the task's own
         ``B`` aside."""
-        tasks = state.sums.get(TASKS, torch.zeros(1, dtype=torch.float64)) + 1
-        share = 1.0 / math.sqrt(float(tasks))
-        kept, layers = {TASKS: tasks}, {}
+        number = state.sums.get(TASKS, torch.zeros(1, dtype=torch.float64)) + 1
+        share = 1.0 / math.sqrt(float(number))
+        kept, layers = {TASKS: number}, {}
         for name, factors in state.current.layers.items():
             own = factors.B.double()
             merged = state.sums.get(f"{MERGED}/{name}", torch.zeros_like(own))
