@@ -143,7 +143,8 @@ def _write(source: AdapterFolder, inference: Inference, to: Path, kind: Kind) ->
         said = f"an adapter of {base}; load it with peft.{peft}.from_pretrained"
     hub = not merged and not (to / BASE).is_dir()
     seen = BASE if base == str(to / BASE) else base  # from the export
-    write_program(to, seen, with_revision(inference.model.name)[1] if hub else "")
+    if not inference.components:
+        write_program(to, seen, with_revision(inference.model.name)[1] if hub else "")
     write_card(source, inference, to)
     mode = (to / source.inference.name).stat().st_mode & 0o777
     for written in filter(Path.is_file, to.rglob("*")):
