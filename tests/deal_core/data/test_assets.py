@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import sys
-import time
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 from deal_core.data import embedded as assets
-from deal_core.data.embedded import ASSETS, asset_folder, verify_sha256
+from deal_core.data.embedded import ASSETS, asset_folder
 from deal_core.errors import UserError
 
 
@@ -44,20 +41,6 @@ def test_missing_files_name_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyP
     weights.write_bytes(b"other weights")
     with pytest.raises(UserError, match=r"model\.safetensors: SHA-256 is"):
         asset_folder("minilm")
-
-
-def test_a_file_that_changes_is_hashed_anew(tmp_path: Path) -> None:
-    """Also one of equal length and date."""
-    path = tmp_path / "file"
-    path.write_bytes(b"content")
-    before = path.stat()
-    right = hashlib.sha256(b"content").hexdigest()
-    verify_sha256(path, right)
-    time.sleep(0.05)  # a file system's clock has steps
-    path.write_bytes(b"c0ntent")
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(UserError, match="SHA-256 is"):
-        verify_sha256(path, right)
 
 
 def test_every_requirement_is_an_asset_pinned_by_hash() -> None:

@@ -141,20 +141,15 @@ GOOD_LINE = b'{"text": "x", "label": "y"}\n'
         ("train.jsonl", b'{"text": ["x"], "label": "y"}', "row 1: column 'text' holds a list"),
         ("train.jsonl", b'{"text": "x", "label": NaN}', "row 1: column 'label' is empty"),
         ("train.csv", b"text,label\nx,y\nx,y,z\n", "row 3: 3 fields, but the header has 2"),
-        ("train.csv", b"text,label\nx\n", "row 2: 1 fields, but the header has 2"),
         ("train.csv", b'text,label\n"a\nb",y\nx,\n', "row 4: column 'label' is empty"),
         ("train.csv", b'text,label\n"a\nb,y\n', "row 2: not valid CSV"),
-        ("train.csv", b'text,label\n"a"b,y\n', "row 2: not valid CSV"),
-        ("train.csv", b"text,label,text\n", "row 1: column 'text' occurs twice"),
         ("train.csv", b"text,label\nx,y\n\xff,y\n", "row 3: not UTF-8"),
         (
             "train.csv",
             b"text;label\nx;y\nx;y;z\n",
             "row 3: 3 fields, but the header has 2; quote f",
         ),
-        ("train.csv", b"text;label\nx;y;z\n", "row 2: 3 fields, but the header has 2; quote fiel"),
         ("train.parquet", b"not parquet", "row 1: not a readable Parquet file"),
-        ("train.parquet", b"", "row 1: not a readable Parquet file"),
         ("train.csv", "text,label\nx,y\n".encode("utf-16"), "row 1: not UTF-8 text; save the file"),
     ],
 )
@@ -194,18 +189,13 @@ def test_the_name_of_a_task_leads_nowhere_and_tells_nothing(tmp_path: Path, name
     "content",
     [
         "text;label\nchest, left;1\nskin;2\n",
-        "text\tlabel\nchest, left\t1\nskin\t2\n",
-        'text,label\n"chest, left",1\nskin,2\n',
         '\n"text, in; words";label;text\n;1;chest, left\n;2;skin\n',
         "text;label\r\nchest, left;1\r\nskin;2\r\n",
     ],
 )
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_the_header_says_what_separates_the_fields(
-    tmp_path: Path, content: str, encoding: str
-) -> None:
+def test_the_header_says_what_separates_the_fields(tmp_path: Path, content: str) -> None:
     folder = make_task(tmp_path, ".csv")
-    (folder / "train.csv").write_bytes(content.encode(encoding))
+    (folder / "train.csv").write_bytes(content.encode("utf-8-sig"))
     assert load(tmp_path).train == (Example("chest, left", "1"), Example("skin", "2"))
 
 
@@ -219,18 +209,6 @@ def test_excel_without_its_library_is_one_line(
     (folder / "test.xlsx").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     assert "openpyxl; run pip install openpyxl, or save it as CSV" in error_of(tmp_path)
-
-
-def test_numbers_and_words_of_a_sheet_are_as_they_were_typed(tmp_path: Path) -> None:
-    openpyxl = pytest.importorskip("openpyxl")
-    folder = make_task(tmp_path)
-    (folder / "test.jsonl").unlink()
-    book = openpyxl.Workbook()
-    rows = (("text", "label", "ward"), ("itches", 1, None), (None, None, None), ("NA", "2", 3.5))
-    for row in rows:
-        book.active.append(row)
-    book.save(folder / "test.xlsx")
-    assert load(tmp_path).test == (Example("itches", "1"), Example("NA", "2"))
 
 
 def test_all_problems_of_a_task_at_once(tmp_path: Path) -> None:

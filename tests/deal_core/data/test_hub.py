@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deal_core.config.data import DataConfig, HubTask
+from deal_core.config.data import DataConfig, HubTask, PartitionConfig
 from deal_core.data import Example, TaskData, open_source
 from deal_core.errors import UserError
 
@@ -38,9 +38,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_class_labels(
-    folder: Path, test_label: int = 1, names: tuple[str, ...] = ("travel", "money")
-) -> None:
+def write_class_labels(folder: Path, test_label: int, names: tuple[str, ...]) -> None:
     from datasets import ClassLabel, Dataset, Features, Value
 
     features = Features({"q": Value("string"), "intent": ClassLabel(names=list(names))})
@@ -69,24 +67,21 @@ def error_of(data: DataConfig, task: str = "intents") -> str:
 
 
 def test_label_text_names_the_labels_in_its_order(hub: Path) -> None:
-    task = load(config(hub, {"label_text": {"1": "money", "0": "travel"}}))
+    spec = {"label_text": {"1": "money", "0": "travel"}, "pair_column": "more"}
+    task = load(config(hub, spec))
     assert task.labels == ("money", "travel")
-    assert task.train == (Example("book a flight", "travel"), Example("pay a bill", "money"))
-    assert task.test == (Example("book a flight", "travel"),)
-
-
-def test_columns_default_to_those_of_the_data_table(hub: Path) -> None:
-    plain = {"text_column": "", "label_column": "", "pair_column": "more"}
-    task = load(config(hub, plain, text_column="q", label_column="site"))
-    assert task.train[0] == Example("book a flight\nto Rome", "north")
+    assert task.train[1] == Example("pay a bill\ntoday", "money")
+    assert task.test == (Example("book a flight\nto Rome", "travel"),)
+    assert load(config(hub)).labels == ("0", "1")
 
 
 def test_class_labels_give_their_names_and_the_whole_label_space(hub: Path) -> None:
-    write_class_labels(hub)
-    task = load(config(hub))
+    write_class_labels(hub, 1, ("travel ", "money"))
+    data = config(hub, partition=PartitionConfig(kind="column", column="q"))
+    task = load(data)
     assert task.labels == ("travel", "money")
-    assert task.train == (Example("book a flight", "travel"),)
-    assert task.test == (Example("book a flight", "money"),)
+    assert task.groups == ("book a flight",)
+    assert [example.label for example in (*task.train, *task.test)] == ["travel", "money"]
 
 
 @pytest.mark.parametrize(
@@ -94,13 +89,7 @@ def test_class_labels_give_their_names_and_the_whole_label_space(hub: Path) -> N
     [
         ({"path": "no/such-folder"}, "(no/such-folder, split train): cannot be loaded"),
         ({"train_split": "training"}, "split training): cannot be loaded"),
-        ({"config": "other"}, "/other, split train): cannot be loaded"),
         ({"text_column": "p"}, "no column 'p'; the columns are: q, more, intent, site"),
-        ({"label_column": "intents"}, "no column 'intents'"),
-        (
-            {"pair_column": "mor"},
-            "no column 'mor'; the columns are: q, more, intent, site; set data.pair_column",
-        ),
         ({"label_text": {"0": "travel"}}, "row 2: label '1' has no text (known: 0)"),
         ({"train_split": "train[:1]", "test_split": "train"}, "no training example has the label"),
         ({"test_split": "train[:0]"}, "corresponds to no data"),
@@ -162,22 +151,16 @@ def test_csv_files_are_read_as_they_are_written(hub: Path) -> None:
 
 
 @csv_test
-def test_csv_rows_with_a_field_too_many_are_refused(hub: Path) -> None:
-    """Else the first half of every text would be the name of its row."""
-    config = csv_folder(hub, "text,label", "patient 1, has fever,01", "patient 2, coughs,02")
-    with pytest.raises(UserError, match="quote fields that hold commas"):
-        open_source(config).load("ward")
-
-
-@csv_test
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
+        # Else the first half of every text would be the name of its row.
+        ("train.csv", b"text,label\npatient 1, has fever,01\n", "quote fields that hold commas"),
         ("README.md", b"---\na: [1\nb: }\n---\n", "data.hub.ward"),
         ("train.csv", b"text,label\ncaf\xe9,x\n", "utf-8"),
         ("train.csv", b"", "mend the files"),
     ],
-    ids=["card", "latin-1", "empty"],
+    ids=["fields", "card", "latin-1", "empty"],
 )
 def test_what_is_wrong_with_files_is_said(hub: Path, name, content, told) -> None:
     config = csv_folder(hub, "text,label", "fever,x", "cough,y")

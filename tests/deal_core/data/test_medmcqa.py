@@ -7,7 +7,6 @@ import pytest
 
 from deal_core.config.data import DataConfig
 from deal_core.data import TaskData, open_source
-from deal_core.data.embedded import CAP, TASKS
 from deal_core.errors import UserError
 
 SIZES = {
@@ -34,21 +33,6 @@ def test_unknown_source_names_the_known_ones() -> None:
 
 def test_sizes(tasks: list[TaskData]) -> None:
     assert {task.name: (len(task.train), len(task.test)) for task in tasks} == SIZES
-
-
-def test_labels_are_disjoint_and_each_has_examples(tasks: list[TaskData]) -> None:
-    labels = [label for task in tasks for label in task.labels]
-    assert len(labels) == len(set(labels)) == 18
-    for task in tasks:
-        assert 3 <= len(task.labels) <= 4
-        assert task.labels == TASKS[task.name] == tuple(sorted(task.labels))
-        train = Counter(example.label for example in task.train)
-        test = Counter(example.label for example in task.test)
-        assert set(train) == set(test) == set(task.labels)
-        for label in task.labels:
-            total = train[label] + test[label]
-            assert 60 <= total <= CAP
-            assert test[label] == total // 5
 
 
 def test_split_is_fixed(tasks: list[TaskData]) -> None:

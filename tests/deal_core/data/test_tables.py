@@ -77,14 +77,6 @@ def test_two_columns_of_one_name_are_refused(
     assert refusal(path) == f"{place}: column 'label' occurs twice; rename one"
 
 
-def test_columns_without_a_name_and_blank_rows_are_passed_over(tmp_path: Path) -> None:
-    """As spreadsheets leave them."""
-    path = tmp_path / "train.csv"
-    path.write_text("  \ntext,label,,\na,x,note,\n   \n,,,\nb,y,,\n")
-    assert examples(path) == [Example("a", "x"), Example("b", "y")]
-    assert [number for number, _ in read_table(path)] == [3, 6]
-
-
 def test_the_header_of_a_sheet_is_its_first_row_with_a_value(tmp_path: Path) -> None:
     rows = [(None,), ("text", None, "label", None), ("a", "note", 1, None), (None,), ("b", "", 2)]
     path = write_excel(tmp_path / "train", rows)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from deal_core.config.experiment import AdapterConfig, ModelConfig
+from deal_core.config.experiment import AdapterConfig
 from deal_core.data import Example
 from deal_core.deal.objective import Plain
 from deal_core.errors import UserError
@@ -186,13 +186,3 @@ def test_the_embedding_of_a_text_without_tokens_is_made_of_its_own_prompt(name, 
     for data in ([empty, *others], [*others, empty]):
         found = base_embeddings(model, data)[data.index(empty)]
         torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
-
-
-def test_an_embedding_has_the_size_of_the_part_that_reads_texts(tmp_path):
-    """Checkpoints of Gemma 3 from 4B on hold more than a language model."""
-    from transformers import Gemma3Config
-
-    text = {"hidden_size": 24, "num_hidden_layers": 5}
-    Gemma3Config(text_config=text, vision_config={"hidden_size": 8}).save_pretrained(tmp_path)
-    model = ModelConfig(family="causal-lm", name=str(tmp_path))
-    assert [embedding_size(model, layers) for layers in (1, 4, 9)] == [24, 48, 72]

@@ -84,13 +84,6 @@ def test_every_prompt_and_answer_is_read_as_if_it_were_alone(model):
         check(model, decode(model.get_decoder(), forest)[0], ROWS)
 
 
-def test_prompts_too_long_for_plain_operations_are_read_as_if_they_were_alone(model, monkeypatch):
-    monkeypatch.setattr("deal_core.models.fast.attention.LONGEST", {})
-    forest, _ = plant(ROWS)
-    with torch.no_grad():
-        check(model, decode(model.get_decoder(), forest)[0], ROWS)
-
-
 def test_what_the_lower_layers_made_once_serves_any_forest(model):
     decoder = model.get_decoder()
     layers = next(m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList))
