@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -29,19 +29,9 @@ SCORING_TOKENS = 4096
 """Most tokens of texts, once for every label, in one scoring pass: bounds memory, not results."""
 
 
-@dataclass(frozen=True)
-class ReadTexts:
-    """States of texts after the encoder, ``(texts, longest, hidden)``, and which of them are of a
-    token, ``(texts, longest)``."""
-
-    states: Tensor
-    real: Tensor
-
-    def repeated(self, times: int) -> ReadTexts:
-        """Return every text so many times, next to each other."""
-        return ReadTexts(
-            self.states.repeat_interleave(times, dim=0), self.real.repeat_interleave(times, dim=0)
-        )
+ReadTexts = tuple[Tensor, Tensor]
+"""States of texts after the encoder, ``(texts, longest, hidden)``, and which of them are of a
+token, ``(texts, longest)``."""
 
 
 class Seq2SeqLM(GeneratingModel):
@@ -79,8 +69,9 @@ class Seq2SeqLM(GeneratingModel):
         longest = int(lengths.max()) - 1
         if longest:
             cache.batch_repeat_interleave(len(answers))
+            read, known = (each.repeat_interleave(len(answers), dim=0) for each in texts)
             rows = [answer[:-1] for answer in answers] * len(batch)
-            states = self._decode(texts.repeated(len(answers)), rows, cache)
+            states = self._decode((read, known), rows, cache)
             real = torch.arange(longest, device=self.device) < lengths[:, None] - 1
             cells = states.view(len(batch), len(answers), longest, -1)[:, real]
             later = [token for answer in answers for token in answer[1:]]
@@ -111,7 +102,7 @@ class Seq2SeqLM(GeneratingModel):
 
     def _read(self, batch: Sequence[Encoded]) -> ReadTexts:
         states, real = self._encoded(batch, 1)
-        return ReadTexts(states[0], real)
+        return states[0], real
 
     def _encoded(self, batch: Sequence[Encoded], layers: int) -> tuple[list[Tensor], Tensor]:
         """Return the states of prompts after the encoder's last layers, the last one first,
@@ -127,8 +118,8 @@ class Seq2SeqLM(GeneratingModel):
         those of the cache stand before them."""
         output = self._decoder(
             input_ids=self._padded(rows)[0],
-            encoder_hidden_states=texts.states,
-            encoder_attention_mask=texts.real.long(),
+            encoder_hidden_states=texts[0],
+            encoder_attention_mask=texts[1].long(),
             use_cache=cache is not None,
             **({} if cache is None else {self._cache_name: cache}),
         )

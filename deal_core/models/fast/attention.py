@@ -85,7 +85,7 @@ def _packed(
     parts = zip(*(torch.split(row, tokens) for row in rows), strict=True)
     found = []
     for group, own in zip(packing.groups, parts, strict=True):
-        query, key, value = (_apart(row, group) for row in own)
+        query, key, value = (_cells(group.apart(row.flatten(1)), row.shape[1]) for row in own)
         seen = group.real[:, None, None, :]
         out, _ = attention(module, query, key, value, seen, **options)
         found.append(group.together(out.flatten(2)))
@@ -142,12 +142,6 @@ def causal(tokens: int, window: int | None, device: torch.device) -> Tensor:
     place = torch.arange(tokens, device=device)
     behind = place[:, None] - place[None, :]
     return ((behind >= 0) & (behind < (window or tokens)))[None, None]
-
-
-def _apart(row: Tensor, packing: Packing) -> Tensor:
-    """``(tokens, heads, width)`` to ``(texts, heads, longest, width)``."""
-    cells = packing.apart(row.flatten(1))
-    return cells.view(*cells.shape[:2], *row.shape[1:]).transpose(1, 2)
 
 
 def _is_plain(

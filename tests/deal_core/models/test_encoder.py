@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoTokenizer
 
@@ -13,8 +12,7 @@ from deal_core.data import Example
 from deal_core.data.embedded import asset_folder
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, zero_adapter
-from deal_core.lora.arrays import to_arrays
-from deal_core.lora.attach import CURRENT, at_task_start, set_trainable
+from deal_core.lora.attach import CURRENT, set_trainable
 from deal_core.lora.state import State
 from deal_core.models import embedding_size, load_model
 from deal_core.models.interface import Memo
@@ -133,22 +131,6 @@ def test_an_embedding_of_several_layers_has_neighbours_averaged(clean, texts, la
     assert found.shape[1] == embedding_size(ModelConfig(), layers)
 
 
-def test_the_start_of_the_task_is_the_retained_model_alone(minilm, shapes):
-    state = random_state(shapes)
-    batch = minilm.encode(EXAMPLES, LABELS)
-    load_state(minilm, State(zero_adapter(shapes, 8, 2.0), state.retained))
-    with torch.no_grad():
-        start = minilm.scores(batch, LABELS)
-        load_state(minilm, state)
-        changed = minilm.scores(batch, LABELS)
-        with at_task_start(minilm.module):
-            inside = minilm.scores(batch, LABELS)
-        after = minilm.scores(batch, LABELS)
-    torch.testing.assert_close(inside, start, rtol=0, atol=1e-5)
-    torch.testing.assert_close(after, changed)
-    assert (changed - start).abs().max() > 0.1
-
-
 def test_only_the_chosen_factors_of_the_current_adapter_get_gradients(minilm, shapes):
     load_state(minilm, random_state(shapes))
     for factors in (frozenset({"lora_B"}), frozenset({"lora_A"}), frozenset({"lora_A", "lora_B"})):
@@ -161,21 +143,6 @@ def test_only_the_chosen_factors_of_the_current_adapter_get_gradients(minilm, sh
             expected = any(f".{factor}.{CURRENT}." in name for factor in factors)
             assert (parameter.grad is not None and bool(parameter.grad.any())) == expected, name
             parameter.grad = None
-
-
-def test_arrays_load_in_plain_peft(shapes):
-    """Keys and scaling are PEFT's own: no converter is needed."""
-    adapter = random_state(shapes).current
-    base = AutoModel.from_pretrained(str(asset_folder("minilm")))
-    plain = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]))
-    from peft import set_peft_model_state_dict
-
-    tensors = {key: torch.from_numpy(value) for key, value in to_arrays(adapter).items()}
-    outcome = set_peft_model_state_dict(plain, tensors)
-    assert not outcome.unexpected_keys
-    layer = plain.base_model.model.encoder.layer[0].attention.self.query
-    f = adapter.layers["encoder.layer.0.attention.self.query"]
-    torch.testing.assert_close(layer.get_delta_weight("default"), 2.0 * f.B @ f.A)
 
 
 def test_user_errors_are_one_line():
