@@ -193,13 +193,13 @@ def read_examples(
 
     Args:
         path: of a table.
-        task: decides, with ``config``, which columns are read.
+        task: decides, with ``config`` and ``unit_column``, which columns are read.
         config: of the data.
-        unit_column: see :func:`~deal_core.data.sources.open_source`.
+        unit_column: empty: none.
         problem: of a label.
         refuse: hears of each row that cannot be used.
-        whole: whether what is wrong with the file as a whole is told as well: no rows, or columns
-            that its header, or every row, lacks.
+        whole: also refuse the file as a whole: no rows, or columns that its header, or every row,
+            lacks.
 
     Raises:
         UserError: the file cannot be read.

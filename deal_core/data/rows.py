@@ -35,17 +35,9 @@ class Columns:
         unit_column: str = "",
         own: TaskColumns | HubTask | None = None,
     ) -> Columns:
-        """Return the columns of a task.
-
-        Args:
-            config: names them.
-            task: may have columns of its own.
-            unit_column: whose values make the groups that are protected; empty: none are.
-            own: the task's own; None: those of its files.
-
-        Raises:
-            UserError: the partition is by column, but names none.
-        """
+        """Return the columns of a task that ``config`` names, or that are its ``own``: of a hub's
+        data set, or, where None, of its files. Values of ``unit_column`` make the groups that are
+        protected."""
         own = own or config.files.get(task, TaskColumns())
         texts = task in config.generation
         return cls(

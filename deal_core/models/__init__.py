@@ -1,5 +1,8 @@
 """Model families behind one narrow interface (:mod:`deal_core.models.interface`); a family is a
-file and a line in ``FAMILIES``."""
+file and a line in ``FAMILIES``.
+
+Whatever asks about a model raises :class:`UserError` where its family or its name is unknown.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,7 @@ from deal_core.models.interface import (
     LanguageModel,
     text_alone,
 )
-from deal_core.models.loading import (
-    check_bits,
-    check_checkpoint,
-    pretrained,
-    require_fixed_places,
-)
+from deal_core.models.loading import EMBEDDED, check_bits, pretrained, require_fixed_places
 from deal_core.models.prompt import PromptTokens, require_distinct
 from deal_core.models.seq2seq import load_seq2seq, seq2seq_prompts
 
@@ -78,17 +76,13 @@ def load_model(
     """Return ``model`` with a zero adapter on the best device, its frozen weights in ``dtype``.
 
     Raises:
-        UserError: unknown family or name, missing or altered weights.
+        UserError: weights are missing, or altered, or the family cannot read such a model.
     """
     return family_of(model).load(model, adapter, max_length, dtype)
 
 
 def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:
-    """Return layer name to ``(d_out, d_in)`` of every adapted layer, without reading weights.
-
-    Raises:
-        UserError: as :func:`load_model`.
-    """
+    """Return layer name to ``(d_out, d_in)`` of every adapted layer, without reading weights."""
     base = skeleton(model)
     require_fixed_places(base, model.name)
     module = attach(base, adapter, family_of(model).task_type)
@@ -101,7 +95,7 @@ def label_vectors(model: ModelConfig) -> LabelVectors:
     """Return the frozen vectors of names of labels; weights are read.
 
     Raises:
-        UserError: unknown family or name, or a family without.
+        UserError: the family has none.
     """
     make = family_of(model).label_vectors
     if make is None:
@@ -117,11 +111,7 @@ def auto_class(model: ModelConfig) -> Any:
 
 
 def skeleton(model: ModelConfig) -> Any:
-    """Return the base model without weights (meta device): enough to know its layers.
-
-    Raises:
-        UserError: unknown family or name.
-    """
+    """Return the base model without weights (meta device): enough to know its layers."""
     from transformers import AutoConfig
 
     config = pretrained(AutoConfig, model.name)
@@ -130,12 +120,14 @@ def skeleton(model: ModelConfig) -> Any:
 
 
 def check_weights(model: ModelConfig) -> None:
-    """Check that a checkpoint has all weights that the family needs, without reading them.
+    """Check that a checkpoint has all weights that the family needs, without reading them; of an
+    embedded one, whose hash is known, nothing is asked.
 
     Raises:
-        UserError: unknown family or name, or weights are missing.
+        UserError: weights are missing.
     """
-    check_checkpoint(auto_class(model), model.name)
+    if not model.name.startswith(EMBEDDED):
+        pretrained(auto_class(model), model.name, device_map="meta")
 
 
 def has_label_logits(model: ModelConfig) -> bool:
@@ -148,7 +140,7 @@ def check_label_tokens(model: ModelConfig, labels: Sequence[str]) -> None:
     """Check that a model that answers in words can tell labels apart; no weights are read.
 
     Raises:
-        UserError: it cannot, or its name is unknown.
+        UserError: it cannot.
     """
     from transformers import AutoTokenizer
 
@@ -158,11 +150,7 @@ def check_label_tokens(model: ModelConfig, labels: Sequence[str]) -> None:
 
 def max_positions(model: ModelConfig) -> int:
     """Return how many tokens the model can read at once, 0 where nothing bounds them; no weights
-    are read.
-
-    Raises:
-        UserError: unknown name.
-    """
+    are read."""
     from transformers import AutoConfig
 
     config = pretrained(AutoConfig, model.name).get_text_config()
@@ -171,11 +159,7 @@ def max_positions(model: ModelConfig) -> int:
 
 def embedding_size(model: ModelConfig, layers: int = 1) -> int:
     """Return the length of a text's embedding of so many of the last layers, or of all where there
-    are fewer; no weights are read. Of an encoder-decoder they are the encoder's.
-
-    Raises:
-        UserError: unknown name.
-    """
+    are fewer; no weights are read. Of an encoder-decoder they are the encoder's."""
     from transformers import AutoConfig
 
     whole = pretrained(AutoConfig, model.name)

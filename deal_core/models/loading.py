@@ -146,17 +146,6 @@ def _read_once(loader: Any, folder: str) -> Any:
     return loader.from_pretrained(folder)
 
 
-def check_checkpoint(loader: Any, name: str) -> None:
-    """Check that a checkpoint has all weights, without reading them; of an embedded one, whose hash
-    is known, nothing is asked.
-
-    Raises:
-        UserError: as :func:`pretrained`.
-    """
-    if not name.startswith(EMBEDDED):
-        pretrained(loader, name, device_map="meta")
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within the block transformers shows no bars, and no report of what it finds missing."""
@@ -174,17 +163,9 @@ def quiet() -> Iterator[None]:
 
 
 def load_base_model(loader: Any, model: ModelConfig, dtype: torch.dtype, attention: str) -> Any:
-    """Return the frozen base model.
-
-    Args:
-        loader: ``AutoModel...``.
-        model: name, and bits of a weight.
-        dtype: of activations, and of weights that keep all their bits.
-        attention: one that transformers knows.
-
-    Raises:
-        UserError: see :func:`pretrained`, :func:`check_bits`, :func:`require_fixed_places`.
-    """
+    """Return the frozen base model; ``dtype`` is that of activations, and of weights that keep all
+    their bits, ``attention`` one that transformers knows. Its faults are those of
+    :func:`pretrained`, :func:`check_bits` and :func:`require_fixed_places`."""
     check_bits(model)
     options = {"dtype": dtype, "attn_implementation": attention}
     base = pretrained(loader, model.name, **options, **_quantization(model.bits, dtype))
