@@ -24,13 +24,13 @@ from deal_core.lora.kinds import POOLED
 from deal_core.lora.packing import Packing, packed, packing_of, packs
 from deal_core.models.fast.attention import NAME as ATTENTION
 from deal_core.models.fast.attention import register_attention
+from deal_core.models.fast.prompt_forest import Tokens
 from deal_core.models.interface import (
     Encoded,
     ForwardOutput,
     LabelVectors,
     LanguageModel,
     Memo,
-    Tokens,
     embedding_of,
     last_layers,
 )
@@ -54,7 +54,8 @@ class EncoderLabels(LanguageModel):
 
     def __init__(self, base: Any, tokenizer: Any, adapter: AdapterConfig, max_length: int) -> None:
         super().__init__(base, adapter, TaskType.FEATURE_EXTRACTION)
-        self.module.packs_texts = (
+        module: Any = self.module
+        module.packs_texts = (
             self.device.type == "cpu"
             and base.config.model_type == "bert"
             and base.config._attn_implementation == ATTENTION

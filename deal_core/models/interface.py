@@ -186,7 +186,7 @@ def require_stateless(model: LanguageModel, name: str, max_length: int) -> None:
     labels = ("a",) if model.has_label_logits else ()
     examples = [Example(text, "a", target="a") for text in ("a " * max_length, "a")]
     long, short = model.encode(examples, labels)
-    before: dict[str, Any] = {}
+    before: Mapping[str, Any] = {}
     for number, text in enumerate((long, short, long)):
         try:
             with torch.no_grad():

@@ -11,7 +11,8 @@ from typing import Any
 from deal_core.config.experiment import ModelConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
-from deal_core.models.interface import Encoded, Memo, Tokens
+from deal_core.models.fast.prompt_forest import Tokens
+from deal_core.models.interface import Encoded, Memo
 
 Halves = tuple[str, str]
 """What stands before and after the text."""
