@@ -89,7 +89,7 @@ class Played:
             secure=None,
             statistics=watched,
             summed=self.tasks,
-            labels=dict.fromkeys(TASKS, LABELS),
+            classes=dict.fromkeys(TASKS, LABELS),
             stream=len(TASKS),
             context=self.context,
         )
