@@ -141,6 +141,6 @@ def test_wavelet_comes_nearer_to_the_clean_matrix_than_truncation():
 
 def test_an_unknown_retention_names_the_known_ones():
     config = MethodConfig.model_validate({"retention": {"filter": "wavelt"}})
-    known = r"method.retention.filter 'wavelt'; known: svd, wavelet"
+    known = r"method.retention.filter 'wavelt'; known: none, svd, wavelet"
     with pytest.raises(UserError, match=known):
         make_method(config, None)

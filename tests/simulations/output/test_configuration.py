@@ -26,7 +26,7 @@ from deal_core.protection import MECHANISMS
 from deal_core.wire.codec import CODECS
 from simulations.output.configuration import configuration_page
 
-LARGEST = 89
+LARGEST = 90
 """Keys of an experiment: each costs a row in every table of what goes with what."""
 
 
