@@ -116,8 +116,8 @@ class Plain:
         """Names of labels are still embedded by the weights as they were loaded."""
         layer = self.layers[name]
         change = (learnt.T if layer.fan_in_fan_out else learnt).float()
-        moved = layer.weights.base + change
-        layer.weights.start = layer.weights.now = moved
+        moved = layer.weights.pretrained + change
+        layer.weights.task_start = layer.weights.current = moved
         layer.base_layer.weight.data = moved
 
     def gradients(self, item: Any, labels: tuple[str, ...]) -> dict[str, Tensor]:
