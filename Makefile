@@ -25,9 +25,9 @@ lint: .venv
 MEMORY := $(shell df --output=avail /dev/shm 2>/dev/null | awk 'NR == 2 && $$1 > 4000000 {print "/dev/shm"}')
 PYTEST := $(if $(MEMORY),TMPDIR=$(MEMORY)) $(BIN)/python -m pytest
 
-# Two processes: most tests keep one core busy.
+# Two processes: most tests keep one core busy. A module stays in one, with its whole runs.
 test: lint
-	$(PYTEST) --numprocesses 2 --dist worksteal
+	$(PYTEST) --numprocesses 2 --dist loadscope
 
 test-slow: .venv
 	$(PYTEST) -m slow
