@@ -27,7 +27,7 @@ PYTEST := $(if $(MEMORY),TMPDIR=$(MEMORY)) $(BIN)/python -m pytest
 
 # Two processes: most tests keep one core busy. A module stays in one, with its whole runs.
 test: lint
-	$(PYTEST) --numprocesses 2 --dist loadscope
+	$(PYTEST) --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: .venv
 	$(PYTEST) -m slow
