@@ -21,11 +21,11 @@ from client.runtime import ClientRuntime, ClientTask
 from deal_core.atomic_write import atomic_write
 from deal_core.lora.state import State
 from deal_core.methods import is_class_incremental
-from deal_core.models import GeneratingModel, has_label_logits
+from deal_core.models import Encoded, GeneratingModel, has_label_logits
 from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import Counts, UpdateRequest
 from deal_core.privacy.policy import metrics_allowed
-from deal_core.training.batching import Cache, evaluation_batches
+from deal_core.training.batching import Cache
 from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
@@ -35,14 +35,17 @@ from deal_core.training.evaluation import (
     by_names_told,
     count_both,
     count_correct,
+    count_texts,
     finite_scores,
     route,
 )
 from deal_core.training.loop import load_state
-from deal_core.training.text_overlap import TEXT_MEASURES
+from deal_core.training.text_overlap import TEXT_MEASURES, TextMeasure
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import CORRECT, CORRECT_ALL, EXAMPLES, count_names
 
+SAME = TextMeasure("accuracy", lambda answer, right: answer in right)
+"""Of a label."""
 CLEARLY = 0.2
 """Share of a new task's records that must be answered worse for the site to be against it."""
 
@@ -166,7 +169,10 @@ def _routed(
     model, experiment, statistics = runtime.model, runtime.experiment, runtime.statistics
     assert isinstance(model, GeneratingModel)
     assert statistics is not None
-    measure = TEXT_MEASURES[experiment.data.measure(task)]
+    measure = SAME if share.labels else TEXT_MEASURES[experiment.data.measure(task)]
+
+    def right(item: Encoded) -> tuple[str, ...]:
+        return (share.labels[item.target],) if share.labels else item.right
 
     def told(places: Sequence[int]) -> float:
         load_state(model, state.view(state.place_of(task)))
@@ -180,23 +186,22 @@ def _routed(
 
     def taken_for(other: str, places: Sequence[int]) -> float:
         load_state(model, state.view(state.place_of(other)))
-        labels, right = runtime.labels(other), 0.0
-        asked = model.asked([share.test[k] for k in places], labels, runtime.instruction(other))
+        labels, items = runtime.labels(other), [share.test[place] for place in places]
+        own = [weights[place] for place in places] if weights else None
+        prompts = model.asked(items, labels, runtime.instruction(other))
+        asked = [replace(p, right=right(i)) for p, i in zip(prompts, items, strict=True)]
+        if not labels:
+            return count_texts(
+                lambda batch: model.write([asked[k] for k in batch]), asked, measure, own, alone
+            )
         names = by_name(model, asked, labels)
         space, weight = answer_space(other, labels, {}), statistics.names_weight(False)
         score = by_heads(vectors[list(places)], space, heads, names, weight)
-        for batch in evaluation_batches(asked, alone):
-            if labels:
-                texts = [labels[best] for best in finite_scores(score, batch).argmax(1).tolist()]
-            else:
-                texts = model.write([asked[k] for k in batch])
-            for k, text in zip(batch, texts, strict=True):
-                item, whole = share.test[places[k]], weights[places[k]] if weights else 1.0
-                if share.labels:
-                    right += whole * (text == share.labels[item.target])
-                else:
-                    right += whole * measure.share(text, item.right)
-        return right
+
+        def best(batch: Sequence[int]) -> list[str]:
+            return [labels[place] for place in finite_scores(score, batch).argmax(1).tolist()]
+
+        return count_texts(best, asked, measure, own, alone)
 
     heads = {name: state.heads[name] for name in learnt if name in state.heads}
     everything = list(range(len(share.test)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -77,11 +78,18 @@ class State:
         is learnt now; without components, the state itself."""
         if not self.components:
             return self
-        retained, ranks = zero_adapter(self.retained.shapes, 1), [c.rank for c in self.components]
-        if place is not None:
-            behind = split(self.retained, sum(ranks[:place]))[1]
-            retained = split(behind, ranks[place])[0]
-        return replace(self, retained=retained, components=())
+        if place not in self._views:  # one object each: what is merged already is not merged anew
+            retained = zero_adapter(self.retained.shapes, 1)
+            if place is not None:
+                ranks = [each.rank for each in self.components]
+                behind = split(self.retained, sum(ranks[:place]))[1]
+                retained = split(behind, ranks[place])[0]
+            self._views[place] = replace(self, retained=retained, components=())
+        return self._views[place]
+
+    @cached_property
+    def _views(self) -> dict[int | None, State]:
+        return {}
 
     def delta_since_task_start(self) -> Adapter | None:
         """Return what is changed since the start of the task, ``current`` left out (scaling 1)."""

@@ -104,18 +104,32 @@ def count_correct(
     the sum of the ``measure`` over what it writes. ``weights`` and ``alone`` as for
     :func:`count_both`."""
     if isinstance(model, GeneratingModel) and not labels:
-        return fsum(
-            measure.share(text, data[i].right) * (weights[i] if weights else 1)
-            for batch in evaluation_batches(data, alone)
-            for i, text in zip(batch, _written(model, [data[i] for i in batch], alone), strict=True)
+        return count_texts(
+            lambda batch: model.write([data[i] for i in batch]), data, measure, weights, alone
         )
     space = answer_space("", labels, {})
     return count_both(by_name(model, data, labels), data, space, weights, alone)[0]
 
 
-def _written(model: GeneratingModel, batch: Sequence[Encoded], alone: bool) -> list[str]:
-    texts = contained(partial(model.write, batch), alone)
-    return [""] if texts is None else texts
+def count_texts(
+    answer: Callable[[Sequence[int]], Sequence[str]],
+    data: Sequence[Encoded],
+    measure: TextMeasure,
+    weights: Sequence[float] | None = None,
+    alone: bool = False,
+) -> float:
+    """Return the sum of the ``measure`` over what is answered to positions in the data; ``weights``
+    and ``alone`` as for :func:`count_both`."""
+
+    def shares(batch: Sequence[int]) -> list[float]:
+        texts = contained(partial(answer, batch), alone)
+        given = [""] if texts is None else texts
+        return [
+            measure.share(text, data[i].right) * (weights[i] if weights else 1)
+            for i, text in zip(batch, given, strict=True)
+        ]
+
+    return fsum(share for batch in evaluation_batches(data, alone) for share in shares(batch))
 
 
 def by_name(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> Scorer:
