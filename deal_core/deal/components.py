@@ -16,9 +16,9 @@ import torch
 
 from deal_core.lora.adapter import (
     Adapter,
-    LoraFactors,
     compress,
     side_by_side,
+    split,
     stack,
     zero_adapter,
 )
@@ -121,13 +121,6 @@ def _energies(adapter: Adapter) -> list[float]:
 
 
 def _cut(kept: Kept, rank: int) -> Kept:
-    return (
-        kept
-        if kept.adapter.rank == rank
-        else replace(kept, adapter=_rows(kept.adapter, slice(0, rank)))
-    )
-
-
-def _rows(adapter: Adapter, rows: slice) -> Adapter:
-    layers = {n: LoraFactors(f.A[rows], f.B[:, rows]) for n, f in adapter.layers.items()}
-    return Adapter(layers, adapter.scaling)
+    if kept.adapter.rank == rank:
+        return kept
+    return replace(kept, adapter=split(kept.adapter, rank)[0])
