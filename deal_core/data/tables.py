@@ -183,10 +183,6 @@ def _read_excel(path: Path) -> Iterator[Row]:
         sheet = pandas.read_excel(
             path, header=None, dtype=object, keep_default_na=False, engine="openpyxl"
         )
-    except ImportError:
-        raise UserError(
-            f"{path}: Excel files need openpyxl; run pip install openpyxl, or save it as CSV"
-        ) from None
     except DAMAGED as error:
         raise UserError(
             f"{path}: not a readable Excel workbook ({_reason(error)}); "

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from client.egress import FIELDS
 from client.site_file import SiteFile, read_site
-from deal_core.errors import UserError
 from deal_core.privacy.certificate import composed_over
 from deal_core.privacy.events import (
     CLEAR_COUNTS,
@@ -131,7 +130,8 @@ def read_ledger(folder: str) -> LedgerRecord:
     """Return what a state directory says, after a check of the whole ledger.
 
     Raises:
-        UserError: no ledger in it, or one that cannot be trusted.
+        UserError: no ledger in it, one that cannot be trusted, or a ``site.toml`` beside it that
+            cannot be used.
     """
     ledger = open_ledger(folder)
     entries = tuple(checked_entries(ledger))
@@ -142,11 +142,12 @@ def read_ledger(folder: str) -> LedgerRecord:
 
 
 def _site(state: Path) -> SiteFile | None:
-    """Return the site's own file, if it lies beside its state directory and names it."""
-    try:
-        site = read_site(state.resolve().parent / SITE_FILE)
-    except UserError:
+    """Return the site's own file, if it lies beside its state directory and names it. UserError:
+    it lies there and cannot be used, so its limit is not known."""
+    path = state.resolve().parent / SITE_FILE
+    if not path.is_file():
         return None
+    site = read_site(path)
     return site if Path(site.site.state) == state.resolve() else None
 
 

@@ -53,7 +53,6 @@ def write_tsv(path: Path, rows: Rows) -> None:
 def write_excel(path: Path, rows: Rows) -> None:
     import pandas
 
-    pytest.importorskip("openpyxl")
     frame = pandas.DataFrame(list(rows), columns=list(rows[0]) if rows else ["text", "label"])
     frame.to_excel(path, index=False)
 
@@ -197,18 +196,6 @@ def test_the_header_says_what_separates_the_fields(tmp_path: Path, content: str)
     folder = make_task(tmp_path, ".csv")
     (folder / "train.csv").write_bytes(content.encode("utf-8-sig"))
     assert load(tmp_path).train == (Example("chest, left", "1"), Example("skin", "2"))
-
-
-def test_excel_without_its_library_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import sys
-
-    folder = make_task(tmp_path)
-    (folder / "test.jsonl").unlink()
-    (folder / "test.xlsx").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "openpyxl", None)
-    assert "openpyxl; run pip install openpyxl, or save it as CSV" in error_of(tmp_path)
 
 
 def test_all_problems_of_a_task_at_once(tmp_path: Path) -> None:

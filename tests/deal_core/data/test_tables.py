@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 
 from deal_core.config.data import DataConfig
@@ -43,7 +44,6 @@ def write_csv(path: Path, rows: Table) -> Path:
 
 
 def write_excel(path: Path, rows: Table) -> Path:
-    openpyxl = pytest.importorskip("openpyxl")
     path, book = path.with_suffix(".xlsx"), openpyxl.Workbook()
     for row in rows:
         book.active.append(row)

@@ -122,6 +122,15 @@ def test_the_site_and_its_limit_are_named_and_no_path_of_it(ledger: Ledger, tmp_
     assert "north" not in page(ledger).text  # it is the file of another state directory
 
 
+def test_a_site_file_that_cannot_be_used_hides_no_limit(ledger: Ledger, tmp_path: Path) -> None:
+    for text in (SITE.replace("[policy]", "[policy"), SITE.replace("max_epsilon", "max_epsilom")):
+        (tmp_path / "site.toml").write_text(text)
+        with pytest.raises(UserError, match=r"site\.toml: ") as caught:
+            page(ledger)
+        assert "\n" not in str(caught.value)
+    assert not (ledger.folder / "privacy.html").exists()
+
+
 def test_what_left_unprotected_cannot_be_missed(ledger: Ledger) -> None:
     ledger.note(unprotected_event("another", "clear-counts", ("", "evaluate", 0, 0)))
     ledger.note(unprotected_event("another", "none", ("skin", "learn", 0, 1)))
