@@ -29,11 +29,11 @@ from numpy.typing import NDArray
 from deal_core.secure_sum.messages import (
     KEY_BYTES,
     TAG_BYTES,
+    Message,
     ProtocolError,
     UnpinnedPeer,
     number_bytes,
     pack,
-    unpack,
 )
 
 SITE_BYTES = 32
@@ -81,36 +81,24 @@ def usable(public: bytes) -> bool:
 
 
 @dataclass(frozen=True)
-class Announcement:
-    """A site's channel key for one run, signed by its registered key.
+class Announcement(Message):
+    """A site's channel key for one run, signed by its registered key; the signature of one that
+    was read is not yet verified."""
 
-    Attributes:
-        run: name of the run.
-        identity: the registered public key, as OpenSSH writes it (type and base64).
-        channel_key: X25519 public key, 32 bytes.
-        signature: ECDSA with SHA-384 over run and channel key.
-    """
+    kind = "announcement"
 
     run: str
     identity: bytes
+    """The registered public key, as OpenSSH writes it (type and base64)."""
     channel_key: bytes
+    """X25519 public key, 32 bytes."""
     signature: bytes
+    """ECDSA with SHA-384 over run and channel key."""
 
     @property
     def site(self) -> bytes:
         """Who announces."""
         return site_of_line(self.identity)
-
-    def to_bytes(self) -> bytes:
-        """Return the message."""
-        parts = self.run.encode(), self.identity, self.channel_key, self.signature
-        return pack("announcement", *parts)
-
-    @staticmethod
-    def from_bytes(data: bytes) -> Announcement:
-        """Return what the bytes say; the signature is not yet verified."""
-        run, identity, channel_key, signature = unpack("announcement", data, 4)
-        return Announcement(run.decode(errors="replace"), identity, channel_key, signature)
 
 
 def announce(run: str, channel_key: bytes, identity: ec.EllipticCurvePrivateKey) -> Announcement:

@@ -1,17 +1,21 @@
-"""Messages of the protocol: their bytes, what each step asks and answers, and what refuses one.
+"""Messages of the protocol: their bytes, what each step asks and answers, and what refuses one;
+and how the two sides keep what they must remember.
 
-A message or record is ``b"DSS1"``, one byte with the length of its kind, the kind, and for each
-part four bytes with its length (little endian) and the part itself. A value has one encoding, so
-equal bytes mean equal messages. Positions are numbers of sites in the cohort of the round; a list
-has an item for each position it goes with, in ascending order.
+A message is ``b"DSS2"``, one byte with the length of its kind, the kind, and for each part four
+bytes with its length (little endian) and the part itself. A value has one encoding, so equal bytes
+mean equal messages. Positions are numbers of sites in the cohort of the round; a list has an item
+for each position it goes with, in ascending order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from deal_core.errors import UserError
 from deal_core.secure_sum.shamir import SECRET_BYTES
@@ -53,12 +57,12 @@ class UsedUpdate(ProtocolError):
     code = "masked"
 
 
-MAGIC = b"DSS1"
+MAGIC = b"DSS2"
 """Name and version of the protocol: what begins otherwise is of another."""
 
 
 def pack(kind: str, *parts: bytes) -> bytes:
-    """Return one message or record."""
+    """Return one message."""
     name = kind.encode()
     packed = [MAGIC, bytes([len(name)]), name]
     for part in parts:
@@ -126,12 +130,25 @@ def split(data: bytes, size: int) -> tuple[bytes, ...]:
     return tuple(data[start : start + size] for start in range(0, len(data), size))
 
 
+WRITTEN: Mapping[str, Callable[[Any], bytes]] = {
+    "bytes": bytes,
+    "int": number_bytes,
+    "str": str.encode,
+    "tuple[bytes, ...]": b"".join,
+}
+"""Type of a field to what makes its part."""
+READ: Mapping[str, Callable[[bytes], Any]] = {
+    "bytes": bytes,
+    "int": number_from,
+    "str": lambda part: part.decode(errors="replace"),
+}
+
+
 @dataclass(frozen=True)
 class Message:
     """One message: a part for each field; a list is one part, its items one after another.
 
     Attributes:
-        context: digest of the round's terms.
         kind: of the message.
         items: field that is a list to the bytes of an item.
     """
@@ -139,13 +156,10 @@ class Message:
     kind: ClassVar[str]
     items: ClassVar[Mapping[str, int]] = {}
 
-    context: bytes
-
     def to_bytes(self) -> bytes:
         """Return the message."""
-        parts = [getattr(self, each.name) for each in fields(self)]
-        joined = (b"".join(part) if isinstance(part, tuple) else part for part in parts)
-        return pack(self.kind, *joined)
+        made = (WRITTEN[str(each.type)](getattr(self, each.name)) for each in fields(self))
+        return pack(self.kind, *made)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -154,14 +168,22 @@ class Message:
         Raises:
             ProtocolError: they are no such message.
         """
-        names = [each.name for each in fields(cls)]
-        parts: dict[str, Any] = dict(zip(names, unpack(cls.kind, data, len(names)), strict=True))
-        lists = {name: split(parts[name], size) for name, size in cls.items.items()}
-        return cls(**{**parts, **lists})
+        known, values = fields(cls), dict[str, Any]()
+        for each, part in zip(known, unpack(cls.kind, data, len(known)), strict=True):
+            size = cls.items.get(each.name)
+            values[each.name] = split(part, size) if size else READ[str(each.type)](part)
+        return cls(**values)
 
 
 @dataclass(frozen=True)
-class Prepared(Message):
+class RoundMessage(Message):
+    """A message of a round; ``context``: digest of the round's terms."""
+
+    context: bytes
+
+
+@dataclass(frozen=True)
+class Prepared(RoundMessage):
     """Reply of ``prepare``, whose request is the terms: the public half of the round's mask key, a
     commitment to the self seed, and shares for every other site of the cohort."""
 
@@ -182,7 +204,7 @@ class Prepared(Message):
 
 
 @dataclass(frozen=True)
-class MaskRequest(Message):
+class MaskRequest(RoundMessage):
     """Request of ``mask``, to one site: positions of all who prepared, the receiver among them, as
     bits; and what the others have sent for it."""
 
@@ -195,7 +217,7 @@ class MaskRequest(Message):
 
 
 @dataclass(frozen=True)
-class Masked(Message):
+class Masked(RoundMessage):
     """Reply of ``mask``: the masked words, little endian."""
 
     kind = "masked"
@@ -204,7 +226,7 @@ class Masked(Message):
 
 
 @dataclass(frozen=True)
-class ConfirmRequest(Message):
+class ConfirmRequest(RoundMessage):
     """Request of ``confirm``: whose masked vectors have arrived, as bits."""
 
     kind = "confirm-request"
@@ -213,7 +235,7 @@ class ConfirmRequest(Message):
 
 
 @dataclass(frozen=True)
-class Confirmed(Message):
+class Confirmed(RoundMessage):
     """Reply of ``confirm``: a tag for every other survivor."""
 
     kind = "confirmed"
@@ -223,7 +245,7 @@ class Confirmed(Message):
 
 
 @dataclass(frozen=True)
-class UnmaskRequest(Message):
+class UnmaskRequest(RoundMessage):
     """Request of ``unmask``, to one site: the survivors as they were confirmed, who of the others
     confirmed them, both as bits, and their tags for the receiver."""
 
@@ -236,7 +258,7 @@ class UnmaskRequest(Message):
 
 
 @dataclass(frozen=True)
-class Unmasked(Message):
+class Unmasked(RoundMessage):
     """Reply of ``unmask``: for every member one share, of the self seed of a survivor or of the
     mask seed of who dropped out."""
 
@@ -244,3 +266,33 @@ class Unmasked(Message):
     items = MappingProxyType({"shares": SECRET_BYTES})
 
     shares: tuple[bytes, ...]
+
+
+class Kept:
+    """A record of one side, JSON with bytes in base64; it may hold secrets."""
+
+    __pydantic_config__ = ConfigDict(
+        ser_json_bytes="base64", val_json_bytes="base64", extra="forbid"
+    )
+
+    def to_bytes(self) -> bytes:
+        """Return the record."""
+        return _adapter(type(self)).dump_json(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """Return what a record says.
+
+        Raises:
+            ProtocolError: it is damaged, or none of this kind.
+        """
+        try:
+            kept: Self = _adapter(cls).validate_json(data)
+        except ValidationError:
+            raise ProtocolError(f"a record ({cls.__name__}) is damaged") from None
+        return kept
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 import numpy as np
 
@@ -31,32 +30,27 @@ from deal_core.secure_sum.messages import (
     BelowThreshold,
     Confirmed,
     ConfirmRequest,
+    Kept,
     Masked,
     MaskRequest,
-    Message,
     Prepared,
     ProtocolError,
+    RoundMessage,
     Unmasked,
     UnmaskRequest,
-    number_bytes,
-    number_from,
-    pack,
     positions_bytes,
-    unpack,
 )
 from deal_core.secure_sum.shamir import combine, combining_weights
 from deal_core.secure_sum.terms import RoundTerms
 
-Reply = TypeVar("Reply", bound=Message)
-
 
 @dataclass(frozen=True)
-class ServerRound:
+class ServerRound(Kept):
     """One round; every step gives a new one. Each reply is checked before it is in here.
 
     Attributes:
         terms: of the round.
-        total: sum of the masked vectors, in the ring.
+        total: sum of the masked vectors: ring words, little endian.
         prepared: position of a site to its reply of the first leg.
         members: positions of those whose keys were passed on; None: more may still prepare.
         masked: positions of those whose vectors are in the total.
@@ -67,7 +61,7 @@ class ServerRound:
     """
 
     terms: RoundTerms
-    total: Words
+    total: bytes
     prepared: Mapping[int, Prepared] = field(default_factory=dict)
     members: tuple[int, ...] | None = None
     masked: tuple[int, ...] = ()
@@ -76,55 +70,10 @@ class ServerRound:
     confirmers: tuple[int, ...] | None = None
     unmasked: Mapping[int, Unmasked] = field(default_factory=dict)
 
-    def to_bytes(self) -> bytes:
-        """Return the record, for a server that may be started again."""
-        positions = self.members, self.masked, self.survivors, self.confirmers
-        replies = self.prepared, self.confirmed, self.unmasked
-        return pack(
-            "server-round",
-            self.terms.to_bytes(),
-            self.total.tobytes(),
-            *(
-                b"" if each is None else pack("positions", *map(number_bytes, each))
-                for each in positions
-            ),
-            *(
-                pack(
-                    "replies", *(number_bytes(at) + reply.to_bytes() for at, reply in each.items())
-                )
-                for each in replies
-            ),
-        )
-
-    @staticmethod
-    def from_bytes(data: bytes) -> ServerRound:
-        """Return the round of a record."""
-        parts = unpack("server-round", data, 9)
-        terms = RoundTerms.from_bytes(parts[0])
-        members, masked, survivors, confirmers = (
-            tuple(map(number_from, unpack("positions", each))) if each else None
-            for each in parts[2:6]
-        )
-        return ServerRound(
-            terms,
-            np.frombuffer(parts[1], ring_type(terms.bits)),
-            prepared=_replies(Prepared, parts[6]),
-            members=members,
-            masked=masked or (),
-            survivors=survivors,
-            confirmed=_replies(Confirmed, parts[7]),
-            confirmers=confirmers,
-            unmasked=_replies(Unmasked, parts[8]),
-        )
-
-
-def _replies(kind: type[Reply], data: bytes) -> dict[int, Reply]:
-    return {number_from(each[:8]): kind.from_bytes(each[8:]) for each in unpack("replies", data)}
-
 
 def open_round(terms: RoundTerms) -> ServerRound:
     """Return a round in which nobody has prepared."""
-    return ServerRound(terms, np.zeros(terms.length, ring_type(terms.bits)))
+    return ServerRound(terms, bytes(terms.length * terms.bits // 8))
 
 
 def add_prepared(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
@@ -165,8 +114,11 @@ def add_masked(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
     _check_reply(held, site, message, len(message.words), size)
     if own in held.masked or _is_known(site, message, None, held.survivors is None):
         return held
-    words = np.frombuffer(message.words, ring_type(held.terms.bits))
-    return replace(held, total=held.total + words, masked=tuple(sorted((*held.masked, own))))
+    total, more = (
+        np.frombuffer(w, ring_type(held.terms.bits)) for w in (held.total, message.words)
+    )
+    masked = tuple(sorted((*held.masked, own)))
+    return replace(held, total=(total + more).tobytes(), masked=masked)
 
 
 def close_masked(held: ServerRound) -> ServerRound:
@@ -193,8 +145,6 @@ def add_confirmed(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
 
 def close_confirmed(held: ServerRound) -> ServerRound:
     """Return the round with those fixed whose tags are passed on."""
-    if not held.terms.confirm:
-        return replace(held, confirmers=())
     _check_enough(held, len(held.confirmed), held.terms.threshold, "confirmed")
     if held.confirmers is not None:
         return held
@@ -250,7 +200,7 @@ def unmasked_sum(held: ServerRound) -> Words:
                 raise
             continue
         break
-    total = held.total.copy()
+    total = np.frombuffer(held.total, ring_type(held.terms.bits)).copy()
     add_masks(total, taken, added)
     return total
 
@@ -296,7 +246,7 @@ def _own_and_others(
 
 
 def _check_reply(
-    held: ServerRound, site: bytes, message: Message, size: int, expected: int
+    held: ServerRound, site: bytes, message: RoundMessage, size: int, expected: int
 ) -> None:
     if message.context != held.terms.context:
         raise ProtocolError(f"the reply of site {fingerprint(site)} is of another round", site)
@@ -304,7 +254,9 @@ def _check_reply(
         raise ProtocolError(f"the reply of site {fingerprint(site)} has a wrong length", site)
 
 
-def _is_known(site: bytes, message: Message, before: Message | None, is_open: bool) -> bool:
+def _is_known(
+    site: bytes, message: RoundMessage, before: RoundMessage | None, is_open: bool
+) -> bool:
     """Return whether a site has sent this reply before; refuse another one, and a late one."""
     if before is not None and before != message:
         raise ProtocolError(f"site {fingerprint(site)} has replied twice, and differently", site)

@@ -177,8 +177,7 @@ def unmask(state: SiteState, request: bytes) -> Answer:
     check_turn(current, "unmask")
     terms, own = current.terms, current.terms.position(state.site)
     survivors = _checked_survivors(current, message.survivors, own)
-    if terms.confirm:
-        _check_agreement(state, current, message, own)
+    _check_agreement(state, current, message, own)
     revealed = tuple(
         both[SECRET_BYTES:] if position in survivors else both[:SECRET_BYTES]
         for position, both in zip(_members(current), current.shares, strict=True)

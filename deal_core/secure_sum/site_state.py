@@ -7,7 +7,6 @@ was masked for which round.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from deal_core.secure_sum.keys import (
-    SITE_BYTES,
     Announcement,
     Pins,
     announce,
@@ -26,9 +24,10 @@ from deal_core.secure_sum.keys import (
     site_of,
     verify,
 )
-from deal_core.secure_sum.messages import KEY_BYTES, ProtocolError, UsedUpdate, pack, split, unpack
-from deal_core.secure_sum.shamir import SECRET_BYTES
+from deal_core.secure_sum.messages import KEY_BYTES, Kept, ProtocolError, UsedUpdate
 from deal_core.secure_sum.terms import RoundTerms
+
+LEGS = ("prepare", "mask", "confirm", "unmask")
 
 
 @dataclass(frozen=True)
@@ -64,36 +63,10 @@ class SiteRound:
     survivors: bytes = b""
     answered: tuple[Answered, ...] = field(default=(), repr=False)
 
-    def to_bytes(self) -> bytes:
-        """Return the record; it holds secrets."""
-        return pack(
-            "site-round",
-            self.terms.to_bytes(),
-            *(self.mask_seed, self.self_seed, self.own_shares, self.members),
-            b"".join(self.shares),
-            self.survivors,
-            *(p for each in self.answered for p in (each.leg.encode(), each.request, each.reply)),
-        )
-
-    @staticmethod
-    def from_bytes(data: bytes) -> SiteRound:
-        """Return the round of a record."""
-        terms, mask_seed, self_seed, own, members, shares, survivors, *answers = unpack(
-            "site-round", data
-        )
-        legs = zip(answers[::3], answers[1::3], answers[2::3], strict=True)
-        return SiteRound(
-            RoundTerms.from_bytes(terms),
-            *(mask_seed, self_seed, own, members),
-            split(shares, 2 * SECRET_BYTES),
-            survivors,
-            tuple(Answered(leg.decode(), request, reply) for leg, request, reply in legs),
-        )
-
 
 @dataclass(frozen=True)
-class SiteState:
-    """A run at one site.
+class SiteState(Kept):
+    """A run at one site; the record holds secrets.
 
     Attributes:
         run: name of the run.
@@ -127,25 +100,6 @@ class SiteState:
         others = [each for each in self.rounds if each.terms.number != changed.terms.number]
         rounds = sorted([*others, changed], key=lambda each: each.terms.number)
         return replace(self, rounds=tuple(rounds[-2:]))
-
-    def to_bytes(self) -> bytes:
-        """Return the record; it holds secrets."""
-        return pack(
-            "site-state",
-            self.run.encode(),
-            *(self.site, self.channel_private, self.announcement),
-            b"".join(peer + keys for peer, keys in sorted(self.channels.items())),
-            *(each.to_bytes() for each in self.rounds),
-        )
-
-    @staticmethod
-    def from_bytes(data: bytes) -> SiteState:
-        """Return the state of a record."""
-        run, site, private, announcement, channels, *rounds = unpack("site-state", data)
-        peers = split(channels, SITE_BYTES + 2 * KEY_BYTES)
-        known = {peer[:SITE_BYTES]: peer[SITE_BYTES:] for peer in peers}
-        kept = tuple(SiteRound.from_bytes(each) for each in rounds)
-        return SiteState(run.decode(), site, private, announcement, known, kept)
 
 
 def open_run(
@@ -222,19 +176,15 @@ def check_turn(current: SiteRound, leg: str) -> None:
     """Accept a new request of a leg whose turn it is.
 
     Raises:
-        ProtocolError: the leg is over, comes later, or is not of this round.
+        ProtocolError: the leg is over, or comes later.
     """
-    agreement = ("confirm",) if current.terms.confirm else ()
-    legs, done = ("prepare", "mask", *agreement, "unmask"), len(current.answered)
-    number = current.terms.number
-    if leg in legs[:done]:
+    number, done = current.terms.number, len(current.answered)
+    if leg in LEGS[:done]:
         raise ProtocolError(
             f"round {number}: this site has answered another request to {leg}, and answers one"
         )
-    if leg not in legs:
-        raise ProtocolError(f"round {number}: its terms do without the leg {leg}")
-    if legs[done] != leg:
-        raise ProtocolError(f"round {number}: {legs[done]} comes before {leg}")
+    if LEGS[done] != leg:
+        raise ProtocolError(f"round {number}: {LEGS[done]} comes before {leg}")
 
 
 def answer(state: SiteState, changed: SiteRound, leg: str, request: bytes, reply: bytes) -> Answer:
@@ -244,7 +194,7 @@ def answer(state: SiteState, changed: SiteRound, leg: str, request: bytes, reply
 
 
 @dataclass(frozen=True)
-class UsedUpdates:
+class UsedUpdates(Kept):
     """Attributes: ``masked``, place in the run to the digest of its round's terms, in hexadecimal,
     and the name of the update."""
 
@@ -264,13 +214,3 @@ class UsedUpdates:
                 "would tell the difference; nothing was sent"
             )
         return UsedUpdates({**self.masked, place: wanted})
-
-    def to_bytes(self) -> bytes:
-        """Return the record as JSON."""
-        return json.dumps(dict(self.masked)).encode()
-
-    @staticmethod
-    def from_bytes(data: bytes) -> UsedUpdates:
-        """Return the record of the bytes."""
-        masked: dict[str, list[str]] = json.loads(data)
-        return UsedUpdates({place: (known[0], known[1]) for place, known in masked.items()})

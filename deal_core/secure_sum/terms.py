@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Self
 
 from deal_core.secure_sum.keys import SITE_BYTES, fingerprint
-from deal_core.secure_sum.messages import (
-    ProtocolError,
-    UnpinnedPeer,
-    number_bytes,
-    number_from,
-    pack,
-    split,
-    unpack,
-)
+from deal_core.secure_sum.messages import Message, ProtocolError, UnpinnedPeer
 
 RINGS = (32, 64)
 """Bits of a word: sums are taken modulo 2 to this power."""
@@ -25,8 +19,9 @@ LEAST_SITES = 3
 
 
 @dataclass(frozen=True)
-class RoundTerms:
-    """The public terms of one round. Every key of the round depends on their digest.
+class RoundTerms(Message):
+    """The public terms of one round, which are the request of ``prepare``. Every key of the round
+    depends on their digest.
 
     Attributes:
         run: name of the run.
@@ -37,8 +32,10 @@ class RoundTerms:
         bits: of a ring word.
         length: words of a vector.
         layout: digest of what the words mean.
-        confirm: whether survivors agree on who has survived before they reveal anything.
     """
+
+    kind = "terms"
+    items = MappingProxyType({"cohort": SITE_BYTES})
 
     run: str
     number: int
@@ -48,7 +45,6 @@ class RoundTerms:
     bits: int
     length: int
     layout: bytes
-    confirm: bool = True
 
     @property
     def threshold(self) -> int:
@@ -71,30 +67,14 @@ class RoundTerms:
             raise ProtocolError("this site is not in the cohort of the round", site)
         return self.cohort.index(site)
 
-    def to_bytes(self) -> bytes:
-        """Return the request of ``prepare``."""
-        numbers = (self.number, self.colluding, self.min_cohort, self.bits, self.length)
-        return pack(
-            "terms",
-            self.run.encode(),
-            b"".join(self.cohort),
-            *(number_bytes(value) for value in (*numbers, int(self.confirm))),
-            self.layout,
-        )
-
-    @staticmethod
-    def from_bytes(data: bytes) -> RoundTerms:
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
         """Return the terms that the bytes state.
 
         Raises:
             ProtocolError: they state none, or impossible ones.
         """
-        run, sites, *numbers, layout = unpack("terms", data, 9)
-        number, colluding, least, bits, length, confirm = map(number_from, numbers)
-        named, cohort = run.decode(errors="replace"), split(sites, SITE_BYTES)
-        terms = RoundTerms(
-            named, number, cohort, colluding, least, bits, length, layout, bool(confirm)
-        )
+        terms = super().from_bytes(data)
         check_terms(terms)
         if terms.to_bytes() != data:
             raise ProtocolError("terms are not written in their one form")
@@ -141,15 +121,12 @@ class SitePolicy:
     Attributes:
         min_cohort: fewest sites in a sum.
         colluding: how many of the others this site expects to work with the server, at least.
-        confirm: whether survivors must agree before they reveal (a server that may lie). False
-            only where the server is trusted to tell all sites the same.
         known: the sites that this one knows today, itself among them; None: it trusts the server
             not to pose as a site.
     """
 
     min_cohort: int = LEAST_SITES
     colluding: int = 0
-    confirm: bool = True
     known: frozenset[bytes] | None = None
 
     def check(self, terms: RoundTerms) -> None:
@@ -179,9 +156,4 @@ class SitePolicy:
             raise ProtocolError(
                 f"the round reckons with {terms.colluding} colluding sites, this site's policy "
                 f"with {self.colluding}"
-            )
-        if self.confirm and not terms.confirm:
-            raise ProtocolError(
-                "the round does without agreement on the survivors, which this site's policy asks "
-                "for"
             )

@@ -19,7 +19,6 @@ from deal_core.secure_sum.keys import (
 )
 from deal_core.secure_sum.messages import Masked, Prepared, Unmasked, UnmaskRequest, positions_from
 from deal_core.secure_sum.shamir import combine, combining_weights
-from deal_core.secure_sum.terms import SitePolicy
 from tests.deal_core.secure_sum.rounds import (
     Absent,
     Round,
@@ -49,9 +48,8 @@ def attacked(
     """A whole round; a target that was said to be gone sends its vector all the same."""
     states = first(met(5), sites)
     layout = integers(length, sites, bits, LARGEST)
-    policy = SitePolicy(min_cohort=2, confirm=changed.get("confirm", True))
     encoded = vectors(states, layout, seed)
-    round_ = Round(terms_of(states, layout, **changed), states, encoded, absent, policy, seed)
+    round_ = Round(terms_of(states, layout, **changed), states, encoded, absent, seed=seed)
     round_.total()
     site = round_.terms.cohort[TARGET]
     if ("mask", site) not in round_.received:

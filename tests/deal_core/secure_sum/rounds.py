@@ -122,7 +122,7 @@ class Round:
         self.keep(server_round.close_masked(self.held))
 
     def confirm(self) -> None:
-        for site in self.here("confirm") if self.terms.confirm else ():
+        for site in self.here("confirm"):
             self.reply("confirm", site, server_round.confirm_request(self.held, site))
             self.take(server_round.add_confirmed, "confirm", site)
         self.keep(server_round.close_confirmed(self.held))

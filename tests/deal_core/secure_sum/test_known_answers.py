@@ -32,7 +32,7 @@ def answers() -> dict[str, Any]:
 
 
 def frame(kind: str, *parts: bytes) -> bytes:
-    framed = b"DSS1" + bytes([len(kind)]) + kind.encode()
+    framed = b"DSS2" + bytes([len(kind)]) + kind.encode()
     return framed + b"".join(len(part).to_bytes(4, "little") + part for part in parts)
 
 

@@ -70,7 +70,7 @@ def test_every_record_comes_back_from_its_bytes(records):
 def test_what_is_cut_short_or_too_long_is_refused(records):
     for data in records:
         kind = type(kind_of(data))
-        for spoilt in (data[:-1], data[: len(data) // 2], data + b"\0", b"", b"DSS2" + data[4:]):
+        for spoilt in (data[:-1], data[: len(data) // 2], data + b"\0", b"", b"DSS1" + data[4:]):
             with pytest.raises(ProtocolError):
                 kind.from_bytes(spoilt)
 

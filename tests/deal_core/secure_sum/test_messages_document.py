@@ -51,7 +51,7 @@ def written(value: Any, encoding: str) -> bytes:
 def frame(kind: str, parts: list[bytes]) -> bytes:
     """As the page has it."""
     framed = b"".join(len(part).to_bytes(4, "little") + part for part in parts)
-    return b"DSS1" + bytes([len(kind)]) + kind.encode() + framed
+    return b"DSS2" + bytes([len(kind)]) + kind.encode() + framed
 
 
 @pytest.fixture(scope="module")

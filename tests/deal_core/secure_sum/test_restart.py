@@ -11,6 +11,7 @@ from deal_core.secure_sum.server_round import ServerRound, unmasked_sum
 from deal_core.secure_sum.site_state import SiteState, stored_reply
 from deal_core.secure_sum.terms import SitePolicy
 from tests.deal_core.secure_sum.rounds import (
+    LEGS,
     Round,
     first,
     integers,
@@ -19,8 +20,6 @@ from tests.deal_core.secure_sum.rounds import (
     terms_of,
     vectors,
 )
-
-LEGS = ("prepare", "mask", "confirm", "unmask")
 
 
 @pytest.fixture

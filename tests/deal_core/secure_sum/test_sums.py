@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from deal_core.secure_sum.layout import Layout, SumField
 from deal_core.secure_sum.messages import BelowThreshold
 from deal_core.secure_sum.server_round import unmasked_sum
-from deal_core.secure_sum.terms import SitePolicy
 from tests.deal_core.secure_sum.rounds import (
-    LEAST,
     LEGS,
     Round,
     first,
@@ -36,9 +34,7 @@ def survivors_sum(round_: Round) -> np.ndarray:
 def a_round(sites: int, absent=None, bits: int = 32, length: int = 5, **changed) -> Round:
     states = first(met(FEW if sites <= FEW else SITES), sites)
     layout = integers(length, sites, bits)
-    terms = terms_of(states, layout, **changed)
-    policy = SitePolicy(LEAST, confirm=terms.confirm)
-    return Round(terms, states, vectors(states, layout), absent or {}, policy)
+    return Round(terms_of(states, layout, **changed), states, vectors(states, layout), absent or {})
 
 
 @pytest.mark.parametrize("sites", slow_but([*range(2, 18), 23, 31, 50], *range(2, 12)))
@@ -69,14 +65,6 @@ def test_any_number_may_drop_out_up_to_the_threshold_before_and_after_masking(si
         after = masked.forked({"confirm": order[:dropped]})
         assert np.array_equal(after.total("confirm"), plain_sum(after.encoded, list(after.states)))
         assert len(after.held.unmasked) == sites - dropped
-
-
-@pytest.mark.parametrize("bits", [32, 64])
-@pytest.mark.parametrize("confirm", [True, False])
-def test_in_both_rings_with_and_without_agreement(bits, confirm):
-    round_ = a_round(7, {"prepare": [6], "mask": [0], "unmask": [3]}, bits, confirm=confirm)
-    assert np.array_equal(round_.total(), survivors_sum(round_))
-    assert ("confirm", round_.terms.cohort[1]) in round_.received or not confirm
 
 
 @settings(max_examples=40, deadline=None)
