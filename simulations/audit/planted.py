@@ -90,12 +90,18 @@ class Seen:
 
     Attributes:
         canaries: whose directions are looked along.
+        counted: sites in the sums that are seen, the attacked one first; none: its steps are seen.
         total: ``(count,)``: the logarithm of how much likelier it is, under the mechanism that was
             planned, that each canary was there; no test is better.
+        open: sums that not all sites have given their part of.
+        scored: how many were whole.
     """
 
     canaries: GradientCanaries
+    counted: tuple[str, ...] = ()
     total: Scores = field(init=False)
+    open: dict[Place, dict[str, tuple[Total, NoisySum]]] = field(default_factory=dict)
+    scored: int = 0
 
     def __post_init__(self) -> None:
         self.total = np.zeros(self.canaries.count)
@@ -103,6 +109,19 @@ class Seen:
     def add(self, released: Mapping[str, Tensor], unit: float, rate: float, noise: float) -> None:
         """Add one noised sum: ``released`` times ``unit`` is in clipping bounds."""
         self.total += likelihood_ratio(self.canaries.scores(released) * unit, rate, noise)
+
+    def take(self, client: str, place: Place, part: Total, sum_of: NoisySum) -> None:
+        """Take a site's part of a sum, and score the sum when it is whole, as the attacked site
+        plans it."""
+        if client not in self.counted:
+            return
+        parts = self.open.setdefault(place, {})
+        parts[client] = part, sum_of
+        if len(parts) == len(self.counted):
+            self.scored += 1
+            del self.open[place]
+            whole, (_, plan) = _added([own for own, _ in parts.values()]), parts[self.counted[0]]
+            self.add(whole, grid_step(1.0), plan.sample_rate, plan.noise_multiplier)
 
 
 def likelihood_ratio(along: Scores, sample_rate: float, noise_multiplier: float) -> Scores:
@@ -113,6 +132,16 @@ def likelihood_ratio(along: Scores, sample_rate: float, noise_multiplier: float)
     there = math.log(sample_rate) + (along - 0.5) / noise_multiplier**2
     ratio: Scores = np.logaddexp(out, there)
     return ratio
+
+
+def _added(parts: Sequence[Total]) -> Mapping[str, Tensor]:
+    """The sum over sites, by the names of factors."""
+    return {
+        key.removeprefix(PREFIX).removesuffix(".weight"): torch.from_numpy(
+            np.sum([part[key] for part in parts], axis=0, dtype=np.float64)
+        )
+        for key in parts[0]
+    }
 
 
 @dataclass(frozen=True)
@@ -151,25 +180,27 @@ class PlantedSteps:
         return loss
 
 
-def plant(inner: Mechanism, canaries: GradientCanaries) -> tuple[Mechanism, Seen]:
-    """Return a mechanism of noised steps with canaries planted in it, and the attacker; each canary
-    is one of the units that the mechanism protects."""
-    seen, each = Seen(canaries), records_of_each(inner)
+@dataclass(kw_only=True)
+class PlantedSum(NoisySum):
+    """One noisy sum of a site, over its records, with the attacker, who sees it among the others:
+    ``inner`` is the mechanism's, of records and canaries, of which each has so many positions."""
 
-    def around(ask: UpdateRequest, train: Train) -> Train:
-        def trained(given: PrivateGradients) -> LocalUpdate:
-            if len(given.data) < len(ask.data):  # a training has failed, and noise alone leaves
-                return train(given)
-            return train(PlantedSteps(given, len(ask.data), each, seen))
+    inner: NoisySum
+    each: int
+    seen: Seen
+    client: str
+    place: Place
 
-        return trained
-
-    return Overseen(inner, around, lambda ask: with_canaries(ask, canaries.count, each)), seen
-
-
-def records_of_each(inner: Mechanism) -> int:
-    """Return how many records a canary is, which is one of the units that a mechanism protects."""
-    return GROUP_RECORDS if inner.unit == GROUP else 1
+    def total(self, module: nn.Module, objective: ExampleLosses) -> dict[str, NDArray[np.int64]]:
+        """Return the sum of records and canaries, and show it to the attacker."""
+        if self.client == self.seen.counted[0]:
+            length, canaries = FAR * self.max_grad_norm, self.seen.canaries
+            objective = PlantedObjective(
+                objective, module, len(self.data), canaries, length, self.each
+            )
+        total = self.inner.total(module, objective)
+        self.seen.take(self.client, self.place, total, self.inner)
+        return total
 
 
 def with_canaries(ask: UpdateRequest, count: int, each: int) -> UpdateRequest:
@@ -198,84 +229,27 @@ def counted_sites(experiment: Experiment, attacked: int) -> tuple[str, ...]:
     return tuple(str(k) for k in (attacked, *others[: shares_of(experiment) - 1]))
 
 
-@dataclass
-class SeenSums(Seen):
-    """Adds up what the attacker sees of the canaries in sums over sites, as the attacked site plans
-    them.
-
-    Attributes:
-        counted: sites in the sum that is seen; the first is the attacked one.
-        open: sums that not all sites have given their part of. scored: how many were whole.
-    """
-
-    counted: tuple[str, ...]
-    open: dict[Place, dict[str, Total]] = field(default_factory=dict)
-    scored: int = 0
-    _plan: dict[Place, tuple[float, float]] = field(default_factory=dict)
-
-    def take(self, client: str, place: Place, part: Total, sum_of: NoisySum) -> None:
-        """Take a site's part of a sum, and score the sum when it is whole."""
-        if client not in self.counted:
-            return
-        parts = self.open.setdefault(place, {})
-        parts[client] = part
-        if client == self.counted[0]:  # as it plans, whatever the others do
-            self._plan[place] = sum_of.sample_rate, sum_of.noise_multiplier
-        if len(parts) == len(self.counted):
-            self.scored += 1
-            whole = _added(list(self.open.pop(place).values()))
-            self.add(whole, grid_step(1.0), *self._plan.pop(place))
-
-
-def _added(parts: Sequence[Total]) -> Mapping[str, Tensor]:
-    """The sum over sites, by the names of factors."""
-    return {
-        key.removeprefix(PREFIX).removesuffix(".weight"): torch.from_numpy(
-            np.sum([part[key] for part in parts], axis=0, dtype=np.float64)
-        )
-        for key in parts[0]
-    }
-
-
-@dataclass(kw_only=True)
-class PlantedSum(NoisySum):
-    """One noisy sum of a site, over its records, with the attacker, who sees it among the others:
-    ``inner`` is the mechanism's, of records and canaries, of which each has so many positions."""
-
-    inner: NoisySum
-    each: int
-    seen: SeenSums
-    client: str
-    place: Place
-
-    def total(self, module: nn.Module, objective: ExampleLosses) -> dict[str, NDArray[np.int64]]:
-        """Return the sum of records and canaries, and show it to the attacker."""
-        if self.client == self.seen.counted[0]:
-            length, canaries = FAR * self.max_grad_norm, self.seen.canaries
-            objective = PlantedObjective(
-                objective, module, len(self.data), canaries, length, self.each
-            )
-        total = self.inner.total(module, objective)
-        self.seen.take(self.client, self.place, total, self.inner)
-        return total
-
-
-def plant_in_sum(
-    inner: Mechanism, canaries: GradientCanaries, counted: tuple[str, ...]
-) -> tuple[Mechanism, SeenSums]:
-    """Return a mechanism with canaries at one of the sites that share it, the first of those that
-    are counted on (:class:`SeenSums`), and the attacker."""
-    seen, each = SeenSums(canaries, counted), records_of_each(inner)
+def plant(
+    inner: Mechanism, canaries: GradientCanaries, counted: tuple[str, ...] = ()
+) -> tuple[Mechanism, Seen]:
+    """Return a mechanism with canaries planted in it, and the attacker (:class:`Seen`); each canary
+    is one of the units that the mechanism protects. Where sums over ``counted`` sites are seen they
+    are at the first of these, of all that share the mechanism."""
+    seen, each = Seen(canaries, counted), GROUP_RECORDS if inner.unit == GROUP else 1
 
     def asked(ask: UpdateRequest) -> UpdateRequest:
-        return with_canaries(ask, canaries.count, each) if ask.client == counted[0] else ask
+        attacked = not counted or ask.client == counted[0]
+        return with_canaries(ask, canaries.count, each) if attacked else ask
 
     def around(ask: UpdateRequest, train: Train) -> Train:
-        def trained(given: NoisySum) -> LocalUpdate:
-            if len(given.data) < len(ask.data):  # as with steps: no sum of it is whole
+        def trained(given: PrivateGradients | NoisySum) -> LocalUpdate:
+            records = len(ask.data)
+            if len(given.data) < records:  # a training has failed, and noise alone leaves
                 return train(given)
+            if isinstance(given, PrivateGradients):
+                return train(PlantedSteps(given, records, each, seen))
             own = {each.name: getattr(given, each.name) for each in fields(given)}
-            own |= {"data": given.data[: len(ask.data)], "inner": given, "place": ask.place}
+            own |= {"data": given.data[:records], "inner": given, "place": ask.place}
             return train(PlantedSum(**own, each=each, seen=seen, client=ask.client))
 
         return trained

@@ -29,7 +29,7 @@ from server.results import Results, Strict
 from server.run import run
 from simulations.audit.canaries import GradientCanaries, Scores
 from simulations.audit.claim import Guesses, Repetition, guess
-from simulations.audit.planted import counted_sites, plant, plant_in_sum
+from simulations.audit.planted import counted_sites, plant
 from simulations.engines.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 
@@ -86,8 +86,7 @@ def carry_out(training: Training, listener: Listener) -> Found:
     config = training.experiment
     canaries = GradientCanaries(training.canaries, training.seed, training.repeat)
     with alone(config, training.client, training.repeat) as placed:
-        attack = _through_sums if at_server(config) else _through_steps
-        results, scores = attack(placed, training, canaries, listener)
+        results, scores = _attacked(placed, training, canaries, listener)
         ledger = Ledger(Path(placed.run.out) / "sites" / str(training.client))
         spent = with_steps_added(event.spent for event in ledger.events())
     privacy = results.privacy
@@ -129,31 +128,31 @@ def alone(config: Experiment, client: int, repeat: int = 0) -> Iterator[Experime
         )
 
 
-def _through_steps(
+def _attacked(
     config: Experiment, training: Training, canaries: GradientCanaries, listener: Listener
 ) -> tuple[Results, Scores]:
-    """Attack one site alone, of which every noised step is seen."""
-    config = _beside_canaries(config, training.client)
-    planted, seen = plant(make_mechanism(config), canaries)
-    runtime = ClientRuntime(
-        config, lambda same: planted, lambda shares: _few(shares, training.records)
-    )
-    return run_here(config, runtime, listener), seen.total
+    """Return what is seen of one site: alone, every noised step; or, where the noise is in a sum,
+    among all, the sums over the sites whose noise is counted on.
 
-
-def _through_sums(
-    config: Experiment, training: Training, canaries: GradientCanaries, listener: Listener
-) -> tuple[Results, Scores]:
-    """Attack one site among all, seen in the sum over the sites whose noise is counted on."""
-    counted = counted_sites(config, training.client)
-    planted, seen = plant_in_sum(make_mechanism(config), canaries, counted)
+    Raises:
+        UserError: no sum was whole.
+    """
+    counted = counted_sites(config, training.client) if at_server(config) else ()
+    if not counted:
+        config = _beside_canaries(config, training.client)
+    planted, seen = plant(make_mechanism(config), canaries, counted)
 
     def prepare(shares: list[TaskData]) -> list[TaskData]:
-        own, few = _few(shares, training.records), _few(shares, 1)
-        return [own[k] if k == training.client else share for k, share in enumerate(few)]
+        # one record to test: how good the model is does not matter
+        cuts = [1] * len(shares)
+        cuts[training.client] = training.records or len(shares[training.client].train)
+        return [
+            replace(share, train=share.train[:cut], test=share.test[:1])
+            for share, cut in zip(shares, cuts, strict=True)
+        ]
 
     results = run_here(config, ClientRuntime(config, lambda same: planted, prepare), listener)
-    if seen.open or not seen.scored:
+    if counted and (seen.open or not seen.scored):
         raise UserError(
             "not every site took part in every round, so the audit saw no whole sums; "
             "deal simulate says why"
@@ -172,13 +171,6 @@ def _beside_canaries(config: Experiment, client: int) -> Experiment:
     rate = min(1.0, config.train.batch_size * len(tasks) / max(1, units))
     privacy = config.privacy.model_copy(update={"sample_rate": rate})
     return config.model_copy(update={"privacy": privacy})
-
-
-def _few(shares: list[TaskData], records: int) -> list[TaskData]:
-    """Return shares with so many records to train on at most (0: all), and one to test: how good
-    the model is does not matter."""
-    cut = records or None
-    return [replace(share, train=share.train[:cut], test=share.test[:1]) for share in shares]
 
 
 def share_of(experiment: Experiment, task: str, client: int) -> TaskData:

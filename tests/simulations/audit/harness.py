@@ -41,7 +41,7 @@ from simulations.audit.claim import (
     guess,
     lower_bound,
 )
-from simulations.audit.planted import Overseen, plant, plant_in_sum
+from simulations.audit.planted import Overseen, plant
 
 TASK, LABELS = "audited", ("heart", "skin")
 FACTORS = frozenset({"lora_A", "lora_B"})
@@ -138,7 +138,7 @@ def _summed(
     sites = experiment.federation.clients - experiment.privacy.colluding
     honest = tuple(map(str, range(sites)))
     mechanism = _muted(make_mechanism(experiment), honest[1 : 1 + silent])
-    planted, seen = plant_in_sum(mechanism, canaries, honest)
+    planted, seen = plant(mechanism, canaries, honest)
     objective = Plain(records.model, LABELS, records.data)
     learning = set_trainable(module, mechanism.trained(FACTORS))
     entries = sum(factor.numel() for factor in learning)

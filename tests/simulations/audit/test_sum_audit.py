@@ -13,7 +13,7 @@ from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.noise import SeededNoise
 from deal_core.randomness import seeded
 from simulations.audit.canaries import GradientCanaries
-from simulations.audit.planted import SeenSums, counted_sites
+from simulations.audit.planted import Seen, counted_sites
 from tests.simulations.audit.harness import MechanismAudit, Records, audit_mechanism, six_records
 from tests.simulations.audit.test_mechanism_audit import GROUPS, by_record
 
@@ -176,7 +176,7 @@ def test_a_sum_is_scored_when_it_is_whole():
         max_grad_norm=1.0,
         noise=SeededNoise(seeded(0, "noise")),
     )
-    seen, place = SeenSums(canaries, ("1", "0")), ("a task", "learn", 1, 1)
+    seen, place = Seen(canaries, ("1", "0")), ("a task", "learn", 1, 1)
     seen.take("2", place, parts[0], sum_of)
     seen.take("1", place, parts[0], sum_of)
     assert not seen.total.any()
