@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
 from deal_core.config.data import DataConfig, TaskColumns
-from deal_core.data.rows import Columns, groups_of, look_alike, require_columns, to_example
+from deal_core.data.rows import Columns, groups_of, require_columns, to_example
 from deal_core.data.source import (
     Example,
     TaskData,
@@ -27,8 +27,6 @@ from deal_core.errors import UserError, at_home, choose, nearest
 
 Refuse: TypeAlias = Callable[[UserError], object]
 """What is done about a problem: it is raised, or noted."""
-LabelProblem: TypeAlias = Callable[[str], str]
-"""A label to what is wrong with it; empty: nothing."""
 
 
 class FilesSource:
@@ -83,24 +81,24 @@ class FilesSource:
             refuse(error)
 
         texts = task in self._config.generation
-        problem = _no_problem if texts or not labels else _not_declared(labels)
-        train = self._split(task, "train", problem, note)
+        known = None if texts or not labels else labels
+        train = self._split(task, "train", known, note)
         if not labels and not texts:
             labels = tuple(sorted({example.label for example in train}))
             # Of a training file that could not be read the labels are not known.
-            problem = _no_problem if refused else _not_learnt(labels)
+            known = None if refused else labels
         if self._config.split and not split_files(folder / task, "test"):
             train, test = split_off(train, self._config.split)
             return TaskData(task, labels, train, test, held_out=True)
-        return TaskData(task, labels, train, self._split(task, "test", problem, note))
+        return TaskData(task, labels, train, self._split(task, "test", known, note))
 
     def _split(
-        self, task: str, split: str, problem: LabelProblem, refuse: Refuse
+        self, task: str, split: str, known: Collection[str] | None, refuse: Refuse
     ) -> tuple[Example, ...]:
         """Return a split's examples; none where the file itself is refused."""
         try:
             path = self._file(self._folder() / task, split)
-            return read_examples(path, task, self._config, self._unit_column, problem, refuse, True)
+            return read_examples(path, task, self._config, self._unit_column, known, refuse, True)
         except UserError as error:
             refuse(error)
             return ()
@@ -159,13 +157,13 @@ class SiteSource:
         # Compared with what is listed, not looked up: a task's name must not lead elsewhere.
         if task not in task_folders(folder):
             return TaskData(task, labels, (), ())
-        problem = _no_problem if task in self._config.generation else _not_declared(labels)
+        known = None if task in self._config.generation else labels
         left_out: list[UserError] = []
 
         def rows(split: str) -> tuple[Example, ...]:
             path = split_file(folder / task, split)
             return read_examples(
-                path, task, self._config, self._unit_column, problem, left_out.append
+                path, task, self._config, self._unit_column, known, left_out.append
             )
 
         train = rows("train")
@@ -185,7 +183,7 @@ def read_examples(
     task: str,
     config: DataConfig,
     unit_column: str,
-    problem: LabelProblem,
+    known: Collection[str] | None,
     refuse: Refuse,
     whole: bool = False,
 ) -> tuple[Example, ...]:
@@ -196,7 +194,7 @@ def read_examples(
         task: decides, with ``config`` and ``unit_column``, which columns are read.
         config: of the data.
         unit_column: empty: none.
-        problem: of a label.
+        known: labels that a row may have; None: any.
         refuse: hears of each row that cannot be used.
         whole: also refuse the file as a whole: no rows, or columns that its header, or every row,
             lacks.
@@ -207,6 +205,7 @@ def read_examples(
     columns = Columns.of(config, task, unit_column)
     label_text = config.files.get(task, TaskColumns()).label_text
     examples: list[Example] = []
+    known = None if known is None else tuple(sorted(known))
     rows, unseen = 0, columns.references  # a row may have none, but not every row
     for rows, (number, values) in enumerate(read_table(path), start=1):
         unseen = "" if unseen in values else unseen
@@ -214,8 +213,8 @@ def read_examples(
             require_columns(list(values), columns, str(path))
         try:
             example = to_example(values, columns, str(path), number, label_text)
-            if said := problem(example.label):
-                raise UserError(f"{path}, row {number}: {said}")
+            if not (known is None or example.label in known):
+                raise UserError(f"{path}, row {number}: {no_label(example.label, known)}")
             examples.append(example)
         except UserError as error:
             refuse(error)
@@ -226,36 +225,13 @@ def read_examples(
     return tuple(examples)
 
 
-def _no_problem(_: str) -> str:
-    return ""
-
-
-def _not_declared(labels: Collection[str]) -> LabelProblem:
-    known = frozenset(labels)
-
-    @cache
-    def problem(label: str) -> str:
-        if label in known:
-            return ""
-        return (
-            f"'{label}' is no label of the task (they are: {', '.join(sorted(known))}"
-            f"{nearest(label, known)}); correct it, or map it in label_text"
-        )
-
-    return problem
-
-
-def _not_learnt(labels: Collection[str]) -> LabelProblem:
-    known = frozenset(labels)
-
-    @cache
-    def problem(label: str) -> str:
-        if label in known:
-            return ""
-        alike = look_alike(label, sorted(known))
-        return f"no training example has the label '{label}'{alike}; add one or remove the row"
-
-    return problem
+@lru_cache(maxsize=1024)
+def no_label(label: str, known: tuple[str, ...]) -> str:
+    """Return what is wrong with a label that is not known."""
+    return (
+        f"'{label}' is no label of the task (they are: {', '.join(known)}{nearest(label, known)}); "
+        "correct it, or map it in label_text"
+    )
 
 
 def _raised(error: UserError) -> None:

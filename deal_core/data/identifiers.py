@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -87,12 +87,3 @@ def repeated_identifiers(config: DataConfig) -> Iterator[RepeatedIdentifier]:
             rows = values.total()
             if rows > len(values):
                 yield RepeatedIdentifier(task, name, rows, len(values), max(values.values()))
-
-
-def alike_people(values: Iterable[str]) -> list[list[str]]:
-    """Return values, as :func:`same_person` has them, that differ in other characters than letters
-    and digits alone."""
-    alike: dict[str, set[str]] = {}
-    for value in values:
-        alike.setdefault("".join(filter(str.isalnum, value)) or value, set()).add(value)
-    return [sorted(some) for some in alike.values() if len(some) > 1]

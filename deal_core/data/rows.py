@@ -222,12 +222,3 @@ def _plain(text: str) -> str:
     plain = unicodedata.normalize("NFKC", text)
     shown = "".join(c for c in plain if unicodedata.category(c) != INVISIBLE)
     return unicodedata.normalize("NFKC", shown.casefold())
-
-
-def look_alike(label: str, labels: Iterable[str]) -> str:
-    """Return a hint at the first of some labels that looks like this one; empty: none does."""
-    form = folded(label)
-    for other in labels:
-        if other != label and folded(other) == form:
-            return f" ({other!a} looks alike; this one is {label!a})"
-    return ""

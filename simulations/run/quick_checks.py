@@ -12,7 +12,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.privacy import PrivacyConfig
 from deal_core.data import TaskData, load_for_clients, open_source, partition
 from deal_core.data.files import FilesSource
-from deal_core.data.identifiers import RepeatedIdentifier, alike_people, repeated_identifiers
+from deal_core.data.identifiers import RepeatedIdentifier, repeated_identifiers
 from deal_core.data.rows import folded
 from deal_core.errors import UserError, choose, nearest
 from simulations.engines import ENGINES
@@ -299,7 +299,7 @@ def check_unit(experiment: Experiment) -> Iterator[Finding]:
     clients_of = defaultdict(set)
     for name in open_source(experiment.data).task_names():
         task = load_for_clients(experiment, name)
-        yield from _warnings((*both_sides_warning(task), *alike_people_warning(task)))
+        yield from _warnings(both_sides_warning(task))
         count, seed = experiment.federation.clients, experiment.run.seed
         for client, share in enumerate(partition(task, experiment.data.partition, count, seed)):
             for example in share.train:
@@ -321,18 +321,6 @@ def identifier_warning(found: RepeatedIdentifier, key: str) -> str:
         f"{found}: epsilon is of one record, and says nothing of somebody with several; "
         f"if that is who the column names, set {key} = '{found.column}'"
     )
-
-
-def alike_people_warning(task: TaskData) -> Iterator[str]:
-    """Yield a line where names or numbers of people differ in punctuation alone."""
-    found = alike_people(e.unit or e.id for e in (*task.train, *task.test))
-    if found:
-        named = " and ".join(map(ascii, found[0][:2]))
-        more = f" ({len(found) - 1} more such)" if len(found) > 1 else ""
-        yield (
-            f"task '{task.name}': {named} look alike, and are two people{more}; write them alike "
-            "where they are one"
-        )
 
 
 def both_sides_warning(task: TaskData) -> Iterator[str]:

@@ -35,7 +35,6 @@ from simulations.deployment.site.folder import (
 )
 from simulations.run.quick_checks import (
     CLEAR_COUNTS,
-    alike_people_warning,
     both_sides_warning,
     grouped,
     identifier_warning,
@@ -175,7 +174,7 @@ def check_data(config: DataConfig, report: Report, unit_column: str, least_tests
             f"task '{name}': {len(task.train)} train{f' of {groups} groups' if groups else ''}, "
             f"{len(task.test)} test; train: {listed}"
         )
-        report.warnings.extend((*both_sides_warning(task), *alike_people_warning(task)))
+        report.warnings.extend(both_sides_warning(task))
         if len(task.test) < least_tests:
             report.warnings.append(
                 f"task '{name}': {len(task.test)} test rows, and counts go into a secure sum from "

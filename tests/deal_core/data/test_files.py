@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ def write_jsonl(path: Path, rows: Rows) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def write_csv(path: Path, rows: Rows) -> None:
+def write_csv(path: Path, rows: Rows, delimiter: str = ",") -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["text", "label", "ward"])
+        columns = list(rows[0]) if rows else ["text", "label", "ward"]
+        writer = csv.DictWriter(file, columns, delimiter=delimiter)
         writer.writeheader()
         writer.writerows(rows)
 
@@ -42,14 +44,6 @@ def write_parquet(path: Path, rows: Rows) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows), schema if not rows else None), path)
 
 
-def write_tsv(path: Path, rows: Rows) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        columns = list(rows[0]) if rows else ["text", "label", "ward"]
-        writer = csv.DictWriter(file, columns, delimiter="\t")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def write_excel(path: Path, rows: Rows) -> None:
     import pandas
 
@@ -60,7 +54,7 @@ def write_excel(path: Path, rows: Rows) -> None:
 WRITERS: dict[str, Callable[[Path, Rows], None]] = {
     ".jsonl": write_jsonl,
     ".csv": write_csv,
-    ".tsv": write_tsv,
+    ".tsv": partial(write_csv, delimiter="\t"),
     ".parquet": write_parquet,
     ".xlsx": write_excel,
 }
@@ -233,7 +227,7 @@ def test_bad_rows_and_splits_without_any_are_named(tmp_path: Path, suffix: str) 
     for bad, problem in (
         ({"text": "  ", "label": 1, "ward": "A"}, "column 'text' is empty"),
         ({"text": "x", "label": None, "ward": "A"}, "column 'label' is empty"),
-        ({"text": "x", "label": 3, "ward": "A"}, "no training example has the label '3'"),
+        ({"text": "x", "label": 3, "ward": "A"}, "'3' is no label of the task (they are: 1, 2)"),
     ):
         WRITERS[suffix](path, [*TEST, bad])
         assert f"{path}, row {row}: {problem}" in error_of(tmp_path)

@@ -10,7 +10,6 @@ import pytest
 from deal_core.config.data import DataConfig
 from deal_core.data import open_source
 from deal_core.data.source import Example
-from deal_core.errors import UserError
 from deal_core.training.text_overlap import exact_match, rouge_1, rouge_l
 
 ROWS = [
@@ -52,18 +51,6 @@ def test_a_site_leaves_such_a_row_out(folder):
     task = open_source(site).load("animals")
     assert [example.target for example in task.train] == ["a cat"]
     assert task.left_out == 1
-
-
-def test_embedded_abstracts():
-    source = open_source(DataConfig(source="embedded", generation=("research-question",)))
-    assert len(source.task_names()) == 6
-    task = source.load("research-question")
-    assert (len(task.train), len(task.test), task.labels) == (800, 200, ())
-    assert not {e.target for e in task.train} & {e.target for e in task.test}
-    assert all(len(e.target) > 10 and "Context (" not in e.text for e in task.train)
-    assert source.load("head-and-neck").labels == ("Dental", "ENT", "Ophthalmology")
-    with pytest.raises(UserError, match="its answers are texts; add it to"):
-        open_source(DataConfig(source="embedded")).load("research-question")
 
 
 @pytest.mark.parametrize(

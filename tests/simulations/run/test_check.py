@@ -113,7 +113,7 @@ ERRORS = (
         "row 2: column 'text' is empty; fill it in or remove the row (and 1 more row",
         train=(("", "a"), ("", "b"), *ROWS),
     ),
-    Odd("no training example has the label 'c'", test=(*TESTS, ("itch", "c"))),
+    Odd("'c' is no label of the task", test=(*TESTS, ("itch", "c"))),
     Odd(
         "task 'ward': data.split = 0.3 leaves no test row; raise it, or add a test file",
         data="split = 0.3",
@@ -247,7 +247,7 @@ def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path: Path) -> None
     with pytest.raises(UserError) as refused:
         simulate(request, Console(file=text, width=160))
     first, second = refused.value.problems
-    assert "no training example has the label 'c'" in first
+    assert "'c' is no label of the task" in first
     assert "unknown wire.dtype 'int4'" in second
     assert "warning: task 'ward': 1 training texts have several labels" in text.getvalue()
     assert not out.exists()

