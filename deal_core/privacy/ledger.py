@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -106,7 +105,7 @@ class Ledger:
         Raises:
             LedgerError: an entry was changed, or is gone.
         """
-        with self._open(reading=True) as db:
+        with self._open() as db:
             return self._entries(db)
 
     def events(self) -> list[LedgerEvent]:
@@ -132,7 +131,7 @@ class Ledger:
 
     def plans(self) -> dict[str, str]:
         """Return run to its plan, as it was made."""
-        with self._open(reading=True) as db:
+        with self._open() as db:
             return {str(run): str(body) for run, body in db.execute("SELECT run, body FROM plans")}
 
     def require(self, event: LedgerEvent, budget: Budget) -> None:
@@ -287,28 +286,14 @@ class Ledger:
             db.execute("COMMIT")
 
     @contextmanager
-    def _open(self, reading: bool = False) -> Iterator[sqlite3.Connection]:
-        """Yield the database, made where it is missing, and closed after the block; for ``reading``
-        alone also where nothing can be written, as in a backup: without a lock, as it lies.
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """Yield the database, made where it is missing, and closed after the block.
 
         Raises:
-            LedgerUnusable: disk or folder do not let it; or what was read without a lock may be of
-                two states, since somebody has written meanwhile.
+            LedgerUnusable: disk or folder do not let it: SQLite writes there even to read.
             LedgerError: it is no database, or a damaged one.
         """
         try:
-            if reading and self._is_frozen():
-                before = self.path.stat()
-                address = f"{self.path.resolve().as_uri()}?immutable=1"
-                try:
-                    with closing(sqlite3.connect(address, uri=True)) as db:
-                        yield db
-                finally:
-                    now = self.path.stat()
-                    same = (before.st_size, before.st_mtime_ns) == (now.st_size, now.st_mtime_ns)
-                    if not same or not self._is_frozen():
-                        raise LedgerUnusable(f"{self.path}: was written meanwhile; try again")
-                return
             self.folder.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as db:
                 db.execute("PRAGMA journal_mode = WAL")
@@ -322,14 +307,6 @@ class Ledger:
         except OSError as error:
             reason = error.strerror
             raise LedgerUnusable(f"{self.folder}: cannot be used ({reason}); {LOOK}") from None
-
-    def _is_frozen(self) -> bool:
-        """Return whether the ledger is there, all of it in its one file, and its folder takes no
-        other: SQLite writes there even to read."""
-        beside = self.path.with_name(f"{FILE}-wal")
-        whole = not beside.exists() or beside.stat().st_size == 0
-        takes_none = not os.access(self.folder, os.W_OK, effective_ids=True)
-        return self.path.exists() and whole and takes_none
 
 
 def _prepare(db: sqlite3.Connection) -> None:

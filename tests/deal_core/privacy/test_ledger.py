@@ -21,9 +21,8 @@ from deal_core.privacy.events import (
     composed,
     unprotected_event,
 )
-from deal_core.privacy.ledger import KEPT_ANSWERS, Ledger, LedgerError, LedgerUnusable
+from deal_core.privacy.ledger import KEPT_ANSWERS, Ledger, LedgerError
 from tests.ledger_events import ledger_event
-from tests.unprivileged import as_nobody, folder_for_all
 
 EVENT = ledger_event()
 WIDE = Budget(100.0, 1e-4)
@@ -181,25 +180,6 @@ def test_a_file_that_is_no_ledger_is_an_error_not_an_empty_one(ledger):
     assert error.type is LedgerError
 
 
-def test_a_backup_that_nobody_may_write_to_is_read_and_checked():
-    with folder_for_all() as folder:
-        ledger = Ledger(folder / "site")
-        ledger.charge(EVENT, WIDE, "r", b"x")
-        ledger.folder.chmod(0o555)
-        with as_nobody():
-            assert ledger.events() == [EVENT]
-            with pytest.raises(LedgerUnusable, match="see who may enter and write the folder"):
-                ledger.charge(EVENT, WIDE, "s", b"x")
-        assert {path.name for path in ledger.folder.iterdir()} == {"ledger.head", "ledger.sqlite"}
-        ledger.folder.chmod(0)
-        with (
-            as_nobody(),
-            pytest.raises(LedgerUnusable, match="see who may enter and write the folder"),
-        ):
-            ledger.events()
-        ledger.folder.chmod(0o755)
-
-
 def test_a_write_while_somebody_reads_does_not_look_like_an_older_state(ledger, monkeypatch):
     """The reader has the events before the write; a head that it read later would be ahead."""
     ledger.charge(EVENT, WIDE, "r0", b"x")
@@ -213,22 +193,6 @@ def test_a_write_while_somebody_reads_does_not_look_like_an_older_state(ledger, 
     monkeypatch.setattr(Ledger, "_check_head", after_a_write)
     assert len(ledger.events()) == 1
     assert len(ledger.events()) == 2
-
-
-def test_who_may_only_read_is_told_of_a_write_meanwhile(monkeypatch):
-    with folder_for_all() as folder:
-        ledger = Ledger(folder / "site")
-        ledger.charge(EVENT, WIDE, "r0", b"x")
-        check = Ledger._check_head
-
-        def after_a_write(self, *arguments):
-            os.utime(ledger.path, ns=(1, 1))
-            return check(self, *arguments)
-
-        monkeypatch.setattr(Ledger, "_check_head", after_a_write)
-        monkeypatch.setattr(Ledger, "_is_frozen", lambda self: True)
-        with pytest.raises(LedgerUnusable, match="was written meanwhile; try again"):
-            ledger.events()
 
 
 def test_only_the_latest_answers_are_kept_and_all_events(ledger):
