@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from hmac import compare_digest
 
 from deal_core.secure_sum.keys import (
@@ -116,22 +116,20 @@ def mask(state: SiteState, request: bytes, encoded: Encoded) -> Answer:
     """
     if (reply := stored_reply(state, "mask", request)) is not None:
         return Answer(state, reply)
-    opened = _opened(state, request)
-    current, terms = opened.current, opened.current.terms
+    current, pairs, opened = _opened(state, request)
+    terms = current.terms
     if encoded.layout != terms.layout or encoded.sites < len(terms.cohort):
         raise ProtocolError("the vector is laid out otherwise than the round's terms say")
     if len(encoded.words) != terms.length or encoded.words.dtype.itemsize * 8 != terms.bits:
         raise ProtocolError("the vector has not the length or the ring of the round's terms")
     own, words = terms.position(state.site), encoded.words.copy()
-    later = [key for peer, key in opened.pairs.items() if peer > own]
-    earlier = [key for peer, key in opened.pairs.items() if peer < own]
+    later = [key for peer, key in pairs.items() if peer > own]
+    earlier = [key for peer, key in pairs.items() if peer < own]
     add_masks(words, [self_mask_key(current.self_seed, terms.context), *later], earlier)
-    shares = tuple(share for _, share in sorted(opened.shares.items()))
-    gone = replace(current, mask_seed=b"", self_seed=b"", own_shares=b"")
-    changed = replace(gone, members=opened.members, shares=shares)
-    return answer(
-        state, changed, "mask", request, Masked(terms.context, words.tobytes()).to_bytes()
-    )
+    shares = tuple(share for _, share in sorted(opened.items()))
+    changed = replace(current, mask_seed=b"", self_seed=b"", own_shares=b"", shares=shares)
+    reply = Masked(terms.context, words.tobytes()).to_bytes()
+    return answer(state, changed, "mask", request, reply)
 
 
 def confirm(state: SiteState, request: bytes) -> Answer:
@@ -253,19 +251,15 @@ def _check_agreement(
         )
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A request to mask, checked: the round, its members as bits, the key of the mask with each of
-    the others, and the shares of all, by position."""
+def _opened(
+    state: SiteState, request: bytes
+) -> tuple[SiteRound, Mapping[int, bytes], Mapping[int, bytes]]:
+    """Return the round of a request to mask, with its members; the key of the mask with each of the
+    others, and the shares of all, by position.
 
-    current: SiteRound
-    members: bytes
-    pairs: Mapping[int, bytes] = field(repr=False)
-    shares: Mapping[int, bytes] = field(repr=False)
-
-
-def _opened(state: SiteState, request: bytes) -> _Opened:
-    """Return what a request to mask brings; all of its shares open, all of its keys are keys."""
+    Raises:
+        ProtocolError: as :func:`require_maskable`.
+    """
     message = MaskRequest.from_bytes(request)
     current = state.round_of(message.context)
     check_turn(current, "mask")
@@ -286,7 +280,7 @@ def _opened(state: SiteState, request: bytes) -> _Opened:
             pairs[position] = pair_mask_key(private, key, terms.context, own, position)
         except ProtocolError as error:
             raise ProtocolError(f"site {fingerprint(peer)}: {error}", peer) from None
-    return _Opened(current, message.members, pairs, shares)
+    return replace(current, members=message.members), pairs, shares
 
 
 def _check_enough(terms: RoundTerms, positions: tuple[int, ...], own: int, what: str) -> None:

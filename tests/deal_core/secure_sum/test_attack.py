@@ -38,6 +38,7 @@ from tests.deal_core.secure_sum.rounds import (
     terms_of,
     vectors,
 )
+from tests.slow import slow_but
 
 PATTERNS: dict[str, tuple[int, Absent, int]] = {
     "nobody": (4, {}, 3),
@@ -55,6 +56,15 @@ PATTERNS: dict[str, tuple[int, Absent, int]] = {
     "another and the target, whose vector comes late": (5, {"mask": [TARGET, 4]}, 1),
 }
 """Who drops out -> sites, who is gone in which leg, how many masks of the target stay unknown."""
+NAMES = slow_but(
+    PATTERNS,
+    "nobody",
+    "before masking",
+    "after masking",
+    "the target, in unmasking",
+    "the target, whose vector comes late",
+    "two, before and after masking",
+)
 
 
 @pytest.fixture
@@ -70,7 +80,7 @@ def weak(monkeypatch):
     return seed_with
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", NAMES)
 def test_all_that_the_server_sees_does_not_give_a_vector(name):
     sites, absent, unknown = PATTERNS[name]
     round_ = attacked(absent, sites=sites)
@@ -79,7 +89,7 @@ def test_all_that_the_server_sees_does_not_give_a_vector(name):
     assert search(words, left, LARGEST) is None
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_same_attack_succeeds_where_masks_come_from_short_seeds(name, weak):
     sites, absent, unknown = PATTERNS[name]
     weak(UNKNOWN_BITS // unknown)
@@ -124,7 +134,7 @@ def test_a_revealed_key_opens_no_other_round():
 
 
 @pytest.mark.parametrize("bits", [32, 64])
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_bytes_of_a_masked_vector_are_uniform_also_with_known_masks_taken_away(name, bits):
     sites, absent, _ = PATTERNS[name]
     round_ = attacked(absent, length=1 << 15, seed=4, sites=sites, bits=bits)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from deal_core.secure_sum import server_round, site_round
-from deal_core.secure_sum.messages import ProtocolError
+from deal_core.secure_sum.messages import ProtocolError, UsedUpdate
 from deal_core.secure_sum.server_round import ServerRound, unmasked_sum
-from deal_core.secure_sum.site_state import SiteState, stored_reply
+from deal_core.secure_sum.site_state import SiteState, UsedUpdates, stored_reply
 from deal_core.secure_sum.terms import SitePolicy
 from tests.deal_core.secure_sum.rounds import (
     LEGS,
@@ -111,3 +111,24 @@ def test_two_rounds_are_kept_and_no_more():
         states = round_.states
     for state in states.values():
         assert [each.terms.number for each in state.rounds] == [2, 3]
+
+
+ROUND, OTHER = b"r" * 32, b"s" * 32
+
+
+def test_the_same_again_is_the_same():
+    once = UsedUpdates().masking(ROUND, "learn 0 1", "update")
+    assert once.masking(ROUND, "learn 0 1", "update") == once
+    assert UsedUpdates.from_bytes(once.to_bytes()) == once
+    assert UsedUpdates.from_bytes(UsedUpdates().to_bytes()) == UsedUpdates()
+
+
+@pytest.mark.parametrize(
+    ("context", "update"), [(OTHER, "update"), (ROUND, "another"), (OTHER, "another")]
+)
+def test_a_place_is_masked_once(context, update):
+    """Neither for another round, nor with an update that differs by next to nothing."""
+    once = UsedUpdates.from_bytes(UsedUpdates().masking(ROUND, "learn 0 1", "update").to_bytes())
+    with pytest.raises(UsedUpdate, match="a second sum would tell the difference"):
+        once.masking(context, "learn 0 1", update)
+    assert once.masking(context, "learn 0 2", update).masked.keys() == {"learn 0 1", "learn 0 2"}
