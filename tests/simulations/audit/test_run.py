@@ -45,7 +45,8 @@ def test_noise_switched_off_is_caught(make_experiment, monkeypatch):
     assert claim_p_value([found.repetition]) < 0.05
 
 
-@pytest.mark.parametrize("epsilon", [1.0, pytest.param(8.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("epsilon", [1.0, 8.0])
 def test_the_mechanism_as_it_is_stays_below_its_claim(make_experiment, epsilon):
     found = trained(make_experiment, f"privacy.target_epsilon={epsilon}")
     assert 0.9 * epsilon < found.claimed <= epsilon
