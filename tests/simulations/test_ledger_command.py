@@ -70,6 +70,8 @@ def test_a_certificate_holds_the_ledger_and_its_signature_is_good(ledger, tmp_pa
     ledger.charge(EVENT, Budget(100.0, 1e-4), "later", b"x")
     assert "chain holds" in call("verify", ledger.folder, "--certificate", tmp_path / "c.json")
     assert exported(ledger, tmp_path)["public_key"] == first["public_key"]
+    with pytest.raises(UserError, match="name a file"):
+        call("export", ledger.folder, "--out", tmp_path)
 
 
 @pytest.mark.parametrize("change", [("epsilon", 0.1), ("delta", 1e-9), ("events", [])])

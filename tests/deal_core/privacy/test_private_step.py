@@ -38,7 +38,7 @@ SIZES = (3, 1, 7, 2, 1, 5)
 """Records of the groups that are there in any case."""
 
 
-@pytest.fixture(scope="module", params=["encoder", "llama"])
+@pytest.fixture(scope="module", params=slow_but(["encoder", "llama"], "llama"))
 def model(request, make_causal, random_adapter, tmp_path_factory):
     """With something in both factors."""
     config = ModelConfig()
