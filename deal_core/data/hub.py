@@ -141,15 +141,10 @@ def load_split(task: str, spec: HubTask, split: str, columns: Columns) -> Datase
     ) as error:
         cause = None if isinstance(error, OSError) else error.__cause__
         reason = " ".join(str(cause or error).split())
-        cure = "check path, config and split, and the connection to the hub"
-        if isinstance(cause, ParserWarning):
-            reason = "a row has more fields than the header: quote fields that hold commas"
-        if cause is not None:
-            cure = "mend the files, or choose others"
-        if isinstance(error, RuntimeError):
-            cure = "choose a data set of plain files, or save it as such"
-        where = _where(task, spec, split)
-        raise UserError(f"{where}: cannot be loaded ({reason}); {cure}") from None
+        raise UserError(
+            f"{_where(task, spec, split)}: cannot be loaded ({reason}); check path, config, split "
+            "and the files themselves (quote fields that hold commas), and the connection"
+        ) from None
     finally:
         if shown:
             datasets.enable_progress_bars()

