@@ -11,6 +11,7 @@ from flwr.app import Message
 from client import requests
 from client.secure_legs import STATE, USED, SecureStore
 from deal_core.privacy.interface import Refusal
+from deal_core.secure_sum.site_state import SiteState
 from simulations.engines.inprocess import InProcessGrid
 from tests.simulations.run.secure_runs import LEGS, SHORT, Ran, client_of, leg_of, rounds
 from tests.slow import slow_but
@@ -247,8 +248,9 @@ def test_the_state_is_on_the_disk_before_a_reply_leaves(experiment, tmp_path):
         if leg_of(reply):
             legs.add(leg_of(reply))
             sent = reply.content["secure"]["reply"]
-            kept = (folder_of(reply, run) / STATE).read_bytes()
-            assert sent in kept
+            kept = SiteState.from_bytes((folder_of(reply, run) / STATE).read_bytes())
+            answers = [each.reply for held in kept.rounds for each in held.answered]
+            assert sent in (kept.announcement, *answers)
         return reply
 
     rounds(experiment, run, see)
