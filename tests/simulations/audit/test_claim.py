@@ -111,10 +111,10 @@ def repetitions(sigma: float, real: float, count: int, rng) -> list[Repetition]:
 @pytest.mark.parametrize("sigma", slow_but([0.6, 3.73], 3.73))  # epsilon 8 and 1 at delta 1e-5
 def test_repetitions_refute_half_the_noise_and_bound_it(sigma):
     rng = np.random.default_rng(2)
-    weak = repetitions(sigma, 0.5, 4, rng)
+    weak = repetitions(sigma, 0.5, 6, rng)
     assert claim_p_value(weak) < 0.01
     assert 0.5 < lower_bound(weak, 1e-5).scale < 1
-    honest = repetitions(sigma, 1.0, 4, rng)
+    honest = repetitions(sigma, 1.0, 6, rng)
     assert claim_p_value(honest) > 0.05
     bound, claimed = lower_bound(honest, 1e-5), epsilon_of([DpEvent(1.0, sigma, 1)], 1e-5)
     assert bound.scale > 1
