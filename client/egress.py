@@ -28,7 +28,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "num_examples": "weight in the average",
         "loss": "mean training loss, for the progress view",
         "seconds": "duration, for the progress view",
-        "epsilon": "what the site's ledger composes to, with counts to come: not of data",
+        "epsilon": "what the site's ledger composes to: not of data",
         "delta": "an epsilon means nothing without it",
         "n_delta": "delta times the number of records, where that may leave",
         "disjoint_tasks": "how epsilon composes: no record is in two tasks, as the policy says",

@@ -1,31 +1,41 @@
 """The gate of a client: may this be asked of a site?
 
 :data:`REFUSALS` has every reason to say no to an experiment or a request in one table: the reason
-for the site's log, the test, and the code that leaves. They are judged before data are read. What
-follows from what a site has given before is said where that is kept: the ledger refuses what it
-cannot pay (``budget-spent``), a store class sums in a second form (``policy``), and the protocol of
-secure sums a step out of its order (``protocol``, ``unpinned``, ``masked``).
+for the site's log, the test, and the code that leaves. What needs no data is judged before they are
+read; what follows from a number of records, or from what the site has given before, when it is
+known (:func:`release`). The ledger is asked, and stays the last line of defence: what it cannot pay
+is not charged, whoever asks. Only the protocol of secure sums says itself that a step is out of its
+order (``protocol``, ``unpinned``, ``masked``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deal_core.config.method import OWN_MEMORY
 from deal_core.data.source import named_tasks
+from deal_core.errors import UserError
 from deal_core.installed import package_digest
-from deal_core.lora.payload import PayloadError
-from deal_core.privacy.policy import OutsidePolicy, Policy, Refusal, in_sum, protects
+from deal_core.privacy.policy import (
+    BudgetSpent,
+    OutsidePlan,
+    Policy,
+    counts_leave,
+    in_sum,
+    protects,
+)
 
 if TYPE_CHECKING:  # a process that answers for keys and masks loads no model
+    from client.identity import Client
     from client.runtime import ClientRuntime
     from client.site_file import SiteData, SiteFile
     from deal_core.config.data import DataConfig
     from deal_core.config.experiment import Experiment
-    from deal_core.methods import Statistics
-    from deal_core.privacy.interface import Site
+    from deal_core.lora.state import State
+    from deal_core.methods import Phase, Statistics
+    from deal_core.privacy.interface import LocalUpdate, Train, UpdateRequest
     from deal_core.wire.instruction import Instruction
 
 LEAST_NOISE = 0.61
@@ -34,17 +44,37 @@ NO_LIMITS = Policy(max_rank=2**31, share_sums=True, noise_share="sum", colluding
 """Of a client without a policy."""
 
 
+class Refusal(UserError):
+    """A client says no, by its own rules. Its ``code``, a fixed word, leaves; the reason stays in
+    the site's log."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
 @dataclass(frozen=True)
 class Authorization:
-    """Leave to answer one request, granted before data are read.
+    """Leave to answer one request, granted before data are read: who answers, and what is asked."""
 
-    Attributes:
-        request: what is asked.
-        site: who answers: its policy, and the ledger that what leaves is charged to.
-    """
-
+    client: Client
+    runtime: ClientRuntime
+    """Model, method and tokenised data of this process."""
     request: Instruction
-    site: Site
+    state: State
+    """The server's, as it arrived."""
+    name: str = ""
+    """Of all that is asked: the same is answered with the same."""
+
+    @property
+    def phase(self) -> Phase:
+        """Of the method, in which the request is."""
+        return self.runtime.phase(self.request.phase)
+
+    @property
+    def masked(self) -> bool:
+        """Whether what an update gives leaves in a secure sum."""
+        return self.runtime.masked(self.request.phase)
 
 
 @dataclass(frozen=True)
@@ -63,8 +93,16 @@ class Asked:
     """Of the run."""
     statistics: Statistics | None = None
     """What is added up in the request's phase; None: something is learnt."""
-    fewest: int = 0
-    """Test records of the task that has fewest of them."""
+    records: int = 0
+    """That an update is made of; or test records of the task that has fewest of them."""
+    fault: Exception | None = None
+    """Why the ledger, or the plan of the run, does not pay for a release; None: it does."""
+    task: str = ""
+    """Whose class sums leave."""
+    given: tuple[str, int] = ("", 0)
+    """How class sums that the site has given were made, and with the noise of so many sites."""
+    wanted: tuple[str, int] = ("", 0)
+    """The same of those that are asked for."""
 
     @property
     def limits(self) -> Policy:
@@ -151,6 +189,7 @@ def _other_tasks(asked: Asked) -> bool:
     return set(named) != set(asked.tasks) or asked.request.task != named[0]
 
 
+KEPT_COUNTS = "counts of right answers do not leave this site"
 REFUSALS: Mapping[str, tuple[Rule, ...]] = {
     "package": (
         Rule(
@@ -305,11 +344,55 @@ REFUSALS: Mapping[str, tuple[Rule, ...]] = {
             "withheld",
         ),
     ),
+    "counts": (
+        Rule(
+            KEPT_COUNTS,
+            lambda a: not counts_leave(a.experiment.privacy.metrics, a.policy),
+            "withheld",
+        ),
+    ),
     "counts in a sum": (
         Rule(
+            KEPT_COUNTS,
+            lambda a: not counts_leave(a.experiment.privacy.metrics, a.policy, masked=True),
+            "withheld",
+        ),
+    ),
+    "test records": (
+        Rule(
             "fewer than {limits.min_records} test records of a task",
-            lambda a: a.policy is not None and a.fewest < a.policy.min_records,
+            lambda a: a.policy is not None and a.records < a.policy.min_records,
             "no-data",
+        ),
+    ),
+    "records": (
+        Rule(
+            "no records of task '{request.task}'",
+            lambda a: a.experiment.privacy.mechanism == "none" and not a.records,
+            "no-data",
+        ),
+        Rule(
+            "fewer than {limits.min_records} records, and nothing that protects them",
+            lambda a: (
+                a.policy is not None
+                and not protects(a.experiment.privacy, a.policy)
+                and a.records < a.policy.min_records
+            ),
+            "no-data",
+        ),
+    ),
+    "release": (
+        Rule("{fault}", lambda a: isinstance(a.fault, BudgetSpent), "budget-spent"),
+        Rule("{fault}", lambda a: isinstance(a.fault, OutsidePlan)),
+    ),
+    "given sums": (
+        Rule(
+            "class sums of '{task}' were given before in another form",
+            lambda a: a.given[0] != a.wanted[0],
+        ),
+        Rule(
+            "class sums of '{task}' were given with less noise",
+            lambda a: a.given[1] > a.wanted[1],
         ),
     ),
 }
@@ -322,54 +405,54 @@ def require(asked: Asked, *judged: str) -> None:
     """Check that nothing speaks against what is ``judged``, parts of :data:`REFUSALS`.
 
     Raises:
-        OutsidePolicy: the first reason against it, of code ``policy``.
-        PayloadError: of code ``refused``.
-        Refusal: of another code.
+        Refusal: the first reason against it.
     """
     for rule in (rule for part in judged for rule in REFUSALS[part]):
         found = rule.test(asked)
-        if not found:
-            continue
-        reason = rule.reason.format(found=found, experiment=asked.experiment, limits=asked.limits)
-        if rule.code == "policy":
-            raise OutsidePolicy(reason)
-        raise PayloadError(reason) if rule.code == "refused" else Refusal(rule.code, reason)
+        if found:
+            said = {**vars(asked), "found": found, "limits": asked.limits}
+            raise Refusal(rule.code, rule.reason.format(**said))
 
 
-def authorize(request: Instruction, runtime: ClientRuntime, site: Site) -> Authorization:
-    """Return leave to answer a request for an update.
+def authorize(granted: Authorization, *judged: str) -> Authorization:
+    """Return what is asked of a client, once nothing speaks against it: an update, or, with what is
+    ``judged`` of :data:`REFUSALS`, counts of right answers or a verdict.
 
     Raises:
-        OutsidePolicy: the site's policy does not allow the experiment, or this request.
-        PayloadError: what is asked is not part of the experiment.
+        Refusal: something does.
     """
-    asked = _of(request, runtime, site)
-    sums = [] if asked.statistics is None else ["class sums"]
-    several = ["several tasks"] if request.tasks else []
-    require(asked, *EXPERIMENT, *sums, "names", "rank", *several)
-    return Authorization(request, site)
+    request = granted.request
+    if not judged:
+        sums = [] if granted.phase.statistics is None else ["class sums"]
+        several = ["several tasks"] if request.tasks else []
+        judged = (*EXPERIMENT, *sums, "names", "rank", *several)
+    require(asked_of(granted), *judged)
+    return granted
 
 
-def authorize_evaluation(
-    request: Instruction, runtime: ClientRuntime, site: Site, *judged: str
-) -> Authorization:
-    """Return leave to answer a request for counts, which go as the mechanism lets them, or for a
-    verdict; ``judged``: further parts of :data:`REFUSALS`.
+def release(granted: Authorization, ask: UpdateRequest, train: Train) -> LocalUpdate:
+    """Return the update that the privacy mechanism makes of a training, charged before it leaves.
 
     Raises:
-        PayloadError: a task that is not of the run.
-        Refusal: the site keeps its verdict.
-    """
-    require(_of(request, runtime, site), "names", *judged)
-    return Authorization(request, site)
+        Refusal: too few records, no budget, or not what the run has planned.
+    """  # noqa: DOC501 (what the ledger says becomes a Refusal)
+    asked = asked_of(granted, records=len(ask.data))
+    require(asked, "records")
+    try:
+        return granted.runtime.mechanism.update(ask, granted.client.site, train)
+    except (BudgetSpent, OutsidePlan) as fault:
+        require(replace(asked, fault=fault), "release")
+        raise
 
 
-def _of(request: Instruction, runtime: ClientRuntime, site: Site) -> Asked:
+def asked_of(granted: Authorization, **known: Any) -> Asked:
+    """Return what is judged of a request, with what is ``known`` by now."""
     return Asked(
-        runtime.experiment,
-        site.policy,
-        simulated=site.simulated,
-        request=request,
-        tasks=runtime.tasks,
-        statistics=runtime.phase(request.phase).statistics,
+        granted.runtime.experiment,
+        granted.client.policy,
+        simulated=granted.client.simulated,
+        request=granted.request,
+        tasks=granted.runtime.tasks,
+        statistics=granted.phase.statistics,
+        **known,
     )

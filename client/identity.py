@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from client.gate import Asked, require
+from client.gate import Asked, Refusal, require
 from client.site_file import NAME, NODE_KEY, SiteFile, read_site, site_files
 from client.state import RetainedMissing, folder_of
 from deal_core.config.experiment import Experiment
@@ -27,7 +27,7 @@ from deal_core.config.run_config import PACKAGE, from_run_config, run_name
 from deal_core.data.source import named_tasks
 from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError
-from deal_core.privacy.policy import OutsidePolicy, Policy, Refusal
+from deal_core.privacy.policy import Policy
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.wire.records import BLAMES
 
@@ -38,7 +38,7 @@ LOG = "log.jsonl"
 """The site's own log, in its state folder."""
 STATUS = "status"
 """Record that says how a request ended; its ``code`` is ``ok``, or why there is nothing else."""
-OWN_RULES = (Refusal, OutsidePolicy, RetainedMissing)
+OWN_RULES = (Refusal, RetainedMissing)
 """By which a site declines a request, or asks for it once more: nothing went wrong."""
 log = logging.getLogger(__name__)
 
@@ -61,9 +61,14 @@ class Client:
         """The experiment as it holds here.
 
         Raises:
-            OutsidePolicy: it asks for what the site does not allow.
+            Refusal: it asks for what the site does not allow.
         """
         return self.asked if self.file is None else as_the_site_decides(self.asked, self.file)
+
+    @property
+    def simulated(self) -> bool:
+        """Whether it is no institution's: its noise may be seeded."""
+        return self.file is None
 
     @property
     def policy(self) -> Policy | None:
@@ -81,10 +86,9 @@ class Client:
         from deal_core.privacy.interface import Site
         from deal_core.privacy.ledger import Ledger
 
-        if self.file is None:
-            return Site(partial(Ledger, self.folder), None, simulated=True)
-        ledger = partial(Ledger, Path(self.file.site.state))
-        return Site(ledger, self.policy, simulated=False, run=self.run)
+        place = self.folder if self.file is None else Path(self.file.site.state)
+        run = "" if self.file is None else self.run
+        return Site(partial(Ledger, place), self.policy, self.simulated, run)
 
     @cached_property
     def run(self) -> str:
@@ -148,8 +152,8 @@ def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
     that were asked for only which of the tasks are in the run is left.
 
     Raises:
-        OutsidePolicy: the experiment needs a base model, or public texts, that the site has not
-            agreed to; names a task, or labels, that it has not declared; or has another unit of
+        Refusal: the experiment needs a base model, or public texts, that the site has not agreed
+            to; names a task, or labels, that it has not declared; or has another unit of
             privacy than the site's.
     """
     require(Asked(experiment, site.policy, site), "unit", "data", "model")
@@ -198,8 +202,6 @@ def log_fault(message: Message, error: Exception, file: SiteFile | None, client:
     code = "failed"
     if isinstance(error, PayloadError):
         code = "refused"
-    elif isinstance(error, OutsidePolicy):
-        code = "policy"
     elif isinstance(error, (Refusal, ProtocolError, RetainedMissing)):
         code = error.code
     if file is not None:

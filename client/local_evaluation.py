@@ -10,21 +10,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
-from client.gate import Asked, Authorization, require
-from client.identity import Client
+from client.gate import Authorization, asked_of, require
 from client.runtime import ClientRuntime, ClientTask
 from deal_core.atomic_write import atomic_write
 from deal_core.lora.state import State
 from deal_core.methods import is_class_incremental
 from deal_core.models import Encoded, GeneratingModel, has_label_logits
-from deal_core.privacy.events import GROUP
-from deal_core.privacy.interface import Counts, UpdateRequest
-from deal_core.privacy.policy import metrics_allowed
+from deal_core.privacy.events import CLEAR_COUNTS, unprotected_event
 from deal_core.training.batching import Cache
 from deal_core.training.evaluation import (
     AnswerSpace,
@@ -41,79 +36,46 @@ from deal_core.training.evaluation import (
 )
 from deal_core.training.loop import load_state
 from deal_core.training.text_overlap import TEXT_MEASURES, TextMeasure
-from deal_core.wire.instruction import Instruction
-from deal_core.wire.records import CORRECT, CORRECT_ALL, EXAMPLES, count_names
+from deal_core.wire.records import CORRECT, CORRECT_ALL, EXAMPLES
 
+Counts = Mapping[str, Sequence[float]]
+"""``correct``, ``examples`` and, where the model scores all labels at once, ``correct_all``: an
+entry a task each (:mod:`deal_core.wire.records`)."""
 SAME = TextMeasure("accuracy", lambda answer, right: answer in right)
 """Of a label."""
 CLEARLY = 0.2
 """Share of a new task's records that must be answered worse for the site to be against it."""
 
 
-def local_evaluation(
-    client: Client,
-    runtime: ClientRuntime,
-    granted: Authorization,
-    state: State,
-    request: str,
-    masked: bool = False,
-) -> Counts:
+def local_evaluation(granted: Authorization, masked: bool = False) -> Counts:
     """Return ``correct``, ``examples`` and, where the model scores all labels at once,
-    ``correct_all`` on the client's test share of every task asked for, as the privacy mechanism
-    lets them go. ``masked``: nothing is seen of the counts but their sum over clients; whoever has
-    no test records adds zeros, and a sum over three sites might be one's.
+    ``correct_all`` on the client's test share of every task asked for; a real site notes in its
+    ledger that they leave. ``masked``: nothing is seen of them but their sum over clients; whoever
+    has no test records adds zeros, and a sum over three sites might be one's.
 
     Raises:
-        Refusal: they do not leave the site.
+        Refusal: too few test records for a sum.
     """
-    instruction, policy, config = granted.request, granted.site.policy, runtime.experiment
-    allowed = metrics_allowed(config.privacy.metrics, policy, masked)
-    if masked and allowed == "clear":
-        tests = [len(runtime.task(each, client.number).test) for each in instruction.tasks]
-        require(Asked(config, policy, fewest=min(tests, default=0)), "counts in a sum")
-    ask = UpdateRequest(
-        request=f"evaluate {request}",
-        client=str(client.number),
-        task="",
-        phase="evaluate",
-        stage=instruction.stage,
-        server_round=instruction.server_round,
-        units=lambda: runtime.units(client.number),
-        site_units=lambda: runtime.site_units(client.number),
-        evaluated=len(instruction.tasks),
-        masked=masked,
-        counted=count_names(is_class_incremental(config)),
-    )
-    noised = allowed == "noised"
-    count = partial(exact_counts, runtime, client.number, state, instruction, noised)
-    return runtime.mechanism.count(ask, granted.site, count)
-
-
-def exact_counts(
-    runtime: ClientRuntime, client: int, state: State, instruction: Instruction, noised: bool
-) -> Counts:
-    """Return the counts as they are; ``noised``: noise is going to be added to them, so that a
-    record, or group, moves each by at most 1, and no other record's answer."""
-    if noised:  # of every task, whether the site has test records of it or not
-        load_state(runtime.model, state)
-        for task in instruction.tasks:
-            runtime.rehearse_answers(task)
-    by_group = noised and runtime.mechanism.unit == GROUP
+    client, runtime, instruction = granted.client, granted.runtime, granted.request
+    shares = {task: runtime.task(task, client.number) for task in instruction.tasks}
+    if masked:
+        fewest = min((len(share.test) for share in shares.values()), default=0)
+        require(asked_of(granted, records=fewest), "test records")
     all_labels = is_class_incremental(runtime.experiment)
     learnt = instruction.learnt if all_labels else None
-    shares = {task: runtime.task(task, client) for task in instruction.tasks}
     right = [
-        right_answers(runtime, task, share, state, learnt, by_group, noised)
-        for task, share in shares.items()
+        right_answers(runtime, task, share, granted.state, learnt) for task, share in shares.items()
     ]
     texts = runtime.experiment.data.generation  # their measure is a sum of shares
-    tests = [share.test_groups if by_group else share.test for share in shares.values()]
     counts: dict[str, list[float]] = {
         CORRECT: [float(own) if texts else own for own, _ in right],
-        EXAMPLES: [len(set(each)) if by_group else len(each) for each in tests],
+        EXAMPLES: [len(share.test) for share in shares.values()],
     }
     if all_labels:
         counts[CORRECT_ALL] = [float(both) if texts else both for _, both in right]
+    if not client.simulated:
+        place = "", "evaluate", instruction.stage, instruction.server_round
+        client.site.ledger().note(unprotected_event(client.run, CLEAR_COUNTS, place))
     return counts
 
 
@@ -123,34 +85,26 @@ def right_answers(
     share: ClientTask,
     state: State,
     learnt: Sequence[str] | None,
-    by_group: bool = False,
-    alone: bool = False,
 ) -> tuple[float, float]:
     """Return how many answers are right among the task's own labels, and among those of all tasks
     ``learnt`` as well (0 where that is None: not asked about); not counted again while nothing that
-    they depend on has changed. By group: each counts as one, by the share of its answers that is
-    right, so that no group changes a count by more than 1. ``alone``: each text is asked about by
-    itself, so that no record changes the answer to another."""
-    weights = group_weights(share.test_groups) if by_group else None
+    they depend on has changed."""
 
     def count() -> tuple[float, float]:
         if runtime.statistics is not None and runtime.statistics.routes:
-            return _routed(runtime, task, share, state, learnt or (), weights, alone)
+            return _routed(runtime, task, share, state, learnt or ())
         load_state(runtime.model, state.view(state.place_of(task)))
         if learnt is None and task not in state.heads:
             measure = TEXT_MEASURES[runtime.experiment.data.measure(task)]
-            return count_correct(
-                runtime.model, share.test, share.labels, weights, alone, measure
-            ), 0
+            return count_correct(runtime.model, share.test, share.labels, measure), 0
         spaces = {name: runtime.labels(name) for name in learnt or ()}
         space = answer_space(task, share.labels, spaces)
         score = _scorer(runtime, task, share, state, space, learnt)
-        return count_both(score, share.test, space, weights, alone)
+        return count_both(score, share.test, space)
 
     if not share.test:
         return 0, 0
-    key = state, learnt, by_group, alone
-    right: tuple[float, float] = share.cache.get_or_compute("right", key, count)
+    right: tuple[float, float] = share.cache.get_or_compute("right", (state, learnt), count)
     return right
 
 
@@ -160,8 +114,6 @@ def _routed(
     share: ClientTask,
     state: State,
     learnt: Sequence[str],
-    weights: Sequence[float] | None,
-    alone: bool,
 ) -> tuple[float, float]:
     """Return right answers where each task has a component: told, by its own; not told, by that of
     the task, of those ``learnt``, which the router takes a text for, under that task's prompt (0
@@ -177,23 +129,19 @@ def _routed(
     def told(places: Sequence[int]) -> float:
         load_state(model, state.view(state.place_of(task)))
         test = [share.test[place] for place in places]
-        own = [weights[place] for place in places] if weights else None
         if not share.labels:
-            return count_correct(model, test, (), own, alone, measure)
+            return count_correct(model, test, (), measure)
         space, part = answer_space(task, share.labels, {}), replace(share, test=test, cache=Cache())
         score = _scorer(runtime, task, part, state, space, None)
-        return count_both(score, test, space, own, alone)[0]
+        return count_both(score, test, space)[0]
 
     def taken_for(other: str, places: Sequence[int]) -> float:
         load_state(model, state.view(state.place_of(other)))
         labels, items = runtime.labels(other), [share.test[place] for place in places]
-        own = [weights[place] for place in places] if weights else None
         prompts = model.asked(items, labels, runtime.instruction(other))
         asked = [replace(p, right=right(i)) for p, i in zip(prompts, items, strict=True)]
         if not labels:
-            return count_texts(
-                lambda batch: model.write([asked[k] for k in batch]), asked, measure, own, alone
-            )
+            return count_texts(lambda batch: model.write([asked[k] for k in batch]), asked, measure)
         names = by_name(model, asked, labels)
         space, weight = answer_space(other, labels, {}), statistics.names_weight(False)
         score = by_heads(vectors[list(places)], space, heads, names, weight)
@@ -201,7 +149,7 @@ def _routed(
         def best(batch: Sequence[int]) -> list[str]:
             return [labels[place] for place in finite_scores(score, batch).argmax(1).tolist()]
 
-        return count_texts(best, asked, measure, own, alone)
+        return count_texts(best, asked, measure)
 
     heads = {name: state.heads[name] for name in learnt if name in state.heads}
     everything = list(range(len(share.test)))
@@ -216,13 +164,6 @@ def _routed(
     lost = [place for places in groups.values() for place in places]
     elsewhere = sum(taken_for(other, places) for other, places in groups.items())
     return own + (told(lost) if lost else 0.0), own + elsewhere
-
-
-def group_weights(groups: Sequence[int]) -> list[float]:
-    """Return what each test example counts, ``(examples,)``, so that those of a group count 1
-    together."""
-    sizes = Counter(groups)
-    return [1 / sizes[number] for number in groups]
 
 
 def _scorer(
@@ -247,14 +188,14 @@ def _scorer(
     return by_names_told(names, scores, space) if headless else scores
 
 
-def verdict(client: Client, runtime: ClientRuntime, granted: Authorization, state: State) -> bool:
-    """Return whether records that are held back are answered better without the heads of ``state``;
+def verdict(granted: Authorization) -> bool:
+    """Return whether records that are held back are answered better without the heads of the state;
     the ``tasks`` of the request are those whose class means are new."""
-    instruction, path = granted.request, client.kept / "verdicts.json"
+    path, stage = granted.client.kept / "verdicts.json", str(granted.request.stage)
     said: dict[str, bool] = json.loads(path.read_text()) if path.exists() else {}
-    stage = str(instruction.stage)
     if stage not in said:
-        said[stage] = _worse(runtime, client.number, state, instruction.tasks)
+        number, tasks = granted.client.number, granted.request.tasks
+        said[stage] = _worse(granted.runtime, number, granted.state, tasks)
         atomic_write(path, json.dumps(said))
     return said[stage]
 

@@ -17,17 +17,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.gate import Authorization
-from client.identity import Client
+from client.gate import Authorization, asked_of, release, require
 from client.runtime import ClientRuntime, ClientTask
 from client.state import RoundStore, TaskStore, sums_once
 from deal_core.data.public import public_texts, texts_digest
 from deal_core.lora.attach import entries_of, read
-from deal_core.lora.state import State
 from deal_core.methods import (
     EmbeddedTask,
     LocalTask,
-    Phase,
     Statistics,
     TaskDataset,
     TaskHistory,
@@ -40,9 +37,9 @@ from deal_core.privacy.interface import (
     Gradients,
     LocalUpdate,
     RecordId,
-    Site,
     UpdateRequest,
 )
+from deal_core.privacy.policy import Policy
 from deal_core.randomness import seeded
 from deal_core.training.loop import load_state, run_local_steps
 from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
@@ -51,24 +48,13 @@ from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import CLASS_SUMS, EXAMPLES
 
 
-def local_update(
-    client: Client,
-    runtime: ClientRuntime,
-    granted: Authorization,
-    state: State,
-    request: str,
-    sites: int = 0,
-) -> LocalUpdate:
+def local_update(granted: Authorization, sites: int = 0) -> LocalUpdate:
     """Train the current adapter as the phase wants it, on the client's share of the task, or of all
     tasks that are to be learnt at once; as the privacy mechanism allows it.
 
     Args:
-        client: whose data they are.
-        runtime: model, method and tokenised data of this process.
         granted: by the gate, for task, phase and factors to train.
-        state: the adapters as they arrived.
-        request: a name for the request, to answer it twice with the same.
-        sites: in the secure sum that it goes into; 0: into none.
+        sites: in the secure sum that the update goes into; 0: into none.
 
     Returns:
         What may leave: the trained factors, or the sums that the phase is made of.
@@ -76,16 +62,15 @@ def local_update(
     Raises:
         Refusal: the client has no data for it, or no budget.
     """
-    instruction, site = granted.request, granted.site
-    phase, number = runtime.phase(instruction.phase), client.number
+    runtime, instruction, number = granted.runtime, granted.request, granted.client.number
     data = runtime.task(instruction.task, number)
     joint_tasks = [own_share(runtime, number, task) for task in instruction.tasks]
-    if phase.statistics is not None:
-        joint_tasks = worked_on(runtime, instruction, joint_tasks, site)
+    if granted.phase.statistics is not None:
+        joint_tasks = worked_on(runtime, instruction, joint_tasks, granted.client.policy)
     elif runtime.experiment.stream.schedule == "joint-all-labels":
         joint_tasks = under_all_labels(joint_tasks)
-    training = LocalTraining(client, runtime, instruction, phase, state, data, joint_tasks)
-    update = runtime.mechanism.update(training.request(request, sites), site, training.update)
+    training = LocalTraining(granted, data, joint_tasks)
+    update = release(granted, training.request(sites), training.update)
     for write in training.unsaved:
         write()
     return update
@@ -102,14 +87,7 @@ def own_share(runtime: ClientRuntime, client: int, task: str) -> TaskDataset:
 class LocalTraining:
     """What a request is answered from."""
 
-    client: Client
-    """Whose data they are."""
-    runtime: ClientRuntime
-    instruction: Instruction
-    phase: Phase
-    """Of the method."""
-    state: State
-    """The adapters as they arrived."""
+    granted: Authorization
     data: ClientTask
     """The client's share of the task."""
     joint_tasks: Sequence[TaskDataset]
@@ -118,11 +96,10 @@ class LocalTraining:
     """Writes what the client carries to later rounds. It follows from what was read, so that
     nothing of it may last before the update is charged."""
 
-    def request(self, name: str, sites: int) -> UpdateRequest:
-        """Return what the privacy mechanism must know of the training: ``name`` of what is asked,
-        ``sites`` of the secure sum."""
-        runtime, instruction, client = self.runtime, self.instruction, self.client.number
-        statistics = self.phase.statistics
+    def request(self, sites: int) -> UpdateRequest:
+        """Return what the privacy mechanism must know of the training; ``sites``: in the sum."""
+        granted, statistics = self.granted, self.granted.phase.statistics
+        runtime, instruction, client = granted.runtime, granted.request, granted.client.number
         together = list(zip(instruction.tasks, self.joint_tasks, strict=True))
         data, record_ids = self.data.train, self.data.record_ids
         if together:
@@ -131,14 +108,14 @@ class LocalTraining:
                 RecordId(task, row) for task, share in together for row in range(len(share.data))
             ]
         if statistics is None:
-            entries = entries_of(self.state.current, frozenset(instruction.trained))
+            entries = entries_of(granted.state.current, frozenset(instruction.trained))
         else:
             classes = statistics.classes(runtime.labels(instruction.task))
             shapes = statistics.shapes(classes, runtime.experiment.model)
             entries = sum(math.prod(shape) for shape in shapes.values())
         exact = statistics is not None and statistics.exact is not None
         return UpdateRequest(
-            request=f"{instruction.phase} {name}",
+            request=f"{instruction.phase} {granted.name}",
             client=str(client),
             task=instruction.task,
             phase=instruction.phase,
@@ -159,22 +136,19 @@ class LocalTraining:
     def update(self, gradients: Gradients | NoisySum) -> LocalUpdate:
         """Return the update as it travels: trained factors, or the sums that the phase is made of;
         ``gradients`` says which data are read, and what is done to them."""
-        runtime, instruction, number = self.runtime, self.instruction, self.client.number
-        statistics, tasks = self.phase.statistics, self.joint_tasks
+        granted, statistics, tasks = self.granted, self.granted.phase.statistics, self.joint_tasks
+        runtime, instruction = granted.runtime, granted.request
         if statistics is not None and statistics.exact is not None:
             own = tasks or [TaskDataset(self.data.labels, self.data.train)]
-            return exact_sums(runtime, number, self.state, instruction, statistics, own)
+            return exact_sums(granted, statistics, own)
         if statistics is not None:
             assert isinstance(gradients, NoisySum)
-            file, given = self.client.file, None
-            if file is not None and runtime.mechanism.unit is None:
-                given = Path(file.site.state) / "sums"
-            return class_sums(runtime, number, instruction, statistics, gradients, tasks, given)
+            return class_sums(granted, statistics, gradients, tasks)
         started, trained = time.monotonic(), frozenset(instruction.trained)
-        objective = partial(self.phase.objective, runtime.model, self.state)
-        task, cache = self._task(), runtime.learning(number, instruction.task)
+        objective = partial(granted.phase.objective, runtime.model, granted.state)
+        task, cache = self._task(), runtime.learning(granted.client.number, instruction.task)
         protected = runtime.mechanism.unit is not None
-        load_state(runtime.model, self.state)
+        load_state(runtime.model, granted.state)
         if protected or isinstance(gradients, NoisySum):
             runtime.rehearse_gradients(objective, task, trained, gradients)
         made = objective(task, gradients.data, cache)
@@ -192,10 +166,14 @@ class LocalTraining:
 
     def _task(self) -> LocalTask:
         """What the client knows of the task, of earlier tasks, and of earlier rounds."""
-        runtime, instruction = self.runtime, self.instruction
-        folder, protected = self.client.kept, runtime.mechanism.unit is not None
+        runtime, instruction, client = (
+            self.granted.runtime,
+            self.granted.request,
+            self.granted.client,
+        )
+        folder, protected = client.kept, runtime.mechanism.unit is not None
         past_tasks = () if protected else instruction.past  # whose records no charge would name
-        shares = [partial(own_share, runtime, self.client.number, task) for task in past_tasks]
+        shares = [partial(own_share, runtime, client.number, task) for task in past_tasks]
         met = {*instruction.seen, instruction.task}  # a task that returns was met before
         known = sum(1 for _ in takewhile(met.__contains__, past_tasks))
         store = RoundStore(folder, instruction.stage, instruction.server_round)
@@ -215,16 +193,16 @@ class LocalTraining:
 
     def _encoded(self, trained: frozenset[str]) -> WireArrays:
         """Pack the update; keep what a lossy format lost for the client's next round."""
-        instruction, before = self.instruction, self.state.current
+        instruction, before = self.granted.request, self.granted.state.current
         where = (instruction.stage, instruction.server_round)
-        config = self.runtime.experiment
+        client, config = self.granted.client, self.granted.runtime.experiment
         dtype, lossy = config.wire.dtype, config.wire.dtype != EXACT
-        store = RoundStore(self.client.kept, *where, "feedback")
+        store = RoundStore(client.kept, *where, "feedback")
         basis = f"{instruction.phase} {_digest(frozen_factors(before, trained))}" if lossy else ""
-        generator = seeded(config.run.seed, "uplink", self.client.number, *where)
+        generator = seeded(config.run.seed, "uplink", client.number, *where)
         kept = store.load(basis) if lossy else {}
         feedback = {key: value.numpy() for key, value in kept.items()}
-        adapter = read(self.runtime.model.module)
+        adapter = read(self.granted.runtime.model.module)
         encoded, lost = pack_update(adapter, before, dtype, trained, feedback, generator)
         if lossy:
             tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in lost.items()}
@@ -262,11 +240,14 @@ class SavedLater:
 
 
 def worked_on(
-    runtime: ClientRuntime, instruction: Instruction, tasks: Sequence[TaskDataset], site: Site
+    runtime: ClientRuntime,
+    instruction: Instruction,
+    tasks: Sequence[TaskDataset],
+    policy: Policy | None,
 ) -> list[TaskDataset]:
     """Return the tasks whose records are added up, with no record of those that the client has not
     worked on, or has fewer of than the policy lets go: each of several has sums of its own."""
-    least = site.policy.min_records if site.policy is not None else 0
+    least = policy.min_records if policy is not None else 0
     own = {instruction.task, *instruction.past}
     if runtime.experiment.stream.at_once:
         own |= set(instruction.tasks)
@@ -277,48 +258,45 @@ def worked_on(
 
 
 def class_sums(
-    runtime: ClientRuntime,
-    client: int,
-    instruction: Instruction,
+    granted: Authorization,
     statistics: Statistics,
     gradients: NoisySum,
     tasks: Sequence[TaskDataset],
-    given: Path | None = None,
 ) -> LocalUpdate:
     """Return class sums over the client's records of every task that it is asked about, with its
-    share of the noise.
+    share of the noise. A site without a mechanism gives what it gave before (:func:`sums_once`).
 
     Args:
-        runtime: model and tokenised data.
-        client: whose records.
-        instruction: what is asked.
+        granted: what is asked.
         statistics: what is added up.
         gradients: adds it up, and says which records may be read.
         tasks: of several tasks the records, which are those of ``gradients`` in this order; none:
             there is one.
-        given: of a site without a mechanism: where it keeps what it gave before, to give it again.
 
     Raises:
-        Refusal: it gave another form of them before.
+        Refusal: it gave another form of them before, or with less noise.
     """
+    runtime, client = granted.runtime, granted.client
     started, size = time.monotonic(), statistics.size(runtime.experiment.model)
     found: dict[str, NDArray[Any]] = {}
     records, first = [len(each.data) for each in tasks] or [len(gradients.data)], 0
-    for place, task in enumerate(instruction.tasks or (instruction.task,)):
+    for place, task in enumerate(granted.request.tasks or (granted.request.task,)):
         labels, data = runtime.labels(task), gradients.data[first : first + records[place]]
         runtime.rehearse_embeddings(task, statistics.layers)
-        vectors, share = torch.zeros(0, size), runtime.task(task, client)
+        vectors, share = torch.zeros(0, size), runtime.task(task, client.number)
         if data:
             vectors = runtime.vectors(share, "train", statistics)
         targets = torch.tensor([max(0, item.target) for item in data], dtype=torch.long)
         add = partial(gradients.class_sums, vectors, targets, statistics.classes(labels), first)
         first += len(data)
         name = f"{place}.{CLASS_SUMS}"
-        if given is None or not data:
+        if client.file is None or runtime.mechanism.unit is not None or not data:
             found[name] = add()
             continue
-        form = _form(runtime, statistics, labels)
-        found[name] = sums_once(given, task, form, gradients.shares, add)
+        form = _form(runtime, statistics, labels), gradients.shares
+        sums, given = sums_once(Path(client.file.site.state) / "sums", task, form, add)
+        require(asked_of(granted, task=task, given=given, wanted=form), "given sums")
+        found[name] = sums
     return _taken(found, started, num_examples=1.0)
 
 
@@ -332,23 +310,18 @@ def _form(runtime: ClientRuntime, statistics: Statistics, labels: Sequence[str])
 
 
 def exact_sums(
-    runtime: ClientRuntime,
-    client: int,
-    state: State,
-    instruction: Instruction,
-    statistics: Statistics,
-    tasks: Sequence[TaskDataset],
+    granted: Authorization, statistics: Statistics, tasks: Sequence[TaskDataset]
 ) -> LocalUpdate:
     """Return sums of another kind over the client's records of every task that it is asked for."""
-    started = time.monotonic()
+    started, runtime, instruction = time.monotonic(), granted.runtime, granted.request
     assert statistics.exact is not None
     nothing = torch.zeros(0, statistics.size(runtime.experiment.model))
     found: dict[str, NDArray[Any]] = {}
     for place, task in enumerate(instruction.tasks or (instruction.task,)):
-        own, share = tasks[place], runtime.task(task, client)
+        own, share = tasks[place], runtime.task(task, granted.client.number)
         vectors = runtime.vectors(share, "train", statistics) if own.data else nothing
         targets = torch.tensor([item.target for item in own.data], dtype=torch.long)
-        embedded = EmbeddedTask(vectors, targets, len(own.labels), state.heads.get(task))
+        embedded = EmbeddedTask(vectors, targets, len(own.labels), granted.state.heads.get(task))
         sums = statistics.exact.collect(embedded)
         found |= {f"{place}.{name}": value.numpy() for name, value in sums.items()}
     return _taken(found, started, num_examples=sum(len(own.data) for own in tasks))

@@ -14,13 +14,11 @@ import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from client.identity import Client
-from client.runtime import ClientRuntime
+from client.gate import Authorization
 from client.secure_legs import SecureStore, conditions, request_of
 from deal_core.config.experiment import at_server
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.payload import PayloadError
-from deal_core.lora.state import State
 from deal_core.methods import is_class_incremental
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.protection import sum_terms
@@ -29,7 +27,6 @@ from deal_core.secure_sum import site_round
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.messages import MaskRequest
 from deal_core.wire.adapter_record import EXACT
-from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import count_names
 from deal_core.wire.secure_layout import (
     LOSS,
@@ -46,14 +43,14 @@ class Maskable:
     """A vector that a client has been asked to add to a sum, and that it may mask.
 
     Attributes:
-        client: which client.
+        granted: who answers, and what.
         request: of the round, for a mask.
         layout: of the vector.
         place: in the run; of one place one vector is masked.
         name: of the request that the vector answers.
     """
 
-    client: Client
+    granted: Authorization
     request: bytes
     layout: Layout
     place: str
@@ -64,20 +61,20 @@ class Maskable:
         """How many sites are in the sum, as the mask request says."""
         return len(MaskRequest.from_bytes(self.request).mask_keys) + 1
 
-    def masked(self, arrays: Mapping[str, NDArray[Any] | None], seed: int) -> bytes:
+    def masked(self, arrays: Mapping[str, NDArray[Any] | None]) -> bytes:
         """Return the masked vector: ``arrays`` has one for each field of the layout, or that it is
-        covered. That it is in this sum, and in no other, is on the disk before. ``seed``: of the
-        run, for the random rounding of a simulated client.
+        covered. That it is in this sum, and in no other, is on the disk before.
 
         Raises:
             ProtocolError: the mask request is refused, or the vector is in another sum.
         """
+        client, seed = self.granted.client, self.granted.runtime.experiment.run.seed
         generator = (
-            seeded_numpy(seed, "secure rounding", self.client.number, self.place)
-            if self.client.file is None
+            seeded_numpy(seed, "secure rounding", client.number, self.place)
+            if client.simulated
             else np.random.default_rng(secrets.randbits(128))  # the seed is the server's word
         )
-        encoded, store = self.layout.encode(arrays, generator), SecureStore(self.client.folder)
+        encoded, store = self.layout.encode(arrays, generator), SecureStore(client.folder)
         with store.alone():
             answered = site_round.mask(store.announced(), self.request, encoded)
             context = MaskRequest.from_bytes(self.request).context
@@ -86,24 +83,18 @@ class Maskable:
         return answered.reply
 
 
-def maskable_update(
-    client: Client,
-    runtime: ClientRuntime,
-    message: Message,
-    state: State,
-    instruction: Instruction,
-    name: str,
-) -> Maskable:
-    """Return what a training request of this ``name`` asks to be added to a sum, checked before
-    anything is counted, trained or charged; ``message`` has the round's mask request.
+def maskable_update(granted: Authorization, message: Message) -> Maskable:
+    """Return what a training request asks to be added to a sum, checked before anything is counted,
+    trained or charged; ``message`` has the round's mask request.
 
     Raises:
         ProtocolError: the request is refused, or a vector of this place is in a sum already.
         PayloadError: no request, not what the round's terms say, or the experiment has updates
             that are not summed as they are.
     """
-    config, statistics = runtime.experiment, runtime.phase(instruction.phase).statistics
-    basis = sum_terms(config, client.asked.model.name, instruction, state)
+    runtime, instruction, state = granted.runtime, granted.request, granted.state
+    config, statistics = runtime.experiment, granted.phase.statistics
+    basis = sum_terms(config, granted.client.asked.model.name, instruction, state)
     # Of one place in the run one update is masked: its round; of sums that a client gives once,
     # its task, whatever the phase is called, since in another round they would be the same.
     place = f"{instruction.phase} {instruction.stage} {instruction.server_round}"
@@ -120,49 +111,37 @@ def maskable_update(
     else:
         trained = frozenset(instruction.trained)
         layout = layout_of(config, state.current, trained, at_server(config), basis)
-    return _maskable(client, runtime, message, layout, place, name)
+    return _maskable(granted, message, layout, place)
 
 
-def maskable_counts(
-    client: Client,
-    runtime: ClientRuntime,
-    message: Message,
-    state: State,
-    instruction: Instruction,
-    name: str,
-) -> Maskable:
+def maskable_counts(granted: Authorization, message: Message) -> Maskable:
     """Return what an evaluation request asks to be added to a sum, as :func:`maskable_update`."""
-    config = runtime.experiment
-    basis = sum_terms(config, client.asked.model.name, instruction, state)
+    config, instruction = granted.runtime.experiment, granted.request
+    basis = sum_terms(config, granted.client.asked.model.name, instruction, granted.state)
     names = count_names(is_class_incremental(config))
     layout = counts_layout(names, len(instruction.tasks), config.federation.clients, basis)
-    return _maskable(client, runtime, message, layout, f"evaluate {instruction.stage}", name)
+    return _maskable(granted, message, layout, f"evaluate {instruction.stage}")
 
 
-def _maskable(
-    client: Client, runtime: ClientRuntime, message: Message, layout: Layout, place: str, name: str
-) -> Maskable:
+def _maskable(granted: Authorization, message: Message, layout: Layout, place: str) -> Maskable:
     # The conditions are from the settings that the vector is made with: earlier legs may have come
     # with others.
-    store, request = SecureStore(client.folder), request_of(message)
+    client, request = granted.client, request_of(message)
+    store, name = SecureStore(client.folder), client.as_of_today(granted.name)
     with store.alone():
         kept = store.announced()
         site_round.require_maskable(kept, request)
         context = MaskRequest.from_bytes(request).context
         terms = kept.round_of(context).terms
-        conditions(client, runtime.experiment).check(terms)
+        conditions(client, granted.runtime.experiment).check(terms)
         if terms.layout != layout.digest:
             raise PayloadError("secure: an update of another form than the round's terms say")
         store.used().masking(context, place, name)
-    return Maskable(client, request, layout, place, name)
+    return Maskable(granted, request, layout, place, name)
 
 
 def summed_arrays(
-    runtime: ClientRuntime,
-    state: State,
-    instruction: Instruction,
-    update: LocalUpdate,
-    layout: Layout,
+    granted: Authorization, update: LocalUpdate, layout: Layout
 ) -> Mapping[str, NDArray[Any] | None]:
     """Return an array for each field of the layout, or that it is covered.
 
@@ -170,9 +149,9 @@ def summed_arrays(
     layout has it, the loss as well, if the site lets it into a sum. Gradient sums, and sums of
     embeddings, go as they are, in whole numbers.
     """
-    if runtime.phase(instruction.phase).statistics is not None or at_server(runtime.experiment):
+    if granted.phase.statistics is not None or at_server(granted.runtime.experiment):
         return update.arrays
-    start = to_arrays(state.current)
+    start = to_arrays(granted.state.current)
     change = {key: np.asarray(each, np.float64) - start[key] for key, each in update.arrays.items()}
     bounds = {field.name: field.largest for field in layout.fields}
     values = within_bounds(change, max(bounds[key] for key in change))

@@ -14,9 +14,9 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.egress import IN_THE_SUM, METRICS
-from client.gate import authorize, authorize_evaluation
+from client.gate import Authorization, authorize
 from client.identity import STATUS, Client, log_fault, status_reply
-from client.local_evaluation import local_evaluation, verdict
+from client.local_evaluation import Counts, local_evaluation, verdict
 from client.local_training import local_update
 from client.masked_input import maskable_counts, maskable_update, summed_arrays
 from client.runtime import ClientRuntime
@@ -35,7 +35,7 @@ from deal_core.lora.payload import (
     Template,
 )
 from deal_core.lora.state import State
-from deal_core.privacy.interface import Counts, LocalUpdate
+from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import figures_allowed
 from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
 from deal_core.wire.heads import read_heads, tasks_in
@@ -48,28 +48,26 @@ def evaluation_reply(message: Message, client: Client, runtime: ClientRuntime) -
 
     Raises:
         PayloadError: the request is none.
-        Refusal, OutsidePolicy, ProtocolError: by the client's own rules there are no counts.
+        Refusal, ProtocolError: by the client's own rules there are no counts.
     """
     state, instruction = read_request(message, runtime, client.folder)
     if instruction.task:
         raise PayloadError("instruction: an evaluation is of no one task")
+    asked = request_of(message, client, runtime, state, instruction)
     if instruction.phase != LEARN:
-        granted = authorize_evaluation(instruction, runtime, client.site, "verdict")
-        return counts_reply(message, {WORSE: int(verdict(client, runtime, granted, state))})
+        worse = verdict(authorize(asked, "names", "verdict"))
+        return counts_reply(message, {WORSE: int(worse)})
     # Asked of every client, once, before a second stage. A site has a folder for each run.
-    if instruction.stage < 0 and client.file is None:
+    if instruction.stage < 0 and client.simulated:
         forget(client.kept)
-    name = request_name(message, instruction, client.run)
     if not counts_in_sum(runtime.experiment):
-        granted = authorize_evaluation(instruction, runtime, client.site)
-        counts = local_evaluation(client, runtime, granted, state, name)
+        counts = local_evaluation(authorize(asked, "names", "counts"))
         return counts_reply(message, {key: list(values) for key, values in counts.items()})
-    today = client.as_of_today(name)
-    maskable = maskable_counts(client, runtime, message, state, instruction, today)
-    granted = authorize_evaluation(instruction, runtime, client.site)
-    counts = local_evaluation(client, runtime, granted, state, name, masked=True)
+    granted = authorize(asked, "names", "counts in a sum")
+    maskable = maskable_counts(granted, message)
+    counts = local_evaluation(granted, masked=True)
     arrays = {key: np.asarray(values, np.float64) for key, values in counts.items()}
-    return secure_reply(message, maskable.masked(arrays, runtime.experiment.run.seed))
+    return secure_reply(message, maskable.masked(arrays))
 
 
 def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> Message:
@@ -78,48 +76,41 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
 
     Raises:
         PayloadError: the request is none.
-        Refusal, OutsidePolicy, ProtocolError: by the client's own rules there is no update.
+        Refusal, ProtocolError: by the client's own rules there is no update.
     """
     state, instruction = read_request(message, runtime, client.folder)
-    granted = authorize(instruction, runtime, client.site)
-    name = request_name(message, instruction, client.run)
-    maskable, sites = None, 0
-    if runtime.masked(instruction.phase):
-        today = client.as_of_today(name)
-        maskable = maskable_update(client, runtime, message, state, instruction, today)
-        sites = maskable.sites
-    counted = None
-    if instruction.piggybacked_evaluation:
-        counted = _counts(message, client, runtime, state, instruction.evaluation())
-    learn = partial(local_update, client, runtime, granted, state, name, sites)
-    if client.file is None:
+    granted = authorize(request_of(message, client, runtime, state, instruction))
+    maskable = maskable_update(granted, message) if granted.masked else None
+    counted: tuple[str, Counts] | None = None
+    if instruction.piggybacked_evaluation:  # whatever becomes of the counts, the client trains
+        asked = request_of(message, client, runtime, state, instruction.evaluation())
+        try:
+            counted = "ok", local_evaluation(authorize(asked, "names", "counts"))
+        except Exception as error:
+            counted = log_fault(message, error, client.file, client.number), {}
+    learn = partial(local_update, granted, maskable.sites if maskable is not None else 0)
+    if client.simulated:
         update = learn()
     else:  # one that was charged before leaves with those of its figures that may leave today
-        kept = update_once(client.folder, client.as_of_today(name), instruction, learn)
+        kept = update_once(client.folder, client.as_of_today(granted.name), instruction, learn)
         figures = figures_allowed(kept.figures, client.policy, maskable is not None)
         update = replace(kept, figures=figures)
-    if maskable is None:
-        return update_reply(message, update, instruction, counted)
-    arrays = summed_arrays(runtime, state, instruction, update, maskable.layout)
-    masked = maskable.masked(arrays, runtime.experiment.run.seed)
+    masked = None
+    if maskable is not None:
+        masked = maskable.masked(summed_arrays(granted, update, maskable.layout))
     return update_reply(message, update, instruction, counted, masked)
 
 
-def _counts(
+def request_of(
     message: Message,
     client: Client,
     runtime: ClientRuntime,
     state: State,
-    asked: Instruction,
-) -> tuple[str, Counts]:
-    """Return a code, and the counts of the evaluation that a training request asks for as well
-    (empty after a fault): whatever becomes of them, the client trains."""
-    name = request_name(message, asked, client.run)
-    try:
-        granted = authorize_evaluation(asked, runtime, client.site)
-        return "ok", local_evaluation(client, runtime, granted, state, name)
-    except Exception as error:
-        return log_fault(message, error, client.file, client.number), {}
+    instruction: Instruction,
+) -> Authorization:
+    """Return what is asked of a client, by name, before the gate has judged it."""
+    name = request_name(message, instruction, client.run)
+    return Authorization(client, runtime, instruction, state, name)
 
 
 def read_request(

@@ -43,7 +43,7 @@ from deal_core.privacy.interface import (
 )
 from deal_core.protection import make_mechanism
 from deal_core.training.batching import Cache
-from deal_core.training.evaluation import base_embeddings, count_correct, embeddings_alone
+from deal_core.training.evaluation import base_embeddings, embeddings_alone
 from deal_core.training.hardware import compute_dtype, keep_memory
 from deal_core.training.loop import Objective
 from deal_core.training.public_subspace import Subspace
@@ -73,8 +73,6 @@ class ClientTask:
     """Which record each training example is."""
     train_groups: Sequence[int] = ()
     """Group of each training example, from 0; without groups: empty."""
-    test_groups: Sequence[int] = ()
-    """The same of test examples; numbers of their own."""
 
 
 def group_numbers(examples: Sequence[Example]) -> list[int]:
@@ -276,22 +274,6 @@ class ClientRuntime:
             longest = self.longest(self.labels(task), self.instruction(task))
             base_embeddings(self.model, longest, layers)
 
-    def rehearse_answers(self, task: str) -> None:
-        """Answer the longest text that there may be, before the test records of a task are; the
-        model holds the adapters of the round.
-
-        Raises:
-            RehearsalFailed: it does not work.
-        """
-        labels = self.labels(task)
-        with rehearsing():
-            longest = self.longest(labels, self.instruction(task))
-            count_correct(self.model, longest, labels)
-            if not labels and isinstance(self.model, GeneratingModel):
-                self.model.written(longest, to_the_end=True)
-        if self.statistics is not None and self.statistics.classes(labels):
-            self.rehearse_embeddings(task, self.statistics.layers)
-
     def task(self, task: str, client: int) -> ClientTask:
         """Return the share of ``client`` (0 to clients - 1) in ``task``, tokenised once."""
         if (task, client) not in self._tasks:
@@ -312,7 +294,6 @@ class ClientRuntime:
                 self.model.encode(held, *asks),
                 [RecordId(task, row) for row in rows],
                 group_numbers(train),
-                group_numbers(share.test),
             )
         return self._tasks[task, client]
 

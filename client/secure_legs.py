@@ -154,7 +154,7 @@ def leg_reply(client: Client, message: Message, leg: str) -> bytes:
     before.
 
     Raises:
-        OutsidePolicy: the site takes no part in such an experiment, today.
+        Refusal: the site takes no part in such an experiment, today.
         ProtocolError: the request is refused; nothing is revealed.
         PayloadError: it is no request.
     """

@@ -27,7 +27,6 @@ from numpy.typing import NDArray
 
 from deal_core.atomic_write import atomic_write
 from deal_core.lora.payload import PayloadError
-from deal_core.privacy.policy import Refusal
 from deal_core.wire.records import DIGEST, LARGEST, RECORD, check_files, record_digest
 
 if TYPE_CHECKING:
@@ -201,40 +200,32 @@ def _read_update(path: Path, asked: str) -> LocalUpdate | None:
 
 
 def sums_once(
-    folder: Path, task: str, made_as: str, shares: int, make: Callable[[], NDArray[np.int64]]
-) -> NDArray[np.int64]:
-    """Return what a site has given of a task's class sums; where nothing was, what ``make``
-    returns, which is on the disk by then.
+    folder: Path, task: str, form: tuple[str, int], make: Callable[[], NDArray[np.int64]]
+) -> tuple[NDArray[np.int64], tuple[str, int]]:
+    """Return what a site has given of a task's class sums, and in which form; where nothing was,
+    what ``make`` returns, which is on the disk by then.
 
     Two sums of one site, of which the second has one record more, tell that record. So the site
     keeps what it gave first, noise included, and gives the same again in every later run, whatever
     has become of its data. Sums in other directions, or of another model, would be a second
-    release: there are none.
+    release: the gate lets none leave.
 
     Args:
         folder: of the site's state, in which they lie.
         task: its name.
-        made_as: all that decides how records are added up, but the records.
-        shares: the noise in it is one of so many equal shares.
+        form: all that decides how records are added up, but the records; and of how many equal
+            shares the noise is one.
         make: adds them up.
-
-    Raises:
-        Refusal: the task's sums were given in another form, or with a smaller share of the noise
-            than is counted on now.
     """
     path = folder / f"{hashlib.sha256(task.encode()).hexdigest()[:32]}.npz"
     if path.exists():
         kept: dict[str, NDArray[Any]] = dict(np.load(path, allow_pickle=False))
-        if str(kept["made_as"]) != made_as:
-            raise Refusal("policy", f"class sums of '{task}' were given before in another form")
-        if int(kept["shares"]) > shares:
-            raise Refusal("policy", f"class sums of '{task}' were given with less noise")
-        return kept["sums"]
+        return kept["sums"], (str(kept["made_as"]), int(kept["shares"]))
     sums, buffer = make(), BytesIO()
-    np.savez(buffer, sums=sums, made_as=np.array(made_as), shares=np.array(shares))
+    np.savez(buffer, sums=sums, made_as=np.array(form[0]), shares=np.array(form[1]))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     atomic_write(path, buffer.getvalue(), mode=OWNER_ALONE, for_good=True)
-    return sums
+    return sums, form
 
 
 class RetainedMissing(Exception):

@@ -20,7 +20,7 @@ from deal_core.privacy.accountant import DpEvent
 from deal_core.privacy.distributed_noise import shares_without_mechanism
 from deal_core.privacy.events import unit_of
 from deal_core.privacy.interface import Mechanism, UpdateRequest
-from deal_core.privacy.plan import METRICS_NOISE, ReleaseSchedule, RunSchedule, noise_of_steps
+from deal_core.privacy.plan import ReleaseSchedule, RunSchedule, noise_of_steps
 from deal_core.privacy.policy import in_sum
 from deal_core.privacy.record import RecordMechanism
 from deal_core.privacy.unprotected import NoMechanism
@@ -80,12 +80,6 @@ def check_records_protected(experiment: Experiment) -> None:
             f"{where} with privacy.unit_column protects groups, and which records "
             "data.max_train takes depends on how many a group has; set it to 0"
         )
-    noised = experiment.privacy.metrics == "noised"
-    if experiment.privacy.unit_column and noised and experiment.data.max_test:
-        raise UserError(
-            f"{where} with privacy.unit_column protects groups, and which test records "
-            "data.max_test takes depends on how many a group has; set it to 0"
-        )
     if experiment.stream.at_once:  # a charge names the task that was read
         raise UserError(
             f'{where} does not go with stream.schedule = "{experiment.stream.schedule}": set it to '
@@ -144,19 +138,6 @@ def make_mechanism(experiment: Experiment) -> Mechanism:
         check_records_protected(experiment)
     check_steps_at_server(experiment)
     return mechanism
-
-
-def check_counts(experiment: Experiment) -> None:
-    """Check that counts of right answers can leave as ``privacy.metrics`` says.
-
-    Raises:
-        UserError: they cannot.
-    """
-    if experiment.privacy.metrics == "noised" and experiment.privacy.mechanism == "none":
-        raise UserError(
-            'privacy.metrics = "noised" is charged to a budget of records, which mechanism '
-            '\'none\' has not; set privacy.mechanism to "record", or privacy.metrics to "clear"'
-        )
 
 
 def check_sums_protected(experiment: Experiment) -> None:
@@ -260,7 +241,6 @@ def run_schedule(experiment: Experiment, records: Mapping[str, int]) -> RunSched
     tasks = len(records)
     return RunSchedule(
         work=planned_work(experiment, records),
-        evaluations=evaluations(experiment, tasks),
         sums_noise=sums_noise_multiplier(experiment, tasks),
         common_noise=common_noise_multiplier(experiment, tasks) if at_server(experiment) else 0.0,
     )
@@ -283,13 +263,6 @@ def planned_work(experiment: Experiment, records: Mapping[str, int]) -> tuple[Re
         )
         for task in records
     )
-
-
-def evaluations(experiment: Experiment, tasks: int) -> int:
-    """How often all tasks are evaluated: at the start, and after every stage."""
-    stream, rounds = experiment.stream, experiment.federation.rounds
-    until = max([0, *stream.joins.values()]) + rounds * stream.turns(tasks)
-    return 1 + math.ceil(until / (stream.consolidate_every or rounds))
 
 
 def sample_rates(experiment: Experiment, records: Mapping[str, int]) -> dict[str, float]:
@@ -329,8 +302,6 @@ def common_noise_multiplier(experiment: Experiment, tasks: int) -> float:
     times = 1 if privacy.disjoint_tasks else tasks
     sums_noise = sums_noise_multiplier(experiment, tasks)
     beside = [DpEvent(1.0, sums_noise, times)] if sums_noise else []
-    if privacy.metrics == "noised":
-        beside.append(DpEvent(1.0, METRICS_NOISE, evaluations(experiment, tasks)))
     return noise_of_steps(
         privacy.sample_rate or 1.0,
         experiment.federation.rounds * times,

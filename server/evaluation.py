@@ -135,11 +135,10 @@ class Evaluation:
         clients.require_quorum(heard, len(roster.clients), self.step)
         counts = {name: self.counts[name] for name in roster.clients if name in self.counts}
         if roster.patience:
-            first: dict[str, list[float]] = {}  # of noisy counts: noise is another one each time
-            if clients.experiment.privacy.metrics != "noised":
-                for evaluation in history.evaluations:
-                    for name, rows in evaluation.items():
-                        first.setdefault(name, [row[1] for row in rows])
+            first: dict[str, list[float]] = {}
+            for evaluation in history.evaluations:
+                for name, rows in evaluation.items():
+                    first.setdefault(name, [row[1] for row in rows])
             counts, found = cut(counts, first)
             for name, places in found.items():
                 tasks = [self.tasks[place] for place in places]

@@ -175,12 +175,9 @@ def privacy_of(experiment: Experiment, spent: Mapping[str, Spending]) -> Privacy
 
 
 def clients_that_spend(experiment: Experiment) -> int:
-    """Return how many clients of a run release something that is charged: those that train, and,
-    where counts of right answers have noise, all."""
+    """Return how many clients of a run release something that is charged: those that train."""
     federation, orders = experiment.federation, experiment.stream.orders
     clients = len(federation.sites) or federation.clients
-    if experiment.privacy.metrics == "noised":
-        return clients
     training = federation.participants or range(clients)
     return sum(orders.get(str(client), ("all",)) != () for client in training)
 

@@ -61,8 +61,7 @@ class PrivacyConfig(Table):
     dropouts: int = Field(0, ge=0)
     """So many sites may fail in a round: the noise suffices without theirs; a round that more fail
     in is lost (noise in the sum)."""
-    metrics: Literal["none", "noised", "summed", "clear"] = "clear"
+    metrics: Literal["none", "summed", "clear"] = "clear"
     """Counts of right answers on test records, which are no part of the training's guarantee:
     they leave in the ``clear``, as a sum over all sites alone (``summed``, with
-    ``aggregation.secure``: then nobody knows the accuracy at one client), ``noised`` (and charged),
-    or not at all."""
+    ``aggregation.secure``: then nobody knows the accuracy at one client), or not at all."""

@@ -93,8 +93,7 @@ def load_for_clients(experiment: Experiment, task: str) -> TaskData:
     Where single records are protected, ``data.max_train`` takes about so many: whether a record is
     one of them depends on that record alone. A subset of exactly so many would be another one, with
     other records in it, for a neighbouring data set. Where groups are protected it depends on the
-    name of the group alone: a group is there whole, or not. So it is with ``data.split``, and,
-    where counts of right answers leave with noise, with ``data.max_test``.
+    name of the group alone: a group is there whole, or not. So it is with ``data.split``.
 
     Raises:
         UserError: see :meth:`~deal_core.data.source.DataSource.load`.
@@ -109,8 +108,4 @@ def load_for_clients(experiment: Experiment, task: str) -> TaskData:
         train, test = split_off_each((*train, *test), data.split)
     if data.max_train:
         train = each_by_itself(train, task, data.max_train / max(1, len(train)))
-    if privacy.metrics == "noised" and data.max_test:
-        test = each_by_itself(test, task, data.max_test / max(1, len(test)))
-    else:
-        test = stratified(test, data.max_test)
-    return replace(whole, train=train, test=test)
+    return replace(whole, train=train, test=stratified(test, data.max_test))

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from deal_core.config.privacy import PrivacyConfig
 from deal_core.errors import UserError
 from deal_core.privacy.accountant import DpEvent, adaptive_epsilon, epsilon_of
+from deal_core.privacy.policy import BudgetSpent
 
 RECORD, GROUP = "record", "group"
 Unit = tuple[str, str]
@@ -65,10 +66,6 @@ ROUNDING = 1e-9
 """Relative; a budget is not passed by the last bit."""
 
 
-class BudgetSpent(Exception):
-    """What is asked would take the site past its budget."""
-
-
 @dataclass(frozen=True)
 class LedgerEvent:
     """One private release, or, of what a run plans, all of a kind."""
@@ -78,8 +75,7 @@ class LedgerEvent:
     task: str
     """Empty: of all tasks."""
     mechanism: str
-    """``record``; ``counts`` for evaluation counts with noise; of what left without protection
-    ``none`` or ``clear-counts``."""
+    """``record``; of what left without protection ``none`` or ``clear-counts``."""
     unit: str
     """What a neighbour differs by (see the module)."""
     sample_rate: float
@@ -117,8 +113,8 @@ class LedgerEvent:
         return DpEvent(self.sample_rate, self.noise_multiplier, self.steps)
 
 
-COUNTS, CLEAR_COUNTS = "counts", "clear-counts"
-"""Mechanism of counts of right answers on test records: with noise, and as they are."""
+CLEAR_COUNTS = "clear-counts"
+"""In the place of a mechanism: counts of right answers on test records, as they are."""
 
 
 def unprotected_event(run: str, mechanism: str, place: tuple[str, str, int, int]) -> LedgerEvent:
@@ -227,8 +223,10 @@ def require_within(events: Sequence[LedgerEvent], budget: Budget) -> None:
     alike = (last.run, last.task, last.mechanism)
     given = sum((each.run, each.task, each.mechanism) == alike for each in events)
     if budget.most is not None and given > budget.most:
-        what = f"rounds of task '{last.task}'" if last.task else "evaluations"
-        raise BudgetSpent(f"the plan of this run has {budget.most} {what}, and they are over")
+        raise BudgetSpent(
+            f"the plan of this run has {budget.most} rounds of task '{last.task}', and they are "
+            "over"
+        )
     require_standing(events, budget)
 
 

@@ -17,11 +17,6 @@ from deal_core.lora.per_example import ExampleLosses
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import Policy
-from deal_core.privacy.policy import Refusal as Refusal
-
-Counts = Mapping[str, Sequence[float]]
-"""``correct``, ``examples`` and, where the model scores all labels at once, ``correct_all``: an
-entry a task each (:mod:`deal_core.wire.records`)."""
 
 Probes = Sequence[Encoded]
 """Constant texts, tokenised: what is found on them tells nothing of any record."""
@@ -131,8 +126,7 @@ class Gradients(Protocol):
 
 @dataclass(frozen=True)
 class UpdateRequest:
-    """One round as a mechanism sees it; or, where tasks are ``evaluated``, counts of right answers,
-    for which no training data are read. A unit is what is protected: a record, or a group."""
+    """One round as a mechanism sees it. A unit is what is protected: a record, or a group."""
 
     request: str
     """A name for all that was asked; the same message has the same one."""
@@ -164,17 +158,6 @@ class UpdateRequest:
     """In the secure sum that the answer goes into; 0: into none."""
     joint_tasks: tuple[str, ...] = ()
     """All tasks whose records are read, where there are several."""
-    evaluated: int = 0
-    """Number of tasks whose test records are counted."""
-    counted: tuple[str, ...] = ()
-    """Names of the counts that are taken on them."""
-    masked: bool = False
-    """Whether nothing is seen of the counts but their sum over clients."""
-
-    @property
-    def place(self) -> tuple[str, str, int, int]:
-        """Task, phase, stage and round."""
-        return self.task, self.phase, self.stage, self.server_round
 
 
 class Mechanism(Protocol):
@@ -192,18 +175,12 @@ class Mechanism(Protocol):
         request, where there is one.
 
         Raises:
-            Refusal: the site takes no part, or its budget is spent; no record was read.
+            BudgetSpent: by the ledger, before any record is read, or at the charge.
+            OutsidePlan: no record was read.
             RehearsalFailed: no record has to do with it.
             TrainingFailed: ``train`` fails on noise alone as well; that is charged, as it may tell
                 what the noised gradients of records were.
             Exception: ``train`` fails, and nothing is protected.
-        """
-
-    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """Client: counts of right answers on test records, as experiment and policy let them go.
-
-        Raises:
-            Refusal: they do not.
         """
 
 

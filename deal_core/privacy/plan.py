@@ -22,15 +22,13 @@ from scipy.optimize import brentq
 from deal_core.errors import UserError
 from deal_core.privacy.accountant import DpEvent, epsilon_of
 from deal_core.privacy.events import SET_ASIDE, Budget
-from deal_core.privacy.policy import Policy
+from deal_core.privacy.policy import BudgetSpent, Policy
 
 NARROWEST = 1e-4
 """Relative width of the interval that a multiplier is known to."""
 LEAST_NOISE, MOST_NOISE = 0.1, 64.0
 """Multipliers: below the first nothing is hidden; above the last nothing is learnt, and an update
 would only do harm."""
-METRICS_NOISE = 10.0
-"""Noise multiplier of counts that leave with noise; of one evaluation of all tasks."""
 TINY = 1e-12
 MOST_ENTRIES = 1_000_000
 """Of the class sums of a task, where a plan is made: what it costs that noise is discrete."""
@@ -99,8 +97,6 @@ class RunSchedule:
 
     work: tuple[ReleaseSchedule, ...]
     """Of every task."""
-    evaluations: int
-    """Of all tasks."""
     sums_noise: float = 0.0
     """Multiplier of class sums that are taken beside learning; 0: there are none."""
     common_noise: float = 0.0
@@ -108,8 +104,11 @@ class RunSchedule:
     its own."""
 
 
-class NoFeasibleNoise(Exception):
+class NoFeasibleNoise(BudgetSpent):
     """No multiplier that is of use makes it fit."""
+
+    def __init__(self, reason: str = "the ledger's past leaves nothing") -> None:
+        super().__init__(reason)
 
 
 def solve_noise_multiplier(epsilon_with: Callable[[float], float], target_epsilon: float) -> float:
@@ -154,9 +153,3 @@ def noise_of_steps(
         return epsilon_of(spent, (1 - SET_ASIDE) * delta)
 
     return solve_noise_multiplier(epsilon_with, epsilon)
-
-
-def sensitivity(tasks: int, counts: int) -> float:
-    """Return how far one record, or group, moves so many ``counts`` of so many tasks, which may all
-    have it."""
-    return math.sqrt(counts * tasks)

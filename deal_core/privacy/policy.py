@@ -15,14 +15,18 @@ from deal_core.config.data import Table
 from deal_core.config.privacy import Delta, PrivacyConfig
 from deal_core.errors import UserError
 
-Metrics = Literal["none", "noised", "summed", "clear"]
-STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "noised", "summed", "clear")
+Metrics = Literal["none", "summed", "clear"]
+STRICTEST_FIRST: tuple[Metrics, ...] = ("none", "summed", "clear")
 NOMINAL = 100.0
 """An epsilon beyond it hides next to nothing."""
 
 
-class OutsidePolicy(UserError):
-    """What is asked is not what the site's policy allows, whatever its data are."""
+class BudgetSpent(Exception):
+    """What is asked would take the site past its budget."""
+
+
+class OutsidePlan(Exception):
+    """A release is not what its run has planned, or goes with no plan; no record was read."""
 
 
 class Policy(Table):
@@ -43,10 +47,9 @@ class Policy(Table):
     """Largest delta; 0: the power of ten at or below ``0.1 / n`` for the ``n`` records of the
     site."""
     metrics: Metrics = "none"
-    """Counts of right answers on the site's test records: ``none`` leaves, they leave ``noised``
-    (and charged), as part of a secure sum alone (``summed``), or in the ``clear``. The mean
-    training loss, where no mechanism protects, leaves with the last, and in a secure sum with the
-    last two."""
+    """Counts of right answers on the site's test records: ``none`` leaves, they leave as part of a
+    secure sum alone (``summed``), or in the ``clear``. The mean training loss, where no mechanism
+    protects, leaves with the last, and in a secure sum with the last two."""
     spending: bool = True
     """Whether it may leave what the site's ledger composes to: epsilon and its delta, and what they
     mean."""
@@ -106,15 +109,6 @@ class Policy(Table):
         return self.mechanism or ("record" if self.max_epsilon or self.unit_column else "")
 
 
-class Refusal(Exception):
-    """A site takes no part in a round, by its own rules and before it has trained. Its ``code``, a
-    fixed word, may leave; the message stays at the site."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 def default_delta(units: int) -> float:
     """Return the power of ten at or below ``0.1 / n``: a mechanism that gives each of ``n`` records
     (or groups) away whole with that probability gives one away in one run of ten at most; and
@@ -165,29 +159,12 @@ def protects(privacy: PrivacyConfig, policy: Policy | None) -> bool:
     return min(privacy.target_epsilon, limit or privacy.target_epsilon) <= NOMINAL
 
 
-def require_floor(records: int, privacy: PrivacyConfig, policy: Policy | None) -> None:
-    """Check that enough records are in an update that nothing protects, or a mechanism in name
-    alone.
-
-    Raises:
-        Refusal: fewer than the site's policy lets go.
-    """
-    if policy is None or protects(privacy, policy):
-        return
-    if records < policy.min_records:
-        raise Refusal(
-            "no-data", f"fewer than {policy.min_records} records, and nothing that protects them"
-        )
-
-
-def metrics_allowed(asked: Metrics, policy: Policy | None, masked: bool = False) -> Metrics:
-    """Return the stricter of what the experiment asks and what the site allows: ``none``,
-    ``noised``, or ``clear`` (under a mask, where they go into a secure sum: ``masked``)."""
+def counts_leave(asked: Metrics, policy: Policy | None, masked: bool = False) -> bool:
+    """Return whether counts of right answers may leave, by the stricter of what the experiment asks
+    and what the site allows; ``masked``: in a secure sum alone."""
     allowed = policy.metrics if policy is not None else "clear"
     stricter = min(asked, allowed, key=STRICTEST_FIRST.index)
-    if stricter != "summed":
-        return stricter
-    return "clear" if masked else "none"
+    return stricter == "clear" or (masked and stricter == "summed")
 
 
 SPENDING = frozenset({"epsilon", "delta", "n_delta", "disjoint_tasks", "void", "assumes_more"})

@@ -10,15 +10,11 @@ of records (or of groups), rate and number of steps count as public.
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import load, save
 
 from deal_core.config.privacy import PrivacyConfig
@@ -26,13 +22,10 @@ from deal_core.errors import UserError
 from deal_core.privacy.distributed_noise import NoisySum, slack_of, trust_in_sum, whom_to_trust
 from deal_core.privacy.dpsgd import Groups, PrivateGradients, UnsafeModel, require_planned
 from deal_core.privacy.events import (
-    COUNTS,
     GROUP,
     RECORD,
     Budget,
-    BudgetSpent,
     LedgerEvent,
-    MixedUnits,
     assumes_more,
     composed,
     is_void,
@@ -40,10 +33,7 @@ from deal_core.privacy.events import (
 )
 from deal_core.privacy.interface import (
     FAILED,
-    Counts,
     LocalUpdate,
-    Refusal,
-    RehearsalFailed,
     Site,
     Train,
     TrainingFailed,
@@ -52,41 +42,15 @@ from deal_core.privacy.interface import (
 )
 from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from deal_core.privacy.plan import (
-    METRICS_NOISE,
     MOST_ENTRIES,
     NoFeasibleNoise,
     PrivacyPlan,
     RunSchedule,
-    sensitivity,
     solve_noise_multiplier,
 )
-from deal_core.privacy.policy import (
-    Metrics,
-    figures_allowed,
-    in_sum,
-    metrics_allowed,
-    protects,
-    require_floor,
-    terms,
-)
-from deal_core.privacy.unprotected import clear_counts
+from deal_core.privacy.policy import OutsidePlan, figures_allowed, in_sum, terms
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import LEARN
-from deal_core.wire.records import EXAMPLES
-
-log = logging.getLogger(__name__)
-
-
-@contextmanager
-def refusing_when_spent() -> Iterator[None]:
-    """Refuse where the ledger has no room left, or holds releases of another unit."""
-    try:
-        yield
-    except (BudgetSpent, NoFeasibleNoise) as spent:
-        reason = str(spent) or "the ledger's past leaves nothing"
-        raise Refusal("budget-spent", reason) from None
-    except MixedUnits as mixed:
-        raise Refusal("policy", str(mixed)) from None
 
 
 @dataclass(frozen=True)
@@ -122,30 +86,28 @@ class RecordMechanism:
         that the same request was answered with. Figures are those of today.
 
         Raises:
-            Refusal: the site's policy does not allow it, or its budget is spent.
+            BudgetSpent: the ledger has no room left; after training only where another process
+                has used it meanwhile.
+            OutsidePlan: what is asked is not what the run has planned, or goes with no plan.
             TrainingFailed: on noise alone as well.
         """
         ledger = site.ledger()
-        require_floor(len(ask.data), self.privacy, site.policy)
         try:
-            with refusing_when_spent():
-                plan = self._plan(ask, site)
-                work = plan.of(ask.task)
-                budget = plan.budget(site.policy, work.rounds + work.sums)
-                if budget.disjoint_tasks:
-                    ledger.declare_members(ask.task, ask.ids(), self.unit)
-                event = self._event(ask, site, plan)
-                event = replace(event, compared=budget.disjoint_tasks)
-                require_planned(ask, self._groups(ask), work.records)
-                kept = ledger.answer_within(ask.request, budget)
-                if kept is None:
-                    ledger.require(event, budget)
+            plan = self._plan(ask, site)
+            work = plan.of(ask.task)
+            budget = plan.budget(site.policy, work.rounds + work.sums)
+            if budget.disjoint_tasks:
+                ledger.declare_members(ask.task, ask.ids(), self.unit)
+            event = replace(self._event(ask, site, plan), compared=budget.disjoint_tasks)
+            require_planned(ask, self._groups(ask), work.records)
+            kept = ledger.answer_within(ask.request, budget)
+            if kept is None:
+                ledger.require(event, budget)
         except (UserError, UnsafeModel) as error:
-            raise Refusal("policy", str(error)) from None
+            raise OutsidePlan(str(error)) from None
         if kept is None:
             made = trained_or_noise(train, lambda data: self._gradients(ask, event, data))
-            with refusing_when_spent():
-                kept = self._charged(made, ask, site, event, budget)
+            kept = self._charged(made, ask, site, event, budget)
         arrays = load(kept)
         if FAILED in arrays:
             raise TrainingFailed("a private training has failed, and so has one on noise alone")
@@ -166,84 +128,22 @@ class RecordMechanism:
         event: LedgerEvent,
         budget: Budget,
     ) -> dict[str, float]:
-        """Return what goes with an update: of rates, noise and steps, not of data. An evaluation
-        tells no epsilon, so an update tells it with the noised counts that the run still plans,
-        those left out that the ledger holds."""
-        events, run = site.ledger().events(), self._run(site)
-        noised = self._allowed(site) == "noised"
-        evaluations = self.schedule(ask.units()).evaluations if noised else 0
-        given = sum(each.mechanism == COUNTS and each.run == run for each in events)
-        to_come = self._planned_counts(site, evaluations - given)
+        """Return what goes with an update: of rates, noise and steps, not of data."""
+        events = site.ledger().events()
         flags = {
             "disjoint_tasks": budget.disjoint_tasks,
             "void": is_void(events),
-            "assumes_more": assumes_more(events, whom_to_trust(self.privacy), run),
+            "assumes_more": assumes_more(events, whom_to_trust(self.privacy), self._run(site)),
         }
         figures = {
             "num_examples": 1.0,  # every client weighs the same: a count is a release
             "simulation_only": float(event.simulation_only),
-            "epsilon": composed([*events, *to_come], plan.delta, budget.disjoint_tasks),
+            "epsilon": composed(events, plan.delta, budget.disjoint_tasks),
             "delta": plan.delta,
             "n_delta": plan.units * plan.delta,
             **{name: 1.0 for name, holds in flags.items() if holds},
         }
         return figures_allowed(figures, site.policy)
-
-    def _allowed(self, site: Site, masked: bool = False) -> Metrics:
-        """Return what the site lets counts do; where it wants noise in them, and the mechanism is
-        one in name alone, they stay."""
-        privacy, policy = self.privacy, site.policy
-        allowed = metrics_allowed(privacy.metrics, policy, masked)
-        wanted = policy is not None and policy.metrics == "noised"
-        return "none" if wanted and not protects(privacy, policy) else allowed
-
-    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """Return the counts in the clear, or with noise that is charged like an update.
-
-        Raises:
-            Refusal: they may not leave, or the budget is spent.
-            RehearsalFailed: they cannot be made of a constant text already; nothing is charged.
-        """
-        allowed = self._allowed(site, ask.masked)
-        if allowed == "none":
-            raise Refusal("withheld", "counts of right answers do not leave this site")
-        if allowed == "clear":
-            return clear_counts(self._run(site), ask, site, make)
-        ledger = site.ledger()
-        try:
-            plan = self._plan(ask, site)
-            budget = plan.budget(site.policy, self.schedule(ask.units()).evaluations)
-            kept = ledger.answer_within(ask.request, budget)
-            if kept is None:
-                moved = sensitivity(ask.evaluated, len(ask.counted))
-                once = 1.0, METRICS_NOISE, 1
-                event = self._released(site, "", once, ask, max_grad_norm=moved, delta=plan.delta)
-                ledger.require(event, budget)
-                answer = self._noised_counts(ask, event, make)
-                kept = ledger.charge(event, budget, ask.request, answer)
-        except (BudgetSpent, NoFeasibleNoise, UserError) as reason:
-            raise Refusal("withheld", str(reason)) from None
-        counts: Counts = json.loads(kept)
-        return counts
-
-    def _noised_counts(
-        self, ask: UpdateRequest, event: LedgerEvent, make: Callable[[], Counts]
-    ) -> bytes:
-        """Return the answer that is charged, noised counts as JSON; where counting fails, counts of
-        nothing: that it does tells of data.
-
-        Raises:
-            RehearsalFailed: it fails on a constant text already.
-        """
-        try:
-            counts = make()
-        except RehearsalFailed:  # no record was read
-            raise
-        except Exception:
-            log.exception("counts could not be made; noise alone leaves")
-            counts = dict.fromkeys(ask.counted, [0] * ask.evaluated)
-        noise = self._noise(ask, event)
-        return json.dumps(dict(noised_counts(counts, event.noise_multiplier, noise))).encode()
 
     def _plan(self, ask: UpdateRequest, site: Site) -> PrivacyPlan:
         """The run's plan as the ledger has it; made with the first round."""
@@ -309,7 +209,7 @@ class RecordMechanism:
         return LedgerEvent(
             run=self._run(site),
             task=task,
-            mechanism=RECORD if task else COUNTS,
+            mechanism=RECORD,
             unit=self.unit,
             unit_column=self.privacy.unit_column,
             sample_rate=rate,
@@ -323,8 +223,7 @@ class RecordMechanism:
     ) -> list[LedgerEvent]:
         """Return all that a run takes at most, with this noise in its steps: of each task, all
         rounds as one event, compared before each charge where tasks compose in parallel."""
-        counts = run.evaluations if self._allowed(site) == "noised" else 0
-        planned = self._planned_counts(site, counts)
+        planned = list[LedgerEvent]()
         summed = self.at_server and entries > 0
         slack = slack_of(noise, self.shares, entries) if summed else 0.0
         for work in run.work:
@@ -337,10 +236,6 @@ class RecordMechanism:
                     self._released(site, work.task, sums, slack=slack_of_sums, compared=True)
                 )
         return planned
-
-    def _planned_counts(self, site: Site, evaluations: int) -> list[LedgerEvent]:
-        steps = 1.0, METRICS_NOISE, evaluations
-        return [self._released(site, "", steps, compared=True)] if evaluations > 0 else []
 
     def _event(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
         """Return the charge of a round: of steps, or of class sums beside them.
@@ -408,26 +303,3 @@ class RecordMechanism:
 
     def _run(self, site: Site) -> str:
         return site.run or self.run
-
-
-def noised_counts(counts: Counts, noise_multiplier: float, noise: NoiseSource) -> Counts:
-    """Return whole numbers, none of right answers above that of examples, and at least one example
-    a task, so that it does not show which tasks a site has.
-
-    Args:
-        counts: right answers and examples, an entry a task.
-        noise_multiplier: standard deviation of the noise in units of :func:`sensitivity`.
-        noise: where it comes from.
-    """
-    scale = noise_multiplier * sensitivity(len(counts[EXAMPLES]), len(counts))
-    loud = {
-        name: torch.tensor(counts[name], dtype=torch.float64)
-        + scale * noise.normal(torch.Size([len(counts[name])]))
-        for name in counts
-    }
-    examples = [max(1, round(n)) for n in loud.pop(EXAMPLES).tolist()]
-    right = {
-        name: [min(max(0, round(c)), n) for c, n in zip(values.tolist(), examples, strict=True)]
-        for name, values in loud.items()
-    }
-    return {**right, EXAMPLES: examples}

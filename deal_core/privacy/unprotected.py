@@ -7,18 +7,10 @@ from dataclasses import dataclass, replace
 
 from deal_core.config.privacy import PrivacyConfig
 from deal_core.privacy.distributed_noise import NoisySum, shares_without_mechanism
-from deal_core.privacy.events import CLEAR_COUNTS, unprotected_event
-from deal_core.privacy.interface import (
-    Counts,
-    Gradients,
-    LocalUpdate,
-    Refusal,
-    Site,
-    Train,
-    UpdateRequest,
-)
+from deal_core.privacy.events import unprotected_event
+from deal_core.privacy.interface import Gradients, LocalUpdate, Site, Train, UpdateRequest
 from deal_core.privacy.noise import NoiseSource, SecureNoise, SeededNoise
-from deal_core.privacy.policy import figures_allowed, metrics_allowed, require_floor
+from deal_core.privacy.policy import figures_allowed
 from deal_core.randomness import seeded
 
 
@@ -44,17 +36,12 @@ class NoMechanism:
         return factors
 
     def update(self, ask: UpdateRequest, site: Site, train: Train) -> LocalUpdate:
-        """Return what was trained, for what the site's policy lets go; a site notes that it did so.
-
-        Raises:
-            Refusal: there is nothing to learn from, or fewer records than the policy lets go
-                without protection.
-        """
-        if not ask.data:
-            raise Refusal("no-data", f"no records of task '{ask.task}'")
-        require_floor(len(ask.data), self.privacy, site.policy)
+        """Return what was trained, for what the site's policy lets go; a real site notes in its
+        ledger that it did so: of its records no epsilon holds."""
         update = train(self._gradients(ask, site))
-        note_unprotected(self.run, ask, site, "none")
+        for task in () if site.simulated else ask.joint_tasks or (ask.task,):
+            place = task, ask.phase, ask.stage, ask.server_round
+            site.ledger().note(unprotected_event(site.run or self.run, "none", place))
         return replace(update, figures=figures_allowed(update.figures, site.policy, self.secure))
 
     def _gradients(self, ask: UpdateRequest, site: Site) -> Gradients | NoisySum:
@@ -83,26 +70,3 @@ class NoMechanism:
             shares=shares,
             noise=noise,
         )
-
-    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """In the clear, or not at all: there is no ledger that noise could be charged to."""
-        if metrics_allowed(self.privacy.metrics, site.policy, ask.masked) != "clear":
-            raise Refusal("withheld", "counts of right answers do not leave this site")
-        return clear_counts(self.run, ask, site, make)
-
-
-def clear_counts(run: str, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-    """Counts as they are; a site notes that they have left."""
-    counts = make()
-    note_unprotected(run, ask, site, CLEAR_COUNTS)
-    return counts
-
-
-def note_unprotected(run: str, ask: UpdateRequest, site: Site, mechanism: str) -> None:
-    """Write into a real site's ledger that something has left without protection: of its records
-    no epsilon holds."""
-    if site.simulated:
-        return
-    for task in ask.joint_tasks or (ask.task,):
-        event = unprotected_event(site.run or run, mechanism, (task, *ask.place[1:]))
-        site.ledger().note(event)

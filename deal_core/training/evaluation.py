@@ -52,9 +52,7 @@ def count_both(
     score: Scorer,
     data: Sequence[Encoded],
     space: AnswerSpace,
-    weights: Sequence[float] | None = None,
-    alone: bool = False,
-) -> tuple[float, float]:
+) -> tuple[int, int]:
     """Return how many examples are answered rightly among the task's own labels, and among all of
     the ``space``. Of equal scores the first column's wins.
 
@@ -62,21 +60,15 @@ def count_both(
         score: gives the columns of the ``space``.
         data: targets are positions in the task's own labels.
         space: the answers among which is chosen.
-        weights: what each example counts, ``(examples,)``; None: 1.
-        alone: each example is asked about in a pass of its own: an answer depends on no other, and
-            one that cannot be had is wrong, and changes nothing else.
     """
     own, classes = torch.tensor(space.own), torch.tensor(space.classes)
-    right = right_all = 0.0 if weights else 0
-    for batch in evaluation_batches(data, alone):
-        scores = contained(partial(finite_scores, score, batch), alone)
-        if scores is None:
-            continue  # no answer
+    right = right_all = 0
+    for batch in evaluation_batches(data):
+        scores = finite_scores(score, batch)
         targets = torch.tensor([data[i].target for i in batch])
-        right += _counted(_best(scores[:, own]) == targets, batch, weights)
+        right += int((_best(scores[:, own]) == targets).sum())
         best = _best(scores)
-        among_all = (best >= 0) & (classes[best] == classes[own[targets]])
-        right_all += _counted(among_all, batch, weights)
+        right_all += int(((best >= 0) & (classes[best] == classes[own[targets]])).sum())
     return right, right_all
 
 
@@ -86,50 +78,28 @@ def _best(scores: Tensor) -> Tensor:
     return torch.where(numbers.max(dim=1).values > -torch.inf, numbers.argmax(dim=1), -1)
 
 
-def _counted(right: Tensor, batch: Sequence[int], weights: Sequence[float] | None) -> float:
-    if weights is None:
-        return int(right.sum())
-    return fsum(weights[i] for i, hit in zip(batch, right.tolist(), strict=True) if hit)
-
-
 def count_correct(
     model: LanguageModel,
     data: Sequence[Encoded],
     labels: Sequence[str],
-    weights: Sequence[float] | None = None,
-    alone: bool = False,
     measure: TextMeasure = TEXT_MEASURES["rouge-l"],
 ) -> float:
     """Return how many examples the model answers rightly, among ``labels``; where there are none,
-    the sum of the ``measure`` over what it writes. ``weights`` and ``alone`` as for
-    :func:`count_both`."""
+    the sum of the ``measure`` over what it writes."""
     if isinstance(model, GeneratingModel) and not labels:
-        return count_texts(
-            lambda batch: model.write([data[i] for i in batch]), data, measure, weights, alone
-        )
-    space = answer_space("", labels, {})
-    return count_both(by_name(model, data, labels), data, space, weights, alone)[0]
+        return count_texts(lambda batch: model.write([data[i] for i in batch]), data, measure)
+    return count_both(by_name(model, data, labels), data, answer_space("", labels, {}))[0]
 
 
 def count_texts(
-    answer: Callable[[Sequence[int]], Sequence[str]],
-    data: Sequence[Encoded],
-    measure: TextMeasure,
-    weights: Sequence[float] | None = None,
-    alone: bool = False,
+    answer: Callable[[Sequence[int]], Sequence[str]], data: Sequence[Encoded], measure: TextMeasure
 ) -> float:
-    """Return the sum of the ``measure`` over what is answered to positions in the data; ``weights``
-    and ``alone`` as for :func:`count_both`."""
-
-    def shares(batch: Sequence[int]) -> list[float]:
-        texts = contained(partial(answer, batch), alone)
-        given = [""] if texts is None else texts
-        return [
-            measure.share(text, data[i].right) * (weights[i] if weights else 1)
-            for i, text in zip(batch, given, strict=True)
-        ]
-
-    return fsum(share for batch in evaluation_batches(data, alone) for share in shares(batch))
+    """Return the sum of the ``measure`` over what is answered to positions in the data."""
+    return fsum(
+        measure.share(text, data[i].right)
+        for batch in evaluation_batches(data)
+        for i, text in zip(batch, answer(batch), strict=True)
+    )
 
 
 def by_name(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> Scorer:

@@ -34,7 +34,6 @@ from deal_core.privacy.distributed_noise import NoisySum, grid_step
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import (
-    Counts,
     LocalUpdate,
     Mechanism,
     RecordId,
@@ -78,10 +77,6 @@ class Overseen:
     def update(self, ask: UpdateRequest, site: Site, train: Train) -> LocalUpdate:
         """Return the update of the mechanism beneath."""
         return self.inner.update(self.asked(ask), site, self.around(ask, train))
-
-    def count(self, ask: UpdateRequest, site: Site, make: Callable[[], Counts]) -> Counts:
-        """Return the counts of the mechanism beneath."""
-        return self.inner.count(ask, site, make)
 
 
 @dataclass

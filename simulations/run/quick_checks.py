@@ -144,7 +144,7 @@ BUDGET = ("target_epsilon", "target_delta", "unit_column")
 LARGEST_EPSILON = 20.0
 CLEAR_COUNTS = (
     'metrics = "clear": a crafted head or adapter can name test records by their counts (4 of 4 by '
-    'two requests); set it to "summed", "noised" or "none" to hide them'
+    'two requests); set it to "summed" or "none" to hide them'
 )
 
 

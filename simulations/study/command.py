@@ -157,8 +157,7 @@ def check_left(left: dict[str, Experiment], console: Console) -> None:
             if each.privacy.metrics == "none":
                 raise UserError(
                     'privacy.metrics = "none": without counts there is no accuracy to compare; '
-                    'use "clear"; with privacy.mechanism = "record" also "noised"; with '
-                    'aggregation.secure also "summed"'
+                    'use "clear"; with aggregation.secure also "summed"'
                 )
             read = each.model_dump_json(include=INPUTS)
             inputs[read, each.privacy.unit_column, str(each.run.seed)] = each

@@ -47,7 +47,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
 }
 CONFIG: dict[str, tuple[str, ...]] = {
     "privacy.mechanism": ("none", "record"),
-    "privacy.metrics": ("none", "noised", "clear"),
+    "privacy.metrics": ("none", "clear"),
     "privacy.target_delta": ("0.9", "0.00001"),
     "privacy.target_epsilon": ("0.5", "8", "1000"),
     "privacy.noise": ("seeded",),
@@ -65,7 +65,6 @@ CONFIG: dict[str, tuple[str, ...]] = {
 }
 POLICIES = {
     "strict": 'mechanism = "record"\nmax_epsilon = 1.0\n',
-    "noised": 'mechanism = "record"\nmax_epsilon = 2.0\nmetrics = "noised"\n',
     "disjoint": 'mechanism = "record"\nmax_epsilon = 1.0\ndisjoint_tasks = true\n',
     "groups": 'mechanism = "record"\nmax_epsilon = 1.0\nunit_column = "patient"\n',
     "open": 'metrics = "clear"\nshare_num_examples = true\n',

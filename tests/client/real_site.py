@@ -16,7 +16,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from client.app import make_app
-from client.gate import authorize
+from client.gate import Authorization, authorize
 from client.identity import Client
 from client.local_training import local_update
 from client.resident_worker import INSIDE
@@ -117,9 +117,8 @@ class RealSite:
         """What it makes of one request, without Flower."""
         client = self.client(experiment)
         runtime = runtime or ClientRuntime(client.experiment, whole=True)
-        granted = authorize(instruction, runtime, client.site)
-        begun = state or start(experiment)
-        return local_update(client, runtime, granted, begun, "x", sites=sites)
+        asks = Authorization(client, runtime, instruction, state or start(experiment), "x")
+        return local_update(authorize(asks), sites)
 
     def answer(
         self,

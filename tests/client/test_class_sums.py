@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from deal_core.privacy.interface import LocalUpdate, Refusal
-from deal_core.privacy.policy import OutsidePolicy
+from client.gate import Refusal
+from deal_core.privacy.interface import LocalUpdate
 from deal_core.wire.instruction import Instruction
 from tests.client.real_site import LABELS, RealSite, asked, code, rows
 
@@ -191,6 +191,6 @@ def test_without_masks_nothing_leaves_whatever_is_asked(tmp_path):
 def test_sums_with_less_noise_than_they_need_do_not_leave_a_site(tmp_path, setting):
     """They are for simulations; ``share_sums`` is leave to give them with noise."""
     site = RealSite(tmp_path, POLICY)
-    with pytest.raises((Refusal, OutsidePolicy)):
+    with pytest.raises(Refusal):
         given_jointly(site, setting)
     assert site.events == []

@@ -13,7 +13,7 @@ from client.app import _runtime
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import composed
 from deal_core.privacy.policy import Policy
-from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
+from tests.client.real_site import LABELS, RealSite, asked, code, start
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -69,9 +69,9 @@ EVALUATE = {"task": "", "stage": -1, "server_round": 0, "tasks": list(LABELS)}
     ],
 )
 def test_no_run_config_makes_single_records_the_unit(tmp_path, sources, config):
-    site = RealSite(tmp_path, policy=POLICY + 'metrics = "noised"\n', each=4)
+    site = RealSite(tmp_path, policy=POLICY, each=4)
     assert code(site.answer(asked(*config), {})) == "policy"
-    experiment = asked("privacy.metrics=noised", *config)
+    experiment = asked(*config)
     assert code(site.answer(experiment, EVALUATE, kind="evaluate")) in ("policy", "withheld")
     assert (site.events, sources) == ([], [])
 
@@ -180,38 +180,6 @@ def test_a_patient_more_moves_what_a_site_would_send_by_at_most_the_bound(
     without, with_more = sums
     assert float(without.norm()) > 0.01
     assert 0.005 < float((with_more - without).norm()) <= 0.01
-
-
-def test_noised_counts_are_of_patients(tmp_path, monkeypatch):
-    """One with fifty test records changes a count by 1 at most, as the charge says."""
-    from deal_core.privacy import record as record_mechanism
-
-    seen = []
-    original = record_mechanism.noised_counts
-
-    def watched(counts, multiplier, noise):
-        seen.append({name: list(values) for name, values in counts.items()})
-        return original(counts, multiplier, noise)
-
-    monkeypatch.setattr(record_mechanism, "noised_counts", watched)
-    evaluate = {**EVALUATE, "tasks": ["surgery"]}
-    for name, more in (("without", 0), ("with", 50)):
-        (tmp_path / name).mkdir()
-        policy = POLICY.replace("1.0", "9.0") + 'metrics = "noised"\n'
-        data = {task: rows(task) for task in LABELS}
-        site = RealSite(tmp_path / name, policy=policy, data=data, each=4)
-        path = site.folder / "data" / "surgery" / "test.jsonl"
-        extra = [{"text": f"note {n}", "label": "Surgery", "patient": "new"} for n in range(more)]
-        path.write_text(path.read_text() + "".join(json.dumps(row) + "\n" for row in extra))
-        _runtime.cache_clear()
-        reply = site.answer(asked(GROUPS, "privacy.metrics=noised"), evaluate, kind="evaluate")
-        assert code(reply) == "ok"
-        (event,) = site.events
-        assert (event.unit, event.max_grad_norm) == ("group", pytest.approx(3**0.5))
-    without, with_more = seen
-    assert (without["examples"], with_more["examples"]) == ([10], [11])
-    for count in ("correct", "correct_all"):
-        assert 0 <= with_more[count][0] - without[count][0] <= 1 + 1e-9
 
 
 def test_a_policy_with_a_unit_column_demands_the_mechanism(tmp_path, sources):

@@ -181,11 +181,10 @@ def check(
         assert all(event.delta <= (1e-2 if case.policy == "groups" else 1e-3) for event in new)
         unit = ("group", "patient") if case.policy == "groups" else ("record", "")
         assert {(event.unit, event.unit_column) for event in new} <= {unit}
-        limit = 2.0 if case.policy == "noised" else 1.0
         events = site.events
         if events:
             delta = max(event.delta for event in events)  # the policy's: runs may ask for less
-            assert composed(events, delta, case.policy == "disjoint") <= limit * (1 + 1e-6)
+            assert composed(events, delta, case.policy == "disjoint") <= 1 + 1e-6
 
 
 def check_source(site: RealSite, case: Bent, source: object) -> None:
@@ -268,23 +267,12 @@ def test_no_instruction_breaks_what_a_site_promises(watch, tmp_path_factory, cas
 
 TIGHT = ("privacy.max_grad_norm=0.01", "privacy.sample_rate=1.0")
 SURGERY = {"task": "surgery"}
-NOISED = ("privacy.mechanism=record", "privacy.metrics=noised")
-COUNTS = {"task": "", "server_round": 0, "stage": -1, "tasks": list(LABELS)}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(
-            Bent("evaluate", COUNTS, NOISED, "all", 0.0, "run-1", "noised"), marks=pytest.mark.slow
-        ),
-        Bent("train", SURGERY, HONEST["open"], "all", 0.0, "run-1", "open"),
-    ],
-    ids=lambda case: case.policy,
-)
-def test_what_is_promised_under_each_policy_is_looked_at(watch, tmp_path, case):
+def test_what_is_promised_without_a_mechanism_is_looked_at(watch, tmp_path):
+    case = Bent("train", SURGERY, HONEST["open"], "all", 0.0, "run-1", "open")
     play(tmp_path, [case], watch)
-    assert bool(watch.sources) == (case.kind == "train")
+    assert watch.sources
 
 
 @pytest.mark.parametrize("policy", slow_but(["strict", "groups"], "strict"))

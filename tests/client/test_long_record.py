@@ -6,9 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from client.gate import Authorization
+from client.identity import Client
 from client.local_training import class_sums
 from client.runtime import ClientRuntime
 from deal_core.data import Example
+from deal_core.lora.adapter import zero_adapter
+from deal_core.lora.state import State
 from deal_core.methods import LocalTask, TaskPrompt
 from deal_core.models.encoder import EncoderLabels
 from deal_core.privacy.distributed_noise import NoisySum
@@ -20,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_model")
 
 LONG = "laboratory " * 60, LABELS["laboratory"][0]
 POLICY = (
-    'mechanism = "record"\nmax_epsilon = 9.0\nmetrics = "noised"\nnoise_share = "sum"\n'
+    'mechanism = "record"\nmax_epsilon = 9.0\nnoise_share = "sum"\n'
     "server_vouches_for_peers = true\n"
 )
 
@@ -43,26 +47,20 @@ def small_machine(monkeypatch):
 
 
 ASKED = {
-    "training": ((), {}, "train"),
-    "pooled": (("adapter.kind=pooled",), {}, "train"),
-    "counts": (
-        ("privacy.metrics=noised",),
-        {"task": "", "tasks": ["laboratory"], "learnt": ["laboratory"]},
-        "evaluate",
-    ),
+    "training": (),
+    "pooled": ("adapter.kind=pooled",),
 }
 
 
 @pytest.mark.parametrize("name", ASKED)
 @pytest.mark.parametrize("record", [(), (LONG,)], ids=["without", "with"])
 def test_it_dies_without_the_record_as_well(name, record, tmp_path, small_machine):
-    settings, instruction, kind = ASKED[name]
-    experiment = asked("train.max_length=32", "privacy.target_epsilon=1", *settings)
+    experiment = asked("train.max_length=32", "privacy.target_epsilon=1", *ASKED[name])
     laboratory = [*rows("laboratory"), *record]
     data = {task: laboratory if task == "laboratory" else rows(task) for task in LABELS}
     site = RealSite(tmp_path, policy=POLICY, data=data)
     with pytest.raises(OutOfMemory):
-        site.answer(experiment, instruction, kind=kind)
+        site.answer(experiment, {})
     assert site.events == []
 
 
@@ -112,7 +110,7 @@ def test_it_is_rehearsed_with_the_words_of_the_task_and_of_earlier_ones(
     assert lengths[2] > lengths[0] > lengths[1]  # skin has the longest instruction, surgery none
 
 
-def test_sums_of_no_record_need_the_memory_of_the_longest(small_machine):
+def test_sums_of_no_record_need_the_memory_of_the_longest(small_machine, tmp_path):
     """What is charged where a sum of records fails is a sum of none: it must fail as well."""
     runtime = ClientRuntime(asked("train.max_length=32", "method.name=prototype", "run.threads=1"))
     statistics = runtime.statistics
@@ -120,5 +118,7 @@ def test_sums_of_no_record_need_the_memory_of_the_longest(small_machine):
     asks = Instruction(task="laboratory", stage=0, server_round=1, rank=1, retained_rank=1)
     hidden = {"sample_rate": 1.0, "noise_multiplier": 1.0, "max_grad_norm": 1.0}
     nothing = NoisySum((), (), 3, **hidden, noise=SecureNoise())
+    state = State(*[zero_adapter(runtime.shapes, 1)] * 2)
+    asked_for = Authorization(Client(0, tmp_path, runtime.experiment), runtime, asks, state)
     with pytest.raises(OutOfMemory):
-        class_sums(runtime, 0, asks, statistics, nothing, ())
+        class_sums(asked_for, statistics, nothing, ())

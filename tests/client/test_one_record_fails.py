@@ -4,15 +4,12 @@ and changes a release by no more than the record may."""
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-from client.gate import authorize_evaluation
-from client.local_evaluation import local_evaluation
 from client.runtime import ClientRuntime
 from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, zero_adapter
@@ -70,10 +67,6 @@ class Desk:
 
     def update(self, state: State, ask: Instruction):
         return self.site.update(self.client.asked, ask, state, runtime=self.runtime)
-
-    def counts(self, state: State, ask: Instruction):
-        granted = authorize_evaluation(ask, self.runtime, self.client.site)
-        return local_evaluation(self.client, self.runtime, granted, state, "x")
 
     def state(self, seed: int | None = None) -> State:
         """Adapters of zeros; with a ``seed`` what is retained is large, and drawn."""
@@ -187,54 +180,3 @@ def test_a_teacher_that_cannot_answer_about_one_record(
         here.update(chosen, ask)
     assert FELL_BACK not in caplog.text
     assert [event.steps > 0 for event in here.site.events] == [True]
-
-
-@pytest.mark.parametrize("number", slow_but([0, 1, 40], 0, 40))
-def test_whether_a_task_has_test_records_does_not_show_in_a_refusal(
-    tmp_path, make_causal, monkeypatch, number
-) -> None:
-    """What cannot be answered at all is refused whatever the site has."""
-    here = Desk(
-        tmp_path / "site",
-        gpt2(tmp_path / "gpt2", 30, make_causal),
-        'metrics = "noised"\n',
-        [(text, "red") for text in texts(60)],
-        {"laboratory": ("red", "blue")},
-        *("method.name=sequential", "privacy.metrics=noised", 'data.tasks=["laboratory"]'),
-    )
-    share = here.runtime.task("laboratory", 0)
-    fewer = replace(share, test=share.test[:number], test_groups=share.test_groups[:number])
-    monkeypatch.setattr(here.runtime, "task", lambda task, client: fewer)
-    ask = instruction(task="", stage=0, server_round=0, tasks=("laboratory",))
-    with pytest.raises(RehearsalFailed):
-        here.counts(here.state(), ask)
-    assert not here.site.events
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("there", [False, True])
-def test_counts_of_a_record_that_cannot_be_answered(
-    tmp_path, make_causal, caplog, monkeypatch, there
-) -> None:
-    rows = [(text, "a b c d") for text in texts(300)] + [(LONG, "d a b c")] * there
-    here = Desk(
-        tmp_path / "site",
-        gpt2(tmp_path / "gpt2", 56, make_causal),
-        'metrics = "noised"\n',
-        rows,
-        {"laboratory": ()},
-        *("method.name=sequential", "privacy.metrics=noised", "model.max_new_tokens=12"),
-        *('data.generation=["laboratory"]', 'data.tasks=["laboratory"]'),
-    )
-    chosen = here.state_that_writes_long(
-        here.runtime.model.encode([Example(LONG, "", target="x")], ())
-    )
-    ask = instruction(task="", stage=0, server_round=0, tasks=("laboratory",))
-    with pytest.raises(RehearsalFailed):
-        here.counts(chosen, ask)
-    assert not here.site.events
-    monkeypatch.setattr(here.runtime, "rehearse_answers", lambda *_: None)
-    with caplog.at_level(logging.ERROR):
-        counts = here.counts(chosen, ask)
-    assert FELL_BACK not in caplog.text
-    assert counts["examples"][0] == pytest.approx(300, abs=90)

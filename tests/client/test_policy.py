@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +18,6 @@ from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.methods import TaskDataset
 from deal_core.models import Encoded
-from deal_core.privacy.interface import Site
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import (
     Policy,
@@ -35,7 +33,7 @@ from simulations.deployment.site.check import what_leaves
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from simulations.run.summary import print_report
-from tests.client.real_site import RealSite, asked, code
+from tests.client.real_site import RealSite, asked
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -81,16 +79,13 @@ def sent(experiment: Experiment, folder, policy, stops: str = "", simulated: boo
 
     events: list[dict] = []
     policy_of = policy if callable(policy) else lambda client: policy
-    site, app = Client.site.func, make_app()
-
-    def site_of(client: Client) -> Site:
-        return replace(site(client), policy=policy_of(client), simulated=simulated)
-
+    app = make_app()
     grid = InProcessGrid(app, to_run_config(experiment), experiment.federation.clients)
     grid.interceptor = see
     ends = pytest.raises(UserError, match=stops) if stops else nullcontext()
     with pytest.MonkeyPatch.context() as patch, assume_identity(1, 1), ends:
-        patch.setattr(Client, "site", property(site_of))
+        patch.setattr(Client, "policy", property(policy_of))
+        patch.setattr(Client, "simulated", simulated)
         run(grid, experiment, events.append)
     return left, events
 
@@ -135,23 +130,6 @@ def test_a_training_request_does_not_get_at_counts_that_stay(tmp_path):
     assert dict(reply.content["counts"]) == {"code": "withheld"}
 
 
-def test_noise_on_counts_is_charged_once_however_they_are_asked_for(tmp_path):
-    """Counts beside an update cost what they cost alone; asked for again, nothing."""
-    site = RealSite(tmp_path, 'mechanism = "record"\nmetrics = "noised"\n')
-    experiment = asked("privacy.metrics=noised")
-    beside = {"stage": 1, "piggybacked_evaluation": ["skin"], "learnt": ["skin"]}
-    update = site.answer(experiment, beside)
-    alone = {"task": "", "stage": 0, "server_round": 0, "tasks": ["skin"], "learnt": ["skin"]}
-    alone["trained"] = ["lora_A", "lora_B"]
-    counts = site.answer(experiment, alone, kind="evaluate")
-    assert (code(update), code(counts)) == ("ok", "ok")
-    assert sorted(event.mechanism for event in site.events) == ["counts", "record"]
-    told = update.content["counts"]
-    assert {name: list(told[name]) for name in counts.content["metrics"]} == {
-        name: list(values) for name, values in counts.content["metrics"].items()
-    }
-
-
 def test_the_delta_that_is_told_does_not_tell_how_many_records_there_are():
     """Nor does what is refused."""
     told = {default_delta(records) for records in range(101, 1001)}
@@ -169,7 +147,7 @@ POLICIES: dict[str, tuple[Policy | None, str]] = {
     "open": (Policy(metrics="clear", share_num_examples=True, min_records=1), "none"),
     "private": (Policy(mechanism="record"), "record"),
     "disjoint": (Policy(mechanism="record", disjoint_tasks=True), "record"),
-    "noised counts": (Policy(mechanism="record", metrics="noised", spending=False), "record"),
+    "spending": (Policy(mechanism="record", spending=False), "record"),
     "number": (Policy(mechanism="record", share_num_examples=True), "record"),
 }
 """Policy, and the mechanism of an experiment that it lets in."""
@@ -263,22 +241,21 @@ def asked_for(**fields: object) -> Instruction:
 @pytest.mark.parametrize("schedule", ["joint", "per-client"])
 def test_of_several_tasks_each_has_the_records_that_the_policy_asks_for(small, schedule):
     """Sums leave for each task: those over one record are that record."""
-    site = Site(lambda: None, Policy(min_records=32, share_sums=True), simulated=False)
+    policy = Policy(min_records=32, share_sums=True)
     shares = [TaskDataset(("x", "y"), [Encoded((1, 2), 0)] * n) for n in (100, 32, 31, 1, 0)]
     runtime = SimpleNamespace(experiment=small(f"stream.schedule={schedule}"))
     ask = asked_for(tasks=TASKS, past=TASKS[1:])
-    assert [len(own.data) for own in worked_on(runtime, ask, shares, site)] == [100, 32, 0, 0, 0]
-    assert worked_on(runtime, ask, shares, replace(site, policy=None)) == shares
+    assert [len(own.data) for own in worked_on(runtime, ask, shares, policy)] == [100, 32, 0, 0, 0]
+    assert worked_on(runtime, ask, shares, None) == shares
 
 
 def test_of_tasks_that_a_client_has_not_worked_on_it_gives_no_record(small):
     """Per client; all at once, it works on each."""
-    site = Site(lambda: None, None, simulated=True)
     shares = [TaskDataset(("x", "y"), [Encoded((1, 2), 0)] * 9) for _ in TASKS]
     ask = asked_for(tasks=TASKS, past=("c",))
     for schedule, sizes in (("per-client", [9, 0, 9, 0, 0]), ("joint", [9] * 5)):
         runtime = SimpleNamespace(experiment=small(f"stream.schedule={schedule}"))
-        assert [len(own.data) for own in worked_on(runtime, ask, shares, site)] == sizes
+        assert [len(own.data) for own in worked_on(runtime, ask, shares, None)] == sizes
 
 
 def test_under_a_mechanism_no_exact_sums_are_begun(small):

@@ -54,11 +54,8 @@ def test_an_adapter_beyond_the_bound_is_refused_before_a_record_is_read(
     assert bool(steps) == (end == "ok")
 
 
-@pytest.mark.parametrize("kind", slow_but(["train", "evaluate"], "train"))
 @pytest.mark.parametrize("fault", slow_but(["nan", "raise"], "nan"))
-def test_no_code_tells_of_a_word_that_a_crafted_model_stumbles_over(
-    tmp_path, monkeypatch, fault, kind
-):
+def test_no_code_tells_of_a_word_that_a_crafted_model_stumbles_over(tmp_path, monkeypatch, fault):
     """The strongest form: the model itself gives NaN, or fails, where a chosen word occurs."""
     from deal_core.models.encoder import EncoderLabels
 
@@ -79,14 +76,9 @@ def test_no_code_tells_of_a_word_that_a_crafted_model_stumbles_over(
     model = load_model(config.model, config.adapter, 16)
     SECRET_TOKEN = model.tokens([SECRET])[0][1]
     monkeypatch.setattr(EncoderLabels, "_embed", stumbling)
-    evaluate = {"task": "", "stage": -1, "server_round": 0, "tasks": ["surgery"]}
-    given = {"task": "surgery"} if kind == "train" else evaluate
     answers = []
     for site in neighbours(tmp_path, f"{SECRET} case"):
-        policy = site.policy + 'metrics = "noised"\n'
-        own = RealSite(site.folder, policy=policy, data=site.data)
-        reply = own.answer(asked("privacy.metrics=noised"), given, kind=kind)
-        answers.append((code(reply), len(own.events)))
+        answers.append((code(site.answer(asked(), {"task": "surgery"})), len(site.events)))
     assert answers == [("ok", 1), ("ok", 1)]
 
 

@@ -16,13 +16,13 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import resident_worker
 from client.app import choose_device, make_app
+from client.gate import Refusal
 from client.identity import Client, as_the_site_decides, client_of, file_of
 from client.site_file import NODE_KEY, read_site
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment
 from deal_core.config.run_config import PACKAGE
 from deal_core.errors import UserError
-from deal_core.privacy.policy import OutsidePolicy, Refusal
 from simulations.engines.worker_pool import assume_identity
 from tests.run_configs import placed
 
@@ -128,7 +128,7 @@ def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None
     public = asked.data.model_copy(update={"public_path": "/etc/passwd"})
     asked = asked.model_copy(update={"data": public})
     bert = site.model_copy(update={"models": {"bert": "/srv/bert"}})
-    with pytest.raises(OutsidePolicy, match=r"set data\.public_path in site\.toml"):
+    with pytest.raises(Refusal, match=r"set data\.public_path in site\.toml"):
         as_the_site_decides(asked, bert)
     own = site.data.model_copy(update={"public_path": "/srv/public.txt"})
     decided = as_the_site_decides(asked, bert.model_copy(update={"data": own}))

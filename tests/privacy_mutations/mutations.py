@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from client import local_evaluation
 from deal_core.privacy import dpsgd, events, record
 from deal_core.privacy.accountant import DpEvent
 from deal_core.privacy.dpsgd import ClippedSum, PrivateGradients
@@ -238,16 +237,6 @@ def sampling_counted_twice(patch: Patch) -> None:
     )
 
 
-@weakens("counts: noise for one task", checks.check_counts)
-def counts_as_if_in_one_task(patch: Patch) -> None:
-    patch.setattr(record, "sensitivity", lambda tasks, counts: counts**0.5)
-
-
-@weakens("counts: noise for two of three", checks.check_counts)
-def counts_as_if_there_were_two(patch: Patch) -> None:
-    patch.setattr(record, "sensitivity", lambda tasks, counts: (2 * tasks) ** 0.5)
-
-
 @weakens("the loss leaves", checks.check_ledger)
 def the_loss_leaves(patch: Patch) -> None:
     original = RecordMechanism._figures
@@ -358,11 +347,6 @@ def large_groups_drawn_more_often(patch: Patch) -> None:
             yield self.groups.batch(sorted(groups))
 
     patch.setattr(PrivateGradients, "batches", batches)
-
-
-@weakens("groups: every test record counts", checks.check_group_counts)
-def every_test_record_of_a_group_counts(patch: Patch) -> None:
-    patch.setattr(local_evaluation, "group_weights", lambda groups: [1.0] * len(groups))
 
 
 @weakens("groups: added up with records", checks.check_units_apart)

@@ -12,10 +12,10 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.lora.attach import read, write
 from deal_core.models import LanguageModel, load_model
 from deal_core.privacy.dpsgd import UnsafeModel
-from deal_core.privacy.interface import Refusal
+from deal_core.privacy.policy import BudgetSpent, OutsidePlan
 from tests.privacy_mutations.mutations import MUTATIONS
 
-NOTICED = (AssertionError, UnsafeModel, Refusal, pytest.fail.Exception)
+NOTICED = (AssertionError, UnsafeModel, BudgetSpent, OutsidePlan, pytest.fail.Exception)
 """A check that fails, or a guard of the code's own that stops the run."""
 SLOW = {"every record in every step"}
 """Refuted by an audit of the mechanism in every run of the tests as well."""

@@ -394,7 +394,6 @@ def what_leaves(site: SiteFile) -> list[str]:
     private = figures_allowed(dict.fromkeys(charged, 0.0), policy)
     counts = {
         "clear": "as they are",
-        "noised": "with noise, charged",
         "none": "stay here",
         "summed": "as part of a secure sum alone",
     }

@@ -235,11 +235,11 @@ class WithoutRecord(SiteGrid):
 
 def test_an_update_is_not_sent_without_a_sum_it_could_go_into(sites, play):
     """And nothing is trained, nothing counted and nothing charged for the asking."""
-    policy = 'mechanism = "record"\nmetrics = "noised"\nsecure_aggregation = "required"\n'
+    policy = 'mechanism = "record"\nsecure_aggregation = "required"\n'
     for site in sites:
         site.write(pins(sites, site), policy)
     with pytest.raises(UserError, match="the quorum is"):
-        play(sites, "privacy.mechanism=record", "privacy.metrics=noised", kind=WithoutRecord)
+        play(sites, "privacy.mechanism=record", kind=WithoutRecord)
     for site in sites:
         assert "records" in site.errors()[0]
         assert not site.trained()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.models.interface import Encoded
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.interface import LocalUpdate, RecordId, UpdateRequest
-from deal_core.wire.records import count_names
 
 TASKS = [f"task{n}" for n in range(5)]
 RECORDS = {"task0": 225, "task1": 150, "task2": 300, "task3": 40, "task4": 500}
@@ -57,9 +54,3 @@ def ask(
         site_units=lambda: sum(records.values()),
         ids=lambda: [f"{task} {n}" for n in range(records[task])],
     )
-
-
-def count(mechanism, site, stage: int, make, records=RECORDS) -> dict:
-    asked = replace(ask("task0", 0, records), task="", phase="evaluate", stage=stage)
-    asked = replace(asked, request=f"e{stage}", counted=count_names(all_labels=True))
-    return mechanism.count(replace(asked, evaluated=len(records)), site, make)

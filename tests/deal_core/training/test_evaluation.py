@@ -51,15 +51,3 @@ def test_scores_that_are_no_numbers_are_no_answer():
     space = answer_space("heart", LEARNT["heart"], {})
     assert count_both(scorer([[nan, nan], [nan, nan]]), examples(0, 1), space) == (0, 0)
     assert count_both(scorer([[nan, 0.3], [0.3, nan]]), examples(1, 1), space) == (1, 1)
-
-
-def test_alone_each_example_is_asked_about_in_a_pass_of_its_own():
-    space = answer_space("skin", LEARNT["skin"], LEARNT)
-    rows, asked = [[0.0, 0.0, 0.9, 0.1]] * 3, []
-
-    def score(batch):
-        asked.append(list(batch))
-        return scorer(rows)(batch)
-
-    assert count_both(score, examples(0, 0, 1), space, alone=True) == (2, 2)
-    assert asked == [[0], [1], [2]]

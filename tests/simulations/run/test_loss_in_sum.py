@@ -62,7 +62,6 @@ def test_no_loss_is_summed_under_a_mechanism(make_experiment, tmp_path):
         ("clear", True, False),
         ("summed", True, False),
         ("summed", False, True),
-        ("noised", True, True),
         ("none", True, True),
     ],
 )

@@ -51,9 +51,9 @@ def accuracies(experiment, folder: Path, lie=None, monkeypatch=None) -> tuple[fl
     """Average accuracy after the last task, and the names of the events."""
     if lie is not None:
 
-        def lying(runtime, client, *others) -> LocalUpdate:
-            found = class_sums(runtime, client, *others)
-            if client != LIAR:
+        def lying(granted, *others) -> LocalUpdate:
+            found = class_sums(granted, *others)
+            if granted.client.number != LIAR:
                 return found
             arrays = {name: lie(value) for name, value in found.arrays.items()}
             return LocalUpdate(arrays, found.figures)

@@ -39,7 +39,6 @@ REFUSED = [
     (("aggregation.rule=ffa-a",), r"'ffa-a' learns nothing with adapter\.kind 'lora'"),
     ((*POOLED, "aggregation.rule=flora"), "'pooled' has a rule of its own"),
     (("privacy.metrics=summed",), "counts are added up"),
-    (("privacy.metrics=noised",), "budget of records, which mechanism 'none' has not; set"),
     (("model.family=causal-lm", "model.template=x"), r"model.template: needs \{text\} once"),
     (('data.generation=["surgery"]', "data.source=embedded"), "use causal-lm or seq2seq-lm"),
     (('data.measures={surgery="rouge-1"}',), r"data\.measures\.surgery: its answers are labels"),

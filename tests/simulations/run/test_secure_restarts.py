@@ -9,8 +9,8 @@ import pytest
 from flwr.app import Message
 
 from client import requests
+from client.gate import Refusal
 from client.secure_legs import STATE, USED, SecureStore
-from deal_core.privacy.interface import Refusal
 from deal_core.secure_sum.site_state import SiteState
 from simulations.engines.inprocess import InProcessGrid
 from tests.simulations.run.secure_runs import LEGS, SHORT, Ran, client_of, leg_of, rounds
@@ -216,10 +216,10 @@ def one_has_no_data(monkeypatch):
     """Client 1 prepares, is asked, and has nothing to learn from."""
     original = requests.local_update
 
-    def update(client, *given):
-        if client.number == 1:
+    def update(granted, *given):
+        if granted.client.number == 1:
             raise Refusal("no-data", "none")
-        return original(client, *given)
+        return original(granted, *given)
 
     monkeypatch.setattr(requests, "local_update", update)
 

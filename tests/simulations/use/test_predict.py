@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from client.gate import Authorization, Refusal
 from client.local_training import class_sums
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, load_for_clients
@@ -21,9 +22,7 @@ from deal_core.errors import UserError
 from deal_core.inference.folder import Written, find_adapter, read_inference
 from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.models import Encoded
-from deal_core.privacy.interface import Refusal
 from deal_core.training.evaluation import AnswerSpace, Scorer, count_both
-from deal_core.wire.instruction import Instruction
 from server.results import read_results
 from simulations import cli
 from simulations.engines.inprocess import run_inprocess
@@ -99,10 +98,10 @@ def finished(experiment: Experiment, keeping: bool = False) -> EvaluationAnswers
     task."""
     answers = EvaluationAnswers()
 
-    def kept(runtime: Any, client: int, instruction: Instruction, *rest: Any) -> Any:
-        if instruction.task == TASKS[1]:
+    def kept(granted: Authorization, *rest: Any) -> Any:
+        if granted.request.task == TASKS[1]:
             raise Refusal("policy", "sums stay here")
-        return class_sums(runtime, client, instruction, *rest)
+        return class_sums(granted, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("server.strategy.found_worse", lambda *given: False)
