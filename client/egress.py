@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
-from deal_core.lora.payload import COUNTS, LORA, PREFIX, WORSE, PayloadError
+from deal_core.lora.payload import LORA, PREFIX, WORSE, PayloadError
 from deal_core.secure_sum.messages import ProtocolError, UnpinnedPeer, UsedUpdate
 from deal_core.wire.records import BLAMES, REPLY, SECURE
 
@@ -40,12 +40,6 @@ FIELDS: dict[str, dict[str, str]] = {
         "examples": TESTS,
         WORSE: "one bit: whether records that are held back are answered better without the class "
         "means of others",
-    },
-    COUNTS: {
-        "code": "whether the counts leave: a fixed word",
-        "correct": RIGHT,
-        "correct_all": RIGHT_ALL,
-        "examples": TESTS,
     },
 }
 """Record, field, and why it may leave a client. Adapters: see :func:`adapter_keys`."""
@@ -116,8 +110,7 @@ def check_reply(reply: Message, request: Message, masked_only: bool = False) -> 
         if foreign:
             raise PayloadError(f"field '{name}.{foreign[0]}' may not leave this client")
     records = reply.content.config_records
-    codes = [records[name].get("code") for name in ("status", COUNTS) if name in records]
-    if "status" not in records or not CODES.issuperset(codes):
+    if "status" not in records or records["status"].get("code") not in CODES:
         raise PayloadError("a status code that is not a fixed word")
     return reply
 

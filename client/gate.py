@@ -173,7 +173,7 @@ def _foreign_module(asked: Asked) -> str:
 def _unknown_task(asked: Asked) -> bool:
     request: Instruction = asked.request
     lists = (request.tasks, request.seen, request.future, request.past, request.learnt)
-    named = {task for tasks in (*lists, request.piggybacked_evaluation) for task in tasks}
+    named = {task for tasks in lists for task in tasks}
     if request.task:
         named.add(request.task)
     return not named <= set(asked.tasks)

@@ -15,8 +15,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from client.egress import IN_THE_SUM, METRICS
 from client.gate import Authorization, authorize
-from client.identity import STATUS, Client, log_fault, status_reply
-from client.local_evaluation import Counts, local_evaluation, verdict
+from client.identity import STATUS, Client, status_reply
+from client.local_evaluation import local_evaluation, verdict
 from client.local_training import local_update
 from client.masked_input import maskable_counts, maskable_update, summed_arrays
 from client.runtime import ClientRuntime
@@ -25,7 +25,6 @@ from client.state import forget, load_retained, save_retained, update_once
 from deal_core.config.experiment import counts_in_sum
 from deal_core.lora.adapter import Adapter, padded, zero_adapter
 from deal_core.lora.payload import (
-    COUNTS,
     HEADS,
     LORA,
     RESIDUAL,
@@ -71,8 +70,8 @@ def evaluation_reply(message: Message, client: Client, runtime: ClientRuntime) -
 
 
 def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> Message:
-    """Return the update that the request asks for, with the counts that go along; in a secure sum
-    masked. Whether it may be is settled before anything is counted, trained or charged.
+    """Return the update that the request asks for; in a secure sum masked. Whether it may be is
+    settled before anything is trained or charged.
 
     Raises:
         PayloadError: the request is none.
@@ -81,13 +80,6 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
     state, instruction = read_request(message, runtime, client.folder)
     granted = authorize(request_of(message, client, runtime, state, instruction))
     maskable = maskable_update(granted, message) if granted.masked else None
-    counted: tuple[str, Counts] | None = None
-    if instruction.piggybacked_evaluation:  # whatever becomes of the counts, the client trains
-        asked = request_of(message, client, runtime, state, instruction.evaluation())
-        try:
-            counted = "ok", local_evaluation(authorize(asked, "names", "counts"))
-        except Exception as error:
-            counted = log_fault(message, error, client.file, client.number), {}
     learn = partial(local_update, granted, maskable.sites if maskable is not None else 0)
     if client.simulated:
         update = learn()
@@ -98,7 +90,7 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
     masked = None
     if maskable is not None:
         masked = maskable.masked(summed_arrays(granted, update, maskable.layout))
-    return update_reply(message, update, instruction, counted, masked)
+    return update_reply(message, update, instruction, masked)
 
 
 def request_of(
@@ -164,8 +156,7 @@ def read_request(
 
 def request_name(message: Message, instruction: Instruction, run: str) -> str:
     """Return a name for all that is asked: equal only for what is the same to the byte, in one run
-    (other settings make another answer). The instruction is the message's, or that of an evaluation
-    which it carries along: asked for alone, it has the same name."""
+    (other settings make another answer)."""
     hashed = hashlib.blake2b(digest_size=32)
     hashed.update(json.dumps(run).encode())
     hashed.update(json.dumps(instruction.to_config(), sort_keys=True).encode())
@@ -213,12 +204,10 @@ def update_reply(
     message: Message,
     update: LocalUpdate,
     instruction: Instruction,
-    counted: tuple[str, Counts] | None = None,
     masked: bytes | None = None,
 ) -> Message:
-    """Return the reply with a local update; ``counted``: where they were asked for, a code and the
-    counts of the model that arrived; ``masked``: the vector in the place of the factors, beside
-    which those figures leave that tell nothing of single records."""
+    """Return the reply with a local update; ``masked``: the vector in the place of the factors,
+    beside which those figures leave that tell nothing of single records."""
     where = {name: getattr(instruction, name) for name in ("stage", "phase", "server_round")}
     content, figures = RecordDict({STATUS: ConfigRecord({"code": "ok", **where})}), update.figures
     if masked is None:
@@ -229,10 +218,6 @@ def update_reply(
         told = {name: value for name, value in figures.items() if name not in IN_THE_SUM}
         figures = {**told, "num_examples": 1.0}
     content[METRICS] = MetricRecord(dict(figures))
-    if counted is not None:
-        code, counts = counted
-        values = {name: list(each) for name, each in counts.items()}
-        content[COUNTS] = ConfigRecord({"code": code, **values})
     return Message(content, reply_to=message)
 
 

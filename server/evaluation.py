@@ -1,23 +1,18 @@
-"""Evaluations: every client counts its own right answers on every task, those to come included.
-
-The model that a stage ends with is the model that the next one begins with. So where a message has
-a price, which is at sites, the first training request of a stage carries the evaluation of the one
-before along, and clients that do not train in that round are asked in the same breath.
-"""
+"""Evaluations: every client counts its own right answers on every task, those to come included."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
 import numpy as np
-import torch
 
 from deal_core.aggregation import NUMERICAL
 from deal_core.errors import UserError
-from deal_core.lora.adapter import is_nonzero, relative_difference, stack, zero_adapter
+from deal_core.lora.adapter import is_nonzero, zero_adapter
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
 from deal_core.methods import is_class_incremental
@@ -36,8 +31,6 @@ from server.secure_aggregation import SecureAggregation, Sums
 
 ROWS_CAP = 2
 """Test rows of one site that count, in medians of the others'."""
-ALIKE = 1e-5
-"""Relative difference of two updates below which they are the same model, rounding aside."""
 ROUNDING = 1e-3
 """Of a sum of shares of right answers."""
 NO_TASK = ""
@@ -56,6 +49,8 @@ class Evaluation:
         counts: what clients have reported so far.
         withheld: clients that keep theirs to themselves.
         again: clients that were reached and have reported nothing.
+        started: when it was.
+        sent: the requests; None where it was lost before it began.
     """
 
     clients: Clients
@@ -65,6 +60,8 @@ class Evaluation:
     counts: dict[str, Counts] = field(default_factory=dict)
     withheld: set[str] = field(default_factory=set)
     again: list[str] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    sent: Sent | None = None
 
     def __post_init__(self) -> None:
         self._names = count_names(is_class_incremental(self.clients.experiment))
@@ -75,45 +72,28 @@ class Evaluation:
         common = instruction_of(self.step, state)
         return common.model_copy(update={"tasks": self.tasks, "learnt": self.learnt})
 
-    def ask(self, state: State) -> Sent | None:
-        """Return requests to all clients; None: it is lost before it begins."""
-        asked = self.instruction(state)
-        return self.clients.ask(self.step, state, dict.fromkeys(self.clients.roster.clients, asked))
+    def ask(self, state: State) -> None:
+        """Make the requests, to all clients."""
+        asked = dict.fromkeys(self.clients.roster.clients, self.instruction(state))
+        self.sent = self.clients.ask(self.step, state, asked)
 
-    def beside(self, state: State, requests: Mapping[str, Instruction]) -> dict[str, Instruction]:
-        """Return instructions by which all are asked for counts of a state as well: who trains the
-        model as it is, beside that; the others alone. ``requests``: of the clients that train."""
-        counting = self.instruction(state)
-        asked = dict.fromkeys(self.clients.roster.clients, counting)
-        beside = {"piggybacked_evaluation": counting.tasks, "learnt": counting.learnt}
-        for name, each in requests.items():
-            whole = each.rank == counting.rank
-            asked[name] = each.model_copy(update=beside if whole else {})
-        return asked
-
-    def hear(self, reply: Reply, sent: Sent) -> None:
-        """Take the counts of a reply, to an evaluation request or to one that carries it."""
-        client, training = reply.client, bool(sent.instructions[reply.client].task)
-        read = wire.read_counts_beside if training else wire.read_counts
+    def hear(self, reply: Reply) -> None:
+        """Take the counts of a reply."""
+        client, sent = reply.client, self.sent
         try:
-            counts = read(reply.answered(), len(self.tasks), self._names, self._shares)
+            message = reply.answered()
+            counts = wire.read_counts(message, len(self.tasks), self._names, self._shares)
+            self.counts[client] = counts
         except wire.ClientSkipped as reason:
             self.withheld.add(client)
             self.clients.event("client_idle", self.step, client=client, code=reason.code)
         except PayloadError as fault:
-            silent = reply.message is None
-            if silent and client in sent.requests:
+            if reply.message is None and sent is not None and client in sent.requests:
                 self.again.append(client)
-            if not (silent and training):  # reported with the missing update
-                self.clients.record_fault(client, self.step, fault)
-        else:
-            if counts is None:
-                self.again.append(client)
-            else:
-                self.counts[client] = counts
+            self.clients.record_fault(client, self.step, fault)
 
-    def finish(self, sent: Sent | None, history: History) -> History:
-        """Return the history with the evaluation of the state that was ``sent``.
+    def finish(self, history: History) -> History:
+        """Return the history with the evaluation.
 
         A registered site that was sent the request and is silent is asked once more: until two
         heartbeats are missed the server takes a lost site for a connected one, and its tests would
@@ -123,13 +103,14 @@ class Evaluation:
         Raises:
             UserError: fewer answered than the quorum.
         """
+        sent = self.sent
         assert sent is not None
         clients, roster = self.clients, self.clients.roster
         if self.again and roster.patience:
             asked = self.instruction(sent.packed.state)
             again = clients.ask(self.step, sent.packed, dict.fromkeys(self.again, asked))
             for reply in clients.replies(again):
-                self.hear(reply, again)
+                self.hear(reply)
             sent.bytes += again.bytes
         heard = len(self.counts) + len(self.withheld)  # who keeps counts has answered, too
         clients.require_quorum(heard, len(roster.clients), self.step)
@@ -165,8 +146,8 @@ class MaskedEvaluation(Evaluation):
     _held: ServerRound = field(init=False)
     _layout: Layout = field(init=False)
 
-    def ask(self, state: State) -> Sent | None:
-        """Return requests to the members of a secure sum; None: there are too few.
+    def ask(self, state: State) -> None:
+        """Make the requests, to the members of a secure sum, unless there are too few.
 
         Raises:
             UserError: fewer prepared than the quorum.
@@ -179,10 +160,9 @@ class MaskedEvaluation(Evaluation):
         with self.clients.may_be_lost("evaluation_lost", self.step):
             self._held = self.secure.share_keys(self.step, everyone, self._layout, by_all=True)
             own = self.secure.masked_input_requests(self._held)
-            return self.clients.ask(self.step, state, dict.fromkeys(own, asked), secure=own)
-        return None
+            self.sent = self.clients.ask(self.step, state, dict.fromkeys(own, asked), secure=own)
 
-    def hear(self, reply: Reply, sent: Sent) -> None:
+    def hear(self, reply: Reply) -> None:
         """Take a client's masked counts, if it gives any."""
         client = reply.client
         try:
@@ -194,14 +174,14 @@ class MaskedEvaluation(Evaluation):
             self.clients.record_fault(client, self.step, fault)
             self.secure.note_blame(self.step, self._held, client, reply.message, NO_TASK)
 
-    def finish(self, sent: Sent | None, history: History) -> History:
+    def finish(self, history: History) -> History:
         """Return the history with the sum over clients.
 
         Raises:
             UserError: two sites are one.
         """
         counts: dict[str, Counts] = {}
-        if sent is not None:
+        if self.sent is not None:
             with self.clients.may_be_lost("evaluation_lost", self.step):
                 words = self.secure.unmask(self.step, self._held)
                 sums = self._layout.decode(words, len(self._held.masked))
@@ -278,12 +258,3 @@ def without_zeros(state: State) -> State:
     if is_nonzero(state.current):
         return state
     return replace(state, current=zero_adapter(state.current.shapes, 1))
-
-
-def same_model(first: State, second: State) -> bool:
-    """Whether two states answer alike, however they are laid out."""
-    if first.heads.keys() != second.heads.keys() or first.components != second.components:
-        return False
-    if any(not torch.equal(head, second.heads[task]) for task, head in first.heads.items()):
-        return False
-    return relative_difference(stack(first.parts()), stack(second.parts())) < ALIKE

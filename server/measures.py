@@ -54,7 +54,7 @@ class History(BaseModel):
     """One number a round, as ``bytes_down`` and ``aggregation_error``."""
     bytes_down: tuple[float, ...] = ()
     evaluation_bytes_down: tuple[float, ...] = ()
-    """One number for each evaluation that no round has carried."""
+    """One number for each evaluation."""
     aggregation_error: tuple[float | None, ...] = ()
     seconds: dict[str, float] = {}
     """Per phase (``train``, ``evaluate``), over all starts of the run."""

@@ -191,8 +191,8 @@ class Privacy(Strict):
 
 
 class Wire(Strict):
-    """Payload bytes, mean over the clients of a round: one number a round; and one for each
-    evaluation that had messages of its own (in deployment, rounds carry them)."""
+    """Payload bytes, mean over the clients of a round: one number a round, and one for each
+    evaluation."""
 
     bytes_up: list[float]
     bytes_down: list[float]

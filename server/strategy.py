@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import cycle
 from logging import INFO
 from pathlib import Path
@@ -20,7 +20,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from deal_core.aggregation import NUMERICAL, AggregationFailed, make_rule, require_finite
+from deal_core.aggregation import AggregationFailed, make_rule, require_finite
 from deal_core.config.experiment import Experiment, counts_in_sum
 from deal_core.lora.adapter import Shapes, is_nonzero, zero_adapter
 from deal_core.lora.arrays import to_arrays
@@ -35,48 +35,12 @@ from deal_core.wire.adapter_record import require_bounded
 from deal_core.wire.instruction import LEARN, Instruction
 from server import wire
 from server.class_sums import ClassSums, PublicLabels, clients_to_ask, tasks_to_sum
-from server.clients import Clients, Reply, Sent, instruction_of
-from server.evaluation import (
-    Evaluation,
-    MaskedEvaluation,
-    found_worse,
-    same_model,
-    without_zeros,
-)
+from server.clients import Clients, instruction_of
+from server.evaluation import Evaluation, MaskedEvaluation, found_worse, without_zeros
 from server.measures import History, pooled
 from server.plan import Plan, Step, schedule
-from server.results import Spending
 from server.secure_aggregation import SecureAggregation
 from server.summation import MaskedUpdates, Summation, Updates
-
-
-@dataclass
-class Round:
-    """A round whose requests are out."""
-
-    step: Step
-    started: float
-    before: State
-    sent: Sent
-    summation: Summation
-    evaluation: Evaluation | None
-    """That the requests carry along."""
-    spent: dict[str, Spending] = field(default_factory=dict)
-    """What privacy has cost, by client that says so, whether or not its update counts."""
-    idle: int = 0
-    """Clients that took no part."""
-    hindered: int = 0
-    """Clients that could not, by what another site sent."""
-
-
-@dataclass
-class Asked:
-    """An evaluation of the state ``before``; ``sent``: None where it was lost before it began."""
-
-    started: float
-    before: State
-    evaluation: Evaluation
-    sent: Sent | None
 
 
 class DealStrategy(Strategy):
@@ -94,8 +58,8 @@ class DealStrategy(Strategy):
         self._labels = PublicLabels(clients.experiment, plan.tasks)
         # Secure sums keep in the run's folder what they must not lose.
         self._secure = SecureAggregation(clients, Path(clients.experiment.run.out))
-        self._round: Round | None = None
-        self._asked: Asked | None = None
+        self._round: Summation | None = None
+        self._evaluation: Evaluation | None = None
         self._rounds = {step.round: step for step in self.steps if step.kind == "round"}
         self._ends = {step.round: step for step in self.steps if step.kind == "end-stage"}
 
@@ -139,29 +103,24 @@ class DealStrategy(Strategy):
         Raises:
             UserError: fewer clients than the quorum.
         """
-        step, self._round = self._rounds[server_round], None
-        evaluation = self._begin_stage(step) if step.server_round == 1 else None
-        started, state, clients = time.monotonic(), self.state, self.clients
+        step, self._round, clients = self._rounds[server_round], None, self.clients
+        if step.server_round == 1:
+            self.state = self._begun(step)
         summation = self._summation(step)
         if not summation.asked:
-            return self._skipped(step, evaluation)
+            clients.event("round_skipped", step)
+            return []
         tasks = sorted(set(summation.asked.values()), key=self.plan.tasks.index)
         clients.event("round_started", step, clients=len(summation.asked), tasks=tasks)
-        shown = state if evaluation is not None else self._shown(step)
-        instructions = self._instructions(step, shown, summation)
+        shown = self._shown(step)
         try:
-            secure = summation.open(state, shown, instructions)
+            sent = summation.open(self.state, shown, self._instructions(step, shown, summation))
         except ProtocolError as fault:
             clients.event("round_lost", step, reason=str(fault))
             self._require_participants(step)
-            return self._skipped(step, evaluation)
-        instructions = {name: each for name, each in instructions.items() if name in secure}
-        share = clients.experiment.federation.quorum
-        if evaluation is not None:
-            instructions, share = evaluation.beside(state, instructions), 1.0
-        sent = clients.ask(step, shown, instructions, share, secure)
-        summation.begin(sent)
-        self._round = Round(step, started, state, sent, summation, evaluation)
+            clients.event("round_skipped", step)
+            return []
+        self._round = summation
         return list(sent.requests.values())
 
     def aggregate_train(
@@ -173,22 +132,17 @@ class DealStrategy(Strategy):
         Raises:
             UserError: too few valid replies.
         """
-        one, self._round = self._round, None
-        if one is None:
+        summation, self._round = self._round, None
+        if summation is None:
             return None, None
-        step, sent, summation, clients = one.step, one.sent, one.summation, self.clients
+        step, sent, clients = summation.step, summation.sent, self.clients
         for reply in clients.replies(sent, replies):
-            if one.evaluation is not None:
-                one.evaluation.hear(reply, sent)
-            if sent.instructions[reply.client].task:
-                self._hear(one, reply)
-        valid = summation.close() + one.hindered
-        asked = sum(bool(each.task) for each in sent.instructions.values())
+            summation.hear(reply)
+        valid = summation.close() + summation.hindered
         self._require_participants(step)
-        clients.require_quorum(valid, asked - one.idle, step)
-        if one.evaluation is not None:
-            self.history = one.evaluation.finish(sent, self.history)
-        statistics, state, aggregate = self._statistics(step), one.before, None
+        clients.require_quorum(valid, len(sent.instructions) - summation.idle, step)
+        before = self.state
+        statistics, state, aggregate = self._statistics(step), before, None
         if statistics is None:  # as the clients decode it where they train it
             arrived = sent.packed.state
             if state.components:  # which are not sent to be learnt beside
@@ -206,39 +160,17 @@ class DealStrategy(Strategy):
             "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
             "bytes_down": sent.bytes_down,
         }
-        seconds = time.monotonic() - one.started
+        seconds = time.monotonic() - sent.started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
         clients.event("round_finished", step, seconds=seconds, **counts, **figures)
-        spent = {**self.history.spent, **one.spent}
+        spent = {**self.history.spent, **summation.spent}
         history = self.history.model_copy(update={"spent": spent})
         if aggregate is not None:
             history = history.judged(sizes.keys(), excluded)
         self.history = history.appended("train", seconds, **figures)
-        self._keep_what_helps(step, one.before)
+        self._keep_what_helps(step, before)
         known = {name: value for name, value in figures.items() if value is not None}
         return self.arrays, MetricRecord({**known})
-
-    def _hear(self, one: Round, reply: Reply) -> None:
-        """Take a reply to a training request; a bad one costs its sender the round."""
-        client, clients, step, summation = reply.client, self.clients, one.step, one.summation
-        instruction, spent = one.sent.instructions[client], None
-        try:
-            message = reply.answered()
-            figures, spent = wire.read_figures(message, instruction, summation.record)
-            if spent is not None:  # charged at the client, even if its update is refused here
-                one.spent[client] = spent
-            summation.add(client, message, figures["num_examples"])
-        except wire.ClientSkipped as reason:
-            one.idle += 1
-            clients.record_refusal(client, reason.code == wire.BY_POLICY)
-            summation.skipped(client, reason)
-        except NUMERICAL as fault:
-            clients.record_fault(client, step, fault, spent)
-            one.hindered += summation.hindered(reply)
-        else:
-            clients.record_refusal(client, False)
-            clients.event("client_finished", step, client=client, task=instruction.task, **figures)
-            summation.settle()
 
     def _keep_what_helps(self, step: Step, before: State) -> None:
         """Go back to the state before the round where most clients say that the class means which
@@ -255,20 +187,18 @@ class DealStrategy(Strategy):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Return the requests of a stage's evaluation where the round is its last, which ends it,
-        and the next stage's first round does not carry them. Before all, evaluate the start."""
-        self._asked = None
+        """Return the requests of a stage's evaluation where the round is its last, which ends it.
+        Before all, evaluate the start."""
+        self._evaluation = None
         self._evaluate_start()
         step = self._ends.get(server_round)
         if step is None:
             return []
         before, tasks = self.state, tuple(self.plan.work(step.stage))
         self.state = self._moved_on(step, lambda: self._method.end_task(before, tasks))
-        if self._at_sites and step.stage < len(self.plan.stages) - 1:
-            self.clients.event("stage_finished", step)
-            return []
-        self._asked = self._ask(step, self.state)
-        return list(self._asked.sent.requests.values()) if self._asked.sent is not None else []
+        self._evaluation = self._ask(step, self.state)
+        sent = self._evaluation.sent
+        return list(sent.requests.values()) if sent is not None else []
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message] | None = None
@@ -279,52 +209,46 @@ class DealStrategy(Strategy):
         Raises:
             UserError: fewer answered than the quorum.
         """
-        asked, self._asked = self._asked, None
-        if asked is None:
+        evaluation, self._evaluation = self._evaluation, None
+        if evaluation is None:
             return None
-        self.state = self._evaluated(asked, replies)
-        self.clients.event("stage_finished", asked.evaluation.step)
+        self._evaluated(evaluation, replies)
+        sent = evaluation.sent
+        if sent is not None:  # as clients decode it; of zeros the rows were not sent
+            arrived, current = sent.packed.state, self.state.current
+            self.state = arrived if is_nonzero(current) else replace(arrived, current=current)
+        self.clients.event("stage_finished", evaluation.step)
         return MetricRecord(dict(pooled(self.history.evaluations[-1], self.plan.tasks)))
 
     def _evaluate_start(self) -> None:
-        """Evaluate what the run began with, unless that is known: by now, or since the first round
-        has carried it along."""
+        """Evaluate what the run began with, unless that is known by now."""
         if not self.history.evaluations:
             start = start_state(self.clients.experiment, self.state.current.shapes)
             self._evaluated(self._ask(self.steps[1], start))
 
-    def _evaluation(self, step: Step) -> Evaluation:
+    def _ask(self, step: Step, state: State) -> Evaluation:
+        """An evaluation of a state, with its requests."""
         tasks, learnt = self.plan.tasks, self.plan.learnt(step.stage)
         if counts_in_sum(self.clients.experiment):
-            return MaskedEvaluation(self.clients, step, tasks, learnt, secure=self._secure)
-        return Evaluation(self.clients, step, tasks, learnt)
+            evaluation: Evaluation = MaskedEvaluation(
+                self.clients, step, tasks, learnt, secure=self._secure
+            )
+        else:
+            evaluation = Evaluation(self.clients, step, tasks, learnt)
+        evaluation.ask(without_zeros(state))
+        return evaluation
 
-    def _ask(self, step: Step, state: State) -> Asked:
-        """An evaluation of a state, with its requests."""
-        started, evaluation = time.monotonic(), self._evaluation(step)
-        return Asked(started, state, evaluation, evaluation.ask(without_zeros(state)))
-
-    def _evaluated(self, asked: Asked, replies: Iterable[Message] | None = None) -> State:
-        """The state that was evaluated, as clients decode it; the history has the counts."""
-        evaluation, sent, state, figures = asked.evaluation, asked.sent, asked.before, {}
+    def _evaluated(self, evaluation: Evaluation, replies: Iterable[Message] | None = None) -> None:
+        """Note the counts of an evaluation in the history."""
+        sent, figures = evaluation.sent, {}
         if sent is not None:
             for reply in self.clients.replies(sent, replies):
-                evaluation.hear(reply, sent)
-        history = evaluation.finish(sent, self.history)
+                evaluation.hear(reply)
+        history = evaluation.finish(self.history)
         if sent is not None:
             figures = {"evaluation_bytes_down": sent.bytes_down}
-            arrived, current = sent.packed.state, state.current
-            state = arrived if is_nonzero(current) else replace(arrived, current=current)
-        seconds = time.monotonic() - asked.started
+        seconds = time.monotonic() - evaluation.started
         self.history = history.appended("evaluate", seconds, **figures)
-        return state
-
-    def _skipped(self, step: Step, evaluation: Evaluation | None) -> list[Message]:
-        """Leave a round out; evaluate alone what it should have carried along."""
-        if evaluation is not None:
-            self.state = self._evaluated(self._ask(evaluation.step, self.state))
-        self.clients.event("round_skipped", step)
-        return []
 
     def _require_participants(self, step: Step) -> None:
         if self._statistics(step) is None:
@@ -417,23 +341,6 @@ class DealStrategy(Strategy):
             )
         return own
 
-    def _begin_stage(self, step: Step) -> Evaluation | None:
-        """Return the evaluation of what the stage before has left, where it has still to be made
-        and the requests of the round can carry it along; else make it now. Begin the stage."""
-        begun = self._begun(step)
-        # Before each stage there are more evaluations than its number, zero-shot included.
-        owed = len(self.history.evaluations) <= step.stage and (step.stage > 0 or self._at_sites)
-        if owed:
-            before = self._ends[step.round - 1] if step.stage else replace(self.steps[1], round=0)
-            if self.plan.working(step.stage, 1) and same_model(begun, self.state):
-                self.state = begun
-                return self._evaluation(before)
-            if step.stage:  # else the start is evaluated after the round
-                self.state = self._evaluated(self._ask(before, self.state))
-                begun = self._begun(step)
-        self.state = begun
-        return None
-
     def _begun(self, step: Step) -> State:
         """Return the state that the stage begins with: a new current adapter, as its kind lays it
         out from public names of labels."""
@@ -465,12 +372,6 @@ class DealStrategy(Strategy):
         with self.clients.may_be_lost("step_lost", step), threads(1):
             return sendable(change())
         return self.state
-
-    @property
-    def _at_sites(self) -> bool:
-        """Whether a message has a price; evaluations are carried along then, but for those that are
-        sums of their own."""
-        return self.clients.roster.patience > 0 and not counts_in_sum(self.clients.experiment)
 
 
 def start_state(experiment: Experiment, shapes: Shapes) -> State:

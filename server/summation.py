@@ -44,6 +44,7 @@ from deal_core.wire.secure_layout import (
 from server import wire
 from server.clients import Clients, Reply, Sent
 from server.plan import Step
+from server.results import Spending
 from server.secure_aggregation import SecureAggregation, Sums
 
 NOISE_PER_EXAMPLE = 1.8e-2
@@ -75,21 +76,55 @@ class Summation:
     """Factors that learn; none where nothing is trained."""
     sizes: dict[str, int] = field(default_factory=dict)
     """Bytes of each valid reply, by client."""
+    spent: dict[str, Spending] = field(default_factory=dict)
+    """What privacy has cost, by client that says so, whether or not its update counts."""
+    idle: int = 0
+    """Clients that took no part."""
+    hindered: int = 0
+    """Clients that could not, by what another site sent."""
+    sent: Sent = field(init=False)
+    """The requests of the round."""
 
-    def open(
-        self, state: State, shown: State, instructions: Mapping[str, Instruction]
-    ) -> Mapping[str, ConfigRecord | None]:
-        """Return who takes part in a round from ``state``, each to the record of a secure sum that
-        its request carries.
+    def open(self, state: State, shown: State, instructions: Mapping[str, Instruction]) -> Sent:
+        """Return the requests of a round from ``state``, of which clients are ``shown`` a part.
 
         Raises:
             ProtocolError: the round cannot begin.
             UserError: fewer than the quorum take part.
         """
-        return dict.fromkeys(instructions)
+        secure = self.members(state, shown, instructions)
+        asked = {name: each for name, each in instructions.items() if name in secure}
+        share = self.clients.experiment.federation.quorum
+        self.sent = self.clients.ask(self.step, shown, asked, share, secure)
+        return self.sent
 
-    def begin(self, sent: Sent) -> None:
-        """Take what clients are sent, and begin from."""
+    def hear(self, reply: Reply) -> None:
+        """Take a reply; a bad one costs its sender the round."""
+        client, clients, step, spent = reply.client, self.clients, self.step, None
+        instruction = self.sent.instructions[client]
+        try:
+            message = reply.answered()
+            figures, spent = wire.read_figures(message, instruction, self.record)
+            if spent is not None:  # charged at the client, even if its update is refused here
+                self.spent[client] = spent
+            self.add(client, message, figures["num_examples"])
+        except wire.ClientSkipped as reason:
+            self.idle += 1
+            clients.record_refusal(client, reason.code == wire.BY_POLICY)
+            self.skipped(client, reason)
+        except NUMERICAL as fault:
+            clients.record_fault(client, step, fault, spent)
+            self.failed(reply)
+        else:
+            clients.record_refusal(client, False)
+            clients.event("client_finished", step, client=client, task=instruction.task, **figures)
+            self.settle()
+
+    def members(
+        self, state: State, shown: State, instructions: Mapping[str, Instruction]
+    ) -> Mapping[str, ConfigRecord | None]:
+        """Return who takes part, each to the record of a secure sum that its request carries."""
+        return dict.fromkeys(instructions)
 
     def add(self, client: str, message: Message, weight: float) -> None:
         """Check a reply, and take what it gives.
@@ -106,9 +141,8 @@ class Summation:
         """Log that a client takes no part."""
         self.clients.event("client_idle", self.step, client=client, code=reason.code)
 
-    def hindered(self, reply: Reply) -> bool:
-        """Return whether a client could not take part by what another one sent."""
-        return False
+    def failed(self, reply: Reply) -> None:
+        """Note whether a client could not take part by what another one sent."""
 
     def close(self) -> int:
         """Return how many replies count, when no more can come."""
@@ -131,8 +165,9 @@ class Updates(Summation):
     rule: AggregationRule
     record = LORA
 
-    def begin(self, sent: Sent) -> None:
+    def open(self, state: State, shown: State, instructions: Mapping[str, Instruction]) -> Sent:
         """Begin the aggregation, from the current adapter as clients of full rank decode it."""
+        sent = super().open(state, shown, instructions)
         self._alike = make_mechanism(self.clients.experiment).unit is not None
         self._screen = Screen(Limits(RELATIVE_BOUND, WEIGHT_CAP, LARGEST_CHANGE))
         self._arrived: dict[str, int] = {}
@@ -147,6 +182,7 @@ class Updates(Summation):
             self._aggregation: Aggregation = self.rule.begin(
                 sent.packed.state.current, self.step.server_round
             )
+        return sent
 
     def add(self, client: str, message: Message, weight: float) -> None:
         """Check an update by itself, and let it be judged beside the others."""
@@ -212,10 +248,10 @@ class MaskedSum(Summation):
         ``given``: those whose sums have arrived."""
         raise NotImplementedError
 
-    def open(
+    def members(
         self, state: State, shown: State, instructions: Mapping[str, Instruction]
     ) -> Mapping[str, ConfigRecord | None]:
-        """Return the members, with the request for their masked input."""
+        """Return the members of the sum, with the request for their masked input."""
         config, one = self.clients.experiment, next(iter(instructions.values()))
         self._layout = self.layout(state, sum_terms(config, config.model.name, one, shown))
         self.held = self.secure.share_keys(self.step, self.asked, self._layout)
@@ -231,10 +267,11 @@ class MaskedSum(Summation):
         """Count on it no more, as well."""
         self.secure.sits_out(self.step, client, self.asked[client], reason)
 
-    def hindered(self, reply: Reply) -> bool:
-        """It refuses the round because of another site's part in it."""
-        task = self.asked[reply.client]
-        return self.secure.note_blame(self.step, self.held, reply.client, reply.message, task)
+    def failed(self, reply: Reply) -> None:
+        """It may refuse the round because of another site's part in it."""
+        client, task = reply.client, self.asked[reply.client]
+        blames = self.secure.note_blame(self.step, self.held, client, reply.message, task)
+        self.hindered += blames
 
     def close(self) -> int:
         """Those of before a restart included."""

@@ -16,7 +16,6 @@ from deal_core.config.experiment import Experiment
 from deal_core.installed import package_digest
 from deal_core.lora.adapter import nonzero_rank, padded, split
 from deal_core.lora.payload import (
-    COUNTS,
     HEADS,
     LORA,
     MOST_EXAMPLES,
@@ -161,8 +160,7 @@ def read_figures(
         PayloadError: an error code, another record, a wrong round, or figures that cannot be.
         ClientSkipped: the client takes no part.
     """
-    beside = frozenset({COUNTS} if instruction.piggybacked_evaluation else ())
-    content = _contents(message, NO_PART, {"status", name, "metrics"}, beside)
+    content = _contents(message, NO_PART, {"status", name, "metrics"})
     answered = _fields(content.config_records, "status", {"code", *PLACE})
     for key in PLACE:
         if answered[key] != getattr(instruction, key):
@@ -221,28 +219,7 @@ def read_counts(
     """
     content = _contents(message, NO_COUNTS, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
-    return _counts(_fields(content.metric_records, "metrics", set(names)), tasks, names, shares)
-
-
-def read_counts_beside(
-    message: Message, tasks: int, names: Sequence[str], shares: bool = False
-) -> list[list[int | float]] | None:
-    """Return the same of a reply to a training request; None where it has none.
-
-    Raises:
-        PayloadError: counts that cannot be.
-        ClientSkipped: the client keeps them to itself.
-    """
-    if not message.has_content() or COUNTS not in message.content.config_records:
-        return None
-    records = message.content.config_records
-    _require_ok(str(records[COUNTS].get("code", "")), NO_COUNTS)
-    return _counts(_fields(records, COUNTS, {"code", *names}), tasks, names, shares)
-
-
-def _counts(
-    figures: Mapping[str, object], tasks: int, names: Sequence[str], shares: bool
-) -> list[list[int | float]]:
+    figures: Mapping[str, object] = _fields(content.metric_records, "metrics", set(names))
     columns: list[list[int | float]] = []
     for name in names:
         values, kinds = figures[name], {int, float} if shares and name != EXAMPLES else {int}
@@ -298,12 +275,10 @@ def blamed(message: Message | None) -> bytes:
         return b""
 
 
-def _contents(
-    message: Message, idle: Set[str], names: set[str], optional: Set[str] = frozenset()
-) -> RecordDict:
+def _contents(message: Message, idle: Set[str], names: set[str]) -> RecordDict:
     """The records of a reply that reports success, and no others."""
     _require_ok(status(message), idle)
-    if set(message.content) - optional != names:
+    if set(message.content) != names:
         raise PayloadError(f"records other than {', '.join(sorted(names))}")
     return message.content
 

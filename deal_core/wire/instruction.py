@@ -20,7 +20,7 @@ LEARN = "learn"
 """The first phase of every task."""
 RECORD = "instruction"
 """Name of the record that carries it."""
-NAMES = ("tasks", "seen", "future", "past", "piggybacked_evaluation", "learnt", "trained")
+NAMES = ("tasks", "seen", "future", "past", "learnt", "trained")
 """Fields that are lists of names."""
 
 
@@ -39,8 +39,6 @@ class Instruction(BaseModel):
         future: tasks that no client works on before the stage has ended.
         past: tasks that this client worked on before, in its own order; where a task returns, that
             task as well.
-        piggybacked_evaluation: in a training request, tasks on which the model is evaluated as it
-            arrives: what an evaluation request at the end of the stage before would have asked.
         learnt: tasks that some client had worked on when the model that is evaluated was made, in
             the stream's order: class-incremental accuracy is among their labels as well.
     """
@@ -56,7 +54,6 @@ class Instruction(BaseModel):
     seen: tuple[str, ...] = ()
     future: tuple[str, ...] = ()
     past: tuple[str, ...] = ()
-    piggybacked_evaluation: tuple[str, ...] = ()
     learnt: tuple[str, ...] = ()
     trained: tuple[Literal["lora_A", "lora_B"], ...] = ("lora_A", "lora_B")
     rank: int = Field(ge=1)
@@ -101,24 +98,6 @@ class Instruction(BaseModel):
         each = zip(self.component_tasks, self.component_ranks, strict=True)
         return tuple(Component(tuple(names.split("\n")), rank) for names, rank in each)
 
-    def evaluation(self) -> Instruction:
-        """Return the evaluation request that this training request carries along."""
-        return Instruction(
-            task="",
-            stage=self.stage - 1,
-            server_round=0,
-            tasks=self.piggybacked_evaluation,
-            learnt=self.learnt,
-            rank=self.rank,
-            retained_rank=self.retained_rank,
-            residual_rank=self.residual_rank,
-            retained_digest=self.retained_digest,
-            retained_rows=self.retained_rows,
-            num_reference_directions=self.num_reference_directions,
-            component_ranks=self.component_ranks,
-            component_tasks=self.component_tasks,
-        )
-
     def to_config(self) -> dict[str, Any]:
         """Return plain scalars and lists; empty lists stay out (Flower cannot type them)."""
         values = self.model_dump()
@@ -142,9 +121,9 @@ def read_instruction(config: Mapping[str, Any]) -> Instruction:
         raise PayloadError(f"instruction: {problem['loc']}: {problem['type']}") from None
 
 
-OF_ONE_CLIENT = frozenset({"past", "piggybacked_evaluation", "retained_digest", "retained_rows"})
-"""Fields of an instruction that need not be equal: its own past, counts that are in no sum with the
-update, and how the retained adapter travelled, which is compared itself."""
+OF_ONE_CLIENT = frozenset({"past", "retained_digest", "retained_rows"})
+"""Fields of an instruction that need not be equal: its own past, and how the retained adapter
+travelled, which is compared itself."""
 OF_ITS_TASK = frozenset({"task", "seen"})
 """Likewise, where each client has its own order of tasks."""
 

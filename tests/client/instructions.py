@@ -39,7 +39,6 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "seen": lists,
     "future": lists,
     "past": lists,
-    "piggybacked_evaluation": lists,
     "trained": st.sampled_from([["lora_A"], ["lora_A", "lora_B"], ["head"]]),
     "rank": st.sampled_from([4, 64, 10**9]),
     "residual_rank": st.integers(1, 2),

@@ -260,24 +260,6 @@ def test_the_same_request_unspoilt_is_answered(ask):
     assert set(ask(lambda content: None, "evaluate").content) == {"status", "metrics"}
 
 
-def test_counts_that_cannot_be_made_do_not_keep_a_client_from_training(ask, monkeypatch, caplog):
-    """And of the reason one word leaves; the rest is in the log here."""
-
-    def broken(*given: object) -> None:
-        raise KeyError("patient 17")
-
-    counting = instructed(piggybacked_evaluation=["surgery", "laboratory"])
-    sound = ask(counting).content
-    assert dict(sound["counts"]).keys() == {"code", "correct", "correct_all", "examples"}
-    assert len(sound["counts"]["examples"]) == 2
-    monkeypatch.setattr("client.requests.local_evaluation", broken)
-    reply = ask(counting).content
-    assert dict(reply["counts"]) == {"code": "failed"}
-    assert reply["status"]["code"] == "ok"
-    assert set(reply) == {"status", "lora", "metrics", "counts"}
-    assert "patient 17" in caplog.text
-
-
 HEADS: dict[str, Spoil] = {
     "a label more": array("heads", lambda a: np.concatenate([a, a[:1]])),
     "an entry less": array("heads", lambda a: a[:, 1:]),

@@ -33,7 +33,6 @@ from simulations.deployment.site.check import what_leaves
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from simulations.run.summary import print_report
-from tests.client.real_site import RealSite, asked
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -120,14 +119,6 @@ def test_under_a_strict_policy_only_what_is_charged_leaves(small, tmp_path, caps
     assert 1.9 < max(results.privacy.epsilon.values()) <= 2.0  # the site's limit, not the 8 asked
     print_report(Console(width=200), tmp_path)
     assert "clients keep their counts" in capsys.readouterr().out
-
-
-def test_a_training_request_does_not_get_at_counts_that_stay(tmp_path):
-    """It may carry an evaluation along; the answer to that is one word."""
-    site = RealSite(tmp_path)
-    reply = site.answer(asked(), {"stage": 1, "piggybacked_evaluation": ["skin"]})
-    assert set(reply.content) == {"status", "lora", "metrics", "counts"}
-    assert dict(reply.content["counts"]) == {"code": "withheld"}
 
 
 def test_the_delta_that_is_told_does_not_tell_how_many_records_there_are():

@@ -168,8 +168,7 @@ def test_the_request_is_among_the_terms(fields):
 
 
 def test_what_is_of_one_client_is_not_among_the_terms():
-    for fields in ({"past": ("skin",)}, {"piggybacked_evaluation": ("skin",)}):
-        assert told(asked_for()) == told(asked_for(), **fields)
+    assert told(asked_for()) == told(asked_for(), past=("skin",))
     assert told(asked_for("run.threads=1")) == told(asked_for("run.threads=2"))
     own_orders = asked_for(OWN_ORDERS)
     assert told(own_orders) == told(own_orders, task="laboratory", seen=("surgery",))

@@ -55,14 +55,7 @@ def tiny_app(
         dtype = experiment.wire.dtype
         figures = {"num_examples": weigh(number), "loss": 0.5, "seconds": 0.1}
         encoded, _ = pack_update(adapter, state.current, dtype, trained, {}, generator)
-        piggybacked_evaluation = (
-            ("ok", counts(len(instruction.piggybacked_evaluation)))
-            if instruction.piggybacked_evaluation
-            else None
-        )
-        return wire.update_reply(
-            message, LocalUpdate(encoded, figures), instruction, piggybacked_evaluation
-        )
+        return wire.update_reply(message, LocalUpdate(encoded, figures), instruction)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:

@@ -1,5 +1,4 @@
-"""Evaluations at sites: the training request that carries one along, and a site that is lost in
-one, which is asked once more, and never a third time."""
+"""Evaluations at sites: a site that is lost in one is asked once more, and never a third time."""
 
 from __future__ import annotations
 
@@ -10,34 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Message
 
-from client.requests import request_name
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
-from deal_core.lora.payload import PayloadError
-from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
-from deal_core.randomness import seeded
-from deal_core.wire.instruction import Instruction, read_instruction
-from deal_core.wire.records import count_names
-from server import wire
-from server.clients import Clients, Roster, instruction_of
-from server.evaluation import Evaluation, cut
+from server.evaluation import cut
 from server.folder import RunFolder, read_events
-from server.plan import Step
 from server.results import read_results
 from server.run import run
-from server.strategy import start_state
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from tests.registered import register
-from tests.server.fuzz_grid import FuzzGrid, counts, lost, tiny_app, tiny_model
+from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
 from tests.server.test_fuzz import settings
 
 pytestmark = pytest.mark.usefixtures("now")
 PATIENCE = 100.0
-TRAIN, COUNT, BOTH = "train", "evaluate", "train and count"
+TRAIN, COUNT = "train", "evaluate"
 
 
 @dataclass
@@ -76,21 +65,17 @@ class Away:
 
 def tells(reply: Message) -> bool:
     """Whether a reply has counts."""
-    return "counts" in reply.content or ("metrics" in reply.content and "lora" not in reply.content)
+    return "metrics" in reply.content and "lora" not in reply.content
 
 
 class Listed(InProcessGrid):
-    """Notes what is sent in one go: of each message its type, and whether it asks for counts."""
+    """Notes what is sent in one go: of each message its type."""
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         messages = list(messages)
-        self.pushed = [*getattr(self, "pushed", []), [asked_of(message) for message in messages]]
+        kinds = [message.metadata.message_type for message in messages]
+        self.pushed = [*getattr(self, "pushed", []), kinds]
         return super().push_messages(messages)
-
-
-def asked_of(message: Message) -> str:
-    instruction = message.content.config_records.get("instruction", {})
-    return message.metadata.message_type + " and count" * ("piggybacked_evaluation" in instruction)
 
 
 def run_with(
@@ -121,15 +106,14 @@ def logged(folder: Path, *events: str) -> list[dict[str, Any]]:
 
 
 def test_a_site_that_was_lost_is_asked_again_when_it_is_back(tmp_path, monkeypatch):
-    """At sites the first request of a stage carries the evaluation of the one before. The loss of
-    an update takes no tests along: it is told once, and the counts are asked for alone."""
+    once = [[TRAIN] * 3, [COUNT] * 3, [COUNT] * 3, [TRAIN] * 3, [COUNT] * 3]
     plain, pushed = run_with(Away(), PATIENCE, tmp_path / "plain", monkeypatch)
-    assert pushed == [[BOTH] * 3, [BOTH] * 3, [COUNT] * 3]
+    assert pushed == once
     assert len(read_results(plain).accuracy_matrix) == 2
     away = Away(times=1, after=3)
     folder, pushed = run_with(away, PATIENCE, tmp_path, monkeypatch)
     assert away.told == {0: 2, 1: 2, 2: 2}  # zero-shot, and two tasks
-    assert pushed == [[BOTH] * 3, [COUNT], [BOTH] * 3, [COUNT], [COUNT] * 3, [COUNT]]
+    assert pushed == [each for sent in once for each in (sent, [COUNT])[: 1 + (COUNT in sent)]]
     assert [event["client"] for event in logged(folder, "client_failed")] == ["1"] * 3
     results = read_results(folder)
     assert results.per_client["1"].test_examples == [2, 2]
@@ -137,10 +121,9 @@ def test_a_site_that_was_lost_is_asked_again_when_it_is_back(tmp_path, monkeypat
     assert results.wire.received > read_results(plain).wire.received  # what is sent again counts
 
 
-def test_simulated_clients_are_asked_once_and_for_one_thing_at_a_time(tmp_path, monkeypatch):
+def test_simulated_clients_are_asked_once(tmp_path, monkeypatch):
     away = Away(times=1)
-    folder, pushed = run_with(away, 0.0, tmp_path, monkeypatch)
-    assert pushed == [[TRAIN] * 3, [COUNT] * 3, [COUNT] * 3, [TRAIN] * 3, [COUNT] * 3]
+    folder, _ = run_with(away, 0.0, tmp_path, monkeypatch)
     assert max(away.told.values()) == 1
     assert read_results(folder).per_client.keys() == {"0", "2"}
 
@@ -151,7 +134,7 @@ class Holder(Away):
 
     def __call__(self, client: str, reply: Message) -> list[Message]:
         if client != "1" and tells(reply):
-            told = reply.content.get("counts") or reply.content["metrics"]
+            told = reply.content["metrics"]
             for name in {"correct", "correct_all", "examples"} & set(told):
                 told[name] = [told[name][0], 0]
         return super().__call__(client, reply)
@@ -173,7 +156,7 @@ class Claiming(Away):
 
     def __call__(self, client: str, reply: Message) -> list[Message]:
         if client == "1" and tells(reply) and self.evaluation:
-            told = reply.content.get("counts") or reply.content["metrics"]
+            told = reply.content["metrics"]
             told["correct"], told["correct_all"] = [0, 0], [0, 0]
             told["examples"] = [1000, 1000]
         return super().__call__(client, reply)
@@ -207,12 +190,8 @@ class Withholding(Away):
 
     def __call__(self, client: str, reply: Message) -> list[Message]:
         if client != "1" and tells(reply):
-            kept = ConfigRecord({"code": "withheld"})
-            if "counts" in reply.content:
-                reply.content["counts"] = kept
-            else:
-                reply.content["status"] = kept
-                del reply.content["metrics"]
+            reply.content["status"] = ConfigRecord({"code": "withheld"})
+            del reply.content["metrics"]
         return super().__call__(client, reply)
 
 
@@ -234,7 +213,7 @@ class Unwilling(Away):
 
     def __call__(self, client: str, reply: Message) -> list[Message]:
         if client in self.names and "lora" in reply.content:
-            for record in ("lora", "metrics", "counts"):
+            for record in ("lora", "metrics"):
                 reply.content.pop(record, None)
             reply.content["status"] = ConfigRecord({"code": "policy"})
         return super().__call__(client, reply)
@@ -251,109 +230,3 @@ def test_where_all_have_refused_the_run_ends_and_says_why(tmp_path, monkeypatch)
     few = {"rounds": 9, "clients_per_round": 1}
     with pytest.raises(UserError, match=r"all clients that train \(3\) refuse"):
         run_with(Unwilling(names="012"), 0.0, tmp_path, monkeypatch, **few)
-
-
-def test_who_does_not_train_in_that_round_is_asked_in_the_same_breath(tmp_path, monkeypatch):
-    _, pushed = run_with(Away(), PATIENCE, tmp_path, monkeypatch, clients_per_round=1)
-    assert [sorted(sent) for sent in pushed] == [[COUNT, COUNT, BOTH]] * 2 + [[COUNT] * 3]
-
-
-def test_a_client_of_a_rank_of_its_own_counts_with_the_whole_model_afterwards(
-    tmp_path, monkeypatch
-):
-    folder, pushed = run_with(Away(), PATIENCE, tmp_path, monkeypatch, ranks=(3, 2, 1))
-    assert pushed == [[BOTH, TRAIN, TRAIN], [COUNT] * 2] * 2 + [[COUNT] * 3]
-    assert read_results(folder).per_client.keys() == set("012")
-
-
-def test_an_update_stands_whatever_becomes_of_the_counts_beside_it(tmp_path, monkeypatch):
-    """Client 0 has none, those of client 1 cannot be, client 2 keeps its own."""
-
-    class Spoilt(Away):
-        def __call__(self, client: str, reply: Message) -> list[Message]:
-            if "counts" in reply.content:
-                if client == "0":
-                    del reply.content["counts"]
-                elif client == "1":
-                    reply.content["counts"]["correct"] = [3, 3]
-                else:
-                    reply.content["counts"] = ConfigRecord({"code": "withheld"})
-            return super().__call__(client, reply)
-
-    folder, pushed = run_with(Spoilt(), PATIENCE, tmp_path, monkeypatch)
-    assert pushed == [[BOTH] * 3, [COUNT], [BOTH] * 3, [COUNT], [COUNT] * 3]
-    assert [event["clients"] for event in logged(folder, "round_finished")] == [3, 3]
-    found = {(e["event"], e["client"]) for e in logged(folder, "client_failed", "client_idle")}
-    assert found == {("client_failed", "1"), ("client_idle", "2")}
-
-
-SPOILT: dict[str, dict[str, Any]] = {
-    "a text": {"correct": "patient 17"},
-    "a number": {"correct": 1},
-    "fractions": {"correct": [0.5, 0.5]},
-    "below zero": {"correct": [-1, 1]},
-    "more than there are": {"examples": [0, 0]},
-    "more among all labels": {"correct_all": [3, 1]},
-    "below zero among all labels": {"correct_all": [-1, 1]},
-    "a task more among all labels": {"correct_all": [1, 1, 1]},
-    "a task more": {"correct": [1, 1, 1], "examples": [2, 2, 2]},
-    "beyond belief": {"examples": [10**9, 2]},
-    "a field more": {"labels": ["surgery"]},
-    "another code": {"code": "failed"},
-}
-
-
-@pytest.mark.parametrize("kind", SPOILT)
-def test_spoilt_counts_beside_an_update_are_refused(kind):
-    record = ConfigRecord({"code": "ok", **counts(2), **SPOILT[kind]})
-    with assume_identity(1, 1):
-        message = Message(RecordDict({"counts": record}), 2, "train")
-    with pytest.raises(PayloadError) as refusal:
-        wire.read_counts_beside(message, 2, count_names(all_labels=True))
-    assert "patient" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("asked", [(), ("a", "b")])
-def test_counts_that_nobody_asked_for_are_refused(asked):
-    instruction = Instruction(
-        task="a", stage=0, server_round=1, rank=1, retained_rank=1, piggybacked_evaluation=asked
-    )
-    place = {"code": "ok", "stage": 0, "phase": instruction.phase, "server_round": 1}
-    content = {"status": ConfigRecord(place), "counts": ConfigRecord({"code": "ok", **counts(2)})}
-    content |= {"lora": ConfigRecord(), "metrics": MetricRecord({"num_examples": 1})}
-    with assume_identity(1, 1):
-        message = Message(RecordDict(content), 2, "train")
-    if asked:
-        assert wire.read_figures(message, instruction, "lora")[0] == {"num_examples": 1.0}
-        return
-    with pytest.raises(PayloadError, match="records other than"):
-        wire.read_figures(message, instruction, "lora")
-
-
-def test_an_evaluation_has_one_name_whether_it_is_asked_alone_or_carried_along(tmp_path):
-    """A site charges for it, and answers it, by that name: asked again alone, it costs nothing."""
-    experiment = settings(tmp_path, tiny_model(tmp_path / "model"), "fedit", "int8")
-    shapes = adapter_shapes(experiment.model, experiment.adapter)
-    state = make_method(experiment.method, experiment.adapter).begin_task(
-        start_state(experiment, shapes), seeded("begin")
-    )
-    clients = Clients(None, experiment, Roster(("0",), lambda: {"0": 2}), None)
-    tasks, ended, begun = ("laboratory", "surgery"), Step("end-stage", 3), Step("round", 4, 1)
-    evaluation = Evaluation(clients, ended, tasks, tasks)
-    alone = evaluation.instruction(state)
-    training = instruction_of(begun, state).model_copy(
-        update={"task": "surgery", "seen": ("laboratory",), "trained": ("lora_B",)}
-    )
-    carrying = evaluation.beside(state, {"0": training})["0"]
-    with assume_identity(1, 1):
-        first = clients.ask(begun, state, {"0": carrying})
-        second = clients.ask(ended, first.packed, {"0": alone})
-    names = set()
-    for sent in (first, second):
-        message = sent.requests["0"]
-        read = read_instruction(dict(message.content.config_records["instruction"]))
-        names.add(
-            request_name(message, read.evaluation() if read.piggybacked_evaluation else read, "run")
-        )
-    assert len(names) == 1
-    assert request_name(first.requests["0"], carrying, "run") not in names
