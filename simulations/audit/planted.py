@@ -244,7 +244,8 @@ def plant(
             if isinstance(given, PrivateGradients):
                 return train(PlantedSteps(given, records, each, seen))
             own = {each.name: getattr(given, each.name) for each in fields(given)}
-            own |= {"data": given.data[:records], "inner": given, "place": ask.place}
+            place = ask.task, ask.phase, ask.stage, ask.server_round
+            own |= {"data": given.data[:records], "inner": given, "place": place}
             return train(PlantedSum(**own, each=each, seen=seen, client=ask.client))
 
         return trained

@@ -10,7 +10,6 @@ import pytest
 
 from deal_core.config.experiment import Experiment
 from deal_core.methods import METHODS
-from deal_core.wire.instruction import Instruction
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.registered import register
@@ -28,9 +27,6 @@ RUNS = {
 STEPS = {"prototype": 2}
 """Rounds and stages before a run is stopped, else 4: the second task's first round has just ended,
 and what a method keeps is in use. Of sums that are given once there is no round after the first."""
-CARRIED = {"deal-reference": 2, "slao": 2, "linear-probe": 6, "prototype": 6}
-"""Requests that carry an evaluation along, else 4: of two stages the first round, which asks two
-clients, or for sums all three."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -86,16 +82,10 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, t
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_sites_learn_and_measure_what_simulated_clients_do(whole_run, tmp_path, monkeypatch, name):
-    """Their evaluations are carried along by training requests; one method begins its tasks with
-    another model than it ended the last with, and has to be asked before."""
     experiment, folder = whole_run(name)
     register(monkeypatch)
-    carried: list[bool] = []
-    read = Instruction.evaluation
-    monkeypatch.setattr(Instruction, "evaluation", lambda i: carried.append(True) or read(i))
     run_inprocess(at(experiment, tmp_path), lambda event: None)
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
-    assert len(carried) == CARRIED.get(name, 4)
     simulated, sites = read_results(folder), read_results(tmp_path)
     assert sites.accuracy_matrix == simulated.accuracy_matrix
     assert sites.class_incremental == simulated.class_incremental
