@@ -7,7 +7,7 @@ across runs and restarts, node ids need not be.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -61,20 +61,21 @@ def push(grid: Grid, requests: Mapping[str, Message]) -> dict[str, str]:
     return {number: name for name, number in zip(requests, sent, strict=True) if number}
 
 
-def pull(grid: Grid, ids: Iterable[str], deadline_seconds: float) -> Iterator[Message]:
-    """Yield each message as it arrives, until every id is answered.
+def pull(grid: Grid, ids: Collection[str], deadline_seconds: float) -> Iterator[Message]:
+    """Yield each message as it arrives, until every id is answered; some may be added meanwhile.
 
     The deadline ends the wait for those that are silent. What is there when the server looks is
     taken: a machine that was suspended, or computes all clients itself, loses no client by it.
     """
-    waiting = dict.fromkeys(ids)
-    end, quiet = time.monotonic() + deadline_seconds, False
-    while waiting:
-        left = len(waiting)
-        for message in grid.pull_messages(list(waiting)):
-            waiting.pop(message.metadata.reply_to_message_id, None)
+    answered, end, quiet = set[str](), time.monotonic() + deadline_seconds, False
+    while waiting := [each for each in ids if each not in answered]:
+        silent = True
+        for message in grid.pull_messages(waiting):
+            number = message.metadata.reply_to_message_id
+            if number in waiting and number not in answered:  # a further reply does not count
+                silent = False
+                answered.add(number)
             yield message
-        silent = len(waiting) == left  # further replies to answered requests do not count
         if silent and quiet and time.monotonic() >= end:
             break
         quiet = silent
@@ -337,42 +338,29 @@ class Clients:
     def _arriving(self, sent: Sent) -> Iterator[Message]:
         """Yield what arrives. Who lacks the retained adapter is sent it, once, and has the rest of
         the time."""
-        deadline, started = self.experiment.federation.deadline_seconds, time.monotonic()
-        lacking, answered = list[str](), set[str]()
+        deadline, answered = self.experiment.federation.deadline_seconds, set[str]()
+        end = time.monotonic() + deadline
         for client in sent.ids.values():
             self.holding.pop(client, None)
-        for message in pull(self.grid, list(sent.ids), deadline):
+        for message in pull(self.grid, sent.ids, deadline):
             client = sent.ids.get(message.metadata.reply_to_message_id, "")
-            holds = self._note_retained(sent, client, message)
-            if holds is False and client not in answered:
-                self.event("resent", sent.step, client=client)
-                lacking.append(client)
-            else:
-                yield message
+            holds, first = wire.holds_retained(message), client not in answered
             answered.add(client)
-        left = deadline - (time.monotonic() - started)
-        if left <= 0:  # whoever trained now would be charged for an update that comes too late
-            return
-        again = {}
-        for client in lacking:
-            content, metadata = sent.requests[client].content, sent.requests[client].metadata
-            records = sent.packed.of(sent.instructions[client].rank).records
-            whole = RecordDict({**content, **records})
-            node, kind = metadata.dst_node_id, metadata.message_type
-            again[client] = Message(whole, node, kind, ttl=left)
-            sent.bytes += wire.payload_bytes(whole)
-        ids = push(self.grid, again)
-        sent.ids.update(ids)
-        for message in pull(self.grid, ids, left):
-            client = ids.get(message.metadata.reply_to_message_id, "")
-            self._note_retained(sent, client, message)
-            yield message
-
-    def _note_retained(self, sent: Sent, client: str, message: Message) -> bool | None:
-        holds = wire.holds_retained(message)
-        if holds:
-            self.holding[client] = sent.packed.digest
-        return holds
+            if holds:
+                self.holding[client] = sent.packed.digest
+            if holds is not False or not first:
+                yield message
+                continue
+            self.event("resent", sent.step, client=client)
+            left = end - time.monotonic()
+            if left > 0:  # whoever trained later would be charged for an update that comes too late
+                content, metadata = sent.requests[client].content, sent.requests[client].metadata
+                records = sent.packed.of(sent.instructions[client].rank).records
+                whole = RecordDict({**content, **records})
+                node, kind = metadata.dst_node_id, metadata.message_type
+                again = Message(whole, node, kind, ttl=left)
+                sent.bytes += wire.payload_bytes(whole)
+                sent.ids.update(push(self.grid, {client: again}))
 
     def require_quorum(self, valid: int, asked: int, step: Step) -> None:
         """Check that enough of those who were ``asked`` gave a valid reply.

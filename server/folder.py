@@ -1,12 +1,10 @@
 """The files of a run folder, one writer for it, its log of events (one JSON object a line, for
-people, progress views and scripts), and trackers that follow it: TensorBoard and MLflow, by
-their own clients. A tracker that fails costs nothing of the run."""
+people, progress views and scripts), and TensorBoard, which may follow it. A tracker that fails
+costs nothing of the run."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -172,83 +170,16 @@ FIGURES = {"round_finished": ("round", OF_A_ROUND), "run_finished": ("final", OF
 """Event to the folder of its figures, and which of its fields are drawn."""
 
 
-class TensorBoard:
-    """Writes event files."""
-
-    packages = ("tensorboard",)
-
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder), flush_secs=10)
-        self._writer.add_text("settings", "\n".join(f"    {k} = {v}" for k, v in settings.items()))
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write figures of a round of the run."""
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self, status: str) -> None:
-        """End the files."""
-        self._writer.close()
-
-
-class MLflow:
-    """Writes an SQLite file with one run, which goes on where there is one already."""
-
-    packages = ("mlflow", "sqlalchemy", "alembic")
-
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
-        from mlflow import MlflowClient
-        from mlflow.entities import Param
-
-        self._client = MlflowClient(tracking_uri=f"sqlite:///{(folder / 'mlflow.db').resolve()}")
-        known = self._client.get_experiment_by_name("federated-deal")
-        if known is not None:
-            self._run = self._client.search_runs([known.experiment_id])[0].info.run_id
-            self._client.update_run(self._run, status="RUNNING")
-            return
-        place = (folder / "artifacts").resolve().as_uri()
-        experiment = self._client.create_experiment("federated-deal", artifact_location=place)
-        run = self._client.create_run(experiment, run_name=folder.parents[1].name)
-        self._run = run.info.run_id
-        params = [Param(key, str(value)[:500]) for key, value in settings.items()]
-        for start in range(0, len(params), 100):  # MLflow takes no more at a time
-            self._client.log_batch(self._run, params=params[start : start + 100])
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Write figures of a round of the run."""
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        named = {re.sub(r"[^/\w.\- ]", "_", name): value for name, value in figures.items()}
-        metrics = [Metric(name, value, now, step) for name, value in named.items()]
-        self._client.log_batch(self._run, metrics)
-
-    def close(self, status: str) -> None:
-        """End the run."""
-        self._client.set_terminated(self._run, status)
-
-
-TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], TensorBoard | MLflow]] = {
-    "tensorboard": TensorBoard,
-    "mlflow": MLflow,
-}
-
-
 def check_tracker(experiment: Experiment) -> None:
-    """Check that the packages of ``run.track`` are installed; none is imported.
+    """Check that the package of ``run.track`` is installed; it is not imported.
 
     Raises:
-        UserError: one is missing.
+        UserError: it is missing.
     """
     name = experiment.run.track
-    packages = getattr(TRACKERS.get(name), "packages", ())
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
+    if name != "none" and find_spec(name) is None:
         raise UserError(
-            f"run.track = '{name}' needs {', '.join(missing)}, which is not installed; run "
+            f"run.track = '{name}' needs {name}, which is not installed; run "
             f"pip install --editable '.[{name}]' in the checkout, or leave run.track out"
         )
 
@@ -285,8 +216,8 @@ def tracked(experiment: Experiment, folder: Path, events: EventLog) -> Iterator[
         return
     if not experiment.run.resume:
         shutil.rmtree(folder / name, ignore_errors=True)  # of a start that came to no checkpoint
-    trackers: list[TensorBoard | MLflow] = []
-    status, done, failed = "FAILED", 0, False
+    failed, done = False, 0
+    writer: Any = None
 
     def safely(call: Callable[[], None]) -> None:
         nonlocal failed
@@ -298,6 +229,18 @@ def tracked(experiment: Experiment, folder: Path, events: EventLog) -> Iterator[
             with suppress(OSError):
                 events.write("tracking_failed", tracker=name, reason=f"{error!r}"[:500])
 
+    def begin() -> None:
+        nonlocal writer
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(folder / name), flush_secs=10)
+        lines = (f"    {key} = {value}" for key, value in flatten(experiment).items())
+        writer.add_text("settings", "\n".join(lines))
+
+    def draw(step: int, figures: Mapping[str, float]) -> None:
+        for place, value in figures.items():
+            writer.add_scalar(place, value, step)
+
     def follow(event: RunEvent) -> None:
         nonlocal done
         if events.listener is not None:
@@ -305,11 +248,10 @@ def tracked(experiment: Experiment, folder: Path, events: EventLog) -> Iterator[
         done = event.get("round", done)
         step = 0 if event.get("stage", 0) < 0 else done  # the start, before anything is learnt
         if figures := figures_of(event):
-            safely(lambda: trackers[0].log(step, figures))
+            safely(lambda: draw(step, figures))
 
-    safely(lambda: trackers.append(TRACKERS[name](folder / name, flatten(experiment))))
+    safely(begin)
     try:
         yield replace(events, listener=follow)
-        status = "FINISHED"
     finally:
-        safely(lambda: trackers[0].close(status))
+        safely(lambda: writer.close())

@@ -182,7 +182,7 @@ class RunConfig(Table):
     """Run folder; empty: ``runs/NAME-seedN``."""
     resume: bool = False
     """Continue the run in ``out`` from its checkpoint."""
-    track: Literal["none", "tensorboard", "mlflow"] = "none"
+    track: Literal["none", "tensorboard"] = "none"
     """A tracker that follows the run, in the run folder (``tracking/``); it needs the extra of its
     name."""
 

@@ -50,9 +50,9 @@ def test_a_tracker_without_its_package_is_one_line_and_nothing_starts(
     deal: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.folder.find_spec", lambda name: None)
-    line = refused(deal("simulate", "quickstart", "--set", "run.track=mlflow"))
-    assert line.startswith("error: run.track = 'mlflow' needs mlflow")
-    assert "pip install --editable '.[mlflow]'" in line
+    line = refused(deal("simulate", "quickstart", "--set", "run.track=tensorboard"))
+    assert line.startswith("error: run.track = 'tensorboard' needs tensorboard")
+    assert "pip install --editable '.[tensorboard]'" in line
     assert not (tmp_path / "runs").exists()
 
 
