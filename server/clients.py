@@ -257,7 +257,6 @@ class Sent:
     """Of messages that are on their way, to the client."""
     bytes: int = 0
     """Of all that is sent."""
-    started: float = field(default_factory=time.monotonic)
 
     @property
     def bytes_down(self) -> float:

@@ -160,7 +160,7 @@ class DealStrategy(Strategy):
             "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
             "bytes_down": sent.bytes_down,
         }
-        seconds = time.monotonic() - sent.started
+        seconds = time.monotonic() - summation.started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
         clients.event("round_finished", step, seconds=seconds, **counts, **figures)
         spent = {**self.history.spent, **summation.spent}

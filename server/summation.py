@@ -4,6 +4,7 @@ follows."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -84,6 +85,7 @@ class Summation:
     """Clients that could not, by what another site sent."""
     sent: Sent = field(init=False)
     """The requests of the round."""
+    started: float = field(default_factory=time.monotonic)
 
     def open(self, state: State, shown: State, instructions: Mapping[str, Instruction]) -> Sent:
         """Return the requests of a round from ``state``, of which clients are ``shown`` a part.
