@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr.app import ConfigRecord, Context, Message
+from flwr.app import ConfigRecord, Context, Message, MessageType
 from flwr.clientapp import ClientApp
 
 from client import resident_worker as worker
@@ -58,20 +58,16 @@ def make_app(find_runtime: Callable[[Client], ClientRuntime] | None = None) -> C
     """
     app, find = ClientApp(), find_runtime or runtime_of
 
-    def train(message: Message, client: Client) -> Message:
+    def with_model(message: Message, client: Client) -> Message:
         runtime = find(client)
-        from client.requests import training_reply
+        from client import requests
 
-        return training_reply(message, client, runtime)
+        trains = message.metadata.message_type == MessageType.TRAIN
+        reply = requests.training_reply if trains else requests.evaluation_reply
+        return reply(message, client, runtime)
 
-    def evaluate(message: Message, client: Client) -> Message:
-        runtime = find(client)
-        from client.requests import evaluation_reply
-
-        return evaluation_reply(message, client, runtime)
-
-    app.train()(guarded(train, needs_model=True))
-    app.evaluate()(guarded(evaluate, needs_model=True))
+    app.train()(guarded(with_model, needs_model=True))
+    app.evaluate()(guarded(with_model, needs_model=True))
     queries: dict[str, Answer] = {"hello": hello, "adapter": adapter}
     queries |= {leg: partial(secure_leg, leg) for leg in ("announce", *LEGS)}
     for name, answer in queries.items():
@@ -87,11 +83,7 @@ def hello(message: Message, client: Client) -> Message:
 
 
 def adapter(message: Message, client: Client) -> Message:
-    """Return a code, once the adapter that the server hands out is kept.
-
-    Raises:
-        PayloadError: see :func:`~client.state.store_adapter`; or the client is no site.
-    """
+    """Keep the adapter that the server hands out, or raise a PayloadError."""
     if client.file is None:
         raise PayloadError("only a site keeps an adapter")
     store_adapter(client.folder, message)
@@ -144,17 +136,6 @@ def choose_device(site: SiteFile) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = number
 
 
-def from_worker(file: SiteFile, message: Message, context: Context) -> Message | None:
-    """Return the reply of the process that has the model; None: this one does the work."""
-    if worker.INSIDE in context.node_config:
-        return None
-    try:
-        return worker.ask(file, message, context)
-    except Exception as error:
-        log_fault(message, error, file, file.site.name)
-        return None
-
-
 def guarded(answer: Answer, needs_model: bool = False) -> Callable[[Message, Context], Message]:
     """Answer a fault with a code; what ``needs_model`` is done where a site keeps one."""
 
@@ -162,8 +143,12 @@ def guarded(answer: Answer, needs_model: bool = False) -> Callable[[Message, Con
         started, file, asked = time.monotonic(), None, log_fields(message)
         try:
             file = file_of(context)
-            if needs_model and file is not None:
-                reply = from_worker(file, message, context)
+            if needs_model and file is not None and worker.INSIDE not in context.node_config:
+                try:
+                    reply = worker.ask(file, message, context)
+                except Exception as error:  # this process does the work
+                    log_fault(message, error, file, file.site.name)
+                    reply = None
                 if reply is not None:
                     return reply
             write_log(file, "arrived", **asked)

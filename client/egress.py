@@ -71,13 +71,10 @@ def adapter_keys(request: Message) -> frozenset[str]:
     their scales in a lossy format. Others could carry a text in a name."""
     content = request.content if request.has_content() else RecordDict()
     sent = content.array_records.get(LORA, ArrayRecord())
-    names = {key.removesuffix(SCALE) for key in sent if is_factor(key.removesuffix(SCALE))}
+    factors = (".lora_A.weight", ".lora_B.weight")
+    names = {name for key in sent if (name := key.removesuffix(SCALE)).endswith(factors)}
+    names = {name for name in names if name.startswith(PREFIX)}
     return frozenset(names | {name + SCALE for name in names})
-
-
-def is_factor(key: str) -> bool:
-    """Whether a key names a LoRA factor."""
-    return key.startswith(PREFIX) and key.endswith((".lora_A.weight", ".lora_B.weight"))
 
 
 def check_reply(reply: Message, request: Message, masked_only: bool = False) -> Message:

@@ -115,11 +115,7 @@ class Client:
 
 
 def file_of(context: Context) -> SiteFile | None:
-    """Return ``site.toml``; None for a simulated client.
-
-    Raises:
-        UserError: it cannot be used.
-    """
+    """Return ``site.toml``, None for a simulated client; a UserError where it cannot be used."""
     place = context.node_config.get(NODE_KEY)
     return None if place is None else read_site(Path(str(place)))
 

@@ -77,8 +77,7 @@ def local_update(granted: Authorization, sites: int = 0) -> LocalUpdate:
 
 
 def own_share(runtime: ClientRuntime, client: int, task: str) -> TaskDataset:
-    """Return the client's own training data of a task; of an earlier one, read when a method
-    asks."""
+    """Return the client's own training data of a task."""
     data = runtime.task(task, client)
     return TaskDataset(data.labels, data.train)
 

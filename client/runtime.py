@@ -72,15 +72,7 @@ class ClientTask:
     record_ids: Sequence[RecordId] = ()
     """Which record each training example is."""
     train_groups: Sequence[int] = ()
-    """Group of each training example, from 0; without groups: empty."""
-
-
-def group_numbers(examples: Sequence[Example]) -> list[int]:
-    """Return the group of each example as a number that means nothing elsewhere, from 0 in the
-    order in which groups occur; empty where examples are of none."""
-    known: dict[str, int] = {}
-    numbers = [known.setdefault(example.unit, len(known)) for example in examples]
-    return [] if "" in known else numbers
+    """Group of each training example, from 0 as they occur; without groups: empty."""
 
 
 class ClientRuntime:
@@ -140,11 +132,7 @@ class ClientRuntime:
         return phases_of(method_of(self.experiment))
 
     def phase(self, name: str) -> Phase:
-        """Return a phase of the continual-learning method.
-
-        Raises:
-            PayloadError: the method has no such phase.
-        """
+        """Return a phase of the method, or raise a PayloadError: it has none of this name."""
         if name not in self._phases:
             raise PayloadError(f"instruction: no phase {name[:40]!r}")
         return self._phases[name]
@@ -174,8 +162,7 @@ class ClientRuntime:
         return self.mechanism.unit == GROUP
 
     def units(self, client: int) -> dict[str, int]:
-        """Return how many training records, or groups of them, a client has of every task of the
-        run."""
+        """Return how many training records, or groups of them, a client has of every task."""
         return {task: self._own(task, client).units(self.grouped) for task in self.tasks}
 
     def site_units(self, client: int) -> int:
@@ -203,8 +190,7 @@ class ClientRuntime:
         return self.experiment.data.instructions.get(task, "")
 
     def probes(self, labels: tuple[str, ...], instruction: str = "") -> Sequence[Encoded]:
-        """Return constant texts, tokenised, under the first of the labels; answered by themselves
-        where there are none."""
+        """Return constant texts, tokenised, under the first of the labels, or by themselves."""
         label = labels[0] if labels else ""
         examples = [Example(text, label, target=text) for text in PROBE_TEXTS]
         return self.model.encode(examples, labels, instruction)
@@ -264,12 +250,7 @@ class ClientRuntime:
             del room
 
     def rehearse_embeddings(self, task: str, layers: int) -> None:
-        """Embed the longest text that there may be, before the records of a task are; in so many of
-        the last layers.
-
-        Raises:
-            RehearsalFailed: it does not work.
-        """
+        """Embed the longest text that there may be, before the records of a task are."""
         with rehearsing():
             longest = self.longest(self.labels(task), self.instruction(task))
             base_embeddings(self.model, longest, layers)
@@ -285,7 +266,8 @@ class ClientRuntime:
             every = HELD_BACK if checked and enough and self.mechanism.unit is None else 0
             held = share.train[::every] if every else ()
             rows = [row for row in range(len(share.train)) if not every or row % every]
-            train = [share.train[row] for row in rows]
+            train, known = [share.train[row] for row in rows], dict[str, int]()
+            numbers = [known.setdefault(example.unit, len(known)) for example in train]
             self._tasks[task, client] = ClientTask(
                 share.labels,
                 self.model.encode(train, *asks),
@@ -293,7 +275,7 @@ class ClientRuntime:
                 Cache(),
                 self.model.encode(held, *asks),
                 [RecordId(task, row) for row in rows],
-                group_numbers(train),
+                [] if "" in known else numbers,
             )
         return self._tasks[task, client]
 

@@ -57,11 +57,7 @@ class SecureStore:
         return alone(self.folder, "secure-sum.lock")
 
     def state(self) -> SiteState | None:
-        """Return the state that is kept; None: there is none.
-
-        Raises:
-            ProtocolError: it is damaged; a new one is not made in its place.
-        """
+        """Return the state that is kept, None: there is none; a ProtocolError if it is damaged."""
         path = self.folder / STATE
         return SiteState.from_bytes(path.read_bytes()) if path.exists() else None
 
@@ -223,8 +219,7 @@ def _met(client: Client, state: SiteState, message: Message) -> SiteState:
 
 
 def _pins(client: Client) -> Pins | None:
-    """Return the peers that the site knows; None: whoever the server passes on, in a simulation, or
-    where the policy says so."""
+    """The peers that the site knows; None: it takes whom the server passes on."""
     policy = client.policy
     if client.file is None or (policy is not None and policy.server_vouches_for_peers):
         return None
@@ -253,11 +248,7 @@ def cure(name: str, shown: str, peers: Mapping[str, str]) -> str:
 
 
 def request_of(message: Message) -> bytes:
-    """Return the protocol's own request.
-
-    Raises:
-        PayloadError: there is none.
-    """
+    """Return the protocol's own request, or raise a PayloadError: there is none."""
     return _bytes(_record(message).get(REQUEST))
 
 

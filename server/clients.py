@@ -45,11 +45,7 @@ class Reply:
     fault: str = ""
 
     def answered(self) -> Message:
-        """Return the message.
-
-        Raises:
-            PayloadError: there is none; the reason.
-        """
+        """Return the message, or raise a PayloadError with the reason why there is none."""
         if self.message is None:
             raise PayloadError(self.fault)
         return self.message

@@ -125,6 +125,8 @@ def make_results(
     tasks, data = list(plan.tasks), experiment.data
     stages = [Stage(rounds=n, work=plan.work(i)) for i, n in enumerate(plan.stages)]
     spans = metrics.spans(tasks, [stage.work for stage in stages])
+    heard = [evaluation.keys() for evaluation in history.evaluations]
+    missing = [len(frozenset().union(*heard) - each) for each in heard]
     own, among_all = (_measured(history, tasks, spans, right) for right in (RIGHT, RIGHT_ALL))
     return Results(
         config=experiment,
@@ -135,7 +137,7 @@ def make_results(
             task: data.measure(task) if task in data.generation else "accuracy" for task in tasks
         },
         stages=stages,
-        unheard=_unheard(history),
+        unheard=missing if any(missing) else [],
         **own,
         class_incremental=ClassIncremental(**among_all) if among_all["accuracy_matrix"] else None,
         privacy=privacy_of(experiment, history.spent),
@@ -207,13 +209,6 @@ def _matrix(
     rows = [list(pooled(evaluation, tasks, right).values()) for evaluation in evaluations]
     known = rows and all(len(row) == len(tasks) for row in rows)
     return (rows[0], rows[1:]) if known else ([], [])
-
-
-def _unheard(history: History) -> list[int]:
-    """Of each evaluation, how many clients are missing that are in another; empty: none."""
-    heard = [evaluation.keys() for evaluation in history.evaluations]
-    missing = [len(frozenset().union(*heard) - each) for each in heard]
-    return missing if any(missing) else []
 
 
 def _heard_in_all(history: History) -> list[Evaluated]:

@@ -42,11 +42,7 @@ class Spending(BaseModel):
 
 
 def spending_in(figures: Mapping[str, Any]) -> Spending | None:
-    """Return what the figures of an update, or an event, say of privacy; None where they do not.
-
-    Raises:
-        ValueError: they say what cannot be, or half of it.
-    """
+    """Return what figures say of privacy, None: nothing; a ValueError where it cannot be."""
     if not {"epsilon", "delta"} & figures.keys():
         return None
     return Spending.model_validate(figures)
@@ -61,11 +57,6 @@ VOID = "void for records of which a client has released something without protec
 def extent(disjoint_tasks: bool) -> str:
     """What an epsilon of a run composes over, in words."""
     return "all rounds, a record being in one task" if disjoint_tasks else "all rounds and tasks"
-
-
-def whole_extent(disjoint_tasks: bool) -> str:
-    """The same, with what a client's ledger held before the run."""
-    return f"{extent(disjoint_tasks)}{EARLIER}"
 
 
 def whole_trust(assumes: str, more: bool) -> str:
@@ -157,7 +148,7 @@ class Privacy(Strict):
     @property
     def extent(self) -> str:
         """What an epsilon composes over, in words."""
-        return whole_extent(self.disjoint_tasks)
+        return f"{extent(self.disjoint_tasks)}{EARLIER}"
 
     @property
     def trust(self) -> str:

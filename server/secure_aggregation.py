@@ -109,11 +109,7 @@ class ChannelKeys:
 
 
 def registered_site(key: bytes) -> bytes:
-    """Return which site signs in with a public key (PEM).
-
-    Raises:
-        ProtocolError: it is no EC key.
-    """
+    """Return which site signs in with a public key (PEM); a ProtocolError if it is no EC key."""
     public = serialization.load_pem_public_key(key)
     if not isinstance(public, ec.EllipticCurvePublicKey):
         raise ProtocolError("is registered with a key that is no EC key")
@@ -233,11 +229,7 @@ class SecureAggregation:
         }
 
     def add_masked_input(self, held: ServerRound, client: str, reply: bytes) -> ServerRound:
-        """Return the round with a client's masked vector: MaskedInput.
-
-        Raises:
-            ProtocolError: it does not count.
-        """
+        """Return the round with a client's masked vector, or raise a ProtocolError: MaskedInput."""
         return stages.add_masked(held, self.keys.site(client), reply)
 
     def unmask(self, step: Step, held: ServerRound) -> Words:
@@ -357,8 +349,7 @@ class SecureAggregation:
         return [(name, replies[name]) for name in records if name in replies]
 
     def _fault(self, step: Step, leg: str, client: str, fault: Exception) -> None:
-        """Log that a client is out of the round; or, where its update is in the sum already, that
-        it has missed a leg."""
+        """Log that a client is out of the round, or, with its update in the sum, missed a leg."""
         event = "client_failed" if leg in ("announce", "prepare") else "leg_failed"
         self.clients.event(event, step, client=client, leg=leg, reason=str(fault)[:400])
 

@@ -189,7 +189,10 @@ class Updates(Summation):
     def add(self, client: str, message: Message, weight: float) -> None:
         """Check an update by itself, and let it be judged beside the others."""
         reader = self._readers[client]
-        update = wire.read_update(message, client, weight, reader)
+        if LORA not in message.content.array_records:
+            raise PayloadError("a record of another kind than expected")
+        factors = reader.read(message.content.array_records[LORA])
+        update = ClientUpdate(client, factors, weight)
         if self._alike and weight != 1:
             raise PayloadError("num_examples is not 1, the weight of every client here")
         with threads(1):
@@ -238,8 +241,7 @@ class MaskedSum(Summation):
     record = SECURE
 
     def layout(self, state: State, basis: str) -> Layout:
-        """Return the layout of what each client gives, from the state before the round; ``basis``:
-        what all clients must agree on."""
+        """Return the layout of what each client gives; ``basis``: what all must agree on."""
         raise NotImplementedError
 
     def absorb(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
-from deal_core.aggregation import ClientUpdate, starting_adapter
+from deal_core.aggregation import starting_adapter
 from deal_core.config.experiment import Experiment
 from deal_core.installed import package_digest
 from deal_core.lora.adapter import nonzero_rank, padded, split
@@ -28,7 +28,7 @@ from deal_core.lora.state import State
 from deal_core.methods import method_of, statistics_of
 from deal_core.randomness import seeded
 from deal_core.secure_sum.messages import ProtocolError, UsedUpdate
-from deal_core.wire.adapter_record import UpdateReader, pack, unpack
+from deal_core.wire.adapter_record import pack, unpack
 from deal_core.wire.codec import WireArrays
 from deal_core.wire.heads import pack_heads, read_heads
 from deal_core.wire.instruction import RECORD, Instruction
@@ -173,17 +173,6 @@ def read_figures(
         return measured, spending_in(measured)
     except ValueError as fault:
         raise PayloadError("what privacy has cost cannot be") from fault
-
-
-def read_update(message: Message, client: str, weight: float, reader: UpdateReader) -> ClientUpdate:
-    """Return the update of a reply, checked and decoded.
-
-    Raises:
-        PayloadError: no update, or anything that ``reader`` refuses.
-    """
-    if LORA not in message.content.array_records:
-        raise PayloadError("a record of another kind than expected")
-    return ClientUpdate(client, reader.read(message.content.array_records[LORA]), weight)
 
 
 def read_secure(message: Message) -> bytes:
