@@ -35,8 +35,7 @@ from client.identity import (
 )
 from client.site_file import SiteFile
 from client.state import store_adapter
-from deal_core.config.experiment import RunConfig
-from deal_core.config.run_config import EXPERIMENT, as_text, from_run_config
+from deal_core.config.run_config import EXPERIMENT, from_run_config
 from deal_core.installed import without_collection
 from deal_core.lora.payload import PayloadError
 from deal_core.secure_sum.messages import ProtocolError
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
     from client.runtime import ClientRuntime
 
 Answer = Callable[[Message, Client], Message]
-NOT_FOR_CLIENTS = ("out", "resume", "engine", "track")
-"""Keys of ``[run]`` on which nothing that a client computes depends."""
 
 
 def make_app(find_runtime: Callable[[Client], ClientRuntime] | None = None) -> ClientApp:
@@ -101,11 +98,9 @@ def secure_leg(leg: str, message: Message, client: Client) -> Message:
 
 def runtime_of(client: Client) -> ClientRuntime:
     """Return the runtime of the run's experiment, made with the first request that needs it."""
-    plain = RunConfig()
-    same = {name: getattr(plain, name) for name in NOT_FOR_CLIENTS}
-    run = client.asked.run.model_copy(update=same)
-    text = as_text(client.asked.model_copy(update={"run": run}))
-    return _runtime(text, client.file.model_dump_json() if client.file is not None else "")
+    return _runtime(
+        client.settings, client.file.model_dump_json() if client.file is not None else ""
+    )
 
 
 @lru_cache(maxsize=1)

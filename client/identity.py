@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from client.gate import Asked, Refusal, require
 from client.site_file import NAME, NODE_KEY, SiteFile, read_site, site_files
 from client.state import RetainedMissing, folder_of
-from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import PACKAGE, from_run_config, run_name
+from deal_core.config.experiment import Experiment, RunConfig
+from deal_core.config.run_config import EXPERIMENT, PACKAGE, as_text, from_run_config, run_name
 from deal_core.data.source import named_tasks
 from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError
@@ -38,6 +38,8 @@ LOG = "log.jsonl"
 """The site's own log, in its state folder."""
 STATUS = "status"
 """Record that says how a request ended; its ``code`` is ``ok``, or why there is nothing else."""
+NOT_FOR_CLIENTS = ("out", "resume", "engine", "track")
+"""Keys of ``[run]`` on which nothing that a client computes depends."""
 OWN_RULES = (Refusal, RetainedMissing)
 """By which a site declines a request, or asks for it once more: nothing went wrong."""
 log = logging.getLogger(__name__)
@@ -98,6 +100,14 @@ class Client:
         return settings if self.file is None else f"{settings} {self.folder.name}"
 
     @cached_property
+    def settings(self) -> str:
+        """The experiment as it is asked for, but for what no client computes with, as text."""
+        plain = RunConfig()
+        same = {name: getattr(plain, name) for name in NOT_FOR_CLIENTS}
+        run = self.asked.run.model_copy(update=same)
+        return as_text(self.asked.model_copy(update={"run": run}))
+
+    @cached_property
     def kept(self) -> Path:
         """Folder of what methods keep in this run, of these very settings."""
         return folder_of(self.folder, "" if self.file is None else self.run)
@@ -127,19 +137,25 @@ def client_of(context: Context, file: SiteFile | None) -> Client:
         UserError: the run does not know this site.
         Refusal: another federated-deal is installed here than at the server.
     """
-    asked = from_run_config(context.run_config)
-    out = asked.run.out
+    text = str(context.run_config.get(EXPERIMENT, ""))
     if file is None:
-        number = int(context.node_config["partition-id"])
-        folder = Path(out or f"deal-run-{context.run_id}") / "sites" / str(number)
-        return Client(number, folder, asked)
+        return _simulated(text, context.run_id, int(context.node_config["partition-id"]))
+    asked = from_run_config({EXPERIMENT: text})
     require(Asked(asked, package=str(context.run_config.get(PACKAGE, ""))[:64]), "package")
-    name, sites, run = file.site.name, asked.federation.sites, Path(out).name
+    name, sites, run = file.site.name, asked.federation.sites, Path(asked.run.out).name
     if name not in sites:
         raise UserError(f"the run is for {', '.join(sites)}, and this site is '{name}'")
     if not NAME.fullmatch(run):  # a name from outside, about to become a folder
         raise UserError(f"the name of the run, {run[:80]!r}, is none")
     return Client(sites.index(name), Path(file.site.state) / "runs" / run, asked, file)
+
+
+@lru_cache(maxsize=64)
+def _simulated(text: str, run_id: int, number: int) -> Client:
+    """The client of this number, for all messages of a run."""
+    asked = from_run_config({EXPERIMENT: text})
+    out = Path(asked.run.out or f"deal-run-{run_id}")
+    return Client(number, out / "sites" / str(number), asked)
 
 
 def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:

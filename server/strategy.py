@@ -53,6 +53,7 @@ class DealStrategy(Strategy):
         self.clients, self.plan = clients, plan
         self.state, self.history = state, history or History()
         self._method = method_of(clients.experiment)
+        self._mechanism = make_mechanism(clients.experiment)
         self._phases = phases_of(self._method)
         self.steps = schedule(plan.stages, phases_after(self._method))
         self._labels = PublicLabels(clients.experiment, plan.tasks)
@@ -285,7 +286,7 @@ class DealStrategy(Strategy):
             "step": step,
             "asked": self._sample(step),
             "tasks": plan.tasks if plan.joint_tasks and step.phase == LEARN else (),
-            "trained": make_mechanism(experiment).trained(rule.trained(step.server_round)),
+            "trained": self._mechanism.trained(rule.trained(step.server_round)),
             "rule": rule,
         }
         if experiment.aggregation.secure:

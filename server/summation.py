@@ -29,7 +29,7 @@ from deal_core.lora.attach import changed
 from deal_core.lora.payload import LORA, PayloadError
 from deal_core.lora.state import State
 from deal_core.privacy.distributed_noise import grid_step
-from deal_core.protection import make_mechanism, sum_deviation, sum_terms
+from deal_core.protection import sum_deviation, sum_terms
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.training.hardware import threads
@@ -170,7 +170,7 @@ class Updates(Summation):
     def open(self, state: State, shown: State, instructions: Mapping[str, Instruction]) -> Sent:
         """Begin the aggregation, from the current adapter as clients of full rank decode it."""
         sent = super().open(state, shown, instructions)
-        self._alike = make_mechanism(self.clients.experiment).unit is not None
+        self._alike = self.clients.experiment.privacy.mechanism != "none"
         self._screen = Screen(Limits(RELATIVE_BOUND, WEIGHT_CAP, LARGEST_CHANGE))
         self._arrived: dict[str, int] = {}
         self._verdicts: list[Verdict] = []
