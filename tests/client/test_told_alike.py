@@ -80,6 +80,29 @@ def own_update(site: SecureSite, grid: SiteGrid) -> dict[str, np.ndarray]:
     return {key: value - sent[key].numpy() for key, value in load_file(file).items()}
 
 
+@pytest.fixture
+def found(monkeypatch) -> list[dict[str, torch.Tensor]]:
+    """The means that the server makes of sums."""
+    seen, step = [], summation.mean_update
+
+    def noted(rule, state, means, server_round):
+        seen.append(means)
+        return step(rule, state, means, server_round)
+
+    monkeypatch.setattr(summation, "mean_update", noted)
+    return seen
+
+
+def noting(make, grids: list):
+    """Makes a grid, and notes it."""
+
+    def made(*given, **named):
+        grids.append(make(*given, **named))
+        return grids[-1]
+
+    return made
+
+
 @LIARS
 def test_sites_that_are_told_otherwise_are_in_no_sum_with_the_one(tmp_path, liar):
     sites = make_sites(tmp_path)
@@ -91,26 +114,13 @@ def test_sites_that_are_told_otherwise_are_in_no_sum_with_the_one(tmp_path, liar
 
 
 def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
-    tmp_path: Path, monkeypatch
+    tmp_path: Path, monkeypatch, found
 ):
     """So the test above can fail, and the terms of a round are what stands in the way."""
     for module in ("client.masked_input", "server.summation"):
         monkeypatch.setattr(f"{module}.sum_terms", lambda *told: "")
-    found, grids = [], []
-    step = summation.mean_update
-
-    def noted(rule, state, means, server_round):
-        found.append(means)
-        return step(rule, state, means, server_round)
-
-    class Kept(Zeros):
-        def __init__(self, *arguments, **named) -> None:
-            super().__init__(*arguments, **named)
-            grids.append(self)
-
-    monkeypatch.setattr(summation, "mean_update", noted)
-    sites = make_sites(tmp_path)
-    rounds(asked_for(), tmp_path / RUN, grid_of=grid_of(sites, Kept))
+    sites, grids = make_sites(tmp_path), []
+    rounds(asked_for(), tmp_path / RUN, grid_of=noting(grid_of(sites, Zeros), grids))
     own = own_update(sites[VICTIM], grids[0])
     read = {key: len(sites) * mean.numpy() for key, mean in found[0].items()}
     for key, value in own.items():
@@ -250,25 +260,13 @@ def test_counts_are_summed_where_every_site_has_some(tmp_path):
         assert "fewer than 1 test records of a task" in site.errors()[-1]
 
 
-def test_sites_weigh_the_same_in_a_sum_whatever_they_let_go(tmp_path, monkeypatch):
+def test_sites_weigh_the_same_in_a_sum_whatever_they_let_go(tmp_path, found):
     """Of the sum of few weights each can be worked out, and of one heavy site among light ones the
     sum is nearly the update."""
-    found, grids = [], []
-    step = summation.mean_update
-
-    def noted(rule, state, means, server_round):
-        found.append(means)
-        return step(rule, state, means, server_round)
-
-    class Kept(SiteGrid):
-        def __init__(self, *arguments, **named) -> None:
-            super().__init__(*arguments, **named)
-            grids.append(self)
-
-    monkeypatch.setattr(summation, "mean_update", noted)
-    sites = make_sites(tmp_path, policy=OPEN + "share_num_examples = true\n")
+    sites, grids = make_sites(tmp_path, policy=OPEN + "share_num_examples = true\n"), []
     sites[0].write(pins(sites, sites[0]))
-    rounds(asked_for("federation.rounds=1"), tmp_path / RUN, grid_of=grid_of(sites, Kept))
+    grid = noting(grid_of(sites, SiteGrid), grids)
+    rounds(asked_for("federation.rounds=1"), tmp_path / RUN, grid_of=grid)
     learnt = [own_update(site, grids[0]) for site in sites]
     for key, mean in found[-1].items():
         np.testing.assert_allclose(
