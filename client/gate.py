@@ -382,8 +382,8 @@ REFUSALS: Mapping[str, tuple[Rule, ...]] = {
         ),
     ),
     "release": (
-        Rule("{fault}", lambda a: isinstance(a.fault, BudgetSpent), "budget-spent"),
-        Rule("{fault}", lambda a: isinstance(a.fault, OutsidePlan)),
+        Rule("ledger: {fault}", lambda a: isinstance(a.fault, BudgetSpent), "budget-spent"),
+        Rule("plan of the run: {fault}", lambda a: isinstance(a.fault, OutsidePlan)),
     ),
     "given sums": (
         Rule(
