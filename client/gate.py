@@ -54,13 +54,13 @@ class Refusal(UserError):
 
 
 @dataclass(frozen=True)
-class Authorization:
-    """Leave to answer one request, granted before data are read: who answers, and what is asked."""
+class ClientRequest:
+    """One request as it was read: who answers, what is asked, and from which state."""
 
     client: Client
     runtime: ClientRuntime
     """Model, method and tokenised data of this process."""
-    request: Instruction
+    instruction: Instruction
     state: State
     """The server's, as it arrived."""
     name: str = ""
@@ -414,23 +414,22 @@ def require(asked: Asked, *judged: str) -> None:
             raise Refusal(rule.code, rule.reason.format(**said))
 
 
-def authorize(granted: Authorization, *judged: str) -> Authorization:
-    """Return what is asked of a client, once nothing speaks against it: an update, or, with what is
-    ``judged`` of :data:`REFUSALS`, counts of right answers or a verdict.
+def authorize(request: ClientRequest, *judged: str) -> ClientRequest:
+    """Return a request, before data are read, once nothing speaks against it: for an update, or,
+    with what is ``judged`` of :data:`REFUSALS`, for counts of right answers or a verdict.
 
     Raises:
         Refusal: something does.
     """
-    request = granted.request
     if not judged:
-        sums = [] if granted.phase.statistics is None else ["class sums"]
-        several = ["several tasks"] if request.tasks else []
+        sums = [] if request.phase.statistics is None else ["class sums"]
+        several = ["several tasks"] if request.instruction.tasks else []
         judged = (*EXPERIMENT, *sums, "names", "rank", *several)
-    require(asked_of(granted), *judged)
-    return granted
+    require(asked_of(request), *judged)
+    return request
 
 
-def release(granted: Authorization, ask: UpdateRequest, train: Train) -> LocalUpdate:
+def release(granted: ClientRequest, ask: UpdateRequest, train: Train) -> LocalUpdate:
     """Return the update that the privacy mechanism makes of a training, charged before it leaves.
 
     Raises:
@@ -445,14 +444,14 @@ def release(granted: Authorization, ask: UpdateRequest, train: Train) -> LocalUp
         raise
 
 
-def asked_of(granted: Authorization, **known: Any) -> Asked:
+def asked_of(request: ClientRequest, **known: Any) -> Asked:
     """Return what is judged of a request, with what is ``known`` by now."""
     return Asked(
-        granted.runtime.experiment,
-        granted.client.policy,
-        simulated=granted.client.simulated,
-        request=granted.request,
-        tasks=granted.runtime.tasks,
-        statistics=granted.phase.statistics,
+        request.runtime.experiment,
+        request.client.policy,
+        simulated=request.client.simulated,
+        request=request.instruction,
+        tasks=request.runtime.tasks,
+        statistics=request.phase.statistics,
         **known,
     )

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from client.gate import Authorization, asked_of, require
+from client.gate import ClientRequest, asked_of, require
 from client.runtime import ClientRuntime, ClientTask
 from deal_core.atomic_write import atomic_write
 from deal_core.lora.state import State
@@ -47,7 +47,7 @@ CLEARLY = 0.2
 """Share of a new task's records that must be answered worse for the site to be against it."""
 
 
-def local_evaluation(granted: Authorization, masked: bool = False) -> Counts:
+def local_evaluation(granted: ClientRequest, masked: bool = False) -> Counts:
     """Return ``correct``, ``examples`` and, where the model scores all labels at once,
     ``correct_all`` on the client's test share of every task asked for; a real site notes in its
     ledger that they leave. ``masked``: nothing is seen of them but their sum over clients; whoever
@@ -56,7 +56,7 @@ def local_evaluation(granted: Authorization, masked: bool = False) -> Counts:
     Raises:
         Refusal: too few test records for a sum.
     """
-    client, runtime, instruction = granted.client, granted.runtime, granted.request
+    client, runtime, instruction = granted.client, granted.runtime, granted.instruction
     shares = {task: runtime.task(task, client.number) for task in instruction.tasks}
     if masked:
         fewest = min((len(share.test) for share in shares.values()), default=0)
@@ -188,13 +188,13 @@ def _scorer(
     return by_names_told(names, scores, space) if headless else scores
 
 
-def verdict(granted: Authorization) -> bool:
+def verdict(granted: ClientRequest) -> bool:
     """Return whether records that are held back are answered better without the heads of the state;
     the ``tasks`` of the request are those whose class means are new."""
-    path, stage = granted.client.kept / "verdicts.json", str(granted.request.stage)
+    path, stage = granted.client.kept / "verdicts.json", str(granted.instruction.stage)
     said: dict[str, bool] = json.loads(path.read_text()) if path.exists() else {}
     if stage not in said:
-        number, tasks = granted.client.number, granted.request.tasks
+        number, tasks = granted.client.number, granted.instruction.tasks
         said[stage] = _worse(granted.runtime, number, granted.state, tasks)
         atomic_write(path, json.dumps(said))
     return said[stage]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.gate import Authorization, asked_of, release, require
+from client.gate import ClientRequest, asked_of, release, require
 from client.runtime import ClientRuntime, ClientTask
 from client.state import RoundStore, TaskStore, sums_once
 from deal_core.data.public import public_texts, texts_digest
@@ -48,7 +48,7 @@ from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import CLASS_SUMS, EXAMPLES
 
 
-def local_update(granted: Authorization, sites: int = 0) -> LocalUpdate:
+def local_update(granted: ClientRequest, sites: int = 0) -> LocalUpdate:
     """Train the current adapter as the phase wants it, on the client's share of the task, or of all
     tasks that are to be learnt at once; as the privacy mechanism allows it.
 
@@ -62,7 +62,7 @@ def local_update(granted: Authorization, sites: int = 0) -> LocalUpdate:
     Raises:
         Refusal: the client has no data for it, or no budget.
     """
-    runtime, instruction, number = granted.runtime, granted.request, granted.client.number
+    runtime, instruction, number = granted.runtime, granted.instruction, granted.client.number
     data = runtime.task(instruction.task, number)
     joint_tasks = [own_share(runtime, number, task) for task in instruction.tasks]
     if granted.phase.statistics is not None:
@@ -86,7 +86,7 @@ def own_share(runtime: ClientRuntime, client: int, task: str) -> TaskDataset:
 class LocalTraining:
     """What a request is answered from."""
 
-    granted: Authorization
+    granted: ClientRequest
     data: ClientTask
     """The client's share of the task."""
     joint_tasks: Sequence[TaskDataset]
@@ -98,7 +98,7 @@ class LocalTraining:
     def request(self, sites: int) -> UpdateRequest:
         """Return what the privacy mechanism must know of the training; ``sites``: in the sum."""
         granted, statistics = self.granted, self.granted.phase.statistics
-        runtime, instruction, client = granted.runtime, granted.request, granted.client.number
+        runtime, instruction, client = granted.runtime, granted.instruction, granted.client.number
         together = list(zip(instruction.tasks, self.joint_tasks, strict=True))
         data, record_ids = self.data.train, self.data.record_ids
         if together:
@@ -136,7 +136,7 @@ class LocalTraining:
         """Return the update as it travels: trained factors, or the sums that the phase is made of;
         ``gradients`` says which data are read, and what is done to them."""
         granted, statistics, tasks = self.granted, self.granted.phase.statistics, self.joint_tasks
-        runtime, instruction = granted.runtime, granted.request
+        runtime, instruction = granted.runtime, granted.instruction
         if statistics is not None and statistics.exact is not None:
             own = tasks or [TaskDataset(self.data.labels, self.data.train)]
             return exact_sums(granted, statistics, own)
@@ -167,7 +167,7 @@ class LocalTraining:
         """What the client knows of the task, of earlier tasks, and of earlier rounds."""
         runtime, instruction, client = (
             self.granted.runtime,
-            self.granted.request,
+            self.granted.instruction,
             self.granted.client,
         )
         folder, protected = client.kept, runtime.mechanism.unit is not None
@@ -192,7 +192,7 @@ class LocalTraining:
 
     def _encoded(self, trained: frozenset[str]) -> WireArrays:
         """Pack the update; keep what a lossy format lost for the client's next round."""
-        instruction, before = self.granted.request, self.granted.state.current
+        instruction, before = self.granted.instruction, self.granted.state.current
         where = (instruction.stage, instruction.server_round)
         client, config = self.granted.client, self.granted.runtime.experiment
         dtype, lossy = config.wire.dtype, config.wire.dtype != EXACT
@@ -257,7 +257,7 @@ def worked_on(
 
 
 def class_sums(
-    granted: Authorization,
+    granted: ClientRequest,
     statistics: Statistics,
     gradients: NoisySum,
     tasks: Sequence[TaskDataset],
@@ -279,7 +279,7 @@ def class_sums(
     started, size = time.monotonic(), statistics.size(runtime.experiment.model)
     found: dict[str, NDArray[Any]] = {}
     records, first = [len(each.data) for each in tasks] or [len(gradients.data)], 0
-    for place, task in enumerate(granted.request.tasks or (granted.request.task,)):
+    for place, task in enumerate(granted.instruction.tasks or (granted.instruction.task,)):
         labels, data = runtime.labels(task), gradients.data[first : first + records[place]]
         runtime.rehearse_embeddings(task, statistics.layers)
         vectors, share = torch.zeros(0, size), runtime.task(task, client.number)
@@ -309,10 +309,10 @@ def _form(runtime: ClientRuntime, statistics: Statistics, labels: Sequence[str])
 
 
 def exact_sums(
-    granted: Authorization, statistics: Statistics, tasks: Sequence[TaskDataset]
+    granted: ClientRequest, statistics: Statistics, tasks: Sequence[TaskDataset]
 ) -> LocalUpdate:
     """Return sums of another kind over the client's records of every task that it is asked for."""
-    started, runtime, instruction = time.monotonic(), granted.runtime, granted.request
+    started, runtime, instruction = time.monotonic(), granted.runtime, granted.instruction
     assert statistics.exact is not None
     nothing = torch.zeros(0, statistics.size(runtime.experiment.model))
     found: dict[str, NDArray[Any]] = {}

@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from client.gate import Authorization
+from client.gate import ClientRequest
 from client.secure_legs import SecureStore, conditions, request_of
 from deal_core.config.experiment import at_server
 from deal_core.lora.arrays import to_arrays
@@ -50,7 +50,7 @@ class Maskable:
         name: of the request that the vector answers.
     """
 
-    granted: Authorization
+    granted: ClientRequest
     request: bytes
     layout: Layout
     place: str
@@ -83,7 +83,7 @@ class Maskable:
         return answered.reply
 
 
-def maskable_update(granted: Authorization, message: Message) -> Maskable:
+def maskable_update(granted: ClientRequest, message: Message) -> Maskable:
     """Return what a training request asks to be added to a sum, checked before anything is counted,
     trained or charged; ``message`` has the round's mask request.
 
@@ -92,7 +92,7 @@ def maskable_update(granted: Authorization, message: Message) -> Maskable:
         PayloadError: no request, not what the round's terms say, or the experiment has updates
             that are not summed as they are.
     """
-    runtime, instruction, state = granted.runtime, granted.request, granted.state
+    runtime, instruction, state = granted.runtime, granted.instruction, granted.state
     config, statistics = runtime.experiment, granted.phase.statistics
     basis = sum_terms(config, granted.client.asked.model.name, instruction, state)
     # Of one place in the run one update is masked: its round; of sums that a client gives once,
@@ -114,16 +114,16 @@ def maskable_update(granted: Authorization, message: Message) -> Maskable:
     return _maskable(granted, message, layout, place)
 
 
-def maskable_counts(granted: Authorization, message: Message) -> Maskable:
+def maskable_counts(granted: ClientRequest, message: Message) -> Maskable:
     """Return what an evaluation request asks to be added to a sum, as :func:`maskable_update`."""
-    config, instruction = granted.runtime.experiment, granted.request
+    config, instruction = granted.runtime.experiment, granted.instruction
     basis = sum_terms(config, granted.client.asked.model.name, instruction, granted.state)
     names = count_names(is_class_incremental(config))
     layout = counts_layout(names, len(instruction.tasks), config.federation.clients, basis)
     return _maskable(granted, message, layout, f"evaluate {instruction.stage}")
 
 
-def _maskable(granted: Authorization, message: Message, layout: Layout, place: str) -> Maskable:
+def _maskable(granted: ClientRequest, message: Message, layout: Layout, place: str) -> Maskable:
     # The conditions are from the settings that the vector is made with: earlier legs may have come
     # with others.
     client, request = granted.client, request_of(message)
@@ -141,7 +141,7 @@ def _maskable(granted: Authorization, message: Message, layout: Layout, place: s
 
 
 def summed_arrays(
-    granted: Authorization, update: LocalUpdate, layout: Layout
+    granted: ClientRequest, update: LocalUpdate, layout: Layout
 ) -> Mapping[str, NDArray[Any] | None]:
     """Return an array for each field of the layout, or that it is covered.
 

@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.egress import IN_THE_SUM, METRICS
-from client.gate import Authorization, authorize
+from client.gate import ClientRequest, authorize
 from client.identity import STATUS, Client, status_reply
 from client.local_evaluation import local_evaluation, verdict
 from client.local_training import local_update
@@ -99,10 +99,10 @@ def request_of(
     runtime: ClientRuntime,
     state: State,
     instruction: Instruction,
-) -> Authorization:
+) -> ClientRequest:
     """Return what is asked of a client, by name, before the gate has judged it."""
     name = request_name(message, instruction, client.run)
-    return Authorization(client, runtime, instruction, state, name)
+    return ClientRequest(client, runtime, instruction, state, name)
 
 
 def read_request(

@@ -16,7 +16,7 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from client.app import make_app
-from client.gate import Authorization, authorize
+from client.gate import ClientRequest, authorize
 from client.identity import Client
 from client.local_training import local_update
 from client.resident_worker import INSIDE
@@ -117,7 +117,7 @@ class RealSite:
         """What it makes of one request, without Flower."""
         client = self.client(experiment)
         runtime = runtime or ClientRuntime(client.experiment, whole=True)
-        asks = Authorization(client, runtime, instruction, state or start(experiment), "x")
+        asks = ClientRequest(client, runtime, instruction, state or start(experiment), "x")
         return local_update(authorize(asks), sites)
 
     def answer(

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from client.gate import Authorization
+from client.gate import ClientRequest
 from client.identity import Client
 from client.local_training import class_sums
 from client.runtime import ClientRuntime
@@ -119,6 +119,6 @@ def test_sums_of_no_record_need_the_memory_of_the_longest(small_machine, tmp_pat
     hidden = {"sample_rate": 1.0, "noise_multiplier": 1.0, "max_grad_norm": 1.0}
     nothing = NoisySum((), (), 3, **hidden, noise=SecureNoise())
     state = State(*[zero_adapter(runtime.shapes, 1)] * 2)
-    asked_for = Authorization(Client(0, tmp_path, runtime.experiment), runtime, asks, state)
+    asked_for = ClientRequest(Client(0, tmp_path, runtime.experiment), runtime, asks, state)
     with pytest.raises(OutOfMemory):
         class_sums(asked_for, statistics, nothing, ())

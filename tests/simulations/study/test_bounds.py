@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from client.gate import Authorization, authorize
+from client.gate import ClientRequest, authorize
 from client.identity import Client
 from client.local_training import local_update
 from client.runtime import ClientRuntime
@@ -88,7 +88,7 @@ def start_of_task(runtime: ClientRuntime) -> State:
 
 def update_of(runtime: ClientRuntime, number: int, folder: Path, begun: State):
     client = Client(number, folder, runtime.experiment)
-    return local_update(authorize(Authorization(client, runtime, ALL_AT_ONCE, begun)))
+    return local_update(authorize(ClientRequest(client, runtime, ALL_AT_ONCE, begun)))
 
 
 @pytest.mark.parametrize("schedule", ["joint", "joint-all-labels"])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from client.gate import Authorization, Refusal
+from client.gate import ClientRequest, Refusal
 from client.local_training import class_sums
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, load_for_clients
@@ -98,8 +98,8 @@ def finished(experiment: Experiment, keeping: bool = False) -> EvaluationAnswers
     task."""
     answers = EvaluationAnswers()
 
-    def kept(granted: Authorization, *rest: Any) -> Any:
-        if granted.request.task == TASKS[1]:
+    def kept(granted: ClientRequest, *rest: Any) -> Any:
+        if granted.instruction.task == TASKS[1]:
             raise Refusal("policy", "sums stay here")
         return class_sums(granted, *rest)
 
