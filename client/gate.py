@@ -3,7 +3,7 @@
 :data:`REFUSALS` has every reason to say no to an experiment or a request in one table: the reason
 for the site's log, the test, and the code that leaves. What needs no data is judged before they are
 read; what follows from a number of records, or from what the site has given before, when it is
-known (:func:`release`). The ledger is asked, and stays the last line of defence: what it cannot pay
+known. The ledger is asked, and stays the last line of defence: what it cannot pay
 is not charged, whoever asks. Only the protocol of secure sums says itself that a step is out of its
 order (``protocol``, ``unpinned``, ``masked``).
 """
@@ -11,7 +11,7 @@ order (``protocol``, ``unpinned``, ``masked``).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deal_core.config.method import OWN_MEMORY
@@ -28,14 +28,10 @@ from deal_core.privacy.policy import (
 )
 
 if TYPE_CHECKING:  # a process that answers for keys and masks loads no model
-    from client.identity import Client
-    from client.runtime import ClientRuntime
     from client.site_file import SiteData, SiteFile
     from deal_core.config.data import DataConfig
     from deal_core.config.experiment import Experiment
-    from deal_core.lora.state import State
-    from deal_core.methods import Phase, Statistics
-    from deal_core.privacy.interface import LocalUpdate, Train, UpdateRequest
+    from deal_core.methods import Statistics
     from deal_core.wire.instruction import Instruction
 
 LEAST_NOISE = 0.61
@@ -51,30 +47,6 @@ class Refusal(UserError):
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
         self.code = code
-
-
-@dataclass(frozen=True)
-class ClientRequest:
-    """One request as it was read: who answers, what is asked, and from which state."""
-
-    client: Client
-    runtime: ClientRuntime
-    """Model, method and tokenised data of this process."""
-    instruction: Instruction
-    state: State
-    """The server's, as it arrived."""
-    name: str = ""
-    """Of all that is asked: the same is answered with the same."""
-
-    @property
-    def phase(self) -> Phase:
-        """Of the method, in which the request is."""
-        return self.runtime.phase(self.request.phase)
-
-    @property
-    def masked(self) -> bool:
-        """Whether what an update gives leaves in a secure sum."""
-        return self.runtime.masked(self.request.phase)
 
 
 @dataclass(frozen=True)
@@ -414,44 +386,12 @@ def require(asked: Asked, *judged: str) -> None:
             raise Refusal(rule.code, rule.reason.format(**said))
 
 
-def authorize(request: ClientRequest, *judged: str) -> ClientRequest:
-    """Return a request, before data are read, once nothing speaks against it: for an update, or,
-    with what is ``judged`` of :data:`REFUSALS`, for counts of right answers or a verdict.
+def authorize(asked: Asked) -> None:
+    """Check, before data are read, that nothing speaks against a request for an update.
 
     Raises:
         Refusal: something does.
     """
-    if not judged:
-        sums = [] if request.phase.statistics is None else ["class sums"]
-        several = ["several tasks"] if request.instruction.tasks else []
-        judged = (*EXPERIMENT, *sums, "names", "rank", *several)
-    require(asked_of(request), *judged)
-    return request
-
-
-def release(granted: ClientRequest, ask: UpdateRequest, train: Train) -> LocalUpdate:
-    """Return the update that the privacy mechanism makes of a training, charged before it leaves.
-
-    Raises:
-        Refusal: too few records, no budget, or not what the run has planned.
-    """  # noqa: DOC501 (what the ledger says becomes a Refusal)
-    asked = asked_of(granted, records=len(ask.data))
-    require(asked, "records")
-    try:
-        return granted.runtime.mechanism.update(ask, granted.client.site, train)
-    except (BudgetSpent, OutsidePlan) as fault:
-        require(replace(asked, fault=fault), "release")
-        raise
-
-
-def asked_of(request: ClientRequest, **known: Any) -> Asked:
-    """Return what is judged of a request, with what is ``known`` by now."""
-    return Asked(
-        request.runtime.experiment,
-        request.client.policy,
-        simulated=request.client.simulated,
-        request=request.instruction,
-        tasks=request.runtime.tasks,
-        statistics=request.phase.statistics,
-        **known,
-    )
+    sums = [] if asked.statistics is None else ["class sums"]
+    several = ["several tasks"] if asked.request.tasks else []
+    require(asked, *EXPERIMENT, *sums, "names", "rank", *several)

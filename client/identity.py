@@ -32,7 +32,11 @@ from deal_core.secure_sum.messages import ProtocolError
 from deal_core.wire.records import BLAMES
 
 if TYPE_CHECKING:
+    from client.runtime import ClientRuntime
+    from deal_core.lora.state import State
+    from deal_core.methods import Phase
     from deal_core.privacy.interface import Site
+    from deal_core.wire.instruction import Instruction
 
 LOG = "log.jsonl"
 """The site's own log, in its state folder."""
@@ -122,6 +126,37 @@ class Client:
         another one is no answer to it."""
         said = "" if self.policy is None else self.policy.model_dump_json()
         return f"{request} {hashlib.sha256(said.encode()).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class ClientRequest:
+    """One request as it was read: who answers, what is asked, and from which state."""
+
+    client: Client
+    runtime: ClientRuntime
+    """Model, method and tokenised data of this process."""
+    instruction: Instruction
+    state: State
+    """The server's, as it arrived."""
+    name: str = ""
+    """Of all that is asked: the same is answered with the same."""
+
+    @property
+    def phase(self) -> Phase:
+        """Of the method, in which the request is."""
+        return self.runtime.phase(self.instruction.phase)
+
+    def asked(self, **known: Any) -> Asked:
+        """Return what the gate judges, with what is ``known`` by now."""
+        return Asked(
+            self.runtime.experiment,
+            self.client.policy,
+            simulated=self.client.simulated,
+            request=self.instruction,
+            tasks=self.runtime.tasks,
+            statistics=self.phase.statistics,
+            **known,
+        )
 
 
 def file_of(context: Context) -> SiteFile | None:

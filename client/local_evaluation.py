@@ -13,7 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from client.gate import ClientRequest, asked_of, require
+from client.gate import require
+from client.identity import ClientRequest
 from client.runtime import ClientRuntime, ClientTask
 from deal_core.atomic_write import atomic_write
 from deal_core.lora.state import State
@@ -60,7 +61,7 @@ def local_evaluation(granted: ClientRequest, masked: bool = False) -> Counts:
     shares = {task: runtime.task(task, client.number) for task in instruction.tasks}
     if masked:
         fewest = min((len(share.test) for share in shares.values()), default=0)
-        require(asked_of(granted, records=fewest), "test records")
+        require(granted.asked(records=fewest), "test records")
     all_labels = is_class_incremental(runtime.experiment)
     learnt = instruction.learnt if all_labels else None
     right = [

@@ -7,7 +7,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.gate import ClientRequest, asked_of, release, require
+from client.gate import require
+from client.identity import ClientRequest
 from client.runtime import ClientRuntime, ClientTask
 from client.state import RoundStore, TaskStore, sums_once
 from deal_core.data.public import public_texts, texts_digest
@@ -39,7 +40,7 @@ from deal_core.privacy.interface import (
     RecordId,
     UpdateRequest,
 )
-from deal_core.privacy.policy import Policy
+from deal_core.privacy.policy import BudgetSpent, OutsidePlan, Policy
 from deal_core.randomness import seeded
 from deal_core.training.loop import load_state, run_local_steps
 from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
@@ -60,8 +61,8 @@ def local_update(granted: ClientRequest, sites: int = 0) -> LocalUpdate:
         What may leave: the trained factors, or the sums that the phase is made of.
 
     Raises:
-        Refusal: the client has no data for it, or no budget.
-    """
+        Refusal: the client has no data for it, no budget, or it is not what the run has planned.
+    """  # noqa: DOC501 (what the ledger says becomes a Refusal)
     runtime, instruction, number = granted.runtime, granted.instruction, granted.client.number
     data = runtime.task(instruction.task, number)
     joint_tasks = [own_share(runtime, number, task) for task in instruction.tasks]
@@ -70,7 +71,14 @@ def local_update(granted: ClientRequest, sites: int = 0) -> LocalUpdate:
     elif runtime.experiment.stream.schedule == "joint-all-labels":
         joint_tasks = under_all_labels(joint_tasks)
     training = LocalTraining(granted, data, joint_tasks)
-    update = release(granted, training.request(sites), training.update)
+    ask = training.request(sites)
+    asked = granted.asked(records=len(ask.data))
+    require(asked, "records")
+    try:
+        update = runtime.mechanism.update(ask, granted.client.site, training.update)
+    except (BudgetSpent, OutsidePlan) as fault:
+        require(replace(asked, fault=fault), "release")
+        raise
     for write in training.unsaved:
         write()
     return update
@@ -294,7 +302,7 @@ def class_sums(
             continue
         form = _form(runtime, statistics, labels), gradients.shares
         sums, given = sums_once(Path(client.file.site.state) / "sums", task, form, add)
-        require(asked_of(granted, task=task, given=given, wanted=form), "given sums")
+        require(granted.asked(task=task, given=given, wanted=form), "given sums")
         found[name] = sums
     return _taken(found, started, num_examples=1.0)
 

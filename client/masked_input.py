@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import Message
 from numpy.typing import NDArray
 
-from client.gate import ClientRequest
+from client.identity import ClientRequest
 from client.secure_legs import SecureStore, conditions, request_of
 from deal_core.config.experiment import at_server
 from deal_core.lora.arrays import to_arrays

@@ -14,8 +14,8 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.egress import IN_THE_SUM, METRICS
-from client.gate import ClientRequest, authorize
-from client.identity import STATUS, Client, status_reply
+from client.gate import authorize, require
+from client.identity import STATUS, Client, ClientRequest, status_reply
 from client.local_evaluation import local_evaluation, verdict
 from client.local_training import local_update
 from client.masked_input import maskable_counts, maskable_update, summed_arrays
@@ -52,19 +52,20 @@ def evaluation_reply(message: Message, client: Client, runtime: ClientRuntime) -
     state, instruction = read_request(message, runtime, client.folder)
     if instruction.task:
         raise PayloadError("instruction: an evaluation is of no one task")
-    asked = request_of(message, client, runtime, state, instruction)
+    name, in_sum = request_name(message, instruction, client.run), counts_in_sum(runtime.experiment)
+    request = ClientRequest(client, runtime, instruction, state, name)
     if instruction.phase != LEARN:
-        worse = verdict(authorize(asked, "names", "verdict"))
-        return counts_reply(message, {WORSE: int(worse)})
+        require(request.asked(), "names", "verdict")
+        return counts_reply(message, {WORSE: int(verdict(request))})
     # Asked of every client, once, before a second stage. A site has a folder for each run.
     if instruction.stage < 0 and client.simulated:
         forget(client.kept)
-    if not counts_in_sum(runtime.experiment):
-        counts = local_evaluation(authorize(asked, "names", "counts"))
+    require(request.asked(), "names", "counts in a sum" if in_sum else "counts")
+    if not in_sum:
+        counts = local_evaluation(request)
         return counts_reply(message, {key: list(values) for key, values in counts.items()})
-    granted = authorize(asked, "names", "counts in a sum")
-    maskable = maskable_counts(granted, message)
-    counts = local_evaluation(granted, masked=True)
+    maskable = maskable_counts(request, message)
+    counts = local_evaluation(request, masked=True)
     arrays = {key: np.asarray(values, np.float64) for key, values in counts.items()}
     return secure_reply(message, maskable.masked(arrays))
 
@@ -78,8 +79,10 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
         Refusal, ProtocolError: by the client's own rules there is no update.
     """
     state, instruction = read_request(message, runtime, client.folder)
-    granted = authorize(request_of(message, client, runtime, state, instruction))
-    maskable = maskable_update(granted, message) if granted.masked else None
+    name, masks = request_name(message, instruction, client.run), runtime.masked(instruction.phase)
+    granted = ClientRequest(client, runtime, instruction, state, name)
+    authorize(granted.asked())
+    maskable = maskable_update(granted, message) if masks else None
     learn = partial(local_update, granted, maskable.sites if maskable is not None else 0)
     if client.simulated:
         update = learn()
@@ -91,18 +94,6 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
     if maskable is not None:
         masked = maskable.masked(summed_arrays(granted, update, maskable.layout))
     return update_reply(message, update, instruction, masked)
-
-
-def request_of(
-    message: Message,
-    client: Client,
-    runtime: ClientRuntime,
-    state: State,
-    instruction: Instruction,
-) -> ClientRequest:
-    """Return what is asked of a client, by name, before the gate has judged it."""
-    name = request_name(message, instruction, client.run)
-    return ClientRequest(client, runtime, instruction, state, name)
 
 
 def read_request(

@@ -16,8 +16,8 @@ import torch
 from flwr.app import Context, Message, RecordDict
 
 from client.app import make_app
-from client.gate import ClientRequest, authorize
-from client.identity import Client
+from client.gate import authorize
+from client.identity import Client, ClientRequest
 from client.local_training import local_update
 from client.resident_worker import INSIDE
 from client.runtime import ClientRuntime
@@ -117,8 +117,9 @@ class RealSite:
         """What it makes of one request, without Flower."""
         client = self.client(experiment)
         runtime = runtime or ClientRuntime(client.experiment, whole=True)
-        asks = ClientRequest(client, runtime, instruction, state or start(experiment), "x")
-        return local_update(authorize(asks), sites)
+        request = ClientRequest(client, runtime, instruction, state or start(experiment), "x")
+        authorize(request.asked())
+        return local_update(request, sites)
 
     def answer(
         self,

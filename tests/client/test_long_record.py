@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from client.gate import ClientRequest
-from client.identity import Client
+from client.identity import Client, ClientRequest
 from client.local_training import class_sums
 from client.runtime import ClientRuntime
 from deal_core.data import Example

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from client.gate import ClientRequest, authorize
-from client.identity import Client
+from client.gate import authorize
+from client.identity import Client, ClientRequest
 from client.local_training import local_update
 from client.runtime import ClientRuntime
 from deal_core.config.experiment import Experiment
@@ -88,7 +88,9 @@ def start_of_task(runtime: ClientRuntime) -> State:
 
 def update_of(runtime: ClientRuntime, number: int, folder: Path, begun: State):
     client = Client(number, folder, runtime.experiment)
-    return local_update(authorize(ClientRequest(client, runtime, ALL_AT_ONCE, begun)))
+    request = ClientRequest(client, runtime, ALL_AT_ONCE, begun)
+    authorize(request.asked())
+    return local_update(request)
 
 
 @pytest.mark.parametrize("schedule", ["joint", "joint-all-labels"])

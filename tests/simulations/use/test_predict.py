@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from client.gate import ClientRequest, Refusal
+from client.gate import Refusal
+from client.identity import ClientRequest
 from client.local_training import class_sums
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, load_for_clients
