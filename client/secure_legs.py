@@ -62,12 +62,7 @@ class SecureStore:
         return SiteState.from_bytes(path.read_bytes()) if path.exists() else None
 
     def announced(self) -> SiteState:
-        """Return what is kept of the run.
-
-        Raises:
-            PayloadError: nothing: the client has not announced itself, or has lost its state, and
-                sits the run out.
-        """
+        """Return what is kept of the run; a PayloadError where there is nothing: it sits it out."""
         state = self.state()
         if state is None:
             raise PayloadError("secure: nothing is kept of this run; this client sits it out")
@@ -101,11 +96,7 @@ class SecureStore:
         return known and not (self.folder / STATE).exists()
 
     def used(self) -> UsedUpdates:
-        """Return which updates are in a sum.
-
-        Raises:
-            ProtocolError: the record of them is lost.
-        """
+        """Return which updates are in a sum; a ProtocolError where the record is lost."""
         path = self.folder / USED
         if not path.exists():
             raise ProtocolError("the record of summed updates is lost; this site sits the run out")

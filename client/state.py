@@ -236,12 +236,7 @@ class RetainedMissing(Exception):
 
 
 def load_retained(folder: Path, digest: str) -> ArrayRecord:
-    """Return the retained adapter as the server last sent it, named by its digest: it changes once
-    a stage, and is sent once.
-
-    Raises:
-        RetainedMissing: there is none of that name, or it was damaged.
-    """
+    """Return the adapter that was sent last, by its digest, or raise RetainedMissing."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -176,12 +176,7 @@ def read_figures(
 
 
 def read_secure(message: Message) -> bytes:
-    """Return a site's reply of the protocol of secure sums.
-
-    Raises:
-        PayloadError: an error code, or no such reply.
-        ClientSkipped: the client takes no part.
-    """
+    """Return a site's reply of a secure sum, or raise a PayloadError, or ClientSkipped."""
     _require_ok(status(message), NO_PART | NO_COUNTS)
     reply = _fields(message.content.config_records, SECURE, {REPLY})[REPLY]
     if not isinstance(reply, bytes):
@@ -226,12 +221,7 @@ def read_counts(
 
 
 def read_verdict(message: Message) -> bool:
-    """Return what a client thinks of class means: whether answers are worse with them.
-
-    Raises:
-        PayloadError: an error code, or no bit.
-        ClientSkipped: the client keeps it to itself.
-    """
+    """Return whether a client's answers are worse with class means; or raise, as above."""
     content = _contents(message, NO_COUNTS, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
     worse = _fields(content.metric_records, "metrics", {WORSE})[WORSE]
@@ -241,11 +231,7 @@ def read_verdict(message: Message) -> bool:
 
 
 def status(message: Message) -> str:
-    """Return the code that a reply carries; empty when it carries none.
-
-    Raises:
-        PayloadError: it carries nothing at all.
-    """
+    """Return the code that a reply carries, or raise a PayloadError: it carries nothing."""
     if not message.has_content():
         raise PayloadError("an empty reply")
     if "status" not in message.content.config_records:
