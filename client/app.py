@@ -29,7 +29,6 @@ from client.identity import (
     client_of,
     file_of,
     log_fault,
-    log_fields,
     status_reply,
     write_log,
 )
@@ -135,7 +134,7 @@ def guarded(answer: Answer, needs_model: bool = False) -> Callable[[Message, Con
     """Answer a fault with a code; what ``needs_model`` is done where a site keeps one."""
 
     def handler(message: Message, context: Context) -> Message:
-        started, file, asked = time.monotonic(), None, log_fields(message)
+        started, file = time.monotonic(), None
         try:
             file = file_of(context)
             if needs_model and file is not None and worker.INSIDE not in context.node_config:
@@ -146,7 +145,7 @@ def guarded(answer: Answer, needs_model: bool = False) -> Callable[[Message, Con
                     reply = None
                 if reply is not None:
                     return reply
-            write_log(file, "arrived", **asked)
+            write_log(file, "arrived", message)
             client = client_of(context, file)
             reply = check_reply(answer(message, client), message, client.masked_only)
         except Exception as error:
@@ -155,7 +154,7 @@ def guarded(answer: Answer, needs_model: bool = False) -> Callable[[Message, Con
                 return status_reply(message, code, error.site.hex())
             return status_reply(message, code)
         ended, seconds = reply.content.config_records[STATUS]["code"], time.monotonic() - started
-        write_log(file, "answered", code=ended, seconds=seconds, **asked)
+        write_log(file, "answered", message, code=ended, seconds=seconds)
         return reply
 
     return handler

@@ -224,16 +224,22 @@ def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
     )
 
 
-def write_log(file: SiteFile | None, event: str, **fields: Any) -> None:
-    """Append one event to the site's own log, one JSON object a line, which is never sent; nothing
-    where the client is simulated. A log that cannot be written stops nothing: the line then goes
-    to the output of the process."""
+def write_log(
+    file: SiteFile | None, event: str, message: Message | None = None, **fields: Any
+) -> None:
+    """Append one event, about a request, to the site's own log, one JSON object a line, which is
+    never sent; nothing where the client is simulated. A log that cannot be written stops nothing:
+    the line then goes to the output of the process."""
     if file is None:
         return
-    folder, line = (
-        Path(file.site.state),
-        json.dumps({"event": event, "time": time.time(), **fields}),
-    )
+    if message is not None:
+        records = message.content.config_records if message.has_content() else {}
+        instruction: Mapping[str, Any] = records.get("instruction", {})
+        known = ("task", "stage", "phase", "server_round")
+        about = {key: str(instruction[key])[:100] for key in known if key in instruction}
+        fields |= {"asked": message.metadata.message_type, **about}
+    folder = Path(file.site.state)
+    line = json.dumps({"event": event, "time": time.time(), **fields})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / LOG).open("a", encoding="utf-8") as book:
@@ -256,21 +262,12 @@ def log_fault(message: Message, error: Exception, file: SiteFile | None, client:
         if not isinstance(error, OWN_RULES):
             told = "".join(traceback.format_exception(error))
             about = {"error": f"{type(error).__name__}: {error}", "traceback": told}
-        write_log(file, f"request_{code}", **about, **log_fields(message))
+        write_log(file, f"request_{code}", message, **about)
     elif code in ("failed", "refused"):
         log.error("request answered with '%s'", code, exc_info=error)
     else:
         log.info("client %s takes no part (%s): %s", client, code, error)
     return code
-
-
-def log_fields(message: Message) -> dict[str, Any]:
-    """Return what a request is about, for the site's log."""
-    records = message.content.config_records if message.has_content() else {}
-    instruction: Mapping[str, Any] = records.get("instruction", {})
-    known = ("task", "stage", "phase", "server_round")
-    about = {key: str(instruction[key])[:100] for key in known if key in instruction}
-    return {"asked": message.metadata.message_type, **about}
 
 
 def status_reply(message: Message, code: str, blamed: str = "") -> Message:
