@@ -25,8 +25,9 @@ from deal_core.wire.records import EXAMPLES, count_names
 from deal_core.wire.secure_layout import counts_layout
 from server import wire
 from server.clients import Clients, Reply, Sent, instruction_of
-from server.measures import EVERYBODY, RIGHT_ALL, Counts, History, pooled
+from server.measures import EVERYBODY, RIGHT_ALL, pooled
 from server.plan import Step
+from server.results import Counts, History
 from server.secure_aggregation import SecureAggregation, Sums
 
 ROWS_CAP = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import subprocess
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from pydantic import BaseModel, ConfigDict
 
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
@@ -24,6 +23,8 @@ from server.results import (
     Accuracy,
     ClassIncremental,
     ClientResult,
+    Counts,
+    History,
     Privacy,
     Results,
     Spending,
@@ -33,48 +34,12 @@ from server.results import (
 
 RIGHT, EXAMPLES, RIGHT_ALL = 0, 1, 2
 """Places in the counts of a task."""
-Counts = list[list[int | float]]
-"""``[correct, examples]`` per task, or ``[correct, examples, correct_all]``."""
 Evaluated = Mapping[str, Counts]
 """Client to its counts."""
 EVERYBODY = "sum"
 """In the place of a client: the counts are those of all of them together."""
 ROOT = Path(__file__).resolve().parents[1]
 """The checkout, where the package was not installed from a wheel or sent by Flower."""
-
-
-class History(BaseModel):
-    """What has been measured so far."""
-
-    model_config = ConfigDict(frozen=True)
-
-    evaluations: tuple[dict[str, Counts], ...] = ()
-    """Zero-shot first; an empty one: its counts are not known."""
-    bytes_up: tuple[float, ...] = ()
-    """One number a round, as ``bytes_down`` and ``aggregation_error``."""
-    bytes_down: tuple[float, ...] = ()
-    evaluation_bytes_down: tuple[float, ...] = ()
-    """One number for each evaluation."""
-    aggregation_error: tuple[float | None, ...] = ()
-    seconds: dict[str, float] = {}
-    """Per phase (``train``, ``evaluate``), over all starts of the run."""
-    peak_rss_bytes: int = 0
-    """Largest over the starts."""
-    distrusted: tuple[str, ...] = ()
-    """Clients that a robust rule left out when it last had an update of theirs."""
-    spent: dict[str, Spending] = {}
-    """Client to what its privacy has cost, all rounds and tasks together."""
-
-    def judged(self, clients: Collection[str], excluded: Collection[str]) -> History:
-        """Replace what is known of the clients of a round by its verdict."""
-        distrusted = (set(self.distrusted) - set(clients)) | set(excluded)
-        return self.model_copy(update={"distrusted": tuple(sorted(distrusted))})
-
-    def appended(self, phase: str, seconds: float, **figures: float | None) -> History:
-        """Append one round's, or one evaluation's, figures, and the time that it took."""
-        total = {**self.seconds, phase: self.seconds.get(phase, 0.0) + seconds}
-        lists = {name: (*getattr(self, name), value) for name, value in figures.items()}
-        return self.model_copy(update={"seconds": total, **lists})
 
 
 def pooled(evaluation: Evaluated, tasks: Sequence[str], right: int = RIGHT) -> dict[str, float]:

@@ -1,11 +1,11 @@
-"""The results file of a run, and what clients say that privacy has cost; without torch, for
-programs that only read them."""
+"""What a run has measured so far, its results file, and what clients say that privacy has cost;
+without torch, for programs that only read them."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from statistics import fmean
@@ -46,6 +46,44 @@ def spending_in(figures: Mapping[str, Any]) -> Spending | None:
     if not {"epsilon", "delta"} & figures.keys():
         return None
     return Spending.model_validate(figures)
+
+
+Counts = list[list[int | float]]
+"""``[correct, examples]`` per task, or ``[correct, examples, correct_all]``."""
+
+
+class History(BaseModel):
+    """What has been measured so far."""
+
+    model_config = ConfigDict(frozen=True)
+
+    evaluations: tuple[dict[str, Counts], ...] = ()
+    """Zero-shot first; an empty one: its counts are not known."""
+    bytes_up: tuple[float, ...] = ()
+    """One number a round, as ``bytes_down`` and ``aggregation_error``."""
+    bytes_down: tuple[float, ...] = ()
+    evaluation_bytes_down: tuple[float, ...] = ()
+    """One number for each evaluation."""
+    aggregation_error: tuple[float | None, ...] = ()
+    seconds: dict[str, float] = {}
+    """Per phase (``train``, ``evaluate``), over all starts of the run."""
+    peak_rss_bytes: int = 0
+    """Largest over the starts."""
+    distrusted: tuple[str, ...] = ()
+    """Clients that a robust rule left out when it last had an update of theirs."""
+    spent: dict[str, Spending] = {}
+    """Client to what its privacy has cost, all rounds and tasks together."""
+
+    def judged(self, clients: Collection[str], excluded: Collection[str]) -> History:
+        """Replace what is known of the clients of a round by its verdict."""
+        distrusted = (set(self.distrusted) - set(clients)) | set(excluded)
+        return self.model_copy(update={"distrusted": tuple(sorted(distrusted))})
+
+    def appended(self, phase: str, seconds: float, **figures: float | None) -> History:
+        """Append one round's, or one evaluation's, figures, and the time that it took."""
+        total = {**self.seconds, phase: self.seconds.get(phase, 0.0) + seconds}
+        lists = {name: (*getattr(self, name), value) for name, value in figures.items()}
+        return self.model_copy(update={"seconds": total, **lists})
 
 
 EARLIER = ", and whatever the client's ledger held before"

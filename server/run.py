@@ -39,9 +39,9 @@ from server.folder import (
     previous_checkpoint,
     tracked,
 )
-from server.measures import History, make_results, peak_rss_bytes
+from server.measures import make_results, peak_rss_bytes
 from server.plan import make_plan
-from server.results import Results, write_results
+from server.results import History, Results, write_results
 from server.strategy import DealStrategy, start_state
 
 VERSION = 7

@@ -37,8 +37,9 @@ from server import wire
 from server.class_sums import ClassSums, PublicLabels, clients_to_ask, tasks_to_sum
 from server.clients import Clients, instruction_of
 from server.evaluation import Evaluation, MaskedEvaluation, found_worse, without_zeros
-from server.measures import History, pooled
+from server.measures import pooled
 from server.plan import Plan, Step, schedule
+from server.results import History
 from server.secure_aggregation import SecureAggregation
 from server.summation import MaskedUpdates, Summation, Updates
 

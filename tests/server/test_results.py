@@ -9,7 +9,6 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from server.measures import (
     EVERYBODY,
-    History,
     clients_that_spend,
     commit,
     make_results,
@@ -19,6 +18,7 @@ from server.results import (
     EARLIER,
     MORE_TRUST,
     VOID,
+    History,
     Privacy,
     read_results,
     rounded_up,

@@ -7,9 +7,9 @@ import pytest
 from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from server.measures import EVERYBODY, History, make_results
+from server.measures import EVERYBODY, make_results
 from server.plan import make_plan
-from server.results import Results
+from server.results import History, Results
 from simulations.study.outcome import outcome, pooled_own, together
 
 Counts = dict[str, list[list[int]]]
