@@ -375,21 +375,6 @@ class Clients:
         """Note whether a client's policy refuses the experiment."""
         (self.refusing.add if refuses else self.refusing.discard)(client)
 
-    def require_participants(self, learners: frozenset[str], step: Step) -> None:
-        """Check that the policy of some client allows what the experiment asks: where none of the
-        ``learners``, all that train in the run, does, every round would end so.
-
-        Raises:
-            UserError: all refuse.
-        """
-        if learners and learners <= self.refusing:
-            raise UserError(
-                f"{step.kind} {step.server_round} of stage {step.stage}: all clients that train "
-                f"({len(learners)}) refuse the experiment by their policy; deal site check "
-                "--experiment FILE tells each why; the checkpoint before it stands, continue with "
-                "--resume"
-            )
-
     def record_fault(
         self, client: str, step: Step, fault: Exception, spent: Spending | None = None
     ) -> None:

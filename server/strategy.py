@@ -22,6 +22,7 @@ from flwr.serverapp.strategy import Strategy
 
 from deal_core.aggregation import AggregationFailed, make_rule, require_finite
 from deal_core.config.experiment import Experiment, counts_in_sum
+from deal_core.errors import UserError
 from deal_core.lora.adapter import Shapes, is_nonzero, zero_adapter
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.kinds import kind_of, rule_of
@@ -253,8 +254,20 @@ class DealStrategy(Strategy):
         self.history = history.appended("evaluate", seconds, **figures)
 
     def _require_participants(self, step: Step) -> None:
-        if self._statistics(step) is None:
-            self.clients.require_participants(self.plan.learners, step)
+        """Check that the policy of some client allows what the experiment asks: where none of those
+        that train in the run does, every round would end so.
+
+        Raises:
+            UserError: all refuse.
+        """
+        learners = self.plan.learners
+        if self._statistics(step) is None and learners and learners <= self.clients.refusing:
+            raise UserError(
+                f"{step.kind} {step.server_round} of stage {step.stage}: all clients that train "
+                f"({len(learners)}) refuse the experiment by their policy; deal site check "
+                "--experiment FILE tells each why; the checkpoint before it stands, continue with "
+                "--resume"
+            )
 
     def _statistics(self, step: Step) -> Statistics | None:
         return self._phases[step.phase].statistics
