@@ -273,12 +273,7 @@ def class_sums(
     """Return class sums over the client's records of every task that it is asked about, with its
     share of the noise. A site without a mechanism gives what it gave before (:func:`sums_once`).
 
-    Args:
-        granted: what is asked.
-        statistics: what is added up.
-        gradients: adds it up, and says which records may be read.
-        tasks: of several tasks the records, which are those of ``gradients`` in this order; none:
-            there is one.
+    ``tasks``: of several the records, which are those of ``gradients`` in this order.
 
     Raises:
         Refusal: it gave another form of them before, or with less noise.

@@ -40,21 +40,16 @@ from deal_core.wire.secure_layout import (
 
 @dataclass(frozen=True)
 class Maskable:
-    """A vector that a client has been asked to add to a sum, and that it may mask.
-
-    Attributes:
-        granted: who answers, and what.
-        request: of the round, for a mask.
-        layout: of the vector.
-        place: in the run; of one place one vector is masked.
-        name: of the request that the vector answers.
-    """
+    """A vector that a client has been asked to add to a sum, and that it may mask."""
 
     granted: ClientRequest
     request: bytes
+    """Of the round, for a mask."""
     layout: Layout
     place: str
+    """In the run; of one place one vector is masked."""
     name: str
+    """Of the request that the vector answers."""
 
     @property
     def sites(self) -> int:

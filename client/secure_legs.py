@@ -218,13 +218,8 @@ def _pins(client: Client) -> Pins | None:
 
 
 def cure(name: str, shown: str, peers: Mapping[str, str]) -> str:
-    """Return what to do about a site that is not pinned.
-
-    Args:
-        name: what the server calls it; somebody else's word.
-        shown: fingerprint of the key that it signs with.
-        peers: name to fingerprint, of ``site.toml``.
-    """
+    """Return what to do about a site that is not pinned: its ``name``, the server's word, the
+    fingerprint ``shown``, and the ``peers`` of ``site.toml``."""
     name = name if NAME.fullmatch(name) else "?"
     if name in peers:
         return (

@@ -209,14 +209,8 @@ def sums_once(
     keeps what it gave first, noise included, and gives the same again in every later run, whatever
     has become of its data. Sums in other directions, or of another model, would be a second
     release: the gate lets none leave.
-
-    Args:
-        folder: of the site's state, in which they lie.
-        task: its name.
-        form: all that decides how records are added up, but the records; and of how many equal
-            shares the noise is one.
-        make: adds them up.
-    """
+    ``form``: all that decides how records are added up, but the records; and of how many equal
+    shares the noise is one."""
     path = folder / f"{hashlib.sha256(task.encode()).hexdigest()[:32]}.npz"
     if path.exists():
         kept: dict[str, NDArray[Any]] = dict(np.load(path, allow_pickle=False))
@@ -269,10 +263,6 @@ def store_adapter(run: Path, message: Message) -> None:
     """Keep the adapter of a finished run, in which the site has worked; it takes the place of an
     earlier one of the run. Written beside, then renamed; the digest comes last, so that half a
     folder has none.
-
-    Args:
-        run: folder of the run.
-        message: has its files.
 
     Raises:
         PayloadError: the site has not worked in the run, or the files are not what is expected.

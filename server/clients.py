@@ -113,20 +113,15 @@ def collect(
 
 @dataclass(frozen=True)
 class Roster:
-    """The clients of a run.
-
-    Attributes:
-        clients: names of all, in their order.
-        connected: asks who is connected now; client name to node id.
-        patience: seconds that a round waits for clients that are not.
-        keys: asks for the public keys with which sites have signed in; client name to PEM. A
-            simulated client has none.
-    """
+    """The clients of a run."""
 
     clients: tuple[str, ...]
     connected: Callable[[], Mapping[str, int]]
+    """Asks who is connected now; client name to node id."""
     patience: float = 0.0
+    """Seconds that a round waits for clients that are not; sites alone have some."""
     keys: Callable[[], Mapping[str, bytes]] = dict
+    """Asks for the public keys with which sites have signed in; client name to PEM."""
 
     def present(self, wanted: set[str], least: float) -> dict[str, int]:
         """Return who of ``wanted`` is connected; waits, within its patience, for ``least`` of
@@ -262,22 +257,16 @@ class Sent:
 
 @dataclass(frozen=True)
 class Clients:
-    """Requests to the clients of a run and their replies.
-
-    Attributes:
-        roster: the clients of the run.
-        holding: client name to the digest of the retained adapter that it has, as far as this
-            process knows: who is not in it is sent the adapter.
-        refusing: clients whose policy refused the experiment when they were asked last, as far as
-            this process knows.
-    """
+    """Requests to the clients of a run and their replies."""
 
     grid: Grid
     experiment: Experiment
     roster: Roster
     events: EventLog
     holding: dict[str, str] = field(default_factory=dict)
+    """Client to the digest of the retained adapter that it has; who is not in it is sent it."""
     refusing: set[str] = field(default_factory=set)
+    """Clients whose policy refused the experiment when they were asked last."""
 
     def ask(
         self,

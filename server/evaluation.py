@@ -40,29 +40,22 @@ NO_TASK = ""
 
 @dataclass
 class Evaluation:
-    """One evaluation of the model that a step ends with.
-
-    Attributes:
-        clients: of the run.
-        step: whose model it is.
-        tasks: of the stream, in its order.
-        learnt: those that some client has worked on when the stage of the step has ended.
-        counts: what clients have reported so far.
-        withheld: clients that keep theirs to themselves.
-        again: clients that were reached and have reported nothing.
-        started: when it was.
-        sent: the requests; None where it was lost before it began.
-    """
+    """One evaluation of the model that a step ends with."""
 
     clients: Clients
     step: Step
     tasks: tuple[str, ...]
+    """Of the stream, in its order."""
     learnt: tuple[str, ...]
+    """Those that some client has worked on when the stage of the step has ended."""
     counts: dict[str, Counts] = field(default_factory=dict)
     withheld: set[str] = field(default_factory=set)
+    """Clients that keep theirs to themselves."""
     again: list[str] = field(default_factory=list)
+    """Clients that were reached and have reported nothing."""
     started: float = field(default_factory=time.monotonic)
     sent: Sent | None = None
+    """The requests; None where it was lost before it began."""
 
     def __post_init__(self) -> None:
         self._names = count_names(is_class_incremental(self.clients.experiment))
@@ -176,11 +169,7 @@ class MaskedEvaluation(Evaluation):
             self.secure.note_blame(self.step, self._held, client, reply.message, NO_TASK)
 
     def finish(self, history: History) -> History:
-        """Return the history with the sum over clients.
-
-        Raises:
-            UserError: two sites are one.
-        """
+        """Return the history with the sum over clients."""
         counts: dict[str, Counts] = {}
         if self.sent is not None:
             with self.clients.may_be_lost("evaluation_lost", self.step):
@@ -211,12 +200,7 @@ def cut(
     """Return counts in which no client claims more rows than can be trusted, and which were cut, in
     which tasks: of each task to as many rows as the client reported ``first``, and, where three
     clients or more have some, to ``ROWS_CAP`` medians of the others'. The client's own accuracy
-    stays; one large site among small ones counts as ``ROWS_CAP`` of them.
-
-    Args:
-        counts: of one evaluation, by client.
-        first: client to its test rows of each task, as first reported; missing: none yet.
-    """
+    stays; one large site among small ones counts as ``ROWS_CAP`` of them."""
     kept: dict[str, Counts] = {}
     found: dict[str, list[int]] = {}
     for name, rows in counts.items():

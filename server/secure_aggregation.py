@@ -121,20 +121,16 @@ Add = Callable[[ServerRound, bytes, bytes], ServerRound]
 
 @dataclass(frozen=True)
 class SecureAggregation:
-    """The secure sums of a run, in SecAgg's stages.
-
-    Attributes:
-        clients: of the run.
-        folder: of the run; its name is that of the run, as sites know it.
-        idle: task to the clients that take no part in it, by their own rules: they are not counted
-            on again, for whoever prepares and sends nothing brings the sum closer to its threshold.
-        accusers: site to the clients that have refused its part of a round.
-    """
+    """The secure sums of a run, in SecAgg's stages."""
 
     clients: Clients
     folder: Path
+    """Of the run; its name is that of the run, as sites know it."""
     idle: dict[str, set[str]] = field(default_factory=dict)
+    """Task to the clients that take no part in it, by their own rules: they are not counted on
+    again, for whoever prepares and sends nothing brings the sum closer to its threshold."""
     accusers: dict[bytes, set[str]] = field(default_factory=dict)
+    """Site to the clients that have refused its part of a round."""
 
     @cached_property
     def keys(self) -> ChannelKeys:
