@@ -3,9 +3,9 @@
 :data:`REFUSALS` has every reason to say no to an experiment or a request in one table: the reason
 for the site's log, the test, and the code that leaves. What needs no data is judged before they are
 read; what follows from a number of records, or from what the site has given before, when it is
-known. The ledger is asked, and stays the last line of defence: what it cannot pay
-is not charged, whoever asks. Only the protocol of secure sums says itself that a step is out of its
-order (``protocol``, ``unpinned``, ``masked``).
+known. The ledger is asked, and stays the last line of defence: what it cannot pay is not charged,
+whoever asks. Only the protocol of secure sums says itself that a step is out of its order
+(``protocol``, ``unpinned``, ``masked``).
 """
 
 from __future__ import annotations
