@@ -117,7 +117,7 @@ def test_sums_of_no_record_need_the_memory_of_the_longest(small_machine, tmp_pat
     asks = Instruction(task="laboratory", stage=0, server_round=1, rank=1, retained_rank=1)
     hidden = {"sample_rate": 1.0, "noise_multiplier": 1.0, "max_grad_norm": 1.0}
     nothing = NoisySum((), (), 3, **hidden, noise=SecureNoise())
-    state = State(*[zero_adapter(runtime.shapes, 1)] * 2)
+    state = State(*[zero_adapter({"layer": (4, 4)}, 1)] * 2)
     asked_for = ClientRequest(Client(0, tmp_path, runtime.experiment), runtime, asks, state)
     with pytest.raises(OutOfMemory):
         class_sums(asked_for, statistics, nothing, ())
