@@ -19,7 +19,6 @@ from deal_core.data import Example, load_for_clients, open_source
 from deal_core.data.files import FilesSource
 from deal_core.data.source import Sides, each_by_itself, split_off, split_off_each
 from deal_core.errors import UserError
-from deal_core.protection import check_records_protected
 
 EXAMPLES = tuple(
     Example(f"text {number}", label)
@@ -146,25 +145,3 @@ def test_under_a_mechanism_for_records_limits_take_about_so_many(make_experiment
     assert len(plain.train) < len(whole.train)
     assert set(private.train) < set(whole.train)
     assert private.test == plain.test
-
-
-def test_test_records_are_taken_each_by_itself_where_their_counts_leave_with_noise(make_experiment):
-    given = ("data.max_train=40", "data.max_test=100", "privacy.mechanism=record")
-    whole = load_for_clients(
-        make_experiment("data.max_train=40", "data.max_test=0"), "surgery"
-    ).test
-    clear = load_for_clients(make_experiment(*given), "surgery").test
-    noised = load_for_clients(make_experiment(*given, "privacy.metrics=noised"), "surgery").test
-    assert len(clear) == 100
-    assert noised == each_by_itself(whole, "surgery", 100 / len(whole))
-    assert set(noised) < set(whole)
-
-
-def test_a_limit_of_test_rows_does_not_go_with_noised_counts_of_groups(make_experiment):
-    """Which rows it takes would depend on how many a group has."""
-    groups = (*("privacy.mechanism=record", 'privacy.unit_column="patient"'), "data.max_train=0")
-    noised = "privacy.metrics=noised"
-    with pytest.raises(UserError, match=r"data\.max_test takes depends on how many a group has"):
-        check_records_protected(make_experiment(*groups, noised, "data.max_test=20"))
-    check_records_protected(make_experiment(*groups, noised, "data.max_test=0"))
-    check_records_protected(make_experiment(*groups, "data.max_test=20"))
