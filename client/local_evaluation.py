@@ -12,14 +12,16 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import fsum
 
 from client.gate import require
 from client.identity import ClientRequest
 from client.runtime import ClientRuntime, ClientTask
 from deal_core.atomic_write import atomic_write
+from deal_core.lora.adapter import fingerprint
 from deal_core.lora.state import State
 from deal_core.methods import is_class_incremental
-from deal_core.models import Encoded, GeneratingModel, has_label_logits
+from deal_core.models import GeneratingModel, has_label_logits
 from deal_core.privacy.events import CLEAR_COUNTS, unprotected_event
 from deal_core.training.batching import Cache
 from deal_core.training.evaluation import (
@@ -31,9 +33,9 @@ from deal_core.training.evaluation import (
     by_names_told,
     count_both,
     count_correct,
-    count_texts,
     finite_scores,
     route,
+    text_shares,
 )
 from deal_core.training.loop import load_state
 from deal_core.training.text_overlap import TEXT_MEASURES, TextMeasure
@@ -118,53 +120,49 @@ def _routed(
 ) -> tuple[float, float]:
     """Return right answers where each task has a component: told, by its own; not told, by that of
     the task, of those ``learnt``, which the router takes a text for, under that task's prompt (0
-    where the task itself is not learnt)."""
+    where the task itself is not learnt). Told, a task is not asked again until its own component
+    changes."""
     model, experiment, statistics = runtime.model, runtime.experiment, runtime.statistics
     assert isinstance(model, GeneratingModel)
     assert statistics is not None
     measure = SAME if share.labels else TEXT_MEASURES[experiment.data.measure(task)]
+    weight, vectors = statistics.names_weight(False), runtime.vectors(share, "test", statistics)
+    right = [(share.labels[each.target],) if share.labels else each.right for each in share.test]
 
-    def right(item: Encoded) -> tuple[str, ...]:
-        return (share.labels[item.target],) if share.labels else item.right
-
-    def told(places: Sequence[int]) -> float:
-        load_state(model, state.view(state.place_of(task)))
-        test = [share.test[place] for place in places]
-        if not share.labels:
-            return count_correct(model, test, (), measure)
-        space, part = answer_space(task, share.labels, {}), replace(share, test=test, cache=Cache())
-        score = _scorer(runtime, task, part, state, space, None)
-        return count_both(score, test, space)[0]
-
-    def taken_for(other: str, places: Sequence[int]) -> float:
+    def answered(other: str, places: Sequence[int]) -> list[float]:
         load_state(model, state.view(state.place_of(other)))
         labels, items = runtime.labels(other), [share.test[place] for place in places]
         prompts = model.asked(items, labels, runtime.instruction(other))
-        asked = [replace(p, right=right(i)) for p, i in zip(prompts, items, strict=True)]
-        if not labels:
-            return count_texts(lambda batch: model.write([asked[k] for k in batch]), asked, measure)
-        names = by_name(model, asked, labels)
-        space, weight = answer_space(other, labels, {}), statistics.names_weight(False)
-        score = by_heads(vectors[list(places)], space, heads, names, weight)
+        asked = [replace(p, right=right[n]) for p, n in zip(prompts, places, strict=True)]
+        heads = {other: state.heads[other]} if other in state.heads else {}
+        score = by_name(model, asked, labels)
+        if labels and heads:
+            space = answer_space(other, labels, {})
+            score = by_heads(vectors[list(places)], space, heads, score, weight)
 
-        def best(batch: Sequence[int]) -> list[str]:
+        def answer(batch: Sequence[int]) -> list[str]:
+            if not labels:
+                return model.write([asked[k] for k in batch])
             return [labels[place] for place in finite_scores(score, batch).argmax(1).tolist()]
 
-        return count_texts(best, asked, measure)
+        return text_shares(answer, asked, measure)
 
+    parts = state.view(state.place_of(task)).parts()
+    changing = [each for each in parts if any(f.B.any() for f in each.layers.values())]
+    basis = [fingerprint(each) for each in changing], task in state.heads
+    everything = range(len(share.test))
+    told = share.cache.get_or_compute("told", basis, lambda: answered(task, everything))
     heads = {name: state.heads[name] for name in learnt if name in state.heads}
-    everything = list(range(len(share.test)))
     if task not in heads:
-        return told(everything), 0.0
-    vectors = runtime.vectors(share, "test", statistics)
-    routes = route(vectors, heads)
-    groups: dict[str, list[int]] = {}
-    for place, other in enumerate(routes):
-        groups.setdefault(other, []).append(place)
-    own = told(mine) if (mine := groups.pop(task, [])) else 0.0
-    lost = [place for places in groups.values() for place in places]
-    elsewhere = sum(taken_for(other, places) for other, places in groups.items())
-    return own + (told(lost) if lost else 0.0), own + elsewhere
+        return fsum(told), 0.0
+    found, elsewhere = list(told), dict[str, list[int]]()
+    for place, other in enumerate(route(vectors, heads)):
+        if other != task:
+            elsewhere.setdefault(other, []).append(place)
+    for other, places in elsewhere.items():
+        for place, part in zip(places, answered(other, places), strict=True):
+            found[place] = part
+    return fsum(told), fsum(found)
 
 
 def _scorer(

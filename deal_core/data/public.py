@@ -9,9 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from deal_core.config.data import DataConfig
-from deal_core.data.embedded import asset_folder, by_hash
+from deal_core.data.embedded import asset_folder
 from deal_core.data.rows import Columns, to_text
 from deal_core.data.tables import READERS, read_lines, read_table
+from deal_core.data.written import by_hash
 from deal_core.errors import UserError, at_home
 
 KEY = "data.public_path"

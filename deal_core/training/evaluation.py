@@ -87,19 +87,19 @@ def count_correct(
     """Return how many examples the model answers rightly, among ``labels``; where there are none,
     the sum of the ``measure`` over what it writes."""
     if isinstance(model, GeneratingModel) and not labels:
-        return count_texts(lambda batch: model.write([data[i] for i in batch]), data, measure)
+        return fsum(text_shares(lambda batch: model.write([data[i] for i in batch]), data, measure))
     return count_both(by_name(model, data, labels), data, answer_space("", labels, {}))[0]
 
 
-def count_texts(
+def text_shares(
     answer: Callable[[Sequence[int]], Sequence[str]], data: Sequence[Encoded], measure: TextMeasure
-) -> float:
-    """Return the sum of the ``measure`` over what is answered to positions in the data."""
-    return fsum(
-        measure.share(text, data[i].right)
-        for batch in evaluation_batches(data)
-        for i, text in zip(batch, answer(batch), strict=True)
-    )
+) -> list[float]:
+    """Return the ``measure`` of what is answered to positions in the data, for each of these."""
+    shares = [0.0] * len(data)
+    for batch in evaluation_batches(data):
+        for place, text in zip(batch, answer(batch), strict=True):
+            shares[place] = measure.share(text, data[place].right)
+    return shares
 
 
 def by_name(model: LanguageModel, data: Sequence[Encoded], labels: Sequence[str]) -> Scorer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +29,7 @@ def print_report(console: Console, folder: Path) -> None:
     results = read_results(folder)
     if results.accuracy_matrix:
         console.print(task_table(results), width=min(NARROW, console.width))
-    lines = [*measures(results), ("results", str(RunFolder(folder).results))]
+    lines = [*measures(results), ("results", str(RunFolder(folder).results)), *outcome(results)]
     for name, value in lines:
         print_line(console, f"{name:<20}{value}")
 
@@ -69,6 +70,21 @@ def measures(results: Results) -> list[tuple[str, str]]:
         ("versions", ", ".join(f"{name} {v}" for name, v in results.versions.items())),
     ]
     return [row for row in rows if row[1]]
+
+
+def outcome(results: Results) -> list[tuple[str, str]]:
+    """Return what was learnt and what was forgotten, for who reads nothing else; nothing where
+    counts are missing."""
+    matrix, backward = results.accuracy_matrix, results.backward_transfer
+    if backward is None or results.mean_zero_shot is None or len(results.tasks) < 2:
+        return []
+    _, learnt = spans(results.tasks, [list(stage.work) for stage in results.stages])
+    then = fmean(matrix[learnt[j]][j] for j in range(len(results.tasks)))
+    before, now = 100 * results.mean_zero_shot, 100 * fmean(matrix[-1])
+    return [
+        ("learnt", f"{100 * then:.1f} % right when a task was just learnt; {before:.1f} % before"),
+        ("forgotten", f"{max(0.0, 100 * then - now):.1f} of these points by the end of the run"),
+    ]
 
 
 def _written(results: Results, measure: str) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
+from deal_core.config.experiment import ModelConfig
 from deal_core.privacy.ledger import Ledger
 from simulations import api
 
@@ -47,6 +48,15 @@ EMBEDDED = {"data.public_path": ""}
 """The project's own public texts."""
 WORDS = ["heart", "lung", "bone", "drug", "nerve", "blood", "virus", "child", "law"]
 LLM = {
+    "model.template": ModelConfig().template,
+    "method.retention.apart": False,
+    "data.generation": ["research-question"],
+    "data.measures": {},
+    "data.instructions": {
+        "head-and-neck": "Which specialty is the question from? Answer with one of the options.",
+        "research-question": "Write the research question that the abstract answers.",
+    },
+    "adapter.retained_rank": 24,
     "data.tasks": ["head-and-neck", "research-question"],
     "data.max_train": 12,
     "data.max_test": 6,

@@ -53,6 +53,32 @@ def test_a_site_leaves_such_a_row_out(folder):
     assert task.left_out == 1
 
 
+EMBEDDED = {"medicines": 475, "passage-answer": 1136, "specialty": 7782, "research-question": 1000}
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_tasks_that_write(name):
+    source = open_source(DataConfig(source="embedded", generation=tuple(EMBEDDED)))
+    task, examples = source.load(name), EMBEDDED[name]
+    assert (len(task.train), len(task.test)) == (examples - examples // 5, examples // 5)
+    assert task.labels == ()
+    assert all(each.target for each in task.train)
+    assert not {e.text for e in task.train} & {e.text for e in task.test}
+    for each in (*task.train, *task.test):
+        if name == "medicines":
+            assert all(word in each.text for word in each.target.split(", "))
+        if name == "passage-answer":
+            sentence, question = each.text.split("\nQuestion: ")
+            assert question
+            assert each.target.lower() in sentence.lower()
+
+
+def test_an_embedded_task_that_writes_is_declared():
+    assert len(open_source(DataConfig(source="embedded")).task_names()) == 9
+    with pytest.raises(UserError, match="its answers are texts; add it to"):
+        open_source(DataConfig(source="embedded")).load("research-question")
+
+
 @pytest.mark.parametrize(
     ("written", "right", "expected"),
     [

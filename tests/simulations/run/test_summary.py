@@ -83,6 +83,8 @@ def test_a_run_ends_with_a_row_for_each_task_its_measures_and_its_place(tmp_path
     assert "average accuracy 75.0 %" in lines
     assert "Class-IL accuracy 45.0 %, backward transfer -45.0, forgetting 40.0 points" in lines
     assert f"results {tmp_path / 'results.json'}" in lines
+    learnt = "learnt 85.0 % right when a task was just learnt; 25.0 % before"
+    assert lines[-2:] == [learnt, "forgotten 10.0 of these points by the end of the run"]
 
 
 def test_the_measures_are_those_of_the_file() -> None:

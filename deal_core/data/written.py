@@ -1,0 +1,171 @@
+"""Four tasks that write, made of one installed package of texts: what a group of hospitals may want
+of a small language model.
+
+``medicines``: the medicines that a sentence names. MedQA (MIT), as RABBITS marks them: its second
+copy of a question has the trade names of the same medicines.
+``passage-answer``: the answer to a question, in the words of a sentence. NarrativeQA (Apache-2.0):
+questions with an answer that the summary holds, with the sentence that has it.
+``specialty``: the specialty of an exam question, in words. MedMCQA (Apache-2.0).
+``research-question``: the question that a paper asks, from the abstract that answers it. PubMedQA
+(MIT); its answers yes, no and maybe are not used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import SequenceMatcher
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from deal_core.data.source import Example
+from deal_core.errors import UserError
+
+CAP = 600
+"""Most questions of a specialty: one alone has 2,500."""
+SHORT = 45
+"""Words of a sentence, at most: two of three fit in 64 tokens."""
+SHARED = 3
+"""Words that a sentence and a question have in common, at least: the sentence is about it."""
+
+
+@lru_cache(maxsize=8)
+def written_examples(task: str, folder: Path) -> tuple[Example, ...]:
+    """Return the examples of a task of ``WRITTEN``, each text once, in an order that depends on the
+    texts alone; of a package's data, read once a process.
+
+    Raises:
+        UserError: the files are not there.
+    """
+    found: dict[str, Example] = {}
+    for example in WRITTEN[task](folder):
+        found.setdefault(example.text, example)
+    return tuple(found.values())
+
+
+def _medicines(folder: Path) -> list[Example]:
+    """Sentences, and the words in which the two copies of a question differ."""
+    found = []
+    for _, row in rows(folder / "DrugSwap", "qa_generic_to_brand_v2.jsonl"):
+        asked = (row[key] for key in ("original_question", "perturbed_question"))
+        copies = (_sentences(each.partition(":\n")[2].partition("\nOptions:")[0]) for each in asked)
+        for generic, trade in zip(*copies, strict=False):
+            words = generic.split()
+            changes = SequenceMatcher(None, words, trade.split(), autojunk=False).get_opcodes()
+            names = [
+                name.strip(",.;:()?")
+                for kind, start, end, _, _ in changes
+                if kind != "equal"
+                for name in words[start:end]
+            ]
+            if names and len(words) <= SHORT:
+                found.append(Example(generic, "", target=", ".join(names)))
+    return _mixed(found)
+
+
+def _passage_answers(folder: Path) -> list[Example]:
+    """Sentences of a summary with a question, and an answer in their words."""
+    found = []
+    for _, row in rows(folder / "NarrativeQA", "test.jsonl"):
+        asked, sentences = _words(row["question"]), _sentences(row["passage"])
+        answers = tuple(spaced(each).strip(" .") for each in row["answer"])
+        for answer in answers:
+            whole = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)", re.IGNORECASE)
+            having = [each for each in sentences if whole.search(each)]
+            best = max(having, key=lambda each: len(asked & _words(each)), default="")
+            if len(asked & _words(best)) >= SHARED and len(best.split()) <= SHORT:
+                text = f"{best}\nQuestion: {spaced(row['question'])}"
+                found.append(Example(text, "", target=answer, references=answers))
+                break
+    return _mixed(found)
+
+
+def _specialties(folder: Path) -> list[Example]:
+    """Exam questions, and the name of their specialty."""
+    known = questions_by_specialty(folder / "MedMCQA")
+    return _mixed(
+        Example(text, "", target=specialty)
+        for specialty, texts in known.items()
+        for text in sorted(texts, key=by_hash)[:CAP]
+    )
+
+
+def _research_questions(folder: Path) -> list[Example]:
+    """Abstracts and their questions, each question once."""
+    found: dict[str, str] = {}
+    for _, row in rows(folder / "PubMedQA", "pqal/test.jsonl", "pqaa/test.jsonl"):
+        abstract = re.sub(r"Context \(\d+\):", " ", row["passage"])  # the numbers of its parts
+        found.setdefault(spaced(row["question"]), spaced(abstract))
+    return [Example(found[asked], "", target=asked) for asked in sorted(found, key=by_hash)]
+
+
+WRITTEN: Mapping[str, Callable[[Path], list[Example]]] = {
+    "medicines": _medicines,
+    "passage-answer": _passage_answers,
+    "specialty": _specialties,
+    "research-question": _research_questions,
+}
+"""Task to its examples, from the folder of the package's data."""
+
+
+@lru_cache(maxsize=1)
+def questions_by_specialty(folder: Path) -> Mapping[str, tuple[str, ...]]:
+    """Return each specialty's texts without repeats; of a package's files, read once a process.
+
+    Of one specialty's repeats one stays; a question filed under two specialties is
+    ambiguous, and all its copies go.
+    """
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    text_of: dict[str, str] = {}
+    for path, row in rows(folder, "MedMCQA-Test/*.jsonl", "MedMCQA-Validation/*.jsonl"):
+        text = f"{spaced(row['question'])}\n{spaced(row['options'])}"
+        # The bag of words: repeats differ in case, punctuation or the order of the options.
+        key = " ".join(sorted(re.findall(r"\w+", text.lower())))
+        labels[key].add(path.stem.replace("_", " "))
+        text_of.setdefault(key, text)
+    questions: defaultdict[str, list[str]] = defaultdict(list)
+    for key, found in labels.items():
+        if len(found) == 1:
+            questions[found.pop()].append(text_of[key])
+    return {label: tuple(texts) for label, texts in questions.items()}
+
+
+def rows(folder: Path, *patterns: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yield the rows of a package's files, each with its file.
+
+    Raises:
+        UserError: there is none.
+    """
+    paths = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    if not paths:
+        raise UserError(f"{folder}: holds no {patterns[0]}; install the embedded data again")
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line.strip():
+                yield path, json.loads(line)
+
+
+def spaced(text: str) -> str:
+    """Return a text with one blank between words."""
+    return " ".join(text.split())
+
+
+def by_hash(text: str) -> str:
+    """Return what texts are sorted by, so that their order tells nothing."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _mixed(examples: Iterable[Example]) -> list[Example]:
+    return sorted(examples, key=lambda example: by_hash(example.text))
+
+
+def _sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.?!])\s+", spaced(text))
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
