@@ -143,7 +143,7 @@ class PublicLabels:
         for task in tasks:
             labels = self.of[task]
             asked = () if statistics.routes else labels
-            names[task] = torch.zeros(1, len(subspace.spread))  # texts have no name
+            names[task] = torch.zeros(1, subspace.directions.shape[1])  # texts have no name
             if labels:
                 vectors = text_vectors(self._model, labels, statistics.layers, asked)
                 names[task] = subspace.project(vectors)

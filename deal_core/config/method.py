@@ -78,9 +78,6 @@ class PrototypeConfig(Table):
     """Noise of a class sum over sites, in units of what one record adds at most, where no mechanism
     says how much: 0.61 is epsilon 7.9 at delta 1e-5 for a record and one task, against the server
     and ``privacy.colluding`` of the sites. A site gives none with less."""
-    ridge: float = Field(3.0, ge=1e-2)
-    """Added to the variance of public texts in each direction, in whose metric the nearest class
-    mean is the answer; in units of its mean. The larger, the more alike all directions count."""
 
 
 class MethodConfig(Table):

@@ -1,5 +1,5 @@
-"""Class means: label heads from class sums with noise, the nearest class mean in the metric of
-public texts.
+"""Class means: label heads from class sums with noise; the answer is the nearest class mean in
+angle, in public directions.
 
 They are those of the *frozen* base model, beside the adapted model's scores of label names. Nothing
 moves its features: sums over earlier tasks stay true whatever is learnt, and tell tasks apart; the
@@ -9,6 +9,7 @@ adapter, which learns within a task, tells its labels apart. Source: docs/method
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -24,15 +25,14 @@ from deal_core.training.public_subspace import lifted
 
 COUNT, SUM = "count", "sum"
 """Of the records of each label, and of their vectors: what class sums are."""
-SMALLEST = 1e-6
-"""Squared length that a class mean is taken to have at least."""
-SCALE = 8.0
-"""Length of all class means in the metric, beside log-probabilities of names."""
-LABEL_NAME_PRIOR = 13.0
-"""A label's name counts as so many records of it, for each standard deviation of the noise."""
-ROUTER_RIDGE = 0.3
-"""In the place of ``method.prototype.ridge`` where class means tell tasks apart, not labels: of
-0.03, 0.1, 0.3, 1 and 3 the best on texts of fifteen tasks."""
+SMALLEST = 1e-3
+"""Length that a class mean is taken to have at least."""
+SCALE = 4.0
+"""Length of a row of a head, for each square root of its entries: beside log-probabilities of
+names."""
+LABEL_NAME_PRIOR = 200.0
+"""Records that a label's name counts for where the noise has the length of a vector and labels have
+one record: more with the variance of the noise, less with the mean number of records."""
 CENTRE, DIRECTIONS = "centre", "directions"
 """Of the public subspace, beside the sums."""
 PROTOTYPES = "prototypes"
@@ -48,9 +48,7 @@ def prototype_phases(config: PrototypeConfig) -> tuple[Phase, ...]:
 
 def router_phases(config: PrototypeConfig) -> tuple[Phase, ...]:
     """Return the phase in which the sums of a router are taken, where the experiment wants it."""
-    sharper = config.model_copy(update={"ridge": ROUTER_RIDGE})
-    statistics = class_statistics(sharper, names=True)
-    statistics = replace(statistics, layers=QUARTER, routes=True)
+    statistics = replace(class_statistics(config, names=True), layers=QUARTER, routes=True)
     return (Phase(PROTOTYPES, 1, statistics=statistics),) if config.enabled == "on" else ()
 
 
@@ -76,11 +74,8 @@ def absorb(
 ) -> State:
     """Server: make the heads of tasks from their noisy class sums."""
     assert known.subspace is not None
-    spread = known.subspace.spread
     made = {
-        task: noised_head(
-            total[COUNT], total[SUM], known.names[task], known.deviation, spread, config
-        )
+        task: noised_head(total[COUNT], total[SUM], known.names[task], known.deviation)
         for task, total in totals.items()
     }
     sums = dict(state.sums)
@@ -89,34 +84,22 @@ def absorb(
     return replace(state, heads={**state.heads, **made}, sums=sums)
 
 
-def noised_head(
-    count: Tensor,
-    total: Tensor,
-    names: Tensor,
-    deviation: float,
-    spread: Tensor,
-    config: PrototypeConfig,
-) -> Tensor:
+def noised_head(count: Tensor, total: Tensor, names: Tensor, deviation: float) -> Tensor:
     """Return the head of a task, ``(labels, size + 1)``, float32: (M62), (M69).
 
-    Class means have one length in the metric: noise makes them longer, and those of few records
-    most.
+    Class means have one length: noise makes them longer, and those of few records most.
 
     Args:
         count: records of each label, with noise, ``(labels,)``.
         total: sum of vectors of each label, with noise, ``(labels, size)``.
         names: vectors of the labels' names, ``(labels, size)``.
         deviation: of the noise in each entry, in lengths of a vector.
-        spread: variance of public texts in each direction, ``(size,)``.
-        config: ridge.
     """
-    prior = LABEL_NAME_PRIOR * deviation
+    prior = LABEL_NAME_PRIOR * deviation**2 / max(1.0, float(count.mean()))
     means = (total + prior * names.to(total.dtype)) / (count.clamp(min=1.0) + prior)[:, None]
     means = torch.where(count[:, None] + prior > 0, means, names.to(total.dtype))
-    metric = spread + config.ridge * spread.mean()
-    weights = means / metric
-    lengths = (weights * means).sum(dim=1, keepdim=True).clamp(min=SMALLEST).sqrt()
-    rows = SCALE * weights / lengths
+    lengths = means.norm(dim=1, keepdim=True).clamp(min=SMALLEST)
+    rows = SCALE * math.sqrt(means.shape[1]) * means / lengths
     return torch.cat([rows, torch.zeros(len(rows), 1).double()], dim=1).float()
 
 

@@ -37,9 +37,7 @@ class Subspace:
     centre: Tensor
     """Mean of public texts, ``(size,)``."""
     directions: Tensor
-    """``(size, number)``, orthonormal columns, the strongest first."""
-    spread: Tensor
-    """Variance of the coordinates of public texts, ``(number,)``."""
+    """``(size, number)``, orthogonal columns, the strongest first; the weaker, the longer (M68)."""
     radius: float
     """Unit of length; most coordinates of public texts are within it."""
 
@@ -69,24 +67,29 @@ def lifted(head: Tensor, centre: Tensor, scaled: Tensor) -> Tensor:
 
 def principal(vectors: Tensor, number: int) -> Subspace:
     """Return the ``number`` strongest directions of ``vectors``, ``(texts, size)``, about their
-    mean; a direction points to where its largest entry is positive. 0: all of a unit vector, as it
-    is."""
+    mean, each by the fourth root of its variance shorter than a unit vector: weak ones count for
+    more, and noise drowns them no sooner. A direction points to where its largest entry is
+    positive. 0: all of a unit vector, as it is."""
     x, size = vectors.double(), vectors.shape[1]
     if not number:
         nothing, identity = torch.zeros(size).double(), torch.eye(size).double()
-        return Subspace(nothing, identity, identity.diagonal() / size, 1.0)
+        return Subspace(nothing, identity, 1.0)
     centre = x.mean(dim=0)
     found = torch.linalg.eigh((x - centre).T @ (x - centre))
     directions = found.eigenvectors.flip(1)[:, :number]
-    known = found.eigenvalues.flip(0)[:number] > RANK * found.eigenvalues[-1]
+    strength = found.eigenvalues.flip(0)[:number]
+    known = strength > RANK * strength[0]
     directions = directions * known  # beyond the rank of few texts rounding alone decides
+    directions = directions * (strength.clamp(min=0.0) / strength.mean() + FLOOR).pow(-0.25)
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     directions = directions * largest.sign()
     coordinates = (x - centre) @ directions
     radius = max(float(coordinates.norm(dim=1).quantile(LONG)), SHORTEST)
-    return Subspace(centre, directions, (coordinates / radius).square().mean(dim=0), radius)
+    return Subspace(centre, directions, radius)
 
 
+FLOOR = 0.1
+"""Of the mean variance: weaker directions are not lengthened further."""
 RANK = 1e-6
 """Of the largest eigenvalue: smaller ones are of rounding."""
 SHORTEST = 1e-6

@@ -30,17 +30,20 @@ def texts(seed: int = 0) -> torch.Tensor:
     return normalize((spread * torch.randn(TEXTS, SIZE, generator=generator)) @ turn + 0.5, dim=1)
 
 
-def test_directions_are_those_of_most_variance_and_orthonormal():
+def test_directions_are_those_of_most_variance_and_the_weak_are_longer():
     found = principal(texts(), NUMBER)
     x = texts().double().numpy()
     left = x - x.mean(0)
     _, lengths, rows = np.linalg.svd(left, full_matrices=False)
     columns = found.directions.numpy()
-    np.testing.assert_allclose(columns.T @ columns, np.eye(NUMBER), atol=1e-10)
-    np.testing.assert_allclose(np.abs((columns.T * rows[:NUMBER]).sum(1)), 1.0, atol=1e-8)
+    variance = lengths[:NUMBER] ** 2
+    scale = (variance / variance.mean() + 0.1) ** -0.25
+    np.testing.assert_allclose(columns.T @ columns, np.diag(scale**2), atol=1e-10)
+    along = np.abs((columns.T * rows[:NUMBER]).sum(1))
+    np.testing.assert_allclose(along, scale, atol=1e-8)
     np.testing.assert_allclose(found.centre.numpy(), x.mean(0), atol=1e-12)
-    variance = lengths[:NUMBER] ** 2 / TEXTS / found.radius**2
-    np.testing.assert_allclose(found.spread.numpy(), variance, rtol=1e-8)
+    length = np.linalg.norm(left @ columns, axis=1)
+    assert found.radius == pytest.approx(np.quantile(length, 0.9))
 
 
 @pytest.mark.parametrize("number", [TEXTS, NUMBER + 1, NUMBER - 2])
@@ -68,7 +71,6 @@ def test_without_directions_embeddings_are_what_they_are():
     assert torch.equal(subspace.project(x), x)
     head = torch.randn(4, SIZE + 1, generator=seeded("head"))
     assert torch.equal(lifted(head, subspace.centre, subspace.scaled), head)
-    assert subspace.spread.sum() == pytest.approx(1.0)  # of unit vectors
 
 
 def test_another_process_reads_the_same_directions_to_the_bit(minilm, tmp_path, monkeypatch):
@@ -84,7 +86,6 @@ def test_another_process_reads_the_same_directions_to_the_bit(minilm, tmp_path, 
     for one in (again, fresh):
         assert torch.equal(one.directions, made.directions)
         assert torch.equal(one.centre, made.centre)
-        assert torch.equal(one.spread, made.spread)
         assert one.radius == made.radius
     assert not torch.equal(asked(tmp_path / "cache", layers=1).centre, made.centre)
     assert len(list((tmp_path / "cache").iterdir())) == 2

@@ -100,25 +100,23 @@ def off(found: Floats, expected: Floats) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def of_one_length(means: Floats, metric: Floats) -> Floats:
-    """Weights of class means, all of one length in a diagonal metric; biases are 0."""
-    lengths = np.sqrt((means**2 / metric).sum(1, keepdims=True))
-    return np.hstack([SCALE * means / metric / lengths, np.zeros((len(means), 1))])
+def of_one_length(means: Floats) -> Floats:
+    """Weights of class means, all of one length; biases are 0."""
+    length = SCALE * np.sqrt(means.shape[1])
+    rows = length * means / np.linalg.norm(means, axis=1, keepdims=True)
+    return np.hstack([rows, np.zeros((len(means), 1))])
 
 
 def in_directions(tasks: list[Records], subspace: Subspace) -> list[Floats]:
-    """The same for whole embeddings, where class means are compared in public directions and in
-    the metric of public texts. A record beyond the unit of length, with its count, is shortened to
-    it, and so weighs less."""
+    """The same for whole embeddings, where class means are compared in public directions. A record
+    beyond the unit of length, with its count, is shortened to it, and so weighs less."""
     centre, scaled = subspace.centre.numpy(), subspace.scaled.numpy()
-    spread = subspace.spread.numpy()
-    metric = spread + PROTOTYPE.ridge * spread.mean()
     heads = []
     for task in tasks:
         x = (task.x - centre) @ scaled
         weight = np.minimum(1.0, 1.0 / np.sqrt((x**2).sum(1) + COUNT_WEIGHT**2))
         labels = np.eye(task.labels)[task.y] * weight[:, None]
-        rows = of_one_length(labels.T @ x / labels.sum(0)[:, None], metric)[:, :-1] @ scaled.T
+        rows = of_one_length(labels.T @ x / labels.sum(0)[:, None])[:, :-1] @ scaled.T
         heads.append(np.hstack([rows, -(rows @ centre)[:, None]]))
     return heads
 

@@ -271,13 +271,13 @@ def test_what_the_server_sees_is_the_sum_of_all_records_with_the_noise_that_it_c
 def test_heads_come_from_names_and_class_sums(private, make_experiment, tmp_path):
     """Without noise they are those of class means; with it, names count beside them."""
     quiet = played(make_experiment(*NOISED, QUIET[1]), tmp_path / "quiet")[1].state.heads
-    config = private.experiment.method.prototype
-    prior = prototypes.LABEL_NAME_PRIOR * private.deviations[0]
+    deviation = private.deviations[0]
     for task, found in private.sums.items():
         x, y, names = embedded(private.experiment, task)
         means = torch.stack([x[y == label].mean(0) for label in range(len(names))])
         directions = torch.nn.functional.normalize(means, dim=1)
-        length = prototypes.SCALE * math.sqrt(x.shape[1] / (1 + config.ridge))
+        length = prototypes.SCALE * math.sqrt(x.shape[1])
+        prior = prototypes.LABEL_NAME_PRIOR * deviation**2 / max(1.0, float(found["count"].mean()))
         rows = quiet[task].double() / length
         torch.testing.assert_close(rows[:, :-1], directions, rtol=0, atol=1e-4)
         records = found["count"].clamp(min=1.0)[:, None]
