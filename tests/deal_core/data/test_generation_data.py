@@ -10,6 +10,7 @@ import pytest
 from deal_core.config.data import DataConfig
 from deal_core.data import open_source
 from deal_core.data.source import Example
+from deal_core.errors import UserError
 from deal_core.training.text_overlap import exact_match, rouge_1, rouge_l
 
 ROWS = [
