@@ -126,18 +126,23 @@ def test_an_order_is_drawn_for_every_client_by_the_seed():
     assert {name: more.orders[name] for name in CLIENTS} == plan.orders
 
 
+LATE = {"schedule": "synchronous"}
+
+
 @pytest.mark.parametrize(
-    ("orders", "problem"),
+    ("stream", "problem"),
     [
-        ({"0": ("a",), "1": ("b",), "2": ("d",)}, "no client meets the task 'c'"),
-        ({"3": ("a",)}, "names client '3' (orders, joins); the clients are 0 to 2"),
-        ({"one": ("a",)}, "names client 'one'"),
-        ({"1": ("a", "aa")}, "unknown task in stream.orders.1: 'aa'; known: a, b, c, d"),
+        ({"orders": {"0": ("a",), "1": ("b",), "2": ("d",)}}, "no client meets the task 'c'"),
+        ({"orders": {"3": ("a",)}}, "names client '3' (orders, joins); the clients are 0 to 2"),
+        ({"orders": {"1": ("a", "aa")}}, "unknown task in stream.orders.1: 'aa'; known: a, b, c"),
+        ({"joins": {"1": 20}}, "nobody works in rounds 9 to 20; let it join after round 8"),
+        ({**LATE, "joins": {"1": 7}}, "stream.joins: client 1 has nothing left to do"),
+        ({**LATE, "joins": {"1": 20}}, "stream.joins: client 1 has nothing left to do"),
     ],
 )
-def test_a_plan_that_cannot_be_is_one_line(orders, problem):
+def test_a_plan_that_cannot_be_is_one_line(stream, problem):
     with pytest.raises(UserError) as error:
-        planned(orders=orders)
+        planned(**stream)
     assert problem in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -186,19 +191,6 @@ def test_nobody_is_asked_for_more_than_the_privacy_budget_was_planned_for(
     planned_rounds = {each.task: each.rounds for each in work}
     assert all(count <= planned_rounds[task] for (_, task), count in asked.items())
     assert max(asked.values()) == max(planned_rounds.values())
-
-
-def test_a_client_that_comes_when_all_is_over_is_named():
-    with pytest.raises(UserError, match=r"stream\.joins.*rounds 9 to 20") as error:
-        planned(joins={"1": 20})
-    assert "\n" not in str(error.value)
-    planned(joins={"1": 8})
-
-
-@pytest.mark.parametrize("over", [7, 20])
-def test_a_client_that_comes_after_the_last_task_began_has_nothing_to_do(over):
-    with pytest.raises(UserError, match=r"stream\.joins: client 1 has nothing left to do"):
-        planned(schedule="synchronous", joins={"1": over})
 
 
 def test_every_stage_has_its_rounds_of_all_phases_then_its_end():
