@@ -111,8 +111,9 @@ def read_request(
         raise PayloadError("no instruction")
     instruction = read_instruction(dict(content.config_records[RECORD]))
     runtime.phase(instruction.phase)
-    in_sum = counts_in_sum(runtime.experiment)
-    masked = runtime.masked(instruction.phase) if instruction.task else in_sum
+    masked = (
+        runtime.masked(instruction.phase) if instruction.task else counts_in_sum(runtime.experiment)
+    )
     others = {RECORD, SECURE} if masked else {RECORD}
     arrays = dict(content.array_records)
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}

@@ -48,6 +48,8 @@ class NoMechanism:
         """Return ordinary gradients; class sums over all records, with the site's share of the
         noise; or, for a step at the server, the sum of clipped gradients without noise: of all
         records at a real site, since the run's seed, the server's word, would choose a sample."""
+        if ask.sums_noise is None and not self.at_server:
+            return self.ordinary(ask)
         place = ask.client, ask.stage, ask.server_round
         rate, shares = 1.0, 1
         noise: NoiseSource = SecureNoise()
@@ -55,12 +57,10 @@ class NoMechanism:
             shares = shares_without_mechanism(ask.sites, self.privacy.colluding)
             if site.simulated:
                 noise = SeededNoise(seeded(self.seed, "sums", *place))
-        elif self.at_server:
+        else:
             noise = SeededNoise(seeded(self.seed, "train", *place))  # of nothing but the draw
             if site.simulated:
                 rate = self.privacy.sample_rate or 1.0
-        else:
-            return self.ordinary(ask)
         return NoisySum(
             data=ask.data,
             record_ids=ask.record_ids,
