@@ -97,11 +97,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def fork(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forker]:
+def fork(tmp_path_factory: pytest.TempPathFactory) -> Forker:
     """``fork("simulations.cli", ...)``: a real process that need not import everything again."""
-    forker = Forker(tmp_path_factory.mktemp("forked"))
-    yield forker
-    forker.close()
+    return Forker(tmp_path_factory.mktemp("forked"))
 
 
 @pytest.fixture(scope="session")

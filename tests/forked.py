@@ -1,4 +1,4 @@
-"""Real processes for tests, forked from one that has imported what all of them need.
+"""Real processes for tests, forked from the one that tests run in.
 
 An import of torch, transformers and Flower costs seconds, and is not what these tests are of. Each
 process runs a module or a script as Python would, and ends as Python would.
@@ -6,119 +6,33 @@ process runs a module or a script as Python would, and ends as Python would.
 
 from __future__ import annotations
 
-import json
+import atexit
+import gc
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping
+import traceback
+import warnings
+from collections.abc import Mapping
+from multiprocessing import forkserver, util
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT
 from typing import IO, Any
 
-from simulations.engines.worker_pool import PRELOADED
-
-IMPORTED = (
-    *PRELOADED,
-    "server.app",
-    "simulations.engines.inprocess",
-    "simulations.engines.worker_pool",
-    "simulations.run.preflight",
-    "simulations.run.simulate",
-    "simulations.run.summary",
-)
-PROGRAM = """
-import atexit, gc, importlib, json, os, runpy, signal, sys, threading, traceback
-from multiprocessing import util
-
-spawn = util.spawnv_passfds
-
-def spawn_or_fork(path, arguments, passed):
-    # As a new interpreter: no other open files, its own handlers of signals, what goes wrong shown.
-    if "forkserver" not in arguments[-1]:
-        return spawn(path, arguments, passed)
-    pid = os.fork()
-    if pid:
-        return pid
-    gc.freeze()  # no file of the other process is closed
-    below = 3
-    for number in (*sorted(passed), os.sysconf("SC_OPEN_MAX")):
-        os.closerange(below, number)
-        below = number + 1
-    fresh = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    for number, handler in fresh.items():
-        if callable(signal.getsignal(number)):
-            signal.signal(number, handler)
-    try:
-        exec(arguments[-1], {"__name__": "__main__"})
-    except (Exception, KeyboardInterrupt):
-        traceback.print_exc()
-    finally:
-        os._exit(0)
-
-# To look for garbage in what is imported takes seconds, here and when each process ends.
-gc.disable()
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-gc.freeze()
-gc.enable()
-for line in sys.stdin:
-    asked = json.loads(line)
-    if "pid" in asked:
-        pid, status = os.waitpid(asked["pid"], os.WNOHANG)
-        print(json.dumps(os.waitstatus_to_exitcode(status) if pid else None), flush=True)
-        continue
-    pid = os.fork()
-    if not pid:
-        break
-    print(pid, flush=True)
-else:
-    sys.exit()
-
-if asked["own_session"]:
-    os.setsid()
-util.spawnv_passfds = spawn_or_fork
-for number, path in enumerate((os.devnull, *asked["output"])):
-    opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
-    os.dup2(opened, number)
-    os.close(opened)
-os.chdir(asked["folder"])
-os.environ.clear()
-os.environ.update(asked["environment"])
-sys.argv = ["", *asked["arguments"]]
-code = 0
-try:
-    if asked["program"].endswith(".py"):
-        sys.path.insert(0, os.path.dirname(asked["program"]))
-        runpy.run_path(asked["program"], run_name="__main__")
-    else:
-        sys.modules.pop(asked["program"], None)
-        runpy.run_module(asked["program"], run_name="__main__", alter_sys=True)
-except SystemExit as end:
-    code = end.code or 0
-    if not isinstance(code, int):
-        print(code, file=sys.stderr)
-        code = 1
-# What is frozen would be told as a leak; to look through it takes seconds.
-threading._shutdown()
-atexit._run_exitfuncs()
-sys.stdout.flush()
-sys.stderr.flush()
-os._exit(code)
-"""
-"""Reads from its input what to fork, and whose end to tell."""
 STEP = 0.02
+SPAWN = util.spawnv_passfds
 
 
 class Process:
     """A process that was forked; the part of :class:`subprocess.Popen` that tests use."""
 
-    def __init__(self, pid: int, ask: Callable[[Mapping[str, Any]], Any], output: Path) -> None:
+    def __init__(self, pid: int, output: Path) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self._ask = ask
         self._output = output
 
     def __enter__(self) -> Process:
@@ -141,7 +55,8 @@ class Process:
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = self._ask({"pid": self.pid})
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
     def wait(self, timeout: float = 500.0) -> int:
@@ -164,19 +79,10 @@ class Process:
 
 
 class Forker:
-    """The process that others are forked from."""
+    """``fork("simulations.cli", ...)``; what processes say goes to files in ``output``."""
 
     def __init__(self, output: Path) -> None:
         self._output = output
-        paths = os.pathsep.join(path for path in sys.path if path)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *IMPORTED],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            # A library's threads would not be in what is forked.
-            env={**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"},
-        )
 
     def __call__(
         self,
@@ -190,20 +96,25 @@ class Forker:
         """Start ``python -m program`` or ``python program.py``; the process that its workers are
         forked from, if it has some, is forked too. What it says goes to the end of ``log``."""
         output = Path(tempfile.mkdtemp(dir=self._output))
-        paths = os.pathsep.join(path for path in sys.path if path)
-        pid = self._ask(
-            {
-                "program": program,
-                "arguments": arguments,
-                "folder": str(folder or Path.cwd()),
-                "environment": {**os.environ, "PYTHONPATH": paths, **(environment or {})},
-                "output": [str(log or output / "out"), str(log or output / "err")],
-                "own_session": own_session,
-            }
-        )
         (output / "out").touch()
         (output / "err").touch()
-        return Process(pid, self._ask, output)
+        pid = os.fork()
+        if pid:
+            return Process(pid, output)
+        code = 1
+        try:
+            if own_session:
+                os.setsid()
+            begin_anew(log or output / "out", log or output / "err")
+            os.chdir(folder or Path.cwd())
+            os.environ.update(environment or {})
+            code = played(program, *arguments)
+            threading._shutdown()
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
 
     def popen(
         self, command: list[str], *, env: Mapping[str, str], stdout: IO[bytes], **options: Any
@@ -218,12 +129,63 @@ class Forker:
         log = Path(stdout.name)
         return self(program, *arguments, environment=env, own_session=session, log=log)
 
-    def close(self) -> None:
-        self._process.communicate(timeout=60)
 
-    def _ask(self, message: Mapping[str, Any]) -> Any:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(message) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+def begin_anew(out: Path, err: Path) -> None:
+    """Leave the test: the process has files of its own, and nothing of pytest's."""
+    for number, path in enumerate((Path(os.devnull), out, err)):
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(number, mode, closefd=False) for number, mode in enumerate("rww")
+    )
+    warnings.resetwarnings()
+    atexit._clear()
+    gc.freeze()  # no file of the other process is closed
+    forkserver._forkserver.__init__()
+    util.spawnv_passfds = spawn_or_fork
+
+
+def played(program: str, *arguments: str) -> int:
+    """The exit code of a program that was run."""
+    sys.argv = ["", *arguments]
+    try:
+        if program.endswith(".py"):
+            sys.path.insert(0, os.path.dirname(program))
+            runpy.run_path(program, run_name="__main__")
+        else:
+            sys.modules.pop(program, None)
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def spawn_or_fork(path: bytes, arguments: list[Any], passed: list[int]) -> int:
+    """As a new interpreter: no other open files, its own handlers of signals, what goes wrong is
+    shown."""
+    if "forkserver" not in str(arguments[-1]):
+        return SPAWN(path, arguments, passed)
+    pid = os.fork()
+    if pid:
+        return pid
+    below = 3
+    for number in (*sorted(passed), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(below, number)
+        below = number + 1
+    fresh = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    for number, handler in fresh.items():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, handler)
+    try:
+        exec(arguments[-1], {"__name__": "__main__"})
+    except (Exception, KeyboardInterrupt):
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(0)
