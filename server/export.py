@@ -177,7 +177,6 @@ def task_spaces(experiment: Experiment, learnt: Sequence[str]) -> tuple[TaskSpac
     )
 
 
-TITLE = "# Adapter of a federated run"
 NOT_HERE = ", its weights are not in this folder"
 
 
@@ -234,20 +233,6 @@ def model_card(results: Results, inference: Inference) -> str:
         date=f"{datetime.now(UTC):%Y-%m-%d}",
     )
     return card.rstrip() + "\n"
-
-
-def merged_card(card: str, use: str, heads: bool = False) -> str:
-    """Return the card of an adapter as that of base model and adapter in one; ``heads``: it has
-    class means, which are in no merged model."""
-    title = "# Base model and adapter of a federated run, merged"
-    if heads:
-        title += (
-            "\n\n**Every accuracy below is of the adapter with class means, which this checkpoint "
-            "does not have. By names or words alone, as it answers, it was not measured, and may "
-            "be several points less.**"
-        )
-    text = card.replace("library_name: peft\n", "library_name: transformers\n", 1)
-    return with_use(text.replace(TITLE, title, 1).replace(NOT_HERE, "", 1), use)
 
 
 def with_base(card: str, folder: str) -> str:

@@ -74,7 +74,7 @@ class RunFolder:
         self.path = path
         self.checkpoint = path / "checkpoint.safetensors"  # state after the last finished step
         self.previous = previous_checkpoint(self.checkpoint)
-        self.data_record = path / "data.json"  # the rows when the run was started (simulations)
+        self.row_hashes = path / "rows.json"  # when the run was started (simulations)
         self.metrics = path / "metrics.jsonl"  # one event a line
         self.results = path / "results.json"  # written once, when the run has finished
         self.adapter = path / "adapter"  # in PEFT's format

@@ -172,18 +172,15 @@ def predict(
 def export(
     folder: RunFolderName,
     to: Annotated[str, typer.Option(help="A new folder.")],
-    merge: Annotated[
-        bool, typer.Option("--merge", help="The base model with the adapter added to it.")
-    ] = False,
     model: Annotated[
         str, typer.Option(help="Where the base model lies, if not where the run had it.")
     ] = "",
 ) -> None:
-    """Write a folder that PEFT or transformers load without deal (docs/using.md)."""
+    """Write a folder that PEFT loads without deal (docs/using.md)."""
     from simulations.use.export import ExportRequest
     from simulations.use.export import export as run
 
-    for line in run(ExportRequest(folder, to=to, merge=merge, base=model)):
+    for line in run(ExportRequest(folder, to=to, base=model)):
         typer.echo(line)
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from deal_core.data.files import task_folders
 from deal_core.errors import UserError, choose, nearest
@@ -53,8 +51,6 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "train": {"learning_rate": 3e-3, "batch_size": 8},
 }
 """A start for the embedded language model on two cores; not tuned on any of these tasks."""
-SHOWN_LABELS = 60
-"""Characters of a task's labels in the table."""
 
 
 class Row(NamedTuple):
@@ -62,12 +58,6 @@ class Row(NamedTuple):
 
     text: str
     answers: tuple[str, ...]
-
-    def values(self, chosen: bool, references: bool) -> dict[str, Any]:
-        """Return the row of our file: of an answer that is ``chosen`` among labels, or written."""
-        answer, *others = self.answers
-        further = {"references": others} if references else {}
-        return {"text": self.text, "label" if chosen else "target": answer, **further}
 
 
 @dataclass(frozen=True)
@@ -82,15 +72,11 @@ class BenchmarkTask:
     """Split (``train``, ``test``) to its examples with a text and an answer."""
     left_out: int
     """Examples that have none."""
-    test: str
-    """Stem of the file of the test split."""
 
     @property
     def references(self) -> bool:
         """Whether an example has several right answers."""
-        return not self.labels and any(
-            len(row.answers) > 1 for own in self.rows.values() for row in own
-        )
+        return not self.labels and several(self.rows)
 
 
 @dataclass(frozen=True)
@@ -134,15 +120,24 @@ def import_benchmark(folder: Path, out: Path, name: str, console: Console) -> Pa
     texts = {f"{name}.toml": experiment_text(tasks, layout, folder, out)}
     for task in tasks:
         for split, rows in task.rows.items():
-            values = [row.values(bool(task.labels), task.references) for row in rows]
-            lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in values)
+            lines = "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values(task, rows))
             # Half a character, which JSON may hold, is none in UTF-8.
             texts[f"{task.name}/{split}.jsonl"] = lines.encode(errors="replace").decode()
     write_texts(out, texts)
-    console.print(table(tasks))
+    for task in tasks:
+        answers = f"{len(task.labels)} labels" if task.labels else "texts"
+        counts = f"{len(task.rows['train'])} train and {len(task.rows['test'])} test rows"
+        print_line(console, f"{task.name}: {counts}, {task.left_out} left out, {answers}")
     path = out / f"{name}.toml"
     print_line(console, f"deal simulate {path}")
     return path
+
+
+def values(task: BenchmarkTask, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of our file: the answer is chosen among labels, or written."""
+    for text, (answer, *others) in rows:
+        further = {"references": others} if task.references else {}
+        yield {"text": text, "label" if task.labels else "target": answer, **further}
 
 
 def experiment_text(tasks: Sequence[BenchmarkTask], layout: Layout, folder: Path, out: Path) -> str:
@@ -169,26 +164,6 @@ def experiment_text(tasks: Sequence[BenchmarkTask], layout: Layout, folder: Path
     described = toml_lines({"description": f"{len(tasks)} tasks of {folder.name}"})
     sections = [f"\n[{name}]\n{toml_lines(values)}" for name, values in tables.items() if values]
     return made + described + "".join(sections)
-
-
-def table(tasks: Sequence[BenchmarkTask]) -> Table:
-    """One line a task."""
-    drawn = Table(title="Imported tasks")
-    for name in ("task", "train", "test", "left out", "answers"):
-        drawn.add_column(name, justify="left" if name in ("task", "answers") else "right")
-    for task in tasks:
-        listed = ", ".join(task.labels)
-        if len(listed) > SHOWN_LABELS:
-            listed = f"{listed[:SHOWN_LABELS]}…"
-        row = (
-            task.name,
-            str(len(task.rows["train"])),
-            f"{len(task.rows['test'])}{'' if task.test == 'test' else f' ({task.test})'}",
-            str(task.left_out),
-            f"{len(task.labels)} labels: {listed}" if task.labels else "texts",
-        )
-        drawn.add_row(*map(Text, row))  # labels are no markup
-    return drawn
 
 
 def read_benchmark(folder: Path, layout: Layout) -> list[BenchmarkTask]:
@@ -236,7 +211,12 @@ def _task(place: Path, name: str, asked: str, layout: Layout) -> BenchmarkTask:
             split: [row._replace(text=row.text.removeprefix(opening).strip()) for row in own]
             for split, own in rows.items()
         }
-    return BenchmarkTask(name, labels, asked, rows, left_out, test)
+    return BenchmarkTask(name, labels, asked, rows, left_out)
+
+
+def several(rows: Mapping[str, Sequence[Row]]) -> bool:
+    """Return whether an example has several right answers."""
+    return any(len(row.answers) > 1 for own in rows.values() for row in own)
 
 
 def _opening(texts: Sequence[str]) -> str:
@@ -297,10 +277,9 @@ def _labels(place: Path, rows: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
                 f"{nearest(answer, known)}; add it there, or correct the example"
             )
         return known
-    several = any(len(row.answers) > 1 for own in rows.values() for row in own)
     few = len(train) <= MOST_LABELS and EACH * len(train) <= len(rows["train"])
     lines = any("\n" in answer for answer in train)
-    return () if several or lines or not few or not test <= train else tuple(sorted(train))
+    return () if several(rows) or lines or not few or not test <= train else tuple(sorted(train))
 
 
 def _cl_benchmark(folder: Path) -> list[tuple[Path, str, str]]:

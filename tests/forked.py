@@ -137,7 +137,7 @@ def begin_anew(out: Path, err: Path) -> None:
         os.dup2(opened, number)
         os.close(opened)
     sys.stdin, sys.stdout, sys.stderr = (
-        open(number, mode, closefd=False) for number, mode in enumerate("rww")
+        os.fdopen(number, mode, closefd=False) for number, mode in enumerate("rww")
     )
     warnings.resetwarnings()
     atexit._clear()

@@ -79,28 +79,6 @@ def _key_paths(schema: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def sound_part(schema: type[T], tables: Mapping[str, Any]) -> tuple[T, frozenset[str]]:
-    """Return what is right of nested tables, defaults elsewhere, and the names of the tables that
-    have something wrong: so that one mistake does not hide those of other tables.
-
-    Raises:
-        UserError: values that no TOML file has.
-    """
-    try:
-        rest: dict[str, Any] = json.loads(json.dumps(tables))
-    except TypeError as error:
-        raise UserError(f"{error}; use strings, numbers, booleans and lists") from None
-    unsound: set[str] = set()
-    while True:
-        try:
-            return schema.model_validate_json(json.dumps(rest), strict=True), frozenset(unsound)
-        except ValidationError as error:
-            for problem in error.errors():
-                table = str(problem["loc"][0]) if problem["loc"] else ""
-                unsound.add(table)
-                rest.pop(table, None)
-
-
 def _known_keys(schema: type[BaseModel], path: Sequence[str]) -> list[str]:
     table: Any = schema
     for part in path:  # a key of a table, or any name in a table of named tables

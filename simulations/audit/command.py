@@ -24,7 +24,7 @@ from simulations.output.console import print_line, print_page, require_one_kind
 from simulations.output.files import DASH, head, row, write_texts
 from simulations.run.check import preflight
 from simulations.run.experiment import Request, epsilons, load_experiment, named, with_budget
-from simulations.run.progress import progress_view
+from simulations.run.progress import told_to
 from simulations.run.simulate import STOPPED
 
 REFUTED = 1
@@ -173,8 +173,8 @@ def _check(request: AuditRequest, base: Experiment, budgets: Sequence[float]) ->
 
 def _carried_out(training: Training, console: Console) -> Found:
     name = f"epsilon {named(training.experiment.privacy.target_epsilon)}, {training.repeat + 1}"
-    with progress_view(console, name) as listener:
-        return carry_out(training, listener)
+    print_line(console, name)
+    return carry_out(training, told_to(console))
 
 
 def _cells(request: AuditRequest, found: Sequence[Found]) -> list[AuditedCell]:

@@ -50,7 +50,7 @@ from simulations.output.files import DASH, head, row, write_texts
 from simulations.run.check import preflight
 from simulations.run.expected_membership import expected_auc
 from simulations.run.experiment import Request, load_experiment, with_budget
-from simulations.run.progress import progress_view
+from simulations.run.progress import told_to
 
 FILE = "membership.json"
 EXPLANATION = (
@@ -131,8 +131,7 @@ def run_membership(
     with console.status("embedding texts") as status:
         data = embedded(experiment, seed)
         told = told_of_sums(experiment, data, seed, status.update)
-    with progress_view(console, "adapters") as listener:
-        told += told_of_adapters(experiment, client, seed, listener)
+    told += told_of_adapters(experiment, client, seed, told_to(console))
     if not told:
         raise UserError(
             "nothing leaves a site here that membership is told of: neither class sums of enough "

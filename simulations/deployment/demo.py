@@ -33,7 +33,7 @@ from simulations.engines.interrupt import deferred, stoppable, uninterrupted
 from simulations.output.console import print_line
 from simulations.output.files import toml_value
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.progress import progress_view
+from simulations.run.progress import told_to
 from simulations.run.simulate import STOPPED
 
 NAMES = ("north", "south", "west")
@@ -135,9 +135,8 @@ def _run(folder: Path, names: Sequence[str], console: Console) -> Path:
         shown("submit", experiment, "--dir", server.path)
         submit(server, str(experiment))
         (run,) = server.runs.iterdir()
-        with progress_view(console, "demo") as listener:
-            tail = Tail(RunFolder(run).metrics)
-            children.wait_for("the end of the run", lambda: ended(tail, listener), RUN_SECONDS)
+        tail, listener = Tail(RunFolder(run).metrics), told_to(console)
+        children.wait_for("the end of the run", lambda: ended(tail, listener), RUN_SECONDS)
     return run
 
 

@@ -25,7 +25,7 @@ from server.results import Strict, read_results
 from simulations.output.console import stage_title
 from simulations.report.blocks import Block, Folded, Heading, Table, Text, percent, points, whole
 from simulations.report.record import Rows, RunRecord
-from simulations.run.run_folder import check_data_record
+from simulations.run.run_folder import check_rows_same
 
 FILE = "labels.json"
 NAMED_COLUMNS = 8
@@ -99,7 +99,7 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
             f"{folder}: the texts of a deployment are at its sites, and stay there; "
             "leave out --labels"
         )
-    check_data_record(results.config, folder, "--labels", "leave it out")
+    check_rows_same(results.config, folder, "--labels", "leave it out")
     from deal_core.data.sources import load_for_clients
     from deal_core.inference.folder import Answer, Written
     from deal_core.inference.predictor import load_predictor

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import apply_overrides, parse_experiment, read_toml, sound_part
+from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError
 from deal_core.installed import without_collection
 from simulations.output.console import print_line
 from simulations.run.experiment import find_experiment, own_folder, with_absolute_inputs
-from simulations.run.quick_checks import QUICK, ROWS, Check, Finding, run_checks
+from simulations.run.quick_checks import QUICK, Finding, check_rows
 
 FAILED = 2
+Check = Callable[[Experiment], Iterable[Finding] | None]
+"""Raises a ``UserError`` of what is wrong, or gives findings."""
 
 
 def check(name: str, overrides: tuple[str, ...], strict: bool, console: Console) -> int:
@@ -52,7 +54,7 @@ def _counted(count: int, word: str) -> str:
 
 
 def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
-    """Yield what is wrong with an experiment: its keys, its data, and then what takes longer.
+    """Yield what is wrong with an experiment: its keys, or else all the rest.
 
     Raises:
         UserError: there is no such experiment, its file is no TOML, or an override is none.
@@ -60,19 +62,43 @@ def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
     path = find_experiment(name)
     tables = read_toml(path)
     changed = apply_overrides(tables, overrides)
-    experiment, unsound = sound_part(Experiment, changed)
     try:
         parse_experiment(tables, str(path))
-        parse_experiment(changed, "--set")
+        experiment = parse_experiment(changed, "--set")
     except UserError as error:
         yield from map(Finding, error.problems)
-    experiment = with_absolute_inputs(experiment, own_folder(name, path))
-    if experiment.data.source != "sites":
-        yield from run_checks(every_check(), experiment, unsound)
         return
-    yield Finding('data.source = "sites": rows are read by deal site check', kind="warning")
-    of_settings = (each for each in every_check() if each.settles != ROWS)
-    yield from run_checks(of_settings, experiment, {*unsound, ROWS})
+    experiment = with_absolute_inputs(experiment, own_folder(name, path))
+    if experiment.data.source == "sites":
+        yield Finding('data.source = "sites": rows are read by deal site check', kind="warning")
+    yield from run_checks(experiment, with_rows=experiment.data.source != "sites")
+
+
+def run_checks(experiment: Experiment, with_rows: bool = True) -> Iterator[Finding]:
+    """Yield each finding once, as soon as it is there. torch is imported when the quick checks are
+    through; what takes longer is left out where something is wrong by then."""
+    found: dict[Finding, None] = {}
+
+    def new(checks: Iterable[Check]) -> Iterator[Finding]:
+        for check in checks:
+            for finding in _findings_of(check, experiment):
+                if finding not in found:
+                    found[finding] = None
+                    yield finding
+
+    yield from new((check_rows, *QUICK) if with_rows else QUICK)
+    with without_collection():
+        from simulations.run.preflight import LONGER, NAMES, check_model
+    yield from new(NAMES)
+    if all(finding.kind != "error" for finding in found):
+        yield from new(LONGER if with_rows else (check_model,))
+
+
+def _findings_of(check: Check, experiment: Experiment) -> Iterator[Finding]:
+    try:
+        yield from check(experiment) or ()
+    except UserError as error:
+        yield from map(Finding, error.problems)
 
 
 def preflight(experiment: Experiment, warn: Callable[[str], None] = lambda line: None) -> None:
@@ -82,17 +108,11 @@ def preflight(experiment: Experiment, warn: Callable[[str], None] = lambda line:
     Raises:
         UserError: all that is wrong, a line each with the place and the cure.
     """
-    found = list(run_checks(every_check(), experiment))
-    for finding in found:
+    errors = []
+    for finding in run_checks(experiment):
         if finding.kind == "warning":
             warn(finding.text)
-    if errors := [finding.text for finding in found if finding.kind == "error"]:
+        elif finding.kind == "error":
+            errors.append(finding.text)
+    if errors:
         raise UserError(*errors)
-
-
-def every_check() -> Iterator[Check]:
-    """Yield the whole list; torch is imported when the quick ones are through."""
-    yield from QUICK
-    with without_collection():
-        from simulations.run.preflight import CHECKS
-    yield from CHECKS

@@ -28,7 +28,7 @@ from simulations.run.data_checks import (
     check_membership,
     check_text_lengths,
 )
-from simulations.run.quick_checks import ROWS, Check
+from simulations.run.quick_checks import check_unit
 
 
 def check_method(experiment: Experiment) -> None:
@@ -219,6 +219,26 @@ def check_cohort(experiment: Experiment) -> None:
         )
 
 
+NAMES = (
+    check_declared,
+    check_method,
+    check_model_names,
+    check_aggregation,
+    check_adapter_kind,
+    check_components,
+    check_secure,
+    check_wire,
+    check_mechanism,
+    check_statistics,
+    check_answers,
+    check_lengths,
+    check_tracker,
+)
+"""Names, and what must go together."""
+LONGER = (check_unit, check_data, check_model, check_text_lengths, check_membership)
+"""What takes longer, of an experiment in which nothing else is wrong."""
+
+
 def check_names(experiment: Experiment) -> None:
     """Look up every name, and check what must go together; cheap.
 
@@ -226,32 +246,4 @@ def check_names(experiment: Experiment) -> None:
         UserError: one line with the place and the cure.
     """
     for check in NAMES:
-        check.find(experiment)
-
-
-TABLES = tuple(Experiment.model_fields)
-METHOD, MODEL = "the method's name", "the model's names"
-NAMES = (
-    Check(check_declared, "data"),
-    Check(check_method, "method", settles=METHOD),
-    Check(check_model_names, "model", "adapter", settles=MODEL),
-    Check(check_aggregation, "aggregation", "method", "adapter"),
-    Check(check_adapter_kind, "adapter", "method", "model", MODEL),
-    Check(check_components, "method", "stream", "model", MODEL),
-    Check(check_secure, *TABLES, METHOD, MODEL),
-    Check(check_wire, "wire"),
-    Check(check_mechanism, *TABLES, METHOD, MODEL),
-    Check(check_statistics, *TABLES, METHOD, MODEL),
-    Check(check_answers, "model", "data", "method", MODEL),
-    Check(check_lengths, "train", "model", MODEL),
-    Check(check_tracker, "run"),
-)
-"""Names, and what must go together."""
-CHECKS = (
-    *NAMES,
-    Check(check_data, "data", "stream", "federation", "run", "privacy", "model", ROWS, MODEL),
-    Check(check_model, "model", "adapter", MODEL),
-    Check(check_text_lengths, "train", "model", "data", ROWS, MODEL),
-    Check(check_membership, *TABLES, METHOD, MODEL, ROWS),
-)
-"""All that needs torch, after the quick ones."""
+        check(experiment)

@@ -1,15 +1,12 @@
-"""Progress for people: a bar on a terminal, one line a round elsewhere."""
+"""Progress for people: one line a round."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
 from deal_core.metrics import in_turn, spans
 from deal_core.privacy.events import unit_text
@@ -38,49 +35,17 @@ TOLD = {
     "counts_cut": "client {client} claims more test rows than count: they are cut",
 }
 """Events that are told as they are."""
-SHOWN = {"checkpoint_damaged", "client_failed", "evaluation_lost", "round_lost", "step_lost"} | {
-    "weight_cut",
-    "counts_cut",
-}
-"""Events whose lines stay on a terminal above the bar."""
-
-LONGEST_ROUND = 24 * 3600.0
-"""Seconds from which rounds are looked at, to estimate the time left."""
 
 
-@contextmanager
-def progress_view(console: Console, name: str) -> Iterator[Callable[[RunEvent], None]]:
-    """Show the run while the block lasts; yields what takes the events."""
+def told_to(console: Console) -> Callable[[RunEvent], None]:
+    """Return what prints the lines of each event that it is given."""
     progress = Progress()
-    if not console.is_terminal:
 
-        def plain(event: RunEvent) -> None:
-            for line in progress.hear(event):
-                print_line(console, line)
+    def listen(event: RunEvent) -> None:
+        for line in progress.hear(event):
+            print_line(console, line)
 
-        yield plain
-        return
-    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
-    bar = Bar(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        speed_estimate_period=LONGEST_ROUND,
-        transient=True,
-    )
-    with bar:
-        shown = bar.add_task(name, total=None)
-
-        def listen(event: RunEvent) -> None:
-            lines = progress.hear(event)
-            if event["event"] in SHOWN:
-                for line in lines:
-                    print_line(bar.console, line)
-            about = " · ".join(filter(None, (name, progress.place, progress.quality)))
-            done, total = progress.done, sum(progress.rounds) or None
-            bar.update(shown, description=about, completed=done, total=total)
-
-        yield listen
+    return listen
 
 
 class Progress:
@@ -88,16 +53,10 @@ class Progress:
 
     def __init__(self) -> None:
         """Nothing has begun."""
-        self.place = ""
-        """The stage and its round, in words; empty before the first."""
-        self.done = 0
-        """Rounds finished, those before a resume included."""
-        self.rounds: list[int] = []
-        """Of each stage."""
-        self.quality = ""
-        """How good the model is so far, in words."""
         self._tasks: list[str] = []
         self._work: list[list[str]] = []
+        self._rounds: list[int] = []
+        """Of each stage."""
         self._asked = 0
         self._losses: list[float] = []
         self._answered = 0
@@ -116,12 +75,11 @@ class Progress:
     def _run_started(self, event: RunEvent) -> list[str]:
         self._tasks = list(event["tasks"])
         self._work = [list(stage["tasks"]) for stage in event["stages"]]
-        self.rounds = [stage["rounds"] for stage in event["stages"]]
-        self.done = event["done_rounds"]
+        self._rounds = [stage["rounds"] for stage in event["stages"]]
         names = ("unit", "unit_column", "assumes")
         self._privacy = {name: event.get(name) or "" for name in names}
-        total = sum(self.rounds)
-        start = f"resumed after {self.done} of {total} rounds" if self.done else "started"
+        done, total = event["done_rounds"], sum(self._rounds)
+        start = f"resumed after {done} of {total} rounds" if done else "started"
         return [f"{start}: {len(self._tasks)} tasks, {event['clients']} clients"]
 
     def _checkpoint_damaged(self, event: RunEvent) -> list[str]:
@@ -133,7 +91,6 @@ class Progress:
         return [f"client {event['client']} takes no part: {IDLE.get(code, code)}"]
 
     def _round_started(self, event: RunEvent) -> None:
-        self._at(event)
         self._asked, self._answered, self._losses = event["clients"], 0, []
 
     def _client_finished(self, event: RunEvent) -> None:
@@ -142,40 +99,34 @@ class Progress:
             self._losses.append(event["loss"])
         self._charge(event)
 
-    def _round_skipped(self, event: RunEvent) -> None:
-        self._at(event)
-        self.done += 1
-
     def _round_finished(self, event: RunEvent) -> list[str]:
-        self._round_skipped(event)
         figures = [f"{self._answered}/{self._asked} clients", f"{event['seconds']:.1f} s"]
         if self._losses:
             figures.append(f"loss {fmean(self._losses):.3f}")
         if event["aggregation_error"] is not None:
             figures.append(f"aggregation error {event['aggregation_error']:.3g}")
-        return [", ".join((self.place, *figures, *self._spent()))]
+        return [", ".join((self._place(event), *figures, *self._spent()))]
 
     def _evaluated(self, event: RunEvent) -> list[str]:
         accuracy, among_all = event["accuracy"], event.get("class_incremental")
         if event["stage"] < 0:
-            self.quality = f"zero-shot accuracy {mean_percent(accuracy, self._tasks)}"
-            return [self.quality]
+            return [f"zero-shot accuracy {mean_percent(accuracy, self._tasks)}"]
         ends = zip(self._tasks, spans(self._tasks, self._work)[1], strict=True)
         learnt = [task for task, end in ends if end <= event["stage"]]
-        self.quality = (
+        line = (
             f"{len(learnt)} of {len(self._tasks)} tasks learnt, accuracy so far "
             f"{mean_percent(accuracy, learnt)}"
         )
         if among_all:
-            self.quality += f", {mean_percent(among_all, learnt)} in Class-IL"
-        return [self.quality]
+            line += f", {mean_percent(among_all, learnt)} in Class-IL"
+        return [line]
 
-    def _at(self, event: RunEvent) -> None:
-        """Note where the run is: ``task 1/2 heart``, or the tasks of a stage."""
+    def _place(self, event: RunEvent) -> str:
+        """Return where the run is: ``task 1/2 heart``, or the tasks of a stage, and its round."""
         stage = event["stage"]
         kind = "task" if in_turn(self._tasks, self._work) else "stage"
         where = f"{kind} {stage + 1}/{len(self._work)} {', '.join(self._work[stage])}"
-        self.place = f"{where}, round {event['server_round']}/{self.rounds[stage]}"
+        return f"{where}, round {event['server_round']}/{self._rounds[stage]}"
 
     def _charge(self, event: RunEvent) -> None:
         """Note what a client says that privacy has cost: the largest, and what holds of any."""

@@ -1,10 +1,10 @@
-"""Checks, what they find, and those that need no torch: rows, odd settings, the unit of privacy."""
+"""What a check finds, and checks that need no torch: rows, odd settings, the unit of privacy."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,57 +25,6 @@ class Finding:
     text: str
     kind: Literal["error", "warning", "note"] = "error"
     """An ``error`` stops a run, a ``warning`` does not, a ``note`` is what was read."""
-
-
-class Check:
-    """One check: raises a ``UserError`` of what is wrong, or gives findings."""
-
-    def __init__(
-        self,
-        find: Callable[[Experiment], Iterable[Finding] | None],
-        *reads: str,
-        settles: str = "",
-    ) -> None:
-        """Note what a check rests on.
-
-        Args:
-            find: the check.
-            reads: tables of the experiment, or facts, that must be sound; else it is left out.
-            settles: the fact that other checks rely on: an error here leaves them out.
-        """
-        self.find = find
-        self.reads = frozenset(reads)
-        self.settles = settles
-
-
-def run_checks(
-    checks: Iterable[Check], experiment: Experiment, unsound: Iterable[str] = ()
-) -> Iterator[Finding]:
-    """Yield what the checks find, each text once, as soon as it is found.
-
-    Args:
-        checks: in their order.
-        experiment: with defaults in the place of what could not be read.
-        unsound: tables that could not be read: checks of them are left out.
-    """
-    bad, told = set(unsound), set()
-    for check in checks:
-        if bad & check.reads:
-            bad.add(check.settles)
-            continue
-        for finding in _found(check, experiment):
-            if finding.kind == "error":
-                bad.add(check.settles)
-            if finding not in told:
-                told.add(finding)
-                yield finding
-
-
-def _found(check: Check, experiment: Experiment) -> Iterator[Finding]:
-    try:
-        yield from check.find(experiment) or ()
-    except UserError as error:
-        yield from map(Finding, error.problems)
 
 
 def _warnings(lines: Iterable[str]) -> Iterator[Finding]:
@@ -333,13 +282,5 @@ def both_sides_warning(task: TaskData) -> Iterator[str]:
         )
 
 
-ROWS = "rows"
-"""The fact that all rows can be read."""
-QUICK = (
-    Check(check_rows, "data", settles=ROWS),
-    Check(check_training, "train", "federation", "adapter", "privacy", "method"),
-    Check(check_privacy, "privacy"),
-    Check(check_task_names, "data"),
-    Check(check_engine, "run"),
-    Check(check_unit, "privacy", "data", "federation", "run", ROWS),
-)
+QUICK = (check_training, check_privacy, check_task_names, check_engine)
+"""Besides that of rows."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import astuple
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import RootModel
 
 from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import Experiment
@@ -62,10 +62,10 @@ def claimed(experiment: Experiment) -> Iterator[None]:
         check_folder(experiment)
         if experiment.run.resume:
             cure = "start in another --out"
-            check_data_record(experiment, Path(experiment.run.out), "--resume", cure)
+            check_rows_same(experiment, Path(experiment.run.out), "--resume", cure)
         record(experiment)
         if not experiment.run.resume:
-            write_data_record(experiment)
+            write_row_hashes(experiment)
         yield
 
 
@@ -123,42 +123,36 @@ def recorded(folder: Path) -> Experiment:
     return parse_experiment(read_toml(path), str(path))
 
 
-class TaskRecord(BaseModel):
-    """The rows of a task."""
-
-    model_config = ConfigDict(frozen=True)
-
-    train: int
-    test: int
-    """Numbers of rows."""
-    sha256: str
-    """Of labels and rows, in their order."""
+class RowHashes(RootModel[dict[str, str]]):
+    """Task to the SHA-256 of its labels and rows, in their order, as the clients of a run have
+    them."""
 
 
-class DataRecord(BaseModel):
-    """The rows of a run, task by task, as its clients have them."""
-
-    model_config = ConfigDict(frozen=True)
-
-    tasks: dict[str, TaskRecord]
-
-
-def data_record(experiment: Experiment) -> DataRecord:
-    """Return what the rows are now."""
+def row_hashes(experiment: Experiment) -> RowHashes:
+    """Return those of the rows that are there now."""
     names = open_source(experiment.data, experiment.privacy.unit_column).task_names()
-    return DataRecord(tasks={name: _record(load_for_clients(experiment, name)) for name in names})
+    return RowHashes({name: _hash(load_for_clients(experiment, name)) for name in names})
 
 
-def write_data_record(experiment: Experiment) -> None:
+def _hash(task: TaskData) -> str:
+    hashed = hashlib.sha256(json.dumps(task.labels).encode())
+    for split in (task.train, task.test):
+        for example in split:
+            hashed.update(json.dumps(astuple(example)).encode() + b"\n")
+        hashed.update(b"\n")
+    return hashed.hexdigest()
+
+
+def write_row_hashes(experiment: Experiment) -> None:
     """Write into the run folder what the rows are, or raise UserError."""
-    path = RunFolder(Path(experiment.run.out)).data_record
+    path = RunFolder(Path(experiment.run.out)).row_hashes
     try:
-        atomic_write(path, data_record(experiment).model_dump_json(indent=1) + "\n")
+        atomic_write(path, row_hashes(experiment).model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def check_data_record(experiment: Experiment, folder: Path, option: str, cure: str) -> None:
+def check_rows_same(experiment: Experiment, folder: Path, option: str, cure: str) -> None:
     """Check that the rows are those that a run was started with. A run over sites has no record of
     rows, which are theirs.
 
@@ -171,47 +165,30 @@ def check_data_record(experiment: Experiment, folder: Path, option: str, cure: s
     Raises:
         UserError: they are not, a line for each task; or the record cannot be read.
     """
-    before = _noted(folder)
-    if before is None:
+    before = rows_of([folder])
+    if not before:
         return
-    if changed := list(_changes(before, data_record(experiment), folder)):
-        raise UserError(*(f"{option}: {change}, or {cure}" for change in changed))
+    now = row_hashes(experiment).root
+    problems = [
+        f"{option}: the rows of task '{task}' are not those that the run in {folder} was started "
+        f"with; put the old files back, or {cure}"
+        for task, sha256 in now.items()
+        if before.get(task, sha256) != sha256
+    ]
+    if list(before) != list(now):
+        problems.append(
+            f"{option}: the experiment has the tasks {', '.join(now)}, and the run in {folder} was "
+            f"started with {', '.join(before)}; put them back, or {cure}"
+        )
+    if problems:
+        raise UserError(*problems)
 
 
 def rows_of(folders: Iterable[Path]) -> dict[str, str]:
-    """Return task to the SHA-256 of its rows, of the runs of a cell."""
-    records = filter(None, map(_noted, folders))
-    return {task: each.sha256 for record in records for task, each in record.tasks.items()}
-
-
-def _noted(folder: Path) -> DataRecord | None:
-    """What a run has noted of its rows; None: nothing."""
-    path = RunFolder(folder).data_record
-    if not path.exists():
-        return None
-    return read_stored(DataRecord, path, "record of a run's rows", "remove it to go on")
-
-
-def _changes(before: DataRecord, now: DataRecord, folder: Path) -> Iterator[str]:
-    if list(before.tasks) != list(now.tasks):
-        yield (
-            f"the experiment has the tasks {', '.join(now.tasks)}, and the run in {folder} was "
-            f"started with {', '.join(before.tasks)}; put them back"
-        )
-    for task, record in now.tasks.items():
-        old = before.tasks.get(task)
-        if old is not None and old != record:
-            yield (
-                f"the rows of task '{task}' are not those that the run in {folder} was started "
-                f"with ({old.train} train and {old.test} test rows then, {record.train} and "
-                f"{record.test} now); put the old files back"
-            )
-
-
-def _record(task: TaskData) -> TaskRecord:
-    hashed = hashlib.sha256(json.dumps(task.labels).encode())
-    for split in (task.train, task.test):
-        for example in split:
-            hashed.update(json.dumps(astuple(example)).encode() + b"\n")
-        hashed.update(b"\n")
-    return TaskRecord(train=len(task.train), test=len(task.test), sha256=hashed.hexdigest())
+    """Return task to the SHA-256 of its rows, as the runs of a cell have noted them."""
+    found: dict[str, str] = {}
+    for path in (RunFolder(folder).row_hashes for folder in folders):
+        if path.exists():
+            cure = "remove it to go on"
+            found |= read_stored(RowHashes, path, "record of a run's rows", cure).root
+    return found

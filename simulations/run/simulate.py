@@ -16,7 +16,7 @@ from simulations.engines.interrupt import stoppable
 from simulations.output.console import print_line
 from simulations.run.check import preflight
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.progress import progress_view
+from simulations.run.progress import told_to
 from simulations.run.run_folder import check_folder, claimed
 
 STOPPED = 130
@@ -46,9 +46,8 @@ def simulate(
         with stoppable():
             with console.status("checking the experiment and its data"):
                 engine = prepare(experiment, lambda line: print_line(console, f"warning: {line}"))
-            view = progress_view(console, Path(request.experiment).stem)
-            with claimed(experiment), view as listener:
-                engine(experiment, listener)
+            with claimed(experiment):
+                engine(experiment, told_to(console))
     except BaseException as stop:
         if _events(folder) != before:
             write_page(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deal_core.inference.folder import AdapterFolder, Inference, TaskSpace
-from server.export import merged_card, with_base, with_use
+from server.export import with_base, with_use
 
 if TYPE_CHECKING:
     from deal_core.models.prompt import PromptTokens
@@ -24,7 +24,6 @@ PROMPTS = "prompts.json"
 """Task to the token ids of its prompt before and after a text, and of its answers."""
 PROGRAM = "answer.py"
 HOLDS = {
-    "model*.safetensors": "base model and adapter in one, float32; tokeniser beside it",
     "adapter_model.safetensors": "what was learnt, as LoRA factors",
     "adapter_config.json": "settings of PEFT",
     MAP: "the same as one matrix behind the pooling, `weight`",
@@ -42,9 +41,8 @@ MOVED = (
 )
 
 
-def write_prompts(inference: Inference, to: Path) -> PromptTokens | None:
-    """Return what makes prompts, written as ``prompts.json``; None: the model is asked with the
-    text alone.
+def write_prompts(inference: Inference, to: Path) -> None:
+    """Write ``prompts.json``, unless the model is asked with the text alone.
 
     Raises:
         UserError: the tokeniser cannot be loaded.
@@ -57,12 +55,11 @@ def write_prompts(inference: Inference, to: Path) -> PromptTokens | None:
     model = inference.model
     make = family_of(model).prompts
     if make is None:
-        return None
+        return
     tokenizer, config = pretrained(AutoTokenizer, model.name), pretrained(AutoConfig, model.name)
     prompts = make(tokenizer, config, model, inference.max_length)
     entries = {task.name: task_entry(task, prompts, inference) for task in inference.tasks}
     (to / PROMPTS).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    return prompts
 
 
 def task_entry(task: TaskSpace, prompts: PromptTokens, inference: Inference) -> dict[str, Any]:
@@ -101,12 +98,9 @@ def write_card(source: AdapterFolder, inference: Inference, to: Path) -> None:
     task = inference.tasks[0].name
     card, use = source.card.read_text(encoding="utf-8"), f"{contents(to)}\n\n"
     use += f'Without this project: `python {PROGRAM} {task} "a text"`.'
-    if AdapterFolder(to).weights.exists():
-        told = "" if inference.pooling == "mean" else f" --task {task}"
-        use += f' With it: `deal predict . "a text"{told}`.'
-        card = with_use(with_base(card, f"{BASE}/") if (to / BASE).is_dir() else card, use)
-    else:
-        card = merged_card(card, use, source.heads.exists())
+    told = "" if inference.pooling == "mean" else f" --task {task}"
+    use += f' With it: `deal predict . "a text"{told}`.'
+    card = with_use(with_base(card, f"{BASE}/") if (to / BASE).is_dir() else card, use)
     (to / source.card.name).write_text(card, encoding="utf-8")
 
 
@@ -114,11 +108,7 @@ def contents(to: Path) -> str:
     """Return a table of the files that are in the folder."""
     lines = ["| in this folder | |", "|---|---|"]
     for name, meaning in HOLDS.items():
-        found = list(to.glob(name))
-        if not found:
-            continue
-        more = MOVED if name == "adapter_config.json" and (to / BASE).is_dir() else ""
-        shown = found[0].name if len(found) == 1 else name
-        shown += "/" if (to / name).is_dir() else ""
-        lines.append(f"| `{shown}` | {meaning}{more} |")
+        if (to / name).exists():
+            more = MOVED if name == "adapter_config.json" and (to / BASE).is_dir() else ""
+            lines.append(f"| `{name}{'/' if (to / name).is_dir() else ''}` | {meaning}{more} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""``deal export``: what was learnt, for PEFT and transformers alone."""
+"""``deal export``: what was learnt, for PEFT alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
 
 from deal_core.errors import UserError, at_home, choose
 from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
@@ -24,13 +23,6 @@ from simulations.use.cards import (
     write_prompts,
 )
 
-if TYPE_CHECKING:
-    from deal_core.models.prompt import PromptTokens
-
-
-Kind = Literal["adapter", "map", "merged"]
-"""An adapter for PEFT, the map behind the pooling that it is, or one model with the base."""
-
 
 @dataclass(frozen=True)
 class ExportRequest:
@@ -40,8 +32,6 @@ class ExportRequest:
     """Of a run, or its adapter."""
     to: str
     """A new or empty folder."""
-    merge: bool = False
-    """Add the adapter to the base model's weights."""
     base: str = ""
     """Folder or hub name of the base model; empty: as the run named it."""
 
@@ -50,11 +40,10 @@ def export(request: ExportRequest) -> list[str]:
     """Return what has been written into the folder, and how to go on.
 
     Raises:
-        UserError: no adapter, a damaged one, one that cannot be merged, a folder that is not empty,
-            or a base model that is another or cannot be loaded. Nothing is left in the folder.
+        UserError: no adapter, a damaged one, a folder that is not empty, or a base model that is
+            another or cannot be loaded. Nothing is left in the folder.
     """
     from deal_core.inference.predictor import checked_adapter, read_heads
-    from deal_core.lora.kinds import KINDS
 
     source = find_adapter(at_home(request.folder))
     inference = read_inference(source)
@@ -65,19 +54,10 @@ def export(request: ExportRequest) -> list[str]:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to}: is there already; choose another --to")
     to = to.resolve()
-    map_of = choose("adapter_kind", inference.adapter_kind, KINDS).map_behind
-    if request.merge and inference.components:
-        raise UserError("--merge: each task has an adapter of its own here; leave --merge out")
-    if request.merge and map_of is not None:
-        raise UserError(
-            f"--merge: adapter.kind '{inference.adapter_kind}' is a map behind the encoder's "
-            "pooling, for which its checkpoint has no place; leave --merge out"
-        )
     checked_adapter(source, inference, inference.model)
     read_heads(source)
-    kind: Kind = "merged" if request.merge else "adapter" if map_of is None else "map"
     with emptied_on_failure(to):
-        return _write(source, inference, to, kind)
+        return _write(source, inference, to)
 
 
 @contextmanager
@@ -104,29 +84,27 @@ def emptied_on_failure(to: Path) -> Iterator[None]:
         raise
 
 
-def _write(source: AdapterFolder, inference: Inference, to: Path, kind: Kind) -> list[str]:
-    """Return what has been written of one form of an export into the empty folder ``to``."""
+def _write(source: AdapterFolder, inference: Inference, to: Path) -> list[str]:
+    """Return what has been written into the empty folder ``to``."""
+    from safetensors.torch import save_file
+
+    from deal_core.inference.predictor import read_adapter
+    from deal_core.lora.kinds import KINDS
     from deal_core.models import family_of
 
-    merged = kind == "merged"
-    for file in (source.inference, *(() if merged else (source.weights, source.heads))):
+    for file in (source.inference, source.weights, source.heads):
         if file.exists():
             shutil.copyfile(file, to / file.name)
-    base = "." if merged else local_base(inference, to)
+    base, revision = local_base(inference, to), with_revision(inference.model.name)[1]
     write_labels(inference, to)
     notes = []
     try:
-        prompts = write_prompts(inference, to)
+        write_prompts(inference, to)
     except UserError as reason:  # the tokeniser is not here, which makes them
-        prompts, notes = None, [f"{PROMPTS} is left out: {reason}"]
-    auto = family_of(inference.model).auto_class
-    if merged:
-        _write_merged(source, inference, to, prompts)
-        said = f"one model; load it with transformers.{auto}.from_pretrained"
-        if source.heads.exists():
-            notes.append("label heads are left out: they score embeddings of the base model alone")
-    elif kind == "map":
-        _write_map(source, inference, to)
+        notes = [f"{PROMPTS} is left out: {reason}"]
+    map_of = choose("adapter_kind", inference.adapter_kind, KINDS).map_behind
+    if map_of is not None:  # of which PEFT knows nothing
+        save_file({"weight": map_of(read_adapter(source))}, to / MAP)
         said = f"{MAP} is a map behind the pooling of {base}; {PROGRAM} answers with it"
     elif inference.components:
         _write_components(source, inference, to, base)
@@ -136,15 +114,14 @@ def _write(source: AdapterFolder, inference: Inference, to: Path, kind: Kind) ->
         )
     else:
         config = json.loads(source.config.read_text(encoding="utf-8"))
-        config["base_model_name_or_path"] = base
-        config["revision"] = with_revision(inference.model.name)[1] or None
+        config |= {"base_model_name_or_path": base, "revision": revision or None}
         AdapterFolder(to).config.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        auto = family_of(inference.model).auto_class
         peft = "AutoPeftModel" + (auto.removeprefix("AutoModel") or "ForFeatureExtraction")
         said = f"an adapter of {base}; load it with peft.{peft}.from_pretrained"
-    hub = not merged and not (to / BASE).is_dir()
-    seen = BASE if base == str(to / BASE) else base  # from the export
     if not inference.components:
-        write_program(to, seen, with_revision(inference.model.name)[1] if hub else "")
+        embedded = (to / BASE).is_dir()
+        write_program(to, BASE if embedded else base, "" if embedded else revision)
     write_card(source, inference, to)
     mode = (to / source.inference.name).stat().st_mode & 0o777
     for written in filter(Path.is_file, to.rglob("*")):
@@ -178,37 +155,9 @@ def _write_components(source: AdapterFolder, inference: Inference, to: Path, bas
         save_file(tensors, AdapterFolder(folder).weights, {"format": "pt"})
 
 
-def _write_map(source: AdapterFolder, inference: Inference, to: Path) -> None:
-    """Write an adapter that PEFT cannot load as the map that it is."""
-    from safetensors.torch import save_file
-
-    from deal_core.inference.predictor import read_adapter
-    from deal_core.lora.kinds import KINDS
-
-    map_of = KINDS[inference.adapter_kind].map_behind
-    assert map_of is not None
-    save_file({"weight": map_of(read_adapter(source))}, to / MAP)
-
-
-def _write_merged(
-    source: AdapterFolder, inference: Inference, to: Path, prompts: PromptTokens | None
-) -> None:
-    """Write base model and adapter as one ordinary checkpoint, and the tokeniser; in float32."""
-    from peft import PeftModel
-
-    from deal_core.lora.attach import quiet_peft
-    from deal_core.models.generating import greedy
-
-    base, tokenizer = load_base(inference)
-    with quiet_peft():
-        merged = PeftModel.from_pretrained(base, str(source.path)).merge_and_unload()
-    if prompts is not None:
-        merged.generation_config = greedy(prompts)
-    save_model(merged, tokenizer, to)
-
-
-def load_base(inference: Inference) -> tuple[Any, Any]:
-    """Return base model, float32, and tokeniser, as transformers loads them."""
+def local_base(inference: Inference, to: Path) -> str:
+    """Return where this machine finds the base model; an embedded one is written beside, as
+    transformers does, in float32."""
     import torch
     from transformers import AutoTokenizer
 
@@ -216,25 +165,14 @@ def load_base(inference: Inference) -> tuple[Any, Any]:
     from deal_core.models.loading import pretrained
 
     name = inference.model.name
-    base = pretrained(auto_class(inference.model), name, dtype=torch.float32)
-    return base, pretrained(AutoTokenizer, name)
-
-
-def local_base(inference: Inference, to: Path) -> str:
-    """Return where this machine finds the base model; an embedded one is written beside."""
-    name = inference.model.name
     if name.startswith(EMBEDDED):
-        base, tokenizer = load_base(inference)
-        save_model(base, tokenizer, to / BASE)
+        base = pretrained(auto_class(inference.model), name, dtype=torch.float32)
+        tokenizer = pretrained(AutoTokenizer, name)
+        with quiet():
+            base.save_pretrained(to / BASE)
+            tokenizer.save_pretrained(to / BASE)
         return str(to / BASE)
     return str(Path(name).resolve()) if Path(name).is_dir() else with_revision(name)[0]
-
-
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a model and its tokeniser as transformers does."""
-    with quiet():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
 
 
 def write_labels(inference: Inference, to: Path) -> None:

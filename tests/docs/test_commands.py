@@ -45,7 +45,6 @@ FAST = {
     ),
     "deal predict /srv/deal-site/state/runs/RUN/adapter 'a text'": '"text": "a text"',
     "deal export runs/quickstart-seed0 --to mine": "mine/adapter_config.json",
-    "deal export runs/quickstart-seed0 --to mine --merge": "mine/model.safetensors",
     "deal ledger show STATE": "epsilon",
     "deal ledger export STATE --out c.json": "c.json",
     "deal ledger verify STATE --certificate c.json": "certificate",

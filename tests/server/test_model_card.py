@@ -6,7 +6,7 @@ import pytest
 
 from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.inference.folder import Inference, TaskSpace
-from server.export import as_text, hub_name, merged_card, model_card
+from server.export import as_text, hub_name, model_card
 from server.results import Privacy
 from tests.simulations.run.test_summary import results
 
@@ -78,20 +78,6 @@ def test_a_folder_is_no_name_on_a_hub(name, upstream, hub):
     assert hub_name(inference(name, upstream)) == hub
     card = model_card(results(), inference(name, upstream))
     assert ("base_model:" in card) == bool(hub)
-
-
-def test_a_merged_model_has_a_card_of_its_own():
-    without, told = model_card(results(privacy=PRIVATE), inference()), "this checkpoint does not"
-    assert told in merged_card(without, "Load it.", heads=True).partition("## ")[0]
-    card = merged_card(without, "Load it.")
-    assert "## Use\n\nLoad it.\n\n## Versions\n" in card
-    assert told not in card
-    assert "library_name: transformers" in card
-    assert "# Base model and adapter of a federated run, merged" in card
-    assert "not in this folder" not in card
-    assert "deal predict" not in card
-    assert "epsilon <= 7.5" in card
-    assert "peft 1.2.3" in card
 
 
 def test_somebodys_words_forge_no_section_and_no_tag():

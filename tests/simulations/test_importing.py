@@ -122,10 +122,8 @@ def test_sentences_with_labels_read_back_as_a_stream(olora: Path, imported: Impo
     assert news.test[1].text == "Title: Élections\nText: They voted. \U0001f600"
     copa = source.load("copa")
     assert len(copa.train) == len(copa.test) == 1
-    lines = [line.split("│")[1:-1] for line in printed.splitlines() if line.startswith("│")]
-    cells = [[cell.strip() for cell in line] for line in lines]
-    assert ["ag_news", "2", "2", "0", "3 labels: World, Sports, Science or Technology"] in cells
-    assert ["copa", "1", "1 (dev)", "1", "2 labels: A, B"] in cells
+    assert "ag_news: 2 train and 2 test rows, 0 left out, 3 labels" in printed
+    assert "copa: 1 train and 1 test rows, 1 left out, 2 labels" in printed
 
 
 def test_definitions_are_instructions_and_several_answers_references(

@@ -25,6 +25,7 @@ from simulations.api import (
     start,
     train_client,
 )
+from tests.sizes import TINY
 
 Make = Callable[..., Experiment]
 
@@ -54,7 +55,7 @@ def all_tests(shares: list[TaskData]) -> TaskData:
 def test_rounds_by_hand_learn_what_a_run_learns(
     make_experiment: Make, tmp_path: Path, settings: tuple[str, ...]
 ) -> None:
-    config = make_experiment(*settings, "train.precision=float32")
+    config = make_experiment(*settings, *TINY, "train.precision=float32")
     whole = run(config, out=tmp_path / "run")
     model, state = load_base(config), start(config)
     shares = {task: shares_of(config, task) for task in config.data.tasks}

@@ -17,6 +17,7 @@ from simulations.engines.inprocess import run_inprocess
 from simulations.run.experiment import Request, load_experiment
 from simulations.use.predict import PredictRequest, predict
 from tests.simulations.runs import at, learnt_adapter, same
+from tests.sizes import TINY
 
 Make = Callable[..., Experiment]
 ROOT = Path(__file__).parents[3]
@@ -27,13 +28,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:task")  # those of tests are sma
 
 @pytest.fixture(scope="module")
 def finished(make_experiment: Make, tmp_path_factory: pytest.TempPathFactory) -> api.Run:
-    return run(make_experiment("run.threads=1"), out=tmp_path_factory.mktemp("runs") / "one")
+    return run(make_experiment(*TINY), out=tmp_path_factory.mktemp("runs") / "one")
 
 
 def test_it_is_the_run_of_the_engine(
     finished: api.Run, make_experiment: Make, tmp_path: Path
 ) -> None:
-    run_inprocess(at(make_experiment("run.threads=1"), tmp_path / "two"), lambda event: None)
+    run_inprocess(at(make_experiment(*TINY), tmp_path / "two"), lambda event: None)
     assert same(learnt_adapter(finished.folder), learnt_adapter(tmp_path / "two"))
     other = load_run(tmp_path / "two").results
     assert finished.results.accuracy_matrix == other.accuracy_matrix
@@ -77,7 +78,7 @@ def test_events_come_and_nothing_is_printed(
     make_experiment: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     events: list[str] = []
-    short = make_experiment("data.tasks=['surgery']", "federation.rounds=1")
+    short = make_experiment(*TINY, "data.tasks=['surgery']", "federation.rounds=1")
     run(short, out=tmp_path, listener=lambda event: events.append(str(event["event"])))
     assert events[0] == "run_started"
     assert events[-1] == "run_finished"

@@ -259,7 +259,7 @@ def test_a_bad_reply_costs_its_sender_the_round_and_nobody_else(make_experiment,
         *TINY,
         'data.tasks=["surgery"]',
         f"federation.rounds={len(KINDS)}",
-        "federation.deadline_seconds=3",
+        "federation.deadline_seconds=0.3",
     )
     hit: set[int] = set()
 
@@ -281,9 +281,7 @@ def test_a_bad_reply_costs_its_sender_the_round_and_nobody_else(make_experiment,
 
 
 def test_below_quorum_the_run_stops_and_resumes(make_experiment, tmp_path):
-    experiment = make_experiment(
-        'data.tasks=["surgery"]', "data.max_train=16", "data.max_test=16", "federation.rounds=1"
-    )
+    experiment = make_experiment(*TINY, 'data.tasks=["surgery"]', "federation.rounds=1")
 
     def all_bad(reply: Message) -> Message | None:
         return spoil("nan", reply) if is_update(reply) else reply
@@ -297,7 +295,7 @@ def test_below_quorum_the_run_stops_and_resumes(make_experiment, tmp_path):
 
 
 def test_a_fault_at_a_site_leaves_no_text(make_experiment, tmp_path, monkeypatch, caplog):
-    experiment = make_experiment('data.tasks=["surgery"]', "federation.rounds=1")
+    experiment = make_experiment(*TINY, 'data.tasks=["surgery"]', "federation.rounds=1")
 
     def leak(*args: object) -> None:
         raise RuntimeError("patient 17 has gout")

@@ -82,6 +82,7 @@ def test_a_worker_that_ends_before_its_time_is_told_to_all_that_ask_it():
             waiting.result(timeout=5)
     assert lines[0].finish() == "a"
     assert outcomes[0].result(timeout=5) == "reply to a"
+    assert lines[0].finish() == "c"
     with pytest.raises(BrokenExecutor):
         pool.submit(1, "e", None).result(timeout=5)
 

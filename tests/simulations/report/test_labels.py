@@ -19,7 +19,7 @@ from simulations.report.accuracy import (
     count_labels,
 )
 from simulations.report.commands import write_report
-from simulations.run.run_folder import write_data_record
+from simulations.run.run_folder import write_row_hashes
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage, read_json
 
 COUNTS = TaskCounts(labels=["cat", "dog", "bird"], counts=[[3, 1, 0], [2, 4, 0], [0, 0, 0]])
@@ -103,9 +103,9 @@ def test_texts_of_a_deployment_stay_where_they_are(run: Path) -> None:
 
 def test_other_rows_than_those_of_the_run_are_not_counted(run: Path) -> None:
     results = read_results(run)
-    write_data_record(results.config.model_copy(update={"run": RunConfig(out=str(run))}))
-    record = RunFolder(run).data_record
-    record.write_text(record.read_text().replace('"sha256": "', '"sha256": "0', 1))
+    write_row_hashes(results.config.model_copy(update={"run": RunConfig(out=str(run))}))
+    record = RunFolder(run).row_hashes
+    record.write_text(record.read_text().replace(': "', ': "0', 1))
     with pytest.raises(UserError, match="--labels: the rows of task"):
         count_labels(run, print)
     assert not (run / FILE).exists()

@@ -12,10 +12,12 @@ from server.folder import RunFolder
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.run_folder import (
     RECORD,
-    check_data_record,
     check_folder,
+    check_rows_same,
+    claimed,
     record,
-    write_data_record,
+    rows_of,
+    write_row_hashes,
 )
 from simulations.run.shipped import descriptions, shipped_experiments
 
@@ -142,11 +144,57 @@ def test_a_folder_of_the_hub_is_found_beside_the_experiment_and_is_absolute(tmp_
 
 def test_other_rows_than_those_of_the_run_are_refused(tmp_path: Path) -> None:
     experiment = load_experiment(Request("quickstart", out=str(tmp_path / "run")))
-    write_data_record(experiment)
-    path = RunFolder(tmp_path / "run").data_record
-    kept = json.loads(path.read_text())
-    kept["tasks"]["surgery"]["sha256"] = "another"
-    path.write_text(json.dumps(kept))
+    write_row_hashes(experiment)
+    path = RunFolder(tmp_path / "run").row_hashes
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"surgery": "another"}))
     told = r"--labels: the rows of task 'surgery' .*; put the old files back, or leave it out$"
     with pytest.raises(UserError, match=told):
-        check_data_record(experiment, tmp_path / "run", "--labels", "leave it out")
+        check_rows_same(experiment, tmp_path / "run", "--labels", "leave it out")
+    path.write_text("[")
+    with pytest.raises(UserError, match=r"rows.json: no record .* remove it to go on"):
+        check_rows_same(experiment, tmp_path / "run", "--labels", "leave it out")
+
+
+ROWS = "text,label\n" + "".join(f"word {n} of ward,{'ab'[n % 2]}\n" for n in range(24))
+
+
+def write_rows(task: str, train: str, test: str) -> None:
+    for split, rows in {"train": train, "test": test}.items():
+        path = Path("data") / task / f"{split}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(rows)
+
+
+OTHER, LABEL = ROWS.replace("word", "sign"), ROWS.replace(",a\n", ",A\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (("ward", ROWS, OTHER), "the rows of task 'ward' are not those that"),
+        (("ward", OTHER, ROWS), "the rows of task 'ward' are not those that"),
+        (("ward", LABEL, LABEL), "the rows of task 'ward' are not those that"),
+        (("bed", ROWS, ROWS), r"has the tasks bed, ward, .* was started with ward;"),
+    ],
+)
+def test_a_run_goes_on_with_the_rows_that_it_was_started_with(
+    make_experiment, change: tuple[str, str, str], line: str
+) -> None:
+    write_rows("ward", ROWS, ROWS)
+    own = ("data.source=files", "data.tasks=[]", "data.path=data", "run.out=run")
+    start, again = make_experiment(*own), make_experiment(*own, "run.resume=true")
+    folder = RunFolder(Path("run"))
+    with claimed(start):
+        folder.checkpoint.write_bytes(b"")
+    assert list(rows_of([folder.path])) == ["ward"]
+    with claimed(again):
+        pass
+    write_rows(*change)
+    with pytest.raises(UserError, match=line) as refused, claimed(again):
+        pass
+    assert "or start in another --out" in str(refused.value)
+    folder.checkpoint.replace(folder.previous)
+    check_folder(again)
+    folder.previous.unlink()
+    with pytest.raises(UserError, match="holds no checkpoint to resume"):
+        check_folder(again)

@@ -13,6 +13,7 @@ from client.local_training import class_sums
 from deal_core.privacy.interface import LocalUpdate
 from tests.conftest import experiment_with
 from tests.simulations.runs import at, run_in_process
+from tests.sizes import TWO_LAYERS
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -31,6 +32,14 @@ SETTINGS = (
 LIAR = 3
 WHOLE = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
 """Sums of whole embeddings: no public text is read."""
+SMALL = (
+    TWO_LAYERS,
+    "data.max_train=160",
+    "data.max_test=40",
+    "train.max_length=16",
+    "federation.local_epochs=1",
+    'data.tasks=["surgery"]',
+)
 MOST_LOST = 0.03
 
 
@@ -88,7 +97,7 @@ def test_a_liar_costs_little_and_is_seen(honest, make_experiment, tmp_path, monk
 def test_class_means_that_most_sites_find_worse_are_used_by_nobody(
     make_experiment, tmp_path, monkeypatch, sums
 ):
-    small = (*sums, *SETTINGS, "data.max_train=240", "data.max_test=80", 'data.tasks=["surgery"]')
+    small = (*sums, *SETTINGS, "federation.rounds=1", *SMALL)
     lie = LIES["turned labels, fifty times the records"]
     _, events = accuracies(make_experiment(*small), tmp_path, lie, monkeypatch)
     assert "class_means_rejected" in events

@@ -177,7 +177,7 @@ def test_the_model_moves_along_label_directions_alone(finished):
 def test_a_lost_site_costs_the_round_and_not_the_run(make_experiment, tmp_path):
     """Its share of the noise is counted on: the others reveal nothing."""
     experiment = make_experiment(
-        *IN_SUM, "federation.deadline_seconds=1.0", "federation.quorum=0.3"
+        *IN_SUM, "federation.deadline_seconds=0.2", "federation.quorum=0.3"
     )
     lose = LoseOneUpdate()
     events = run_in_process(at(experiment, tmp_path), lose)

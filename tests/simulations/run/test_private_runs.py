@@ -12,11 +12,11 @@ from simulations.engines.inprocess import run_inprocess
 from simulations.run.progress import Progress
 from simulations.run.summary import privacy_text
 from tests.simulations.runs import at, no_number, run_in_process
-from tests.sizes import TWO_LAYERS
+from tests.sizes import TINY
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
-PRIVATE = ("privacy.mechanism=record", "train.precision=float32", "train.batch_size=4", TWO_LAYERS)
+PRIVATE = ("privacy.mechanism=record", "train.precision=float32", "train.batch_size=4", *TINY)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
-STREAM = ("data.max_train=8", "data.max_test=4", "train.max_length=8", "federation.rounds=3")
+STREAM = (*TINY, "federation.rounds=3")
 
 
 def events(folder: Path, kind: str) -> list[dict[str, object]]:
@@ -52,7 +52,7 @@ def test_rounds_of_a_stage_carry_the_current_adapter_alone(
 def test_a_client_that_lost_its_folder_is_sent_it_again(
     make_experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
-    experiment = make_experiment(*STREAM, *TINY)
+    experiment = make_experiment(*STREAM)
     undisturbed = run(experiment, tmp_path / "one")
 
     def lose(event: dict[str, object]) -> None:

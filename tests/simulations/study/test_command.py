@@ -120,7 +120,7 @@ def test_every_cell_is_in_the_figures(done: tuple[StudyRequest, int, str]) -> No
         run = read_results(folder)
         assert cell.outcome.accuracy_matrix == run.accuracy_matrix
         assert run.config.method.name == cell.arm
-        noted = (folder / "data.json").exists()
+        noted = (folder / "rows.json").exists()
         assert set(cell.rows) == ({"laboratory", "surgery"} if noted else set())
         page = (folder / "report.html").read_text(encoding="utf-8")  # by the real command
         assert f"{cell.arm}.seed0 – Run – deal" in page

@@ -2,7 +2,7 @@
 
 ``outside.py SITE_PACKAGES JOBS``: a list of jobs in JSON, one after the other. A job
 ``["answer", FOLDER, TASK, TEXT]`` runs the program of an export, ``["page", FOLDER, CODE]`` the
-code of a page in a folder; of any other, ``[KIND, OUT, IDS, ADAPTER, MERGED, MOVED]``, the numbers
+code of a page in a folder; of any other, ``[KIND, OUT, IDS, ADAPTER, MOVED]``, the numbers
 of each folder go to OUT. Each prints one line.
 """
 
@@ -30,7 +30,7 @@ def run_page(folder, code):
     exec(compile(code, "docs/using.md", "exec"), {"__name__": "__main__"})
 
 
-def compute(kind, out, ids, adapter, merged, moved):
+def compute(kind, out, ids, adapter, moved):
     import peft
     import torch
     import transformers
@@ -42,7 +42,6 @@ def compute(kind, out, ids, adapter, merged, moved):
     models = {
         "peft": lambda: auto_peft.from_pretrained(adapter),
         "transformers": lambda: plain.from_pretrained(adapter),
-        "merged": lambda: plain.from_pretrained(merged),
     }
     if moved:
         models["moved"] = lambda: peft.PeftModel.from_pretrained(
@@ -59,7 +58,9 @@ def compute(kind, out, ids, adapter, merged, moved):
             output = model(**tokens)
         numbers[name] = output.logits if suffix else output.last_hidden_state
     save_file({name: value.contiguous().clone() for name, value in numbers.items()}, out)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(merged)
+    with open(f"{adapter}/adapter_config.json") as file:
+        base = json.load(file)["base_model_name_or_path"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     print(json.dumps(tokenizer("spinal block")["input_ids"]))
 
 

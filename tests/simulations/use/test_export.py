@@ -41,17 +41,15 @@ WORDS = ("llama", "t5", "gpt2", "bart")
 
 @pytest.fixture(scope="module")
 def exported(encoder, tmp_path_factory) -> Path:
-    """The encoder's adapter, and merged."""
     folder = tmp_path_factory.mktemp("exported")
     export(ExportRequest(str(encoder), str(folder / "mine")))
-    export(ExportRequest(str(encoder), str(folder / "merged"), merge=True))
     return folder
 
 
 @pytest.fixture(scope="module", params=slow_but(WORDS, "llama"))
 def worded(request, tmp_path_factory, make_causal, make_experiment) -> Path:
-    """A folder with the run of such a model with class means, its adapter (``mine``),
-    merged, and with texts for the answers of its first task (``writing``)."""
+    """A folder with the run of such a model with class means, its adapter (``mine``), and with
+    texts for the answers of its first task (``writing``)."""
     folder = tmp_path_factory.mktemp(request.param)
     causal = request.param in ("llama", "gpt2")
     base = (make_causal if causal else save)(folder / "base", request.param)
@@ -60,7 +58,6 @@ def worded(request, tmp_path_factory, make_causal, make_experiment) -> Path:
     settings = (f"model.family={family}", f'model.name="{base}"', *LEARNING, *means)
     run = finished(folder / "run", make_experiment(*settings))
     export(ExportRequest(str(run), str(folder / "mine")))
-    export(ExportRequest(str(run), str(folder / "merged"), merge=True))
     inference = read_inference(find_adapter(run))
     texts = inference.tasks[0].model_copy(update={"labels": ()})
     writing = inference.model_copy(update={"tasks": (texts,)})
@@ -141,8 +138,8 @@ def test_encoders_without_this_project(encoder, exported, pooled, with_heads, tm
     moved = Path(shutil.copytree(exported / "mine", tmp_path / "moved"))
     predictor = load_predictor(find_adapter(encoder))
     ids, out = token_ids(predictor, TASK), tmp_path / "numbers.safetensors"
-    folders = [exported / "mine", exported / "merged", moved]
-    programs = (moved, exported / "merged", pooled / "mine", with_heads / "mine")
+    folders = [exported / "mine", moved]
+    programs = (moved, pooled / "mine", with_heads / "mine")
     page = (ROOT / "docs/using.md").read_text(encoding="utf-8")
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     said = run_outside(
@@ -156,10 +153,9 @@ def test_encoders_without_this_project(encoder, exported, pooled, with_heads, tm
     assert said["numbers"] == ids
     labels = predictor.inference.all_tasks[TASK]
     assert labels[said["page"]] == predictor.answer(TEXT, TASK).label
-    check_numbers(predictor, out, ids, {"peft", "transformers", "merged", "moved"})
-    for folder in (moved, exported / "merged"):
-        expected = pytest.approx(own_scores(predictor, TASK), abs=2e-4)
-        assert said[str(folder)]["scores"] == expected
+    check_numbers(predictor, out, ids, {"peft", "transformers", "moved"})
+    expected = pytest.approx(own_scores(predictor, TASK), abs=2e-4)
+    assert said[str(moved)]["scores"] == expected
     for folder in (pooled, with_heads):
         predictor = load_predictor(find_adapter(folder / "run"))
         check_answer(predictor, TASK, said[str(folder / "mine")])
@@ -176,20 +172,19 @@ def test_models_that_answer_in_words_without_this_project(worded, tmp_path):
     task, model = predictor.inference.tasks[0], predictor.model
     ids, out = token_ids(predictor, TASK), tmp_path / "numbers.safetensors"
     causal = predictor.inference.model.family == "causal-lm"
-    names = ("mine", "merged", "writing")
+    names = ("mine", "writing")
     said = run_outside(
         tmp_path,
         {
             "numbers": [
                 "causal" if causal else "seq2seq",
-                *(str(out), ids, str(place / "mine"), str(place / "merged"), ""),
+                *(str(out), ids, str(place / "mine"), ""),
             ],
             **{name: ["answer", str(place / name), task.name, TEXT] for name in names},
         },
     )
-    check_numbers(predictor, out, ids, {"peft", "transformers", "merged"})
+    check_numbers(predictor, out, ids, {"peft", "transformers"})
     words = own_scores(predictor, task.name)
-    assert said["merged"]["scores"] == pytest.approx(words, abs=1e-4)
     check_answer(predictor, task.name, said["mine"])
     batch = model.encode([Example(TEXT, task.labels[0])], task.labels, task.instruction)
     embedding = base_embeddings(model, batch, predictor.inference.head_layers)[0]
@@ -213,46 +208,37 @@ def test_the_program_knows_the_scale_and_the_base_model(tmp_path):
     assert "\nREVISION = 'abc'\n" in text
 
 
-def test_a_map_is_merged_into_nothing(pooled, tmp_path):
-    asked = ExportRequest(str(pooled / "run"), str(tmp_path / "merged"), merge=True)
-    with pytest.raises(UserError, match=r"map behind .* pooling.*; leave --merge out"):
-        export(asked)
-    assert not (tmp_path / "merged").exists()
-
-
 @pytest.mark.slow
 def test_a_gguf_becomes_ordinary_safetensors(tmp_path, make_experiment):
     settings = ("model.family=causal-lm", "model.name=embedded:smollm2", "train.max_length=8")
     sizes = ('data.tasks=["surgery"]', "data.max_train=4", "data.max_test=4", "adapter.rank=2")
     run = finished(tmp_path / "run", make_experiment(*settings, *sizes, *LEARNING))
     export(ExportRequest(str(run), str(tmp_path / "mine")))
-    export(ExportRequest(str(run), str(tmp_path / "merged"), merge=True))
     predictor = load_predictor(find_adapter(run))
     ids = token_ids(predictor, "surgery")
     out, mine = str(tmp_path / "numbers.safetensors"), str(tmp_path / "mine")
-    run_outside(tmp_path, {"it": ["causal", out, ids, mine, str(tmp_path / "merged"), mine]})
+    run_outside(tmp_path, {"it": ["causal", out, ids, mine, mine]})
     numbers = load_file(out)
     expected = own_numbers(predictor, ids)
-    assert numbers.keys() == {"peft", "transformers", "merged", "moved"}
+    assert numbers.keys() == {"peft", "transformers", "moved"}
     for value in numbers.values():  # logits of up to 30: relative
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_an_export_says_what_it_is(encoder, exported):
-    mine, merged = exported / "mine", exported / "merged"
+def test_an_export_says_what_it_is_and_who_reads_the_card_reads_the_weights(encoder, exported):
+    mine = exported / "mine"
     card = (mine / "README.md").read_text()
     assert "base_model: sentence-transformers/all-MiniLM-L6-v2" in card
     assert "**None.** No text left its client" in card
-    assert "library_name: transformers" in (merged / "README.md").read_text()
-    assert "deal predict" not in (merged / "README.md").read_text()
     config = json.loads((encoder / "adapter" / "adapter_config.json").read_text())
     named = (config["base_model_name_or_path"], config["task_type"])
     assert named == ("sentence-transformers/all-MiniLM-L6-v2", "FEATURE_EXTRACTION")
     assert load_predictor(find_adapter(mine)).answer(TEXT) == load_predictor(
         find_adapter(encoder)
     ).answer(TEXT)
-    with pytest.raises(UserError, match="a merged export has none: name the run folder"):
-        load_predictor(find_adapter(merged))
+    for folder in (encoder / "adapter", mine):
+        modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+        assert modes == {(folder / "README.md").stat().st_mode & 0o777}
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(encoder, tmp_path):
@@ -291,7 +277,9 @@ def test_a_failed_export_leaves_nothing_that_blocks_the_next(encoder, tmp_path, 
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
-def test_whoever_may_read_the_card_may_read_the_weights(encoder, exported):
-    for folder in (encoder / "adapter", exported / "mine", exported / "merged"):
-        modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
-        assert modes == {(folder / "README.md").stat().st_mode & 0o777}
+@pytest.mark.slow
+def test_a_process_that_imports_the_models_says_nothing():
+    """Whether bitsandbytes is there or not: PEFT imports it, where no weight has 8 or 4 bits."""
+    code = "import deal_core.models"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

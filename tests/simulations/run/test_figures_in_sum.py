@@ -1,19 +1,33 @@
-"""Counts of right answers that leave in a secure sum alone: the same accuracies, nobody's own."""
+"""Counts of right answers and training losses that leave in a secure sum alone: the same accuracies
+and the same mean, nobody's own."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
+from numpy.typing import NDArray
 
 from client.egress import check_reply
 from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError
-from deal_core.privacy.policy import Policy, counts_leave
+from deal_core.privacy.policy import Policy, counts_leave, figures_allowed
 from deal_core.randomness import seeded_numpy
+from deal_core.secure_sum.layout import Layout, SumField
 from deal_core.secure_sum.messages import BelowThreshold, ProtocolError
 from deal_core.wire.records import CORRECT, CORRECT_ALL, EXAMPLES
-from deal_core.wire.secure_layout import counts_layout
+from deal_core.wire.secure_layout import (
+    LARGEST_LOSS,
+    LOSS,
+    LOSS_KEPT,
+    counts_layout,
+    loss_fields,
+    loss_values,
+    mean_loss,
+    without_loss,
+)
 from server.clients import Clients, Roster
 from server.evaluation import summed_rows
 from server.folder import EventLog
@@ -21,20 +35,23 @@ from server.plan import Step
 from server.results import read_results
 from server.secure_aggregation import SecureAggregation
 from simulations.engines.worker_pool import assume_identity
+from simulations.report.record import RunLog
+from tests.simulations.run.secure_runs import SHORT, rounds
 from tests.simulations.runs import at, run_in_process
 from tests.sizes import TINY
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
-SECURE = (
+PLAIN = (
     "federation.clients=3",
     "federation.rounds=1",
     "federation.deadline_seconds=5",
     "method.name=sequential",
-    "aggregation.secure=true",
+    "aggregation.rule=ffa",
+    'data.partition.kind="iid"',
     *TINY,
 )
-SUMMED = (*SECURE, "privacy.metrics=summed")
+SUMMED = (*PLAIN, "aggregation.secure=true", "privacy.metrics=summed")
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +65,12 @@ def finished(make_experiment, tmp_path_factory):
 
     summed, clear = (tmp_path_factory.mktemp(name) for name in ("summed", "clear"))
     events = run_in_process(at(make_experiment(*SUMMED), summed), see)
-    run_in_process(at(make_experiment(*SECURE), clear))
-    return events, left, read_results(summed), read_results(clear)
+    plain = run_in_process(at(make_experiment(*PLAIN), clear))
+    return events, plain, left, read_results(summed), read_results(clear)
 
 
 def test_accuracies_are_those_of_counts_in_the_clear(finished):
-    _, _, summed, clear = finished
+    *_, summed, clear = finished
     assert summed.accuracy_matrix == clear.accuracy_matrix
     assert summed.zero_shot == clear.zero_shot
     assert summed.forward_transfer == clear.forward_transfer
@@ -62,8 +79,19 @@ def test_accuracies_are_those_of_counts_in_the_clear(finished):
     assert summed.class_incremental.accuracy_matrix == clear.class_incremental.accuracy_matrix
 
 
+def test_the_mean_loss_is_that_of_losses_in_the_clear(finished):
+    events, plain, *_ = finished
+    told = [event["loss"] for event in events if event["event"] == "loss_summed"]
+    own = [event for event in plain if event["event"] == "client_finished"]
+    means = [np.mean([e["loss"] for e in own if e["stage"] == stage]) for stage in (0, 1)]
+    assert len({event["loss"] for event in own}) == 6
+    assert told == pytest.approx(means, abs=1e-5)
+    assert not any("loss" in event for event in events if "client" in event)
+    assert [one.loss for one in RunLog(events).rounds] == told
+
+
 def test_nobody_knows_the_accuracy_at_one_client(finished):
-    events, left, summed, clear = finished
+    events, _, left, summed, clear = finished
     assert len(clear.per_client) == 3
     assert summed.per_client == {}
     names = {CORRECT, CORRECT_ALL, EXAMPLES}
@@ -167,3 +195,89 @@ def test_counts_do_not_leave_beside_a_mask():
         request = Message(asked, 1, "evaluate")
         with pytest.raises(PayloadError, match="in a secure sum alone"):
             check_reply(Message(told, reply_to=request), request)
+
+
+@pytest.mark.slow
+def test_no_loss_is_summed_under_a_mechanism(make_experiment, tmp_path):
+    protected = ("privacy.mechanism=record", "privacy.target_epsilon=8")
+    asked = (*SHORT, "federation.clients=3", "aggregation.rule=ffa", *protected)
+    ran = rounds(make_experiment(*asked), tmp_path)
+    assert ran.told("summed", "sites") == [3]
+    assert ran.told("loss_summed", "loss") == []
+
+
+@pytest.mark.parametrize(
+    ("metrics", "masked", "kept"),
+    [
+        ("clear", False, False),
+        ("clear", True, False),
+        ("summed", True, False),
+        ("summed", False, True),
+        ("none", True, True),
+    ],
+)
+def test_a_site_lets_its_loss_go_as_its_policy_says(metrics, masked, kept):
+    figures = {"num_examples": 7.0, "loss": 1.5}
+    left = figures_allowed(figures, Policy(metrics=metrics), masked)
+    assert ("loss" not in left) == kept
+
+
+def summed(losses: list[float | None], bits: int = 32) -> dict[str, NDArray[Any]]:
+    """What the server decodes of a value and the losses."""
+    count = len(losses)
+    layout = Layout((SumField("x", (2,), 1.0, 1024.0), *loss_fields(bits, count)), bits, count)
+    vectors = []
+    for loss in losses:
+        values = {"x": np.ones(2), **loss_values(loss)}
+        vectors.append(layout.encode(values, seeded_numpy("loss")).words)
+    return layout.decode(np.sum(vectors, axis=0, dtype=vectors[0].dtype))
+
+
+def test_losses_beyond_the_bound_count_as_the_bound():
+    assert mean_loss(summed([0.5, 1e9]), 2) == pytest.approx((0.5 + LARGEST_LOSS) / 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("kept", [None, float("nan"), float("inf")])
+@pytest.mark.parametrize("tellers", [1, 3])
+def test_where_one_keeps_its_loss_nothing_can_be_read_of_the_others(kept, tellers):
+    """The decoded field is as likely any word of the ring, whatever the others have added."""
+    seen = [summed([0.5] * tellers + [kept]) for _ in range(400)]
+    assert all(mean_loss(each, tellers + 1) is None for each in seen)
+    assert len({int(each[LOSS_KEPT]) for each in seen}) > 390  # how many keep theirs is not told
+    bound = max(float(abs(each[LOSS])) for each in seen)
+    told = np.array([float(each[LOSS]) for each in seen]) / bound
+    assert len(set(told)) > 390
+    counts, _ = np.histogram(told, bins=8, range=(-1, 1))
+    assert float(((counts - 50) ** 2 / 50).sum()) < 35  # chi-square, 7 degrees: 1 in 100,000
+    assert without_loss(seen[0]).keys() == {"x"}  # no sum over a part of the sites
+
+
+@pytest.mark.parametrize("forged", [-320.0, 320.0])
+def test_a_mean_that_no_losses_can_have_is_not_told(forged):
+    sums = summed([1.0, 2.0])
+    assert mean_loss(sums, 2) == pytest.approx(1.5, abs=1e-4)
+    assert mean_loss({**sums, LOSS: sums[LOSS] + forged}, 2) is None
+    assert mean_loss({"x": np.zeros(2)}, 2) is None
+
+
+def test_under_a_mask_the_number_of_examples_goes_into_the_sum_and_no_more():
+    figures = {"num_examples": 7.0, "loss": 1.5, "seconds": 2.0}
+    none = Policy(metrics="none")
+    assert figures_allowed(figures, none, masked=True) == {"num_examples": 7.0}
+    assert figures_allowed(figures, none, masked=False) == {"num_examples": 1.0}
+    assert figures_allowed(figures, None, masked=True) == figures
+
+
+@pytest.mark.parametrize(
+    "figures", [{"loss": 1.0}, {"seconds": 1.0}, {"num_examples": 89.0}, {"num_examples": 89.0001}]
+)
+def test_figures_of_an_update_do_not_leave_beside_a_mask(figures):
+    """Whoever puts them into the reply: the last look at it keeps them."""
+    told = RecordDict({"status": ConfigRecord({"code": "ok"}), "metrics": MetricRecord(figures)})
+    asked = RecordDict({"secure": ConfigRecord({"request": b""})})
+    with assume_identity(1, 1):
+        request = Message(asked, 1, "train")
+        with pytest.raises(PayloadError, match="in a secure sum alone"):
+            check_reply(Message(told, reply_to=request), request)
+        plain = Message(RecordDict({"x": ConfigRecord({})}), 1, "train")
+        assert check_reply(Message(told, reply_to=plain), plain)
