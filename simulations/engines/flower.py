@@ -13,9 +13,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -144,71 +144,59 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@dataclass(frozen=True)
-class Sandbox:
-    """A running SuperLink in simulation mode."""
+Start = Callable[[list[str], Path], "subprocess.Popen[bytes]"]
 
-    home: FlowerHome
-    environment: dict[str, str]
-    """For every process that belongs to this SuperLink."""
-    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    """What :meth:`start` has started."""
 
-    def start(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
-        """Start a process that writes to ``log`` and ends with the sandbox."""
+@contextmanager
+def flower_sandbox(log: Path) -> Iterator[tuple[FlowerHome, Start]]:
+    """Start a SuperLink in simulation mode that writes to ``log``; stop all at the end.
+
+    Yields:
+        Its home, and what starts a command that belongs to it and writes to a log.
+
+    Raises:
+        UserError: it does not start.
+    """
+    path = Path(tempfile.mkdtemp(prefix="deal-")).resolve()
+    home, children = FlowerHome(path), list[subprocess.Popen[bytes]]()
+    environment = home.environment()
+    # Another Ray cluster must not be joined, and its folder not be filled.
+    environment.pop("RAY_ADDRESS", None)
+    if len(str(path)) <= LONGEST_RAY_FOLDER:
+        environment["RAY_TMPDIR"] = str(path)
+
+    def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
         with log.open("ab") as output:
             process = subprocess.Popen(
                 command,
-                cwd=self.home.empty,
-                env=self.environment,
+                cwd=home.empty,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal is for us alone
             )
-        self.children.append(process)
+        children.append(process)
         return process
 
-
-@contextmanager
-def flower_sandbox(log: Path) -> Iterator[Sandbox]:
-    """Yield a SuperLink that writes to ``log``; stop all it has started at the end."""
-    path = Path(tempfile.mkdtemp(prefix="deal-")).resolve()
-    home = FlowerHome(path)
-    sandbox = Sandbox(home, _ray_environment(home))
     try:
         port = free_port()
         home.connect(f"{LOCAL}:{port}")
-        _start_superlink(sandbox, port, log)
-        yield sandbox
+        command = [program("flower-superlink"), "--insecure", "--simulation"]
+        command += ["--isolation", "subprocess", "--disable-runtime-dependency-installation"]
+        process = start([*command, "--host", LOCAL, "--port", str(port)], log)
+        deadline = time.monotonic() + START_SECONDS
+        while not _healthy(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise UserError(f"Flower's SuperLink did not start; see {log}")
+            time.sleep(POLL_SECONDS)
+        yield home, start
     finally:
         with uninterrupted():
             stop_all(path)
-            for child in sandbox.children:
+            for child in children:
                 child.wait()
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _ray_environment(home: FlowerHome) -> dict[str, str]:
-    environment = home.environment()
-    # Another Ray cluster must not be joined, and its folder not be filled.
-    environment.pop("RAY_ADDRESS", None)
-    if len(str(home.path)) <= LONGEST_RAY_FOLDER:
-        environment["RAY_TMPDIR"] = str(home.path)
-    return environment
-
-
-def _start_superlink(sandbox: Sandbox, port: int, log: Path) -> None:
-    command = [program("flower-superlink"), "--insecure", "--simulation"]
-    command += ["--isolation", "subprocess", "--disable-runtime-dependency-installation"]
-    command += ["--host", LOCAL, "--port", str(port)]
-    process = sandbox.start(command, log)
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        if _healthy(port):
-            return
-        time.sleep(0.2)
-    raise UserError(f"Flower's SuperLink did not start; see {log}")
 
 
 def _healthy(port: int) -> bool:
@@ -290,21 +278,18 @@ def run_flower(experiment: Experiment, listener: Listener) -> None:
     log = folder.path / LOG
     tail = Tail.from_end(folder.metrics)
     last: RunEvent = {"event": "nothing"}
-    with flower_sandbox(log) as sandbox:
-        process = sandbox.start(run_command(sandbox.home, experiment), log)
+    with flower_sandbox(log) as (home, start):
+        process = start(run_command(home, experiment), log)
         alive = True
         while alive:
             alive = process.poll() is None
             for last in tail.new():
                 listener(last)
             time.sleep(POLL_SECONDS if alive else 0)
-        status, details = final_status(sandbox.home)
-    if last["event"] == "run_stopped":
-        raise UserError(f"{plain_reason(last['reason'])}; Flower's log is {log}")
-    if status != "finished:completed" or last["event"] != "run_finished":
-        said = f"the run ended as '{status}' after the event '{last['event']}': {details}"
-        said = said.partition("\n")[0]
-        raise UserError(f"{said}; Flower's log is {log}")
+    if last["event"] != "run_finished":
+        stopped = last["event"] == "run_stopped"
+        said = f"the run ended after the event '{last['event']}'"
+        raise UserError(f"{plain_reason(last['reason']) if stopped else said}; Flower's log: {log}")
 
 
 def run_command(home: FlowerHome, experiment: Experiment) -> list[str]:
@@ -329,17 +314,3 @@ def resources(experiment: Experiment, workers: Workers) -> dict[str, int | float
     if workers.gpus:
         settings["client-resources-num-gpus"] = workers.gpus
     return settings
-
-
-def final_status(home: FlowerHome, patience: float = 30.0) -> tuple[str, str]:
-    """Return what the SuperLink says of the only run, its status and details; wait a little for it
-    to be final."""
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            run = home.ask("list", CONNECTION)["runs"][0]
-        except (UserError, LookupError):
-            run = {"status": "unknown"}
-        if str(run["status"]).startswith("finished") or time.monotonic() > deadline:
-            return str(run["status"]), str(run.get("status-details", ""))
-        time.sleep(1.0)

@@ -8,7 +8,6 @@ from statistics import fmean
 from rich.console import Console
 from rich.table import Table
 
-from deal_core.methods import KEEP_TEXTS
 from deal_core.metrics import spans
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
@@ -56,18 +55,23 @@ def task_table(results: Results) -> Table:
 
 def measures(results: Results) -> list[tuple[str, str]]:
     """Return name and text of every measure."""
-    by_client, name = "by a client that is asked in every round", results.config.method.name
+    by_client = "by a client that is asked in every round"
+    texts = {
+        own.title: ", ".join(
+            f"task {number} {task}"
+            for number, task in enumerate(results.tasks, start=1)
+            if results.measures.get(task) == name
+        )
+        for name, own in TEXT_MEASURES.items()
+    }
     rows = [
         *_accuracy(results),
-        *((each.title, _written(results, name)) for name, each in TEXT_MEASURES.items()),
-        ("worst client", _worst_client(results)),
+        *texts.items(),
         ("sent per client", f"{_size(sum(results.wire.bytes_up))} {by_client}"),
         ("received per client", f"{_size(results.wire.received)} {by_client}"),
         ("time", duration(results.seconds.get("total", 0.0))),
         ("privacy", privacy_text(results.privacy)),
         ("warning", large_delta(results.privacy)),
-        ("kept texts", f"of earlier tasks, at each client, by {name}" * (name in KEEP_TEXTS)),
-        ("versions", ", ".join(f"{name} {v}" for name, v in results.versions.items())),
     ]
     return [row for row in rows if row[1]]
 
@@ -85,15 +89,6 @@ def outcome(results: Results) -> list[tuple[str, str]]:
         ("learnt", f"{100 * then:.1f} % right when a task was just learnt; {before:.1f} % before"),
         ("forgotten", f"{max(0.0, 100 * then - now):.1f} of these points by the end of the run"),
     ]
-
-
-def _written(results: Results, measure: str) -> str:
-    """Return the text-generation tasks that are measured so."""
-    return ", ".join(
-        f"task {number} {task}"
-        for number, task in enumerate(results.tasks, start=1)
-        if results.measures.get(task) == measure
-    )
 
 
 def _accuracy(results: Results) -> list[tuple[str, str]]:
@@ -168,11 +163,6 @@ def large_delta(privacy: Privacy) -> str:
         f"delta = {rounded_up(privacy.delta or 0.0, 3)} is large: {rounded_up(privacy.n_delta, 2)} "
         f"{privacy.unit}s of a client may be told outright; set privacy.target_delta"
     )
-
-
-def _worst_client(results: Results) -> str:
-    worst = results.worst_client
-    return f"{100 * worst[1]:.1f} % (client {worst[0]})" if worst else ""
 
 
 def _size(count: float) -> str:

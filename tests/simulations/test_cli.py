@@ -14,6 +14,7 @@ from server.folder import RunFolder
 from simulations import cli
 from simulations.run.shipped import shipped_experiments, shipped_studies
 from tests.forked import Forker, Process
+from tests.sizes import TINY
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -103,9 +104,8 @@ def test_a_folder_that_holds_a_run(deal: Call, tmp_path: Path) -> None:
 
 
 SMALL = [
-    'data.tasks=["laboratory", "surgery"]',
-    *("data.max_train=16", "data.max_test=8", "train.max_length=16"),
-    *("federation.clients=2", "run.threads=1", "run.workers=1"),
+    *('data.tasks=["laboratory", "surgery"]', *TINY),
+    *("federation.clients=2", "federation.rounds=1", "run.threads=1", "run.workers=1"),
 ]
 
 

@@ -82,14 +82,15 @@ def test_only_what_was_started_with_the_home_is_stopped(tmp_path: Path) -> None:
 
 def test_the_sandbox_is_private_empty_and_leaves_nothing(tmp_path: Path) -> None:
     log = tmp_path / LOG
-    with flower_sandbox(log) as sandbox:
-        assert list(sandbox.home.empty.iterdir()) == []
-        assert members(sandbox.home.path)
-        assert sandbox.home.ask("list", CONNECTION)["runs"] == []
-        for name in ("FLWR_TELEMETRY_ENABLED", "RAY_USAGE_STATS_ENABLED"):
-            assert sandbox.environment[name] == "0"
-    assert not members(sandbox.home.path)
-    assert not sandbox.home.path.exists()
+    with flower_sandbox(log) as (home, start):
+        assert list(home.empty.iterdir()) == []
+        assert members(home.path)
+        assert home.ask("list", CONNECTION)["runs"] == []
+        assert start(["env"], tmp_path / "env").wait(timeout=30) == 0
+    said = (tmp_path / "env").read_text().splitlines()
+    assert {"FLWR_TELEMETRY_ENABLED=0", "RAY_USAGE_STATS_ENABLED=0"} <= set(said)
+    assert not members(home.path)
+    assert not home.path.exists()
 
 
 OWN_ORDERS = (

@@ -93,7 +93,6 @@ def test_the_measures_are_those_of_the_file() -> None:
     assert shown["backward transfer"] == "-20.0 points"
     assert shown["forward transfer"] == "-5.0 points"
     assert shown["forgetting"] == "20.0 points"
-    assert shown["worst client"] == "60.0 % (client 1)"
     assert shown["sent per client"] == "3.0 kB by a client that is asked in every round"
     assert shown["received per client"] == "5.0 MB by a client that is asked in every round"
     assert shown["time"] == "2 min 10 s"
@@ -110,14 +109,6 @@ def test_an_epsilon_is_never_shown_without_delta_and_unit() -> None:
 def test_an_unfinished_run_has_no_report(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has not finished"):
         print_report(Console(file=io.StringIO()), tmp_path)
-
-
-def test_a_method_that_keeps_texts_is_marked() -> None:
-    """Keeping them is no private method's way: a reference."""
-    replay = Experiment.model_validate({"method": {"name": "replay"}})
-    marked = dict(measures(results(config=replay)))
-    assert marked["kept texts"] == "of earlier tasks, at each client, by replay"
-    assert "kept texts" not in dict(measures(results()))
 
 
 def test_a_large_delta_is_warned_of():

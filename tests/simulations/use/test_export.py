@@ -28,15 +28,12 @@ from simulations.use.cards import write_program, write_prompts
 from simulations.use.export import ExportRequest, export
 from tests.architectures import save
 from tests.simulations.use.finished_runs import LEARNING, finished
-from tests.slow import slow_but
 
 ROOT = Path(__file__).parents[3]
 SITE_PACKAGES = sysconfig.get_paths()["purelib"]
 ALONE = (sys.executable, "-I", "-S")
 """No folder of this project, none of a user, and no editable installation."""
 TEXT, TASK = "spinal block", "surgery"
-WORDS = ("llama", "t5", "gpt2", "bart")
-"""Models that answer in words, with output weights that are the input's, or are not."""
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +43,11 @@ def exported(encoder, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=slow_but(WORDS, "llama"))
-def worded(request, tmp_path_factory, make_causal, make_experiment) -> Path:
-    """A folder with the run of such a model with class means, its adapter (``mine``), and with
+def worded(name: str, folder: Path, make_causal, make_experiment) -> Path:
+    """The folder with the run of such a model with class means, its adapter (``mine``), and with
     texts for the answers of its first task (``writing``)."""
-    folder = tmp_path_factory.mktemp(request.param)
-    causal = request.param in ("llama", "gpt2")
-    base = (make_causal if causal else save)(folder / "base", request.param)
+    causal = name in ("llama", "gpt2")
+    base = (make_causal if causal else save)(folder / "base", name)
     family = "causal-lm" if causal else "seq2seq-lm"
     means = ("method.name=deal", "method.prototype.enabled=on", "federation.clients=3")
     settings = (f"model.family={family}", f'model.name="{base}"', *LEARNING, *means)
@@ -133,8 +128,12 @@ def check_answer(predictor: Predictor, task: str, said: dict[str, Any]) -> None:
     assert 1 / total == pytest.approx(answer.probability, rel=1e-3)
 
 
-def test_encoders_without_this_project(encoder, exported, pooled, with_heads, tmp_path):
-    """Also from a folder that has moved; a map behind the pooling; heads beside names."""
+def test_exports_answer_without_this_project(
+    encoder, exported, pooled, with_heads, make_causal, make_experiment, tmp_path
+):
+    """Also from a folder that has moved; a map behind the pooling; heads beside names; a model that
+    answers in words."""
+    llama = worded("llama", tmp_path / "llama", make_causal, make_experiment)
     moved = Path(shutil.copytree(exported / "mine", tmp_path / "moved"))
     predictor = load_predictor(find_adapter(encoder))
     ids, out = token_ids(predictor, TASK), tmp_path / "numbers.safetensors"
@@ -148,8 +147,10 @@ def test_encoders_without_this_project(encoder, exported, pooled, with_heads, tm
             "numbers": ["encoder", str(out), ids, *map(str, folders)],
             "page": ["page", str(exported), code],
             **{str(folder): ["answer", str(folder), TASK, TEXT] for folder in programs},
+            **word_jobs(llama),
         },
     )
+    check_words(llama, said)
     assert said["numbers"] == ids
     labels = predictor.inference.all_tasks[TASK]
     assert labels[said["page"]] == predictor.answer(TEXT, TASK).label
@@ -167,37 +168,45 @@ def test_encoders_without_this_project(encoder, exported, pooled, with_heads, tm
     assert max(abs(before[x] - y) for x, y in own_scores(learnt, TASK).items()) > 1
 
 
-def test_models_that_answer_in_words_without_this_project(worded, tmp_path):
-    place, predictor = worded, load_predictor(find_adapter(worded / "run"))
+def word_jobs(place: Path) -> dict[str, list[object]]:
+    predictor = load_predictor(find_adapter(place / "run"))
+    kind = "causal" if predictor.inference.model.family == "causal-lm" else "seq2seq"
+    ids, task = token_ids(predictor, TASK), predictor.inference.tasks[0].name
+    numbers = [kind, str(place / "numbers.safetensors"), ids, str(place / "mine"), ""]
+    answers = {
+        f"word {name}": ["answer", str(place / name), task, TEXT] for name in ("mine", "writing")
+    }
+    return {"word numbers": numbers, **answers}
+
+
+def check_words(place: Path, said: dict[str, Any]) -> None:
+    predictor = load_predictor(find_adapter(place / "run"))
     task, model = predictor.inference.tasks[0], predictor.model
-    ids, out = token_ids(predictor, TASK), tmp_path / "numbers.safetensors"
-    causal = predictor.inference.model.family == "causal-lm"
-    names = ("mine", "writing")
-    said = run_outside(
-        tmp_path,
-        {
-            "numbers": [
-                "causal" if causal else "seq2seq",
-                *(str(out), ids, str(place / "mine"), ""),
-            ],
-            **{name: ["answer", str(place / name), task.name, TEXT] for name in names},
-        },
-    )
-    check_numbers(predictor, out, ids, {"peft", "transformers"})
-    words = own_scores(predictor, task.name)
-    check_answer(predictor, task.name, said["mine"])
+    ids = token_ids(predictor, TASK)
+    check_numbers(predictor, place / "numbers.safetensors", ids, {"peft", "transformers"})
+    words, mine = own_scores(predictor, task.name), said["word mine"]
+    check_answer(predictor, task.name, mine)
     batch = model.encode([Example(TEXT, task.labels[0])], task.labels, task.instruction)
     embedding = base_embeddings(model, batch, predictor.inference.head_layers)[0]
     head = predictor.heads[task.name]
     means = (head[:, :-1] @ embedding + head[:, -1]).tolist()
     weighed = {label: mean + words[label] for label, mean in zip(task.labels, means, strict=True)}
-    assert said["mine"]["scores"] == pytest.approx(weighed, abs=1e-4)
+    assert mine["scores"] == pytest.approx(weighed, abs=1e-4)
     assert max(means) - min(means) > 0.01
     asked = model.encode([Example(TEXT, "", target="x")], (), task.instruction)
-    assert said["writing"]["answer"] == model.write(asked)[0]
+    assert said["word writing"]["answer"] == model.write(asked)[0]
     config = json.loads((place / "mine" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(place / "base")
+    causal = predictor.inference.model.family == "causal-lm"
     assert config["task_type"] == ("CAUSAL_LM" if causal else "SEQ_2_SEQ_LM")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t5", "gpt2", "bart"])
+def test_other_models_that_answer_in_words(name, make_causal, make_experiment, tmp_path):
+    """With output weights that are the input's, or are not."""
+    place = worded(name, tmp_path, make_causal, make_experiment)
+    check_words(place, run_outside(tmp_path, word_jobs(place)))
 
 
 def test_the_program_knows_the_scale_and_the_base_model(tmp_path):

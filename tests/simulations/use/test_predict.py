@@ -201,13 +201,12 @@ def test_of_texts_that_are_written_the_overlap_is_told():
     assert score.line == "ROUGE-L 33.3 % over 2 rows"
 
 
-def test_only_the_adapter_folder_and_the_base_model_are_read(run, tmp_path, deal):
+def test_only_the_adapter_folder_and_the_base_model_are_read(encoder, tmp_path, deal):
     """The folder alone, elsewhere, after the run's other files are gone."""
-    folder, _ = run
     moved = tmp_path / "elsewhere"
-    shutil.copytree(folder / "adapter", moved)
+    shutil.copytree(encoder / "adapter", moved)
     asked = ("a knife", "--task", "surgery")
-    assert deal("predict", str(moved), *asked) == deal("predict", str(folder), *asked)
+    assert deal("predict", str(moved), *asked) == deal("predict", str(encoder), *asked)
 
 
 @pytest.fixture
