@@ -13,11 +13,9 @@ from deal_core.errors import UserError
 from deal_core.installed import without_collection
 from simulations.output.console import print_line
 from simulations.run.experiment import find_experiment, own_folder, with_absolute_inputs
-from simulations.run.quick_checks import QUICK, Finding, check_rows
+from simulations.run.quick_checks import QUICK, Check, Finding, check_rows
 
 FAILED = 2
-Check = Callable[[Experiment], Iterable[Finding] | None]
-"""Raises a ``UserError`` of what is wrong, or gives findings."""
 
 
 def check(name: str, overrides: tuple[str, ...], strict: bool, console: Console) -> int:

@@ -28,7 +28,7 @@ from simulations.run.data_checks import (
     check_membership,
     check_text_lengths,
 )
-from simulations.run.quick_checks import check_unit
+from simulations.run.quick_checks import Check, check_unit
 
 
 def check_method(experiment: Experiment) -> None:
@@ -219,7 +219,7 @@ def check_cohort(experiment: Experiment) -> None:
         )
 
 
-NAMES = (
+NAMES: tuple[Check, ...] = (
     check_declared,
     check_method,
     check_model_names,
@@ -235,7 +235,13 @@ NAMES = (
     check_tracker,
 )
 """Names, and what must go together."""
-LONGER = (check_unit, check_data, check_model, check_text_lengths, check_membership)
+LONGER: tuple[Check, ...] = (
+    check_unit,
+    check_data,
+    check_model,
+    check_text_lengths,
+    check_membership,
+)
 """What takes longer, of an experiment in which nothing else is wrong."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +25,10 @@ class Finding:
     text: str
     kind: Literal["error", "warning", "note"] = "error"
     """An ``error`` stops a run, a ``warning`` does not, a ``note`` is what was read."""
+
+
+Check = Callable[[Experiment], Iterable[Finding] | None]
+"""Raises a ``UserError`` of what is wrong, or gives findings."""
 
 
 def _warnings(lines: Iterable[str]) -> Iterator[Finding]:
@@ -282,5 +286,5 @@ def both_sides_warning(task: TaskData) -> Iterator[str]:
         )
 
 
-QUICK = (check_training, check_privacy, check_task_names, check_engine)
+QUICK: tuple[Check, ...] = (check_training, check_privacy, check_task_names, check_engine)
 """Besides that of rows."""

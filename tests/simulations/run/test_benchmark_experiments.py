@@ -8,11 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
-from simulations.importing import INSTRUCTIONS, TRACE_ORDER, import_benchmark
-from simulations.run.check import preflight
+from simulations.importing import INSTRUCTIONS, TRACE_ORDER
 from simulations.run.data_checks import check_data
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.preflight import check_names
@@ -67,22 +65,3 @@ def test_a_shipped_order_is_sound_once_its_data_are_there(
         assert experiment.data.tasks == TRACE_ORDER
     else:
         assert set(experiment.data.instructions.values()) <= set(INSTRUCTIONS.values())
-
-
-def test_what_was_imported_is_in_order(
-    make_causal: Callable[[Path, str], Path], tmp_path: Path
-) -> None:
-    """A task with labels and one with texts, of TRACE's shape."""
-    folder, out = tmp_path / "trace", tmp_path / "tasks"
-    stance = [{"prompt": f"Which one ?\nText {n}", "answer": n} for n in "abab"]
-    text = [{"prompt": f"Text {n} red {n}", "answer": f"blue {n} green"} for n in "abcd"]
-    for task, rows in {"FOMC": stance, "MeetingBank": text}.items():
-        for split in ("train", "test"):
-            (folder / task).mkdir(parents=True, exist_ok=True)
-            (folder / task / f"{split}.json").write_text(json.dumps(rows))
-    path = import_benchmark(folder, out, "trace", Console(record=True, width=160))
-    small = ("model.max_new_tokens=4", "adapter.first_layer=1", "federation.clients=1")
-    model = f"model.name={make_causal(tmp_path / 'model', 'llama')}"
-    experiment = load_experiment(Request(str(path), str(tmp_path / "run"), (*small, model)))
-    preflight(experiment)
-    assert list(experiment.data.tasks) == ["FOMC", "MeetingBank"]

@@ -32,7 +32,7 @@ from server.results import read_results
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from simulations.ledger_command import show
 from tests.ledger_events import ledger_event
-from tests.simulations.runs import IN_SUM, at, learnt_adapter, run_in_process, same
+from tests.simulations.runs import IN_SUM, at, learnt_adapter, run_in_process
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -150,13 +150,6 @@ def test_epsilon_is_that_of_an_independent_accountant(finished):
         assert epsilon == pytest.approx(expected, rel=0.01)
         assert epsilon <= experiment.privacy.target_epsilon
     assert "may pool what they know with the server" in results.privacy.assumes
-
-
-@pytest.mark.slow
-def test_equal_seeds_give_equal_runs_whatever_the_masks(finished, tmp_path):
-    experiment, folder, _, _ = finished
-    run_in_process(at(experiment, tmp_path))
-    assert same(learnt_adapter(tmp_path), learnt_adapter(folder))
 
 
 def test_the_model_moves_along_label_directions_alone(finished):
