@@ -17,7 +17,12 @@ from deal_core.data import load_for_clients
 from deal_core.inference.predictor import Predictor
 from server.results import Results
 from server.run import run
-from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, Interceptor
+from simulations.engines.inprocess import (
+    FIRST_CLIENT_NODE,
+    InProcessGrid,
+    Interceptor,
+    run_inprocess,
+)
 from simulations.engines.worker_pool import assume_identity
 
 IN_SUM = (
@@ -41,6 +46,12 @@ def at(experiment: Experiment, folder: Path, **run_keys: object) -> Experiment:
     """The experiment with its run in ``folder``; ``run_keys`` are other keys of ``[run]``."""
     changed = experiment.run.model_copy(update={"out": str(folder), **run_keys})
     return experiment.model_copy(update={"run": changed})
+
+
+def finished(folder: Path, experiment: Experiment) -> Path:
+    """The folder of the run, once it has ended."""
+    run_inprocess(at(experiment, folder), lambda event: None)
+    return folder
 
 
 def run_in_process(

@@ -1,15 +1,18 @@
-"""Rules and wire formats in whole runs: bytes as sent, exactness as measured, resume."""
+"""Rules and wire formats in whole runs: bytes as sent, exactness as measured, resume; the retained
+adapter, which changes once a stage, is sent to a client once."""
 
 from __future__ import annotations
 
-import numpy as np
+import json
+import shutil
+
 import pytest
-from safetensors.numpy import load_file
 
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
-from tests.simulations.runs import gain
+from tests.simulations.runs import gain, learnt_adapter, same
 from tests.sizes import ENOUGH_TO_LEARN, TINY, TWO_LAYERS
+from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -23,10 +26,6 @@ def run_with(make_experiment, tmp_path):
         return experiment, folder
 
     return run
-
-
-def adapter_of(folder):
-    return load_file(folder / "adapter" / "adapter_model.safetensors")
 
 
 LAYERS, WIDTH, RANK = 2, 384, 8
@@ -77,8 +76,7 @@ def test_resume_finds_the_error_feedback_again(run_with):
     with pytest.raises(KeyboardInterrupt):
         run_with(*settings, name="parts", listener=interrupt)
     _, parts = run_with(*settings, "run.resume=true", name="parts")
-    one, two = adapter_of(whole), adapter_of(parts)
-    assert all(np.array_equal(one[key], two[key]) for key in one)
+    assert same(learnt_adapter(whole), learnt_adapter(parts))
 
 
 def test_clients_of_their_own_ranks(run_with):
@@ -89,3 +87,46 @@ def test_clients_of_their_own_ranks(run_with):
     assert max(results.aggregation_error) < 1e-5
     per_rank = [LAYERS * 2 * (4 * WIDTH * rank + 128) for rank in ranks]
     assert results.wire.bytes_up == [sum(per_rank) / 3] * len(results.wire.bytes_up)
+
+
+STREAM = (*TINY, "federation.rounds=3")
+
+
+def resent(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [event for event in lines if event["event"] == "resent"]
+
+
+@pytest.mark.parametrize("dtype", slow_but(["float32", "int8"], "int8"))
+def test_rounds_of_a_stage_carry_the_current_adapter_alone(run_with, dtype):
+    experiment, folder = run_with(*STREAM, f"wire.dtype={dtype}")
+    results = read_results(folder)
+    least = min(results.wire.bytes_down)  # of a round in which nothing else is sent
+    first, *rounds = (size - least for size in results.wire.bytes_down)
+    start, *evaluations = results.wire.evaluation_bytes_down
+    assert first > 0  # nothing is retained yet: one row of zeros
+    assert start < least  # of a current adapter that is zero one row is enough
+    assert rounds == [0] * 5
+    assert start < evaluations[0] < evaluations[1] <= start + 2 * experiment.adapter.rank * first
+    assert resent(folder) == []
+
+
+@pytest.mark.slow
+def test_a_client_that_lost_its_folder_is_sent_it_again(run_with, tmp_path):
+    sites = tmp_path / "two" / "sites"
+
+    def lose(event):
+        if event["event"] == "round_finished" and event["server_round"] == 2:
+            shutil.rmtree(sites / "1")
+        elif event["event"] == "stage_finished":
+            damaged = sites / "0" / "retained.safetensors"
+            damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+
+    _, one = run_with(*STREAM, name="one")
+    _, two = run_with(*STREAM, name="two", listener=lose)
+    again = [(e["client"], e["stage"], e["server_round"]) for e in resent(two)]
+    assert {("1", 0, 3), ("1", 1, 3), ("0", 1, 1)} <= set(again)
+    undisturbed, results = read_results(one), read_results(two)
+    assert results.accuracy_matrix == undisturbed.accuracy_matrix
+    assert same(learnt_adapter(one), learnt_adapter(two))
+    assert sum(results.wire.bytes_down) > sum(undisturbed.wire.bytes_down)

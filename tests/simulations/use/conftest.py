@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from simulations.use.export import ExportRequest, export
-from tests.simulations.use.finished_runs import LEARNING, finished
+from tests.simulations.runs import finished
+
+LEARNING = (
+    *("federation.rounds=1", "train.learning_rate=1e-2", "method.name=sequential"),
+    "train.precision=float32",
+)
 
 
 @pytest.fixture(scope="package")

@@ -27,7 +27,8 @@ from simulations.use import answer as program
 from simulations.use.cards import write_program, write_prompts
 from simulations.use.export import ExportRequest, export
 from tests.architectures import save
-from tests.simulations.use.finished_runs import LEARNING, finished
+from tests.simulations.runs import finished
+from tests.simulations.use.conftest import LEARNING
 
 ROOT = Path(__file__).parents[3]
 SITE_PACKAGES = sysconfig.get_paths()["purelib"]
