@@ -13,7 +13,7 @@ from deal_core.errors import UserError
 from deal_core.installed import without_collection
 from simulations.output.console import print_line
 from simulations.run.experiment import find_experiment, own_folder, with_absolute_inputs
-from simulations.run.quick_checks import QUICK, Check, Finding, check_rows
+from simulations.run.quick_checks import QUICK, Check, Finding, check_rows, warning
 
 FAILED = 2
 
@@ -68,7 +68,7 @@ def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
         return
     experiment = with_absolute_inputs(experiment, own_folder(name, path))
     if experiment.data.source == "sites":
-        yield Finding('data.source = "sites": rows are read by deal site check', kind="warning")
+        yield warning('data.source = "sites": rows are read by deal site check')
     yield from run_checks(experiment, with_rows=experiment.data.source != "sites")
 
 

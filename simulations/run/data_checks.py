@@ -20,7 +20,7 @@ from deal_core.privacy.policy import require_delta
 from deal_core.protection import class_sum_noise
 from server.plan import make_plan
 from simulations.run.expected_membership import expected_auc
-from simulations.run.quick_checks import Finding
+from simulations.run.quick_checks import Finding, warning
 
 OWN_ANSWERS = frozenset({"medmcqa", "embedded", "hub"})
 """Sources that know the labels of their tasks."""
@@ -133,20 +133,18 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
         texts = token_counts(tokenizer, [example.text for example in examples])
         cut = sum(count > longest for count in texts)
         if cut > MANY * len(texts):
-            yield Finding(
+            yield warning(
                 f"task '{name}': {cut} of {len(texts)} texts looked at have more than "
-                f"train.max_length = {longest} tokens (up to {max(texts)}); the rest is cut off",
-                kind="warning",
+                f"train.max_length = {longest} tokens (up to {max(texts)}); the rest is cut off"
             )
         targets = [example.target for example in examples]
         answers = token_counts(tokenizer, targets if name in experiment.data.generation else ())
         cut = sum(count > model.max_new_tokens for count in answers)
         if cut:  # from the first on: nothing says that what is cut has ended
-            yield Finding(
+            yield warning(
                 f"task '{name}': {cut} of {len(answers)} answers looked at have more than "
                 f"model.max_new_tokens = {model.max_new_tokens} tokens (up to {max(answers)}); the "
-                f"rest is neither learnt nor written; set model.max_new_tokens to {max(answers)}",
-                kind="warning",
+                f"rest is neither learnt nor written; set model.max_new_tokens to {max(answers)}"
             )
         if generative:
             there = min(longest, max(texts, default=0))

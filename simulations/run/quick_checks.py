@@ -31,8 +31,9 @@ Check = Callable[[Experiment], Iterable[Finding] | None]
 """Raises a ``UserError`` of what is wrong, or gives findings."""
 
 
-def _warnings(lines: Iterable[str]) -> Iterator[Finding]:
-    return (Finding(line, kind="warning") for line in lines)
+def warning(text: str) -> Finding:
+    """Return what is odd."""
+    return Finding(text, kind="warning")
 
 
 def check_engine(experiment: Experiment) -> None:
@@ -59,7 +60,7 @@ def check_task_names(experiment: Experiment) -> Iterator[Finding]:
         for name in getattr(data, table):
             if name not in known:
                 text = f"data.{table}: there is no task '{name}'{nearest(name, known)}"
-                yield Finding(f"{text}; what is set for it is not used", kind="warning")
+                yield warning(f"{text}; what is set for it is not used")
 
 
 LARGEST_RATE = 0.1
@@ -71,13 +72,9 @@ TRAINED_AT_SERVER = ("deal", "sequential")
 
 def check_training(experiment: Experiment) -> Iterator[Finding]:
     """Yield warnings of learning rates out of any sense."""
-    return _warnings(_rates(experiment))
-
-
-def _rates(experiment: Experiment) -> Iterator[str]:
     train, adapter = experiment.train, experiment.adapter
     if train.step == "client" and train.learning_rate > LARGEST_RATE:
-        yield (
+        yield warning(
             f"train.learning_rate = {train.learning_rate:g} is large for AdamW, and diverges; "
             "usual are 0.0001 to 0.01"
         )
@@ -85,7 +82,7 @@ def _rates(experiment: Experiment) -> Iterator[str]:
     reach = train.learning_rate * rounds * bound * adapter.lora_alpha / adapter.rank
     steps = train.step == "server" and experiment.method.name in TRAINED_AT_SERVER
     if steps and reach < LEAST_REACH:
-        yield (
+        yield warning(
             f"train.learning_rate = {train.learning_rate:g} is of AdamW; the server takes plain "
             f"steps, which together move the adapter by {reach:.2g} at most, and hardly anything "
             "is learnt; usual are 0.5 to 8"
@@ -103,23 +100,19 @@ CLEAR_COUNTS = (
 
 def check_privacy(experiment: Experiment) -> Iterator[Finding]:
     """Yield warnings of counts in the clear at sites, and of a budget that says nothing."""
-    return _warnings(_privacy(experiment))
-
-
-def _privacy(experiment: Experiment) -> Iterator[str]:
     privacy = experiment.privacy
     said = "metrics" in privacy.model_fields_set and privacy.metrics == "clear"
     if said and experiment.data.source == "sites":
-        yield f"privacy.{CLEAR_COUNTS}"
+        yield warning(f"privacy.{CLEAR_COUNTS}")
     default = PrivacyConfig()
     unused = [key for key in BUDGET if getattr(privacy, key) != getattr(default, key)]
     if privacy.mechanism == "none" and unused:
-        yield (
+        yield warning(
             f'privacy.{unused[0]} is set, and privacy.mechanism = "none" protects nothing; set '
             'privacy.mechanism to "record", or leave it out'
         )
     if privacy.mechanism != "none" and privacy.target_epsilon > LARGEST_EPSILON:
-        yield (
+        yield warning(
             f"privacy.target_epsilon = {privacy.target_epsilon:g} is above {LARGEST_EPSILON:g}: it "
             "promises next to nothing; usual are 1 to 8"
         )
@@ -149,7 +142,7 @@ def check_rows(experiment: Experiment) -> Iterator[Finding]:
             yield Finding(f"{where}: {counts}", kind="note")
         yield from map(Finding, grouped(map(str, problems)))
         odd = (*odd_rows(task), *_number_labels(task, experiment))
-        yield from _warnings(f"{where}: {line}" for line in odd)
+        yield from (warning(f"{where}: {line}") for line in odd)
 
 
 ROW = re.compile(r", row (\d+): ")
@@ -247,23 +240,22 @@ def check_unit(experiment: Experiment) -> Iterator[Finding]:
         return
     if not experiment.privacy.unit_column:
         found = repeated_identifiers(experiment.data)
-        yield from _warnings(identifier_warning(each, "privacy.unit_column") for each in found)
+        yield from (warning(identifier_warning(each, "privacy.unit_column")) for each in found)
         return
     clients_of = defaultdict(set)
     for name in open_source(experiment.data).task_names():
         task = load_for_clients(experiment, name)
-        yield from _warnings(both_sides_warning(task))
+        yield from map(warning, both_sides_warning(task))
         count, seed = experiment.federation.clients, experiment.run.seed
         for client, share in enumerate(partition(task, experiment.data.partition, count, seed)):
             for example in share.train:
                 clients_of[example.unit].add(client)
     several = sum(len(clients) > 1 for clients in clients_of.values())
     if several:
-        yield Finding(
+        yield warning(
             f"{several} of {len(clients_of)} groups have records at more than one client: "
             'each epsilon is of what its client has; data.partition.kind = "iid" keeps a group at '
-            "one client in all tasks",
-            kind="warning",
+            "one client in all tasks"
         )
 
 
