@@ -23,7 +23,7 @@ from simulations.engines.worker_pool import WorkerPool, Workers, divide, shown_g
 from tests.conftest import SHORT
 from tests.forked import Forker, Process
 from tests.simulations.runs import IN_SUM, at
-from tests.sizes import TINY
+from tests.sizes import QUIET, TINY
 from tests.slow import slow_but
 
 
@@ -105,7 +105,7 @@ def test_a_closed_pool_starts_nothing_more():
 
 
 KINDS = {
-    "int8": ('wire.dtype="int8"', "method.prototype.enabled=on"),
+    "int8": ('wire.dtype="int8"', "method.prototype.enabled=on", *QUIET),
     "sums": ("method.name=linear-probe",),
     "secure": ("aggregation.secure=true", "method.prototype.enabled=off"),
     "private": IN_SUM,

@@ -17,12 +17,11 @@ from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from tests.registered import register
 from tests.simulations.runs import at, learnt_adapter, same
-from tests.sizes import TINY, TWO_LAYERS
+from tests.sizes import QUIET, TINY, TWO_LAYERS
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
-QUIET = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
 RUNS = {
     **{name: (f"method.name={name}",) for name in METHODS},
     "prototype": ("method.name=prototype", *QUIET),

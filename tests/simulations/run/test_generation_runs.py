@@ -30,11 +30,11 @@ from simulations.run.summary import measures
 from simulations.use.predict import Text, json_line
 from tests.architectures import CONFIGS, save
 from tests.simulations.runs import accuracy_of, at, learnt_adapter
+from tests.sizes import QUIET
 from tests.slow import slow_but
 
 PAGE = Path(__file__).parents[3] / "docs/generation.md"
 TEXTS = ("a b", "c d", "a c", "b d", "a d", "b c", "a a", "d d")
-QUIET = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
 CLASS_MEANS = ("method.prototype.enabled=on", "federation.clients=3", *QUIET)
 
 

@@ -13,7 +13,7 @@ from client.local_training import class_sums
 from deal_core.privacy.interface import LocalUpdate
 from tests.conftest import experiment_with
 from tests.simulations.runs import at, run_in_process
-from tests.sizes import TWO_LAYERS
+from tests.sizes import QUIET, TWO_LAYERS
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -30,13 +30,11 @@ SETTINGS = (
     "method.prototype.enabled=on",
 )
 LIAR = 3
-WHOLE = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
-"""Sums of whole embeddings: no public text is read."""
 SMALL = (
     TWO_LAYERS,
-    "data.max_train=160",
-    "data.max_test=40",
-    "train.max_length=16",
+    "data.max_train=120",
+    "data.max_test=24",
+    "train.max_length=12",
     "federation.local_epochs=1",
     'data.tasks=["surgery"]',
 )
@@ -93,7 +91,7 @@ def test_a_liar_costs_little_and_is_seen(honest, make_experiment, tmp_path, monk
     assert "class_means_doubted" in events
 
 
-@pytest.mark.parametrize("sums", [WHOLE, pytest.param((), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sums", [QUIET, pytest.param((), marks=pytest.mark.slow)])
 def test_class_means_that_most_sites_find_worse_are_used_by_nobody(
     make_experiment, tmp_path, monkeypatch, sums
 ):

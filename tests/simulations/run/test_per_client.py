@@ -20,7 +20,7 @@ from server.run import run
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, run_inprocess
 from simulations.engines.worker_pool import assume_identity
 from tests.simulations.runs import learnt_adapter, run_in_process, same
-from tests.sizes import TINY
+from tests.sizes import QUIET, TINY
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -155,7 +155,6 @@ RETURNING = (
     'stream.orders={0=["laboratory", "surgery", "laboratory"], 1=["surgery", "laboratory"], '
     '2=["surgery", "laboratory"]}'
 )
-QUIET = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
 EACH = "stream.consolidate_every=1"
 CASES = [
     ("prototype", (EACH,)),

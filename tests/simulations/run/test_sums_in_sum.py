@@ -25,6 +25,7 @@ from server.run import Checkpoint, load_latest
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, Interceptor
 from tests.conftest import load_once
 from tests.simulations.runs import at, run_in_process
+from tests.sizes import QUIET
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -32,8 +33,6 @@ pytestmark = pytest.mark.usefixtures("one_model")
 PLAIN = ("federation.clients=3", "federation.rounds=1")
 SECURE = (*PLAIN, "aggregation.secure=true")
 PROTOTYPE = ("method.name=prototype",)
-QUIET = ("method.prototype.directions=0", "method.prototype.noise_multiplier=0")
-"""Sums of whole embeddings without noise."""
 NOISED = (
     *SECURE,
     *PROTOTYPE,

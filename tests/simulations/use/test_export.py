@@ -29,6 +29,7 @@ from simulations.use.export import ExportRequest, export
 from tests.architectures import save
 from tests.simulations.runs import finished
 from tests.simulations.use.conftest import LEARNING
+from tests.sizes import QUIET, TWO_LAYERS
 
 ROOT = Path(__file__).parents[3]
 SITE_PACKAGES = sysconfig.get_paths()["purelib"]
@@ -50,7 +51,7 @@ def worded(name: str, folder: Path, make_causal, make_experiment) -> Path:
     causal = name in ("llama", "gpt2")
     base = (make_causal if causal else save)(folder / "base", name)
     family = "causal-lm" if causal else "seq2seq-lm"
-    means = ("method.name=deal", "method.prototype.enabled=on", "federation.clients=3")
+    means = ("method.name=deal", "method.prototype.enabled=on", "federation.clients=3", *QUIET)
     settings = (f"model.family={family}", f'model.name="{base}"', *LEARNING, *means)
     run = finished(folder / "run", make_experiment(*settings))
     export(ExportRequest(str(run), str(folder / "mine")))
@@ -68,8 +69,8 @@ def with_heads(tmp_path_factory, make_experiment) -> Path:
     """A folder with the run of an encoder of the default method, which answers by heads and names,
     and its export (``mine``)."""
     folder = tmp_path_factory.mktemp("heads")
-    means = ("method.prototype.enabled=on", "federation.clients=3", "federation.rounds=1")
-    settings = (*means, "train.precision=float32")
+    means = ("method.prototype.enabled=on", "federation.clients=3", *QUIET)
+    settings = (*means, "federation.rounds=1", "train.precision=float32", TWO_LAYERS)
     run = finished(folder / "run", make_experiment(*settings))
     export(ExportRequest(str(run), str(folder / "mine")))
     return folder

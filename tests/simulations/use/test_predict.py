@@ -121,8 +121,11 @@ ANSWERS: dict[Path, EvaluationAnswers] = {}
 @pytest.fixture(scope="module", params=slow_but(SETTINGS, "heads", "names"))
 def run(request, tmp_path_factory, make_experiment) -> tuple[Path, Experiment]:
     folder = tmp_path_factory.mktemp(request.param)
+    public = tmp_path_factory.mktemp("public") / "texts.txt"
+    public.write_text("".join(f"Sentence {n} is about {n % 7} things\n" for n in range(60)))
     sizes = ("data.max_train=24", "data.max_test=12", "federation.rounds=1", *FLOAT32)
-    experiment = at(make_experiment(*sizes, *SETTINGS[request.param]), folder)
+    own = (*SETTINGS[request.param], f'data.public_path="{public}"')
+    experiment = at(make_experiment(*sizes, *own), folder)
     ANSWERS[folder] = finished(experiment, keeping=request.param == "one head")
     return folder, experiment
 
