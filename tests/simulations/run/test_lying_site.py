@@ -35,7 +35,6 @@ SMALL = (
     "data.max_train=120",
     "data.max_test=24",
     "train.max_length=12",
-    "federation.local_epochs=1",
     'data.tasks=["surgery"]',
 )
 MOST_LOST = 0.03

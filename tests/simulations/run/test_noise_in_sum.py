@@ -36,6 +36,8 @@ from tests.simulations.runs import IN_SUM, at, learnt_adapter, run_in_process
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
+FEW = ("data.max_train=12", "data.max_test=4")
+
 
 class LoseOneUpdate:
     """Loses the first masked update on its way; ``lost`` says whether there was one."""
@@ -52,7 +54,7 @@ class LoseOneUpdate:
 @pytest.fixture(scope="module")
 def finished(make_experiment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sum")
-    experiment = make_experiment(*IN_SUM)
+    experiment = make_experiment(*IN_SUM, *FEW)
     left: set[str] = set()
     answered: Counter[str] = Counter()
 
@@ -169,9 +171,8 @@ def test_the_model_moves_along_label_directions_alone(finished):
 
 def test_a_lost_site_costs_the_round_and_not_the_run(make_experiment, tmp_path):
     """Its share of the noise is counted on: the others reveal nothing."""
-    experiment = make_experiment(
-        *IN_SUM, "federation.deadline_seconds=0.2", "federation.quorum=0.3"
-    )
+    asked = ("federation.deadline_seconds=0.2", "federation.quorum=0.3")
+    experiment = make_experiment(*IN_SUM, *FEW, *asked)
     lose = LoseOneUpdate()
     events = run_in_process(at(experiment, tmp_path), lose)
     rounds = [event for event in events if event["event"] == "round_lost"]

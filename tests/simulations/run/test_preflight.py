@@ -14,7 +14,6 @@ from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
 from deal_core.models import max_positions
 from deal_core.protection import make_mechanism
-from simulations.run.check import preflight
 from simulations.run.data_checks import check_data, check_declared, check_text_lengths
 from simulations.run.preflight import check_names
 from tests.architectures import save
@@ -108,18 +107,6 @@ def test_deal_goes_without_the_class_sums_of_two_clients(make_experiment):
     deal = make_experiment("federation.clients=2", "method.prototype.enabled=auto")
     check_names(deal)
     assert statistics_of(method_of(deal)) is None
-
-
-@pytest.mark.parametrize(
-    ("overrides", "line"),
-    [
-        (("federation.clients=100000",), "training examples for 100000 clients"),
-        (("privacy.mechanism=record", "privacy.unit_column=p"), "needs rows with columns"),
-    ],
-)
-def test_what_the_data_do_not_allow_is_found_before_the_start(make_experiment, overrides, line):
-    with pytest.raises(UserError, match=line):
-        preflight(make_experiment(*overrides))
 
 
 def test_a_task_that_no_client_meets_is_found_before_the_start(make_experiment):

@@ -200,6 +200,8 @@ def settings(make_experiment, data):
             "train.batch_size=4",
             "privacy.mechanism=record",
             "data.partition.kind=iid",
+            "data.max_test=8",
+            "train.max_length=8",
             TWO_LAYERS,
             *overrides,
         )

@@ -30,7 +30,8 @@ from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
-PLAIN = ("federation.clients=3", "federation.rounds=1")
+FEW = ("data.max_train=12", "data.max_test=4")
+PLAIN = (*FEW, "federation.clients=3", "federation.rounds=1")
 SECURE = (*PLAIN, "aggregation.secure=true")
 PROTOTYPE = ("method.name=prototype",)
 NOISED = (
@@ -103,7 +104,7 @@ def public_file(folder: Path) -> Path:
     return path
 
 
-FOUR = ("federation.clients=4", "federation.rounds=1", "federation.quorum=0.5")
+FOUR = (*FEW, "federation.clients=4", "federation.rounds=1", "federation.quorum=0.5")
 
 
 def unmasked(name: str) -> Callable[[Message], None]:
