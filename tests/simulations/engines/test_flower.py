@@ -27,6 +27,7 @@ from simulations.engines.flower import (
 )
 from simulations.engines.worker_pool import Workers
 from tests.simulations.runs import IN_SUM
+from tests.sizes import TINY
 
 
 def ignore(event: dict[str, Any]) -> None:
@@ -117,7 +118,7 @@ def test_both_engines_give_the_same_numbers(
         out.mkdir()
         seen: list[str] = []
         engine(
-            make_experiment(f'run.out="{out}"', "federation.rounds=1", *stream),
+            make_experiment(f'run.out="{out}"', "federation.rounds=1", *TINY, *stream),
             lambda event, seen=seen: seen.append(event["event"]),  # type: ignore[misc]
         )
         events.append(seen)
