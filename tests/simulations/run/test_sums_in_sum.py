@@ -104,7 +104,7 @@ def public_file(folder: Path) -> Path:
     return path
 
 
-FOUR = (*FEW, "federation.clients=4", "federation.rounds=1", "federation.quorum=0.5")
+FOUR = ("data.max_test=4", "federation.clients=4", "federation.rounds=1", "federation.quorum=0.5")
 
 
 def unmasked(name: str) -> Callable[[Message], None]:
