@@ -22,7 +22,8 @@ from client.identity import ClientRequest
 from client.runtime import ClientRuntime, ClientTask
 from client.state import RoundStore, TaskStore, sums_once
 from deal_core.data.public import public_texts, texts_digest
-from deal_core.lora.attach import entries_of, read
+from deal_core.lora.arrays import learnt_shapes
+from deal_core.lora.attach import read
 from deal_core.methods import (
     EmbeddedTask,
     LocalTask,
@@ -115,7 +116,8 @@ class LocalTraining:
                 RecordId(task, row) for task, share in together for row in range(len(share.data))
             ]
         if statistics is None:
-            entries = entries_of(granted.state.current, frozenset(instruction.trained))
+            learnt = learnt_shapes(granted.state.current, frozenset(instruction.trained))
+            entries = sum(map(math.prod, learnt.values()))
         else:
             classes = statistics.classes(runtime.labels(instruction.task))
             shapes = statistics.shapes(classes, runtime.experiment.model)

@@ -25,7 +25,7 @@ from deal_core.aggregation import (
 )
 from deal_core.config.experiment import Experiment, at_server
 from deal_core.lora.adapter import compress, stack
-from deal_core.lora.attach import changed
+from deal_core.lora.arrays import changed
 from deal_core.lora.payload import LORA, PayloadError
 from deal_core.lora.state import State
 from deal_core.privacy.distributed_noise import grid_step

@@ -44,14 +44,15 @@ from deal_core.baselines.sequential import HeldStart
 from deal_core.deal.interface import LocalTask, RoundState, Tensors
 from deal_core.deal.objective import plain
 from deal_core.lora.adapter import Adapter, fingerprint, is_nonzero
-from deal_core.lora.attach import factors_in, named, unnamed
+from deal_core.lora.arrays import by_key, with_factors
+from deal_core.lora.attach import factors_in
+from deal_core.lora.payload import PREFIX, factor_of
 from deal_core.lora.state import State, start_of
 from deal_core.models import Encoded, LanguageModel
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.loop import Objective, Parametrization
 
-CPU = torch.device("cpu")
 SMALLEST = 1e-6
 """Of a squared width: a flat spectrum has no width of its own."""
 NARROWEST, WIDEST = 128, 512
@@ -91,7 +92,7 @@ class DealReference(HeldStart):
         if not is_nonzero(held.current):
             return held
         made = {k: m.factor() for k, m in fresh_maps(held.current, self.config).items()}
-        return replace(held, current=unnamed(made, held.current))
+        return replace(held, current=with_factors(held.current, made))
 
     def objective(
         self,
@@ -117,13 +118,14 @@ class DealReference(HeldStart):
 
 
 def fresh_maps(start: Adapter, config: Constants) -> Mapping[str, FactorMap]:
-    """Return the map of each factor as a task begins, by the factor's key
-    (:func:`~deal_core.lora.attach.named`); on the CPU, so that server and clients make
-    the same."""
-    return {
-        key: fresh_map(factor, config.kernels, seeded("factor map", config.seed, key))
-        for key, factor in named(start, CPU).items()
-    }
+    """Return the map of each factor as a task begins, by its key; on the CPU, so that server and
+    clients make the same."""
+    maps = {}
+    for key, factor in by_key(start).items():
+        name = key.removeprefix(PREFIX).removesuffix(".weight")
+        draw = seeded("factor map", config.seed, name)
+        maps[key] = fresh_map(factor.cpu(), config.kernels, draw)
+    return maps
 
 
 def penalty(maps: Sequence[FactorMap], config: Constants) -> Tensor:
@@ -159,7 +161,7 @@ class Mapped:
 
     def parametrization(self, module: nn.Module, trained: frozenset[str]) -> Parametrization:
         """Moves the maps of the ``trained`` factors; what they were is kept when it has done so."""
-        keys = [key for key in self.maps if key.rsplit(".", 1)[1] in trained]
+        keys = [key for key in self.maps if factor_of(key) in trained]
         factors = factors_in(module)
         return MapLearner(
             [factors[key] for key in keys], [self.maps[key] for key in keys], self._keep

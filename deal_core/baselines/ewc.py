@@ -33,7 +33,8 @@ from deal_core.baselines.sequential import HeldStart
 from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory, Tensors
 from deal_core.deal.objective import Penalised, Plain, plain
 from deal_core.lora.adapter import fingerprint
-from deal_core.lora.attach import factors_in, merge, named, set_trainable, write
+from deal_core.lora.arrays import by_key
+from deal_core.lora.attach import learning_factors, merge, set_trainable, write
 from deal_core.lora.per_example import squared_gradients
 from deal_core.lora.state import State, start_of
 from deal_core.models import Encoded, GeneratingModel, LanguageModel
@@ -43,7 +44,7 @@ from deal_core.training.loop import Objective
 
 BOTH = frozenset({"lora_A", "lora_B"})
 TOKENS = 2048
-"""In one pass with gradients of single examples, padding included: bounds memory alone."""
+"""In one pass that labels are drawn in, padding included: bounds memory alone."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,18 @@ class Ewc(HeldStart):
         if task.past is None or not task.past.known:
             return learning
         fisher = importance(model, state, task.past)
-        anchor = named(start_of(state).current, model.device)
+        start = by_key(start_of(state).current)
+        anchor = {key: factor.to(model.device) for key, factor in start.items()}
         return Penalised(learning, lambda: anchored(model.module, fisher, anchor, self.weight))
 
 
 def anchored(module: nn.Module, fisher: Tensors, anchor: Tensors, weight: float) -> Tensor:
     """Return ``weight / 2 * sum F (theta - theta*)^2`` over the factors that learn; ``fisher`` has
-    ``F`` and ``anchor`` has ``theta*`` by a factor's key (:func:`~deal_core.lora.attach.named`)."""
-    learning = {key: p for key, p in factors_in(module).items() if p.requires_grad}
-    terms = [(fisher[key] * (p - anchor[key]).square()).sum() for key, p in learning.items()]
+    ``F`` and ``anchor`` has ``theta*`` by key."""
+    terms = [
+        (fisher[key] * (factor - anchor[key]).square()).sum()
+        for key, factor in learning_factors(module).items()
+    ]
     return weight / 2 * torch.stack(terms).sum()
 
 
@@ -110,9 +114,8 @@ def fisher_diagonal(model: LanguageModel, share: TaskDataset, seed: str) -> Tens
     passes = within_budget(share.data, ordered, TOKENS)
     expected = drawn_labels(model, share, passes, seeded("fisher", seed))
     objective = Plain(model, share.labels, expected)
-    sums = squared_gradients(model.module, objective, passes)
-    count = max(1, len(share.data))
-    return {k: s.cpu() / count for k, s in zip(factors_in(model.module), sums, strict=True)}
+    sums = squared_gradients(model.module, objective, range(len(expected)))
+    return {key: total.cpu() / max(1, len(share.data)) for key, total in sums.items()}
 
 
 def drawn_labels(

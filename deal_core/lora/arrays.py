@@ -1,4 +1,4 @@
-"""Adapters as arrays under PEFT's keys, and back, checked."""
+"""An adapter by PEFT's keys (``base_model.model.LAYER.lora_A.weight``): tensors and arrays."""
 
 from __future__ import annotations
 
@@ -7,24 +7,62 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from deal_core.lora.adapter import Adapter, LoraFactors
-from deal_core.lora.payload import PREFIX, Arrays, PayloadError, Template, check_header, check_keys
+from deal_core.lora.payload import (
+    PREFIX,
+    Arrays,
+    PayloadError,
+    Template,
+    check_header,
+    check_keys,
+    factor_of,
+)
+
+
+def by_key(adapter: Adapter) -> dict[str, Tensor]:
+    """Return key to factor, in the order of the layers; the scaling is left out."""
+    tensors = {}
+    for name, factors in adapter.layers.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.A
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = factors.B
+    return tensors
+
+
+def with_factors(like: Adapter, tensors: Mapping[str, Tensor]) -> Adapter:
+    """Return the adapter ``like`` with the factors in ``tensors``, by key, in place of its own."""
+    layers = {
+        name: LoraFactors(
+            tensors.get(f"{PREFIX}{name}.lora_A.weight", own.A),
+            tensors.get(f"{PREFIX}{name}.lora_B.weight", own.B),
+        )
+        for name, own in like.layers.items()
+    }
+    return Adapter(layers, like.scaling)
+
+
+def changed(adapter: Adapter, change: Mapping[str, Tensor]) -> Adapter:
+    """Return the adapter after a change of some factors, by key; float32."""
+    before = by_key(adapter)
+    after = {key: (before[key].double() + own.double()).float() for key, own in change.items()}
+    return with_factors(adapter, after)
+
+
+def learnt_shapes(adapter: Adapter, trained: frozenset[str]) -> dict[str, tuple[int, ...]]:
+    """Return key to shape of what learns."""
+    return {k: tuple(t.shape) for k, t in by_key(adapter).items() if factor_of(k) in trained}
 
 
 def to_arrays(adapter: Adapter) -> Arrays:
-    """Return the adapter's tensors as float32 arrays under PEFT's keys."""
-    arrays: Arrays = {}
-    for name, factors in adapter.layers.items():
-        arrays[f"{PREFIX}{name}.lora_A.weight"] = factors.A.detach().cpu().numpy()
-        arrays[f"{PREFIX}{name}.lora_B.weight"] = factors.B.detach().cpu().numpy()
-    return arrays
+    """Return key to factor as float32 arrays."""
+    return {key: factor.detach().cpu().numpy() for key, factor in by_key(adapter).items()}
 
 
 def from_arrays(
     arrays: Mapping[str, NDArray[np.generic]], template: Template, scaling: float
 ) -> Adapter:
-    """Return the adapter of arrays under PEFT's keys, every one checked.
+    """Return the adapter of arrays by key, every one checked.
 
     Raises:
         PayloadError: a key too many or too few, a wrong dtype or shape, a value that is
@@ -36,13 +74,9 @@ def from_arrays(
         check_header(key, str(arrays[key].dtype), arrays[key].shape, shape)
         if not np.isfinite(arrays[key]).all():
             raise PayloadError(f"{key}: a value is not finite")
-    return Adapter(
-        {
-            name: LoraFactors(
-                torch.from_numpy(np.array(arrays[f"{PREFIX}{name}.lora_A.weight"], np.float32)),
-                torch.from_numpy(np.array(arrays[f"{PREFIX}{name}.lora_B.weight"], np.float32)),
-            )
-            for name in template.shapes
-        },
-        scaling,
-    )
+    tensors = {key: torch.from_numpy(np.array(arrays[key], np.float32)) for key in expected}
+    layers = {
+        name: LoraFactors(*(tensors[f"{PREFIX}{name}.{f}.weight"] for f in ("lora_A", "lora_B")))
+        for name in template.shapes
+    }
+    return Adapter(layers, scaling)

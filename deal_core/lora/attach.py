@@ -7,7 +7,6 @@ names are those of the base model (``encoder.layer.0.attention.self.query``).
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -218,34 +217,18 @@ def set_trainable(model: nn.Module, factors: frozenset[str]) -> list[nn.Paramete
 
 
 def learning_factors(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return ``LAYER.lora_A`` and ``LAYER.lora_B`` to every factor that learns."""
-    return {name: factor for name, factor in factors_in(module).items() if factor.requires_grad}
+    """Return key to every factor that learns."""
+    return {key: factor for key, factor in factors_in(module).items() if factor.requires_grad}
 
 
 def factors_in(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the same for all factors of the current adapter, in the order of
     :func:`set_trainable`."""
     return {
-        f"{name}.{factor}": getattr(layer, factor)[CURRENT].weight
+        f"{PREFIX}{name}.{factor}.weight": getattr(layer, factor)[CURRENT].weight
         for name, layer in lora_layers(module).items()
         for factor in ("lora_A", "lora_B")
     }
-
-
-def named(adapter: Adapter, device: torch.device) -> dict[str, Tensor]:
-    """Return the factors of an adapter on a device, its scaling left out, by the names of
-    :func:`factors_in`."""
-    tensors = {}
-    for name, factors in adapter.layers.items():
-        tensors[f"{name}.lora_A"] = factors.A.to(device)
-        tensors[f"{name}.lora_B"] = factors.B.to(device)
-    return tensors
-
-
-def unnamed(tensors: Mapping[str, Tensor], like: Adapter) -> Adapter:
-    """Undo :func:`named`; ``like`` has the layers and the scaling."""
-    layers = {n: LoraFactors(tensors[f"{n}.lora_A"], tensors[f"{n}.lora_B"]) for n in like.layers}
-    return Adapter(layers, like.scaling)
 
 
 @contextmanager
@@ -282,54 +265,3 @@ def _frozen_alone(model: nn.Module, state: WeightState) -> Iterator[None]:
 def _select(model: nn.Module, state: WeightState) -> None:
     for layer in lora_layers(model).values():
         layer.weights.select(state)
-
-
-def learnt_shapes(adapter: Adapter, trained: frozenset[str]) -> dict[str, tuple[int, ...]]:
-    """Return key to shape of what learns, in the order of the layers."""
-    return {
-        f"{PREFIX}{name}.{factor}.weight": tuple(tensor.shape)
-        for name, factors in adapter.layers.items()
-        for factor, tensor in (("lora_A", factors.A), ("lora_B", factors.B))
-        if factor in trained
-    }
-
-
-def entries_of(adapter: Adapter, trained: frozenset[str]) -> int:
-    """Return how many numbers learn."""
-    return sum(math.prod(shape) for shape in learnt_shapes(adapter, trained).values())
-
-
-def of_what_learns(
-    module: nn.Module, gradients: Mapping[nn.Parameter, Tensor]
-) -> dict[str, Tensor]:
-    """Return key to the gradient of what learns, of those of the factors."""
-    return {
-        key: gradients[factor]
-        for key, factor in learning_by_key(module).items()
-        if factor in gradients
-    }
-
-
-def learning_by_key(module: nn.Module) -> dict[str, nn.Parameter]:
-    """Return key to factor of what learns in a model."""
-    factors = learning_factors(module)
-    return {f"{PREFIX}{name}.weight": factor for name, factor in factors.items()}
-
-
-def learnt_sizes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Return key to shape of what learns in a model."""
-    return {key: tuple(factor.shape) for key, factor in learning_by_key(module).items()}
-
-
-def changed(adapter: Adapter, change: Mapping[str, Tensor]) -> Adapter:
-    """Return the adapter after a change of what learns, by its keys; float32."""
-
-    def after(name: str, factor: str, start: Tensor) -> Tensor:
-        part = change.get(f"{PREFIX}{name}.{factor}.weight")
-        return start if part is None else (start.double() + part.double()).float()
-
-    layers = {
-        name: LoraFactors(after(name, "lora_A", factors.A), after(name, "lora_B", factors.B))
-        for name, factors in adapter.layers.items()
-    }
-    return Adapter(layers, adapter.scaling)

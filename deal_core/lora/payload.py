@@ -72,6 +72,11 @@ class Template:
         return keys
 
 
+def factor_of(key: str) -> str:
+    """Return ``lora_A`` or ``lora_B``, whose key it is."""
+    return key.removesuffix(".weight").rpartition(".")[2]
+
+
 def check_keys(given: Iterable[str], expected: Iterable[str]) -> None:
     """Raise :class:`PayloadError` unless both are the same set of keys."""
     extra = sorted(set(given) - set(expected))

@@ -8,7 +8,6 @@ text (:mod:`deal_core.models.fast.lower_layers`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -17,8 +16,6 @@ from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError
-from deal_core.lora.attach import lora_layers
-from deal_core.lora.packing import Packing, packed
 from deal_core.models.fast.attention import register_attention
 from deal_core.models.fast.lower_layers import LowerLayers, first_adapted
 from deal_core.models.fast.prompt_forest import (
@@ -114,18 +111,13 @@ class CausalLM(GeneratingModel):
         answers: Sequence[Tokens],
         branches: tuple[Tokens, ...] = (),
     ) -> list[PromptRow]:
-        """Lay out prompts. While every example has factors of its own, nothing is shared."""
-        apart = self._by_example
+        """Lay out prompts; one alone shares nothing."""
         rows = []
         for item, answer in zip(batch, answers, strict=True):
-            shared = 0 if apart else min(item.shared, len(item.tokens) - 1)
+            shared = min(item.shared, len(item.tokens) - 1) if len(batch) > 1 else 0
             rest = (*item.tokens[shared:], *answer)
             rows.append(PromptRow(item.tokens[:shared], rest, branches))
         return rows
-
-    @property
-    def _by_example(self) -> bool:
-        return any(getattr(layer, "copies", None) for layer in lora_layers(self.module).values())
 
     def pooled(self, batch: Sequence[Encoded], layers: int) -> list[Tensor]:
         """Return the mean states of the texts in the last layers, the last one first, ``(batch,
@@ -136,23 +128,15 @@ class CausalLM(GeneratingModel):
         for row, item in zip(place, batch, strict=True):
             start = forest.starts[row] - len(forest.rows[row].head)
             parts.append(slice(start + item.place.start, start + item.place.stop))
-        with self._packed(forest):
-            found = decode_layers(self._decoder, forest, layers)
+        found = decode_layers(self._decoder, forest, layers)
         return [torch.stack([s[0, part].float().mean(0) for part in parts]) for s in found]
 
     def _states(self, forest: PromptForest) -> Tensor:
         """Return the last states of all tokens of a forest, ``(tokens, hidden)``."""
-        with self._packed(forest):
-            if self._lower is None:
-                return decode(self._decoder, forest)[0]
-            with self._lower.replaced(self._lower.states(forest)):
-                return decode(self._decoder, forest)[0]
-
-    def _packed(self, forest: PromptForest) -> AbstractContextManager[None]:
-        """Within it adapted layers know how the rows of the forest lie."""
-        if not forest.lengths:
-            return nullcontext()
-        return packed(lora_layers(self.module).values(), Packing(forest.lengths))
+        if self._lower is None:
+            return decode(self._decoder, forest)[0]
+        with self._lower.replaced(self._lower.states(forest)):
+            return decode(self._decoder, forest)[0]
 
 
 def _without_gaps(head: Any, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

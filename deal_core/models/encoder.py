@@ -19,10 +19,8 @@ from torch.nn.functional import cross_entropy, normalize
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
-from deal_core.lora.attach import base_only, lora_layers
+from deal_core.lora.attach import base_only
 from deal_core.lora.kinds import POOLED
-from deal_core.lora.packing import Packing, packed, packing_of, packs
-from deal_core.models.fast.attention import NAME as ATTENTION
 from deal_core.models.fast.attention import register_attention
 from deal_core.models.fast.prompt_forest import Tokens
 from deal_core.models.interface import (
@@ -54,12 +52,6 @@ class EncoderLabels(LanguageModel):
 
     def __init__(self, base: Any, tokenizer: Any, adapter: AdapterConfig, max_length: int) -> None:
         super().__init__(base, adapter, TaskType.FEATURE_EXTRACTION)
-        module: Any = self.module
-        module.packs_texts = (
-            self.device.type == "cpu"
-            and base.config.model_type == "bert"
-            and base.config._attn_implementation == ATTENTION
-        )
         self._tokenizer = tokenizer
         self.tokens: Memo[str, list[int]] = Memo(
             lambda texts: tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
@@ -113,13 +105,6 @@ class EncoderLabels(LanguageModel):
 
     def _embed(self, token_ids: Sequence[Sequence[int]], layers: int = 1) -> Tensor:
         """Return unit vectors of mean-pooled token states."""
-        packing = packing_of(token_ids) if packs(self.module) else None
-        if packing is None:
-            return embedding_of(self._pooled(token_ids, layers))
-        return embedding_of(self._pooled_packed(token_ids, packing, layers))
-
-    def _pooled(self, token_ids: Sequence[Sequence[int]], layers: int) -> list[Tensor]:
-        """Mean states of the last layers, the last one first."""
         longest = max(len(ids) for ids in token_ids)
         pad = self._tokenizer.pad_token_id or 0
         ids = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in token_ids])
@@ -131,27 +116,12 @@ class EncoderLabels(LanguageModel):
             output_hidden_states=layers > 1,
         )
         counts = mask.sum(1, keepdim=True)
-        return [
-            (states.float() * mask[:, :, None]).sum(1) / counts
-            for states in last_layers(output, layers)
-        ]
-
-    def _pooled_packed(
-        self, token_ids: Sequence[Sequence[int]], packing: Packing, layers: int
-    ) -> list[Tensor]:
-        """The same of texts that lie end to end in one row."""
-        ids, lengths = torch.tensor([list(chain.from_iterable(token_ids))]), list(packing.lengths)
-        with packed(lora_layers(self.module).values(), packing):
-            output = self.module(
-                input_ids=ids,
-                position_ids=packing.positions,
-                packing=packing,
-                output_hidden_states=layers > 1,
-            )
-        return [
-            torch.stack([text.mean(0) for text in torch.split(states[0].float(), lengths)])
-            for states in last_layers(output, layers)
-        ]
+        return embedding_of(
+            [
+                (states.float() * mask[:, :, None]).sum(1) / counts
+                for states in last_layers(output, layers)
+            ]
+        )
 
     def label_vectors(self, labels: Sequence[str]) -> Tensor:
         """Return frozen unit vectors of the label names, ``(labels, hidden)``; each made by itself,

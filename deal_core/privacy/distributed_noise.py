@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deal_core.config.privacy import PrivacyConfig
-from deal_core.lora.attach import learnt_sizes
+from deal_core.lora.attach import learning_factors
 from deal_core.lora.per_example import ExampleLosses
 from deal_core.privacy.discrete_gaussian import discrete_gaussian
 from deal_core.privacy.dpsgd import Groups, Sampled, clipping_bound, require_sampled
@@ -67,8 +67,8 @@ class NoisySum(Sampled):
         """
         found = self.clipped(module, objective, self.draw(), GRID_BITS).total
         return {
-            key: _numbers(found.get(key), shape) + self._share(shape)
-            for key, shape in learnt_sizes(module).items()
+            key: _numbers(found.get(key), tuple(own.shape)) + self._share(tuple(own.shape))
+            for key, own in learning_factors(module).items()
         }
 
     def class_sums(

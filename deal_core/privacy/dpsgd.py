@@ -28,7 +28,7 @@ import torch
 from scipy.special import bdtrc
 from torch import Tensor, nn
 
-from deal_core.lora.attach import CURRENT, learning_by_key, lora_layers, read, write
+from deal_core.lora.attach import CURRENT, learning_factors, lora_layers, read, write
 from deal_core.lora.linear import adapted_forward
 from deal_core.lora.per_example import ExampleLosses, Gradient, gradient_alone
 from deal_core.models.interface import Encoded, LanguageModel
@@ -162,7 +162,6 @@ class Sampled:
 
         Raises:
             UnsafeModel: something learns whose gradient per example cannot be had.
-            ValueError: a loss reads a factor itself, or no gradient is finite.
         """
         factors, bound = require_plain_lora(module), self.max_grad_norm
         total = clipped_gradients(module, objective, range(probes), range(probes), bound, bound)
@@ -208,7 +207,7 @@ class PrivateGradients(Sampled):
             self._before = [factor.detach().clone() for factor in factors]
         found = self.clipped(module, objective, batch, GRID_BITS)
         scale = self.noise_multiplier * self.max_grad_norm
-        for key, factor in learning_by_key(module).items():
+        for key, factor in learning_factors(module).items():
             total = scale * self.noise.normal(factor.shape)
             if key in found.total:
                 total += found.step * found.total[key].double().cpu()
@@ -338,7 +337,7 @@ def clipped_gradients(
 
     Raises:
         ValueError: the examples of a group do not follow each other, so that it would be clipped in
-            parts; or a loss reaches a factor by another way than its example's copy.
+            parts.
     """
     runs = [list(members) for _, members in groupby(examples, key=lambda i: groups[i])]
     if len({groups[members[0]] for members in runs}) < len(runs):

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deal_core.lora.payload import Arrays, PayloadError, Template, check_keys
+from deal_core.lora.payload import Arrays, PayloadError, Template, check_keys, factor_of
 
 WireArrays = dict[str, NDArray[Any]]
 """Wire name to array: float32, uint16 (bfloat16 bits) or int8, and float32 scales."""
@@ -98,7 +98,7 @@ def decode(
 
 def expected(template: Template, trained: frozenset[str]) -> dict[str, tuple[int, int]]:
     """Return key to shape of every tensor of the trained factors."""
-    return {key: shape for key, shape in template.expected().items() if _factor(key) in trained}
+    return {key: shape for key, shape in template.expected().items() if factor_of(key) in trained}
 
 
 def expected_headers(
@@ -142,11 +142,7 @@ def encode_with_feedback(
 
 def select(arrays: Mapping[str, NDArray[np.float32]], trained: frozenset[str]) -> Arrays:
     """Return the tensors of the trained factors: all that needs to travel."""
-    return {key: array for key, array in arrays.items() if _factor(key) in trained}
-
-
-def _factor(key: str) -> str:
-    return key.removesuffix(".weight").rpartition(".")[2]
+    return {key: array for key, array in arrays.items() if factor_of(key) in trained}
 
 
 def _float32_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
@@ -219,7 +215,7 @@ def _int8_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[np.fl
 
 def _within(key: str) -> int:
     """Return the axis that runs within one rank direction: along rows of A, columns of B."""
-    return 1 if _factor(key) == "lora_A" else 0
+    return 1 if factor_of(key) == "lora_A" else 0
 
 
 CODECS: dict[str, Codec] = {

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deal_core.errors import UserError
-from deal_core.lora.attach import learning_factors, lora_layers
+from deal_core.lora.attach import learning_factors
 from deal_core.lora.per_example import ExampleLosses
 from deal_core.randomness import seeded
 
@@ -124,8 +124,8 @@ class PlantedObjective:
     """Losses of records and, at the positions behind them, of canaries, whose gradient is far
     longer than any bound, or, where the coin says that a canary is away, zero.
 
-    The loss of a canary is linear in its example's copies of the factors (see
-    :mod:`deal_core.lora.per_example`), so that its gradient is clipped, or is not, as any."""
+    The loss of a canary is linear in the factors, so that its gradient is clipped, or is not, as
+    any."""
 
     inner: ExampleLosses
     """Of records."""
@@ -144,14 +144,14 @@ class PlantedObjective:
             return self.inner.example_losses(batch)
         [position] = batch  # every gradient is computed by itself
         number = (position - self.records) // self.each
-        entries = self.canaries.entries(learning_factors(self.module))
-        first, second = (self._copied(entries, place) for place in entries.places[number].tolist())
+        factors = learning_factors(self.module)
+        entries = self.canaries.entries(factors)
+        first, second = (_entry(factors, entries, p) for p in entries.places[number].tolist())
         weight = self.length * ENTRY * entries.signs[number] * self.canaries.included[number]
         return float(weight) * (first - second.to(first.device)).reshape(1)
 
-    def _copied(self, entries: Entries, place: int) -> Tensor:
-        """Return an entry of the example's copy of a factor, which its layer works with."""
-        factor = bisect_right(entries.starts, place) - 1
-        layer_name, _, kind = entries.names[factor].rpartition(".")
-        copies: tuple[Tensor, Tensor] = lora_layers(self.module)[layer_name].copies
-        return copies[kind == "lora_B"].flatten()[place - entries.starts[factor]]
+
+def _entry(factors: Mapping[str, Tensor], entries: Entries, place: int) -> Tensor:
+    """Return an entry of all factors laid end to end."""
+    factor = bisect_right(entries.starts, place) - 1
+    return factors[entries.names[factor]].flatten()[place - entries.starts[factor]]

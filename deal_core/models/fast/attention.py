@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deal_core.lora.packing import Packing
 from deal_core.models.fast.prompt_forest import PromptForest
 
 NAME = "deal"
@@ -45,8 +44,7 @@ def attention(
     """Return attention as transformers asks for it: query ``(batch, heads, queries, width)``, key
     and value likewise, mask boolean ``(batch, 1, queries or 1, keys)``; the result is
     ``(batch, queries, heads, width)``. Whatever is not short and plain goes to transformers' own.
-    Option ``packing``: the batch is one row of texts that do not see each other; ``forest``: one
-    row of prompts that share what they begin with.
+    Option ``forest``: the batch is one row of prompts that share what they begin with.
 
     Raises:
         ValueError: the model has attention sinks, which neither this nor transformers' own heeds.
@@ -57,10 +55,6 @@ def attention(
     if forest is not None:
         options |= {"dropout": dropout, "scaling": scaling}
         return _in_forest(module, (query, key, value), forest, options), None
-    packing = options.pop("packing", None)
-    if packing is not None:
-        options |= {"dropout": dropout, "scaling": scaling}
-        return _packed(module, (query, key, value), packing, options), None
     if _is_plain(module, query, key, attention_mask, dropout, options):
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         return _plain(query * factor, key, value, attention_mask), None
@@ -70,26 +64,6 @@ def attention(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
     )
     return out, None
-
-
-def _packed(
-    module: nn.Module,
-    states: tuple[Tensor, Tensor, Tensor],
-    packing: Packing,
-    options: dict[str, Any],
-) -> Tensor:
-    """Group by group, each padded by itself."""
-    tokens = [sum(group.lengths) for group in packing.groups]
-    # A head's width after the other: the row as the projection made it.
-    rows = (row[0].transpose(0, 1) for row in states)
-    parts = zip(*(torch.split(row, tokens) for row in rows), strict=True)
-    found = []
-    for group, own in zip(packing.groups, parts, strict=True):
-        query, key, value = (_cells(group.apart(row.flatten(1)), row.shape[1]) for row in own)
-        seen = group.real[:, None, None, :]
-        out, _ = attention(module, query, key, value, seen, **options)
-        found.append(group.together(out.flatten(2)))
-    return torch.cat(found).view(1, sum(tokens), *states[0].shape[1::2])
 
 
 def _in_forest(
@@ -120,7 +94,7 @@ def _in_forest(
             found.append(out[0].flatten(1))
         for group in bodies:
             tokens = sum(group.lengths)
-            own = [_cells(group.packing.apart(row[place : place + tokens]), heads) for row in rows]
+            own = [_cells(group.apart(row[place : place + tokens]), heads) for row in rows]
             place += tokens
             keys, values = (
                 torch.cat([up.expand(len(group.parts), -1, -1, -1), down], dim=2)
@@ -128,7 +102,7 @@ def _in_forest(
             )
             sees = group.sees_within(window).to(query.device)
             out, _ = attention(module, own[0], keys, values, sees, **options)
-            found.append(group.packing.together(out.flatten(2)))
+            found.append(group.together(out.flatten(2)))
     return torch.cat(found).view(1, -1, heads, width)
 
 

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deal_core.lora.packing import Packing
-
 ALIKE = 1.15
 """Padded cells over tokens up to which bodies are attended to together."""
 Tokens = tuple[int, ...]
@@ -56,9 +54,21 @@ class Bodies:
         return [sum(part) for part in self.parts]
 
     @cached_property
-    def packing(self) -> Packing:
-        """How they lie in the rectangle."""
-        return Packing(tuple(self.lengths))
+    def _cells(self) -> Tensor:
+        """Places of their tokens in the rectangle, row by row."""
+        longest = max(self.lengths)
+        real = torch.arange(longest)[None, :] < torch.tensor(self.lengths)[:, None]
+        return real.flatten().nonzero().flatten()
+
+    def apart(self, row: Tensor) -> Tensor:
+        """``(tokens, d)`` to ``(bodies, longest, d)``; zero where there is no token."""
+        bodies, longest = len(self.parts), max(self.lengths)
+        cells = row.new_zeros(bodies * longest, row.shape[1])
+        return cells.index_copy(0, self._cells.to(row.device), row).view(bodies, longest, -1)
+
+    def together(self, cells: Tensor) -> Tensor:
+        """Undo :meth:`apart`; what lies in cells without a token is dropped."""
+        return cells.flatten(0, 1).index_select(0, self._cells.to(cells.device))
 
     def sees_within(self, window: int | None) -> Tensor:
         """Return :attr:`sees`, and nothing that lies ``window`` tokens or more behind."""
@@ -106,13 +116,6 @@ class PromptForest:
         return tuple(
             (len(rows[0].head), tuple(_alike_bodies(rows))) for rows in _by_head(self.rows)
         )
-
-    @cached_property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens of each row, in order, where none has a head: then a row is one example's."""
-        if any(row.head for row in self.rows):
-            return ()
-        return tuple(row.below for row in self.rows)
 
     @cached_property
     def _cells(self) -> list[tuple[int, int]]:

@@ -19,7 +19,9 @@ from deal_core.baselines.deal_reference import (
 from deal_core.config.experiment import AdapterConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
-from deal_core.lora.attach import factors_in, lora_layers, named, read
+from deal_core.lora.arrays import by_key
+from deal_core.lora.attach import CURRENT, factors_in, lora_layers, read
+from deal_core.lora.payload import PREFIX, factor_of
 from deal_core.lora.state import State, start_of
 from deal_core.methods import LocalTask
 from deal_core.randomness import seeded
@@ -98,7 +100,7 @@ def test_the_first_task_is_plain_and_a_later_one_begins_with_drawn_maps(minilm, 
 def test_server_and_clients_make_the_same_start(minilm, begun):
     """So that in the first round a client's factors are its maps'."""
     maps = objective(minilm, begun).maps
-    for key, factor in named(begun.current, CPU).items():
+    for key, factor in by_key(begun.current).items():
         torch.testing.assert_close(maps[key].factor(), factor, rtol=1e-5, atol=1e-7)
     again = fresh_maps(start_of(begun).current, Constants())
     other = fresh_maps(start_of(begun).current, Constants(seed=43))
@@ -136,13 +138,20 @@ def end_to_end(minilm, built: Mapped) -> dict[str, torch.Tensor]:
     for m in built.maps.values():
         for tensor in m.named().values():
             tensor.requires_grad_().grad = None
-    for name, layer in lora_layers(minilm.module).items():
-        layer.copies = tuple(built.maps[f"{name}.{f}"].factor() for f in ("lora_A", "lora_B"))
+    linears = {
+        f"{PREFIX}{name}.{factor}.weight": getattr(layer, factor)[CURRENT]
+        for name, layer in lora_layers(minilm.module).items()
+        for factor in ("lora_A", "lora_B")
+    }
+    leaves = {key: linear._parameters.pop("weight") for key, linear in linears.items()}
+    for key, linear in linears.items():
+        linear.weight = built.maps[key].factor()
     try:
         (built.example_losses(range(len(DATA))).mean() + built.penalty()).backward()
     finally:
-        for layer in lora_layers(minilm.module).values():
-            layer.copies = None
+        for key, linear in linears.items():
+            del linear.weight
+            linear._parameters["weight"] = leaves[key]
     return taken(built)
 
 
@@ -177,7 +186,7 @@ def test_one_client_trains_its_maps_as_if_there_were_no_federation(minilm, begun
         store = RoundStore(tmp_path, 1, server_round)
         state = one_round(minilm, state, store)
         maps = objective(minilm, state, RoundStore(tmp_path, 1, server_round + 1)).maps
-        for key, factor in named(state.current, CPU).items():
+        for key, factor in by_key(state.current).items():
             gap = (maps[key].factor() - factor).norm()
             assert gap < 1e-4 * factor.norm(), (server_round, key)
             assert not torch.equal(maps[key].factor(), before[key].factor())
@@ -195,7 +204,7 @@ def test_what_others_learnt_stays_beside_the_clients_own_map(minilm, begun, shap
     start = objective(minilm, state, RoundStore(tmp_path, 1, 2)).maps
     after = one_round(minilm, state, RoundStore(tmp_path, 1, 2))
     now = objective(minilm, after, RoundStore(tmp_path, 1, 3)).maps
-    received, learnt = named(state.current, CPU), named(after.current, CPU)
+    received, learnt = by_key(state.current), by_key(after.current)
     for key in received:
         moved = now[key].factor() - start[key].factor()
         assert moved.norm() > 0
@@ -208,5 +217,5 @@ def test_only_maps_of_factors_that_learn_move_and_are_priced(minilm, begun, trai
     one_round(minilm, begun, RoundStore(tmp_path, 1, 1), trained=frozenset(trained))
     after = flat(objective(minilm, begun, RoundStore(tmp_path, 1, 2)).maps)
     for key, value in after.items():
-        learns = key.split("/")[0].rsplit(".", 1)[1] in trained
+        learns = factor_of(key.split("/")[0]) in trained
         assert torch.equal(value, before[key]) != learns, key

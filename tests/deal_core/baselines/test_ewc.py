@@ -11,7 +11,9 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, zero_adapter
-from deal_core.lora.attach import factors_in, named, read, set_trainable
+from deal_core.lora.arrays import by_key
+from deal_core.lora.attach import factors_in, read, set_trainable
+from deal_core.lora.payload import factor_of
 from deal_core.lora.state import State, snapshot_task_start
 from deal_core.methods import LocalTask, TaskDataset, TaskHistory, make_method
 from deal_core.models import load_model
@@ -118,14 +120,14 @@ def test_the_fisher_diagonal_is_that_of_a_loop_over_examples(minilm, start):
 def test_the_penalty_and_its_gradient_are_the_formula(minilm, start, second_task, trained):
     load_state(minilm, second_task)
     generator = seeded("fisher")
-    anchor = named(start.current, minilm.device)
+    anchor = by_key(start.current)
     fisher = {key: torch.rand(value.shape, generator=generator) for key, value in anchor.items()}
     set_trainable(minilm.module, frozenset(trained))
     found = anchored(minilm.module, fisher, anchor, 3.0)
     found.backward()
-    now, expected = named(second_task.current, minilm.device), 0.0
+    now, expected = by_key(second_task.current), 0.0
     for key, p in factors_in(minilm.module).items():
-        if key.rsplit(".", 1)[1] in trained:
+        if factor_of(key) in trained:
             expected += float((1.5 * fisher[key] * (now[key] - anchor[key]) ** 2).sum())
             gradient = 3.0 * fisher[key] * (now[key] - anchor[key])
             torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)

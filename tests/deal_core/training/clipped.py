@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deal_core.lora.attach import learning_by_key
+from deal_core.lora.attach import learning_factors
 from deal_core.lora.per_example import ExampleLosses
 from deal_core.privacy import dpsgd
 from deal_core.privacy.dpsgd import ClippedSum
@@ -23,7 +23,7 @@ def _added(clip: Callable[..., ClippedSum]) -> Callable[..., Tensor]:
 
     def add(module: nn.Module, *asked: Any) -> Tensor:
         found = clip(module, *asked, asked[-1] * FINE)
-        for key, factor in learning_by_key(module).items():
+        for key, factor in learning_factors(module).items():
             if key in found.total:
                 own = (found.step * found.total[key].double()).float()
                 factor.grad = own if factor.grad is None else factor.grad + own

@@ -91,22 +91,3 @@ def test_what_is_not_finite_counts_as_zero(model, data):
     expected = gradient(parameters)
     clipped_gradients(model.module, Broken(), [0, 1, 2], 1.0)
     torch.testing.assert_close(gradient(parameters), expected, rtol=1e-3, atol=1e-5)
-
-
-def test_an_ordinary_step_after_it_is_as_before(model, data):
-    parameters = set_trainable(model.module, frozenset({"lora_A", "lora_B"}))
-    objective = Plain(model, LABELS, data)
-    objective.example_losses([0, 1]).sum().backward()
-    before = gradient(parameters)
-    clipped_gradients(model.module, objective, [0, 1, 2], 1.0)
-    gradient(parameters)
-    objective.example_losses([0, 1]).sum().backward()
-    assert torch.equal(gradient(parameters), before)
-
-
-def test_a_layer_that_mixes_examples_is_refused():
-    from deal_core.lora.linear import AdaptedLinear, WholeWeight
-
-    A, B = torch.zeros(2, 2, 6).requires_grad_(), torch.zeros(2, 4, 2).requires_grad_()
-    with pytest.raises(ValueError, match="mixes examples"):
-        AdaptedLinear.apply(torch.zeros(10, 6), WholeWeight(torch.zeros(4, 6)), None, A, B, 1.0)
