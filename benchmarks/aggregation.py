@@ -49,15 +49,15 @@ def compare(name: str, clients: int, rank: int, width: int) -> Row:
     """Return the figures of a rule; ``error`` is that of three of the clients."""
     rule, generator = make_rule(AggregationConfig(rule=name)), seeded("bench", rank, width)
     before, *sent = (random_adapter(rank, width, generator) for _ in range(1 + min(POOL, clients)))
-    pool = [as_record(codec.select(to_arrays(adapter), rule.trained(1))) for adapter in sent]
-    reader = UpdateReader(before, EXACT, rule.trained(1))
+    pool = [as_record(codec.select(to_arrays(adapter), rule.trained)) for adapter in sent]
+    reader = UpdateReader(before, EXACT, rule.trained)
 
     def updates(count: int) -> Iterator[ClientUpdate]:
         for k in range(count):
             yield ClientUpdate(str(k), reader.read(pool[k % len(pool)]), 100.0 + k % 7)
 
     def aggregated(count: int) -> Aggregate:
-        aggregation = rule.begin(before, 1)
+        aggregation = rule.begin(before)
         for update in updates(count):
             aggregation.add(update)
         return finished(aggregation)

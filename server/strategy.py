@@ -300,7 +300,7 @@ class DealStrategy(Strategy):
             "step": step,
             "asked": self._sample(step),
             "tasks": plan.tasks if plan.joint_tasks and step.phase == LEARN else (),
-            "trained": self._mechanism.trained(rule.trained(step.server_round)),
+            "trained": self._mechanism.trained(rule.trained),
             "rule": rule,
         }
         if experiment.aggregation.secure:

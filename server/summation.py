@@ -16,9 +16,9 @@ from deal_core.aggregation import (
     NUMERICAL,
     Aggregate,
     Aggregation,
-    AggregationRule,
     ClientUpdate,
     Limits,
+    Rule,
     Screen,
     Verdict,
     finished,
@@ -164,7 +164,7 @@ class Updates(Summation):
     """Single updates: each is checked by itself and beside the others, and joins the aggregation
     by the ``rule``. A bad one costs its sender the round."""
 
-    rule: AggregationRule
+    rule: Rule
     record = LORA
 
     def open(self, state: State, shown: State, instructions: Mapping[str, Instruction]) -> Sent:
@@ -181,9 +181,7 @@ class Updates(Summation):
         }
         self._readers = {name: of_rank[each.rank] for name, each in sent.instructions.items()}
         with threads(1):
-            self._aggregation: Aggregation = self.rule.begin(
-                sent.packed.state.current, self.step.server_round
-            )
+            self._aggregation: Aggregation = self.rule.begin(sent.packed.state.current)
         return sent
 
     def add(self, client: str, message: Message, weight: float) -> None:
@@ -298,7 +296,7 @@ class MaskedUpdates(MaskedSum):
     """A sum of updates, or of gradients where the server takes the step; ``stream``: number of
     tasks of the run."""
 
-    rule: AggregationRule
+    rule: Rule
     stream: int
 
     def layout(self, state: State, basis: str) -> Layout:
@@ -314,7 +312,7 @@ class MaskedUpdates(MaskedSum):
         if at_server(config):
             return gradient_step(config, state, sums, self.stream), None
         means = {key: torch.from_numpy(part / len(given)) for key, part in sums.items()}
-        return mean_update(self.rule, state, means, self.step.server_round)
+        return mean_update(self.rule, state, means)
 
 
 def gradient_step(experiment: Experiment, state: State, sums: Sums, tasks: int) -> State:
@@ -330,14 +328,14 @@ def gradient_step(experiment: Experiment, state: State, sums: Sums, tasks: int) 
 
 
 def mean_update(
-    rule: AggregationRule, state: State, means: Mapping[str, torch.Tensor], server_round: int
+    rule: Rule, state: State, means: Mapping[str, torch.Tensor]
 ) -> tuple[State, Aggregate]:
     """Return the state after the rule's aggregate of the mean change of all updates, as if it were
     one client's."""
-    aggregation = rule.begin(state.current, server_round)
+    aggregation = rule.begin(state.current)
     aggregation.add(ClientUpdate("all", changed(state.current, means), 1.0))
     aggregate = finished(aggregation)
-    if len(rule.trained(server_round)) > 1:  # what a mean of factors loses shows in single updates
+    if len(rule.trained) > 1:  # what a mean of factors loses shows in single updates
         aggregate = replace(aggregate, error=None)
     return fold_residual(state, aggregate), aggregate
 

@@ -3,8 +3,8 @@
 A rule is a line in :data:`AGGREGATION_RULES`::
 
     rule = make_rule(config)
-    factors = rule.trained(server_round)        # what clients train and send
-    aggregation = rule.begin(before, server_round)
+    factors = rule.trained                      # what clients train and send
+    aggregation = rule.begin(before)
     for update in updates:
         aggregation.add(update)
     result = finished(aggregation)              # current, residual, error, lost
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deal_core.aggregation.cosine_norm import CosineNorm
+from deal_core.aggregation.cosine_norm import cosine_norm
 from deal_core.aggregation.rule import (
     BOTH,
     LORA_A,
@@ -25,8 +25,8 @@ from deal_core.aggregation.rule import (
     Aggregate,
     Aggregation,
     AggregationFailed,
-    AggregationRule,
     ClientUpdate,
+    Rule,
     finished,
     one_line,
     require_finite,
@@ -53,9 +53,9 @@ __all__ = [
     "Aggregate",
     "Aggregation",
     "AggregationFailed",
-    "AggregationRule",
     "ClientUpdate",
     "Limits",
+    "Rule",
     "Screen",
     "Verdict",
     "finished",
@@ -65,17 +65,14 @@ __all__ = [
     "starting_adapter",
 ]
 
-Robust = Callable[[AggregationRule, frozenset[str]], AggregationRule]
-ROBUST_RULES: dict[str, Robust] = {
+ROBUST_RULES: dict[str, Callable[[Rule, frozenset[str]], Rule]] = {
     "none": lambda base, distrusted: base,
-    "cosine-norm": CosineNorm,
+    "cosine-norm": cosine_norm,
 }
 """``aggregation.robust`` to what wraps a rule."""
 
 
-def make_rule(
-    config: AggregationConfig, distrusted: frozenset[str] = frozenset()
-) -> AggregationRule:
+def make_rule(config: AggregationConfig, distrusted: frozenset[str] = frozenset()) -> Rule:
     """Return the rule an experiment asks for, inside its robust step if it asks for one.
 
     Args:

@@ -5,69 +5,46 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from deal_core.aggregation.aggregation_error import ErrorMeter, square_norm
-from deal_core.aggregation.rule import (
-    Aggregate,
-    Aggregation,
-    AggregationRule,
-    ClientUpdate,
-    check_update,
-)
+from deal_core.aggregation.rule import Aggregate, ClientUpdate, Rule, check_update
 from deal_core.lora.adapter import Adapter, LoraFactors
 
 LONGEST = 4.0
 """Largest change, in medians over the clients of the round; honest skewed ones reach 2.6."""
 
 
-@dataclass(frozen=True)
-class CosineNorm:
-    """A rule that sees only the updates of a round that :func:`left_out` does not name.
+def cosine_norm(base: Rule, distrusted: frozenset[str]) -> Rule:
+    """Return the rule that sees only the updates of a round that :func:`left_out` does not name.
 
     ``Aggregate.error`` keeps its meaning, the distance from the weighted mean of *all* updates
     of the round: 0 when nothing had to be resisted, large when an outlier was. It needs every
     update of the round in memory.
 
-    Attributes:
+    Args:
         base: the rule beneath.
         distrusted: clients that were left out when they were last judged.
     """
-
-    base: AggregationRule
-    distrusted: frozenset[str] = frozenset()
-
-    @property
-    def mixed_ranks(self) -> bool:
-        """As the rule beneath."""
-        return self.base.mixed_ranks
-
-    def trained(self, server_round: int) -> frozenset[str]:
-        """As the rule beneath."""
-        return self.base.trained(server_round)
-
-    def begin(self, before: Adapter, server_round: int) -> Aggregation:
-        """Start a round."""
-        return _Round(self, before, server_round)
+    return replace(base, begin=lambda before: _Round(base, distrusted, before))
 
 
 class _Round:
-    def __init__(self, rule: CosineNorm, before: Adapter, server_round: int) -> None:
-        self._rule, self._before = rule, before
-        self._trained = rule.trained(server_round)
-        self._base = rule.base.begin(before, server_round)
+    def __init__(self, rule: Rule, distrusted: frozenset[str], before: Adapter) -> None:
+        self._rule, self._distrusted, self._before = rule, distrusted, before
+        self._base = rule.begin(before)
         self._updates: list[ClientUpdate] = []
 
     def add(self, update: ClientUpdate) -> None:
-        check_update(update, self._before, self._trained, self._rule.mixed_ranks)
+        check_update(update, self._before, self._rule.trained, self._rule.mixed_ranks)
         self._updates.append(update)
 
     def finish(self) -> Aggregate:
         if not self._updates:
             raise ValueError("no client update to aggregate")
-        excluded = left_out(self._updates, self._before, self._rule.distrusted)
+        excluded = left_out(self._updates, self._before, self._distrusted)
         meter = ErrorMeter(self._before.shapes)
         for update in self._updates:
             meter.add(update.adapter, update.weight)
@@ -75,12 +52,7 @@ class _Round:
                 self._base.add(update)
         result = self._base.finish()
         error = meter.read(result.current, result.residual)
-        return replace(
-            result,
-            error=error.error,
-            estimated=error.estimated or result.estimated,
-            excluded=tuple(sorted(excluded)),
-        )
+        return replace(result, error=error, excluded=tuple(sorted(excluded)))
 
 
 def left_out(
@@ -114,7 +86,7 @@ def left_out(
     Args:
         updates: all updates of the round.
         before: the adapter that every client began from.
-        distrusted: see :class:`CosineNorm`.
+        distrusted: see :func:`cosine_norm`.
     """
     return _turned(updates, before, distrusted) | _leapt(updates, before)
 

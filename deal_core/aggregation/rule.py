@@ -10,6 +10,7 @@ the CPU.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,14 +56,12 @@ class Aggregate:
             there is nothing to add.
         error: ``||current + residual - ideal||_F / ||ideal||_F`` over all layers together:
             0 is exact, 1 is as wrong as no update at all; None: not known.
-        estimated: ``error`` comes from a random sketch, not from all factors.
         excluded: clients whose update a robust rule left out.
     """
 
     current: Adapter
     residual: Adapter | None
     error: float | None
-    estimated: bool = False
     excluded: tuple[str, ...] = ()
 
 
@@ -88,18 +87,16 @@ class Aggregation(Protocol):
         """
 
 
-class AggregationRule(Protocol):
+@dataclass(frozen=True)
+class Rule:
     """How client updates become one adapter; an immutable value without state."""
 
-    @property
-    def mixed_ranks(self) -> bool:
-        """Whether clients of different ranks may take part in one round."""
-
-    def trained(self, server_round: int) -> frozenset[str]:
-        """Return the factors that clients train and send in this round (counted from 1)."""
-
-    def begin(self, before: Adapter, server_round: int) -> Aggregation:
-        """Start a round in which every client began from ``before``."""
+    trained: frozenset[str]
+    """The factors that clients train and send."""
+    begin: Callable[[Adapter], Aggregation]
+    """From what every client begins with to a round in progress."""
+    mixed_ranks: bool = False
+    """Whether clients of different ranks may take part in one round."""
 
 
 def check_update(

@@ -4,7 +4,6 @@ of any rank; FedEx-LoRA)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,9 +14,8 @@ from deal_core.aggregation.rule import (
     LORA_A,
     LORA_B,
     Aggregate,
-    Aggregation,
-    AggregationRule,
     ClientUpdate,
+    Rule,
     check_update,
 )
 from deal_core.aggregation.running import FactorMean, ProductSum, head
@@ -33,29 +31,6 @@ from deal_core.lora.adapter import (
 
 NEGLIGIBLE = 1e-6
 """Directions below this part of a layer's strongest are none."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A rule that is the same in every round.
-
-    Attributes:
-        factors: that clients train and send.
-        round: from what every client begins with to a round in progress.
-        mixed_ranks: whether clients of different ranks may take part in one round.
-    """
-
-    factors: frozenset[str]
-    round: Callable[[Adapter], Aggregation]
-    mixed_ranks: bool = False
-
-    def trained(self, server_round: int) -> frozenset[str]:
-        """Return the factors that clients train and send."""
-        return self.factors
-
-    def begin(self, before: Adapter, server_round: int) -> Aggregation:
-        """Start a round."""
-        return self.round(before)
 
 
 class _FedIt:
@@ -90,8 +65,7 @@ class _FedIt:
 
     def finish(self) -> Aggregate:
         current, residual = rounded(self.means()), self.residual()
-        reading = self._error_meter.read(current, residual)
-        return Aggregate(current, residual, reading.error, reading.estimated)
+        return Aggregate(current, residual, self._error_meter.read(current, residual))
 
 
 class _FedEx(_FedIt):
@@ -162,8 +136,7 @@ class _Flora:
         residual = residual_of({n: self._products.spectrum(n, self._weight) for n in start})
         fresh = {n: LoraFactors(f.A, torch.zeros_like(f.B)) for n, f in start.items()}
         current = Adapter(fresh, self._before.scaling)
-        reading = self._error_meter.read(current, residual)
-        return Aggregate(current, residual, reading.error, reading.estimated)
+        return Aggregate(current, residual, self._error_meter.read(current, residual))
 
 
 def rounded(adapter: Adapter) -> Adapter:
@@ -215,14 +188,14 @@ class OneFactorRound:
         return Adapter(layers, self._before.scaling)
 
 
-AGGREGATION_RULES: dict[str, AggregationRule] = {
+AGGREGATION_RULES: dict[str, Rule] = {
     "fedit": Rule(BOTH, _FedIt),
     "ffa": Rule(frozenset({LORA_B}), lambda before: OneFactorRound(before, LORA_B)),
     "flora": Rule(BOTH, _Flora, mixed_ranks=True),
     "fedex": Rule(BOTH, _FedEx),
 }
 """``aggregation.rule`` to rule. Inexact: ``fedit``."""
-RULES_OF_KINDS: dict[str, AggregationRule] = {
+RULES_OF_KINDS: dict[str, Rule] = {
     "ffa-a": Rule(frozenset({LORA_A}), lambda before: OneFactorRound(before, LORA_A)),
 }
 """Name to rule of kinds of adapter that have one of their own (``adapter.kind``)."""

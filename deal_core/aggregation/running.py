@@ -130,8 +130,3 @@ def fold(factors: LoraFactors) -> LoraFactors:
 def head(parts: Spectrum, rank: int) -> Spectrum:
     """Return the leading ``rank`` directions."""
     return Spectrum(parts.U[:, :rank], parts.S[:rank], parts.Vh[:rank])
-
-
-def tail(parts: Spectrum, rank: int) -> Spectrum:
-    """Return what :func:`head` leaves out."""
-    return Spectrum(parts.U[:, rank:], parts.S[rank:], parts.Vh[rank:])

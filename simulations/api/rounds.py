@@ -92,7 +92,7 @@ def train_client(
         model,
         phase.objective(model, state, task, data, Cache()),
         data,
-        make_rule(experiment.aggregation).trained(server_round),
+        make_rule(experiment.aggregation).trained,
         experiment.federation.local_epochs,
         experiment.train,
         seeded(experiment.run.seed, "train", number, stage, server_round),
@@ -184,7 +184,7 @@ def aggregate(
         ValueError: no update, or one that does not fit the state.
     """
     with threads(1):
-        aggregation = make_rule(experiment.aggregation).begin(state.current, server_round)
+        aggregation = make_rule(experiment.aggregation).begin(state.current)
         for update in updates:
             aggregation.add(update)
         result = finished(aggregation)

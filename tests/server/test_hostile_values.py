@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import pytest
 import torch
 from flwr.app import Message
 
-from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES, Aggregate, AggregationRule
+from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES, Aggregate
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
@@ -239,22 +240,15 @@ ENDS: dict[str, Callable[[Aggregate], Aggregate]] = {
 
 @pytest.mark.parametrize("end", ENDS)
 def test_a_round_whose_numbers_fail_is_lost_and_the_run_goes_on(tmp_path, model, monkeypatch, end):
-    @dataclass(frozen=True)
-    class Failing:
-        """FedIT, whose second round ends badly."""
+    """FedIT, whose second round ends badly."""
+    fedit, rounds = AGGREGATION_RULES["fedit"], itertools.count(1)
 
-        base: AggregationRule
-        mixed_ranks: bool = False
+    def begin(before: Adapter) -> Any:
+        inner = fedit.begin(before)
+        spoil = ENDS[end] if next(rounds) == 2 else lambda aggregate: aggregate
+        return SimpleNamespace(add=inner.add, finish=lambda: spoil(inner.finish()))
 
-        def trained(self, server_round: int) -> frozenset[str]:
-            return self.base.trained(server_round)
-
-        def begin(self, before: Adapter, server_round: int) -> Any:
-            inner = self.base.begin(before, server_round)
-            spoil = ENDS[end] if server_round == 2 else lambda aggregate: aggregate
-            return SimpleNamespace(add=inner.add, finish=lambda: spoil(inner.finish()))
-
-    monkeypatch.setitem(AGGREGATION_RULES, "fedit", Failing(AGGREGATION_RULES["fedit"]))
+    monkeypatch.setitem(AGGREGATION_RULES, "fedit", replace(fedit, begin=begin))
     config = experiment(tmp_path, model, federation={"rounds": 3})
     done = played(config, lambda number, client: None)
     (event,) = done.of("round_lost")

@@ -68,11 +68,11 @@ def test_two_turned_of_ten_leave_the_mean_of_the_eight_others(rule):
     generator = torch.Generator().manual_seed(14)
     before = adapter(generator)
     made = make_rule(AggregationConfig(rule=rule, robust="cosine-norm"))
-    trained = made.trained(1)
+    trained = made.trained
     honest = replies(before, trained, generator, 10, size=0.0)
     near = [moved_to(u, before, 0.3) for u in honest]
     bad = [turned(u, trained) if k in (2, 7) else u for k, u in enumerate(near)]
-    aggregation = made.begin(before, 1)
+    aggregation = made.begin(before)
     for update in bad:
         aggregation.add(update)
     result = aggregation.finish()
@@ -138,7 +138,7 @@ def test_where_most_have_not_moved_who_has_is_not_left_out():
 def test_cosine_norm_takes_mixed_ranks():
     generator = torch.Generator().manual_seed(17)
     before = adapter(generator, rank=6)
-    aggregation = make_rule(AggregationConfig(rule="flora", robust="cosine-norm")).begin(before, 1)
+    aggregation = make_rule(AggregationConfig(rule="flora", robust="cosine-norm")).begin(before)
     for k, rank in enumerate((2, 4, 6, 4, 2)):
         layers = {
             n: LoraFactors(f.A[:rank], (-1 if k == 1 else 1) * f.B[:, :rank])
@@ -153,7 +153,7 @@ def test_cosine_norm_takes_mixed_ranks():
 def test_two_bad_of_ten_do_not_carry_the_round(rule, kind):
     generator = torch.Generator().manual_seed(3)
     before = adapter(generator)
-    trained = make_rule(AggregationConfig(rule=rule)).trained(1)
+    trained = make_rule(AggregationConfig(rule=rule)).trained
     clean = replies(before, trained, generator, 10)
     bad = [spoiled(u, kind) if k in (2, 7) else u for k, u in enumerate(clean)]
     target = delta(run(clean, before, rule=rule))

@@ -95,7 +95,7 @@ SPOILT = REFUSED | BOUNDED
 def federation(rule, seed=3):
     generator = torch.Generator().manual_seed(seed)
     before = adapter(generator)
-    trained = make_rule(AggregationConfig(rule=rule)).trained(1)
+    trained = make_rule(AggregationConfig(rule=rule)).trained
     updates = replies(before, trained, generator, 10)
     return before, trained, [replace(u, weight=10.0 + k) for k, u in enumerate(updates)]
 
@@ -115,7 +115,7 @@ def screened(updates, before):
 def test_without_a_screen_a_round_is_finite_or_fails_by_name(rule, robust):
     before, trained, updates = federation(rule)
     for kind, spoil in SPOILT.items():
-        aggregation = make_rule(AggregationConfig(rule=rule, robust=robust)).begin(before, 1)
+        aggregation = make_rule(AggregationConfig(rule=rule, robust=robust)).begin(before)
         for update in (*updates[:4], spoil(updates[4], trained), *updates[5:]):
             aggregation.add(update)
         try:
@@ -179,8 +179,8 @@ def test_means_of_factors_are_moved_within_the_same_bounds(kind):
 def test_an_update_that_fails_in_the_middle_leaves_the_round_as_it_was(rule, monkeypatch):
     """The sum of one layer is folded when it is full; here that fails, in the second layer."""
     before, _, updates = federation(rule)
-    clean = make_rule(AggregationConfig(rule=rule)).begin(before, 1)
-    shaken = make_rule(AggregationConfig(rule=rule)).begin(before, 1)
+    clean = make_rule(AggregationConfig(rule=rule)).begin(before)
+    shaken = make_rule(AggregationConfig(rule=rule)).begin(before)
     calls = []
 
     def failing(factors):

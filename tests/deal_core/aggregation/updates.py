@@ -12,18 +12,17 @@ from deal_core.aggregation import (
 )
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
-from tests.deal_core.aggregation.dense import weight_delta
 
 SHAPES = {"q": (10, 12), "v": (9, 9)}
 
 
-def adapter(generator, rank=3, scaling=2.0, size=1.0):
+def adapter(generator, rank=3, scaling=2.0, size=1.0, shapes=SHAPES):
     layers = {
         name: LoraFactors(
             size * torch.randn(rank, d_in, generator=generator),
             size * torch.randn(d_out, rank, generator=generator),
         )
-        for name, (d_out, d_in) in SHAPES.items()
+        for name, (d_out, d_in) in shapes.items()
     }
     return Adapter(layers, scaling)
 
@@ -100,16 +99,11 @@ def delta_of(given):
 
 def delta(result):
     parts = [result.current] + ([result.residual] if result.residual else [])
-    return torch.cat(
-        [
-            sum(weight_delta(p.layers[name], p.scaling, False) for p in parts).flatten()
-            for name in SHAPES
-        ]
-    )
+    return torch.cat([sum(dense(part, name) for part in parts).flatten() for name in SHAPES])
 
 
 def run(updates, before, **options):
-    aggregation = make_rule(AggregationConfig(**options)).begin(before, 1)
+    aggregation = make_rule(AggregationConfig(**options)).begin(before)
     for update in updates:
         aggregation.add(update)
     return aggregation.finish()
