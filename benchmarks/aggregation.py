@@ -15,11 +15,9 @@ from torch import Tensor
 from deal_core.aggregation import AGGREGATION_RULES, Aggregate, ClientUpdate, finished, make_rule
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
-from deal_core.lora.arrays import to_arrays
 from deal_core.randomness import seeded
 from deal_core.training.hardware import threads
-from deal_core.wire import codec
-from deal_core.wire.adapter_record import EXACT, UpdateReader
+from deal_core.wire.adapter_record import EXACT, selected, unpack_update
 from measuring import Figures, Row, measured
 from server.wire import as_record
 
@@ -49,12 +47,12 @@ def compare(name: str, clients: int, rank: int, width: int) -> Row:
     """Return the figures of a rule; ``error`` is that of three of the clients."""
     rule, generator = make_rule(AggregationConfig(rule=name)), seeded("bench", rank, width)
     before, *sent = (random_adapter(rank, width, generator) for _ in range(1 + min(POOL, clients)))
-    pool = [as_record(codec.select(to_arrays(adapter), rule.trained)) for adapter in sent]
-    reader = UpdateReader(before, EXACT, rule.trained)
+    pool = [as_record(selected(adapter, rule.trained)) for adapter in sent]
 
     def updates(count: int) -> Iterator[ClientUpdate]:
         for k in range(count):
-            yield ClientUpdate(str(k), reader.read(pool[k % len(pool)]), 100.0 + k % 7)
+            adapter = unpack_update(pool[k % len(pool)], EXACT, before, rule.trained)
+            yield ClientUpdate(str(k), adapter, 100.0 + k % 7)
 
     def aggregated(count: int) -> Aggregate:
         aggregation = rule.begin(before)

@@ -44,7 +44,7 @@ from deal_core.privacy.interface import (
 from deal_core.privacy.policy import BudgetSpent, OutsidePlan, Policy
 from deal_core.randomness import seeded
 from deal_core.training.loop import load_state, run_local_steps
-from deal_core.wire.adapter_record import EXACT, frozen_factors, pack_update
+from deal_core.wire.adapter_record import BOTH, EXACT, pack_update, selected
 from deal_core.wire.codec import WireArrays
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import CLASS_SUMS, EXAMPLES
@@ -207,7 +207,7 @@ class LocalTraining:
         client, config = self.granted.client, self.granted.runtime.experiment
         dtype, lossy = config.wire.dtype, config.wire.dtype != EXACT
         store = RoundStore(client.kept, *where, "feedback")
-        basis = f"{instruction.phase} {_digest(frozen_factors(before, trained))}" if lossy else ""
+        basis = f"{instruction.phase} {_digest(selected(before, BOTH - trained))}" if lossy else ""
         generator = seeded(config.run.seed, "uplink", client.number, *where)
         kept = store.load(basis) if lossy else {}
         feedback = {key: value.numpy() for key, value in kept.items()}

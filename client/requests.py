@@ -31,12 +31,11 @@ from deal_core.lora.payload import (
     RETAINED,
     WORSE,
     PayloadError,
-    Template,
 )
 from deal_core.lora.state import State
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import figures_allowed
-from deal_core.wire.adapter_record import BOTH, decode_checked, require_bounded, unpack
+from deal_core.wire.adapter_record import require_bounded, unpack
 from deal_core.wire.heads import read_heads, tasks_in
 from deal_core.wire.instruction import LEARN, RECORD, Instruction, read_instruction
 from deal_core.wire.records import REPLY, SECURE, record_digest
@@ -186,8 +185,7 @@ def _state(
 
 def _adapter(record: ArrayRecord, runtime: ClientRuntime, rank: int, scaling: float) -> Adapter:
     dtype = runtime.experiment.wire.dtype
-    arrays = decode_checked(record, dtype, Template(runtime.shapes, rank), BOTH)
-    adapter = unpack(arrays, dtype, zero_adapter(runtime.shapes, rank, scaling))
+    adapter = unpack(record, dtype, zero_adapter(runtime.shapes, rank, scaling))
     require_bounded(adapter)
     return adapter
 

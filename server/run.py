@@ -23,7 +23,7 @@ from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes
 from deal_core.lora.arrays import from_arrays, to_arrays
-from deal_core.lora.payload import HEADS, LORA, RESIDUAL, RETAINED, SUMS, Template
+from deal_core.lora.payload import HEADS, LORA, RESIDUAL, RETAINED, SUMS
 from deal_core.lora.state import Component, State
 from deal_core.methods import method_of
 from deal_core.models import adapter_shapes
@@ -247,8 +247,7 @@ def load_checkpoint(path: Path, shapes: Shapes) -> Checkpoint:
             parts.setdefault(part, {})[key] = value
 
         def adapter(part: str, rank: str, scaling: float = 1.0) -> Adapter:
-            template = Template(shapes, int(meta[rank]))
-            return from_arrays(parts.get(part, {}), template, scaling)
+            return from_arrays(parts.get(part, {}), shapes, int(meta[rank]), scaling)
 
         def named(part: str) -> dict[str, torch.Tensor]:
             return {k: torch.from_numpy(value.copy()) for k, value in parts.get(part, {}).items()}

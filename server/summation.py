@@ -33,7 +33,7 @@ from deal_core.protection import sum_deviation, sum_terms
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.training.hardware import threads
-from deal_core.wire.adapter_record import UpdateReader
+from deal_core.wire.adapter_record import unpack_update
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import SECURE
 from deal_core.wire.secure_layout import (
@@ -174,27 +174,25 @@ class Updates(Summation):
         self._screen = Screen(Limits(RELATIVE_BOUND, WEIGHT_CAP, LARGEST_CHANGE))
         self._arrived: dict[str, int] = {}
         self._verdicts: list[Verdict] = []
-        dtype = self.clients.experiment.wire.dtype
-        of_rank = {
-            rank: UpdateReader(sent.packed.of(rank).state.current, dtype, self.trained)
-            for rank in {each.rank for each in sent.instructions.values()}
+        self._before = {
+            name: sent.packed.of(each.rank).state.current
+            for name, each in sent.instructions.items()
         }
-        self._readers = {name: of_rank[each.rank] for name, each in sent.instructions.items()}
         with threads(1):
             self._aggregation: Aggregation = self.rule.begin(sent.packed.state.current)
         return sent
 
     def add(self, client: str, message: Message, weight: float) -> None:
         """Check an update by itself, and let it be judged beside the others."""
-        reader = self._readers[client]
         if LORA not in message.content.array_records:
             raise PayloadError("a record of another kind than expected")
-        factors = reader.read(message.content.array_records[LORA])
-        update = ClientUpdate(client, factors, weight)
+        dtype, before = self.clients.experiment.wire.dtype, self._before[client]
+        record = message.content.array_records[LORA]
+        update = ClientUpdate(client, unpack_update(record, dtype, before, self.trained), weight)
         if self._alike and weight != 1:
             raise PayloadError("num_examples is not 1, the weight of every client here")
         with threads(1):
-            self._verdicts += self._screen.add(update, reader.before)
+            self._verdicts += self._screen.add(update, before)
         self._arrived[client] = wire.payload_bytes(message.content)
 
     def settle(self) -> None:

@@ -94,8 +94,8 @@ def outgoing(
     if state.residual is not None:
         sent[RESIDUAL] = state.residual
     coded = {name: pack(adapter, dtype, generator) for name, adapter in sent.items()}
-    arrived = {name: unpack(encoded, dtype, sent[name]) for name, encoded in coded.items()}
     records = {name: as_record(encoded) for name, encoded in coded.items()}
+    arrived = {name: unpack(record, dtype, sent[name]) for name, record in records.items()}
     heads = state.heads
     if heads:
         records[HEADS] = as_record(pack_heads(heads, round_heads))
@@ -125,10 +125,9 @@ def packed(
     for rank in ranks - {state.current.rank}:
         scaling = experiment.adapter.lora_alpha / rank
         current = starting_adapter(full.state.current, rank, scaling)
-        encoded = pack(current, dtype, seeded(*where))
-        own = replace(full.state, current=unpack(encoded, dtype, current))
-        records = {**full.records, LORA: as_record(encoded)}
-        smaller[rank] = replace(full, records=records, state=own)
+        record = as_record(pack(current, dtype, seeded(*where)))
+        own = replace(full.state, current=unpack(record, dtype, current))
+        smaller[rank] = replace(full, records={**full.records, LORA: record}, state=own)
     return replace(full, smaller=smaller)
 
 

@@ -9,15 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deal_core.lora.adapter import Adapter, LoraFactors
+from deal_core.lora.adapter import Adapter, LoraFactors, Shapes, zero_adapter
 from deal_core.lora.payload import (
     PREFIX,
     Arrays,
+    Header,
     PayloadError,
-    Template,
     check_header,
     check_keys,
     factor_of,
+    factor_shapes,
 )
 
 
@@ -60,7 +61,7 @@ def to_arrays(adapter: Adapter) -> Arrays:
 
 
 def from_arrays(
-    arrays: Mapping[str, NDArray[np.generic]], template: Template, scaling: float
+    arrays: Mapping[str, NDArray[np.generic]], shapes: Shapes, rank: int, scaling: float
 ) -> Adapter:
     """Return the adapter of arrays by key, every one checked.
 
@@ -68,15 +69,11 @@ def from_arrays(
         PayloadError: a key too many or too few, a wrong dtype or shape, a value that is
             not finite.
     """
-    expected = template.expected()
+    expected = factor_shapes(shapes, rank)
     check_keys(arrays.keys(), expected.keys())
     for key, shape in expected.items():
-        check_header(key, str(arrays[key].dtype), arrays[key].shape, shape)
+        check_header(key, str(arrays[key].dtype), arrays[key].shape, Header("float32", shape))
         if not np.isfinite(arrays[key]).all():
             raise PayloadError(f"{key}: a value is not finite")
     tensors = {key: torch.from_numpy(np.array(arrays[key], np.float32)) for key in expected}
-    layers = {
-        name: LoraFactors(*(tensors[f"{PREFIX}{name}.{f}.weight"] for f in ("lora_A", "lora_B")))
-        for name in template.shapes
-    }
-    return Adapter(layers, scaling)
+    return with_factors(zero_adapter(shapes, 0, scaling), tensors)

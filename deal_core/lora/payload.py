@@ -9,7 +9,8 @@ Without torch: a site's light process, one for every message, looks at what leav
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -52,24 +53,26 @@ class PayloadError(ValueError):
 
 
 @dataclass(frozen=True)
-class Template:
-    """What a record must look like.
+class Header:
+    """What can be known of an array before its bytes are decoded."""
 
-    Attributes:
-        shapes: layer name to ``(d_out, d_in)``.
-        rank: expected rank, the same in every layer.
-    """
+    dtype: str
+    shape: tuple[int, ...]
 
-    shapes: Shapes
-    rank: int
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return np.dtype(self.dtype).itemsize * math.prod(self.shape)
 
-    def expected(self) -> dict[str, tuple[int, int]]:
-        """Return key to shape of every tensor."""
-        keys: dict[str, tuple[int, int]] = {}
-        for name, (d_out, d_in) in self.shapes.items():
-            keys[f"{PREFIX}{name}.lora_A.weight"] = (self.rank, d_in)
-            keys[f"{PREFIX}{name}.lora_B.weight"] = (d_out, self.rank)
-        return keys
+
+def factor_shapes(shapes: Shapes, rank: int) -> dict[str, tuple[int, int]]:
+    """Return key to shape of every factor of an adapter: of layers ``(d_out, d_in)``, and of one
+    rank."""
+    keys: dict[str, tuple[int, int]] = {}
+    for name, (d_out, d_in) in shapes.items():
+        keys[f"{PREFIX}{name}.lora_A.weight"] = (rank, d_in)
+        keys[f"{PREFIX}{name}.lora_B.weight"] = (d_out, rank)
+    return keys
 
 
 def factor_of(key: str) -> str:
@@ -87,9 +90,9 @@ def check_keys(given: Iterable[str], expected: Iterable[str]) -> None:
         raise PayloadError(f"missing key {missing[0]!r} (+{len(missing) - 1} more)")
 
 
-def check_header(key: str, dtype: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    """Raise :class:`PayloadError` unless dtype is float32 and the shape is the expected one."""
-    if dtype != "float32":
-        raise PayloadError(f"{key}: dtype {dtype[:20]}, expected float32")
-    if tuple(shape) != tuple(expected):
-        raise PayloadError(f"{key}: shape {tuple(shape)}, expected {tuple(expected)}")
+def check_header(key: str, dtype: str, shape: Sequence[int], want: Header) -> None:
+    """Raise :class:`PayloadError` unless type and shape are the expected ones."""
+    if dtype != want.dtype:
+        raise PayloadError(f"{key}: dtype {str(dtype)[:20]}, expected {want.dtype}")
+    if tuple(shape) != want.shape:
+        raise PayloadError(f"{key}: shape {tuple(shape)}, expected {want.shape}")

@@ -7,6 +7,7 @@ what the client was sent: its scale shrinks as training settles.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
@@ -15,20 +16,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from deal_core.errors import choose
-from deal_core.lora.adapter import Adapter, LoraFactors
-from deal_core.lora.arrays import from_arrays, to_arrays
+from deal_core.lora.adapter import Adapter
+from deal_core.lora.arrays import learnt_shapes, to_arrays, with_factors
 from deal_core.lora.payload import (
-    PREFIX,
     Arrays,
+    Header,
     PayloadError,
-    Template,
     WireArray,
+    check_header,
     check_keys,
+    factor_of,
 )
-from deal_core.wire import codec
-from deal_core.wire.codec import CODECS, Codec, Header, WireArrays
+from deal_core.wire.codec import WireArrays, codec_named, encode
 
 EXACT = "float32"
 NUMPY = "numpy.ndarray"
@@ -38,22 +39,15 @@ LARGEST_VALUE = 1e3
 """Of an adapter that a client trains on; those of trained ones are a thousand times smaller."""
 
 
-def codec_named(dtype: str) -> Codec:
-    """Return the codec of ``wire.dtype``; UserError when there is none."""
-    return choose("wire.dtype", dtype, CODECS)
-
-
 def pack(adapter: Adapter, dtype: str, generator: torch.Generator) -> WireArrays:
     """Return the whole adapter as it travels from server to client."""
-    return codec.encode(codec_named(dtype), to_arrays(adapter), generator)
+    return encode(codec_named(dtype), to_arrays(adapter), generator)
 
 
-def unpack(encoded: Mapping[str, NDArray[Any]], dtype: str, like: Adapter) -> Adapter:
+def unpack(record: Mapping[str, WireArray], dtype: str, like: Adapter) -> Adapter:
     """Return the adapter that :func:`pack` packed, of the layers, rank and scaling of ``like``;
     PayloadError for anything else."""
-    template = Template(like.shapes, like.rank)
-    arrays = codec.decode(codec_named(dtype), encoded, template, BOTH)
-    return from_arrays(arrays, template, like.scaling)
+    return with_factors(like, _decoded(record, dtype, like, BOTH, {}))
 
 
 def pack_update(
@@ -67,6 +61,10 @@ def pack_update(
     """Return the trained factors as they travel from client to server, and what the code lost this
     time (empty for the exact format).
 
+    The caller passes what was lost in again: then the sum of all decoded messages differs from the
+    sum of all changes by the last loss alone. It belongs to the coordinates that it arose in: drop
+    it when the task or the other factor's basis changes.
+
     Args:
         adapter: after local training.
         before: as the client received it.
@@ -75,12 +73,32 @@ def pack_update(
         feedback: what the code lost in earlier rounds; empty at first.
         generator: of the stochastic rounding.
     """
-    arrays = codec.select(to_arrays(adapter), trained)
+    arrays, codec = selected(adapter, trained), codec_named(dtype)
     if dtype == EXACT:
         return arrays, {}
     start = to_arrays(before)
-    change = {key: array - start[key] for key, array in arrays.items()}
-    return codec.encode_with_feedback(codec_named(dtype), change, feedback, generator)
+    wanted = {key: array - start[key] + feedback.get(key, 0.0) for key, array in arrays.items()}
+    encoded = encode(codec, wanted, generator)
+    lost = {key: array - codec.decode(key, encoded) for key, array in wanted.items()}
+    return encoded, lost
+
+
+def unpack_update(
+    record: Mapping[str, WireArray], dtype: str, before: Adapter, trained: frozenset[str]
+) -> Adapter:
+    """Return the adapter after a client's training, which began from ``before``: undo
+    :func:`pack_update`. Factors that did not learn are those of ``before``.
+
+    Raises:
+        PayloadError: anything else has arrived.
+    """
+    sent = {} if dtype == EXACT else selected(before, trained)
+    return with_factors(before, _decoded(record, dtype, before, trained, sent))
+
+
+def selected(adapter: Adapter, trained: frozenset[str]) -> Arrays:
+    """Return the arrays of these factors."""
+    return {key: each for key, each in to_arrays(adapter).items() if factor_of(key) in trained}
 
 
 def require_bounded(adapter: Adapter) -> None:
@@ -95,57 +113,33 @@ def require_bounded(adapter: Adapter) -> None:
                 raise PayloadError(f"{name}: a value beyond {LARGEST_VALUE:g}")
 
 
-def frozen_factors(adapter: Adapter, trained: frozenset[str]) -> Arrays:
-    """Return the factors that do not learn in this round: the basis that a change is told in."""
-    return codec.select(to_arrays(adapter), BOTH - trained)
+def _decoded(
+    record: Mapping[str, WireArray],
+    dtype: str,
+    like: Adapter,
+    trained: frozenset[str],
+    sent: Arrays,
+) -> dict[str, Tensor]:
+    """Return key to factor, in one piece of memory, in the order of the layers: what follows can
+    take an update as one long vector. What was ``sent`` is added to what has arrived.
 
-
-class UpdateReader:
-    """Reads the updates of a round: checks a record, then decodes it.
-
-    What may arrive is worked out once, for all clients that began from the same adapter,
-    ``before``. The values are decoded into one piece of memory, in the order of the layers: what
-    follows can take an update as one long vector. Factors that did not learn are those of
-    ``before``.
+    Raises:
+        PayloadError: another form than expected, or a value that is not finite.
     """
-
-    def __init__(self, before: Adapter, dtype: str, trained: frozenset[str]) -> None:
-        self.before = before
-        self._codec = codec_named(dtype)
-        template = Template(before.shapes, before.rank)
-        self._headers = codec.expected_headers(self._codec, template, trained)
-        self._shapes = codec.expected(template, trained)
-        self._sizes = [rows * columns for rows, columns in self._shapes.values()]
-        self._sent = codec.select(to_arrays(before), trained) if dtype != EXACT else {}
-
-    def read(self, record: Mapping[str, WireArray]) -> Adapter:
-        """Return the adapter after local training; PayloadError for what is not expected."""
-        arrays = checked_arrays(record, self._headers)
-        values = torch.empty(sum(self._sizes))
-        places = zip(self._shapes.items(), torch.split(values, self._sizes), strict=True)
-        parts = {key: place.view(shape) for (key, shape), place in places}
-        with np.errstate(over="ignore"):
-            for key, part in parts.items():
-                decoded = self._codec.decode(key, arrays)
-                part.numpy()[:] = decoded + self._sent[key] if key in self._sent else decoded
-        if not np.isfinite(values.numpy()).all():
-            fault = next(key for key, part in parts.items() if not part.isfinite().all())
-            raise PayloadError(f"{fault}: a value is not finite")
-        layers = {
-            name: LoraFactors(  # what has not learnt stays the same object, uncopied
-                parts.get(f"{PREFIX}{name}.lora_A.weight", start.A),
-                parts.get(f"{PREFIX}{name}.lora_B.weight", start.B),
-            )
-            for name, start in self.before.layers.items()
-        }
-        return Adapter(layers, self.before.scaling)
-
-
-def decode_checked(
-    record: Mapping[str, WireArray], dtype: str, template: Template, trained: frozenset[str]
-) -> dict[str, NDArray[Any]]:
-    """As :func:`checked_arrays`, for the factors of an adapter."""
-    return checked_arrays(record, codec.expected_headers(codec_named(dtype), template, trained))
+    codec, shapes = codec_named(dtype), learnt_shapes(like, trained)
+    headers = {k: h for key, shape in shapes.items() for k, h in codec.headers(key, shape).items()}
+    arrays = checked_arrays(record, headers)
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    parts = torch.split(torch.empty(sum(sizes)), sizes)
+    decoded = {}
+    with np.errstate(over="ignore", invalid="ignore"):
+        for (key, shape), part in zip(shapes.items(), parts, strict=True):
+            values = codec.decode(key, arrays)
+            decoded[key] = part.view(shape)
+            decoded[key].numpy()[:] = values + sent[key] if key in sent else values
+            if not np.isfinite(part.numpy()).all():
+                raise PayloadError(f"{key}: a value is not finite")
+    return decoded
 
 
 def checked_arrays(
@@ -160,7 +154,7 @@ def checked_arrays(
     check_keys(record.keys(), expected.keys())
     entries = dict(record.items())  # Flower's record looks up slowly
     for key, want in expected.items():
-        codec.check_header(key, entries[key].dtype, entries[key].shape[:3], want)
+        check_header(key, entries[key].dtype, entries[key].shape[:3], want)
         if entries[key].stype != NUMPY:
             raise PayloadError(f"{key}: not serialised by numpy")
     return {key: _values(key, entries[key].data, want) for key, want in expected.items()}
@@ -175,15 +169,15 @@ def _values(key: str, data: bytes, header: Header) -> NDArray[Any]:
     Raises:
         PayloadError: they are not.
     """
-    start = _npy_header(header.dtype, header.shape)
+    start = _npy_header(header)
     if len(data) != len(start) + header.nbytes or not data.startswith(start):
         raise PayloadError(f"{key}: {len(data)} bytes that are not those of its header")
     return np.frombuffer(data, header.dtype, offset=len(start)).reshape(header.shape)
 
 
 @lru_cache(maxsize=256)
-def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
+def _npy_header(header: Header) -> bytes:
     """Return what ``numpy.save`` writes before the values."""
     buffer = BytesIO()
-    np.save(buffer, np.empty(shape, dtype), allow_pickle=False)
-    return buffer.getvalue()[: -int(np.dtype(dtype).itemsize * np.prod(shape))]
+    np.save(buffer, np.empty(header.shape, header.dtype), allow_pickle=False)
+    return buffer.getvalue()[: -header.nbytes]

@@ -23,7 +23,7 @@ decoded. Source of error feedback: Seide et al. 2014; Karimireddy et al., ICML 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,22 +31,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deal_core.lora.payload import Arrays, PayloadError, Template, check_keys, factor_of
+from deal_core.errors import choose
+from deal_core.lora.payload import Header, PayloadError, factor_of
 
 WireArrays = dict[str, NDArray[Any]]
 """Wire name to array: float32, uint16 (bfloat16 bits) or int8, and float32 scales."""
 
 SCALE = ".scale"
 LEVELS = 127
-
-
-@dataclass(frozen=True)
-class Header:
-    """What can be known of an array before its bytes are decoded."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -60,93 +52,8 @@ class Codec:
     """From key and what travels, already checked."""
 
 
-def encode(
-    codec: Codec, arrays: Mapping[str, NDArray[np.float32]], generator: torch.Generator
-) -> WireArrays:
-    """Return what travels for the given tensors; PayloadError where a value is not finite."""
-    encoded: WireArrays = {}
-    for key, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise PayloadError(f"{key}: a value is not finite")
-        encoded.update(codec.encode(key, array, generator))
-    return encoded
-
-
-def decode(
-    codec: Codec, encoded: Mapping[str, NDArray[Any]], template: Template, trained: frozenset[str]
-) -> Arrays:
-    """Return the float32 tensors of the trained factors, after a check of everything; a message
-    does not choose its format.
-
-    Raises:
-        PayloadError: a key too many or too few, no array, another dtype or shape, a code or scale
-            out of range, a value that is not finite.
-    """
-    headers = expected_headers(codec, template, trained)
-    check_keys(encoded.keys(), headers.keys())
-    for key, want in headers.items():
-        if not isinstance(encoded[key], np.ndarray):
-            raise PayloadError(f"{key}: not an array")
-        check_header(key, str(encoded[key].dtype), encoded[key].shape, want)
-    arrays: Arrays = {}
-    for key in expected(template, trained):
-        arrays[key] = codec.decode(key, encoded)
-        if not np.isfinite(arrays[key]).all():
-            raise PayloadError(f"{key}: a value is not finite")
-    return arrays
-
-
-def expected(template: Template, trained: frozenset[str]) -> dict[str, tuple[int, int]]:
-    """Return key to shape of every tensor of the trained factors."""
-    return {key: shape for key, shape in template.expected().items() if factor_of(key) in trained}
-
-
-def expected_headers(
-    codec: Codec, template: Template, trained: frozenset[str]
-) -> dict[str, Header]:
-    """Return wire name to header of everything that must arrive, and nothing else may."""
-    headers: dict[str, Header] = {}
-    for key, shape in expected(template, trained).items():
-        headers.update(codec.headers(key, shape))
-    return headers
-
-
-def check_header(key: str, dtype: str, shape: Sequence[int], want: Header) -> None:
-    """Raise :class:`PayloadError` unless type and shape are the expected ones."""
-    if dtype != want.dtype:
-        raise PayloadError(f"{key}: dtype {str(dtype)[:20]}, expected {want.dtype}")
-    if tuple(shape) != want.shape:
-        raise PayloadError(f"{key}: shape {tuple(shape)}, expected {want.shape}")
-
-
-def encode_with_feedback(
-    codec: Codec,
-    arrays: Mapping[str, NDArray[np.float32]],
-    residual: Mapping[str, NDArray[np.float32]],
-    generator: torch.Generator,
-) -> tuple[WireArrays, Arrays]:
-    """Return ``arrays + residual``, encoded, and what the code lost this time.
-
-    The caller keeps the residual and passes it in again: then the sum of all decoded
-    messages differs from the sum of all arrays by the last residual only, so the average
-    over ``T`` rounds is off by ``residual / T``. Start with ``{}``. A residual belongs to the
-    coordinates it arose in: drop it when the task or the other factor's basis changes.
-    """
-    wanted = {
-        key: array + residual[key] if key in residual else array for key, array in arrays.items()
-    }
-    encoded = encode(codec, wanted, generator)
-    lost = {key: array - codec.decode(key, encoded) for key, array in wanted.items()}
-    return encoded, lost
-
-
-def select(arrays: Mapping[str, NDArray[np.float32]], trained: frozenset[str]) -> Arrays:
-    """Return the tensors of the trained factors: all that needs to travel."""
-    return {key: array for key, array in arrays.items() if factor_of(key) in trained}
-
-
 def _float32_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
-    return {key: Header("float32", shape, 4 * shape[0] * shape[1])}
+    return {key: Header("float32", shape)}
 
 
 def _float32_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> WireArrays:
@@ -158,7 +65,7 @@ def _float32_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[np
 
 
 def _bfloat16_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
-    return {key: Header("uint16", shape, 2 * shape[0] * shape[1])}
+    return {key: Header("uint16", shape)}
 
 
 def _bfloat16_encode(
@@ -175,10 +82,9 @@ def _bfloat16_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[n
 
 
 def _int8_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
-    rank = shape[1 - _within(key)]
     return {
-        key: Header("int8", shape, shape[0] * shape[1]),
-        key + SCALE: Header("float32", (rank,), 4 * rank),
+        key: Header("int8", shape),
+        key + SCALE: Header("float32", (shape[1 - _within(key)],)),
     }
 
 
@@ -224,3 +130,20 @@ CODECS: dict[str, Codec] = {
     "int8": Codec(_int8_headers, _int8_encode, _int8_decode),
 }
 """``wire.dtype`` to format."""
+
+
+def codec_named(dtype: str) -> Codec:
+    """Return the codec of ``wire.dtype``; UserError when there is none."""
+    return choose("wire.dtype", dtype, CODECS)
+
+
+def encode(
+    codec: Codec, arrays: Mapping[str, NDArray[np.float32]], generator: torch.Generator
+) -> WireArrays:
+    """Return what travels for the given tensors; PayloadError where a value is not finite."""
+    encoded: WireArrays = {}
+    for key, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise PayloadError(f"{key}: a value is not finite")
+        encoded.update(codec.encode(key, array, generator))
+    return encoded

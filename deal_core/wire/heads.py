@@ -5,7 +5,6 @@ Rounding is to nearest, so what is decoded depends on no draw. Source: docs/meth
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deal_core.lora.payload import PayloadError, WireArray
+from deal_core.lora.payload import Header, PayloadError, WireArray
 from deal_core.wire.adapter_record import checked_arrays
-from deal_core.wire.codec import LEVELS, SCALE, Header
+from deal_core.wire.codec import LEVELS, SCALE
 
 LARGEST_HEAD = 1e10
 """Of an entry of a head: what is beyond would make scores that are no numbers."""
@@ -85,17 +84,13 @@ def tasks_in(record: Mapping[str, WireArray], rounded: bool = False) -> tuple[st
 
 def _headers(task: str, shape: tuple[int, int], rounded: bool) -> dict[str, Header]:
     if not rounded:
-        return {task: _header("float32", shape)}
+        return {task: Header("float32", shape)}
     labels, entries = shape
     return {
-        BIAS + task: _header("float32", (labels,)),
-        task: _header("int8", (labels, entries - 1)),
-        task + SCALE: _header("float32", (labels,)),
+        BIAS + task: Header("float32", (labels,)),
+        task: Header("int8", (labels, entries - 1)),
+        task + SCALE: Header("float32", (labels,)),
     }
-
-
-def _header(dtype: str, shape: tuple[int, ...]) -> Header:
-    return Header(dtype, shape, np.dtype(dtype).itemsize * math.prod(shape))
 
 
 def _head(arrays: Mapping[str, NDArray[Any]], task: str, rounded: bool) -> Tensor:

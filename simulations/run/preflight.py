@@ -18,7 +18,7 @@ from deal_core.models import (
 )
 from deal_core.protection import make_mechanism
 from deal_core.secure_sum.terms import LEAST_SITES
-from deal_core.wire.adapter_record import codec_named
+from deal_core.wire.codec import codec_named
 from server.folder import check_tracker
 from simulations.run.data_checks import (
     check_answers,

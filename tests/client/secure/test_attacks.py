@@ -16,7 +16,7 @@ from client.app import make_app
 from client.secure_legs import SecureStore
 from deal_core.config.run_config import to_run_config
 from deal_core.lora.arrays import from_arrays
-from deal_core.lora.payload import LORA, Template
+from deal_core.lora.payload import LORA
 from deal_core.models import adapter_shapes
 from deal_core.protection import sum_terms
 from deal_core.secure_sum import server_round as legs
@@ -136,9 +136,10 @@ def layout_told(first: FirstRound, content: RecordDict) -> Layout:
     experiment, instruction = asked_for(), read_instruction(dict(content[RECORD]))
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     start = start_state(experiment, shapes)
-    template = Template(shapes, start.current.rank)
     arrays = {key: array.numpy() for key, array in content[LORA].items()}
-    state = replace(start, current=from_arrays(arrays, template, start.current.scaling))
+    state = replace(
+        start, current=from_arrays(arrays, shapes, start.current.rank, start.current.scaling)
+    )
     basis = sum_terms(experiment, experiment.model.name, instruction, state)
     return layout_of(experiment, state.current, TRAINED, gradients=False, basis=basis)
 

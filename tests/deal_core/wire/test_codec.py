@@ -1,6 +1,9 @@
-"""Wire codecs: round trips, unbiased rounding, error feedback, refusal of everything else."""
+"""Adapters on the wire: round trips, unbiased rounding, error feedback, refusal of all else."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -9,30 +12,119 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deal_core.lora.payload import PREFIX, PayloadError, Template
-from deal_core.wire.codec import (
-    CODECS,
-    decode,
-    encode,
-    encode_with_feedback,
-    expected_headers,
-    select,
+from deal_core.aggregation.running import one_vector
+from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, zero_adapter
+from deal_core.lora.arrays import by_key, from_arrays, to_arrays, with_factors
+from deal_core.lora.payload import PREFIX, PayloadError, factor_of
+from deal_core.randomness import seeded
+from deal_core.wire.adapter_record import (
+    BOTH,
+    EXACT,
+    pack,
+    pack_update,
+    selected,
+    unpack,
+    unpack_update,
 )
+from deal_core.wire.codec import CODECS, encode
 
-TEMPLATE = Template({"q": (6, 5), "layer.v": (4, 4)}, 3)
-BOTH = frozenset({"lora_A", "lora_B"})
+SHAPES = {"first": (12, 20), "second": (30, 16)}
+KEY = f"{PREFIX}first.lora_B.weight"
 ONLY_B = frozenset({"lora_B"})
-KEY = f"{PREFIX}q.lora_B.weight"
+TRAINED = (BOTH, ONLY_B, frozenset({"lora_A"}))
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+@dataclass
+class Wire:
+    """Flower's Array, as far as the wire knows it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes
+    stype: str = "numpy.ndarray"
 
 
-def sample(trained=BOTH, seed=0, template=TEMPLATE):
-    rng = np.random.default_rng(seed)
-    arrays = {k: rng.normal(size=s).astype(np.float32) for k, s in template.expected().items()}
-    return select(arrays, trained)
+def wire(array: np.ndarray) -> Wire:
+    buffer = BytesIO()
+    np.save(buffer, array, allow_pickle=array.dtype == object)
+    return Wire(str(array.dtype), array.shape, buffer.getvalue())
+
+
+def record(arrays) -> dict[str, Wire]:
+    return {key: wire(np.ascontiguousarray(value)) for key, value in arrays.items()}
+
+
+@pytest.fixture
+def drawn(random_adapter):
+    return lambda seed: random_adapter(SHAPES, 3, 2.0, seed)
+
+
+def sent(adapter: Adapter, dtype: str, trained=ONLY_B, seed: int = 0):
+    """The arrays of a whole adapter, or of some of its factors."""
+    return encode(CODECS[dtype], selected(adapter, trained), seeded("wire", seed))
+
+
+def with_b_of(other: Adapter, adapter: Adapter) -> Adapter:
+    layers = {n: LoraFactors(f.A, other.layers[n].B) for n, f in adapter.layers.items()}
+    return Adapter(layers, adapter.scaling)
+
+
+def one(dtype: str, array: np.ndarray, factor: str, seed: int = 0) -> np.ndarray:
+    """Send one array as the given factor of a layer."""
+    key, codec = f"{PREFIX}q.{factor}.weight", CODECS[dtype]
+    return codec.decode(key, codec.encode(key, array, seeded("one", seed)))
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 0.0), ("bfloat16", 0.01), ("int8", 0.03)])
+@pytest.mark.parametrize("trained", TRAINED)
+def test_only_the_trained_factors_travel_and_come_back(dtype, bound, trained, drawn):
+    before, other = drawn(1), drawn(2)
+    down = unpack(record(pack(before, dtype, seeded(1))), dtype, before)
+    assert relative_difference(down, before) <= bound + 1e-12
+    after = with_factors(
+        before, {k: v for k, v in by_key(other).items() if factor_of(k) in trained}
+    )
+    encoded, _ = pack_update(after, before, dtype, trained, {}, seeded(2))
+    assert {key.removesuffix(".scale") for key in encoded} == selected(after, trained).keys()
+    up = unpack_update(record(encoded), dtype, before, trained)
+    assert relative_difference(up, after) <= bound + 1e-12
+    pairs = [(up.layers[n], before.layers[n]) for n in SHAPES]
+    kept = [(a.A, b.A) for a, b in pairs] if "lora_A" not in trained else []
+    kept += [(a.B, b.B) for a, b in pairs] if "lora_B" not in trained else []
+    assert all(new is old for new, old in kept)
+    decoded = [t for a, _ in pairs for f, t in (("A", a.A), ("B", a.B)) if f"lora_{f}" in trained]
+    vector = one_vector(decoded)  # in one piece of memory
+    assert vector.data_ptr() == decoded[0].data_ptr()
+    assert torch.equal(vector, torch.cat([tensor.flatten() for tensor in decoded]))
+
+
+def test_keys_are_those_of_peft_and_arrays_make_the_adapter_again(drawn):
+    arrays = to_arrays(drawn(1))
+    keys = {f"base_model.model.{layer}.lora_{f}.weight" for layer in SHAPES for f in "AB"}
+    assert arrays.keys() == keys
+    assert relative_difference(from_arrays(arrays, SHAPES, 3, 2.0), drawn(1)) < 1e-12
+    for spoilt in ({}, {**arrays, "more": arrays[KEY]}, {**arrays, KEY: arrays[KEY] * np.nan}):
+        with pytest.raises(PayloadError):
+            from_arrays(spoilt, SHAPES, 3, 2.0)
+
+
+def test_one_factor_in_int8_costs_an_eighth_of_the_exact_pair(drawn):
+    before, after = drawn(1), drawn(2)
+    full, _ = pack_update(after, before, EXACT, BOTH, {}, seeded(0))
+    small, _ = pack_update(with_b_of(after, before), before, "int8", ONLY_B, {}, seeded(0))
+    b_values = sum(d_out * 3 for d_out, _ in SHAPES.values())
+    sizes = [sum(array.nbytes for array in each.values()) for each in (small, full)]
+    assert sizes[0] == b_values + 2 * 3 * 4  # codes, and a scale per direction
+    assert sizes[1] == 4 * sum((d_out + d_in) * 3 for d_out, d_in in SHAPES.values())
+
+
+def test_a_change_that_overflows_is_refused(drawn):
+    """Each part is finite, the sum is not."""
+    before = drawn(1)
+    huge = Adapter({n: LoraFactors(f.A, f.B * 0 + 3e38) for n, f in before.layers.items()}, 2.0)
+    encoded, _ = pack_update(huge, zero_adapter(SHAPES, 3, 2.0), "bfloat16", ONLY_B, {}, seeded(0))
+    with pytest.raises(PayloadError, match=r"first\.lora_B.*not finite"):
+        unpack_update(record(encoded), "bfloat16", huge, ONLY_B)
 
 
 def matrices(low, high):
@@ -41,39 +133,10 @@ def matrices(low, high):
     return hnp.arrays(np.float32, shape, elements=finite)
 
 
-def one(codec, array, factor, seed=0):
-    """Send one array as the given factor of a layer."""
-    rank = array.shape[0] if factor == "lora_A" else array.shape[1]
-    shape = (2, array.shape[1]) if factor == "lora_A" else (array.shape[0], 2)
-    template, key = Template({"q": shape}, rank), f"{PREFIX}q.{factor}.weight"
-    encoded = encode(CODECS[codec], {key: array}, generator(seed))
-    return decode(CODECS[codec], encoded, template, frozenset({factor}))[key]
-
-
-@pytest.mark.parametrize("codec", sorted(CODECS))
-@pytest.mark.parametrize("trained", [BOTH, ONLY_B, frozenset({"lora_A"})])
-def test_only_the_trained_factors_travel_and_come_back(codec, trained):
-    arrays = sample(trained)
-    encoded = encode(CODECS[codec], arrays, generator())
-    decoded = decode(CODECS[codec], encoded, TEMPLATE, trained)
-    assert decoded.keys() == arrays.keys()
-    for key, array in arrays.items():
-        assert decoded[key].dtype == np.float32
-        np.testing.assert_allclose(decoded[key], array, atol=np.abs(array).max() / 127)
-    assert sum(array.nbytes for array in encoded.values()) == sum(
-        h.nbytes for h in expected_headers(CODECS[codec], TEMPLATE, trained).values()
-    )
-
-
-@given(matrices(-(2.0**127), 2.0**127))
-@settings(deadline=None, derandomize=True)
-def test_float32_is_exact(array):
-    assert np.array_equal(one("float32", array, "lora_A"), array)
-
-
 @given(matrices(-(2.0**126), 2.0**126))
 @settings(deadline=None, derandomize=True)
-def test_bfloat16_rounds_as_torch_does(array):
+def test_float32_is_exact_and_bfloat16_rounds_as_torch_does(array):
+    assert np.array_equal(one("float32", array, "lora_A"), array)
     expected = torch.from_numpy(array.copy()).bfloat16().float().numpy()
     assert np.array_equal(one("bfloat16", array, "lora_B"), expected)
 
@@ -88,25 +151,42 @@ def test_int8_is_off_by_less_than_one_step_of_its_rank_direction(array, factor):
 
 
 def test_stochastic_rounding_is_unbiased():
-    array = sample(ONLY_B)[KEY]
+    array, draws = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32), 1000
     step = np.abs(array).max(axis=0) / 127
-    draws = 4000
     mean = np.mean([one("int8", array, "lora_B", seed) for seed in range(draws)], axis=0)
     assert (np.abs(mean - array) < 5 * (step / 2) / np.sqrt(draws) + 1e-6).all()
 
 
-@pytest.mark.parametrize("codec", ["bfloat16", "int8"])
-def test_error_feedback_makes_the_average_over_rounds_exact(codec):
-    residual, total_in, total_out = {}, 0.0, 0.0
-    source = generator()
-    for seed in range(200):
-        arrays = sample(ONLY_B, seed)
-        encoded, residual = encode_with_feedback(CODECS[codec], arrays, residual, source)
-        decoded = decode(CODECS[codec], encoded, TEMPLATE, ONLY_B)
-        total_in, total_out = total_in + arrays[KEY], total_out + decoded[KEY]
-    assert np.abs(residual[KEY]).max() < 5 / 64
-    np.testing.assert_allclose(total_in - total_out, residual[KEY], atol=2e-4)
-    assert (np.abs(total_in - total_out) / 200).max() < 5e-4
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_error_feedback_makes_the_average_over_rounds_exact(dtype, drawn):
+    before, lost, total_in, total_out, source = drawn(0), {}, 0.0, 0.0, seeded(0)
+    for seed in range(1, 101):
+        after = with_b_of(drawn(seed), before)
+        encoded, lost = pack_update(after, before, dtype, ONLY_B, lost, source)
+        up = unpack_update(record(encoded), dtype, before, ONLY_B)
+        start = before.layers["first"].B
+        total_in = total_in + (after.layers["first"].B - start).numpy()
+        total_out = total_out + (up.layers["first"].B - start).numpy()
+    assert np.abs(lost[KEY]).max() < 0.1
+    np.testing.assert_allclose(total_in - total_out, lost[KEY], atol=5e-4)
+
+
+@pytest.mark.parametrize("dtype", sorted(CODECS))
+def test_what_was_decoded_is_encoded_again_to_the_bit(dtype):
+    """A retained adapter is sent in every round: it must not wander, and clients know what they
+    keep by its values."""
+    codec, draw = CODECS[dtype], seeded(0)
+    for size in (1e-4, 0.03, 5.0):
+        for key, shape in (("l.lora_A.weight", (16, 1024)), ("l.lora_B.weight", (1024, 16))):
+            drawn = size * torch.randn(shape, generator=draw).numpy()
+            kept = codec.decode(key, codec.encode(key, drawn, draw))
+            for _ in range(10):
+                again = codec.decode(key, codec.encode(key, kept, draw))
+                assert np.array_equal(again, kept)
+
+
+def swapped(change):
+    return lambda m: {**m, KEY: change(m[KEY])}
 
 
 MUTATIONS = {
@@ -115,86 +195,114 @@ MUTATIONS = {
     "empty": lambda m: {},
     "renamed key": lambda m: {k + "x" if k == KEY else k: v for k, v in m.items()},
     "number as key": lambda m: {**m, 3: m[KEY]},
-    "float64": lambda m: {**m, KEY: m[KEY].astype(np.float64)},
-    "int32": lambda m: {**m, KEY: m[KEY].astype(np.int32)},
-    "other byte order": lambda m: {**m, KEY: m[KEY].astype(">f4")},
-    "object": lambda m: {**m, KEY: m[KEY].astype(object)},
-    "strings": lambda m: {**m, KEY: m[KEY].astype(str)},
-    "complex": lambda m: {**m, KEY: m[KEY].astype(np.complex64)},
-    "boolean": lambda m: {**m, KEY: m[KEY].astype(bool)},
-    "structured": lambda m: {**m, KEY: np.zeros((6, 3), [("a", "f4")])},
-    "transposed": lambda m: {**m, KEY: m[KEY].T},
-    "broadcastable": lambda m: {**m, KEY: m[KEY][:1]},
-    "truncated": lambda m: {**m, KEY: m[KEY].ravel()[:-1]},
-    "flat": lambda m: {**m, KEY: m[KEY].ravel()},
-    "extra axis": lambda m: {**m, KEY: m[KEY][None]},
-    "scalar": lambda m: {**m, KEY: np.array(m[KEY][0, 0])},
-    "no elements": lambda m: {**m, KEY: m[KEY][:0]},
-    "huge": lambda m: {**m, KEY: np.zeros((6, 3000), m[KEY].dtype)},
-    "bytes": lambda m: {**m, KEY: m[KEY].tobytes()},
-    "list": lambda m: {**m, KEY: m[KEY].tolist()},
-    "none": lambda m: {**m, KEY: None},
-    "tensor": lambda m: {**m, KEY: torch.zeros(6, 3)},
+    "float64": swapped(lambda a: a.astype(np.float64)),
+    "int32": swapped(lambda a: a.astype(np.int32)),
+    "other byte order": swapped(lambda a: a.astype(">f4")),
+    "object": swapped(lambda a: a.astype(object)),
+    "pickle": swapped(lambda a: np.array([{}] * 40, dtype=object)),
+    "strings": swapped(lambda a: a.astype(str)),
+    "complex": swapped(lambda a: a.astype(np.complex64)),
+    "boolean": swapped(lambda a: a.astype(bool)),
+    "structured": swapped(lambda a: np.zeros((12, 3), [("a", "f4")])),
+    "transposed": swapped(lambda a: a.T),
+    "broadcastable": swapped(lambda a: a[:1]),
+    "truncated": swapped(lambda a: a.ravel()[:-1]),
+    "flat": swapped(lambda a: a.ravel()),
+    "extra axis": swapped(lambda a: a[None]),
+    "scalar": swapped(lambda a: np.array(a[0, 0])),
+    "no elements": swapped(lambda a: a[:0]),
+    "huge": swapped(lambda a: np.zeros((12, 3000), a.dtype)),
 }
 
 
-@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("dtype", sorted(CODECS))
 @pytest.mark.parametrize("mutation", sorted(MUTATIONS))
-def test_a_mutated_message_is_refused(codec, mutation):
-    message = MUTATIONS[mutation](encode(CODECS[codec], sample(ONLY_B), generator()))
+def test_a_mutated_message_is_refused(dtype, mutation, drawn):
+    message = MUTATIONS[mutation](sent(drawn(1), dtype))
     with pytest.raises(PayloadError):
-        decode(CODECS[codec], message, TEMPLATE, ONLY_B)
+        unpack_update(record(message), dtype, drawn(1), ONLY_B)
 
 
-@pytest.mark.parametrize("codec", sorted(CODECS))
+BYTES = {
+    "cut": lambda w: Wire(w.dtype, w.shape, w.data[:-8]),
+    "longer": lambda w: Wire(w.dtype, w.shape, w.data + b"x" * 900),
+    "a header that lies": lambda w: Wire(w.dtype, w.shape, wire(np.zeros((3, 12), w.dtype)).data),
+    "no header": lambda w: Wire(w.dtype, w.shape, b"\0" * len(w.data)),
+    "a pickle": lambda w: Wire(w.dtype, w.shape, wire(np.array([{}] * 40, dtype=object)).data),
+    "another serialiser": lambda w: Wire(w.dtype, w.shape, w.data, "pickle"),
+}
+
+
+@pytest.mark.parametrize("fault", BYTES)
+def test_bytes_that_are_not_those_of_the_header_are_refused(fault, drawn):
+    message = record(sent(drawn(1), "float32"))
+    message[KEY] = BYTES[fault](message[KEY])
+    with pytest.raises(PayloadError):
+        unpack_update(message, "float32", drawn(1), ONLY_B)
+
+
+@pytest.mark.parametrize("dtype", sorted(CODECS))
 @pytest.mark.parametrize("other", sorted(CODECS))
-@pytest.mark.parametrize("trained", [BOTH, ONLY_B, frozenset({"lora_A"})])
-def test_another_codec_or_other_factors_are_refused(codec, other, trained):
-    message = encode(CODECS[codec], sample(ONLY_B), generator())
-    if (codec, trained) == (other, ONLY_B):
-        decode(CODECS[other], message, TEMPLATE, trained)
+@pytest.mark.parametrize("trained", TRAINED)
+def test_another_codec_or_other_factors_are_refused(dtype, other, trained, drawn):
+    message = record(sent(drawn(1), dtype))
+    if (dtype, trained) == (other, ONLY_B):
+        unpack_update(message, other, drawn(1), trained)
     else:
         with pytest.raises(PayloadError):
-            decode(CODECS[other], message, TEMPLATE, trained)
+            unpack_update(message, other, drawn(1), trained)
 
 
-@pytest.mark.parametrize("codec", sorted(CODECS))
+@pytest.mark.parametrize("dtype", sorted(CODECS))
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_neither_sent_nor_taken(codec, value):
-    arrays = sample(ONLY_B)
-    message = encode(CODECS[codec], arrays, generator())
-    arrays[KEY][2, 1] = value
+def test_what_is_not_finite_is_neither_sent_nor_taken(dtype, value, drawn):
+    message, spoilt = sent(drawn(1), dtype), drawn(1)
+    spoilt.layers["first"].B[2, 1] = value
     with pytest.raises(PayloadError, match="not finite"):
-        encode(CODECS[codec], arrays, generator())
+        sent(spoilt, dtype)
     bits = {
         "float32": (KEY, np.float32(value)),
         "bfloat16": (KEY, np.float32(value).view(np.uint32) >> 16),
         "int8": (KEY + ".scale", np.float32(value)),
     }
-    key, bad = bits[codec]
+    key, bad = bits[dtype]
     message[key] = message[key].copy()
     message[key].ravel()[1] = bad
     with pytest.raises(PayloadError, match="finite"):
-        decode(CODECS[codec], message, TEMPLATE, ONLY_B)
+        unpack_update(record(message), dtype, drawn(1), ONLY_B)
 
 
-def test_int8_refuses_codes_and_scales_that_nobody_sends():
-    message = encode(CODECS["int8"], sample(ONLY_B), generator())
+def test_int8_refuses_codes_and_scales_that_nobody_sends(drawn):
+    message = sent(drawn(1), "int8")
     low, negative, over = ({k: v.copy() for k, v in message.items()} for _ in range(3))
     low[KEY][0, 0] = -128
     negative[KEY + ".scale"][0] = -1.0
     over[KEY + ".scale"][0] = 3e38
     for bad in (low, negative, over):
         with pytest.raises(PayloadError):
-            decode(CODECS["int8"], bad, TEMPLATE, ONLY_B)
+            unpack_update(record(bad), "int8", drawn(1), ONLY_B)
+
+
+@pytest.mark.parametrize("shape", [(12, 3), (3, 12), (12, 3, 1)])
+@pytest.mark.parametrize("cut", [None, -8])
+def test_a_refusal_never_repeats_a_value(shape, cut, drawn):
+    values = np.full(shape, 123456.75, np.float32)
+    values.flat[7] = np.nan
+    broken = record(sent(drawn(1), "float32"))
+    broken[KEY] = wire(values)
+    broken[KEY].data = broken[KEY].data[:cut]
+    with pytest.raises(PayloadError) as refusal:
+        unpack_update(broken, "float32", drawn(1), ONLY_B)
+    assert "nan" not in str(refusal.value)
+    assert "123456" not in str(refusal.value)
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_random_bytes_in_place_of_an_array_never_pass_as_something_else(data):
     """Whatever the codes, the decoded tensors are finite and of the expected shape, or refused."""
-    codec = data.draw(st.sampled_from(sorted(CODECS)))
-    headers = expected_headers(CODECS[codec], TEMPLATE, ONLY_B)
+    dtype, like = data.draw(st.sampled_from(sorted(CODECS))), zero_adapter({"q": (6, 5)}, 3)
+    headers = CODECS[dtype].headers(f"{PREFIX}q.lora_B.weight", (6, 3))
     message = {
         key: np.frombuffer(
             data.draw(st.binary(min_size=h.nbytes, max_size=h.nbytes)), h.dtype
@@ -202,23 +310,8 @@ def test_random_bytes_in_place_of_an_array_never_pass_as_something_else(data):
         for key, h in headers.items()
     }
     try:
-        decoded = decode(CODECS[codec], message, TEMPLATE, ONLY_B)
+        found = unpack_update(record(message), dtype, like, ONLY_B).layers["q"].B
     except PayloadError:
         return
-    for key, array in decoded.items():
-        assert array.shape == TEMPLATE.expected()[key]
-        assert np.isfinite(array).all()
-
-
-@pytest.mark.parametrize("dtype", sorted(CODECS))
-def test_what_was_decoded_is_encoded_again_to_the_bit(dtype):
-    """A retained adapter is sent in every round: it must not wander, and clients know what they
-    keep by its values."""
-    codec, draw = CODECS[dtype], generator()
-    for size in (1e-4, 0.03, 5.0):
-        for key, shape in (("l.lora_A.weight", (64, 4096)), ("l.lora_B.weight", (4096, 64))):
-            drawn = size * torch.randn(shape, generator=draw).numpy()
-            sent = codec.decode(key, codec.encode(key, drawn, draw))
-            for _ in range(10):
-                again = codec.decode(key, codec.encode(key, sent, draw))
-                assert np.array_equal(again, sent)
+    assert found.shape == (6, 3)
+    assert bool(found.isfinite().all())
