@@ -32,8 +32,6 @@ class ModelConfig(Table):
     template: str = "{instruction}\nOptions: {options}\nText: {text}\nAnswer:"
     """The prompt (generating models); a line with ``{options}`` is left out where the answer is a
     text."""
-    chat: bool = False
-    """Ask as a user's message in the tokeniser's own chat template (generating models)."""
     max_new_tokens: int = Field(48, ge=1)
     """Tokens of an answer that is a text, at most (generating models)."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,10 +18,10 @@ from peft import TaskType
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError, choose
 from deal_core.lora.attach import attach, lora_layers
-from deal_core.models.causal import causal_prompts, load_causal
+from deal_core.models.causal import CausalLM, causal_prompts
 from deal_core.models.encoder import encoder_label_vectors, load_encoder
 from deal_core.models.fast.prompt_forest import QUARTER
-from deal_core.models.generating import GeneratingModel
+from deal_core.models.generating import GeneratingModel, load_generating
 from deal_core.models.interface import (
     Encoded,
     ForwardOutput,
@@ -30,7 +31,7 @@ from deal_core.models.interface import (
 )
 from deal_core.models.loading import EMBEDDED, check_bits, pretrained, require_fixed_places
 from deal_core.models.prompt import PromptTokens, require_distinct
-from deal_core.models.seq2seq import load_seq2seq, seq2seq_prompts
+from deal_core.models.seq2seq import Seq2SeqLM, seq2seq_prompts
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,14 @@ FAMILIES: Mapping[str, Family] = {
         load_encoder, TaskType.FEATURE_EXTRACTION, "AutoModel", True, encoder_label_vectors
     ),
     "causal-lm": Family(
-        load_causal, TaskType.CAUSAL_LM, "AutoModelForCausalLM", False, prompts=causal_prompts
+        partial(load_generating, CausalLM, "AutoModelForCausalLM", causal_prompts),
+        *(TaskType.CAUSAL_LM, "AutoModelForCausalLM", False),
+        prompts=causal_prompts,
     ),
     "seq2seq-lm": Family(
-        load_seq2seq, TaskType.SEQ_2_SEQ_LM, "AutoModelForSeq2SeqLM", False, prompts=seq2seq_prompts
+        partial(load_generating, Seq2SeqLM, "AutoModelForSeq2SeqLM", seq2seq_prompts),
+        *(TaskType.SEQ_2_SEQ_LM, "AutoModelForSeq2SeqLM", False),
+        prompts=seq2seq_prompts,
     ),
 }
 

@@ -15,8 +15,6 @@ from peft import TaskType
 from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.errors import UserError
-from deal_core.models.fast.attention import register_attention
 from deal_core.models.fast.lower_layers import LowerLayers, first_adapted
 from deal_core.models.fast.prompt_forest import (
     PromptForest,
@@ -28,14 +26,10 @@ from deal_core.models.fast.prompt_forest import (
 )
 from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded
-from deal_core.models.loading import load_base_model, pretrained
 from deal_core.models.prompt import PromptTokens, prompt_tokens
 
 SCORING_TOKENS = 4096
 """Most tokens in one scoring pass: bounds memory, not results."""
-FOREST_TOLERANCE = {torch.float32: 1e-3}
-"""Relative difference of states that rounding may make; of other types 0.05, and 0.1 where weights
-have few bits (0.06 was measured)."""
 
 
 def causal_prompts(
@@ -55,6 +49,13 @@ class CausalLM(GeneratingModel):
         self._head.register_forward_pre_hook(_without_gaps)
         layers, below = first_adapted(self.module)
         self._lower = LowerLayers(self._decoder, layers, below) if below else None
+
+    def own_logits(self, item: Encoded) -> Tensor:
+        """Return the logits that the model itself gives to the words of an answer."""
+        ids = torch.tensor([[*item.tokens, *item.answer[:-1]]], device=self.device)
+        base = cast(Any, self.module.get_base_model())
+        logits: Tensor = base(input_ids=ids, use_cache=False).logits
+        return logits[0, len(item.tokens) - 1 :]
 
     def _continued(self, batch: Sequence[Encoded], least: int | None) -> Tensor:
         ids, real = self._padded([item.tokens for item in batch], left=True)
@@ -157,70 +158,3 @@ def _within(rows: Sequence[PromptRow], tokens: int) -> list[list[PromptRow]]:
             parts.append([row])
             taken = len(row.head) + row.below
     return parts
-
-
-def load_causal(
-    model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
-) -> CausalLM:
-    """Return the model, base and tokeniser loaded.
-
-    Raises:
-        UserError: the model cannot be loaded, its attention cannot be replaced, or it does more
-            with its last states than one product.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    base = load_base_model(AutoModelForCausalLM, model, dtype, register_attention())
-    require_forest(base, model)
-    require_plain_head(base, model.name)
-    tokenizer = pretrained(AutoTokenizer, model.name)
-    prompts = causal_prompts(tokenizer, base.config, model, max_length)
-    return CausalLM(base, adapter, prompts)
-
-
-def require_forest(base: Any, model: ModelConfig) -> None:
-    """Check that prompts in one row are read as if each were alone.
-
-    Raises:
-        UserError: they are not: the model has an attention of its own, or places by other means.
-    """
-    alone = ((0, 1, 2, 3), (0, 1, 3, 2))
-    forest, _ = plant([PromptRow((0, 1), (2, 3)), PromptRow((0, 1), (3,), ((2,),))])
-    try:
-        with torch.no_grad():
-            together = decode(base.get_decoder(), forest)[0, 2:].float()
-            each = [_last_states(base, ids)[2:] for ids in alone]
-        expected = torch.cat(each)
-        error = float(((together - expected).norm(dim=1) / expected.norm(dim=1)).max())
-    except Exception:
-        error = float("inf")
-    if not error < FOREST_TOLERANCE.get(base.dtype, 0.1 if model.bits else 0.05):
-        raise UserError(
-            f"model.name '{model.name}': its attention cannot read several prompts in one row, "
-            "which causal-lm needs; choose another model (Llama, Qwen, Mistral, Gemma 3, GPT-2, "
-            "...)"
-        )
-
-
-def _last_states(base: Any, ids: Tokens) -> Tensor:
-    output = base.get_decoder()(input_ids=torch.tensor([ids]).to(base.device), use_cache=False)
-    states: Tensor = output.last_hidden_state[0].float()
-    return states
-
-
-def require_plain_head(base: Any, name: str) -> None:
-    """Check that logits are the head's product with the last states, and nothing more.
-
-    Raises:
-        UserError: they are not.
-    """
-    ids = torch.tensor([[0, 1]]).to(base.device)  # a quantised base is on a GPU already
-    with torch.no_grad():
-        whole = base(input_ids=ids, use_cache=False).logits
-        states = base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        product = base.get_output_embeddings()(states)
-    if not torch.allclose(whole, product, rtol=1e-2, atol=1e-2):
-        raise UserError(
-            f"model.name '{name}': changes the scores of words after its last product, which "
-            "causal-lm cannot follow; choose another model"
-        )

@@ -19,10 +19,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from deal_core.config.experiment import AdapterConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
+from deal_core.errors import UserError
+from deal_core.models.fast.attention import register_attention
 from deal_core.models.fast.prompt_forest import Tokens
 from deal_core.models.interface import Encoded, ForwardOutput, LanguageModel, embedding_of
+from deal_core.models.loading import load_base_model, pretrained
 from deal_core.models.prompt import PromptTokens
 
 
@@ -55,6 +58,11 @@ class GeneratingModel(LanguageModel):
     def pooled(self, batch: Sequence[Encoded], layers: int) -> list[Tensor]:
         """Return the mean states of the texts, each read within its prompt, in the last layers, the
         last one first, ``(batch, hidden)`` each, float32."""
+
+    @abstractmethod
+    def own_logits(self, item: Encoded) -> Tensor:
+        """Return the logits that the model itself gives to the words of an answer, ``(words,
+        vocabulary)``: without anything of ours, to one prompt."""
 
     @abstractmethod
     def _continued(self, batch: Sequence[Encoded], least: int | None) -> Tensor:
@@ -168,6 +176,60 @@ class GeneratingModel(LanguageModel):
         """Return unit vectors of the texts, each read within its prompt, ``(batch, parts *
         hidden)``, float32: (M44)."""
         return embedding_of(self.pooled(batch, layers))
+
+
+def load_generating(
+    make: Callable[[Any, AdapterConfig, PromptTokens], GeneratingModel],
+    loader: str,
+    make_prompts: Callable[[Any, Any, ModelConfig, int], PromptTokens],
+    model: ModelConfig,
+    adapter: AdapterConfig,
+    max_length: int,
+    dtype: torch.dtype,
+) -> GeneratingModel:
+    """Return a model of a family, base and tokeniser loaded; ``loader``: class of transformers.
+
+    Raises:
+        UserError: it cannot be loaded, its attention cannot be replaced, or it reads prompts or
+            scores words otherwise than the family does.
+    """
+    import transformers
+
+    base = load_base_model(getattr(transformers, loader), model, dtype, register_attention())
+    tokenizer = pretrained(transformers.AutoTokenizer, model.name)
+    loaded = make(base, adapter, make_prompts(tokenizer, base.config, model, max_length))
+    rough = 0.1 if model.bits else 0.05  # 0.06 was measured where weights have few bits
+    require_same_logits(loaded, model, 1e-3 if dtype == torch.float32 else rough)
+    return loaded
+
+
+PROBES = (
+    Encoded((0, 1, 3, 0), -1, shared=2, answer=(3, 0, 3)),
+    Encoded((0, 1, 2, 0, 3), -1, shared=2, answer=(2, 3)),
+)
+"""Prompts that begin alike, and go on for different lengths."""
+
+
+def require_same_logits(model: GeneratingModel, config: ModelConfig, tolerance: float) -> None:
+    """Check that words have the logits that the model itself gives them to a prompt alone, beside
+    another prompt too; ``tolerance``: relative difference that rounding may make.
+
+    Raises:
+        UserError: they have not.
+    """
+    try:
+        with torch.no_grad():
+            ours = model.word_logits(model.word_states(PROBES, ())[0])
+            theirs = torch.cat([model.own_logits(item) for item in PROBES]).float()
+        error = float((ours - theirs).norm() / theirs.norm())
+    except Exception:
+        error = float("inf")
+    if not error < tolerance:
+        raise UserError(
+            f"model.name '{config.name}': reads prompts, or scores words, in a way that "
+            f"{config.family} cannot follow (its attention, or what follows its last product); "
+            "choose another model (Llama, Qwen, Mistral, Gemma 3, GPT-2, T5, BART, ...)"
+        )
 
 
 def greedy(prompts: PromptTokens) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -18,8 +18,6 @@ Halves = tuple[str, str]
 """What stands before and after the text."""
 INSTRUCTION = "Classify the text. Answer with one of the options."
 """What the prompt of a task asks for, where ``data.instructions`` does not say."""
-CHAT_DATE = "01 Jan 2025"
-"""The date for a chat template that names one: today's would make other prompts tomorrow."""
 
 
 def words(label: str) -> str:
@@ -44,27 +42,21 @@ class PromptTemplate:
         return before.replace("{instruction}", instruction).replace("{options}", options), after
 
 
-def read_template(
-    template: str, wrap: Callable[[str], str] = lambda message: message
-) -> PromptTemplate:
-    """Return the template, cut at the text.
-
-    Args:
-        template: ``model.template``.
-        wrap: what is put around it (a chat template).
+def read_template(template: str) -> PromptTemplate:
+    """Return ``model.template``, cut at the text.
 
     Raises:
         ValueError: ``{text}`` does not occur exactly once, what a task decides comes after it, or
             options are on its line.
     """
-    choosing = _halves(wrap(template))
+    choosing = _halves(template)
     lines = template.splitlines(keepends=True)
     if any("{options}" in line and "{text}" in line for line in lines):
         raise ValueError(
             "needs {options} on another line than {text}: it is left out where answers are texts"
         )
     writing = "".join(line for line in lines if "{options}" not in line)
-    return PromptTemplate(choosing, _halves(wrap(writing)))
+    return PromptTemplate(choosing, _halves(writing))
 
 
 def _halves(prompt: str) -> Halves:
@@ -93,8 +85,6 @@ class PromptTokens:
     """Before an answer, where it continues the prompt."""
     start: Tokens = ()
     """What a decoder of its own begins with; none: an answer follows the prompt."""
-    turn_end: int | None = None
-    """What ends an answer in a chat; None: the tokeniser's end."""
     dummy: int | None = None
     """What the tokeniser puts before whatever it reads; None: nothing."""
 
@@ -152,7 +142,7 @@ class PromptTokens:
     @property
     def end(self) -> Tokens:
         """The token that ends an answer, where the tokeniser has one."""
-        end = self.tokenizer.eos_token_id if self.turn_end is None else self.turn_end
+        end = self.tokenizer.eos_token_id
         return () if end is None else (end,)
 
     @property
@@ -193,24 +183,22 @@ def prompt_tokens(
         gap: what stands before an answer.
 
     Raises:
-        UserError: ``model.chat``, and the tokeniser has no chat template, or one that leaves out
-            or repeats the text.
+        UserError: ``model.template`` is none.
     """
+    try:
+        template = read_template(model.template)
+    except ValueError as error:
+        raise UserError(f"model.template: {error}") from None
     texts: Memo[str, list[int]] = Memo(
         lambda texts: [
             tokenizer(text, add_special_tokens=False)["input_ids"][:max_length] for text in texts
         ]
     )
     dummy = dummy_prefix(tokenizer)
-    if model.chat:  # which has marks and gaps of its own
-        around, gap = ((), ()), ""
     if dummy is not None:  # an answer brings its own space along
         gap = ""
-    return PromptTokens(
-        *(tokenizer, prompt_template(tokenizer, model), model.max_new_tokens, texts, *around, gap),
-        turn_end=turn_end(tokenizer) if model.chat else None,
-        dummy=dummy,
-    )
+    longest = model.max_new_tokens
+    return PromptTokens(tokenizer, template, longest, texts, *around, gap, dummy=dummy)
 
 
 def dummy_prefix(tokenizer: Any) -> int | None:
@@ -223,55 +211,6 @@ def dummy_prefix(tokenizer: Any) -> int | None:
         return None
     word = str(tokenizer.convert_ids_to_tokens(alone[0]))
     return after_space[0] if word.startswith("▁") else None  # else a space is a token by itself
-
-
-def turn_end(tokenizer: Any) -> int | None:
-    """Return the mark that a chat template puts after an answer; None: none of its own."""
-    from jinja2 import TemplateError
-
-    answer = "ANSWER"
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
-    try:
-        shown = tokenizer.apply_chat_template(turns, tokenize=False, date_string=CHAT_DATE)
-    except (ValueError, TemplateError):  # of questions alone
-        return None
-    if answer not in shown:
-        return None
-    after = tokenizer(shown.rpartition(answer)[2], add_special_tokens=False)["input_ids"]
-    marks = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return next((token for token in after if token in marks), None)
-
-
-def prompt_template(tokenizer: Any, model: ModelConfig) -> PromptTemplate:
-    """Return the template of the prompts of ``model``; with ``model.chat`` as a user's message, up
-    to where the answer begins.
-
-    Raises:
-        UserError: ``model.template`` is none; or the tokeniser has no chat template, or one that
-            leaves out or repeats the text.
-    """
-    from jinja2 import TemplateError
-
-    def wrap(message: str) -> str:
-        shown: str = tokenizer.apply_chat_template(
-            [{"role": "user", "content": message}],
-            tokenize=False,
-            add_generation_prompt=True,
-            date_string=CHAT_DATE,
-            enable_thinking=False,  # where a template knows it: an answer is the label alone
-        )
-        return shown
-
-    try:
-        return read_template(model.template, wrap) if model.chat else read_template(model.template)
-    except (ValueError, TemplateError) as error:
-        said = str(error).splitlines()[0]
-        if not model.chat:
-            raise UserError(f"model.template: {said}") from None
-        raise UserError(
-            f"model.chat: '{model.name}' has no chat template for it ({said}); set model.chat to "
-            "false"
-        ) from None
 
 
 def require_distinct(tokenizer: Any, labels: Sequence[str]) -> None:

@@ -17,12 +17,9 @@ from peft import TaskType
 from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.errors import UserError
-from deal_core.models.fast.attention import register_attention
 from deal_core.models.fast.prompt_forest import QUARTER, Tokens, quarter_layer
 from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, last_layers
-from deal_core.models.loading import load_base_model, pretrained
 from deal_core.models.prompt import PromptTokens, prompt_tokens
 
 SCORING_TOKENS = 4096
@@ -126,6 +123,16 @@ class Seq2SeqLM(GeneratingModel):
         states: Tensor = output.last_hidden_state
         return states if self._factor == 1.0 else states * self._factor
 
+    def own_logits(self, item: Encoded) -> Tensor:
+        """Return the logits that the model itself gives to the words of an answer."""
+        base = cast(Any, self.module.get_base_model())
+        logits: Tensor = base(
+            input_ids=torch.tensor([item.tokens], device=self.device),
+            decoder_input_ids=torch.tensor([self._start + item.answer[:-1]], device=self.device),
+            use_cache=False,
+        ).logits
+        return logits[0, len(self._start) - 1 :]
+
     def _continued(self, batch: Sequence[Encoded], least: int | None) -> Tensor:
         ids, real = self._padded([item.tokens for item in batch])
         base = cast(Any, self.module.get_base_model())
@@ -176,49 +183,3 @@ def state_factor(base: Any) -> float:
     embeddings."""
     scaled = getattr(base.config, "scale_decoder_outputs", False)
     return float(base.config.d_model**-0.5) if scaled else 1.0
-
-
-def load_seq2seq(
-    model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
-) -> Seq2SeqLM:
-    """Return the model, base and tokeniser loaded.
-
-    Raises:
-        UserError: the model cannot be loaded, or its logits are not those that are computed here.
-    """
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-    base = load_base_model(AutoModelForSeq2SeqLM, model, dtype, register_attention())
-    tokenizer = pretrained(AutoTokenizer, model.name)
-    prompts = seq2seq_prompts(tokenizer, base.config, model, max_length)
-    loaded = Seq2SeqLM(base, adapter, prompts)
-    require_same_logits(loaded, base, prompts.start, model.name)
-    return loaded
-
-
-def require_same_logits(model: Seq2SeqLM, base: Any, start: Tokens, name: str) -> None:
-    """Check that words have the logits that the model itself gives them to a text alone, beside a
-    longer text too.
-
-    Raises:
-        UserError: they have not.
-    """
-    item = Encoded((0, 3, 0), -1, answer=(3, 0, 3))
-    longer = Encoded((0, 3, 2, 0, 3), -1, answer=(2, 3, 3, 0, 3))
-    rows = [[*start, *item.answer[:-1]]]
-    try:
-        with torch.no_grad():
-            ours = model.word_logits(model.word_states([item, longer], ())[0])[:3]
-            theirs = base(
-                input_ids=torch.tensor([item.tokens], device=model.device),
-                decoder_input_ids=torch.tensor(rows, device=model.device),
-                use_cache=False,
-            ).logits[0, len(start) - 1 :]
-        same = bool((ours - theirs.float()).norm() <= 0.05 * theirs.float().norm())
-    except Exception:
-        same = False
-    if not same:
-        raise UserError(
-            f"model.name '{name}': its words have other scores than a product with the decoder's "
-            "states, which seq2seq-lm cannot follow; choose another model"
-        )

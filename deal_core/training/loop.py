@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,27 @@ TOKENS = 2048
 """Padding included, in one pass of a training batch: bounds memory, not the step."""
 
 
+class Parametrization:
+    """What the optimiser moves in one local training, and what follows it: the factors themselves,
+    unless a subclass makes them from parameters of its own.
+
+    All that data says reaches such parameters through the factors' gradients, so whatever is done
+    to those (clipping, noise) is done before.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = parameters
+
+    def before_step(self) -> None:
+        """The factors' gradients are complete; make them the parameters'."""
+
+    def after_step(self) -> None:
+        """The parameters have moved; let the factors follow."""
+
+    def finish(self) -> None:
+        """The last step is done."""
+
+
 class Objective(Protocol):
     """What one client minimises in one round."""
 
@@ -35,43 +56,13 @@ class Objective(Protocol):
         return None
 
 
-@dataclass
-class Parametrization:
-    """What the optimiser moves in one local training, and what follows it: the factors themselves,
-    unless a subclass makes them from parameters of its own."""
-
-    parameters: Sequence[Tensor]
-
-    def before_step(self) -> None:
-        """The factors' gradients are complete; make them the parameters'."""
-
-    def after_step(self) -> None:
-        """The parameters have moved; let the factors follow."""
-
-    def finish(self) -> None:
-        """The last step is done."""
-
-
-@runtime_checkable
-class Reparametrized(Protocol):
-    """An objective whose factors are made from parameters of its own.
-
-    All that data says reaches them through the factors' gradients, so whatever is done to those
-    (clipping, noise) is done before.
-    """
-
-    def parametrization(self, module: nn.Module, trained: frozenset[str]) -> Parametrization:
-        """For a model that holds the factors of the round, of which those ``trained`` learn."""
-
-
 def parametrization_of(
-    objective: object, module: nn.Module, trained: frozenset[str]
+    objective: Objective, module: nn.Module, trained: frozenset[str]
 ) -> Parametrization:
     """Return what an objective wants moved; exactly the ``trained`` factors get a gradient."""
     factors = set_trainable(module, trained)
-    if isinstance(objective, Reparametrized):
-        return objective.parametrization(module, trained)
-    return Parametrization(factors)
+    own = getattr(objective, "parametrization", None)
+    return Parametrization(factors) if own is None else own(module, trained)
 
 
 @dataclass(frozen=True)

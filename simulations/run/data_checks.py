@@ -14,7 +14,7 @@ from deal_core.errors import UserError
 from deal_core.methods import method_of, statistics_of
 from deal_core.models import check_label_tokens, decodes_apart, has_label_logits, max_positions
 from deal_core.models.loading import pretrained
-from deal_core.models.prompt import INSTRUCTION, prompt_template, read_template
+from deal_core.models.prompt import INSTRUCTION, read_template
 from deal_core.privacy.events import unit_of
 from deal_core.privacy.policy import require_delta
 from deal_core.protection import class_sum_noise
@@ -165,7 +165,7 @@ def _prompt(
     """``there``: tokens that are read of the longest text looked at."""
     model, text = experiment.model, experiment.train.max_length
     instruction = experiment.data.instructions.get(task.name, INSTRUCTION)
-    around = prompt_template(tokenizer, model).around(instruction, task.labels)
+    around = read_template(model.template).around(instruction, task.labels)
     beside = sum(token_counts(tokenizer, around))
     answer = max(token_counts(tokenizer, task.labels), default=model.max_new_tokens)
     room = positions - beside - (0 if decodes_apart(model) else answer)

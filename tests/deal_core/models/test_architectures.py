@@ -109,7 +109,7 @@ def test_an_attention_that_overlooks_how_prompts_lie_is_refused(name, tmp_path, 
         "deal_core.models.fast.attention.attention",
         lambda *args, forest=None, **options: attention(*args, **options),
     )
-    with pytest.raises(UserError, match="several prompts in one row"):
+    with pytest.raises(UserError, match="causal-lm cannot follow"):
         load_model(config, adapter, 32, torch.bfloat16)
     monkeypatch.undo()
     register_attention()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 from functools import lru_cache
 
 import pytest
@@ -14,7 +13,6 @@ from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.models import check_label_tokens, load_model
 from deal_core.models.causal import causal_prompts
-from deal_core.models.generating import greedy_settings
 from deal_core.models.prompt import dummy_prefix
 from tests.architectures import model_config, save
 
@@ -119,48 +117,6 @@ def test_a_head_that_is_the_embeddings_as_well_is_not_adapted(make_causal, tmp_p
     with pytest.raises(UserError, match=r"'lm_head' has the weight of the input embeddings"):
         load_model(tied, both, 8)
     load_model(tied, AdapterConfig(rank=2, target_modules=("c_attn",)), 8)
-
-
-CHAT = (
-    "{% for m in messages %}<s> {{ m['content'] }} . {% endfor %}"
-    "{% if add_generation_prompt %}Answer{% endif %}"
-)
-
-
-def test_a_prompt_in_the_tokenisers_own_chat_template(causal_folder, small_adapter, tmp_path):
-    folder = tmp_path / "chat"
-    shutil.copytree(causal_folder, folder)
-    config = ModelConfig(family="causal-lm", name=str(folder), chat=True)
-    with pytest.raises(UserError, match="has no chat template for it"):
-        load_model(config, small_adapter, 32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(folder)
-    model = load_model(config, small_adapter, 32)
-    [item] = model.encode([Example("a b", "red")], LABELS, "Classify")
-    message = "Classify\nOptions: red, blue green, green\nText: a b\nAnswer:"
-    whole = tokenizer.apply_chat_template(
-        [{"role": "user", "content": message}], tokenize=True, add_generation_prompt=True
-    )["input_ids"]
-    assert list(item.tokens) == whole
-    assert whole[-1] == ids_of(folder, "Answer")[0]
-
-
-def test_an_answer_in_a_chat_ends_as_its_template_ends_one(tmp_path):
-    """Gemma and Phi end a turn with a mark that is not the tokeniser's end."""
-    tokenizer = AutoTokenizer.from_pretrained(save(tmp_path, "llama"))
-    config = model_config(tmp_path, "llama", chat=True)
-    turn = "{% for m in messages %}Text {{ m['content'] }}"
-    for mark, end in (("<pad>", tokenizer.pad_token_id), (" .", tokenizer.eos_token_id)):
-        tokenizer.chat_template = turn + mark + "{% endfor %}"
-        prompts = causal_prompts(tokenizer, None, config, 8)
-        assert prompts.end == (end,)
-        assert prompts.until_end([5, end, 6]) == (5, end)
-        assert greedy_settings(prompts)["eos_token_id"] == end
-    tokenizer.chat_template = (
-        "{% for m in messages if m['role'] == 'user' %}<s>{{ m['content'] }}{% endfor %}"
-    )
-    assert causal_prompts(tokenizer, None, config, 8).end == (tokenizer.eos_token_id,)
 
 
 def test_parts_of_a_prompt_are_those_of_the_whole_where_a_tokeniser_adds_a_space():

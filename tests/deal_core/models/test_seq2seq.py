@@ -161,5 +161,5 @@ def test_the_teacher_answers_the_prompts_of_earlier_tasks(model, seq2seq_folder)
 @pytest.mark.parametrize("seq2seq_folder", ["t5"], indirect=True)
 def test_words_with_other_scores_are_refused(seq2seq_folder, small_adapter, monkeypatch):
     monkeypatch.setattr("deal_core.models.seq2seq.state_factor", lambda base: 1.0)
-    with pytest.raises(UserError, match="other scores than a product"):
+    with pytest.raises(UserError, match="seq2seq-lm cannot follow"):
         load_model(config_of(seq2seq_folder), small_adapter, 32)

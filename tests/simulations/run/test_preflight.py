@@ -191,12 +191,6 @@ def test_an_answer_takes_room_of_the_text_in_a_decoder_alone(
         check_names(asked(most + 1))
 
 
-def test_a_model_without_a_chat_template_is_found_before_the_start(make_experiment, gpt2) -> None:
-    words = ("model.family=causal-lm", f'model.name="{gpt2}"', "model.chat=true")
-    with pytest.raises(UserError, match=r"set model\.chat to false"):
-        list(check_text_lengths(make_experiment(*words)))
-
-
 def test_positions_of_a_model_of_texts_and_pictures_are_those_of_its_texts(tmp_path) -> None:
     Gemma3Config(text_config={"max_position_embeddings": 77}).save_pretrained(tmp_path)
     assert max_positions(ModelConfig(family="causal-lm", name=str(tmp_path))) == 77
