@@ -119,7 +119,7 @@ def relative(result, ideal):
 
 @pytest.mark.parametrize("name", EXACT)
 def test_exact_rules_equal_the_dense_oracle(name):
-    @settings(max_examples=100, deadline=None, derandomize=True)
+    @settings(max_examples=50, deadline=None, derandomize=True)
     @given(rounds(name))
     def check(task):
         result = run(name, task)
@@ -134,7 +134,7 @@ def test_exact_rules_equal_the_dense_oracle(name):
 
 @pytest.mark.parametrize("name", MIXED)
 def test_mixed_ranks_are_exact(name):
-    @settings(max_examples=60, deadline=None, derandomize=True)
+    @settings(max_examples=30, deadline=None, derandomize=True)
     @given(rounds(name, ranks=(2, 4, 8, 16)))
     def check(task):
         result = run(name, task)
@@ -144,7 +144,7 @@ def test_mixed_ranks_are_exact(name):
     check()
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(rounds("fedit"))
 def test_fedit_misses_exactly_the_covariance_of_the_drifts(task):
     result, ideal = run("fedit", task), oracle(task.updates)
@@ -167,7 +167,7 @@ def test_fedit_misses_exactly_the_covariance_of_the_drifts(task):
 
 @pytest.mark.parametrize("name", sorted(AGGREGATION_RULES))
 def test_order_of_clients_changes_nothing(name):
-    @settings(max_examples=30, deadline=None, derandomize=True)
+    @settings(max_examples=15, deadline=None, derandomize=True)
     @given(rounds(name), st.randoms(use_true_random=False))
     def check(task, random):
         shuffled = list(task.updates)

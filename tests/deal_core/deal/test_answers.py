@@ -27,7 +27,6 @@ from deal_core.models import load_model
 from deal_core.privacy import dpsgd
 from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state
-from tests.deal_core.training.clipped import clipped_gradients
 
 LABELS = ("red", "blue_green", "green")
 EXAMPLES = [
@@ -60,9 +59,8 @@ LETTERS = ("a", "b", "c", "d", "a b", "b c", "c d", "d a", "a c", "b d", "c c a"
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("left_out", [0, 5, 11])
 def test_a_record_adds_the_same_to_the_bit_whoever_else_is_there(
-    make_causal, random_adapter, tmp_path, kind, left_out
+    make_causal, random_adapter, tmp_path, kind
 ):
     """What all prompts begin with is kept below the adapted layers, and so might be what the
     teacher says: neither may hold the rounding of a pass with one of the records in it."""
@@ -80,9 +78,10 @@ def test_a_record_adds_the_same_to_the_bit_whoever_else_is_there(
         return dpsgd.clipped_gradients(model.module, objective, places, places, 0.9, 2.0**-40).total
 
     whole = added(list(range(12)))
-    rest, alone = added([n for n in range(12) if n != left_out]), added([left_out])
-    for key, total in whole.items():
-        assert torch.equal(total - rest[key], alone[key])
+    for left_out in (0, 5, 11):
+        rest, alone = added([n for n in range(12) if n != left_out]), added([left_out])
+        for key, total in whole.items():
+            assert torch.equal(total - rest[key], alone[key])
 
 
 def test_where_records_are_protected_no_length_decides_what_the_teacher_keeps(model, monkeypatch):
@@ -203,16 +202,6 @@ def test_protected_records_are_asked_about_one_by_one(model, monkeypatch):
     task = LocalTask(LABELS, (), prompts=EARLIER, protected=True)
     answers_distilled(model, state, task, data, Cache(), DistillationConfig())
     assert sizes == [1] * len(data)
-
-
-def test_gradients_of_each_example_are_those_it_has_alone(model):
-    model, state = model
-    data = model.encode(EXAMPLES, LABELS)
-    task = LocalTask(LABELS, (), prompts=EARLIER)
-    objective = answers_distilled(model, state, task, data, Cache(), DistillationConfig())
-    together = clipped_gradients(model.module, objective, range(len(data)), 1e9)
-    alone = [clipped_gradients(model.module, objective, [n], 1e9) for n in range(len(data))]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("deal", AnswersDistilled), ("lwf", Distilled)])

@@ -116,8 +116,7 @@ def test_the_state_acts_as_one_sum_on_the_frozen_weights(minilm, shapes):
 )
 @pytest.mark.parametrize("texts", [EXAMPLES, EXAMPLES[:1]])
 def test_an_embedding_of_several_layers_has_neighbours_averaged(clean, texts, layers, pairs):
-    """(M44), from the states of a bare model, one text at a time: packed, padded and alone are the
-    same."""
+    """(M44), from the states of a bare model, one text at a time: padded and alone are the same."""
     bare, batch, expected = bare_minilm(), clean.encode(texts, LABELS), []
     for item in batch:
         with torch.no_grad():
