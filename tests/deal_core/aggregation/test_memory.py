@@ -80,7 +80,7 @@ def test_linear_rules_hold_as_much_after_1000_clients_as_after_200(name):
 def test_one_factor_rules_let_go_of_every_update():
     generator = torch.Generator().manual_seed(1)
     before = start(generator)
-    aggregation = make_rule(AggregationConfig(rule="ffa")).begin(before, 1)
+    aggregation = make_rule(AggregationConfig(rule="ffa")).begin(before)
     one = update(before, {LORA_B}, generator, "c")
     gone = weakref.ref(one.adapter.layers["q"].B)
     aggregation.add(one)

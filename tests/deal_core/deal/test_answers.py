@@ -185,7 +185,7 @@ def test_a_teacher_whose_states_do_not_fit_is_asked_again(model, monkeypatch, fl
     for n, item in enumerate(asked):
         with torch.no_grad(), at_task_start(model.module):
             expected = model.word_logits(model.word_states([item], ())[0])
-        torch.testing.assert_close(teacher([n])[0], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(teacher([n])[0], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_protected_records_are_asked_about_one_by_one(model, monkeypatch):
