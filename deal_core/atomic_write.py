@@ -10,13 +10,8 @@ from pathlib import Path
 
 def atomic_write(path: Path, data: bytes | str, mode: int = 0o644, for_good: bool = False) -> None:
     """Replace a file in one step; its folder is made where it is missing. After a kill, or a loss
-    of power, there is the old file or the new one.
-
-    Args:
-        path: of the file.
-        data: all of it; text is written as UTF-8.
-        mode: permissions of a new file, within the process' own mask.
-        for_good: once this returns there is the new one, also after a loss of power.
+    of power, there is the old file or the new one; ``for_good``: once this returns, the new one.
+    ``mode``: permissions of a new file, within the process' own mask.
 
     Raises:
         OSError: it cannot be written; the old one stands.
@@ -24,16 +19,11 @@ def atomic_write(path: Path, data: bytes | str, mode: int = 0o644, for_good: boo
     with atomic_path(path, mode) as beside, beside.open("wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
     if for_good:
-        _flush_folder(path.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Let the names in a folder reach the disk: a rename is kept there, not in the file."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        folder = os.open(path.parent, os.O_RDONLY)  # a rename is kept there, not in the file
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 @contextmanager

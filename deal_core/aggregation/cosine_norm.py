@@ -22,11 +22,8 @@ def cosine_norm(base: Rule, distrusted: frozenset[str]) -> Rule:
 
     ``Aggregate.error`` keeps its meaning, the distance from the weighted mean of *all* updates
     of the round: 0 when nothing had to be resisted, large when an outlier was. It needs every
-    update of the round in memory.
-
-    Args:
-        base: the rule beneath.
-        distrusted: clients that were left out when they were last judged.
+    update of the round in memory. ``distrusted``: clients that were left out when they were last
+    judged.
     """
     return replace(base, begin=lambda before: _Round(base, distrusted, before))
 
@@ -82,11 +79,6 @@ def left_out(
     cosine gets trust 0); Sun et al. 2019, arXiv 1911.07963 (bound on the norm); Karimireddy et al.,
     ICML 2021, arXiv 2012.10333 (who is judged by one round alone can hide in its noise: use
     history).
-
-    Args:
-        updates: all updates of the round.
-        before: the adapter that every client began from.
-        distrusted: see :func:`cosine_norm`.
     """
     return _turned(updates, before, distrusted) | _leapt(updates, before)
 

@@ -47,22 +47,17 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """The result of a round.
-
-    Attributes:
-        current: the adapter that the next round starts from.
-        residual: scaling 1; what the rank of ``current`` cannot hold. Stacked on to the
-            retained adapter it makes ``current + residual`` the ideal update. None when
-            there is nothing to add.
-        error: ``||current + residual - ideal||_F / ||ideal||_F`` over all layers together:
-            0 is exact, 1 is as wrong as no update at all; None: not known.
-        excluded: clients whose update a robust rule left out.
-    """
+    """The result of a round."""
 
     current: Adapter
+    """What the next round starts from."""
     residual: Adapter | None
+    """What the rank of ``current`` cannot hold: ``current + residual`` is the ideal update."""
     error: float | None
+    """``||current + residual - ideal||_F / ||ideal||_F`` over all layers together: 0 is exact, 1 is
+    as wrong as no update at all; None: not known."""
     excluded: tuple[str, ...] = ()
+    """Clients whose update a robust rule left out."""
 
 
 class Aggregation(Protocol):
@@ -72,9 +67,8 @@ class Aggregation(Protocol):
         """Take one update; the round is unchanged when this raises.
 
         Raises:
-            ValueError: the weight is not positive and finite, or the adapter does not fit
-                the round (layers, shapes, scaling, a changed frozen factor). Values are not
-                searched for NaN here: :mod:`deal_core.lora.payload` did so on arrival.
+            ValueError: the weight is not positive and finite, or the adapter does not fit the round
+                (layers, shapes, scaling, a changed frozen factor). Numbers were checked on arrival.
         """
 
     def finish(self) -> Aggregate:

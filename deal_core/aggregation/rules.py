@@ -154,10 +154,8 @@ class OneFactorRound:
     the row space of the first ``A`` (the column space of ``B``). Constant memory, a pass over the
     bytes per client. Source: Sun et al., ICLR 2024, arXiv 2403.12313 (FFA-LoRA).
 
-    Args:
-        before: what the round started from; its other factor is common to all.
-        factor: ``lora_A`` or ``lora_B``: the one that is trained.
-        finish: from the exact mean adapter (trained factor in float64) to the next current one.
+    ``factor`` is the one that is trained; ``finish``: from the exact mean adapter (trained factor in
+    float64) to the next current one.
     """
 
     def __init__(
@@ -222,10 +220,8 @@ def starting_adapter(current: Adapter, rank: int, scaling: float) -> Adapter:
     orthonormal rows; where ``current`` has fewer directions than ``rank`` (zero of them in a new
     adapter), rows of ``current.A`` with zero columns of ``B`` fill up.
 
-    Args:
-        current: the server's adapter, of the largest rank in the federation.
-        rank: the client's rank ``r_i``; equal to the server's rank returns the same product.
-        scaling: the client's ``lora_alpha / r_i``.
+    ``rank`` is the client's ``r_i`` (the server's own: the same product), and ``scaling`` its
+    ``lora_alpha / r_i``.
 
     Raises:
         ValueError: ``rank`` is less than 1 or more than the server's.

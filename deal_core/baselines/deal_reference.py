@@ -34,7 +34,7 @@ one in every pass. Where nothing was learnt in any task before, a task is plain 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -111,10 +111,7 @@ class DealReference(HeldStart):
         fresh = fresh_maps(start, self.config)
         basis = fingerprint(state.retained)
         maps = carried_maps(fresh, task.round_state, basis, model.device)
-        return Mapped(losses, maps, self._price, task.round_state, basis)
-
-    def _price(self, maps: Sequence[FactorMap]) -> Tensor:
-        return penalty(maps, self.config)
+        return Mapped(losses, maps, self.config, task.round_state, basis)
 
 
 def fresh_maps(start: Adapter, config: Constants) -> Mapping[str, FactorMap]:
@@ -130,10 +127,12 @@ def fresh_maps(start: Adapter, config: Constants) -> Mapping[str, FactorMap]:
 
 def penalty(maps: Sequence[FactorMap], config: Constants) -> Tensor:
     """Return ``lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b`` over all maps, all entries."""
-    retaining = [t.abs().pow(config.a).sum() for m in maps for t in m.retaining()]
-    updating = [t.abs().pow(config.b).sum() for m in maps for t in m.updating()]
-    first, second = torch.stack(retaining).sum(), torch.stack(updating).sum()
-    return config.lambda1 * first + config.lambda2 * second
+
+    def total(part: str, power: float) -> Tensor:
+        learned = [t for m in maps for name, t in m.named().items() if name.startswith(part)]
+        return torch.stack([t.abs().pow(power).sum() for t in learned]).sum()
+
+    return config.lambda1 * total("gate.", config.a) + config.lambda2 * total("mlp.", config.b)
 
 
 @dataclass(frozen=True)
@@ -144,8 +143,7 @@ class Mapped:
     """On the data; without a penalty of its own."""
     maps: Mapping[str, FactorMap]
     """Key of a factor to its map, as the round begins."""
-    price: Callable[[Sequence[FactorMap]], Tensor]
-    """Of the maps that learn, added once a step."""
+    config: Constants
     round_state: RoundState | None
     """Keeps the maps for the client's next round, under ``basis``."""
     basis: str
@@ -157,32 +155,23 @@ class Mapped:
     def penalty(self) -> Tensor | None:
         """Return the price of the maps that learn."""
         learning = [m for m in self.maps.values() if m.gate.gains.requires_grad]
-        return self.price(learning) if learning else None
+        return penalty(learning, self.config) if learning else None
 
     def parametrization(self, module: nn.Module, trained: frozenset[str]) -> Parametrization:
         """Moves the maps of the ``trained`` factors; what they were is kept when it has done so."""
         keys = [key for key in self.maps if factor_of(key) in trained]
         factors = factors_in(module)
-        return MapLearner(
-            [factors[key] for key in keys], [self.maps[key] for key in keys], self._keep
-        )
-
-    def _keep(self) -> None:
-        if self.round_state is not None:
-            self.round_state.save(self.basis, flat(self.maps))
+        return MapLearner(self, [factors[k] for k in keys], [self.maps[k] for k in keys])
 
 
 class MapLearner(Parametrization):
     """``factor = received + map(now) - map(as the round began)``."""
 
     def __init__(
-        self,
-        factors: Sequence[nn.Parameter],
-        maps: Sequence[FactorMap],
-        finish: Callable[[], None],
+        self, mapped: Mapped, factors: Sequence[nn.Parameter], maps: Sequence[FactorMap]
     ) -> None:
         super().__init__([t.requires_grad_() for m in maps for t in m.named().values()])
-        self._factors, self._maps, self._keep = factors, maps, finish
+        self._mapped, self._factors, self._maps = mapped, factors, maps
         self._made = [m.factor() for m in maps]
         with torch.no_grad():
             self._beside = [f - made for f, made in zip(factors, self._made, strict=True)]
@@ -206,7 +195,9 @@ class MapLearner(Parametrization):
 
     def finish(self) -> None:
         """Keep what the maps have learned."""
-        self._keep()
+        kept = self._mapped.round_state
+        if kept is not None:
+            kept.save(self._mapped.basis, flat(self._mapped.maps))
 
 
 def carried_maps(
@@ -249,14 +240,6 @@ class FactorMap:
     def factor(self) -> Tensor:
         """Return ``Y'``, of the shape of ``Y``, with gradient to what learns."""
         return self.mlp((self.U * self.gate(self.s)) @ self.Vh)
-
-    def retaining(self) -> list[Tensor]:
-        """Return the paper's ``theta_1``: what the gate has learned."""
-        return [getattr(self.gate, field.name) for field in fields(self.gate)]
-
-    def updating(self) -> list[Tensor]:
-        """Return the paper's ``theta_2``: what the MLP has learned."""
-        return [getattr(self.mlp, field.name) for field in fields(self.mlp)]
 
     def named(self) -> dict[str, Tensor]:
         """Everything that learns, by ``gate.NAME`` and ``mlp.NAME``."""

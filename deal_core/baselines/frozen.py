@@ -107,12 +107,8 @@ def symmetric(values: Tensor) -> Tensor:
 
 
 def check_moment(sums: Tensors) -> None:
-    """Check that unit vectors can have this moment.
-
-    Raises:
-        PayloadError: a count that is none, another trace than twice the count, or negative
-            eigenvalues.
-    """
+    """Raise PayloadError unless unit vectors can have this moment: the trace is twice the count, and
+    no eigenvalue negative."""
     n, moment = require_counts(sums[COUNT]), symmetric(sums[MOMENT])
     if max(abs(float(moment.trace()) - 2 * n), abs(float(moment[-1, -1]) - n)) > TOLERANCE * n:
         raise PayloadError("moment: not of so many unit vectors")
@@ -121,11 +117,8 @@ def check_moment(sums: Tensors) -> None:
 
 
 def require_counts(count: Tensor) -> float:
-    """Return how many examples there are.
-
-    Raises:
-        PayloadError: a negative count, no whole number, too many, or none at all.
-    """
+    """Return how many examples there are; PayloadError for a negative count, no whole number, too
+    many, or none at all."""
     if bool((count < 0).any()) or bool((count != count.round()).any()):
         raise PayloadError("count: not whole numbers from 0")
     n = float(count.sum())
@@ -140,11 +133,8 @@ def shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
 
 
 def collect(task: EmbeddedTask) -> Tensors:
-    """Return the sum over examples of the gradient of the cross-entropy at the task's head.
-
-    Returns:
-        ``count`` ``(1,)``, ``gradient`` ``(labels, size + 1)``, float64.
-    """
+    """Return the sum over examples of the gradient of the cross-entropy at the task's head:
+    ``count`` ``(1,)``, ``gradient`` ``(labels, size + 1)``, float64."""
     x, targets = with_one(task.embeddings.double()), task.targets
     weights = torch.zeros(task.labels, x.shape[1]) if task.head is None else task.head
     error = torch.softmax(x @ weights.double().T, dim=1)
@@ -158,12 +148,8 @@ def with_one(x: Tensor) -> Tensor:
 
 
 def check(sums: Tensors) -> None:
-    """Check that unit vectors can have this gradient.
-
-    Raises:
-        PayloadError: a count that is none, a gradient that is too long, or errors of labels that do
-            not cancel.
-    """
+    """Raise PayloadError unless unit vectors can have this gradient: neither too long, nor with
+    errors of labels that do not cancel."""
     n, gradient = require_counts(sums[COUNT]), sums[GRADIENT]
     if bool((gradient.norm(dim=1) > math.sqrt(2.0) * n * (1 + TOLERANCE)).any()):
         raise PayloadError("gradient: longer than so many unit vectors can make it")

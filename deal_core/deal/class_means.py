@@ -53,12 +53,8 @@ def router_phases(config: PrototypeConfig) -> tuple[Phase, ...]:
 
 
 def class_statistics(config: PrototypeConfig, names: bool = False) -> Statistics:
-    """Return what clients add up, and what the server makes of it.
-
-    Args:
-        config: what is added up, and how heads are made of it.
-        names: whether label names' scores by the adapted model count beside those of class means.
-    """
+    """Return what clients add up, and what the server makes of it; ``names``: whether label names'
+    scores by the adapted model count beside those of class means."""
     return Statistics(
         absorb=partial(absorb, config=config),
         once=True,
@@ -87,13 +83,8 @@ def absorb(
 def noised_head(count: Tensor, total: Tensor, names: Tensor, deviation: float) -> Tensor:
     """Return the head of a task, ``(labels, size + 1)``, float32: (M62), (M69).
 
-    Class means have one length: noise makes them longer, and those of few records most.
-
-    Args:
-        count: records of each label, with noise, ``(labels,)``.
-        total: sum of vectors of each label, with noise, ``(labels, size)``.
-        names: vectors of the labels' names, ``(labels, size)``.
-        deviation: of the noise in each entry, in lengths of a vector.
+    Class means have one length: noise makes them longer, and those of few records most. ``count``
+    and ``total`` of each label have noise of a ``deviation`` in each entry, in lengths of a vector.
     """
     prior = LABEL_NAME_PRIOR * deviation**2 / max(1.0, float(count.mean()))
     means = (total + prior * names.to(total.dtype)) / (count.clamp(min=1.0) + prior)[:, None]

@@ -50,12 +50,8 @@ def update_penalty(
 ) -> Tensor:
     """Return the mean over layers of :func:`layer_penalty`, a scalar (M15).
 
-    The mean, not the sum: the weights then mean the same for a model of any depth.
-
-    Args:
-        updates: layer name to the factors of ``Delta = B A``, scaling included.
-        anchors: layer name to what is retained there; the same layers.
-        config: weights.
+    The mean, not the sum: the weights then mean the same for a model of any depth. ``updates`` are
+    factors of ``Delta = B A``, scaling included.
     """
     costs = [layer_penalty(update, anchors[name], config) for name, update in updates.items()]
     return torch.stack(costs).mean()

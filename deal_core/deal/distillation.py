@@ -50,15 +50,9 @@ def distilled(
     Where there is no other task, or the weights are 0, it is plain cross-entropy. A model without
     label logits distils words, with ``config.weight``, where there is an earlier task.
 
-    Args:
-        model: holds ``state`` already.
-        state: the start of the task is ``base + retained``.
-        task: its labels, and those of earlier and of future tasks.
-        data: the client's tokenised examples.
-        cache: keeps the teacher's answers while ``retained`` and the labels stay the same.
-        config: weight of earlier labels.
-        future: weight of labels of future tasks; 0: none.
-        earlier_prompts: ask a generating model's teacher with the prompts of earlier tasks.
+    The model holds ``state`` already, whose task began with ``base + retained``; ``future`` weighs
+    labels of future tasks, and ``earlier_prompts``: a generating model's teacher is asked with the
+    prompts of earlier tasks. The cache keeps its answers while ``retained`` and the labels stay.
     """
     if isinstance(model, GeneratingModel) and earlier_prompts:
         return answers_distilled(model, state, task, data, cache, config)
@@ -71,7 +65,7 @@ def distilled(
         "teacher", basis, lambda: make_teacher(model, data, task.labels, spaces, task.protected)
     )
     weights = [weight for _, weight in choices] if model.has_label_logits else [config.weight]
-    return Distilled(model, task.labels, spaces, weights, data, teacher, TEMPERATURE)
+    return Distilled(model, task.labels, spaces, weights, data, teacher)
 
 
 def _choices(
@@ -109,33 +103,25 @@ class Distilled(Objective):
     weights: Sequence[float]
     data: Sequence[Encoded]
     teacher: Teacher
-    temperature: float
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
         """Return ``CE + sum of weight * KL``, ``(batch,)``."""
         items = [self.data[i] for i in batch]
         learnt = self.model.forward_train(items, self.labels, self.spaces)
         teacher_logits = torch.cat(self.teacher(batch))
-        kept = distillation_losses(learnt, teacher_logits, self.temperature, self.weights)
+        kept = distillation_losses(learnt, teacher_logits, TEMPERATURE, self.weights)
         return learnt.example_losses + kept
 
 
 def distillation_losses(
     student: ForwardOutput, teacher: Tensor, temperature: float, weights: Sequence[float] = ()
 ) -> Tensor:
-    """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))``, a value per example: the
+    """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))``, ``(examples,)``: the
     weighted sum over the spaces in which a choice is made; without weights their mean.
 
-    Args:
-        student: logits ``(rows, classes)``, with gradient; an example's loss is the mean of its
-            rows.
-        teacher: logits of the same shape; treated as constant.
-        temperature: ``T > 0``; large values compare whole rankings, 1 the probabilities.
-        weights: one for each space.
-
-    Returns:
-        ``(examples,)``; 0 where there are no classes, or where both agree. What the logits of
-        one space have in common is free.
+    An example's loss is the mean of its rows of logits, ``(rows, classes)``; those of the teacher
+    are constant. 0 where there are no classes, or where both agree; what the logits of one space
+    have in common is free. Large ``T`` compares whole rankings, 1 the probabilities.
 
     Source: docs/method.md (M16), (M18); Hinton et al. 2015 (T^2 keeps the gradient's size); Li &
     Hoiem 2016 (LwF: each earlier task has a softmax of its own).
@@ -261,7 +247,7 @@ def answers_distilled(
     asked, teacher = cache.get_or_compute(
         "answers", basis, lambda: ask(model, data, task.prompts, alone=task.protected)
     )
-    return AnswersDistilled(model, learning, asked, teacher, config.weight, TEMPERATURE)
+    return AnswersDistilled(model, learning, asked, teacher, config.weight)
 
 
 def ask(
@@ -272,16 +258,9 @@ def ask(
 ) -> tuple[list[Encoded | None], WordTeacher]:
     """Return the texts as the teacher was asked about them, with its answers, and the teacher. A
     text is asked about under the prompt of one earlier task: which one follows from the text alone,
-    so that an example's loss depends on no other example, and on no place in the data. Where each
-    is asked about by itself, None stands for one about which the teacher could not be asked: what
-    it does to the arithmetic stays its own.
-
-    Args:
-        model: holds the state of the round.
-        data: the client's tokenised examples.
-        prompts: of earlier tasks.
-        alone: ask about each text by itself, so that not even rounding, which batch-mates change,
-            can turn one answer into another.
+    so that an example's loss depends on no other example, and on no place in the data. ``alone``:
+    each text is asked about by itself, so that not even rounding, which batch-mates change, can
+    turn one answer into another; None stands for one about which the teacher could not be asked.
     """
     asked: dict[int, Encoded | None] = {}
     chosen = [which(item, len(prompts)) for item in data]
@@ -322,7 +301,6 @@ class AnswersDistilled(Objective):
     asked: Sequence[Encoded | None]
     teacher: WordTeacher
     weight: float
-    temperature: float
 
     def example_losses(self, batch: Sequence[int]) -> Tensor:
         """Return ``CE + weight * KL``, ``(batch,)``.
@@ -342,7 +320,7 @@ class AnswersDistilled(Objective):
         """Return that of each word, ``(words,)``."""
         logits = self.model.word_logits(states)
         student = ForwardOutput(states, logits, [1] * len(logits), [logits.shape[1]])
-        return distillation_losses(student, self.teacher.logits(teacher_states), self.temperature)
+        return distillation_losses(student, self.teacher.logits(teacher_states), TEMPERATURE)
 
     def penalty(self) -> Tensor | None:
         """Return that of the task at hand."""

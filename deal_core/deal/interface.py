@@ -49,18 +49,15 @@ class TaskMemory(Protocol):
 
 @dataclass(frozen=True)
 class TaskHistory:
-    """What a client still has of the tasks that it worked on itself before the one at hand.
-
-    Attributes:
-        shares: one per such task, in the client's order; read when called.
-        kept: what it keeps beside its data.
-        known: so many of them, the first ones, the model at the start of the stage has learnt; the
-            client ended the others within the stage.
-    """
+    """What a client still has of the tasks that it worked on itself before the one at hand."""
 
     shares: Sequence[Callable[[], TaskDataset]]
+    """Of each, in the client's order; read when called."""
     kept: TaskMemory
+    """Beside its data."""
     known: int
+    """So many, the first ones, the model at the start of the stage has learnt; the client ended the
+    others within the stage."""
 
 
 class RoundState(Protocol):
@@ -76,12 +73,8 @@ class RoundState(Protocol):
 
 @dataclass(frozen=True)
 class TaskPrompt:
-    """How a model that answers in words is asked about a task: public, as its labels are.
-
-    Attributes:
-        labels: answers among which is chosen.
-        instruction: what the prompt asks for; empty: the usual.
-    """
+    """How a model that answers in words is asked about a task: public, as its labels are. An empty
+    ``instruction``: the usual one."""
 
     labels: Sequence[str]
     instruction: str = ""
@@ -89,32 +82,28 @@ class TaskPrompt:
 
 @dataclass(frozen=True)
 class LocalTask:
-    """What a client knows of the task at hand.
-
-    Attributes:
-        labels: the task's public label space.
-        seen: label spaces of the other tasks that some client had met before the stage (in phases
-            after learning, those of the stage as well), in the stream's order.
-        future: label spaces of the stream's tasks that no client works on before the stage has
-            ended; read when called.
-        prompts: of the tasks of ``seen``, in their order.
-        instruction: what the prompt of the task asks for; empty: the usual.
-        protected: single records are: nothing discrete may be decided about several together.
-        past: what the client has of its own earlier tasks; None in its first.
-        round_state: what it has of earlier rounds; None where nothing can be kept.
-        joint_tasks: where several tasks are learnt at once, the client's share of each, in the
-            order of its data; ``labels`` are then those of the first. Empty: there is one task.
-    """
+    """What a client knows of the task at hand."""
 
     labels: Sequence[str]
+    """Its public label space."""
     seen: Sequence[Sequence[str]]
+    """Label spaces of the other tasks that some client had met before the stage (in phases after
+    learning, those of the stage as well), in the stream's order."""
     past: TaskHistory | None = None
+    """None in the client's first task."""
     round_state: RoundState | None = None
+    """None where nothing can be kept."""
     joint_tasks: Sequence[TaskDataset] = ()
+    """Where several tasks are learnt at once, the client's share of each, in the order of its data;
+    ``labels`` are then those of the first. Empty: there is one task."""
     future: Callable[[], Sequence[Sequence[str]]] = tuple
+    """Label spaces of tasks that no client works on before the stage has ended; read when called."""
     prompts: Sequence[TaskPrompt] = ()
+    """Of the tasks of ``seen``, in their order."""
     protected: bool = False
+    """Single records are: nothing discrete may be decided about several together."""
     instruction: str = ""
+    """What the prompt of the task asks for; empty: the usual."""
 
 
 MakeObjective = Callable[[LanguageModel, State, LocalTask, Sequence[Encoded], Cache], Objective]
@@ -129,51 +118,41 @@ def no_objective(
 
 @dataclass(frozen=True)
 class EmbeddedTask:
-    """A client's records of a task as its statistics see them.
-
-    Attributes:
-        embeddings: of the frozen base model, ``(examples, size)``, float32: unit vectors, or their
-            coordinates in public directions.
-        targets: labels, ``(examples,)``.
-        labels: how many there are.
-        head: the task's; None where it has none yet.
-    """
+    """A client's records of a task as its statistics see them."""
 
     embeddings: Tensor
+    """Of the frozen base model, ``(examples, size)``, float32: unit vectors, or their coordinates in
+    public directions."""
     targets: Tensor
+    """``(examples,)``."""
     labels: int
+    """How many there are."""
     head: Tensor | None = None
+    """The task's; None where it has none yet."""
 
 
 @dataclass(frozen=True)
 class SumContext:
-    """What the server knows, without any record, of the class sums that it gets.
-
-    Attributes:
-        deviation: standard deviation of the noise in each entry, in lengths of a vector.
-        names: task to the vectors of its label names, ``(labels, size)``; of all tasks so far.
-        subspace: the public directions in which records were added up; None: of no class sums.
-    """
+    """What the server knows, without any record, of the class sums that it gets."""
 
     deviation: float
+    """Standard deviation of the noise in each entry, in lengths of a vector."""
     names: Mapping[str, Tensor]
+    """Task to the vectors of its label names, ``(labels, size)``; of all tasks so far."""
     subspace: Subspace | None
+    """The public directions in which records were added up; None: of no class sums."""
 
 
 @dataclass(frozen=True)
 class ExactSums:
-    """Sums of which every digit is needed: in simulations alone. All tensors are float64.
-
-    Attributes:
-        shapes: numbers of labels and of entries of a vector -> name to shape of what is given.
-        collect: client: its records of a task -> their sums.
-        check: server: the sums over clients; :class:`~deal_core.lora.payload.PayloadError` for what
-            no data can give.
-    """
+    """Sums of which every digit is needed: in simulations alone. All tensors are float64."""
 
     shapes: Callable[[int, int], Mapping[str, tuple[int, ...]]]
+    """Numbers of labels and of entries of a vector -> name to shape of what is given."""
     collect: Callable[[EmbeddedTask], Tensors]
+    """Client: its records of a task -> their sums."""
     check: Callable[[Tensors], None]
+    """Server: the sums over clients; PayloadError for what no data can give."""
 
 
 @dataclass(frozen=True)
@@ -232,12 +211,8 @@ class Statistics:
     def subspace(
         self, data: DataConfig, model: LanguageModel, spaces: Sequence[Sequence[str]]
     ) -> Subspace:
-        """Return the public directions in which records are added up.
-
-        Args:
-            data: names public texts.
-            model: whatever adapters it holds.
-            spaces: the label spaces of all tasks; of texts that are answers, none.
+        """Return the public directions in which records are added up; ``spaces``: the label spaces
+        of all tasks, of texts that are answers none.
 
         Raises:
             UserError: as :func:`~deal_core.data.public.public_texts`.
@@ -250,19 +225,15 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Phase:
-    """Rounds of a task in which clients minimise one objective, or add up statistics.
-
-    Attributes:
-        name: in instructions and events.
-        rounds: per task.
-        objective: client, once a round: as :meth:`Method.objective`.
-        statistics: what is added up; then nothing is trained. None: the objective is minimised.
-    """
+    """Rounds of a task in which clients minimise one objective, or add up statistics."""
 
     name: str
     rounds: int
+    """Per task."""
     objective: MakeObjective = no_objective
+    """Client, once a round: as :meth:`Method.objective`."""
     statistics: Statistics | None = None
+    """What is added up; then nothing is trained. None: the objective is minimised."""
 
 
 def phases_of(method: Method, rounds: int = 0) -> dict[str, Phase]:

@@ -42,12 +42,8 @@ class Plain(Objective):
 
 @dataclass(frozen=True)
 class Mixed(Objective):
-    """The same for tasks that are learnt at once.
-
-    Attributes:
-        spaces: label spaces of the tasks.
-        examples: of all tasks; a position in them is one in the client's data.
-    """
+    """The same for tasks that are learnt at once: their label ``spaces``, and the ``examples`` of
+    all, in the order of the client's data."""
 
     model: LanguageModel
     spaces: Sequence[Sequence[str]]
@@ -61,13 +57,8 @@ class Mixed(Objective):
 def losses_by_task(
     model: LanguageModel, spaces: Sequence[Sequence[str]], examples: Sequence[Placed]
 ) -> Tensor:
-    """Return cross-entropy of every example over the labels of its task, ``(examples,)``.
-
-    Args:
-        model: one forward pass for each task that occurs.
-        spaces: label spaces of the tasks, by their position.
-        examples: at least one.
-    """
+    """Return cross-entropy of every example over the labels of its task, ``(examples,)``, in one
+    forward pass for each task that occurs; ``spaces``: label spaces of the tasks."""
     order: list[int] = []
     losses: list[Tensor] = []
     for task, labels in enumerate(spaces):

@@ -7,6 +7,7 @@ names are those of the base model (``encoder.layer.0.attention.self.query``).
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -138,7 +139,10 @@ def write(model: nn.Module, adapter: Adapter) -> None:
     Raises:
         ValueError: the adapter's layers are not the model's.
     """
-    for layer, factors in _matched(model, adapter):
+    layers = lora_layers(model)
+    _require_layers(layers, adapter)
+    for name, layer in layers.items():
+        factors = adapter.layers[name]
         _assign(layer.lora_A[CURRENT].weight, factors.A)
         _assign(layer.lora_B[CURRENT].weight, factors.B)
         layer.r[CURRENT] = factors.A.shape[0]
@@ -157,19 +161,11 @@ def merge(
     Raises:
         ValueError: an adapter's layers are not the model's.
     """
-    before = model.__dict__.pop("merged", (None, None, 0))
-    if (
-        before[0] is not retained
-        or before[1] is not residual
-        or before[2] != num_reference_directions
-    ):
-        _merge(model, retained, residual, num_reference_directions)
-    model.merged = (retained, residual, num_reference_directions)  # type: ignore[assignment]
-
-
-def _merge(
-    model: nn.Module, retained: Adapter, residual: Adapter | None, num_reference_directions: int
-) -> None:
+    wanted = retained, residual, num_reference_directions
+    before = model.__dict__.pop("merged", None)
+    if before is not None and all(map(operator.is_, before, wanted)):
+        model.merged = before
+        return
     start, now = stack([retained]), None
     if residual is not None or num_reference_directions:
         kept = split(retained, num_reference_directions)[1]
@@ -180,13 +176,7 @@ def _merge(
     for name, layer in layers.items():
         layer.weights.put(start.layers[name], None if now is None else now.layers[name])
     _select(model, "current")
-
-
-def _matched(model: nn.Module, adapter: Adapter) -> Iterator[tuple[Any, LoraFactors]]:
-    layers = lora_layers(model)
-    _require_layers(layers, adapter)
-    for name, layer in layers.items():
-        yield layer, adapter.layers[name]
+    model.merged = wanted  # type: ignore[assignment]
 
 
 def _require_layers(layers: dict[str, Any], adapter: Adapter) -> None:
@@ -200,12 +190,8 @@ def _assign(parameter: Tensor, value: Tensor) -> None:
 
 
 def set_trainable(model: nn.Module, factors: frozenset[str]) -> list[nn.Parameter]:
-    """Return the parameters of these factors of the current adapter; exactly they learn from now.
-
-    Args:
-        model: a model made by :func:`attach`.
-        factors: a subset of ``{"lora_A", "lora_B"}``.
-    """
+    """Return the parameters of these ``factors`` (``lora_A``, ``lora_B``) of the current adapter;
+    exactly they learn from now."""
     model.requires_grad_(False)
     chosen: list[nn.Parameter] = []
     for layer in lora_layers(model).values():

@@ -68,12 +68,8 @@ def begin_pooled(current: Adapter, labels: Tensor, earlier: Tensor) -> Adapter:
 
     Its rank ``k`` is the number of directions, so that nothing else is learnt, sent or hidden by
     noise. Whoever is sent an adapter scales it by ``lora_alpha / k``; ``lora_B`` is ``k / rank``
-    long, so that what is learnt counts as much for every task.
-
-    Args:
-        current: any, of the largest rank, and of the scaling that belongs to it.
-        labels: unit vectors of the names of the task's labels, ``(labels, d)``.
-        earlier: those of all earlier tasks, ``(any, d)``.
+    long, so that what is learnt counts as much for every task. ``current`` has the largest rank and
+    the scaling that belongs to it.
     """
     basis = label_basis(labels, earlier, current.rank)
     size, share = basis.shape[1], basis.shape[1] / current.rank
@@ -86,25 +82,15 @@ def begin_pooled(current: Adapter, labels: Tensor, earlier: Tensor) -> Adapter:
 
 def map_behind(adapter: Adapter) -> Tensor:
     """Return the map that takes a text's pooled unit vector ``e`` to ``W e``, ``(d, d)``, float32:
-    the identity and its update (M57).
-
-    Args:
-        adapter: of the pooled map alone, all tasks together.
-    """
+    the identity and its update by all tasks (M57)."""
     factors = adapter.layers[POOLED]
     update = adapter.scaling * factors.B.double() @ factors.A.double()
     return (torch.eye(len(update), dtype=torch.float64) + update).float()
 
 
 def label_basis(labels: Tensor, earlier: Tensor, rank: int) -> Tensor:
-    """Return orthonormal columns, ``(d, k)``, float32: (M56); one column of zeros where the labels
-    have no direction of their own.
-
-    Args:
-        labels: of the task, ``(labels, d)``.
-        earlier: of all earlier tasks, whose directions are left out.
-        rank: at most so many directions, the strongest.
-    """
+    """Return at most ``rank`` orthonormal columns, ``(d, k)``, float32: (M56); one column of zeros
+    where the labels, ``(labels, d)``, have no direction beside the ``earlier`` ones."""
     centred = _centred(labels)
     if len(earlier):
         centred = outside(centred, _strongest_first(_centred(earlier)))

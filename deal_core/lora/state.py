@@ -115,13 +115,12 @@ def continued(state: State, config: AdapterConfig, generator: torch.Generator) -
 def snapshot_task_start(state: State) -> State:
     """Return (server, at the start of a task) the same model, whose start is ``base + retained``.
 
-    A method that trains one adapter on and on has the model at the start of the task in the current
-    adapter, which moves. So the start is copied into the retained adapter, which is zero, for the
-    length of the task, and its directions are counted: they are there to be seen, and no part of
-    the model. Every client of every round then knows the start, whenever it first takes part, and
-    nothing but adapters travels. The start has the very factors of the adapter, which ``ewc``
-    compares; behind them stands what exact rules found no room for in earlier tasks, which *is*
-    part of the model.
+    A method that trains one adapter on and on has the start of the task in the current adapter,
+    which moves. So the start is copied into the retained adapter for the length of the task, and
+    its directions are counted: they are there to be seen, and no part of the model. Every client
+    then knows the start, whenever it first takes part, and nothing but adapters travels. The start
+    has the very factors of the adapter, which ``ewc`` compares; behind them stands what exact rules
+    found no room for in earlier tasks, which *is* part of the model.
     """
     current = state.current
     start = stack([current] if state.residual is None else [current, state.residual])

@@ -74,12 +74,8 @@ LabelVectors = Callable[[Sequence[str]], Tensor]
 
 
 class Memo(Generic[K, V]):
-    """What is made of keys, each made once and kept in memory.
-
-    Args:
-        make: of the keys that are new.
-        most: where more would be kept, all are forgotten first.
-    """
+    """What is made of keys, each made once and kept in memory; where more than ``most`` would be
+    kept, all are forgotten first."""
 
     def __init__(self, make: Callable[[list[K]], Iterable[V]], most: float = math.inf) -> None:
         self._make, self._most = make, most
@@ -110,27 +106,15 @@ class LanguageModel(ABC):
     def encode(
         self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""
     ) -> list[Encoded]:
-        """Tokenise once.
-
-        Args:
-            examples: texts and their labels, each of which is in ``labels``.
-            labels: of the task; none: answers are texts.
-            instruction: what its prompt asks for; empty: the usual. Encoders have no
-                prompt.
-        """
+        """Tokenise once; no ``labels``: answers are texts. ``instruction``: what the prompt of the
+        task asks for; empty: the usual. Encoders have no prompt."""
 
     @abstractmethod
     def forward_train(
         self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
     ) -> ForwardOutput:
-        """Forward for training: losses over ``labels``, distillation over each space of ``seen``;
-        a label may be in several.
-
-        Args:
-            batch: examples that were encoded with ``labels``.
-            labels: of the task.
-            seen: label spaces of other tasks, earlier or future.
-        """
+        """Forward for training: losses over the ``labels`` of the task, with which the batch was
+        encoded; distillation over each space of other tasks in ``seen``, a label in any number."""
 
     @abstractmethod
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
@@ -171,14 +155,9 @@ def require_stateless(model: LanguageModel, name: str, max_length: int) -> None:
     """Check on constant texts that reading one leaves nothing behind in the model: noise for one
     record would otherwise have to hide what that record does to the others.
 
-    The longest text is read first, as tables may grow with it; then a short one, and the longest
-    again. Nothing is said of a model that cannot read it: no text of a run is read before one as
-    long has been tried out.
-
-    Args:
-        model: ready.
-        name: ``model.name``.
-        max_length: ``train.max_length``, tokens.
+    The longest text (``max_length`` tokens) is read first, as tables may grow with it; then a short
+    one, and the longest again. Nothing is said of a model that cannot read it: no text of a run is
+    read before one as long has been tried out.
 
     Raises:
         UserError: a number or a buffer of the model is another after a text.

@@ -92,13 +92,9 @@ def upstream_of(name: str) -> str:
 
 
 def pretrained(loader: Any, name: str, **options: Any) -> Any:
-    """Return what ``loader.from_pretrained`` loads, quietly. Of a model every weight that decides
-    an answer comes from the checkpoint: none is drawn.
-
-    Args:
-        loader: a class of transformers (``AutoModel...``, ``AutoTokenizer``, ``AutoConfig``).
-        name: ``model.name`` of the experiment.
-        options: passed on.
+    """Return what ``loader`` (``AutoModel...``, ``AutoTokenizer``, ``AutoConfig``) loads of
+    ``model.name``, quietly. Of a model every weight that decides an answer comes from the
+    checkpoint: none is drawn.
 
     Raises:
         UserError: neither a folder nor reachable on the hub (within ten seconds), a checkpoint

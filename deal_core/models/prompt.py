@@ -173,14 +173,8 @@ class PromptTokens:
 def prompt_tokens(
     tokenizer: Any, model: ModelConfig, max_length: int, around: tuple[Tokens, Tokens], gap: str
 ) -> PromptTokens:
-    """Return what makes the prompts of ``model``.
-
-    Args:
-        tokenizer: that of the model.
-        model: template, length of an answer.
-        max_length: tokens of a text, at most.
-        around: ids before and after every prompt.
-        gap: what stands before an answer.
+    """Return what makes the prompts of ``model``, with ids ``around`` every prompt, and a ``gap``
+    before an answer; texts are cut at ``max_length`` tokens.
 
     Raises:
         UserError: ``model.template`` is none.

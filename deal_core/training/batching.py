@@ -53,14 +53,8 @@ def within_budget(
     tokens: int,
     waste: int | None = None,
 ) -> list[list[int]]:
-    """Return the passes of a batch, at least one example each, in the order given.
-
-    Args:
-        data: the examples.
-        batch: positions in it.
-        tokens: of a pass, at most, padding included.
-        waste: tokens of padding, at most; None: no bound.
-    """
+    """Return the passes of a batch of positions in the data, at least one each, in the order given:
+    of so many ``tokens`` at most, padding included, and so many tokens of padding (``waste``)."""
     passes: list[list[int]] = []
     longest = real = 0
     for position in batch:

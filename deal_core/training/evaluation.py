@@ -54,10 +54,10 @@ def count_both(
     space: AnswerSpace,
 ) -> tuple[int, int]:
     """Return how many examples are answered rightly among the task's own labels, and among all of
-    the ``space``. Of equal scores the first column's wins.
+    the ``space``, whose columns are scored. Of equal scores the first column's wins.
 
     Args:
-        score: gives the columns of the ``space``.
+        score: gives the columns.
         data: targets are positions in the task's own labels.
         space: the answers among which is chosen.
     """
@@ -126,18 +126,19 @@ def by_heads(
     names: Scorer | None = None,
     weight: float = 0.0,
 ) -> Scorer:
-    """Return scores of labels by the heads of their tasks, a column each of the ``space``; heads of
-    other tasks do not matter. A task without a head gives no answer here: its texts are scored by
-    the names of labels.
-
-    Args:
-        embeddings: of the data, ``(examples, size)``.
-        space: the columns.
-        heads: task to ``(labels, size + 1)``.
-        names: scores of label names; of log probabilities it is a product of experts.
-        weight: what they count; 0: nothing, and they are not asked for.
+    """Return scores of labels by the heads of their tasks, ``(labels, size + 1)``, on embeddings of
+    the data, ``(examples, size)``: a column each of the ``space``; heads of other tasks do not
+    matter. A task without a head gives no answer here: its texts are scored by the names of labels.
+    Scores of ``names`` count beside with a ``weight``; of log probabilities it is a product of
+    experts. 0: they are not asked for.
     """
-    rows = _rows(space, heads, embeddings.shape[1])
+    size = embeddings.shape[1]
+    rows = torch.zeros(len(space.columns), size + 1, dtype=torch.float64)
+    rows[:, size] = NO_ANSWER
+    for task, head in heads.items():
+        places = [place for place, (name, _) in enumerate(space.columns) if name == task]
+        for place, row in zip(places, head, strict=False):
+            rows[place] = row.double()
 
     def scores(batch: Sequence[int]) -> Tensor:
         beside = weight * names(batch).double() if names is not None and weight else 0.0
@@ -148,13 +149,9 @@ def by_heads(
 
 
 def route(embeddings: Tensor, heads: Mapping[str, Tensor]) -> list[str]:
-    """Return the task of each text: that of the label, of all tasks' labels, whose class mean is
-    the nearest. Source: docs/method.md (M72).
-
-    Args:
-        embeddings: ``(texts, size)``.
-        heads: at least one task to ``(labels, size + 1)``; a task that writes has one row.
-    """
+    """Return the task of each text, of ``embeddings`` ``(texts, size)``: that of the label, of all
+    tasks' labels, whose class mean is the nearest; a task that writes has one row. Source:
+    docs/method.md (M72)."""
     x = embeddings.double()
     best = [(x @ head[:, :-1].double().T + head[:, -1].double()).amax(1) for head in heads.values()]
     places = torch.stack(best, dim=1).nan_to_num(nan=-torch.inf).argmax(dim=1)
@@ -177,17 +174,6 @@ def by_names_told(names: Scorer, heads: Scorer, space: AnswerSpace) -> Scorer:
         return found
 
     return scores
-
-
-def _rows(space: AnswerSpace, heads: Mapping[str, Tensor], size: int) -> Tensor:
-    """Weights and bias of each column, ``(columns, size + 1)``, float64."""
-    rows = torch.zeros(len(space.columns), size + 1, dtype=torch.float64)
-    rows[:, size] = NO_ANSWER
-    for task, head in heads.items():
-        places = [place for place, (name, _) in enumerate(space.columns) if name == task]
-        for place, row in zip(places, head, strict=False):
-            rows[place] = row.double()
-    return rows
 
 
 def base_embeddings(model: LanguageModel, data: Sequence[Encoded], layers: int = 1) -> Tensor:

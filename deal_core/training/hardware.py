@@ -40,30 +40,16 @@ CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 def keep_memory() -> None:
-    """Keep freed blocks, and few compiled kernels; call it before the first product."""
-    _keep_freed_blocks()
-    _keep_few_kernels()
+    """Keep few compiled kernels, and freed blocks; call it before the first product.
 
-
-def _keep_few_kernels() -> None:
-    """Bound what oneDNN and torch remember of its kernels, unless the user has.
-
-    A kernel is compiled for every shape and kept with its buffers. Texts of many lengths have
-    many shapes: in bfloat16 a third of the memory of a run and more, and no time is saved
-    (measured).
+    A kernel of oneDNN is compiled for every shape and kept with its buffers. Texts of many lengths
+    have many shapes: in bfloat16 a third of the memory of a run and more, and no time is saved
+    (measured). And by default glibc maps and unmaps each tensor above 32 MB at most, and every page
+    of it is cleared by the kernel on first touch: a sixth of a float32 training step on a small
+    model, and two thirds of attention alone. So large blocks come from its heap, which is kept.
     """
     for cache in CACHES:
         os.environ.setdefault(cache, KERNELS)
-
-
-def _keep_freed_blocks() -> None:
-    """Tell glibc to serve large blocks from its heap and to keep the heap; nothing elsewhere.
-
-    By default each tensor above 32 MB at most is mapped and unmapped, and every page of it is
-    cleared by the kernel on first touch: a sixth of a float32 training step on a small model,
-    and two thirds of attention alone. The peak is what it was; what is freed stays with the
-    process.
-    """
     if not sys.platform.startswith("linux"):
         return
     try:

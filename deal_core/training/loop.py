@@ -152,15 +152,9 @@ def run_local_steps(
 ) -> TrainReport:
     """Return the report of AdamW on the current adapter, in place (or on what it is made from).
 
-    What reads no data, penalty and weight decay, comes after what the gradients' source has done
-    to those of the data. Source: docs/method.md (M5).
-
-    Args:
-        model: holds the adapters of the round (see :func:`load_state`).
-        objective: what is minimised.
-        gradients: batches, and the gradient of each.
-        trained: which factors learn in this round, of ``{"lora_A", "lora_B"}``.
-        config: learning rate.
+    The model holds the adapters of the round (see :func:`load_state`), of whose factors those
+    ``trained`` learn. A penalty, which reads no data, comes after what the gradients' source has
+    done to those of the data. Source: docs/method.md (M5).
     """
     parametrization = parametrization_of(objective, model.module, trained)
     optimizer = torch.optim.AdamW(

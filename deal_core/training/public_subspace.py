@@ -53,13 +53,8 @@ class Subspace:
 
 def lifted(head: Tensor, centre: Tensor, scaled: Tensor) -> Tensor:
     """Return a head for whole embeddings, ``(labels, size + 1)``, that scores them as ``head``,
-    ``(labels, number + 1)``, scores their coordinates.
-
-    Args:
-        head: weights and a bias.
-        centre: of a subspace.
-        scaled: its directions in units of length, ``(size, number)``.
-    """
+    ``(labels, number + 1)``, scores their coordinates in a subspace: its centre, and its directions
+    in units of length, ``(size, number)``."""
     weights = head[:, :-1].double() @ scaled.T
     bias = head[:, -1].double() - weights @ centre
     return torch.cat([weights, bias[:, None]], dim=1).float()
@@ -123,13 +118,9 @@ def public_subspace(
 
 
 def stored(path: Path | None, make: Callable[[], Tensor]) -> Tensor:
-    """Return a tensor, from a file where an earlier process has left it; otherwise it is made, and
-    left there for the next. A file that is damaged, or cannot be written, costs time alone.
-
-    Args:
-        path: its name says all that the tensor depends on; None: nothing is read or written.
-        make: makes it.
-    """
+    """Return a tensor, from a file whose name says all that it depends on, where an earlier process
+    has left it; otherwise it is made, and left there for the next. A file that is damaged, or
+    cannot be written, costs time alone; without a path nothing is read or written."""
     if path is None:
         return make()
     with suppress(OSError, ValueError, EOFError):

@@ -70,7 +70,7 @@ def pack_update(
         before: as the client received it.
         dtype: ``wire.dtype``.
         trained: factors that learnt in this round; the others do not travel.
-        feedback: what the code lost in earlier rounds; empty at first.
+        feedback: what the code lost in earlier rounds.
         generator: of the stochastic rounding.
     """
     arrays, codec = selected(adapter, trained), codec_named(dtype)

@@ -34,16 +34,10 @@ LARGEST_CHANGE = 8.0
 def layout_of(
     experiment: Experiment, adapter: Adapter, trained: frozenset[str], gradients: bool, basis: str
 ) -> Layout:
-    """Return the layout of a round of an experiment.
-
-    Args:
-        experiment: its sites and its mechanism.
-        adapter: has the factors.
-        trained: which of them learn.
-        gradients: of gradient sums in whole numbers and a number of examples; else of changes, and
-            where no mechanism protects what is learnt from, of the losses as well.
-        basis: :func:`~deal_core.protection.sum_terms` of the round.
-    """
+    """Return the layout of a round of an experiment, in which factors of the adapter learn:
+    ``gradients``: of gradient sums in whole numbers and a number of examples; else of changes, and
+    where no mechanism protects what is learnt from, of the losses as well. ``basis``:
+    :func:`~deal_core.protection.sum_terms` of the round."""
     sites, shapes = experiment.federation.clients, learnt_shapes(adapter, trained)
     if gradients:
         shapes = {**shapes, EXAMPLES: (1,)}

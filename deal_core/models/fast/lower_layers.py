@@ -15,20 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.lora.attach import lora_layers
-from deal_core.models.fast.prompt_forest import PromptForest, PromptRow, decode, plant
+from deal_core.models.fast.prompt_forest import (
+    PromptForest,
+    PromptRow,
+    decode,
+    plant,
+    states_after,
+)
 
 CACHED_BYTES = 2**29
 """What is kept; beyond, what was used longest ago goes."""
 TOKENS_PER_PASS = 4096
 """Of prompts that are new, so many in one pass."""
-
-
-class _Reached(Exception):
-    """The first adapted layer has been reached."""
-
-    def __init__(self, states: Tensor) -> None:
-        super().__init__()
-        self.states = states
 
 
 def first_adapted(module: nn.Module) -> tuple[list[nn.Module], int]:
@@ -67,23 +65,19 @@ class LowerLayers:
     def states(self, forest: PromptForest) -> Tensor:
         """Return what arrives at the first adapted layer, ``(1, tokens, hidden)``."""
         try:
-            return self._states(forest)
+            self._learn(forest.rows)
+            parts: list[Tensor] = []
+            head: tuple[int, ...] = ()
+            for row in forest.rows:
+                if row.head and row.head != head:
+                    parts.append(self._get(PromptRow(row.head, ())))
+                head = row.head
+                parts.append(self._get(row))
+            return torch.cat(parts)[None]
         finally:
             if not self.keeps:
                 self._known.clear()
                 self._bytes = 0
-
-    def _states(self, forest: PromptForest) -> Tensor:
-        self._learn(forest.rows)
-        parts: list[Tensor] = []
-        head: tuple[int, ...] | None = None
-        for row in forest.rows:
-            if row.head != head:
-                head = row.head
-                if head:
-                    parts.append(self._get(PromptRow(head, ())))
-            parts.append(self._get(row))
-        return torch.cat(parts)[None]
 
     def _get(self, row: PromptRow) -> Tensor:
         self._known.move_to_end(row)
@@ -110,28 +104,14 @@ class LowerLayers:
 
     def _pass(self, rows: Sequence[PromptRow]) -> None:
         forest, _ = plant(rows)
-        states = self._run(forest)[0]
+        with torch.no_grad():
+            last = self.layers[self.below - 1]
+            states = states_after(last, lambda: decode(self.decoder, forest))[0]
         for row, start in zip(forest.rows, forest.starts, strict=True):
-            if row.below:
-                kept = states[start : start + row.below].clone()
-            else:  # what prompts begin with, alone
-                kept = states[start - len(row.head) : start].clone()
+            first = start if row.below else start - len(row.head)  # a head alone
+            kept = states[first : start + row.below].clone()
             self._known[row] = kept
             self._bytes += kept.nbytes
-
-    def _run(self, forest: PromptForest) -> Tensor:
-        def stop(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            raise _Reached(arguments[0] if arguments else named["hidden_states"])
-
-        handle = self.layers[self.below].register_forward_pre_hook(stop, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                decode(self.decoder, forest)
-        except _Reached as reached:
-            return reached.states
-        finally:
-            handle.remove()
-        raise RuntimeError("the first adapted layer was not reached")
 
     def _forget(self, needed: set[PromptRow]) -> None:
         while self._bytes > CACHED_BYTES:

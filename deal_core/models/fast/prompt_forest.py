@@ -215,19 +215,17 @@ class _Reached(Exception):
         self.states = states
 
 
-def quarter_layer(model: nn.Module, run: Callable[[], Any]) -> Tensor:
-    """Return the states after a quarter of a model's layers, rounded up, when it is ``run``; the
-    others are not computed.
+def states_after(layer: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """Return what a layer gives in a pass, ``run``, which ends there.
 
     Raises:
-        RuntimeError: a pass leaves the layer out.
+        RuntimeError: the pass leaves the layer out.
     """
-    stack = next(list(m) for m in model.modules() if isinstance(m, nn.ModuleList))
 
     def stop(layer: nn.Module, _: Any, output: Any) -> None:
         raise _Reached(output if isinstance(output, Tensor) else output[0])
 
-    hook = stack[math.ceil(len(stack) / 4) - 1].register_forward_hook(stop)
+    hook = layer.register_forward_hook(stop)
     try:
         run()
     except _Reached as reached:
@@ -237,10 +235,15 @@ def quarter_layer(model: nn.Module, run: Callable[[], Any]) -> Tensor:
     raise RuntimeError("a pass that leaves out a layer")
 
 
+def quarter_layer(model: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """Return the states after a quarter of a model's layers, rounded up, when it is ``run``."""
+    stack = next(list(m) for m in model.modules() if isinstance(m, nn.ModuleList))
+    return states_after(stack[math.ceil(len(stack) / 4) - 1], run)
+
+
 def decode_layers(decoder: Any, forest: PromptForest, layers: int) -> list[Tensor]:
-    """Return the same of the last ``layers`` layers, the last one first; those of the others are
-    not kept: of a deep model they are most of what a pass takes. QUARTER: of
-    the one after a quarter of all."""
+    """Return the same of the last ``layers`` layers, the last one first, without keeping those of
+    the others; QUARTER: of the one after a quarter of all."""
     device = next(decoder.parameters()).device
 
     def run() -> Tensor:

@@ -130,16 +130,14 @@ def test_the_penalty_and_its_gradient_are_the_formula(powers):
     found.backward()
     expected = 0.0
     for m in maps:
-        for weight, power, tensors in ((0.3, a, m.retaining()), (0.2, b, m.updating())):
-            for tensor in tensors:
+        for weight, power, part in ((0.3, a, m.gate), (0.2, b, m.mlp)):
+            for tensor in vars(part).values():
                 values = tensor.detach().double().numpy()
                 expected += weight * float((np.abs(values) ** power).sum())
                 slope = weight * power * np.abs(values) ** (power - 1) * np.sign(values)
                 np.testing.assert_allclose(tensor.grad.numpy(), slope, rtol=1e-4, atol=1e-6)
     assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
-    assert sum(tensor.numel() for tensor in learned) == sum(
-        t.numel() for m in maps for t in (*m.retaining(), *m.updating())
-    )
+    assert len(learned) == 2 * (3 + 4)
 
 
 def end_to_end(minilm, built: Mapped) -> dict[str, torch.Tensor]:

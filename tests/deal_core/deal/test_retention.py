@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deal_core.config.method import MethodConfig, RetentionConfig
-from deal_core.deal import wavelet
-from deal_core.deal.retention import RETENTIONS, retain
-from deal_core.deal.wavelet import kernel_mean, noise_floor, shrinkage
+from deal_core.deal import retention as wavelet
+from deal_core.deal.retention import RETENTIONS, kernel_mean, noise_floor, retain, shrinkage
 from deal_core.errors import UserError
 from deal_core.lora.adapter import (
     Adapter,
