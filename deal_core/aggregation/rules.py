@@ -154,8 +154,8 @@ class OneFactorRound:
     the row space of the first ``A`` (the column space of ``B``). Constant memory, a pass over the
     bytes per client. Source: Sun et al., ICLR 2024, arXiv 2403.12313 (FFA-LoRA).
 
-    ``factor`` is the one that is trained; ``finish``: from the exact mean adapter (trained factor in
-    float64) to the next current one.
+    ``factor`` is trained; ``finish``: from the exact mean adapter, whose trained factor is float64,
+    to the next current one.
     """
 
     def __init__(

@@ -107,8 +107,7 @@ def symmetric(values: Tensor) -> Tensor:
 
 
 def check_moment(sums: Tensors) -> None:
-    """Raise PayloadError unless unit vectors can have this moment: the trace is twice the count, and
-    no eigenvalue negative."""
+    """Raise PayloadError unless unit vectors can have this moment."""
     n, moment = require_counts(sums[COUNT]), symmetric(sums[MOMENT])
     if max(abs(float(moment.trace()) - 2 * n), abs(float(moment[-1, -1]) - n)) > TOLERANCE * n:
         raise PayloadError("moment: not of so many unit vectors")
@@ -117,8 +116,7 @@ def check_moment(sums: Tensors) -> None:
 
 
 def require_counts(count: Tensor) -> float:
-    """Return how many examples there are; PayloadError for a negative count, no whole number, too
-    many, or none at all."""
+    """Return how many examples there are; PayloadError for what is no such number."""
     if bool((count < 0).any()) or bool((count != count.round()).any()):
         raise PayloadError("count: not whole numbers from 0")
     n = float(count.sum())
@@ -148,8 +146,7 @@ def with_one(x: Tensor) -> Tensor:
 
 
 def check(sums: Tensors) -> None:
-    """Raise PayloadError unless unit vectors can have this gradient: neither too long, nor with
-    errors of labels that do not cancel."""
+    """Raise PayloadError unless unit vectors can have this gradient."""
     n, gradient = require_counts(sums[COUNT]), sums[GRADIENT]
     if bool((gradient.norm(dim=1) > math.sqrt(2.0) * n * (1 + TOLERANCE)).any()):
         raise PayloadError("gradient: longer than so many unit vectors can make it")

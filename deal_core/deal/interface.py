@@ -97,7 +97,7 @@ class LocalTask:
     """Where several tasks are learnt at once, the client's share of each, in the order of its data;
     ``labels`` are then those of the first. Empty: there is one task."""
     future: Callable[[], Sequence[Sequence[str]]] = tuple
-    """Label spaces of tasks that no client works on before the stage has ended; read when called."""
+    """Label spaces of tasks that no client works on within the stage; read when called."""
     prompts: Sequence[TaskPrompt] = ()
     """Of the tasks of ``seen``, in their order."""
     protected: bool = False
@@ -121,8 +121,7 @@ class EmbeddedTask:
     """A client's records of a task as its statistics see them."""
 
     embeddings: Tensor
-    """Of the frozen base model, ``(examples, size)``, float32: unit vectors, or their coordinates in
-    public directions."""
+    """Of the frozen base model, ``(examples, size)``, float32: unit vectors, or coordinates."""
     targets: Tensor
     """``(examples,)``."""
     labels: int
