@@ -15,13 +15,7 @@ from deal_core.config.method import DistillationConfig
 from deal_core.deal.distillation import distilled
 from deal_core.deal.interface import LocalTask, Phase
 from deal_core.deal.objective import Penalised, plain
-from deal_core.lora.adapter import (
-    Adapter,
-    LoraFactors,
-    orthogonal_init,
-    stack,
-    zero_adapter,
-)
+from deal_core.lora.adapter import Adapter, LoraFactors, orthogonal_init, stack, zero_adapter
 from deal_core.lora.attach import CURRENT, lora_layers
 from deal_core.lora.state import State, continued, drop_task_start, snapshot_task_start
 from deal_core.models import Encoded, LanguageModel

@@ -14,14 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from deal_core.lora.adapter import (
-    Adapter,
-    compress,
-    side_by_side,
-    split,
-    stack,
-    zero_adapter,
-)
+from deal_core.lora.adapter import Adapter, compress, side_by_side, split, stack, zero_adapter
 from deal_core.lora.state import Component, State
 
 THINNEST = 2

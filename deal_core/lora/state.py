@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig
-from deal_core.lora.adapter import (
-    Adapter,
-    LoraFactors,
-    orthogonal_init,
-    split,
-    stack,
-    zero_adapter,
-)
+from deal_core.lora.adapter import Adapter, LoraFactors, orthogonal_init, split, stack, zero_adapter
 
 
 @dataclass(frozen=True)

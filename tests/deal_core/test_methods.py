@@ -10,13 +10,7 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
-from deal_core.lora.adapter import (
-    Adapter,
-    LoraFactors,
-    relative_difference,
-    stack,
-    zero_adapter,
-)
+from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.lora.attach import at_task_start, read
 from deal_core.lora.state import State
 from deal_core.methods import (

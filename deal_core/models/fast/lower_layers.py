@@ -15,13 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.lora.attach import lora_layers
-from deal_core.models.fast.prompt_forest import (
-    PromptForest,
-    PromptRow,
-    decode,
-    plant,
-    states_after,
-)
+from deal_core.models.fast.prompt_forest import PromptForest, PromptRow, decode, plant, states_after
 
 CACHED_BYTES = 2**29
 """What is kept; beyond, what was used longest ago goes."""

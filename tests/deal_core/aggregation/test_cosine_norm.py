@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deal_core.aggregation import (
-    AGGREGATION_RULES,
-    BOTH,
-    LORA_A,
-    LORA_B,
-    ClientUpdate,
-    make_rule,
-)
+from deal_core.aggregation import AGGREGATION_RULES, BOTH, LORA_A, LORA_B, ClientUpdate, make_rule
 from deal_core.aggregation.cosine_norm import LONGEST, change_norms, inner, left_out
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors

@@ -9,14 +9,7 @@ import weakref
 import pytest
 import torch
 
-from deal_core.aggregation import (
-    BOTH,
-    LORA_B,
-    AggregationFailed,
-    ClientUpdate,
-    Limits,
-    Screen,
-)
+from deal_core.aggregation import BOTH, LORA_B, AggregationFailed, ClientUpdate, Limits, Screen
 from deal_core.aggregation.screen import HELD, Middle, measured
 from deal_core.lora.adapter import Adapter, LoraFactors
 from tests.deal_core.aggregation.updates import adapter, delta_of, moved_to, replies

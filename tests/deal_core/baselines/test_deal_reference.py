@@ -35,8 +35,13 @@ from deal_core.lora.state import State, start_of
 from deal_core.methods import LocalTask
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
-from deal_core.training.loop import load_state, parametrization_of, train
-from tests.deal_core.training.accumulated import accumulate
+from deal_core.training.loop import (
+    load_state,
+    mean_gradient,
+    parametrization_of,
+    penalise,
+    train,
+)
 
 LABELS = ("Anatomy", "Surgery")
 DATA = [
@@ -176,7 +181,8 @@ def test_gradients_reach_every_part_of_gate_and_mlp(minilm, begun, weights):
     built = objective(minilm, begun, **weights)
     expected = end_to_end(minilm, built)
     parametrization = parametrization_of(built, minilm.module, BOTH)
-    accumulate(built, data(minilm), [0, 1, 2], 20)  # a pass an example
+    mean_gradient(built, data(minilm), [0, 1, 2], 20)  # a pass an example
+    penalise(built)
     parametrization.before_step()
     found = taken(built)
     assert len(found) == len(parametrization.parameters) == 7 * 2 * 12

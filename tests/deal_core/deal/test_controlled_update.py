@@ -8,12 +8,7 @@ import torch
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.config.method import MethodConfig, UpdateConfig
 from deal_core.data import Example
-from deal_core.deal.controlled_update import (
-    Anchor,
-    layer_penalty,
-    make_anchors,
-    update_penalty,
-)
+from deal_core.deal.controlled_update import Anchor, layer_penalty, make_anchors, update_penalty
 from deal_core.deal.objective import Penalised
 from deal_core.lora.adapter import Adapter, LoraFactors, compress, zero_adapter
 from deal_core.lora.attach import CURRENT, lora_layers, set_trainable
@@ -22,8 +17,7 @@ from deal_core.methods import LocalTask, make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
-from deal_core.training.loop import load_state
-from tests.deal_core.training.accumulated import accumulate
+from deal_core.training.loop import load_state, mean_gradient, penalise
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 BOTH = frozenset({"lora_A", "lora_B"})
@@ -181,9 +175,9 @@ def test_the_penalty_counts_once_a_step_however_the_batch_is_cut(
         parameters = set_trainable(minilm.module, BOTH)
         for p in parameters:
             p.grad = None
-        loss = accumulate(objective, data, range(4), tokens)
+        loss = mean_gradient(objective, data, range(4), tokens) + penalise(objective)
         results.append((loss, [p.grad.clone() for p in parameters]))
-    plain = accumulate(objective.objective, data, range(4), 1)
+    plain = mean_gradient(objective.objective, data, range(4), 1)
     assert results[0][0] == pytest.approx(plain + price, rel=1e-4)
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
     for whole, cut in zip(results[0][1], results[1][1], strict=True):

@@ -26,22 +26,15 @@ EXAMPLES = [
 ]
 
 
-def random_state(shapes, rank=8, retained_rank=16, scaling=2.0, seed=0) -> State:
-    generator = torch.Generator().manual_seed(seed)
+@pytest.fixture
+def state(shapes, random_adapter) -> State:
+    """With something in every adapter."""
 
-    def draw(r: int, s: float) -> Adapter:
-        return Adapter(
-            {
-                name: LoraFactors(
-                    torch.randn(r, d_in, generator=generator) * 0.05,
-                    torch.randn(d_out, r, generator=generator) * 0.05,
-                )
-                for name, (d_out, d_in) in shapes.items()
-            },
-            s,
-        )
+    def draw(rank: int, scaling: float) -> Adapter:
+        layers = random_adapter(shapes, rank, scaling, rank).layers
+        return Adapter({n: LoraFactors(0.05 * f.A, 0.05 * f.B) for n, f in layers.items()}, scaling)
 
-    return State(draw(rank, scaling), draw(retained_rank, 1.0), draw(3, 1.0))
+    return State(draw(8, 2.0), draw(16, 1.0), draw(3, 1.0))
 
 
 def bare_minilm():
@@ -96,9 +89,8 @@ def test_learn_gives_each_example_its_own_cross_entropy(clean):
     assert learnt.spaces == [2, 1]
 
 
-def test_the_state_acts_as_one_sum_on_the_frozen_weights(minilm, shapes):
+def test_the_state_acts_as_one_sum_on_the_frozen_weights(minilm, shapes, state):
     """Merged retained adapter and residual, unmerged current one: equal to all merged."""
-    state = random_state(shapes)
     load_state(minilm, state)
     merged = bare_minilm()
     for name in shapes:
@@ -130,8 +122,8 @@ def test_an_embedding_of_several_layers_has_neighbours_averaged(clean, texts, la
     assert found.shape[1] == embedding_size(ModelConfig(), layers)
 
 
-def test_only_the_chosen_factors_of_the_current_adapter_get_gradients(minilm, shapes):
-    load_state(minilm, random_state(shapes))
+def test_only_the_chosen_factors_of_the_current_adapter_get_gradients(minilm, state):
+    load_state(minilm, state)
     for factors in (frozenset({"lora_B"}), frozenset({"lora_A"}), frozenset({"lora_A", "lora_B"})):
         chosen = set_trainable(minilm.module, factors)
         assert len(chosen) == 12 * len(factors)

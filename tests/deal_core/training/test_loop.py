@@ -13,8 +13,7 @@ from deal_core.lora.state import State
 from deal_core.methods import LocalTask, make_method
 from deal_core.training.batching import Cache
 from deal_core.training.hardware import compute_dtype
-from deal_core.training.loop import load_state
-from tests.deal_core.training.accumulated import accumulate
+from deal_core.training.loop import load_state, mean_gradient
 
 LABELS = ("Anatomy", "Surgery")
 DATA = [
@@ -44,7 +43,7 @@ def test_cutting_a_batch_into_passes_changes_only_rounding(minilm, shapes, rando
         set_trainable(minilm.module, frozenset({"lora_A", "lora_B"}))
         task = LocalTask(LABELS, (("Dental", "Skin"),))
         objective = method.objective(minilm, state, task, data, Cache())
-        loss = accumulate(objective, data, range(4), tokens)
+        loss = mean_gradient(objective, data, range(4), tokens)
         found.append((loss, gradients(minilm)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
     for whole, cut in zip(found[0][1], found[1][1], strict=True):
