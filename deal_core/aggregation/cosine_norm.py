@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import torch
 
-from deal_core.aggregation.aggregation_error import ErrorMeter, square_norm
 from deal_core.aggregation.rule import Aggregate, ClientUpdate, Rule, check_update
+from deal_core.aggregation.running import ErrorMeter, square_norm
 from deal_core.lora.adapter import Adapter, LoraFactors
 
 LONGEST = 4.0

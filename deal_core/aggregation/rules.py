@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from deal_core.aggregation.aggregation_error import ErrorMeter
 from deal_core.aggregation.rule import (
     BOTH,
     LORA_A,
@@ -18,7 +17,7 @@ from deal_core.aggregation.rule import (
     Rule,
     check_update,
 )
-from deal_core.aggregation.running import FactorMean, ProductSum, head
+from deal_core.aggregation.running import ErrorMeter, FactorMean, ProductSum, head
 from deal_core.lora.adapter import (
     Adapter,
     LoraFactors,

@@ -35,7 +35,7 @@ one in every pass. Where nothing was learnt in any task before, a task is plain 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -129,7 +129,7 @@ def penalty(maps: Sequence[FactorMap], config: Constants) -> Tensor:
     """Return ``lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b`` over all maps, all entries."""
 
     def total(part: str, power: float) -> Tensor:
-        learned = [t for m in maps for name, t in m.named().items() if name.startswith(part)]
+        learned = [t for m in maps for name, t in m.learned.items() if name.startswith(part)]
         return torch.stack([t.abs().pow(power).sum() for t in learned]).sum()
 
     return config.lambda1 * total("gate.", config.a) + config.lambda2 * total("mlp.", config.b)
@@ -154,7 +154,7 @@ class Mapped:
 
     def penalty(self) -> Tensor | None:
         """Return the price of the maps that learn."""
-        learning = [m for m in self.maps.values() if m.gate.gains.requires_grad]
+        learning = [m for m in self.maps.values() if m.learned["gate.gains"].requires_grad]
         return penalty(learning, self.config) if learning else None
 
     def parametrization(self, module: nn.Module, trained: frozenset[str]) -> Parametrization:
@@ -170,7 +170,7 @@ class MapLearner(Parametrization):
     def __init__(
         self, mapped: Mapped, factors: Sequence[nn.Parameter], maps: Sequence[FactorMap]
     ) -> None:
-        super().__init__([t.requires_grad_() for m in maps for t in m.named().values()])
+        super().__init__([t.requires_grad_() for m in maps for t in m.learned.values()])
         self._mapped, self._factors, self._maps = mapped, factors, maps
         self._made = [m.factor() for m in maps]
         with torch.no_grad():
@@ -206,7 +206,15 @@ def carried_maps(
     """Return the maps as the client's latest round of the task left them; fresh ones where none
     did."""
     kept = round_state.load(basis) if round_state is not None else {}
-    return {key: m.at(_of(key, kept), device) for key, m in fresh.items()}
+    return {
+        key: FactorMap(
+            m.U.to(device),
+            m.s.to(device),
+            m.Vh.to(device),
+            {n: kept.get(f"{key}/{n}", own).to(device, copy=True) for n, own in m.learned.items()},
+        )
+        for key, m in fresh.items()
+    }
 
 
 def flat(maps: Mapping[str, FactorMap]) -> Tensors:
@@ -214,13 +222,8 @@ def flat(maps: Mapping[str, FactorMap]) -> Tensors:
     return {
         f"{key}/{name}": value.detach().cpu()
         for key, m in maps.items()
-        for name, value in m.named().items()
+        for name, value in m.learned.items()
     }
-
-
-def _of(key: str, kept: Tensors) -> Tensors:
-    own = f"{key}/"
-    return {name.removeprefix(own): v for name, v in kept.items() if name.startswith(own)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,120 +232,69 @@ class FactorMap:
     of ``Y = U diag(s) V^T``. ``Y`` is fixed for the task; gate and MLP learn.
 
     Attributes: the thin SVD of the fixed factor, ``(n, k)``, ``(k,)`` and ``(k, columns)``, and
-    what learns."""
+    what learns, by ``gate.NAME`` and ``mlp.NAME``."""
 
     U: Tensor
     s: Tensor
     Vh: Tensor
-    gate: Gate
-    mlp: MatrixMlp
+    learned: Tensors
 
     def factor(self) -> Tensor:
         """Return ``Y'``, of the shape of ``Y``, with gradient to what learns."""
-        return self.mlp((self.U * self.gate(self.s)) @ self.Vh)
-
-    def named(self) -> dict[str, Tensor]:
-        """Everything that learns, by ``gate.NAME`` and ``mlp.NAME``."""
-        return {
-            f"{part}.{field.name}": getattr(learned, field.name)
-            for part, learned in (("gate", self.gate), ("mlp", self.mlp))
-            for field in fields(learned)
-        }
-
-    def at(self, values: Mapping[str, Tensor], device: torch.device) -> FactorMap:
-        """Return the same map with these values (see :meth:`named`) where there are any, on
-        ``device``."""
-
-        def own(part: str, learned: Gate | MatrixMlp) -> dict[str, Tensor]:
-            names = [field.name for field in fields(learned)]
-            found = {n: values.get(f"{part}.{n}", getattr(learned, n)) for n in names}
-            return {name: value.detach().to(device, copy=True) for name, value in found.items()}
-
-        return FactorMap(
-            self.U.to(device),
-            self.s.to(device),
-            self.Vh.to(device),
-            replace(self.gate, **own("gate", self.gate)),
-            replace(self.mlp, **own("mlp", self.mlp)),
-        )
+        return mlp((self.U * gate(self.s, self.learned)) @ self.Vh, self.learned)
 
 
 def fresh_map(start: Tensor, kernels: int, generator: torch.Generator) -> FactorMap:
     """Return the map that a task begins with: an open gate, a drawn MLP on the columns of
     ``start``. The MLP is no identity, and what ``start`` knew is gone until it is learned again."""
     U, s, Vh = (part.float() for part in torch.linalg.svd(start.double(), full_matrices=False))
-    return FactorMap(U, s, Vh, open_gate(s, kernels), drawn_mlp(start.shape[0], generator))
+    return FactorMap(U, s, Vh, open_gate(s, kernels) | drawn_mlp(start.shape[0], generator))
 
 
-@dataclass(frozen=True, eq=False)
-class Gate:
-    """A learned gate on a spectrum: heat kernels at several scales.
+def gate(s: Tensor, learned: Tensors) -> Tensor:
+    """Return the singular values behind a learned gate, ``(directions,)``: heat kernels at several
+    scales.
 
         ``s'_k = relu( s_k sum_j g_jk phi_j(s_k) phi_j(-s_k) )``,
         ``phi_j(s) = exp(-(s - c_j)^2 / (2 w_j))``,
 
-    with centres ``c``, squared widths ``w`` and gains ``g``, all learned. The two kernels multiply
-    to ``exp(-(s^2 + c_j^2) / w_j)``: with gains of 1 the strongest directions pass least. Source:
-    eq. 8 and 10.
-
-    Attributes: ``centres`` and ``log_widths`` (of the squared widths), both ``(kernels,)``, and
-    ``gains``, ``(kernels, directions)``."""
-
-    centres: Tensor
-    log_widths: Tensor
-    gains: Tensor
-
-    def __call__(self, s: Tensor) -> Tensor:
-        """Return the singular values behind the gate, ``(directions,)``.
-
-        A flat spectrum, or one far above its own range, passes as zeros; gains of 0 let nothing
-        through.
-        """
-        widths = self.log_widths.exp().clamp(min=SMALLEST)
-        exponents = (s.square() + self.centres.square()[:, None]) / widths[:, None]
-        return torch.relu(s * (self.gains * torch.exp(-exponents)).sum(dim=0))
+    with centres ``c`` and squared widths ``w``, ``(kernels,)``, and gains ``g``, ``(kernels,
+    directions)``. The two kernels multiply to ``exp(-(s^2 + c_j^2) / w_j)``: with gains of 1 the
+    strongest directions pass least, and a flat spectrum, or one far above its own range, as zeros.
+    Source: eq. 8 and 10.
+    """
+    widths = learned["gate.log_widths"].exp().clamp(min=SMALLEST)
+    exponents = (s.square() + learned["gate.centres"].square()[:, None]) / widths[:, None]
+    return torch.relu(s * (learned["gate.gains"] * torch.exp(-exponents)).sum(dim=0))
 
 
-def open_gate(s: Tensor, kernels: int) -> Gate:
+def open_gate(s: Tensor, kernels: int) -> Tensors:
     """Return the gate that a task begins with: centres spread evenly over the spectrum ``s``,
     widths ``j / kernels`` of its range, gains 1."""
     lowest, reach = s.min(), s.max() - s.min()
     steps = torch.arange(1, kernels + 1, dtype=s.dtype) / kernels
-    return Gate(
-        centres=lowest + reach * torch.linspace(0, 1, kernels, dtype=s.dtype),
-        log_widths=(steps * reach).square().clamp(min=SMALLEST).log(),
-        gains=torch.ones(kernels, s.numel(), dtype=s.dtype),
-    )
+    return {
+        "gate.centres": lowest + reach * torch.linspace(0, 1, kernels, dtype=s.dtype),
+        "gate.log_widths": (steps * reach).square().clamp(min=SMALLEST).log(),
+        "gate.gains": torch.ones(kernels, s.numel(), dtype=s.dtype),
+    }
 
 
-@dataclass(frozen=True, eq=False)
-class MatrixMlp:
-    """An MLP whose examples are the columns of a matrix: ``Y' = W_2 relu(W_1 Y + b_1) + b_2``, eq.
-    11.
-
-    Attributes: ``W_1`` ``(hidden, n)``, ``b_1`` ``(hidden,)``, ``W_2`` ``(n, hidden)``, ``b_2``
-    ``(n,)``."""
-
-    hidden_weight: Tensor
-    hidden_bias: Tensor
-    out_weight: Tensor
-    out_bias: Tensor
-
-    def __call__(self, matrix: Tensor) -> Tensor:
-        """``(n, columns)`` to ``(n, columns)``; a matrix of zeros to its biases alone."""
-        hidden = torch.relu(self.hidden_weight @ matrix + self.hidden_bias[:, None])
-        return self.out_weight @ hidden + self.out_bias[:, None]
+def mlp(matrix: Tensor, learned: Tensors) -> Tensor:
+    """Return ``W_2 relu(W_1 Y + b_1) + b_2``, eq. 11, of a matrix whose columns are examples."""
+    hidden = learned["mlp.hidden_weight"] @ matrix + learned["mlp.hidden_bias"][:, None]
+    return learned["mlp.out_weight"] @ torch.relu(hidden) + learned["mlp.out_bias"][:, None]
 
 
-def drawn_mlp(n: int, generator: torch.Generator) -> MatrixMlp:
+def drawn_mlp(n: int, generator: torch.Generator) -> Tensors:
     """For columns of length ``n``: Kaiming-uniform weights, zero biases."""
     hidden = max(NARROWEST, min(n, WIDEST))
-    return MatrixMlp(
-        hidden_weight=_kaiming(hidden, n, generator),
-        hidden_bias=torch.zeros(hidden),
-        out_weight=_kaiming(n, hidden, generator),
-        out_bias=torch.zeros(n),
-    )
+    return {
+        "mlp.hidden_weight": _kaiming(hidden, n, generator),
+        "mlp.hidden_bias": torch.zeros(hidden),
+        "mlp.out_weight": _kaiming(n, hidden, generator),
+        "mlp.out_bias": torch.zeros(n),
+    }
 
 
 def _kaiming(rows: int, columns: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deal_core.aggregation.aggregation_error import ErrorMeter
+from deal_core.aggregation.running import ErrorMeter
 from deal_core.lora.adapter import Adapter, LoraFactors
 from tests.deal_core.aggregation.updates import adapter, dense
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from deal_core.aggregation import LORA_A, LORA_B, ClientUpdate, make_rule
-from deal_core.aggregation.aggregation_error import MOST_CLIENTS
-from deal_core.aggregation.running import FactorMean, ProductSum, one_vector
+from deal_core.aggregation.running import MOST_CLIENTS, FactorMean, ProductSum, one_vector
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
 

@@ -16,12 +16,13 @@ from deal_core.baselines.deal_reference import (
     SMALLEST,
     Constants,
     DealReference,
-    Gate,
     Mapped,
     drawn_mlp,
     flat,
     fresh_map,
     fresh_maps,
+    gate,
+    mlp,
     open_gate,
     penalty,
 )
@@ -129,14 +130,14 @@ def test_the_penalty_and_its_gradient_are_the_formula(powers):
     config = Constants(lambda1=0.3, lambda2=0.2, a=a, b=b)
     generator = seeded("penalty")
     starts = [torch.randn(shape, generator=generator) for shape in ((4, 30), (20, 4))]
-    maps = [fresh_map(start, 4, generator).at({}, CPU) for start in starts]
-    learned = [t.requires_grad_() for m in maps for t in m.named().values()]
+    maps = [fresh_map(start, 4, generator) for start in starts]
+    learned = [t.requires_grad_() for m in maps for t in m.learned.values()]
     found = penalty(maps, config)
     found.backward()
     expected = 0.0
     for m in maps:
-        for weight, power, part in ((0.3, a, m.gate), (0.2, b, m.mlp)):
-            for tensor in vars(part).values():
+        for weight, power, part in ((0.3, a, "gate."), (0.2, b, "mlp.")):
+            for tensor in (t for name, t in m.learned.items() if name.startswith(part)):
                 values = tensor.detach().double().numpy()
                 expected += weight * float((np.abs(values) ** power).sum())
                 slope = weight * power * np.abs(values) ** (power - 1) * np.sign(values)
@@ -148,7 +149,7 @@ def test_the_penalty_and_its_gradient_are_the_formula(powers):
 def end_to_end(minilm, built: Mapped) -> dict[str, torch.Tensor]:
     """Gradients by one ordinary backward pass through maps and model together."""
     for m in built.maps.values():
-        for tensor in m.named().values():
+        for tensor in m.learned.values():
             tensor.requires_grad_().grad = None
     linears = {
         f"{PREFIX}{name}.{factor}.weight": getattr(layer, factor)[CURRENT]
@@ -170,7 +171,7 @@ def end_to_end(minilm, built: Mapped) -> dict[str, torch.Tensor]:
 def taken(built: Mapped) -> dict[str, torch.Tensor]:
     gradients = {}
     for key, m in built.maps.items():
-        for name, tensor in m.named().items():
+        for name, tensor in m.learned.items():
             gradients[f"{key}/{name}"], tensor.grad = tensor.grad, None
     return gradients
 
@@ -238,10 +239,10 @@ def phi(s: float, centre: float, width: float) -> float:
     return math.exp(-((s - centre) ** 2) / (2 * width))
 
 
-def gated(s, gate: Gate) -> list[float]:
+def gated(s, learned) -> list[float]:
     """Eq. 10 with phi at minus s for its inverse, number by number."""
-    centres, gains = gate.centres.tolist(), gate.gains.tolist()
-    widths = [max(math.exp(w), SMALLEST) for w in gate.log_widths.tolist()]
+    centres, gains = learned["gate.centres"].tolist(), learned["gate.gains"].tolist()
+    widths = [max(math.exp(w), SMALLEST) for w in learned["gate.log_widths"].tolist()]
     passed = []
     for k, value in enumerate(s.tolist()):
         total = 0.0
@@ -251,44 +252,44 @@ def gated(s, gate: Gate) -> list[float]:
     return passed
 
 
-def moved_gate(s: torch.Tensor, kernels: int, generator: torch.Generator) -> Gate:
-    start = open_gate(s, kernels)
-    parts = (start.centres, start.log_widths, start.gains)
-    return Gate(
-        *(p + 0.5 * torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parts)
-    )
-
-
 @pytest.mark.parametrize("kernels", [2, 4, 7])
 def test_a_gate_is_the_formula(kernels):
     generator = seeded("gate", kernels)
     s = torch.rand(6, generator=generator, dtype=torch.float64).sort(descending=True).values
-    for gate in (open_gate(s, kernels), moved_gate(s, kernels, generator)):
-        np.testing.assert_allclose(gate(s).numpy(), gated(s, gate), rtol=1e-10, atol=1e-300)
-    assert any(value == 0.0 for value in gated(s, Gate(gate.centres, gate.log_widths, -gate.gains)))
+    start = open_gate(s, kernels)
+    moved = {
+        name: part + 0.5 * torch.randn(part.shape, generator=generator, dtype=part.dtype)
+        for name, part in start.items()
+    }
+    for learned in (start, moved):
+        np.testing.assert_allclose(
+            gate(s, learned).numpy(), gated(s, learned), rtol=1e-10, atol=1e-300
+        )
+    turned = {**moved, "gate.gains": -moved["gate.gains"]}
+    assert any(value == 0.0 for value in gated(s, turned))
 
 
 @pytest.mark.parametrize("value", [0.6, 0.0])
 def test_a_flat_spectrum_does_not_pass(value):
     """As under an orthogonal start, and before anything was learnt."""
     s = torch.full((5,), value)
-    gate = open_gate(s, 4)
-    assert all(part.isfinite().all() for part in (gate.centres, gate.log_widths))
-    assert not gate(s).any()
+    learned = open_gate(s, 4)
+    assert all(part.isfinite().all() for part in learned.values())
+    assert not gate(s, learned).any()
 
 
 @pytest.mark.parametrize(("n", "hidden", "count"), [(16, 128, 4_240), (1024, 512, 1_050_112)])
 def test_an_mlp_is_torchs_on_the_columns(n, hidden, count):
     """Sizes as published, for a factor of rank 16 and a layer of 1,024 outputs."""
-    mlp = drawn_mlp(n, seeded("mlp"))
-    parts = (mlp.hidden_weight, mlp.hidden_bias, mlp.out_weight, mlp.out_bias)
+    learned = drawn_mlp(n, seeded("mlp"))
+    parts = list(learned.values())
     assert sum(part.numel() for part in parts) == count
     dense = nn.Sequential(nn.Linear(n, hidden), nn.ReLU(), nn.Linear(hidden, n))
     for parameter, part in zip(dense.parameters(), parts, strict=True):
         parameter.data = part
     matrix = torch.randn(n, 7, generator=seeded("columns"))
     with torch.no_grad():
-        torch.testing.assert_close(mlp(matrix), dense(matrix.T).T)
+        torch.testing.assert_close(mlp(matrix, learned), dense(matrix.T).T)
 
 
 @pytest.mark.parametrize("shape", [(4, 50), (60, 4)])
@@ -296,8 +297,8 @@ def test_a_map_is_the_mlp_of_the_gated_factor(shape):
     start = 0.3 * torch.randn(shape, generator=seeded("start"))
     made = fresh_map(start, 4, seeded("mlp"))
     U, s, Vh = np.linalg.svd(start.double().numpy(), full_matrices=False)
-    kept = U @ np.diag(gated(torch.from_numpy(s), made.gate)) @ Vh
-    hidden = np.maximum(made.mlp.hidden_weight.double().numpy() @ kept, 0.0)
-    expected = made.mlp.out_weight.double().numpy() @ hidden
+    kept = U @ np.diag(gated(torch.from_numpy(s), made.learned)) @ Vh
+    hidden = np.maximum(made.learned["mlp.hidden_weight"].double().numpy() @ kept, 0.0)
+    expected = made.learned["mlp.out_weight"].double().numpy() @ hidden
     assert np.abs(expected).max() > 0.0
     np.testing.assert_allclose(made.factor().numpy(), expected, atol=1e-4 * np.abs(expected).max())
