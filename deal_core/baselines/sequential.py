@@ -1,5 +1,5 @@
 """Baselines that train adapters on task after task: ``sequential`` alone, the lower one; ``lwf``,
-which distils its own past; ``olora`` and ``slao``; ``replay``, which keeps texts of earlier tasks."""
+which distils its own past; ``olora`` and ``slao``; ``replay``, which keeps texts."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from deal_core.config.method import MethodConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
-from deal_core.lora.attach import at_task_start, read
+from deal_core.lora.attach import read
 from deal_core.lora.state import State
 from deal_core.methods import (
     METHODS,
@@ -183,28 +183,6 @@ DATA = [
     Example("The phrenic nerve supplies the diaphragm", "Anatomy"),
     Example("Laparoscopic removal of the appendix", "Surgery"),
 ]
-
-
-def test_without_retention_the_teacher_is_the_adapter_as_the_task_began(minilm):
-    """Through the real model: while the adapter moves, the teacher does not."""
-    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
-    method = make_method(ONE_ADAPTER, AdapterConfig())
-    empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
-    is_nonzero = method.end_task(small(learnt(method.begin_task(empty, seeded(0)), 1)))
-    data = minilm.encode(DATA, LABELS)
-    load_state(minilm, is_nonzero)
-    with torch.no_grad():
-        expected = minilm.scores(data, LABELS)
-    begun = method.begin_task(is_nonzero, seeded(1))
-    moved = small(learnt(begun, 2))
-    for state, moves in ((begun, False), (moved, True)):
-        load_state(minilm, state)
-        with torch.no_grad():
-            now = minilm.scores(data, LABELS)
-            with at_task_start(minilm.module):
-                teacher = minilm.scores(data, LABELS)
-        torch.testing.assert_close(teacher, expected, rtol=0, atol=1e-3)
-        assert ((now - expected).abs().max() > 0.01) == moves
 
 
 def small(state: State) -> State:

@@ -52,13 +52,12 @@ def probed(how: str, rounds: int, ridge: float) -> Tensor:
     return method.end_task(state).heads["skin"]
 
 
-@pytest.mark.parametrize("how", SPLITS)
-def test_a_linear_probe_reaches_the_central_optimum(how):
+def test_a_linear_probe_reaches_the_central_optimum():
     x, y = data(6)
     optimum = central_optimum(x, y, 1e-2)
-    reached = probed(how, 200, 1e-2).double()
+    reached = probed("at random", 200, 1e-2).double()
     torch.testing.assert_close(reached, optimum, rtol=1e-5, atol=1e-5)
-    few = probed(how, 30, 1e-2).double()
+    few = probed("at random", 30, 1e-2).double()
     assert objective(few, x, y, 1e-2) - objective(optimum, x, y, 1e-2) < 1e-4
 
 

@@ -4,21 +4,11 @@ tasks apart and names add to them; where sums cannot leave, it is off."""
 from __future__ import annotations
 
 import pytest
-import torch
 
-from deal_core.config.experiment import AdapterConfig, Experiment, ModelConfig
+from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment
-from deal_core.data import Example
 from deal_core.deal.class_means import PROTOTYPES
-from deal_core.lora.adapter import orthogonal_init, zero_adapter
-from deal_core.lora.state import State
 from deal_core.methods import method_of, phases_of, resolve_auto, statistics_of
-from deal_core.models import adapter_shapes
-from deal_core.randomness import seeded
-from deal_core.training.evaluation import base_embeddings
-from deal_core.training.loop import load_state
-
-EXAMPLES = [Example("A murmur in systole", "Heart"), Example("Blurred vision of one eye", "Eye")]
 
 
 def experiment(*overrides: str) -> Experiment:
@@ -66,20 +56,3 @@ def test_where_no_sums_can_leave_it_is_off(setting):
     config = experiment("federation.clients=3", *setting.split())
     assert resolve_auto(config).prototype.enabled == "off"
     assert statistics_of(method_of(config)) is None
-
-
-def test_what_is_summed_up_does_not_depend_on_what_was_learnt(minilm):
-    data = minilm.encode(EXAMPLES, ("Heart", "Eye"))
-    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
-    nothing = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
-    learnt = orthogonal_init(nothing.retained, 8, 2.0, seeded("learnt"))
-    for factors in learnt.layers.values():
-        factors.B.normal_(0.0, 0.1, generator=seeded("B"))
-    load_state(minilm, nothing)
-    before = base_embeddings(minilm, data, 4)
-    load_state(minilm, State(learnt, learnt))
-    with torch.no_grad():
-        assert (minilm.embed(data, 4) - before).norm() > 0.1
-    assert torch.equal(base_embeddings(minilm, data, 4), before)
-    torch.testing.assert_close(base_embeddings(minilm, data[1:], 4), before[1:], rtol=0, atol=1e-5)
-    load_state(minilm, nothing)

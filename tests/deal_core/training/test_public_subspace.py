@@ -15,7 +15,7 @@ from deal_core.errors import UserError
 from deal_core.models import load_model
 from deal_core.randomness import seeded
 from deal_core.training import public_subspace as subspaces
-from deal_core.training.public_subspace import lifted, principal, public_subspace, texts_digest
+from deal_core.training.public_subspace import lifted, principal, public_subspace
 
 TEXTS, SIZE, NUMBER = 300, 20, 7
 LABELS = ("Heart", "Eye")
@@ -91,13 +91,6 @@ def test_another_process_reads_the_same_directions_to_the_bit(minilm, tmp_path, 
     assert len(list((tmp_path / "cache").iterdir())) == 2
     file.write_bytes(b"broken")
     assert torch.equal(asked(tmp_path / "cache").directions, made.directions)
-
-
-def test_the_names_of_sites_texts_tell_them_apart_in_their_order():
-    digests = [
-        texts_digest(own) for own in (SENTENCES, SENTENCES[::-1], SENTENCES[:2], ("ab", "c"))
-    ]
-    assert len({*digests, texts_digest(("a", "bc"))}) == 5
 
 
 SPACES = (("Heart", "Eye"), (), ("Eye", "Skin"))
