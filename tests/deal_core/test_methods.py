@@ -185,12 +185,6 @@ DATA = [
 ]
 
 
-def small(state: State) -> State:
-    """A hundredth of the update: the model still makes sense."""
-    layers = {n: LoraFactors(f.A, 0.01 * f.B) for n, f in state.current.layers.items()}
-    return replace(state, current=Adapter(layers, state.current.scaling))
-
-
 class NothingKept:
     def get_or_compute(self, tasks, basis, make):
         return make(0, {})

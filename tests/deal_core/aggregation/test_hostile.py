@@ -30,7 +30,6 @@ from tests.deal_core.aggregation.updates import adapter, delta, replies, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIG = AggregationConfig()
 LIMITS = Limits(20.0, 50.0, 100.0)
 RULES = sorted(AGGREGATION_RULES)
 EXACT = sorted(set(RULES) - {"fedit"})

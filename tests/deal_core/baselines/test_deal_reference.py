@@ -51,7 +51,6 @@ DATA = [
     Example("The ulnar nerve", "Anatomy"),
 ]
 BOTH = frozenset({"lora_A", "lora_B"})
-CPU = torch.device("cpu")
 
 
 def made(**keys: float):

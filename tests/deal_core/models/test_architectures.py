@@ -22,7 +22,6 @@ EXAMPLES = [
     Example("d", "green"),
     Example("a b a b a b", "red"),
 ]
-BOTH = frozenset({"lora_A", "lora_B"})
 
 
 @pytest.fixture(scope="module", params=WORKING)
