@@ -80,26 +80,16 @@ def left_out(
     ICML 2021, arXiv 2012.10333 (who is judged by one round alone can hide in its noise: use
     history).
     """
-    return _turned(updates, before, distrusted) | _leapt(updates, before)
-
-
-def _turned(
-    updates: Sequence[ClientUpdate], before: Adapter, distrusted: frozenset[str]
-) -> frozenset[str]:
     agreement = {update.client: inner(update.adapter, before) for update in updates}
-    opposed = frozenset(client for client, value in agreement.items() if value < 0)
-    if any(agreement.values()) and 2 * len(opposed) < len(updates):
-        return opposed
-    known = distrusted & agreement.keys()
-    return known if 2 * len(known) < len(updates) else frozenset()
-
-
-def _leapt(updates: Sequence[ClientUpdate], before: Adapter) -> frozenset[str]:
+    turned = {client for client, value in agreement.items() if value < 0}
+    if not any(agreement.values()) or 2 * len(turned) >= len(updates):  # the start tells nothing
+        known = distrusted & agreement.keys()
+        turned = set(known) if 2 * len(known) < len(updates) else set()
     lengths = {u.client: math.hypot(*change_norms(u.adapter, before).values()) for u in updates}
     bound = LONGEST * statistics.median(lengths.values())
     if bound == 0:  # most have not moved, as where a task has one label: no measure
-        return frozenset()
-    return frozenset(client for client, length in lengths.items() if length > bound)
+        return frozenset(turned)
+    return frozenset(turned | {client for client, length in lengths.items() if length > bound})
 
 
 def change_norms(adapter: Adapter, before: Adapter) -> dict[str, float]:
@@ -128,10 +118,8 @@ def _change(adapter: Adapter, before: Adapter, name: str) -> LoraFactors:
 
 def inner(one: Adapter, other: Adapter) -> float:
     """Return ``<s_1 B_1 A_1, s_2 B_2 A_2>`` summed over layers: two ``r_1 x r_2`` Grams each."""
-    total = sum(_inner(factors, other.layers[name]) for name, factors in one.layers.items())
+    total = 0.0
+    for name, f in one.layers.items():
+        g = other.layers[name]
+        total += float(((f.B.double().T @ g.B.double()) * (f.A.double() @ g.A.double().T)).sum())
     return one.scaling * other.scaling * total
-
-
-def _inner(one: LoraFactors, other: LoraFactors) -> float:
-    left, right = one.B.double().T @ other.B.double(), one.A.double() @ other.A.double().T
-    return float((left * right).sum())

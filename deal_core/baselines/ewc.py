@@ -132,16 +132,10 @@ def drawn_labels(
     for part in passes:
         items = [share.data[i] for i in part]
         with torch.no_grad():
-            chances = label_chances(model, items, share.labels).cpu()
+            # Of words, a label's probability is the product over its tokens, and not their mean.
+            ask = model.log_likelihoods if isinstance(model, GeneratingModel) else model.scores
+            chances = ask(items, share.labels).softmax(dim=1).cpu()
         drawn = torch.multinomial(chances, 1, generator=generator).flatten().tolist()
         for i, item, target in zip(part, items, drawn, strict=True):
             relabelled[i] = Encoded(item.tokens, target)
     return relabelled
-
-
-def label_chances(model: LanguageModel, items: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
-    """Return how likely the model's answer is each label, ``(items, labels)``. Of words, a label's
-    probability is the product over its tokens, and not their mean."""
-    if isinstance(model, GeneratingModel):
-        return model.log_likelihoods(items, labels).softmax(dim=1)
-    return model.scores(items, labels).softmax(dim=1)

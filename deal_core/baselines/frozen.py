@@ -81,11 +81,6 @@ RIDGE = 3e-4
 """Weight of half the squared norm of weights and biases beside the mean cross-entropy."""
 
 
-def moment_shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
-    """Name to shape of what a client sends once: of a symmetric moment the upper triangle."""
-    return {COUNT: (labels,), MOMENT: ((size + 1) * (size + 2) // 2,)}
-
-
 def collect_moment(task: EmbeddedTask) -> Tensors:
     """Return how many examples each label has, and ``sum_x [x; 1][x; 1]^T``, rows of its upper
     triangle; float64."""
@@ -212,7 +207,11 @@ def linear_probe(
 ) -> LinearProbe:
     """Return the method with so many rounds of exact gradients a task, on embeddings of so many of
     the model's last layers."""
-    once = ExactSums(moment_shapes, collect_moment, check_moment)
+    once = ExactSums(
+        lambda labels, size: {COUNT: (labels,), MOMENT: ((size + 1) * (size + 2) // 2,)},
+        collect_moment,  # of a symmetric moment the upper triangle
+        check_moment,
+    )
     first = Statistics(absorb_moment, True, layers, exact=once)
     absorb = partial(absorb_gradient, ridge=ridge)
     further = Statistics(absorb, False, layers, exact=ExactSums(shapes, collect, check))

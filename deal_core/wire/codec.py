@@ -52,22 +52,6 @@ class Codec:
     """From key and what travels, already checked."""
 
 
-def _float32_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
-    return {key: Header("float32", shape)}
-
-
-def _float32_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> WireArrays:
-    return {key: array}
-
-
-def _float32_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    return encoded[key]
-
-
-def _bfloat16_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
-    return {key: Header("uint16", shape)}
-
-
 def _bfloat16_encode(
     key: str, array: NDArray[np.float32], generator: torch.Generator
 ) -> WireArrays:
@@ -125,8 +109,14 @@ def _within(key: str) -> int:
 
 
 CODECS: dict[str, Codec] = {
-    "float32": Codec(_float32_headers, _float32_encode, _float32_decode),
-    "bfloat16": Codec(_bfloat16_headers, _bfloat16_encode, _bfloat16_decode),
+    "float32": Codec(
+        lambda key, shape: {key: Header("float32", shape)},
+        lambda key, array, generator: {key: array},
+        lambda key, encoded: encoded[key],
+    ),
+    "bfloat16": Codec(
+        lambda key, shape: {key: Header("uint16", shape)}, _bfloat16_encode, _bfloat16_decode
+    ),
     "int8": Codec(_int8_headers, _int8_encode, _int8_decode),
 }
 """``wire.dtype`` to format."""
