@@ -63,11 +63,10 @@ class Verdict:
 class Screen:
     """Judges the updates of one round.
 
-    The first 32 are held until the 33rd comes, or the round ends, and each is judged beside all
-    of them; each later one beside all that have come until then. So memory is bounded however
-    many clients there are, and the bound is as good as the honest majority among those that came
-    first. Medians are over the *others*: who lies cannot widen his own bound, and less than half
-    of the clients cannot narrow that of anybody else to nothing.
+    The first 32 are held until the 33rd comes, or the round ends, and each is judged beside all of
+    them; each later one beside all that have come until then: memory is bounded. Medians are over
+    the *others*: who lies cannot widen his own bound, and less than half of the clients cannot
+    narrow that of anybody else to nothing.
     """
 
     def __init__(self, limits: Limits) -> None:

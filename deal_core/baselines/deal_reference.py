@@ -12,9 +12,8 @@ arXiv 2509.18942, eq. 8 to 12 and algorithm 1; what the paper leaves open is tha
 kernels, one layer, ReLU on the spectrum, MLPs on the columns with ``max(128, min(n, 512))`` hidden
 units, Kaiming weights and zero biases drawn anew in every task, ``a = 5``, ``b = 2``.
 
-It has to be read as it is: a drawn MLP is no identity, so a task begins with a model that has lost
-what it knew, and the gates pass weak directions better than strong ones. ``deal`` is the method
-made well-posed.
+A drawn MLP is no identity, so a task begins with a model that has lost what it knew, and the gates
+pass weak directions better than strong ones: ``deal`` is the method made well-posed.
 
 Other than there, because it is federated:
 
@@ -22,14 +21,10 @@ Other than there, because it is federated:
   drawn from a seed, the same in every task; clients draw the same ones.
 * Averaged factors are the factors of no gate and MLP. A client goes on with its own, which it
   keeps on its disk, and holds the difference fixed in a round: ``received + map(now) - map(as the
-  round began)``. With one client there is no difference. What a client keeps does not grow with
-  the tasks; it is many times the size of an adapter.
+  round began)``. With one client there is no difference.
 * The factors of a task's end are the last average, not a map's.
-* Steps, learning rate and batches are the experiment's, as for every method; the optimiser's
-  moments begin anew in every round. (There: 1e-5, one epoch.)
-
-Other than there, with no effect but on cost and rounding: float32, and one SVD a task instead of
-one in every pass. Where nothing was learnt in any task before, a task is plain LoRA.
+* Steps, learning rate and batches are the experiment's; the optimiser's moments begin anew in every
+  round. (There: 1e-5, one epoch.) Computed in float32, with one SVD a task.
 """
 
 from __future__ import annotations

@@ -103,12 +103,8 @@ def importance(model: LanguageModel, state: State, past: TaskHistory) -> Tensors
 
 
 def fisher_diagonal(model: LanguageModel, share: TaskDataset, seed: str) -> Tensors:
-    """Return ``mean_x E_{y ~ p(y | x)} (d loss(x, y) / d theta)^2``, one draw of ``y`` for every
-    ``x``.
-
-    Returns:
-        Key of a factor to its diagonal, of the factor's shape; zeros where there is no data.
-    """
+    """Return ``mean_x E_{y ~ p(y | x)} (d loss(x, y) / d theta)^2`` by key, one draw of ``y`` for
+    every ``x``; zeros where there is no data."""
     set_trainable(model.module, BOTH)
     ordered = sorted(range(len(share.data)), key=lambda i: len(share.data[i].tokens))
     passes = within_budget(share.data, ordered, TOKENS)

@@ -155,8 +155,8 @@ def merge(
     """Put ``base``, ``base + retained`` and ``base + retained + residual`` in place; the last
     without the first ``num_reference_directions`` directions of ``retained``.
 
-    The sums are made from the weights as they were loaded, so nothing drifts however often
-    this is called; for the adapters of the last call they are in place already.
+    The sums are made from the weights as they were loaded, so nothing drifts; for the adapters of
+    the last call they are in place already.
 
     Raises:
         ValueError: an adapter's layers are not the model's.

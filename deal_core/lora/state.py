@@ -95,8 +95,8 @@ class State:
 
 
 def continued(state: State, config: AdapterConfig, generator: torch.Generator) -> State:
-    """Return the same state; before the first task one with a drawn adapter: of methods that train
-    one adapter for all tasks. Nothing is retained, and next to nothing travels for it."""
+    """Return the same state; before the first task one with a drawn adapter, of methods that train
+    one for all tasks: nothing is retained."""
     if any(bool(factors.A.any()) for factors in state.current.layers.values()):
         return state
     scaling = config.lora_alpha / config.rank

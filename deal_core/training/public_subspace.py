@@ -99,17 +99,10 @@ def public_subspace(
     labels: Sequence[str],
     folder: Path | None = None,
 ) -> Subspace:
-    """Return the public directions of a frozen model; what it makes of the texts is read again from
-    ``folder`` where an earlier process has left it there.
-
-    Args:
-        model: of any family; whatever adapters it holds.
-        texts: public ones.
-        layers: of how many of its last layers embeddings are made.
-        number: of directions; 0: all that an embedding has, as they are.
-        labels: of a task, where a prompt names some; none: texts are read without a prompt.
-        folder: of files with embeddings of public texts; None: none is read or written.
-    """
+    """Return so many public directions of a frozen model (0: all that an embedding of its last
+    ``layers`` has, as they are), whatever adapters it holds. What it makes of the texts is read
+    again from ``folder`` where an earlier process has left it there. ``labels``: of a task, where a
+    prompt names some; none: texts are read without a prompt."""
     if not number:
         texts = texts[:1]
     path = None if folder is None else folder / f"{_key(model, texts, layers, labels)}.npy"

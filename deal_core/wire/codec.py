@@ -5,19 +5,14 @@ relative error is at most 2^-9 a value. ``int8`` quarters them, with one float32
 of the ``r`` rank directions (a row of ``lora_A``, a column of ``lora_B``: one scale per row of
 eight numbers would cost half as much again), and stochastic rounding, so that the decoded
 tensor is unbiased: ``E[decode(encode(x))] = x``, with a variance of at most ``scale^2 / 4``,
-``scale = max |direction| / 127``. Either way a second encoding of what was decoded loses nothing:
-what does not learn is the same in every round.
+``scale = max |direction| / 127``. Either way a second encoding of what was decoded loses nothing.
 
-What survives aggregation. When one factor is common to all clients the product is linear in
-the other one: rounding errors average out over clients and, with error feedback, over rounds.
-When both are coded, ``(B + e)(A + f)`` is still unbiased, for ``e`` and ``f`` are independent,
-but ``e f`` adds variance, and a single outlier stretches the scale of its whole direction. Both
-speak for sending one factor a round. An exact rule is exact for the *decoded* updates.
-
-Send changes. The coarser the code, the better it is spent on ``arrays - before``, whose scale
-shrinks as training settles, than on the values. Sender and receiver must then hold the same
-``before`` to the bit: after a lossy message the one who sent it must go on from what the other
-decoded. Source of error feedback: Seide et al. 2014; Karimireddy et al., ICML 2019, arXiv
+Send changes, of one factor a round. The coarser the code, the better it is spent on ``arrays -
+before``, whose scale shrinks as training settles; sender and receiver must then hold the same
+``before`` to the bit. Where one factor is common to all clients the product is linear in the other
+one: errors average out over clients and, with error feedback, over rounds. When both are coded,
+``(B + e)(A + f)`` is still unbiased, but ``e f`` adds variance. An exact rule is exact for the
+*decoded* updates. Source of error feedback: Seide et al. 2014; Karimireddy et al., ICML 2019, arXiv
 1901.09847.
 """
 

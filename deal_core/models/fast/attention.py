@@ -41,10 +41,10 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Return attention as transformers asks for it: query ``(batch, heads, queries, width)``, key
-    and value likewise, mask boolean ``(batch, 1, queries or 1, keys)``; the result is
-    ``(batch, queries, heads, width)``. Whatever is not short and plain goes to transformers' own.
-    Option ``forest``: the batch is one row of prompts that share what they begin with.
+    """Return attention as transformers asks for it: query, key and value ``(batch, heads, tokens,
+    width)``, mask boolean ``(batch, 1, queries or 1, keys)``; the result is ``(batch, queries,
+    heads, width)``. Whatever is not short and plain goes to transformers' own. Option ``forest``:
+    the batch is one row of prompts that share what they begin with.
 
     Raises:
         ValueError: the model has attention sinks, which neither this nor transformers' own heeds.
