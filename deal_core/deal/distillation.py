@@ -24,7 +24,7 @@ from deal_core.deal.objective import plain
 from deal_core.lora.adapter import fingerprint
 from deal_core.lora.attach import at_task_start
 from deal_core.lora.state import State
-from deal_core.models import Encoded, ForwardOutput, GeneratingModel, LanguageModel
+from deal_core.models import Encoded, GeneratingModel, LanguageModel
 from deal_core.models.generating import word_losses
 from deal_core.training.batching import Cache, contained, evaluation_batches
 from deal_core.training.loop import Objective
@@ -54,9 +54,9 @@ def distilled(
     labels of future tasks, and ``earlier_prompts``: a generating model's teacher is asked with the
     prompts of earlier tasks. The cache keeps its answers while ``retained`` and the labels stay.
     """
-    if isinstance(model, GeneratingModel) and earlier_prompts:
-        return answers_distilled(model, state, task, data, cache, config)
-    choices = _choices(task, config, future if model.has_label_logits else 0.0)
+    if isinstance(model, GeneratingModel):
+        return words_distilled(model, state, task, data, cache, config, earlier_prompts)
+    choices = _choices(task, config, future)
     if not choices:
         return plain(model, task, data)
     spaces = [space for space, _ in choices]
@@ -64,8 +64,35 @@ def distilled(
     teacher: Teacher = cache.get_or_compute(
         "teacher", basis, lambda: make_teacher(model, data, task.labels, spaces, task.protected)
     )
-    weights = [weight for _, weight in choices] if model.has_label_logits else [config.weight]
-    return Distilled(model, task.labels, spaces, weights, data, teacher)
+    return Distilled(model, task.labels, spaces, [weight for _, weight in choices], data, teacher)
+
+
+def words_distilled(
+    model: GeneratingModel,
+    state: State,
+    task: LocalTask,
+    data: Sequence[Encoded],
+    cache: Cache,
+    config: DistillationConfig,
+    earlier_prompts: bool = True,
+) -> Objective:
+    """Return :class:`WordsDistilled`; plain cross-entropy where there is no earlier task, or the
+    weight is 0. The cache keeps the teacher's answers while ``retained`` and the prompts stay the
+    same."""
+    learning = plain(model, task, data)
+    earlier = task.prompts if earlier_prompts else task.seen
+    if not earlier or not config.weight or task.joint_tasks:
+        return learning
+    basis = f"{fingerprint(state.retained)} {task.prompts} {task.labels} {len(data)}"
+
+    def asked() -> tuple[Sequence[Encoded | None], WordTeacher]:
+        if earlier_prompts:
+            return ask(model, data, task.prompts, alone=task.protected)
+        return data, word_teacher(model, data, task.labels, task.protected)
+
+    items, teacher = cache.get_or_compute("words", basis, asked)
+    labels = () if earlier_prompts else task.labels
+    return WordsDistilled(model, learning, items, labels, teacher, config.weight)
 
 
 def _choices(
@@ -109,42 +136,39 @@ class Distilled(Objective):
         items = [self.data[i] for i in batch]
         learnt = self.model.forward_train(items, self.labels, self.spaces)
         teacher_logits = torch.cat(self.teacher(batch))
-        kept = distillation_losses(learnt, teacher_logits, TEMPERATURE, self.weights)
+        kept = distillation_losses(
+            learnt.distillation_logits, teacher_logits, learnt.spaces, TEMPERATURE, self.weights
+        )
         return learnt.example_losses + kept
 
 
 def distillation_losses(
-    student: ForwardOutput, teacher: Tensor, temperature: float, weights: Sequence[float] = ()
+    student: Tensor,
+    teacher: Tensor,
+    spaces: Sequence[int],
+    temperature: float,
+    weights: Sequence[float],
 ) -> Tensor:
-    """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))``, ``(examples,)``: the
-    weighted sum over the spaces in which a choice is made; without weights their mean.
+    """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))`` of each row of logits,
+    ``(rows, classes)``: the weighted sum over the spaces in which a choice is made, of so many
+    classes each. The teacher is constant.
 
-    An example's loss is the mean of its rows of logits, ``(rows, classes)``; those of the teacher
-    are constant. 0 where there are no classes, or where both agree; what the logits of one space
-    have in common is free. Large ``T`` compares whole rankings, 1 the probabilities.
+    0 where there are no classes, or where both agree; what the logits of one space have in common
+    is free. Large ``T`` compares whole rankings, 1 the probabilities.
 
     Source: docs/method.md (M16), (M18); Hinton et al. 2015 (T^2 keeps the gradient's size); Li &
     Hoiem 2016 (LwF: each earlier task has a softmax of its own).
     """
-    logits, spaces = student.distillation_logits, list(student.spaces)
-    divergence = torch.zeros(logits.shape[0], device=logits.device)
-    parts = torch.split(logits, spaces, dim=1), torch.split(teacher.detach(), spaces, dim=1)
-    shares = weights or [1 / max(1, len(spaces))] * len(spaces)
-    for share, own, wanted in zip(shares, *parts, strict=True):
+    divergence = torch.zeros(student.shape[0], device=student.device)
+    parts = (torch.split(logits, list(spaces), dim=1) for logits in (student, teacher.detach()))
+    for share, own, wanted in zip(weights, *parts, strict=True):
         divergence = divergence + share * kl_div(
             log_softmax(own / temperature, dim=1),
             log_softmax(wanted / temperature, dim=1),
             reduction="none",
             log_target=True,
         ).sum(dim=1)
-    return temperature**2 * mean_per_example(divergence, student.rows)
-
-
-def mean_per_example(values: Tensor, rows: Sequence[int]) -> Tensor:
-    """Return the mean over each example's rows: ``(sum of rows,)`` to ``(examples,)``."""
-    if len(rows) == values.shape[0]:
-        return values
-    return torch.stack([part.mean() for part in torch.split(values, list(rows))])
+    return temperature**2 * divergence
 
 
 @dataclass(frozen=True)
@@ -160,11 +184,6 @@ class WordTeacher:
         with at_task_start(self.model.module):  # the head may be adapted, too
             return self.model.word_logits(states)
 
-    def __call__(self, batch: Sequence[int]) -> list[Tensor]:
-        """Return the logits of each example, ``(words, vocabulary)``."""
-        states = self.states(batch)
-        return list(torch.split(self.logits(torch.cat(states)), [len(own) for own in states]))
-
 
 def make_teacher(
     model: LanguageModel,
@@ -174,19 +193,16 @@ def make_teacher(
     alone: bool = False,
 ) -> Teacher:
     """Return the teacher, asked once about all examples, in batches without gradients, where the
-    answers fit into memory; otherwise it is asked again each time. Of a model that answers in words
-    the states are kept from which the logits follow. ``alone``: asked about each by itself."""
-    if isinstance(model, GeneratingModel):
-        return word_teacher(model, data, labels, alone)
+    answers fit into memory; otherwise it is asked again each time. ``alone``: asked about each by
+    itself."""
 
     def ask(batch: Sequence[int]) -> list[Tensor]:
         with at_task_start(model.module):
             learnt = model.forward_train([data[i] for i in batch], labels, seen)
-        answers = list(torch.split(learnt.distillation_logits, list(learnt.rows)))
         # Each answer follows from its own example, also beside one that gives no number.
         if len(batch) > 1 and not bool(learnt.distillation_logits.isfinite().all()):
             return [ask([i])[0] for i in batch]
-        return answers
+        return list(torch.split(learnt.distillation_logits, 1))
 
     known = _kept(data, ask, alone)
     return ask if known is None else lambda batch: [known[i] for i in batch]
@@ -229,27 +245,6 @@ def _kept(
     return answers
 
 
-def answers_distilled(
-    model: GeneratingModel,
-    state: State,
-    task: LocalTask,
-    data: Sequence[Encoded],
-    cache: Cache,
-    config: DistillationConfig,
-) -> Objective:
-    """Return :class:`AnswersDistilled`; plain cross-entropy where there is no earlier task, or the
-    weight is 0. The cache keeps the teacher's answers while ``retained`` and the prompts stay the
-    same."""
-    learning = plain(model, task, data)
-    if not task.prompts or not config.weight or task.joint_tasks:
-        return learning
-    basis = f"{fingerprint(state.retained)} {task.prompts} {len(data)}"
-    asked, teacher = cache.get_or_compute(
-        "answers", basis, lambda: ask(model, data, task.prompts, alone=task.protected)
-    )
-    return AnswersDistilled(model, learning, asked, teacher, config.weight)
-
-
 def ask(
     model: GeneratingModel,
     data: Sequence[Encoded],
@@ -286,19 +281,17 @@ def which(item: Encoded, prompts: int) -> int:
 
 
 @dataclass(frozen=True)
-class AnswersDistilled(Objective):
-    """``CE + weight * KL(model at the start of the task || model)`` at the words of the answers
-    that the teacher gives under the prompts of earlier tasks.
-
-    Attributes:
-        learning: the objective of the task at hand.
-        asked: of each example its text as the ``teacher`` was asked about it; None: it could not
-            be.
-    """
+class WordsDistilled(Objective):
+    """``CE + weight * KL(model at the start of the task || model)`` at the words of answers: those
+    that the teacher gives under the prompts of earlier tasks, or the right ones of the task."""
 
     model: GeneratingModel
     learning: Objective
+    """That of the task at hand."""
     asked: Sequence[Encoded | None]
+    """Of each example its text as the ``teacher`` was asked about it; None: it could not be."""
+    labels: Sequence[str]
+    """Of the task, where answers are labels of its own."""
     teacher: WordTeacher
     weight: float
 
@@ -312,15 +305,15 @@ class AnswersDistilled(Objective):
         if len(asked) < len(batch):
             raise ValueError("the teacher has no answer about an example")
         losses = self.learning.example_losses(batch)
-        states, words = self.model.word_states(asked, ())
+        states, words = self.model.word_states(asked, self.labels)
         kept = word_losses(self._divergence, states, torch.cat(self.teacher.states(batch)))
-        return losses + self.weight * mean_per_example(kept, words)
+        means = torch.stack([part.mean() for part in torch.split(kept, words)])
+        return losses + self.weight * means
 
     def _divergence(self, states: Tensor, teacher_states: Tensor) -> Tensor:
         """Return that of each word, ``(words,)``."""
-        logits = self.model.word_logits(states)
-        student = ForwardOutput(states, logits, [1] * len(logits), [logits.shape[1]])
-        return distillation_losses(student, self.teacher.logits(teacher_states), TEMPERATURE)
+        student, teacher = self.model.word_logits(states), self.teacher.logits(teacher_states)
+        return distillation_losses(student, teacher, [student.shape[1]], TEMPERATURE, [1.0])
 
     def penalty(self) -> Tensor | None:
         """Return that of the task at hand."""

@@ -81,7 +81,7 @@ class EncoderLabels(LanguageModel):
         own = scores[:, : len(labels)]
         losses = cross_entropy(own, targets, reduction="none")
         spaces = [len(space) for space in seen]
-        return ForwardOutput(losses, scores[:, len(labels) :], [1] * len(batch), spaces)
+        return ForwardOutput(losses, scores[:, len(labels) :], spaces)
 
     def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
         """Return scaled cosines, ``(batch, labels)``, float32."""

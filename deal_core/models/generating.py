@@ -88,8 +88,7 @@ class GeneratingModel(LanguageModel):
     def forward_train(
         self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
     ) -> ForwardOutput:
-        """Return losses on the answer's tokens and the end; distillation is over the vocabulary at
-        those tokens, so ``seen`` only decides whether there is anything to distil."""
+        """Return losses on the answer's tokens and the end; nothing is distilled here."""
         answers = [self._prompts.answer(item, labels) for item in batch]
         states, counts = self.answer_states(batch, answers), [len(answer) for answer in answers]
         targets = torch.tensor([*chain.from_iterable(answers)]).to(states.device)
@@ -97,14 +96,9 @@ class GeneratingModel(LanguageModel):
         def losses(some: Tensor, wanted: Tensor) -> Tensor:
             return cross_entropy(self.word_logits(some), wanted, reduction="none")
 
-        if seen:
-            kept = self.word_logits(states)
-            each = cross_entropy(kept, targets, reduction="none")
-        else:
-            kept = states.new_zeros(len(states), 0, dtype=torch.float32)
-            each = word_losses(losses, states, targets)
-        means = torch.stack([part.mean() for part in torch.split(each, counts)])
-        return ForwardOutput(means, kept, counts, [kept.shape[1]])
+        each = torch.split(word_losses(losses, states, targets), counts)
+        means = torch.stack([part.mean() for part in each])
+        return ForwardOutput(means, means.new_zeros(len(batch), 0), [])
 
     def word_states(
         self, batch: Sequence[Encoded], labels: Sequence[str]

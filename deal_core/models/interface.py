@@ -59,14 +59,10 @@ class ForwardOutput:
     example_losses: Tensor
     """``(batch,)``, one loss per example, independent of its batch-mates."""
     distillation_logits: Tensor
-    """``(rows, classes)``; what a teacher hands to a student. Encoder: a row per example over the
-    labels of other tasks. Generating model: a row per answer token over the vocabulary. No classes:
-    nothing to distil."""
-    rows: Sequence[int]
-    """How many of these rows each example has; their sum is the number of rows."""
+    """``(batch, classes)``: over the labels of other tasks; of a generating model, whose words are
+    distilled, no classes."""
     spaces: Sequence[int]
-    """How many classes, from the left, are one choice: a softmax is over one space. Their sum is
-    the number of classes."""
+    """How many classes, from the left, are one choice: a softmax is over one space."""
 
 
 LabelVectors = Callable[[Sequence[str]], Tensor]

@@ -11,12 +11,10 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.config.method import DistillationConfig, MethodConfig
 from deal_core.data import Example
 from deal_core.deal.distillation import (
-    AnswersDistilled,
-    Distilled,
-    answers_distilled,
     ask,
     which,
     word_teacher,
+    words_distilled,
 )
 from deal_core.deal.objective import Plain
 from deal_core.lora.adapter import compress
@@ -73,7 +71,7 @@ def test_a_record_adds_the_same_to_the_bit_whoever_else_is_there(
         set_trainable(model.module, frozenset({"lora_B"}))
         data = model.encode([examples[place] for place in places], LABELS)
         task = LocalTask(LABELS, (), prompts=EARLIER, protected=True)
-        objective = answers_distilled(model, state, task, data, Cache(), DistillationConfig())
+        objective = words_distilled(model, state, task, data, Cache(), DistillationConfig())
         places = list(range(len(data)))
         return dpsgd.clipped_gradients(model.module, objective, places, places, 0.9, 2.0**-40).total
 
@@ -111,12 +109,12 @@ def test_who_else_is_there_does_not_decide_under_which_prompt_a_text_is_asked_ab
     data = model.encode(EXAMPLES, LABELS)
     config = DistillationConfig()
     task = LocalTask(LABELS, (), prompts=EARLIER)
-    whole = answers_distilled(model, state, task, data, Cache(), config)
+    whole = words_distilled(model, state, task, data, Cache(), config)
     with torch.no_grad():
         losses = whole.example_losses(range(len(data)))
         for n in range(len(data)):
             fewer = [*data[:n], *data[n + 1 :]]
-            rest = answers_distilled(model, state, task, fewer, Cache(), config)
+            rest = words_distilled(model, state, task, fewer, Cache(), config)
             torch.testing.assert_close(
                 rest.example_losses(range(len(fewer))),
                 torch.cat([losses[:n], losses[n + 1 :]]),
@@ -159,7 +157,7 @@ def test_the_loss_is_that_of_the_task_and_a_divergence_at_the_words_of_these_ans
     data = model.encode(EXAMPLES, LABELS)
     config = DistillationConfig(weight=0.7)
     task = LocalTask(LABELS, (EARLIER[0].labels,), prompts=EARLIER[:1])
-    objective = answers_distilled(model, state, task, data, Cache(), config)
+    objective = words_distilled(model, state, task, data, Cache(), config)
     with torch.no_grad():
         found = objective.example_losses(range(len(data)))
         plain = Plain(model, LABELS, data).example_losses(range(len(data)))
@@ -185,7 +183,8 @@ def test_a_teacher_whose_states_do_not_fit_is_asked_again(model, monkeypatch, fl
     for n, item in enumerate(asked):
         with torch.no_grad(), at_task_start(model.module):
             expected = model.word_logits(model.word_states([item], ())[0])
-        torch.testing.assert_close(teacher([n])[0], expected, rtol=1e-3, atol=1e-4)
+        found = teacher.logits(teacher.states([n])[0])
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_protected_records_are_asked_about_one_by_one(model, monkeypatch):
@@ -200,16 +199,27 @@ def test_protected_records_are_asked_about_one_by_one(model, monkeypatch):
     monkeypatch.setattr(type(model), "answered", answered)
     data = model.encode(EXAMPLES, LABELS)
     task = LocalTask(LABELS, (), prompts=EARLIER, protected=True)
-    answers_distilled(model, state, task, data, Cache(), DistillationConfig())
+    words_distilled(model, state, task, data, Cache(), DistillationConfig())
     assert sizes == [1] * len(data)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("deal", AnswersDistilled), ("lwf", Distilled)])
-def test_which_form_a_method_takes(model, small_adapter, name, kind):
+def test_lwf_distils_the_words_of_the_tasks_own_answers(model, small_adapter):
+    """(M18): with the prompt and the answer of the task at hand."""
     model, state = model
-    method = make_method(MethodConfig(name=name), small_adapter)
     data = model.encode(EXAMPLES, LABELS)
     task = LocalTask(LABELS, (EARLIER[0].labels,), prompts=EARLIER[:1])
-    assert isinstance(method.objective(model, state, task, data, Cache()), kind)
-    first = LocalTask(LABELS, ())
-    assert isinstance(method.objective(model, state, first, data, Cache()), Plain)
+    method = make_method(MethodConfig(name="lwf"), small_adapter)
+    objective = method.objective(model, state, task, data, Cache())
+    with torch.no_grad():
+        found = objective.example_losses(range(len(data)))
+        for n, item in enumerate(data):
+            student = model.word_logits(model.word_states([item], LABELS)[0])
+            with at_task_start(model.module):
+                teacher = model.word_logits(model.word_states([item], LABELS)[0])
+            p, q = (teacher / 2).softmax(1), (student / 2).softmax(1)
+            expected = 4 * (p * (p / q).log()).sum(1).mean()
+            assert expected > 1e-4
+            plain = Plain(model, LABELS, data).example_losses([n])[0]
+            torch.testing.assert_close(found[n], plain + expected, rtol=1e-4, atol=1e-5)
+    first = method.objective(model, state, LocalTask(LABELS, ()), data, Cache())
+    assert isinstance(first, Plain)

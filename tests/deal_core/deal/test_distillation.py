@@ -17,7 +17,6 @@ from deal_core.deal.distillation import distillation_losses
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.lora.state import State, drop_task_start, snapshot_task_start, start_of
 from deal_core.methods import LocalTask, make_method
-from deal_core.models import ForwardOutput
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state
@@ -36,10 +35,6 @@ def draw(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def student_of(logits: Tensor, rows: list[int], spaces: list[int] | None = None) -> ForwardOutput:
-    return ForwardOutput(torch.zeros(len(rows)), logits, rows, spaces or [logits.shape[1]])
-
-
 def plain(student: Tensor, teacher: Tensor) -> Tensor:
     """At temperature 2."""
     p = (teacher / 2.0).softmax(1)
@@ -49,28 +44,24 @@ def plain(student: Tensor, teacher: Tensor) -> Tensor:
 
 def test_equals_the_plain_formula_for_every_example():
     student, teacher = draw(0, 5, 3), draw(1, 5, 3)
-    rows = plain(student, teacher)
-    found = distillation_losses(student_of(student, [1] * 5), teacher, 2.0)
-    torch.testing.assert_close(found, rows)
-    expected = torch.stack([rows[:2].mean(), rows[2], rows[3:].mean()])
-    found = distillation_losses(student_of(student, [2, 1, 2]), teacher, 2.0)
-    torch.testing.assert_close(found, expected)
+    found = distillation_losses(student, teacher, [3], 2.0, [1.0])
+    torch.testing.assert_close(found, plain(student, teacher))
 
 
 def test_every_space_has_the_weight_it_is_given():
     student, teacher = draw(0, 4, 7), draw(1, 4, 7)
     parts = [plain(student[:, part], teacher[:, part]) for part in (slice(0, 2), slice(2, 7))]
-    found = distillation_losses(student_of(student, [1] * 4, [2, 5]), teacher, 2.0, [0.5, 3.0])
+    found = distillation_losses(student, teacher, [2, 5], 2.0, [0.5, 3.0])
     torch.testing.assert_close(found, 0.5 * parts[0] + 3.0 * parts[1])
     with pytest.raises(ValueError, match="zip"):
-        distillation_losses(student_of(student, [1] * 4, [2, 5]), teacher, 2.0, [0.5])
+        distillation_losses(student, teacher, [2, 5], 2.0, [0.5])
 
 
 def test_what_a_space_has_in_common_is_free_but_not_between_spaces_that_are_merged():
     teacher = draw(1, 4, 5)
     shifted = teacher + torch.tensor([3.0, 3.0, -1.0, -1.0, -1.0])
-    apart = distillation_losses(student_of(shifted, [1] * 4, [2, 3]), teacher, 2.0)
-    together = distillation_losses(student_of(shifted, [1] * 4, [5]), teacher, 2.0)
+    apart = distillation_losses(shifted, teacher, [2, 3], 2.0, [1.0, 1.0])
+    together = distillation_losses(shifted, teacher, [5], 2.0, [1.0])
     assert apart.max() < 1e-6
     assert together.min() > 0.1
 
@@ -78,7 +69,7 @@ def test_what_a_space_has_in_common_is_free_but_not_between_spaces_that_are_merg
 def test_the_teacher_gets_no_gradient_and_the_student_does():
     student = torch.zeros(2, 3, requires_grad=True)
     teacher = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]], requires_grad=True)
-    distillation_losses(student_of(student, [1, 1]), teacher, 1.0).sum().backward()
+    distillation_losses(student, teacher, [3], 1.0, [1.0]).sum().backward()
     assert teacher.grad is None
     assert student.grad is not None
     assert student.grad.abs().sum() > 0
@@ -86,8 +77,7 @@ def test_the_teacher_gets_no_gradient_and_the_student_does():
 
 def test_nothing_to_distil_is_zero_and_still_differentiable():
     student = torch.zeros(4, 3, requires_grad=True)
-    nothing = student_of(student[:, :0], [1] * 4, [0])
-    losses = distillation_losses(nothing, torch.zeros(4, 0), 2.0)
+    losses = distillation_losses(student[:, :0], torch.zeros(4, 0), [0], 2.0, [1.0])
     losses.sum().backward()
     assert not losses.any()
 
