@@ -3,7 +3,7 @@ takes. Under the gradients a privacy mechanism puts its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +61,7 @@ def parametrization_of(
 ) -> Parametrization:
     """Return what an objective wants moved; exactly the ``trained`` factors get a gradient."""
     factors = set_trainable(module, trained)
+    own: Callable[[nn.Module, frozenset[str]], Parametrization] | None
     own = getattr(objective, "parametrization", None)
     return Parametrization(factors) if own is None else own(module, trained)
 

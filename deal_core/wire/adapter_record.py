@@ -77,7 +77,10 @@ def pack_update(
     if dtype == EXACT:
         return arrays, {}
     start = to_arrays(before)
-    wanted = {key: array - start[key] + feedback.get(key, 0.0) for key, array in arrays.items()}
+    wanted: Arrays = {}
+    for key, array in arrays.items():
+        change = array - start[key]
+        wanted[key] = change + feedback[key] if key in feedback else change
     encoded = encode(codec, wanted, generator)
     lost = {key: array - codec.decode(key, encoded) for key, array in wanted.items()}
     return encoded, lost
