@@ -128,10 +128,9 @@ class WireConfig(Table):
     """How adapters travel."""
 
     dtype: str = "float32"
-    """``float32`` (exact), ``bfloat16`` or ``int8`` (with error feedback at the client). In
-    ``bfloat16`` changes of less than about 1e-4 a round get lost on the way down, which small rates
-    notice. Class sums of embeddings and their label heads travel in int8 as well, else in float32;
-    sums and heads of ``linear-probe`` always in float32."""
+    """``float32`` (exact) or ``int8`` (with error feedback at the client). Class sums of embeddings
+    and their label heads travel in int8 as well, else in float32; sums and heads of
+    ``linear-probe`` always in float32."""
 
 
 class TrainConfig(Table):

@@ -39,17 +39,15 @@ PROTOTYPES = "prototypes"
 """Name of the phase in which ``deal`` takes class sums."""
 
 
-def prototype_phases(config: PrototypeConfig) -> tuple[Phase, ...]:
-    """Return the phase in which sums are taken, where the experiment wants it."""
+def sum_phases(config: PrototypeConfig, routes: bool = False) -> tuple[Phase, ...]:
+    """Return the phase in which sums are taken, of a router or not, where the experiment wants
+    it."""
     if config.enabled != "on":
         return ()
-    return (Phase(PROTOTYPES, 1, statistics=class_statistics(config, names=True)),)
-
-
-def router_phases(config: PrototypeConfig) -> tuple[Phase, ...]:
-    """Return the phase in which the sums of a router are taken, where the experiment wants it."""
-    statistics = replace(class_statistics(config, names=True), layers=QUARTER, routes=True)
-    return (Phase(PROTOTYPES, 1, statistics=statistics),) if config.enabled == "on" else ()
+    statistics = class_statistics(config, names=True)
+    if routes:
+        statistics = replace(statistics, layers=QUARTER, routes=True)
+    return (Phase(PROTOTYPES, 1, statistics=statistics),)
 
 
 def class_statistics(config: PrototypeConfig, names: bool = False) -> Statistics:

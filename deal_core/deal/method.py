@@ -24,7 +24,7 @@ from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
-from deal_core.deal.class_means import prototype_phases, router_phases
+from deal_core.deal.class_means import sum_phases
 from deal_core.deal.controlled_update import (
     Anchor,
     beside_current,
@@ -111,5 +111,5 @@ def make_deal(method: MethodConfig, adapter: AdapterConfig) -> Deal | RoutedDeal
     """
     choose("method.retention.filter", method.retention.filter, {**RETENTIONS, "none": None})
     if method.retention.apart:
-        return RoutedDeal(adapter, method, router_phases(method.prototype))
-    return Deal(adapter, method, prototype_phases(method.prototype))
+        return RoutedDeal(adapter, method, sum_phases(method.prototype, routes=True))
+    return Deal(adapter, method, sum_phases(method.prototype))

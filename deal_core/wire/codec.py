@@ -1,11 +1,10 @@
-"""How tensors travel: float32, bfloat16 or int8, and only the factors trained in the round.
+"""How tensors travel: float32 or int8, and only the factors trained in the round.
 
-Which to choose. ``float32`` is exact. ``bfloat16`` halves the bytes; rounding to nearest, its
-relative error is at most 2^-9 a value. ``int8`` quarters them, with one float32 scale for each
+Which to choose. ``float32`` is exact. ``int8`` quarters the bytes, with one float32 scale for each
 of the ``r`` rank directions (a row of ``lora_A``, a column of ``lora_B``: one scale per row of
 eight numbers would cost half as much again), and stochastic rounding, so that the decoded
 tensor is unbiased: ``E[decode(encode(x))] = x``, with a variance of at most ``scale^2 / 4``,
-``scale = max |direction| / 127``. Either way a second encoding of what was decoded loses nothing.
+``scale = max |direction| / 127``. A second encoding of what was decoded loses nothing.
 
 Send changes, of one factor a round. The coarser the code, the better it is spent on ``arrays -
 before``, whose scale shrinks as training settles; sender and receiver must then hold the same
@@ -30,7 +29,7 @@ from deal_core.errors import choose
 from deal_core.lora.payload import Header, PayloadError, factor_of
 
 WireArrays = dict[str, NDArray[Any]]
-"""Wire name to array: float32, uint16 (bfloat16 bits) or int8, and float32 scales."""
+"""Wire name to array: float32, or int8 and float32 scales."""
 
 SCALE = ".scale"
 LEVELS = 127
@@ -45,19 +44,6 @@ class Codec:
     encode: Callable[[str, NDArray[np.float32], torch.Generator], WireArrays]
     decode: Callable[[str, Mapping[str, NDArray[Any]]], NDArray[np.float32]]
     """From key and what travels, already checked."""
-
-
-def _bfloat16_encode(
-    key: str, array: NDArray[np.float32], generator: torch.Generator
-) -> WireArrays:
-    """Keep the upper half of the bits, rounded to nearest, ties to even."""
-    bits = np.ascontiguousarray(array).view(np.uint32)
-    half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    return {key: ((bits + half) >> np.uint32(16)).astype(np.uint16)}
-
-
-def _bfloat16_decode(key: str, encoded: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    return (encoded[key].astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 def _int8_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
@@ -108,9 +94,6 @@ CODECS: dict[str, Codec] = {
         lambda key, shape: {key: Header("float32", shape)},
         lambda key, array, generator: {key: array},
         lambda key, encoded: encoded[key],
-    ),
-    "bfloat16": Codec(
-        lambda key, shape: {key: Header("uint16", shape)}, _bfloat16_encode, _bfloat16_decode
     ),
     "int8": Codec(_int8_headers, _int8_encode, _int8_decode),
 }

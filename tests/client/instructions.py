@@ -60,7 +60,7 @@ CONFIG: dict[str, tuple[str, ...]] = {
     "train.learning_rate": ("1e-30", "1", "0.05"),
     "federation.local_epochs": ("2",),
     "federation.rounds": ("1", "9"),
-    "wire.dtype": ("int8", "bfloat16"),
+    "wire.dtype": ("int8",),
 }
 POLICIES = {
     "strict": 'mechanism = "record"\nmax_epsilon = 1.0\n',

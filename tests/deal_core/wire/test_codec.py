@@ -75,7 +75,7 @@ def one(dtype: str, array: np.ndarray, factor: str, seed: int = 0) -> np.ndarray
     return codec.decode(key, codec.encode(key, array, seeded("one", seed)))
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 0.0), ("bfloat16", 0.01), ("int8", 0.03)])
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 0.0), ("int8", 0.03)])
 @pytest.mark.parametrize("trained", TRAINED)
 def test_only_the_trained_factors_travel_and_come_back(dtype, bound, trained, drawn):
     before, other = drawn(1), drawn(2)
@@ -122,23 +122,15 @@ def test_a_change_that_overflows_is_refused(drawn):
     """Each part is finite, the sum is not."""
     before = drawn(1)
     huge = Adapter({n: LoraFactors(f.A, f.B * 0 + 3e38) for n, f in before.layers.items()}, 2.0)
-    encoded, _ = pack_update(huge, zero_adapter(SHAPES, 3, 2.0), "bfloat16", ONLY_B, {}, seeded(0))
+    encoded, _ = pack_update(huge, zero_adapter(SHAPES, 3, 2.0), "int8", ONLY_B, {}, seeded(0))
     with pytest.raises(PayloadError, match=r"first\.lora_B.*not finite"):
-        unpack_update(record(encoded), "bfloat16", huge, ONLY_B)
+        unpack_update(record(encoded), "int8", huge, ONLY_B)
 
 
 def matrices(low, high):
     finite = st.floats(low, high, width=32)
     shape = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)
     return hnp.arrays(np.float32, shape, elements=finite)
-
-
-@given(matrices(-(2.0**126), 2.0**126))
-@settings(deadline=None, derandomize=True)
-def test_float32_is_exact_and_bfloat16_rounds_as_torch_does(array):
-    assert np.array_equal(one("float32", array, "lora_A"), array)
-    expected = torch.from_numpy(array.copy()).bfloat16().float().numpy()
-    assert np.array_equal(one("bfloat16", array, "lora_B"), expected)
 
 
 @given(matrices(-(2.0**120), 2.0**120), st.sampled_from(["lora_A", "lora_B"]))
@@ -157,13 +149,12 @@ def test_stochastic_rounding_is_unbiased():
     assert (np.abs(mean - array) < 5 * (step / 2) / np.sqrt(draws) + 1e-6).all()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_error_feedback_makes_the_average_over_rounds_exact(dtype, drawn):
+def test_error_feedback_makes_the_average_over_rounds_exact(drawn):
     before, lost, total_in, total_out, source = drawn(0), {}, 0.0, 0.0, seeded(0)
     for seed in range(1, 101):
         after = with_b_of(drawn(seed), before)
-        encoded, lost = pack_update(after, before, dtype, ONLY_B, lost, source)
-        up = unpack_update(record(encoded), dtype, before, ONLY_B)
+        encoded, lost = pack_update(after, before, "int8", ONLY_B, lost, source)
+        up = unpack_update(record(encoded), "int8", before, ONLY_B)
         start = before.layers["first"].B
         total_in = total_in + (after.layers["first"].B - start).numpy()
         total_out = total_out + (up.layers["first"].B - start).numpy()
@@ -171,7 +162,7 @@ def test_error_feedback_makes_the_average_over_rounds_exact(dtype, drawn):
     np.testing.assert_allclose(total_in - total_out, lost[KEY], atol=5e-4)
 
 
-@pytest.mark.parametrize("dtype", sorted(CODECS))
+@pytest.mark.parametrize("dtype", CODECS)
 def test_what_was_decoded_is_encoded_again_to_the_bit(dtype):
     """A retained adapter is sent in every round: it must not wander, and clients know what they
     keep by its values."""
@@ -215,7 +206,7 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("dtype", sorted(CODECS))
+@pytest.mark.parametrize("dtype", CODECS)
 @pytest.mark.parametrize("mutation", sorted(MUTATIONS))
 def test_a_mutated_message_is_refused(dtype, mutation, drawn):
     message = MUTATIONS[mutation](sent(drawn(1), dtype))
@@ -241,8 +232,8 @@ def test_bytes_that_are_not_those_of_the_header_are_refused(fault, drawn):
         unpack_update(message, "float32", drawn(1), ONLY_B)
 
 
-@pytest.mark.parametrize("dtype", sorted(CODECS))
-@pytest.mark.parametrize("other", sorted(CODECS))
+@pytest.mark.parametrize("dtype", CODECS)
+@pytest.mark.parametrize("other", CODECS)
 @pytest.mark.parametrize("trained", TRAINED)
 def test_another_codec_or_other_factors_are_refused(dtype, other, trained, drawn):
     message = record(sent(drawn(1), dtype))
@@ -253,7 +244,7 @@ def test_another_codec_or_other_factors_are_refused(dtype, other, trained, drawn
             unpack_update(message, other, drawn(1), trained)
 
 
-@pytest.mark.parametrize("dtype", sorted(CODECS))
+@pytest.mark.parametrize("dtype", CODECS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_neither_sent_nor_taken(dtype, value, drawn):
     message, spoilt = sent(drawn(1), dtype), drawn(1)
@@ -262,7 +253,6 @@ def test_what_is_not_finite_is_neither_sent_nor_taken(dtype, value, drawn):
         sent(spoilt, dtype)
     bits = {
         "float32": (KEY, np.float32(value)),
-        "bfloat16": (KEY, np.float32(value).view(np.uint32) >> 16),
         "int8": (KEY + ".scale", np.float32(value)),
     }
     key, bad = bits[dtype]
