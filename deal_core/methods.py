@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from deal_core.baselines.deal_reference import DealReference
 from deal_core.baselines.ewc import Ewc
 from deal_core.baselines.frozen import linear_probe, prototype
-from deal_core.baselines.sequential import Lwf, OLora, Replay, Sequential, Slao
+from deal_core.baselines.replay import Replay
+from deal_core.baselines.sequential import Lwf, OLora, Sequential, Slao
 from deal_core.config.experiment import AdapterConfig, Experiment
 from deal_core.config.method import MethodConfig
 from deal_core.deal.class_means import COUNT, SUM, whole_heads

@@ -85,9 +85,9 @@ def found(monkeypatch) -> list[dict[str, torch.Tensor]]:
     """The means that the server makes of sums."""
     seen, step = [], summation.mean_update
 
-    def noted(rule, state, means, server_round):
+    def noted(rule, state, means):
         seen.append(means)
-        return step(rule, state, means, server_round)
+        return step(rule, state, means)
 
     monkeypatch.setattr(summation, "mean_update", noted)
     return seen

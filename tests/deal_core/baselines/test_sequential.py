@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from deal_core.baselines.sequential import Replay, in_use, kept_examples, overlap, paired
+from deal_core.baselines.replay import Replay, kept_examples, paired
+from deal_core.baselines.sequential import in_use, overlap
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
