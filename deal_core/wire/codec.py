@@ -39,14 +39,14 @@ LEVELS = 127
 class Codec:
     """One wire format for one tensor."""
 
-    headers: Callable[[str, tuple[int, int]], dict[str, Header]]
+    headers: Callable[[str, tuple[int, ...]], dict[str, Header]]
     """From key and shape to the headers of what travels."""
     encode: Callable[[str, NDArray[np.float32], torch.Generator], WireArrays]
     decode: Callable[[str, Mapping[str, NDArray[Any]]], NDArray[np.float32]]
     """From key and what travels, already checked."""
 
 
-def _int8_headers(key: str, shape: tuple[int, int]) -> dict[str, Header]:
+def _int8_headers(key: str, shape: tuple[int, ...]) -> dict[str, Header]:
     return {
         key: Header("int8", shape),
         key + SCALE: Header("float32", (shape[1 - _within(key)],)),
