@@ -1,5 +1,4 @@
-"""The pages of audits: what attacks have shown, beside what was claimed; and who is in what leaves
-the sites."""
+"""The pages of audits: what attacks have shown, beside what was claimed; and who is in adapters."""
 
 from __future__ import annotations
 
@@ -61,14 +60,13 @@ def membership_page(folder: Path) -> Page:
         UserError: its file cannot be read.
     """
     audit = read_stored(membership.MembershipAudit, folder / membership.FILE, "audit of membership")
-    table = _tables(membership.told_table(audit.told), "Attacks on sums, heads and adapters")
+    table = _tables(membership.told_table(audit.told), "Attacks on adapters")
     explained = Text(membership.EXPLANATION)
     return Page(
         kind="Audit",
         title=audit.experiment,
-        subtitle="Who is in what leaves the sites, as far as attacks tell",
+        subtitle="Who is in the adapters that leave a site, as far as attacks tell",
         sections=(Section("membership", "Membership inference", (*table, explained)),),
-        meta=(f"{audit.directions} directions",),
         source=membership.FILE,
     )
 
