@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 
 from deal_core.config.data import DataConfig
@@ -30,24 +29,6 @@ OTHERS = ("label", "class", "category", "task", "topic", "intent", "language", "
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
-@dataclass(frozen=True)
-class RepeatedIdentifier:
-    """A column of a task's training rows, how many have a value in it, how many different ones, and
-    how many rows the commonest has."""
-
-    task: str
-    column: str
-    rows: int
-    values: int
-    most: int
-
-    def __str__(self) -> str:
-        return (
-            f"column '{self.column}' of task '{self.task}' has {self.values} values in {self.rows} "
-            f"training rows (one of them in {self.most})"
-        )
-
-
 @lru_cache(maxsize=1024)
 def looks_like_identifier(column: str) -> bool:
     """Return whether a column's name is that of a number, or name, of a person: ``patient_id``,
@@ -62,9 +43,10 @@ def looks_like_identifier(column: str) -> bool:
     return any(words[-1] == person + number for person in PEOPLE for number in NUMBERS)
 
 
-def repeated_identifiers(config: DataConfig) -> Iterator[RepeatedIdentifier]:
+def repeated_identifiers(config: DataConfig) -> Iterator[tuple[str, str]]:
     """Yield the columns of training rows that look like identifiers and repeat a value, task by
-    task; of files alone. Rows that cannot be read end their task: they are told of elsewhere."""
+    task, each with what was found in words; of files alone. Rows that cannot be read end their
+    task: they are told of elsewhere."""
     folder = at_home(config.path)
     if config.source not in ("files", "site") or not folder.is_dir():
         return
@@ -86,4 +68,8 @@ def repeated_identifiers(config: DataConfig) -> Iterator[RepeatedIdentifier]:
         for name, values in sorted(found.items()):
             rows = values.total()
             if rows > len(values):
-                yield RepeatedIdentifier(task, name, rows, len(values), max(values.values()))
+                yield (
+                    name,
+                    f"column '{name}' of task '{task}' has {len(values)} values in {rows} training "
+                    f"rows (one of them in {max(values.values())})",
+                )

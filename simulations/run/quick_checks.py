@@ -12,7 +12,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.privacy import PrivacyConfig
 from deal_core.data import TaskData, load_for_clients, open_source, partition
 from deal_core.data.files import FilesSource
-from deal_core.data.identifiers import RepeatedIdentifier, repeated_identifiers
+from deal_core.data.identifiers import repeated_identifiers
 from deal_core.data.rows import folded
 from deal_core.errors import UserError, choose, nearest
 from simulations.engines import ENGINES
@@ -240,7 +240,7 @@ def check_unit(experiment: Experiment) -> Iterator[Finding]:
         return
     if not experiment.privacy.unit_column:
         found = repeated_identifiers(experiment.data)
-        yield from (warning(identifier_warning(each, "privacy.unit_column")) for each in found)
+        yield from (warning(identifier_warning(*each, "privacy.unit_column")) for each in found)
         return
     clients_of = defaultdict(set)
     for name in open_source(experiment.data).task_names():
@@ -259,12 +259,12 @@ def check_unit(experiment: Experiment) -> Iterator[Finding]:
         )
 
 
-def identifier_warning(found: RepeatedIdentifier, key: str) -> str:
+def identifier_warning(column: str, found: str, key: str) -> str:
     """Return what a repeated identifier means where single records are protected; ``key`` would
     make it the unit."""
     return (
         f"{found}: epsilon is of one record, and says nothing of somebody with several; "
-        f"if that is who the column names, set {key} = '{found.column}'"
+        f"if that is who the column names, set {key} = '{column}'"
     )
 
 

@@ -113,7 +113,7 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
     check_data(data, report, policy.unit_column, policy.min_records if summed else 0)
     if not policy.unit_column:
         found = repeated_identifiers(data)
-        report.warnings.extend(identifier_warning(each, "policy.unit_column") for each in found)
+        report.warnings.extend(identifier_warning(*each, "policy.unit_column") for each in found)
     report.lines.extend(what_leaves(site))
     return report
 
