@@ -82,14 +82,19 @@ def run_audit(request: AuditRequest, console: Console) -> int:
     trainings = planned(request)
     with console.status("checking the experiment and its data"):
         preflight(trainings[0].experiment)
+    found: dict[float, list[Found]] = {}
     try:
         with stoppable():
-            found = [_carried_out(training, console) for training in trainings]
+            for training in trainings:
+                epsilon = training.experiment.privacy.target_epsilon
+                print_line(console, f"epsilon {named(epsilon)}, {training.repeat + 1}")
+                found.setdefault(epsilon, []).append(carry_out(training, told_to(console)))
     except KeyboardInterrupt:
         print_line(console, "stopped; nothing is kept")
         return STOPPED
     with console.status("judging"):
-        audit = Audit(experiment=Path(request.experiment).stem, cells=_cells(request, found))
+        cells = [_judged(epsilon, own) for epsilon, own in found.items()]
+        audit = Audit(experiment=Path(request.experiment).stem, cells=cells)
     page = markdown(audit)
     write_texts(out, {"audit.json": audit.model_dump_json(indent=1) + "\n", "audit.md": page})
     print_page(console, page)
@@ -171,26 +176,14 @@ def _check(request: AuditRequest, base: Experiment, budgets: Sequence[float]) ->
         )
 
 
-def _carried_out(training: Training, console: Console) -> Found:
-    name = f"epsilon {named(training.experiment.privacy.target_epsilon)}, {training.repeat + 1}"
-    print_line(console, name)
-    return carry_out(training, told_to(console))
-
-
-def _cells(request: AuditRequest, found: Sequence[Found]) -> list[AuditedCell]:
-    cells = []
-    for i, epsilon in enumerate(epsilons(request.epsilon)):
-        own = found[i * request.repetitions : (i + 1) * request.repetitions]
-        repetitions = [each.repetition for each in own]
-        cells.append(
-            AuditedCell(
-                epsilon=named(epsilon),
-                p_value=claim_p_value(repetitions),
-                bound=lower_bound(repetitions, own[0].delta),
-                trainings=list(own),
-            )
-        )
-    return cells
+def _judged(epsilon: float, own: list[Found]) -> AuditedCell:
+    repetitions = [each.repetition for each in own]
+    return AuditedCell(
+        epsilon=named(epsilon),
+        p_value=claim_p_value(repetitions),
+        bound=lower_bound(repetitions, own[0].delta),
+        trainings=own,
+    )
 
 
 class AuditedCell(Strict):
