@@ -232,56 +232,35 @@ def _step_conditions(experiment: Experiment) -> list[tuple[bool, str]]:
 
 
 def run_schedule(experiment: Experiment, records: Mapping[str, int]) -> RunSchedule:
-    """Return what a run asks of a client with so many records, or groups, of each task.
+    """Return what a run asks of a client with so many records, or groups, of each task of the
+    stream, at most. One that is not sampled, or has fewer tasks, will spend less.
 
     Raises:
         UserError: all sites need one delta, and there is none.
         NoFeasibleNoise: no multiplier that is of use fits.
     """
-    tasks = len(records)
-    return RunSchedule(
-        work=planned_work(experiment, records),
-        sums_noise=sums_noise_multiplier(experiment, tasks),
-        common_noise=common_noise_multiplier(experiment, tasks) if at_server(experiment) else 0.0,
-    )
-
-
-def planned_work(experiment: Experiment, records: Mapping[str, int]) -> tuple[ReleaseSchedule, ...]:
-    """Return what a client may be asked to do, at most; ``records``: task to the number of its own,
-    all tasks of the stream. One that is not sampled, or has fewer tasks, will spend less."""
-    stream, learning = experiment.stream, experiment.federation.rounds
+    stream, federation, work = experiment.stream, experiment.federation, list[ReleaseSchedule]()
+    in_server, told, tasks = at_server(experiment), experiment.privacy.sample_rate, len(records)
     sums = sum(phase.rounds for phase in method_of(experiment).phases if phase.name != LEARN)
-    rates = sample_rates(experiment, records)
-    return tuple(
-        ReleaseSchedule(
-            task=task,
-            records=records[task],
-            rounds=learning * stream.times(task),
-            sample_rate=rates[task],
-            steps=steps_of(rates[task], experiment),
-            sums=sums,
+    mean = sum(records.values()) / max(1, tasks)
+    for task, number in records.items():
+        # A task without records is sampled like an average one: that there are none must not show.
+        rate = min(1.0, experiment.train.batch_size / max(number or mean, 1))
+        if told or in_server:  # all sites have one
+            rate = told or 1.0
+        # A record is seen ``local_epochs`` times on average, at least.
+        steps = 1 if in_server else federation.local_epochs * math.ceil(1 / rate - 1e-9)
+        rounds = federation.rounds * stream.times(task)
+        work.append(
+            ReleaseSchedule(
+                task=task, records=number, rounds=rounds, sample_rate=rate, steps=steps, sums=sums
+            )
         )
-        for task in records
+    return RunSchedule(
+        work=tuple(work),
+        sums_noise=sums_noise_multiplier(experiment, tasks),
+        common_noise=common_noise_multiplier(experiment, tasks) if in_server else 0.0,
     )
-
-
-def sample_rates(experiment: Experiment, records: Mapping[str, int]) -> dict[str, float]:
-    """Return task to sample rate. Where steps are taken at the server all sites have one, 1 unless
-    told otherwise. A task without records is sampled like an average one: that there
-    are none must not show."""
-    if experiment.privacy.sample_rate or at_server(experiment):
-        return dict.fromkeys(records, experiment.privacy.sample_rate or 1.0)
-    mean = sum(records.values()) / max(1, len(records))
-    batch = experiment.train.batch_size
-    return {task: min(1.0, batch / max(n or mean, 1)) for task, n in records.items()}
-
-
-def steps_of(rate: float, experiment: Experiment) -> int:
-    """Return the steps of a round: so many that a record is seen ``local_epochs`` times on average,
-    at least; one where it is taken at the server."""
-    if at_server(experiment):
-        return 1
-    return experiment.federation.local_epochs * math.ceil(1 / rate - 1e-9)
 
 
 def common_noise_multiplier(experiment: Experiment, tasks: int) -> float:

@@ -11,7 +11,7 @@ from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
 from deal_core.config.method import MethodConfig, PrototypeConfig
 from deal_core.errors import UserError
 from deal_core.methods import Phase, method_of, phases_after
-from deal_core.protection import planned_work
+from deal_core.protection import run_schedule
 from server.plan import Plan, Step, make_plan, schedule
 
 TASKS = ("a", "b", "c", "d")
@@ -187,7 +187,7 @@ def test_nobody_is_asked_for_more_than_the_privacy_budget_was_planned_for(
     for step in schedule(plan.stages, phases_after(method)):
         if step.kind == "round":
             asked.update(plan.working(step.stage, step.server_round).items())
-    work = planned_work(experiment, dict.fromkeys(TASKS, 9))
+    work = run_schedule(experiment, dict.fromkeys(TASKS, 9)).work
     planned_rounds = {each.task: each.rounds for each in work}
     assert all(count <= planned_rounds[task] for (_, task), count in asked.items())
     assert max(asked.values()) == max(planned_rounds.values())
