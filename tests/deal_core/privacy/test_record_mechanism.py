@@ -22,7 +22,7 @@ BOTH = frozenset({"lora_A", "lora_B"})
 
 
 def test_a_whole_run_spends_its_budget_and_not_more(site):
-    """epsilon = 3 over 4 rounds and 5 tasks; one that is solved for each round is spent in each."""
+    """epsilon = 3 over 4 rounds and 3 tasks; one that is solved for each round is spent in each."""
     mechanism, make = make_mechanism(experiment()), Maker()
     told = [
         mechanism.update(ask(task, n), site, make).figures["epsilon"]
@@ -39,8 +39,8 @@ def test_a_whole_run_spends_its_budget_and_not_more(site):
     assert all(source.expected_batch == 32 for source in make.seen)
     assert all(source.steps == math.ceil(1 / source.sample_rate) for source in make.seen)
     with pytest.raises(BudgetSpent):
-        mechanism.update(ask("task4", 5), site, make)
-    assert len(make.seen) == 20  # refused before anything was trained
+        mechanism.update(ask("task2", 5), site, make)
+    assert len(make.seen) == 12  # refused before anything was trained
 
 
 def test_the_past_of_the_ledger_counts(site):
@@ -181,7 +181,7 @@ def test_disjoint_tasks_compose_in_parallel_once_their_ids_are_checked(site):
             mechanism.update(ask(task, n, alike), parallel, make)
     sequential = mechanism._solve([], alike, sum(alike.values()), site).noise_multiplier
     assert make.seen[0].noise_multiplier < 0.8 * sequential
-    events, delta = site.ledger().events(), default_delta(5 * 225)
+    events, delta = site.ledger().events(), default_delta(3 * 225)
     assert composed(events, delta, disjoint_tasks=True) <= 3.0 < composed(events, delta)
     shared = replace(ask("task2", 1, alike), ids=lambda: ["new", "task0 7"])
     with pytest.raises(OutsidePlan):
@@ -204,7 +204,7 @@ def test_no_experiment_can_declare_a_real_sites_tasks_disjoint(site):
 
 def test_tasks_that_were_never_compared_do_not_compose_in_parallel(site):
     """An earlier run had declared nothing: its records may be in any task."""
-    make, delta = Maker(), default_delta(5 * 225)
+    make, delta = Maker(), default_delta(3 * 225)
     first = make_mechanism(experiment("run.seed=1", "privacy.target_epsilon=1.0"))
     for n in range(1, 4):
         first.update(ask("task0", n), site, make)
@@ -261,11 +261,11 @@ def test_a_declaration_that_the_site_has_withdrawn_is_told_with_no_kept_update(t
     mechanism = make_mechanism(experiment("federation.rounds=1", alone))
     limits = {"mechanism": "record", "max_epsilon": 1.0}
     declared = site_at(tmp_path, **limits, disjoint_tasks=True)
-    for number in range(5):
+    for number in range(3):
         told = mechanism.update(ask(f"task{number}", 1), declared, Maker())
     assert told.figures["disjoint_tasks"] == 1.0
-    with pytest.raises(BudgetSpent):  # of a record in all five tasks more is spent
-        mechanism.update(ask("task4", 1), site_at(tmp_path, **limits), Maker())
+    with pytest.raises(BudgetSpent):  # of a record in all three tasks more is spent
+        mechanism.update(ask("task2", 1), site_at(tmp_path, **limits), Maker())
 
 
 def test_a_kept_update_tells_the_spending_of_today(tmp_path):
