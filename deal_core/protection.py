@@ -22,8 +22,7 @@ from deal_core.privacy.events import unit_of
 from deal_core.privacy.interface import Mechanism, UpdateRequest
 from deal_core.privacy.plan import ReleaseSchedule, RunSchedule, noise_of_steps
 from deal_core.privacy.policy import in_sum
-from deal_core.privacy.record import RecordMechanism
-from deal_core.privacy.unprotected import NoMechanism
+from deal_core.privacy.record import NoMechanism, RecordMechanism
 from deal_core.randomness import seeded
 from deal_core.training.loop import NonPrivateGradients
 from deal_core.wire.instruction import LEARN, Instruction, transcript_hash

@@ -1,6 +1,7 @@
 """Mechanism ``record``: DP-SGD at the client, so that no record of a site can be told from the
 updates that it sends; what is planned, charged and released. A step of it:
-:mod:`deal_core.privacy.dpsgd`.
+:mod:`deal_core.privacy.dpsgd`. And mechanism ``none``: what leaves carries no guarantee, and is
+noted.
 
 Unit of privacy: one record (training example) of one site, added or removed; or, with
 ``privacy.unit_column``, one group: all records of the site with one value of that column.
@@ -19,7 +20,13 @@ from safetensors.numpy import load, save
 
 from deal_core.config.privacy import PrivacyConfig
 from deal_core.errors import UserError
-from deal_core.privacy.distributed_noise import NoisySum, slack_of, trust_in_sum, whom_to_trust
+from deal_core.privacy.distributed_noise import (
+    NoisySum,
+    shares_without_mechanism,
+    slack_of,
+    trust_in_sum,
+    whom_to_trust,
+)
 from deal_core.privacy.dpsgd import Groups, PrivateGradients, UnsafeModel, require_planned
 from deal_core.privacy.events import (
     GROUP,
@@ -30,9 +37,11 @@ from deal_core.privacy.events import (
     composed,
     is_void,
     unit_of,
+    unprotected_event,
 )
 from deal_core.privacy.interface import (
     FAILED,
+    Gradients,
     LocalUpdate,
     Site,
     Train,
@@ -55,7 +64,7 @@ from deal_core.wire.instruction import LEARN
 
 @dataclass(frozen=True)
 class RecordMechanism:
-    """The mechanism of one run."""
+    """Mechanism ``record`` of one run."""
 
     privacy: PrivacyConfig
     run: str
@@ -193,18 +202,9 @@ class RecordMechanism:
         )
 
     def _released(
-        self,
-        site: Site,
-        task: str,
-        steps: tuple[float, float, int],
-        ask: UpdateRequest | None = None,
-        **fields: Any,
+        self, site: Site, task: str, steps: tuple[float, float, int], **fields: Any
     ) -> LedgerEvent:
-        """Return what the ledger is charged with for steps: their rate, noise and number; of a
-        request, or, without one, planned."""
-        if ask is not None:
-            of = {"phase": ask.phase, "stage": ask.stage, "server_round": ask.server_round}
-            fields |= {**of, "simulation_only": site.simulated and self.privacy.noise != "secure"}
+        """Return what the ledger is charged with for steps: their rate, noise and number."""
         rate, noise_multiplier, number = steps
         return LedgerEvent(
             run=self._run(site),
@@ -224,17 +224,14 @@ class RecordMechanism:
         """Return all that a run takes at most, with this noise in its steps: of each task, all
         rounds as one event, compared before each charge where tasks compose in parallel."""
         planned = list[LedgerEvent]()
-        summed = self.at_server and entries > 0
-        slack = slack_of(noise, self.shares, entries) if summed else 0.0
+        slack = slack_of(noise, self.shares, entries) if self.at_server and entries else 0.0
+        of_sums = slack_of(run.sums_noise, self.shares, MOST_ENTRIES) if run.sums_noise else 0.0
         for work in run.work:
             steps = work.sample_rate, noise, work.rounds * work.steps
             planned.append(self._released(site, work.task, steps, slack=slack, compared=True))
             if work.sums:
-                sums, own = (1.0, run.sums_noise, work.sums), run.sums_noise
-                slack_of_sums = slack_of(own, self.shares, MOST_ENTRIES)
-                planned.append(
-                    self._released(site, work.task, sums, slack=slack_of_sums, compared=True)
-                )
+                sums = 1.0, run.sums_noise, work.sums
+                planned.append(self._released(site, work.task, sums, slack=of_sums, compared=True))
         return planned
 
     def _event(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
@@ -252,7 +249,10 @@ class RecordMechanism:
             site,
             ask.task,
             steps,
-            ask,
+            phase=ask.phase,
+            stage=ask.stage,
+            server_round=ask.server_round,
+            simulation_only=site.simulated and self.privacy.noise != "secure",
             max_grad_norm=plan.max_grad_norm,
             delta=plan.delta,
             slack=slack_of(steps[1], self.shares, ask.entries) if summed else 0.0,
@@ -279,6 +279,10 @@ class RecordMechanism:
         """Return what the event is charged for, over the records; or without ``data`` the same on
         none: noise alone."""
         groups = Groups(self._groups(ask))
+        noise: NoiseSource = SecureNoise()
+        if event.simulation_only:
+            where = ask.client, ask.phase, ask.stage, ask.server_round
+            noise = SeededNoise(seeded(self.seed, "privacy", *where))
         hidden: dict[str, Any] = {
             "data": ask.data if data else (),
             "record_ids": ask.record_ids if data else (),
@@ -286,7 +290,7 @@ class RecordMechanism:
             "sample_rate": event.sample_rate,
             "noise_multiplier": event.noise_multiplier,
             "max_grad_norm": event.max_grad_norm,
-            "noise": self._noise(ask, event),
+            "noise": noise,
         }
         if self.at_server or ask.sums_noise is not None:
             return NoisySum(**hidden, shares=self.shares)
@@ -295,11 +299,63 @@ class RecordMechanism:
             expected = max(1, round(self.privacy.sample_rate * len(groups)))
         return PrivateGradients(**hidden, steps=event.steps, expected_batch=expected)
 
-    def _noise(self, ask: UpdateRequest, event: LedgerEvent) -> NoiseSource:
-        if not event.simulation_only:
-            return SecureNoise()
-        where = ask.client, ask.phase, ask.stage, ask.server_round
-        return SeededNoise(seeded(self.seed, "privacy", *where))
-
     def _run(self, site: Site) -> str:
         return site.run or self.run
+
+
+@dataclass(frozen=True)
+class NoMechanism:
+    """Mechanism ``none`` of one run: ordinary gradients."""
+
+    privacy: PrivacyConfig
+    run: str
+    """Its name in a ledger."""
+    seed: int
+    """Of a simulated client's noise."""
+    at_server: bool
+    """Whether a round is one sum, for a step at the server."""
+    secure: bool
+    """Whether updates leave in a secure sum."""
+    ordinary: Callable[[UpdateRequest], Gradients]
+    """Gradients for the epochs of the run."""
+    unit: str | None = None
+
+    def trained(self, factors: frozenset[str]) -> frozenset[str]:
+        """Return the factors of the rule."""
+        return factors
+
+    def update(self, ask: UpdateRequest, site: Site, train: Train) -> LocalUpdate:
+        """Return what was trained, for what the site's policy lets go; a real site notes in its
+        ledger that it did so: of its records no epsilon holds."""
+        update = train(self._gradients(ask, site))
+        for task in () if site.simulated else ask.joint_tasks or (ask.task,):
+            place = task, ask.phase, ask.stage, ask.server_round
+            site.ledger().note(unprotected_event(site.run or self.run, "none", place))
+        return replace(update, figures=figures_allowed(update.figures, site.policy, self.secure))
+
+    def _gradients(self, ask: UpdateRequest, site: Site) -> Gradients | NoisySum:
+        """Return ordinary gradients; class sums over all records, with the site's share of the
+        noise; or, for a step at the server, the sum of clipped gradients without noise: of all
+        records at a real site, since the run's seed, the server's word, would choose a sample."""
+        if ask.sums_noise is None and not self.at_server:
+            return self.ordinary(ask)
+        place = ask.client, ask.stage, ask.server_round
+        rate, shares = 1.0, 1
+        noise: NoiseSource = SecureNoise()
+        if ask.sums_noise is not None:
+            shares = shares_without_mechanism(ask.sites, self.privacy.colluding)
+            if site.simulated:
+                noise = SeededNoise(seeded(self.seed, "sums", *place))
+        else:
+            noise = SeededNoise(seeded(self.seed, "train", *place))  # of nothing but the draw
+            if site.simulated:
+                rate = self.privacy.sample_rate or 1.0
+        return NoisySum(
+            data=ask.data,
+            record_ids=ask.record_ids,
+            sample_rate=rate,
+            noise_multiplier=ask.sums_noise or 0.0,
+            max_grad_norm=self.privacy.max_grad_norm,
+            shares=shares,
+            noise=noise,
+        )

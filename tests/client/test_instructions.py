@@ -25,8 +25,7 @@ from deal_core.privacy import record as record_mechanism
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import LedgerEvent, composed
 from deal_core.privacy.noise import SecureNoise, SeededNoise
-from deal_core.privacy.record import RecordMechanism
-from deal_core.privacy.unprotected import NoMechanism
+from deal_core.privacy.record import NoMechanism, RecordMechanism
 from deal_core.randomness import seeded
 from tests.client.instructions import HONEST, POLICIES, Bent, histories
 from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
