@@ -31,7 +31,7 @@ from tests.deal_core.privacy import record_requests
 from tests.deal_core.privacy.record_requests import Maker
 from tests.slow import slow_but
 
-GROUPS = {"task0": 120, "task1": 60, "task2": 30}
+GROUPS = {"task0": 120, "task1": 60}
 EACH = 4
 """Records of a group."""
 
@@ -89,8 +89,8 @@ def test_rate_and_delta_are_of_groups(site):
     make = Maker()
     mechanism = make_mechanism(experiment("privacy.sample_rate=0.25"))
     figures = mechanism.update(ask("task1", 1), site, make).figures
-    assert figures["delta"] == default_delta(210) == 1e-4
-    assert figures["n_delta"] == pytest.approx(210e-4)
+    assert figures["delta"] == default_delta(180) == 1e-4
+    assert figures["n_delta"] == pytest.approx(180e-4)
     assert make.seen[0].expected_batch == 15  # of 60 groups
     assert site.ledger().events()[0].steps == 4
 
