@@ -142,7 +142,7 @@ def test_what_left_without_protection_is_told_beside_an_epsilon(site):
 
 def test_whom_earlier_releases_count_on_is_told_beside_an_epsilon(site):
     assert "assumes_more" not in told(site)
-    event = replace(site.ledger().events()[0], assumes="all sites but 1", run="another")
+    event = replace(site.ledger().events()[0], assumes="all sites but 1", run="another", steps=1)
     site.ledger().charge(event, Budget(100.0, 1e-3), "another", b"x")
     assert told(site, 1)["assumes_more"] == 1.0
 
