@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -97,9 +97,6 @@ RunEvent = dict[str, Any]
 Listener = Callable[[RunEvent], None]
 
 
-ROUND_OVER = ("round_finished", "round_skipped")
-PLAYED = ("client_finished", "loss_summed", *ROUND_OVER)
-"""Events that a round has again when it is played again."""
 TOLD_TO_END = "its process was told to end"
 """Why a run stopped that was ended from outside, in the place of the name of an exception."""
 
@@ -147,21 +144,6 @@ def plain_reason(reason: object) -> str:
     if str(reason).startswith("SystemExit"):
         return TOLD_TO_END
     return str(reason).partition("\n")[0].removeprefix("UserError: ").strip()
-
-
-def without_undone(events: Iterable[RunEvent]) -> list[RunEvent]:
-    """Return the events without rounds that a crash undid after they had ended: a resumed run
-    plays them again."""
-    kept: list[RunEvent] = []
-    for event in events:
-        if event["event"] == "run_started":
-            earlier, kept, over = kept, [], 0
-            for each in earlier:
-                if over < int(event["done_rounds"]) or each["event"] not in PLAYED:
-                    kept.append(each)
-                over += each["event"] in ROUND_OVER
-        kept.append(event)
-    return kept
 
 
 OF_A_ROUND = ("seconds", "clients", "aggregation_error", "bytes_up", "bytes_down")

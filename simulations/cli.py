@@ -201,10 +201,12 @@ def study(
     ] = 0,
 ) -> None:
     """Run a grid of methods, orders, seeds, settings or budgets; the same command continues it."""
-    from simulations.study.command import StudyRequest, run_study, study_folder
+    from simulations.study.command import run_study, study_folder
 
-    request = StudyRequest(
+    console = wide_console()
+    code = run_study(
         study,
+        console,
         out=out,
         overrides=tuple(overrides or ()),
         seeds=seeds,
@@ -212,9 +214,7 @@ def study(
         only=only,
         jobs=jobs,
     )
-    console = wide_console()
-    code = run_study(request, console)
-    report_after(study_folder(request), console)
+    report_after(study_folder(study, out), console)
     raise typer.Exit(code)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,8 +20,8 @@ from deal_core.privacy.certificate import (
 from deal_core.privacy.events import assumed_honest, common_unit, composed, unit_text
 from deal_core.privacy.ledger import FILE, Entry, Ledger, LedgerError, LedgerUnusable
 from server.results import rounded_up
-from simulations.output.console import NARROW, print_line, text_table
-from simulations.output.files import TextTable, write_file
+from simulations.output.console import print_line, print_table
+from simulations.output.files import DASH, Table, write_file
 
 T = TypeVar("T")
 COLUMNS = ("task", "releases", "steps", "rate", "noise", "clip", "epsilon", "delta")
@@ -29,30 +29,25 @@ COLUMNS = ("task", "releases", "steps", "rate", "noise", "clip", "epsilon", "del
 
 
 def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
-    """Print what was spent, a row for each task of a run.
-
-    Raises:
-        UserError: no ledger in the folder, or one that cannot be trusted.
-    """
-    ledger = open_ledger(folder)
-    entries = checked_entries(ledger)
+    """Print what was spent, a row for each task of a run."""
+    entries = checked_entries(open_ledger(folder))
     rows: list[tuple[str, ...]] = []
-    for run, of_run in groupby(entries, lambda entry: entry.event.run):
-        rows.append((f"run {run}", *[""] * (len(COLUMNS) - 1)))
-        rows += [_row(task, part) for (_, task, _), part in groupby(of_run, _row_of)]
-    table = TextTable(COLUMNS, (False, *[True] * (len(COLUMNS) - 1)), tuple(rows))
+    run = None
+    for own, figures in charges(entries):
+        event = own[0].event
+        if event.run != run:
+            run = event.run
+            rows.append((f"run {run}", *[""] * (len(COLUMNS) - 1)))
+        kind = "" if event.mechanism == "record" else f", {event.mechanism}"
+        rows.append((f"  {event.task or '(all)'}{kind}", *figures))
     title = "Private releases; the epsilon of a row is that of the row alone"
-    console.print(text_table(table, title), width=min(NARROW, console.width))
+    print_table(console, Table(title, COLUMNS, tuple(rows)))
     for line in _summary(entries, disjoint_tasks):
         print_line(console, line)
 
 
 def verify(folder: str, certificate_file: str, console: Console) -> None:
-    """Check the ledger's chain, or a certificate, and whether the ledger still is what it says.
-
-    Raises:
-        UserError: something does not hold.
-    """
+    """Check the chain of a ledger, or a certificate, and whether both say the same."""
     if folder:
         entries = checked_entries(open_ledger(folder))
         print_line(console, f"ledger: {len(entries)} entries, the chain holds")
@@ -68,12 +63,7 @@ def verify(folder: str, certificate_file: str, console: Console) -> None:
 
 
 def export(folder: str, out: str, console: Console, disjoint_tasks: bool) -> None:
-    """Write a signed certificate.
-
-    Raises:
-        UserError: no ledger in the folder, nothing in it, or one that cannot be trusted; or no
-            file can be written.
-    """
+    """Write a signed certificate. UserError: the ledger is empty or cannot be trusted."""
     ledger = open_ledger(folder)
     signed = trusted(lambda: certificate(ledger, disjoint_tasks))
     path = write_file(out, json.dumps(signed, indent=1) + "\n")
@@ -101,29 +91,24 @@ def _summary(entries: list[Entry], disjoint_tasks: bool) -> list[str]:
     return lines
 
 
-def _row_of(entry: Entry) -> tuple[str, str, str]:
-    """Return what releases of one row of the table share: those of a task in a run, by one
-    mechanism if none protects them."""
-    event = entry.event
-    return event.run, event.task, "" if event.protected else event.mechanism
-
-
-def _row(task: str, part: Iterable[Entry]) -> tuple[str, ...]:
-    events = [entry.event for entry in part]
-    first, delta = events[0], min(event.delta for event in events)
-    name = f"  {task or '(all)'}"
-    if not first.protected:
-        return f"{name}, {first.mechanism}", str(len(events)), "", "", "none", "", "no bound", ""
-    return (
-        name,
-        str(len(events)),
-        str(sum(event.steps for event in events)),
-        f"{first.sample_rate:.4g}",
-        f"{first.noise_multiplier:.4g}",
-        f"{first.max_grad_norm:g}",
-        rounded_up(composed(events, delta), 3),
-        rounded_up(delta, 2),
-    )
+def charges(entries: Sequence[Entry]) -> Iterator[tuple[list[Entry], tuple[str, ...]]]:
+    """Yield all releases of one kind for one task of one run, and their figures: how many there
+    are, steps, sampling rate, noise multiplier, clipping bound, epsilon of these alone, delta."""
+    kinds = groupby(entries, lambda each: (each.event.run, each.event.task, each.event.mechanism))
+    for own in (list(part) for _, part in kinds):
+        events = [entry.event for entry in own]
+        first, delta = events[0], min(event.delta for event in events)
+        figures: tuple[str, ...] = (DASH, DASH, "none", DASH, "no bound", DASH)
+        if first.protected:
+            figures = (
+                str(sum(event.steps for event in events)),
+                f"{first.sample_rate:.4g}",
+                f"{first.noise_multiplier:.4g}",
+                f"{first.max_grad_norm:g}",
+                rounded_up(composed(events, delta), 4),
+                rounded_up(delta, 3),
+            )
+        yield own, (str(len(own)), *figures)
 
 
 def _are_of(said: dict[str, Any], entries: list[Entry]) -> bool:
@@ -134,11 +119,7 @@ def _are_of(said: dict[str, Any], entries: list[Entry]) -> bool:
 
 
 def open_ledger(folder: str) -> Ledger:
-    """Return the ledger in a state directory.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the ledger in a state directory. UserError: there is none."""
     path = at_home(folder)
     if not (path / FILE).exists():
         raise UserError(
@@ -149,20 +130,12 @@ def open_ledger(folder: str) -> Ledger:
 
 
 def checked_entries(ledger: Ledger) -> list[Entry]:
-    """Return the entries of a ledger, after a check of the whole chain.
-
-    Raises:
-        UserError: it cannot be read, or not trusted.
-    """
+    """Return the entries of a ledger, after a check of its chain, or raise UserError."""
     return trusted(ledger.entries)
 
 
 def trusted(read: Callable[[], T]) -> T:
-    """Return what is read of a ledger.
-
-    Raises:
-        UserError: it cannot be read, or not trusted.
-    """
+    """Return what is read of a ledger. UserError: it cannot be read, or not trusted."""
     try:
         return read()
     except LedgerUnusable as error:

@@ -10,21 +10,31 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
+import typer
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
+from typer.cli import get_docs_for_click
+
+from simulations import cli
+from simulations.output.configuration import configuration_page
 
 ROOT = Path(__file__).resolve().parents[2]
-REFERENCES = {
-    "docs/commands.md": "simulations.command_reference",
-    "docs/configuration.md": "simulations.output.configuration",
-}
-"""Page to the module that prints it."""
+COMMANDS = """\
+# Commands
+
+This page is made from the command line itself; `deal COMMAND --help` says the same.
+
+The exit code is 0 where a command has done what it is for,
+2 where what was typed, or a file that it names, is wrong, or a run cannot go on (one line says
+what, where, and the cure); 1 where a run of a study has failed, an audit has refuted
+a claim, or the program has a fault; 130 where it was interrupted.
+
+"""
 EQUATION = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 DELIMITERS = {
     **{r"\lVert": "‖", r"\rVert": "‖", r"\lvert": "|", r"\rvert": "|"},
@@ -103,12 +113,13 @@ def gather(root: Path, folder: Path) -> int:
             copy.write_text(with_mathml(file.read_text(encoding="utf-8")), encoding="utf-8")
         else:
             shutil.copyfile(file, copy)
-    for name, module in REFERENCES.items():
-        words = [sys.executable, "-m", module]
-        made = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
-        (pages / name).write_text(made.stdout, encoding="utf-8")
+    deal = cli.command()
+    context = typer.Context(deal)
+    listed = get_docs_for_click(obj=deal, ctx=context, name="deal", indent=1)
+    (pages / "docs/commands.md").write_text(COMMANDS + listed, encoding="utf-8")
+    (pages / "docs/configuration.md").write_text(configuration_page(), encoding="utf-8")
     shutil.copyfile(Path(__file__).with_name("zensical.toml"), folder / "zensical.toml")
-    return len(files) + len(REFERENCES)
+    return len(files) + 2
 
 
 if __name__ == "__main__":

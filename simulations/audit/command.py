@@ -1,13 +1,12 @@
-"""``deal audit``: attack a mechanism under several budgets, and say what is shown: ``audit.json``
-and ``audit.md``, what was claimed and, beside it, what the attacks refute."""
+"""``deal audit``: attack a mechanism under several budgets, and say what is shown: ``audit.json``,
+what was claimed and, beside it, what the attacks refute."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import wrap
 
 from rich.console import Console
 
@@ -20,8 +19,8 @@ from server.results import Strict, rounded_up
 from simulations.audit.claim import SIGNIFICANCE, LowerBound, claim_p_value, lower_bound
 from simulations.audit.run import Found, Training, carry_out
 from simulations.engines.interrupt import stoppable
-from simulations.output.console import print_line, print_page, require_one_kind
-from simulations.output.files import DASH, head, row, write_texts
+from simulations.output.console import print_line, print_table, require_one_kind
+from simulations.output.files import DASH, Table, write_texts
 from simulations.run.check import preflight
 from simulations.run.experiment import Request, epsilons, load_experiment, named, with_budget
 from simulations.run.progress import told_to
@@ -31,7 +30,6 @@ REFUTED = 1
 """Exit code where a claim has been shown to be wrong."""
 
 
-WIDTH = 100
 EXPLANATION = (
     "'Claim': epsilon that the ledger holds. 'At least': lower bound on epsilon, if the mechanism "
     "is the claimed one but for its noise. 'p': probability, at most, of guesses as right as "
@@ -95,10 +93,10 @@ def run_audit(request: AuditRequest, console: Console) -> int:
     with console.status("judging"):
         cells = [_judged(epsilon, own) for epsilon, own in found.items()]
         audit = Audit(experiment=Path(request.experiment).stem, cells=cells)
-    page = markdown(audit)
-    write_texts(out, {"audit.json": audit.model_dump_json(indent=1) + "\n", "audit.md": page})
-    print_page(console, page)
-    print_line(console, f"figures in {out / 'audit.json'}, table in {out / 'audit.md'}")
+    write_texts(out, {"audit.json": audit.model_dump_json(indent=1) + "\n"})
+    print_table(console, attack_table(audit))
+    print_line(console, claims(audit.cells[0].trainings[0]))
+    print_line(console, f"figures in {out / 'audit.json'}; report.html says how to read them")
     return REFUTED if any(cell.refuted for cell in audit.cells) else 0
 
 
@@ -215,18 +213,6 @@ class Audit(Strict):
     cells: list[AuditedCell]
 
 
-def markdown(audit: Audit) -> str:
-    """Return the whole page."""
-    first = audit.cells[0].trainings[0]
-    who = f"Client {first.client}" + (" among all." if first.in_sum else " alone.")
-    text = " ".join([who, claims(first), EXPLANATION, meaning(first)])
-    lines = [f"# Audit of {audit.experiment}", "", *wrap(text, WIDTH), ""]
-    lines += list(attack_table(audit))
-    if first.simulation_only:
-        lines += ["", "Simulation only: the noise came from a seed."]
-    return "\n".join(lines) + "\n"
-
-
 def meaning(found: Found) -> str:
     """Return what was planted, and who attacked."""
     return SUMS if found.in_sum else STEPS
@@ -241,12 +227,12 @@ def claims(found: Found) -> str:
     )
 
 
-def attack_table(audit: Audit) -> Iterator[str]:
-    """Yield a row for each budget."""
-    yield from head("claim", "canaries", "at least", "p", "refuted noise", "verdict")
+def attack_table(audit: Audit) -> Table:
+    """Return a row for each budget."""
+    rows = []
     for cell in audit.cells:
         scale = cell.bound.scale
-        yield row(
+        figures = (
             rounded_up(cell.claimed, 3),
             f"{len(cell.trainings)} × {cell.trainings[0].outcomes[0].canaries}",
             f"{cell.bound.epsilon:.2f}",
@@ -254,3 +240,6 @@ def attack_table(audit: Audit) -> Iterator[str]:
             DASH if scale is None else f"× {scale:.2f}",
             "REFUTED" if cell.refuted else "not refuted",
         )
+        rows.append(figures)
+    columns = ("claim", "canaries", "at least", "p", "refuted noise", "verdict")
+    return Table("Every budget", columns, tuple(rows))

@@ -11,9 +11,8 @@ positive rate at a small false positive rate counts).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -37,8 +36,8 @@ from server.results import Strict
 from simulations.audit.canaries import Scores
 from simulations.audit.planted import Overseen
 from simulations.audit.run import alone, run_here, share_of
-from simulations.output.console import print_line, print_page, require_one_kind
-from simulations.output.files import head, row, write_texts
+from simulations.output.console import print_line, print_table, require_one_kind
+from simulations.output.files import Table, write_texts
 from simulations.run.check import preflight
 from simulations.run.experiment import Request, load_experiment, with_budget
 from simulations.run.progress import told_to
@@ -104,26 +103,26 @@ def run_membership(
             "deal check says how well members of class sums are told"
         )
     audit = MembershipAudit(experiment=Path(name).stem, told=told)
-    explained = "\n".join(wrap(EXPLANATION, 100))
-    table = "\n".join(told_table(told))
-    page = f"# Membership in {audit.experiment}\n\n{explained}\n\n{table}\n"
-    write_texts(folder, {FILE: audit.model_dump_json(indent=1) + "\n", "membership.md": page})
-    print_page(console, page)
-    print_line(console, f"figures in {folder / FILE}, table in {folder / 'membership.md'}")
+    write_texts(folder, {FILE: audit.model_dump_json(indent=1) + "\n"})
+    print_table(console, told_table(told))
+    print_line(console, f"figures in {folder / FILE}; report.html says how to read them")
 
 
-def told_table(told: Sequence[Told]) -> Iterator[str]:
-    """Yield a row for each attack."""
-    yield from head("seen", "noise", "records", "AUC", "TPR at 0.1 % FPR")
+def told_table(told: Sequence[Told]) -> Table:
+    """Return a row for each attack."""
+    rows = []
     for each in told:
         low, high = each.interval
-        yield row(
+        figures = (
             each.seen,
             each.noise,
             str(each.records),
             f"{each.auc:.2f} [{low:.2f}, {high:.2f}]",
             "n too small" if each.found is None else f"{100 * each.found:.1f} %",
         )
+        rows.append(figures)
+    columns = ("seen", "noise", "records", "AUC", "TPR at 0.1 % FPR")
+    return Table("Attacks on adapters", columns, tuple(rows))
 
 
 def told_of_adapters(

@@ -9,8 +9,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -19,20 +19,11 @@ from deal_core.config.data import DataConfig, PartitionConfig
 from deal_core.data import open_source, partition
 from deal_core.errors import UserError, at_home
 from server.folder import Listener, RunFolder, plain_reason
-from simulations.deployment.server.folder import (
-    ServerFolder,
-    ServerSettings,
-    add_site,
-    init_server,
-)
-from simulations.deployment.server.submit import submit
 from simulations.deployment.service import filled
-from simulations.deployment.site.folder import agreed_labels, init_site
 from simulations.engines.flower import LOCAL, Tail, free_port, import_path, stop_all
 from simulations.engines.interrupt import deferred, stoppable, uninterrupted
 from simulations.output.console import print_line
 from simulations.output.files import toml_value
-from simulations.run.experiment import Request, load_experiment
 from simulations.run.progress import told_to
 from simulations.run.simulate import STOPPED
 
@@ -100,43 +91,32 @@ def run_demo(where: str, sites: int, console: Console, write_page: Callable[[Pat
 
 def _run(folder: Path, names: Sequence[str], console: Console) -> Path:
     """Return the folder of the finished run; every process has ended."""
-
-    def shown(*words: object) -> None:
-        below = f"{Path.cwd()}/"
-        print_line(console, " ".join(["$ deal", *(str(w).removeprefix(below) for w in words)]))
-
     with console.status("dividing the embedded questions among the sites"):
         experiment = write_shares(folder, names)
-    labels = agreed_labels(load_experiment(Request(str(experiment))))
-    server, port = ServerFolder(folder / "server"), free_port()
-    shown("server init", server.path, "--host", LOCAL, "--superlink-port", port)
-    settings = ServerSettings(hosts=(LOCAL,), port=free_port(), superlink_port=port)
-    init_server(server, settings)  # the proxy's port stays unused
-    with stopped_at_the_end(Children(folder)) as children:
-        shown("server start", server.path)
-        children.start("server", "server", "start", str(server.path))
+    server, port = folder / "server", free_port()
+    with Commands(folder, console) as deal:
+        deal.call(
+            *("server", "init", server, "--host", LOCAL, "--superlink-port", port),
+            *("--port", free_port()),  # the proxy's, which stays unused
+        )
+        deal.start("server", "server", "start", server)
         with console.status("waiting for the server"):
-            children.wait_for("the server", lambda: _answers(port), START_SECONDS)
+            deal.wait_for("the server", lambda: _answers(port), START_SECONDS)
         for name in names:
-            site, data, address = folder / "sites" / name, folder / "data" / name, f"{LOCAL}:{port}"
-            shown(
-                *("site init", site, "--name", name, "--data", data, "--server", address),
-                *("--certificate", server.authority, "--experiment", experiment),
+            site = folder / "sites" / name
+            deal.call(
+                *("site", "init", site, "--name", name, "--data", folder / "data" / name),
+                *("--server", f"{LOCAL}:{port}", "--certificate", server / "ca.crt"),
+                *("--experiment", experiment),
             )
-            init_site(site, data, name, address, server.authority, labels)
-            written = site / "site.toml"
-            written.write_text(
-                written.read_text("utf-8").partition("[policy]")[0] + POLICY, "utf-8"
-            )
-            shown("server add-site", name, site / "site.pub", "--dir", server.path)
-            add_site(server, name, site / "site.pub")
-            shown("site start", site)
-            children.start(name, "site", "start", str(site))
-        shown("submit", experiment, "--dir", server.path)
-        submit(server, str(experiment))
-        (run,) = server.runs.iterdir()
+            file = site / "site.toml"
+            file.write_text(file.read_text("utf-8").partition("[policy]")[0] + POLICY, "utf-8")
+            deal.call("server", "add-site", name, site / "site.pub", "--dir", server)
+            deal.start(name, "site", "start", site)
+        deal.call("submit", experiment, "--dir", server)
+        (run,) = (server / "runs").iterdir()
         tail, listener = Tail(RunFolder(run).metrics), told_to(console)
-        children.wait_for("the end of the run", lambda: ended(tail, listener), RUN_SECONDS)
+        deal.wait_for("the end of the run", lambda: ended(tail, listener), RUN_SECONDS)
     return run
 
 
@@ -146,52 +126,66 @@ def write_shares(folder: Path, names: Sequence[str]) -> Path:
 
     Returns:
         The file of an experiment with them.
-
-    Raises:
-        UserError: the embedded data are not installed, or the folder cannot be written.
     """
     import pandas as pd
 
     source = open_source(DataConfig(tasks=TASKS, max_train=TRAIN_ROWS, max_test=TEST_ROWS))
     tasks = [source.load(name) for name in TASKS]
     rule = PartitionConfig(kind="dirichlet", alpha=1.0)
-    try:
-        for task in tasks:
-            for name, share in zip(names, partition(task, rule, len(names), SEED), strict=True):
-                place = folder / "data" / name / task.name
-                place.mkdir(parents=True, exist_ok=True)
-                for split, examples in (("train", share.train), ("test", share.test)):
-                    rows = [{"text": each.text, "label": each.label} for each in examples]
-                    table = pd.DataFrame(rows, columns=["text", "label"])
-                    table.to_csv(place / f"{split}.csv", index=False)
-        labels = "\n".join(f"{toml_value(t.name)} = {toml_value(t.labels)}" for t in tasks)
-        threads = max(1, (os.cpu_count() or 1) // len(names))
-        words = {"tasks": toml_value(list(TASKS)), "labels": labels, "threads": threads}
-        experiment = folder / "two-tasks.toml"
-        experiment.write_text(filled("two-tasks.toml", **words), encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); name another folder"
-        ) from None
+    for task in tasks:
+        for name, share in zip(names, partition(task, rule, len(names), SEED), strict=True):
+            place = folder / "data" / name / task.name
+            place.mkdir(parents=True, exist_ok=True)
+            for split, examples in (("train", share.train), ("test", share.test)):
+                rows = [{"text": each.text, "label": each.label} for each in examples]
+                table = pd.DataFrame(rows, columns=["text", "label"])
+                table.to_csv(place / f"{split}.csv", index=False)
+    labels = "\n".join(f"{toml_value(t.name)} = {toml_value(t.labels)}" for t in tasks)
+    threads = max(1, (os.cpu_count() or 1) // len(names))
+    words = {"tasks": toml_value(list(TASKS)), "labels": labels, "threads": threads}
+    experiment = folder / "two-tasks.toml"
+    experiment.write_text(filled("two-tasks.toml", **words), encoding="utf-8")
     return experiment
 
 
-class Children:
-    """What was started here, by name; each prints to ``NAME.out`` in the folder."""
+class Commands:
+    """``deal`` commands, each printed before it runs. What was started prints to ``NAME.out`` in
+    the folder; all of it has ended at the end of the block, however that is left."""
 
     program: Sequence[str] = (sys.executable, "-P", "-m", "simulations.cli")
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, console: Console) -> None:
         self.folder = folder
+        self.console = console
         self.started: dict[str, subprocess.Popen[bytes]] = {}
+        self.environment = {**os.environ, "PYTHONPATH": import_path(), MARK: str(folder)}
 
-    def start(self, name: str, *arguments: str) -> None:
-        """Start ``deal ARGUMENTS``."""
-        environment = {**os.environ, "PYTHONPATH": import_path(), MARK: str(self.folder)}
+    def __enter__(self) -> Commands:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        with uninterrupted():
+            self.stop()
+
+    def _line(self, words: Sequence[object]) -> list[str]:
+        below = f"{Path.cwd()}/"
+        print_line(self.console, " ".join(["$ deal", *(str(w).removeprefix(below) for w in words)]))
+        return [*self.program, *map(str, words)]
+
+    def call(self, *words: object) -> None:
+        """Run a command to its end. UserError: it has failed."""
+        done = subprocess.run(
+            self._line(words), env=self.environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise UserError(f"deal {words[0]}: {done.stderr.strip().removeprefix('error: ')}")
+
+    def start(self, name: str, *words: object) -> None:
+        """Start a command that goes on."""
         with deferred(), (self.folder / f"{name}.out").open("ab") as output:
             self.started[name] = subprocess.Popen(
-                [*self.program, *arguments],
-                env=environment,
+                self._line(words),
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -199,11 +193,7 @@ class Children:
             )
 
     def wait_for(self, what: str, condition: Callable[[], bool], seconds: float) -> None:
-        """Wait until the condition holds.
-
-        Raises:
-            UserError: it does not in that time, or a process has ended by itself.
-        """
+        """Wait for a condition. UserError: it took longer, or a process has ended by itself."""
         end = time.monotonic() + seconds
         while not condition():
             for name, process in self.started.items():
@@ -228,16 +218,6 @@ class Children:
         stop_all(self.folder, MARK)
         for process in self.started.values():
             process.wait()
-
-
-@contextmanager
-def stopped_at_the_end(children: Children) -> Iterator[Children]:
-    """Yield what starts processes; at the end of the block, however it is left, all are stopped."""
-    try:
-        yield children
-    finally:
-        with uninterrupted():
-            children.stop()
 
 
 def ended(tail: Tail, listener: Listener) -> bool:

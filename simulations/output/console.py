@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import click
+import rich.table
 from rich import box
-from rich.console import Console
-from rich.markdown import Markdown
-from rich.table import Table
+from rich.console import Console, JustifyMethod
 from rich.text import Text
 from typer.models import ArgumentInfo
 
 from deal_core.errors import UserError
 from deal_core.metrics import in_turn
-from simulations.output.files import TextTable
+from simulations.output.files import Table
 
 
 def print_line(console: Console, line: str) -> None:
@@ -36,33 +35,27 @@ def wide_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
-PAGE_WIDTH = 100
-"""Columns that a page takes at most."""
 NARROW = 80
 """Columns that what ends a run or a study takes at most: those of a window as it opens."""
 
 
-def print_page(console: Console, page: str) -> None:
-    """Print a Markdown page; no line is wider than :data:`PAGE_WIDTH` or the console."""
-    console.print(Markdown(page), width=min(PAGE_WIDTH, console.width))
-
-
-def text_table(table: TextTable, title: str = "") -> Table:
-    """Return a table for a terminal; a cell that does not fit goes on in the next line, and nothing
-    of it is cut off."""
-    made = Table(
-        title=Text(title) if title else None,
+def print_table(console: Console, table: Table) -> None:
+    """Print a table; a cell that does not fit goes on in the next line, and nothing of it is cut
+    off."""
+    made = rich.table.Table(
+        title=Text(table.caption),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
         collapse_padding=True,
     )
-    for name, right in zip(table.columns, table.right, strict=True):
-        made.add_column(Text(name), justify="right" if right else "left", overflow="fold")
+    for place, name in enumerate(table.columns):
+        justify: JustifyMethod = "right" if table.is_number(place) else "left"
+        made.add_column(Text(name), justify=justify, overflow="fold")
     for row in table.rows:
-        made.add_row(*(Text(cell) for cell in row))
-    return made
+        made.add_row(*map(Text, row))
+    console.print(made, width=min(NARROW, console.width))
 
 
 def stage_title(stage: int, tasks: Sequence[str], stages: Sequence[Sequence[str]]) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -77,52 +76,32 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-BETWEEN_CELLS = re.compile(r"(?<!\\)\|")
+NUMBER = re.compile(rf"[-+−±×≥<≤ ]*\d.*|{DASH}|none|no bound")
+"""What a column of figures has in its cells."""
 
 
 @dataclass(frozen=True)
-class TextTable:
-    """A table as read: as many cells a row as there are columns."""
+class Table:
+    """A table of a terminal or of a page; the first cell of a row names it."""
 
+    caption: str
     columns: tuple[str, ...]
-    right: tuple[bool, ...]
-    """Which of them are aligned to the right: figures."""
     rows: tuple[tuple[str, ...], ...]
+    shaded: bool = False
+    """Cells are shares in per cent, and coloured by them on a page."""
 
+    def is_number(self, place: int) -> bool:
+        """Whether a column holds figures, which are aligned to the right."""
+        return place > 0 and all(NUMBER.fullmatch(row[place]) for row in self.rows if row[place])
 
-def head(*names: str) -> Iterator[str]:
-    """Yield the two lines that a table begins with."""
-    yield row(*names)
-    yield "|---|" + "---:|" * (len(names) - 1)
+    def level(self, cell: str) -> str:
+        """Return the class of a shaded cell's colour, ``h0`` to ``h9``; empty: it has none."""
+        return f"h{min(9, int(float(cell) / 10))}" if self.shaded and cell != DASH else ""
 
 
 def row(*values: str) -> str:
-    """Return one line of a table; a bar within a value is escaped."""
+    """Return one line of a Markdown table; a bar within a value is escaped."""
     return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
-
-
-def cells(line: str) -> tuple[str, ...]:
-    """Return the values of one line of a table, as :func:`row` was given them."""
-    values = BETWEEN_CELLS.split(line.strip())[1:-1]
-    return tuple(value.strip().replace("\\|", "|") for value in values)
-
-
-def read_table(lines: Sequence[str]) -> TextTable:
-    """Return a table from its lines: names, a line of dashes, rows."""
-    columns, dashes, *rows = lines
-    right = tuple(each.endswith(":") for each in cells(dashes))
-    return TextTable(cells(columns), right, tuple(cells(each) for each in rows))
-
-
-def blocks(lines: Sequence[str]) -> Iterator[str | TextTable]:
-    """Yield a page in pieces: every table by itself, and what is between tables as it is."""
-    for in_table, part in groupby(
-        lines, lambda line: line.startswith("| ") or line.startswith("|--")
-    ):
-        if in_table:
-            yield read_table(list(part))
-        elif text := "\n".join(part).strip():
-            yield text
 
 
 def toml_value(value: Any) -> str:

@@ -15,7 +15,6 @@ from statistics import fmean
 import numpy as np
 from pydantic import Field
 
-from deal_core import metrics
 from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError
 from deal_core.inference.folder import AdapterFolder
@@ -23,17 +22,17 @@ from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Strict, read_results
 from simulations.output.console import stage_title
-from simulations.report.blocks import Block, Folded, Heading, Table, Text, percent, points, whole
+from simulations.output.files import Table
+from simulations.report.blocks import Block, Heading, Text, percent, whole
 from simulations.report.record import Rows, RunRecord
 from simulations.run.run_folder import check_rows_same
+from simulations.run.summary import task_table
 
 FILE = "labels.json"
 NAMED_COLUMNS = 8
 """Up to so many tasks a matrix names them in its columns; beyond, it has their numbers."""
 FEW = 20
 """Up to so many labels of a task have a confusion matrix."""
-DIFFERENT = 0.005
-"""Shares that differ by more are not the same up to rounding."""
 
 
 class TaskCounts(Strict):
@@ -41,11 +40,6 @@ class TaskCounts(Strict):
 
     labels: list[str]
     counts: list[list[int]]
-
-    @property
-    def share_right(self) -> float:
-        """Accuracy, 0 to 1."""
-        return float(np.trace(self.counts) / max(1, np.sum(self.counts)))
 
     def scores(self) -> np.ndarray:
         """Return a row for each label: precision, recall (NaN where nothing was answered so, or no
@@ -145,28 +139,14 @@ def label_blocks(run: RunRecord) -> Iterator[Block]:
         "with a label, the share that is answered with it. F1: their harmonic mean. All in %."
     )
     for number, task in enumerate(results.tasks, start=1):
-        then = results.accuracy_matrix[-1][number - 1] if results.accuracy_matrix else None
+        yield Heading(f"{number} {task}")
         if task in counted.tasks:
-            yield Heading(f"{number} {task}")
-            yield from _differs(then, counted.tasks[task].share_right)
             yield from _task(task, counted.tasks[task])
         if task in counted.texts:
-            yield Heading(f"{number} {task}")
             scores = counted.texts[task]
-            yield from _differs(then, scores.get(results.measures.get(task, "")))
             columns = ("task", *(measure.title for measure in TEXT_MEASURES.values()))
             row = (task, *(percent(scores.get(name)) for name in TEXT_MEASURES))
             yield Table(f"Texts written for {task}, in %", columns, (row,))
-
-
-def _differs(then: float | None, share: float | None) -> Iterator[Text]:
-    """Say so where the run has counted another share of right answers."""
-    if then is not None and share is not None and abs(then - share) > DIFFERENT:
-        yield Text(
-            f"Answered anew, {100 * share:.1f} % are right; the run counted {100 * then:.1f} %. "
-            "Rounding on another machine can do that, another test set too.",
-            "warn",
-        )
 
 
 def _task(task: str, counts: TaskCounts) -> Iterator[Block]:
@@ -175,25 +155,19 @@ def _task(task: str, counts: TaskCounts) -> Iterator[Block]:
         for label, true, scores in zip(counts.labels, counts.counts, counts.scores(), strict=True)
     ]
     columns = ("label", "test texts", "precision", "recall", "F1")
-    table = Table(f"Each label of {task}", columns, tuple(rows))
-    mean = f"{len(counts.labels)} labels, macro F1 {percent(counts.macro_f1)}"
-    if len(counts.labels) > FEW:
-        yield Folded(mean, (table,))
-        return
-    yield table
-    yield Text(f"{mean}.")
-    yield Table(
-        f"{task}: texts by true label (row) and answer (column)",
-        ("true label", *counts.labels),
-        tuple(
-            (label, *map(whole, row))
-            for label, row in zip(counts.labels, counts.counts, strict=True)
-        ),
-    )
+    yield Table(f"Each label of {task}", columns, tuple(rows))
+    yield Text(f"{len(counts.labels)} labels, macro F1 {percent(counts.macro_f1)}.")
+    if len(counts.labels) <= FEW:
+        cells = zip(counts.labels, counts.counts, strict=True)
+        yield Table(
+            f"{task}: texts by true label (row) and answer (column)",
+            ("true label", *counts.labels),
+            tuple((label, *map(whole, row)) for label, row in cells),
+        )
 
 
 def accuracy_blocks(run: RunRecord) -> Iterator[Block]:
-    """Yield the accuracy matrix in both protocols, and what was kept of every task."""
+    """Yield the accuracy matrix in both protocols, and at the end what was kept of every task."""
     if not run.matrix and not any(value is not None for value in run.zero_shot):
         yield Text("Nothing has been evaluated.", "warn")
         return
@@ -205,8 +179,8 @@ def accuracy_blocks(run: RunRecord) -> Iterator[Block]:
     yield _matrix(run, run.matrix, "Task-IL accuracy in %")
     if run.class_il:
         yield _matrix(run, run.class_il, "Class-IL accuracy in %")
-    if run.matrix:
-        yield _kept(run)
+    if run.results and run.matrix:
+        yield task_table(run.results)
 
 
 def _matrix(run: RunRecord, accuracies: Rows, caption: str) -> Table:
@@ -218,19 +192,3 @@ def _matrix(run: RunRecord, accuracies: Rows, caption: str) -> Table:
     rows = zip(names, [run.zero_shot, *accuracies], strict=True)
     cells = tuple((name, *map(percent, row)) for name, row in rows)
     return Table(caption, ("after", *tasks), cells, shaded=True)
-
-
-def _kept(run: RunRecord) -> Table:
-    """Return a row for each task: before, just learnt, at the end, the difference."""
-    _, learnt = metrics.spans(run.tasks, run.stages)
-    rows = []
-    for j, task in enumerate(run.tasks):
-        then = run.matrix[learnt[j]][j] if learnt[j] < len(run.matrix) else None
-        now = run.matrix[-1][j]
-        since = None if then is None or now is None else now - then
-        row = (percent(run.zero_shot[j]), percent(then), percent(now), points(since))
-        rows.append((f"{j + 1} {task}", *row))
-    columns = ("task", "zero-shot", "just learnt", "at the end", "points since")
-    return Table(
-        "What was kept: Task-IL accuracy in %, points since it was learnt", columns, tuple(rows)
-    )

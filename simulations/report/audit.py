@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from simulations.audit import membership
 from simulations.audit.command import EXPLANATION, Audit, attack_table, claims, meaning
-from simulations.output.files import TextTable, blocks, read_stored
-from simulations.report.blocks import Block, Page, Section, Table, Text
+from simulations.output.files import read_stored
+from simulations.report.blocks import Block, Page, Section, Text
 
 FILE = "audit.json"
 
 
 def audit_page(folder: Path) -> Page:
-    """Return the page of the audit in a folder, of what a ledger claims.
-
-    Raises:
-        UserError: its file cannot be read.
-    """
+    """Return the page of the audit of budgets in a folder. UserError: it cannot be read."""
     audit = read_stored(Audit, folder / FILE, "audit")
     refuted = any(cell.refuted for cell in audit.cells)
     trainings = sum(len(cell.trainings) for cell in audit.cells)
@@ -50,28 +46,17 @@ def _summary(audit: Audit) -> Iterator[Block]:
     if first.simulation_only:
         yield Text("Simulation only: the noise came from a seed.", "warn")
     yield Text(claims(first))
-    yield from _tables(attack_table(audit), "Every budget")
+    yield attack_table(audit)
 
 
 def membership_page(folder: Path) -> Page:
-    """Return the page of the audit of membership in a folder.
-
-    Raises:
-        UserError: its file cannot be read.
-    """
+    """Return the page of the audit of membership in a folder. UserError: it cannot be read."""
     audit = read_stored(membership.MembershipAudit, folder / membership.FILE, "audit of membership")
-    table = _tables(membership.told_table(audit.told), "Attacks on adapters")
-    explained = Text(membership.EXPLANATION)
+    told = membership.told_table(audit.told), Text(membership.EXPLANATION)
     return Page(
         kind="Audit",
         title=audit.experiment,
         subtitle="Who is in the adapters that leave a site, as far as attacks tell",
-        sections=(Section("membership", "Membership inference", (*table, explained)),),
+        sections=(Section("membership", "Membership inference", told),),
         source=membership.FILE,
     )
-
-
-def _tables(lines: Iterable[str], caption: str) -> list[Table]:
-    """Return the tables of a part of a Markdown page."""
-    parts = blocks(list(lines))
-    return [Table(caption, p.columns, p.rows) for p in parts if isinstance(p, TextTable)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,11 +10,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from server.results import rounded_up
-from simulations.output.files import DASH, duration, signed
+from simulations.output.files import DASH, Table, duration, signed
 
 HERE = Path(__file__).parent
-NUMBER = re.compile(rf"[-+−±×≥<≤ ]*\d.*|{DASH}|none|no bound")
-"""What a column of figures has in its cells."""
 Tone = Literal["", "good", "warn", "bad"]
 
 
@@ -62,32 +59,11 @@ def time(seconds: float | None) -> str:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table; the first cell of a row names it."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    shaded: bool = False
-    """Cells are shares in per cent, and coloured by them."""
-
-    def is_number(self, place: int) -> bool:
-        """Whether a column holds figures, which are aligned to the right."""
-        return place > 0 and all(NUMBER.fullmatch(row[place]) for row in self.rows if row[place])
-
-    def level(self, cell: str) -> str:
-        """Return the class of a shaded cell's colour, ``h0`` to ``h9``; empty: it has none."""
-        return f"h{min(9, int(float(cell) / 10))}" if self.shaded and cell != DASH else ""
-
-
-@dataclass(frozen=True)
 class Drawing:
-    """A drawing, as an address that holds it whole; the figures are in a table on the page, or in
-    ``table``."""
+    """A drawing, as an address that holds it whole; a table on the page has its figures."""
 
     caption: str
     address: str
-    table: Table | None = None
 
 
 @dataclass(frozen=True)
@@ -127,15 +103,7 @@ class Bullets:
     items: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True)
-class Folded:
-    """Blocks that are shown when asked for, and in print."""
-
-    title: str
-    blocks: tuple[Block, ...]
-
-
-Block = Table | Drawing | Tiles | Facts | Text | Heading | Bullets | Folded
+Block = Table | Drawing | Tiles | Facts | Text | Heading | Bullets
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
-from simulations.report.blocks import Drawing, Table
+from simulations.report.blocks import Drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,7 +136,6 @@ def lines(
     caption: str,
     curves: Sequence[Curve],
     axes: tuple[str, str],
-    behind: Table | None = None,
     *,
     levels: Sequence[tuple[float, str]] = (),
     from_zero: bool = False,
@@ -148,7 +147,6 @@ def lines(
         caption: of the drawing.
         curves: in the order of colours.
         axes: names of the horizontal and the vertical one.
-        behind: what is drawn; None: a table on the page has it.
         levels: horizontal lines to compare with: value and name.
         from_zero: the values are amounts.
         budgets: points stand at privacy budgets: a logarithmic axis.
@@ -183,4 +181,4 @@ def lines(
     names = [name for name in (*(c.name for c in curves), *(label for _, label in levels)) if name]
     columns = 1 if any(len(name) > LABEL_LETTERS for name in names) else 2
     height = HEIGHT + LEGEND_HEIGHT * math.ceil(len(names) / columns)
-    return Drawing(caption, draw(height, paint), behind)
+    return Drawing(caption, draw(height, paint))

@@ -46,10 +46,10 @@ def report(
     console = wide_console()
     if privacy:
         from simulations.report.blocks import render
-        from simulations.report.ledger import ledger_page, read_ledger
+        from simulations.report.ledger import ledger_page
 
         folder = at_home(privacy).resolve()
-        write_texts(folder, {PRIVACY: render(ledger_page(read_ledger(privacy)))})
+        write_texts(folder, {PRIVACY: render(ledger_page(privacy))})
         print_line(console, f"privacy record in {folder / PRIVACY}")
     for name in paths or []:
         found = at_home(name).resolve()
@@ -72,11 +72,7 @@ def compare(
 
 
 def write_report(folder: Path) -> Path:
-    """Return the path of ``report.html`` of what lies in a folder, written anew.
-
-    Raises:
-        UserError: nothing there to report, or it cannot be read or written.
-    """
+    """Return the path of ``report.html``, written anew. UserError: nothing to report here."""
     from simulations.report.blocks import render
 
     write_texts(folder, {REPORT: render(page_of(folder))})
@@ -84,11 +80,7 @@ def write_report(folder: Path) -> Path:
 
 
 def page_of(folder: Path) -> Page:
-    """Return the page of what lies in a folder: a study, an audit, or a run.
-
-    Raises:
-        UserError: none of them, or it cannot be read.
-    """
+    """Return the page of a study, an audit, or a run. UserError: the folder is none of them."""
     from simulations.report.audit import audit_page, membership_page
     from simulations.report.record import is_run, read_run
     from simulations.report.run import run_page

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 
 from client.egress import FIELDS
@@ -17,7 +15,6 @@ from deal_core.privacy.certificate import composed_over
 from deal_core.privacy.events import (
     CLEAR_COUNTS,
     KEEPER_ALONE,
-    LedgerEvent,
     assumed_honest,
     common_unit,
     composed,
@@ -25,8 +22,8 @@ from deal_core.privacy.events import (
 )
 from deal_core.privacy.ledger import Entry, Ledger
 from server.results import rounded_up
-from simulations.ledger_command import checked_entries, open_ledger, trusted
-from simulations.output.files import DASH
+from simulations.ledger_command import charges, checked_entries, open_ledger, trusted
+from simulations.output.files import DASH, Table
 from simulations.report.blocks import (
     Block,
     Bullets,
@@ -34,7 +31,6 @@ from simulations.report.blocks import (
     Heading,
     Page,
     Section,
-    Table,
     Text,
     Tiles,
     at_most,
@@ -96,49 +92,40 @@ LARGEST_TOLD = 20.0
 """An epsilon whose factor of chances, some 485 million, still says something."""
 
 
-@dataclass(frozen=True)
-class LedgerRecord:
-    """A site's ledger."""
-
-    folder: Path
-    entries: tuple[Entry, ...]
-    site: SiteFile | None
-    """The site's own file; None: there is none beside the state directory, as in a simulation."""
-    disjoint_tasks: bool
-    """Compose tasks in parallel, as the site's policy declares."""
-    limit: float | None
-    """Largest epsilon that the site allows for ever, by its policy, or else that its plans were
-    made for; None: neither is known."""
-
-    @property
-    def events(self) -> list[LedgerEvent]:
-        """Releases that a mechanism has protected."""
-        return [entry.event for entry in self.entries if entry.event.protected]
-
-    @property
-    def unprotected(self) -> int:
-        """How many others there are."""
-        return len(self.entries) - len(self.events)
-
-    @property
-    def unit(self) -> str:
-        """What the releases protect, in words."""
-        return unit_text(*common_unit((event.unit, event.unit_column) for event in self.events))
-
-
-def read_ledger(folder: str) -> LedgerRecord:
-    """Return what a state directory says, after a check of the whole ledger.
+def ledger_page(folder: str) -> Page:
+    """Return the page of the ledger in a state directory, after a check of all of it.
 
     Raises:
         UserError: no ledger in it, one that cannot be trusted, or a ``site.toml`` beside it that
             cannot be used.
     """
     ledger = open_ledger(folder)
-    entries = tuple(checked_entries(ledger))
-    site = _site(ledger.folder)
-    policy = site.policy if site else None
-    limit = policy.max_epsilon if policy and policy.max_epsilon else _planned(ledger)
-    return LedgerRecord(ledger.folder, entries, site, bool(policy and policy.disjoint_tasks), limit)
+    entries, site = checked_entries(ledger), _site(ledger.folder)
+    sections = {
+        "In short": _short(entries, site, ledger),
+        "What was computed here": _computed(entries, site),
+        "What it has cost": _spent(entries),
+        "What left, and what did not": _left(),
+        "What the guarantee does not cover": _limits(entries),
+        "How to check this page": _check(entries),
+    }
+    return Page(
+        kind="Record of private releases",
+        title=site.site.name if site else f"client {ledger.folder.name}",
+        subtitle="What left this site, what protected it, and what that has cost: for the data "
+        "protection officer",
+        sections=tuple(
+            Section(f"part-{number}", title, tuple(blocks))
+            for number, (title, blocks) in enumerate(sections.items(), start=1)
+        ),
+        state="chain verified" if entries else "empty",
+        tone="good" if entries else "warn",
+        meta=(
+            f"{len(entries)} releases in the ledger",
+            f"made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        ),
+        source="ledger.sqlite",
+    )
 
 
 def _site(state: Path) -> SiteFile | None:
@@ -151,80 +138,59 @@ def _site(state: Path) -> SiteFile | None:
     return site if Path(site.site.state) == state.resolve() else None
 
 
-def _planned(ledger: Ledger) -> float | None:
-    """Return the largest budget that a plan of the ledger was made for."""
+def _limit(site: SiteFile | None, ledger: Ledger) -> tuple[str, str]:
+    """Return the largest epsilon that the site allows for ever, or else that a plan of the ledger
+    was made for; and which of both it is."""
+    if site and site.policy and site.policy.max_epsilon:
+        return decimal(site.policy.max_epsilon, 4), "of the site's policy"
     plans = map(json.loads, trusted(ledger.plans).values())
-    return max((float(plan["epsilon"]) for plan in plans if plan.get("epsilon")), default=None)
+    planned = max((float(plan["epsilon"]) for plan in plans if plan.get("epsilon")), default=None)
+    return decimal(planned, 4), "of the runs' plans" if planned else "none is known"
 
 
-def ledger_page(record: LedgerRecord) -> Page:
-    """Return the page."""
-    sections = (
-        Section("short", "In short", tuple(_short(record))),
-        Section("computed", "What was computed here", tuple(_computed(record))),
-        Section("spent", "What it has cost", tuple(_spent(record))),
-        Section("left", "What left, and what did not", tuple(_left())),
-        Section("limits", "What the guarantee does not cover", tuple(_limits(record))),
-        Section("check", "How to check this page", tuple(_check(record))),
-    )
-    return Page(
-        kind="Record of private releases",
-        title=record.site.site.name if record.site else f"client {record.folder.name}",
-        subtitle="What left this site, what protected it, and what that has cost: for the data "
-        "protection officer",
-        sections=sections,
-        state="chain verified" if record.entries else "empty",
-        tone="good" if record.entries else "warn",
-        meta=(
-            f"{len(record.entries)} releases in the ledger",
-            f"made {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        ),
-        source="ledger.sqlite",
-    )
-
-
-def _short(record: LedgerRecord) -> Iterator[Block]:
-    if not record.entries:
+def _short(entries: list[Entry], site: SiteFile | None, ledger: Ledger) -> Iterator[Block]:
+    if not entries:
         yield Text("The ledger is empty: nothing that it keeps account of has left this site.")
         return
-    if any(entry.event.simulation_only for entry in record.entries):
+    events = [entry.event for entry in entries if entry.event.protected]
+    unprotected = len(entries) - len(events)
+    if any(entry.event.simulation_only for entry in entries):
         yield Text(
             "Simulation only: some noise came from a seed. Who knows the seed can take it off, so "
             "nothing of what follows is guaranteed. At a real site noise never comes from a seed.",
             "bad",
         )
-    if record.unprotected:
+    if unprotected:
         yield Text(
-            f"{record.unprotected} releases left without protection. For the records that they "
-            "were made from no epsilon holds.",
+            f"{unprotected} releases left without protection. For the records that they were made "
+            "from no epsilon holds.",
             "bad",
         )
     counts = (
-        ("Releases", whole(len(record.entries)), "each is a line of the ledger"),
-        ("Without protection", whole(record.unprotected), ""),
+        ("Releases", whole(len(entries)), "each is a line of the ledger"),
+        ("Without protection", whole(unprotected), ""),
     )
-    if not record.events:
+    if not events:
         yield Tiles(counts)
         return
-    delta = min(event.delta for event in record.events)
-    epsilon = composed(record.events, delta, record.disjoint_tasks)
-    policy = record.site.policy if record.site else None
-    whose = "of the site's policy" if policy and policy.max_epsilon else "of the runs' plans"
+    disjoint = bool(site and site.policy and site.policy.disjoint_tasks)
+    delta = min(event.delta for event in events)
+    epsilon = composed(events, delta, disjoint)
+    unit = unit_text(*common_unit((event.unit, event.unit_column) for event in events))
     yield Tiles(
         (
             ("Epsilon spent", at_most(epsilon, 4), f"at delta = {at_most(delta)}"),
-            ("Limit", decimal(record.limit, 4), "none is known" if not record.limit else whose),
-            ("Protects", f"one {record.unit}", "the unit of privacy"),
+            ("Limit", *_limit(site, ledger)),
+            ("Protects", f"one {unit}", "the unit of privacy"),
             *counts,
         )
     )
     yield Text(
         f"All protected releases together have spent epsilon = {at_most(epsilon, 4)} at delta = "
-        f"{at_most(delta)} per {record.unit}. It is composed over "
-        f"{composed_over(record.disjoint_tasks, record.unprotected)}."
+        f"{at_most(delta)} per {unit}. It is composed over {composed_over(disjoint, unprotected)}."
     )
-    yield Text(in_chances(epsilon, delta, record.unit))
-    trust = assumed_honest(record.events)
+    yield Text(in_chances(epsilon, delta, unit))
+    trust = assumed_honest(events)
     yield Text(
         "It holds against everybody but the keeper of this ledger. At a site, that is everybody "
         "outside of the site: the server, the other sites, who reads the network, and who is given "
@@ -251,33 +217,26 @@ def in_chances(epsilon: float, delta: float, unit: str) -> str:
     )
 
 
-def _computed(record: LedgerRecord) -> Iterator[Block]:
-    counted = Counter(_kind(entry.event) for entry in record.entries)
+def _computed(entries: list[Entry], site: SiteFile | None) -> Iterator[Block]:
+    counted = Counter(
+        (entry.event.mechanism, bool(entry.event.assumes and entry.event.mechanism == "record"))
+        for entry in entries
+    )
     if not counted:
         yield Text("Nothing.")
-    for (kind, text), count in counted.items():
-        yield Heading(f"{count} × {kind}")
-        yield Text(text)
-    if record.site is not None:
-        tasks = ", ".join(record.site.data.labels) or DASH
-        models = ", ".join(record.site.models) or DASH
+    for (kind, in_sum), count in counted.items():
+        yield Heading(f"{count} × {kind}{', noise in a sum' * in_sum}")
+        yield Text(IN_SUM if in_sum else COMPUTED.get(kind, "A release of another kind."))
+    if site is not None:
+        tasks = ", ".join(site.data.labels) or DASH
+        models = ", ".join(site.models) or DASH
         yield Facts((("tasks that the site takes part in", tasks), ("base models", models)))
 
 
-def _kind(event: LedgerEvent) -> tuple[str, str]:
-    """Return what kind of release it was, and what was done."""
-    if event.assumes and event.mechanism == "record":
-        return f"{event.mechanism}, noise in a sum", IN_SUM
-    return event.mechanism, COMPUTED.get(event.mechanism, "A release of another kind.")
-
-
-def _spent(record: LedgerRecord) -> Iterator[Block]:
-    if not record.entries:
+def _spent(entries: list[Entry]) -> Iterator[Block]:
+    if not entries:
         yield Text("Nothing.")
         return
-
-    def charge(entry: Entry) -> tuple[str, str, str]:
-        return entry.event.run, entry.event.task, entry.event.mechanism
 
     yield Text(
         "A row is all releases of one kind for one task of one run. The epsilon of a row is that "
@@ -286,33 +245,15 @@ def _spent(record: LedgerRecord) -> Iterator[Block]:
     )
     columns = (
         *("run", "task", "kind", "from", "to", "releases", "steps", "sampling rate"),
-        *("noise multiplier", "clipping bound", "delta", "epsilon, alone"),
+        *("noise multiplier", "clipping bound", "epsilon, alone", "delta"),
     )
-    rows = tuple(_charge(list(part)) for _, part in groupby(record.entries, charge))
-    yield Table("Charges by run and task", columns, rows)
-
-
-def _charge(entries: Sequence[Entry]) -> tuple[str, ...]:
-    events = [entry.event for entry in entries]
-    first, delta = events[0], min(event.delta for event in events)
-    figures: tuple[str, ...] = (DASH, DASH, "none", DASH, DASH, "no bound")
-    if first.protected:
-        figures = (
-            whole(sum(event.steps for event in events)),
-            decimal(first.sample_rate, 4),
-            decimal(first.noise_multiplier, 4),
-            decimal(first.max_grad_norm, 4),
-            at_most(delta),
-            at_most(composed(events, delta), 4),
-        )
-    settings, _, own = first.run.partition(" ")
-    place = (own or settings[:RUN_LETTERS], first.task or "all tasks", first.mechanism)
-    when = (_minute(entries[0].time), _minute(entries[-1].time))
-    return (*place, *when, whole(len(events)), *figures)
-
-
-def _minute(time: str) -> str:
-    return time[:16].replace("T", " ")
+    rows = []
+    for own, figures in charges(entries):
+        settings, _, named = own[0].event.run.partition(" ")
+        place = (named or settings[:RUN_LETTERS], own[0].event.task or "all tasks")
+        when = (each.time[:16].replace("T", " ") for each in (own[0], own[-1]))
+        rows.append((*place, own[0].event.mechanism, *when, *figures))
+    yield Table("Charges by run and task", columns, tuple(rows))
 
 
 def _left() -> Iterator[Block]:
@@ -330,24 +271,23 @@ def _left() -> Iterator[Block]:
     yield Table("May be sent, and why", ("field", "part of a reply", "reason"), tuple(rows))
 
 
-def _limits(record: LedgerRecord) -> Iterator[Block]:
-    if any(entry.event.mechanism == CLEAR_COUNTS for entry in record.entries):
+def _limits(entries: list[Entry]) -> Iterator[Block]:
+    if any(entry.event.mechanism == CLEAR_COUNTS for entry in entries):
         yield Text("Counts of right answers on test records left as they are.")
     yield Bullets(tuple((each, "") for each in NOT_COVERED))
 
 
-def _check(record: LedgerRecord) -> Iterator[Block]:
+def _check(entries: list[Entry]) -> Iterator[Block]:
     yield Text(
         "Every release is sealed with a hash of all before it; that chain was verified when this "
         "page was made. The page itself can be changed by whoever has it: a signed certificate of "
         "the same ledger cannot. The page holds nothing of any record. Rates and steps tell how "
         "many records a task has, and it names runs, tasks and times."
     )
-    seal = record.entries[-1].hash if record.entries else DASH
     yield Facts(
         (
-            ("releases", whole(len(record.entries))),
-            ("seal of the last one", seal),
+            ("releases", whole(len(entries))),
+            ("seal of the last one", entries[-1].hash if entries else DASH),
             ("verify the ledger", "deal ledger verify STATE"),
             ("signed certificate", "deal ledger export STATE --out certificate.json"),
             ("make this page again", "deal report --privacy STATE"),

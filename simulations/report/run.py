@@ -14,14 +14,13 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import WHERE, leaves
 from server.folder import RunEvent
 from server.results import extent
-from simulations.output.files import DASH
+from simulations.output.files import DASH, Table
 from simulations.report.accuracy import accuracy_blocks, label_blocks
 from simulations.report.blocks import (
     Block,
     Facts,
     Page,
     Section,
-    Table,
     Text,
     Tiles,
     Tone,
@@ -34,14 +33,12 @@ from simulations.report.blocks import (
     whole,
 )
 from simulations.report.charts import Curve, lines
-from simulations.report.record import Round, RunRecord, State, reason_in
+from simulations.report.record import RunRecord, State
 from simulations.run.progress import IDLE
+from simulations.run.run_log import Round, reason_in
 from simulations.run.summary import large_delta, privacy_text, unheard_text
 
 TONES: dict[State, Tone] = {"finished": "good", "running": "warn", "stopped": "bad"}
-COMMIT_LETTERS = 12
-SHOWN = 200
-"""Kinds of faults that are listed; the log has all."""
 FAULTS = {
     "client_failed": "reply not used",
     "reply_dropped": "reply dropped",
@@ -80,17 +77,10 @@ def run_page(run: RunRecord) -> Page:
 
 def _meta(run: RunRecord) -> Iterator[str]:
     config = run.experiment
-    yield f"method {config.method.name}"
-    yield f"aggregation {config.aggregation.rule}"
-    yield f"model {config.model.name}"
-    yield f"{len(run.tasks)} tasks"
-    yield f"{len(run.log.clients)} clients"
-    yield f"{run.log.planned} rounds"
-    yield f"seed {config.run.seed}"
-    yield f"engine {config.run.engine}"
-    if run.results and run.results.commit:
-        commit, _, dirty = run.results.commit.partition("-")
-        yield f"commit {commit[:COMMIT_LETTERS]}{f' ({dirty})' if dirty else ''}"
+    yield from (f"method {config.method.name}", f"aggregation {config.aggregation.rule}")
+    yield from (f"model {config.model.name}", f"{len(run.tasks)} tasks")
+    yield from (f"{len(run.log.clients)} clients", f"{run.log.planned} rounds")
+    yield from (f"seed {config.run.seed}", f"engine {config.run.engine}")
     yield f"{datetime.fromtimestamp(run.log.events[-1]['time'], UTC):%Y-%m-%d %H:%M} UTC"
 
 
@@ -124,34 +114,33 @@ def _summary(run: RunRecord) -> Iterator[Block]:
 
 
 def _tiles(run: RunRecord) -> Iterator[tuple[str, str, str]]:
-    start = [value for value in run.zero_shot if value is not None]
-    found = run.results
+    start, found = [value for value in run.zero_shot if value is not None], run.results
+    zero_shot = percent(fmean(start) if start else None)
     if found is None:
-        if done := _so_far(run):
-            note = f"{len(done)} of {len(run.tasks)} tasks learnt"
-            yield "Task-IL accuracy so far", f"{percent(fmean(done))} %", note
-    elif found.average_accuracy is not None:
-        yield "Task-IL accuracy", f"{percent(found.average_accuracy)} %", "average at the end"
-    if found and found.class_incremental:
-        average = percent(found.class_incremental.average_accuracy)
-        yield "Class-IL accuracy", f"{average} %", "average at the end"
-    if start:
-        yield "Zero-shot accuracy", f"{percent(fmean(start))} %", "before any training"
-    if found is None:
-        yield "Rounds", f"{run.log.passed} of {run.log.planned}", ""
-        return
-    if found.backward_transfer is not None:
-        yield "Backward transfer", points(found.backward_transfer), "below 0: forgetting"
-    if found.forward_transfer is not None:
-        yield "Forward transfer", points(found.forward_transfer), "on tasks not yet learnt"
-    if found.forgetting is not None:
-        yield "Forgetting", percent(found.forgetting), "points from the best to the end"
-    if worst := found.worst_client:
-        yield "Worst client", f"{percent(worst[1])} %", f"client {run.log.name(worst[0])}"
-    note = "by a client that is asked in every round"
-    yield "Sent per client", size(sum(found.wire.bytes_up)), note
-    yield "Received per client", size(found.wire.received), note
-    yield "Time", time(found.seconds.get("total")), ""
+        done = _so_far(run)
+        note = f"{len(done)} of {len(run.tasks)} tasks learnt"
+        tiles = [
+            ("Task-IL accuracy so far", f"{percent(fmean(done) if done else None)} %", note),
+            ("Zero-shot accuracy", f"{zero_shot} %", "before any training"),
+            ("Rounds", f"{run.log.passed} of {run.log.planned}", ""),
+        ]
+    else:
+        among_all, worst = found.class_incremental, found.worst_client or ("", None)
+        average = percent(among_all.average_accuracy if among_all else None)
+        note = "by a client that is asked in every round"
+        tiles = [
+            ("Task-IL accuracy", f"{percent(found.average_accuracy)} %", "average at the end"),
+            ("Class-IL accuracy", f"{average} %", "average at the end"),
+            ("Zero-shot accuracy", f"{zero_shot} %", "before any training"),
+            ("Backward transfer", points(found.backward_transfer), "below 0: forgetting"),
+            ("Forward transfer", points(found.forward_transfer), "on tasks not yet learnt"),
+            ("Forgetting", percent(found.forgetting), "points from the best to the end"),
+            ("Worst client", f"{percent(worst[1])} %", f"client {run.log.name(worst[0])}"),
+            ("Sent per client", size(sum(found.wire.bytes_up)), note),
+            ("Received per client", size(found.wire.received), note),
+            ("Time", time(found.seconds.get("total")), ""),
+        ]
+    yield from (tile for tile in tiles if not tile[1].startswith(DASH))
 
 
 def _so_far(run: RunRecord) -> list[float]:
@@ -166,7 +155,7 @@ def _clients(run: RunRecord) -> Iterator[Block]:
     idle: dict[str, Counter[str]] = {number: Counter() for number in log.clients}
     for event in log.of("client_idle"):
         idle[str(event["client"])][IDLE.get(event["code"], str(event["code"]))] += 1
-    rows, left_out = [], []
+    rows = []
     for number in log.clients:
         replies = {key: by[number] for key, by in log.replies.items() if number in by}
         good = [e for e in replies.values() if e["event"] == "client_finished"]
@@ -175,8 +164,6 @@ def _clients(run: RunRecord) -> Iterator[Block]:
         examples = {str(e["task"]): float(e["num_examples"]) for e in good if "num_examples" in e}
         # Under privacy each client weighs 1, whatever it has.
         told = any(count != 1 for count in examples.values())
-        if len(replies) > used:
-            left_out.append(f"{log.name(number)} ({len(replies) - used} ×)")
         found = own.get(number)
         start = [value for value in found.zero_shot if value is not None] if found else []
         rows.append(
@@ -193,12 +180,10 @@ def _clients(run: RunRecord) -> Iterator[Block]:
             )
         )
     known = [found.average_accuracy for found in own.values() if found.average_accuracy is not None]
-    facts = [("left out of a round", ", ".join(left_out) or "none")]
     if known:
-        facts.append(("mean over clients", f"{percent(fmean(known))} %"))
-        facts.append(("standard deviation over clients", f"{percent(pstdev(known))} points"))
-    yield Facts(tuple(facts))
-    if not known:
+        mean, deviation = f"{percent(fmean(known))} %", f"{percent(pstdev(known))} points"
+        yield Facts((("mean over clients", mean), ("standard deviation over clients", deviation)))
+    else:
         yield Text("Accuracy of each client is known when the run has finished.")
     columns = (
         *("client", "training examples", "test examples", "zero-shot", "accuracy"),
@@ -213,9 +198,7 @@ def _rounds(run: RunRecord) -> Iterator[Block]:
         yield Text("No round has ended.")
         return
     facts = [("rounds played", f"{len(done)} of {run.log.planned}")]
-    if run.log.skipped:
-        facts.append(("rounds in which nothing was to be done", whole(run.log.skipped)))
-    facts.append(("starts", whole(run.log.starts)))
+    facts.append(("starts", whole(len(run.log.of("run_started")))))
     if run.results:
         phases = run.results.seconds.items()
         facts += [(f"time, {phase}", time(seconds)) for phase, seconds in phases]
@@ -309,13 +292,11 @@ def _faults(run: RunRecord) -> Iterator[Block]:
         yield Text("None: every reply that was asked for came and was used.")
         return
     rows = []
-    for (what, client, why), events in list(alike.items())[:SHOWN]:
+    for (what, client, why), events in alike.items():
         first = f"{datetime.fromtimestamp(events[0]['time'], UTC):%Y-%m-%d %H:%M:%S}"
         rounds = ", ".join(dict.fromkeys(str(e["round"]) for e in events if e.get("round")))
         rows.append((what, client or DASH, whole(len(events)), rounds or DASH, first, why))
     columns = ("what", "client", "times", "rounds", "first (UTC)", "why")
-    if len(alike) > SHOWN:
-        yield Text(f"{len(alike)} kinds in all; metrics.jsonl has the others.", "warn")
     yield Table("What went wrong, in order", columns, tuple(rows))
 
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from simulations.output.files import DASH, TextTable, read_stored
+from simulations.output.files import DASH, read_stored
 from simulations.report.blocks import (
     Block,
     Bullets,
     Drawing,
-    Folded,
     Heading,
     Page,
     Section,
-    Table,
     Text,
 )
 from simulations.report.charts import Curve, Dot, dots, lines
+from simulations.study import tables
 from simulations.study.budgets import (
     BUDGETS_EXPLAINED,
     budget_table,
@@ -30,41 +29,17 @@ from simulations.study.budgets import (
 from simulations.study.results import STUDY_JSON, CellResult, StudyResults
 from simulations.study.statistics import estimate
 from simulations.study.study_file import Study
-from simulations.study.tables import (
-    CLASS_IL,
-    CLASS_IL_EXPLAINED,
-    EXPLANATION,
-    MEASURES,
-    TASK_IL,
-    Part,
-    age_table,
-    arms_table,
-    best_settings,
-    by_arm,
-    class_il_table,
-    cost_table,
-    measures_of,
-    on_all_tests,
-    precisions,
-    setting_table,
-    significance,
-    zero_shots,
-)
 
 PANELS = {
-    TASK_IL: f"{TASK_IL} (%)",
-    CLASS_IL: f"{CLASS_IL} (%)",
+    tables.TASK_IL: f"{tables.TASK_IL} (%)",
+    tables.CLASS_IL: f"{tables.CLASS_IL} (%)",
     "forgetting": "forgetting (points)",
     "worst client": "worst client (%)",
 }
 
 
 def study_page(folder: Path) -> Page:
-    """Return the page of the study in a folder.
-
-    Raises:
-        UserError: its file cannot be read.
-    """
+    """Return the page of the study in a folder. UserError: its file cannot be read."""
     path = folder / STUDY_JSON
     results = read_stored(StudyResults, path, "figures of a study")
     study, cells = Study(results.study, path, results.file), results.standing
@@ -95,33 +70,19 @@ def _study_sections(folder: Path, study: Study, results: StudyResults) -> Iterat
         yield Section("budgets", "Accuracy against epsilon", tuple(_budgets(study, cells)))
     settings = [name for name in study.file.settings if any(c.setting == name for c in cells)]
     if len(settings) < 2 and cells:
-        for name, blocks in _parts(study, cells, "").items():
+        for name, blocks in _parts(study, cells).items():
             yield Section(name.lower(), name, tuple(blocks))
     elif cells:
-        shown = [
-            _table("Best setting of every arm", best_settings(study, cells)),
-            _table(f"{TASK_IL} in %", setting_table(study, cells)),
-        ]
-        folded = []
-        for setting in settings:
-            parts = _parts(study, [c for c in cells if c.setting == setting], f"; {setting}")
-            told = [block for name, part in parts.items() for block in (Heading(name), *part)]
-            folded.append(Folded(f"Setting {setting}", tuple(told)))
-        yield Section("settings", "Settings", (*shown, *folded))
+        yield Section("settings", "Settings", tables.setting_tables(study, cells))
+        for name in settings:
+            parts = _parts(study, [cell for cell in cells if cell.setting == name])
+            told = [block for part, own in parts.items() for block in (Heading(part), *own)]
+            yield Section(f"setting-{name}", f"Setting {name}", tuple(told))
     gone = {cell.name for cell in results.cells} - {cell.name for cell in cells}
     runs = [page.relative_to(folder) for page in sorted(folder.glob("cells/**/report.html"))]
     links = [("/".join(run.parts[1:-1]), str(run)) for run in runs if run.parts[1] not in gone]
     if links:
         yield Section("runs", "Runs", (Bullets(tuple(links)),))
-
-
-def _table(caption: str, table: TextTable) -> Table:
-    return Table(caption, table.columns, table.rows)
-
-
-def _shown(caption: str, parts: Iterable[Part]) -> list[Block]:
-    """Return paragraphs and tables as blocks; all tables have the caption."""
-    return [Text(part) if isinstance(part, str) else _table(caption, part) for part in parts]
 
 
 def _summary(study: Study, results: StudyResults) -> Iterator[Block]:
@@ -132,10 +93,9 @@ def _summary(study: Study, results: StudyResults) -> Iterator[Block]:
             "same command continues them.",
             "warn",
         )
-    yield Text(EXPLANATION)
-    if CLASS_IL in measures_of(results.standing):
-        yield Text(CLASS_IL_EXPLAINED)
-    yield from map(Text, precisions(results))
+    yield Text(tables.EXPLANATION)
+    if tables.CLASS_IL in tables.measures_of(results.standing):
+        yield Text(tables.CLASS_IL_EXPLAINED)
     if study.file.candidate:
         yield Text(
             f"The candidate, which is judged, is {study.label(study.file.candidate)}; it is never "
@@ -143,33 +103,29 @@ def _summary(study: Study, results: StudyResults) -> Iterator[Block]:
         )
 
 
-def _parts(study: Study, cells: Sequence[CellResult], setting: str) -> dict[str, list[Block]]:
-    """Return name and blocks of each part of what was found under one setting; ``setting`` is put
-    behind captions."""
-    known = [name for name in (TASK_IL, CLASS_IL) if name in measures_of(cells)]
-    arms: list[Block] = [_arms_drawing(study, cells, name, setting) for name in known]
-    caption = f"Arms and measures; accuracies in %, the others in points{setting}"
-    arms += _shown(caption, [arms_table(study, cells), *on_all_tests(study, cells)])
-    differences: list[Block] = []
-    if CLASS_IL in known:
-        arms.append(_table(f"The same, Class-IL{setting}", class_il_table(study, cells)))
-    for name in known:
-        caption = f"Paired differences in {name}, in points{setting}"
-        differences += _shown(caption, significance(study, cells, name))
-    cost = _table(f"Means per cell; the largest peak of memory{setting}", cost_table(study, cells))
+def _parts(study: Study, cells: Sequence[CellResult]) -> dict[str, list[Block]]:
+    """Return name and blocks of each part of what was found under one setting."""
+    known = [
+        name for name in (tables.TASK_IL, tables.CLASS_IL) if name in tables.measures_of(cells)
+    ]
+    arms: list[Block] = [_arms_drawing(study, cells, name) for name in known]
+    arms += [tables.arms_table(study, cells), *map(Text, tables.on_all_tests(study, cells))]
+    if tables.CLASS_IL in known:
+        arms.append(tables.class_il_table(study, cells))
+    told = [part for name in known for part in tables.significance(study, cells, name)]
     return {
         "Arms": arms,
-        "Differences": differences,
-        "Forgetting": list(_forgetting(study, cells, setting)),
-        "Cost": [cost],
+        "Differences": [Text(part) if isinstance(part, str) else part for part in told],
+        "Forgetting": list(_forgetting(study, cells)),
+        "Cost": [tables.cost_table(study, cells)],
     }
 
 
-def _arms_drawing(study: Study, cells: Sequence[CellResult], measure: str, setting: str) -> Drawing:
+def _arms_drawing(study: Study, cells: Sequence[CellResult], measure: str) -> Drawing:
     """Return every arm's mean and interval."""
     rows = []
-    for arm, own in by_arm(study, cells).items():
-        known = [v for c in own if (v := MEASURES[measure](c.outcome)) is not None]
+    for arm, own in tables.by_arm(study, cells).items():
+        known = [v for c in own if (v := tables.MEASURES[measure](c.outcome)) is not None]
         if known:
             found, marked = estimate(known), arm == study.file.candidate
             width = None if found.half_width is None else 100 * found.half_width
@@ -177,20 +133,19 @@ def _arms_drawing(study: Study, cells: Sequence[CellResult], measure: str, setti
             rows.append(Dot(study.label(arm), 100 * found.mean, width, marked, hollow))
     return dots(
         f"{measure} of every arm, mean and 95 % interval. Hollow: bounds and "
-        f"references.{' Orange: the candidate.' * bool(study.file.candidate)}{setting}",
+        f"references.{' Orange: the candidate.' * bool(study.file.candidate)}",
         rows,
         "accuracy (%)",
-        (100 * fmean(zero_shots(cells)), "zero-shot") if measure == TASK_IL else None,
+        (100 * fmean(tables.zero_shots(cells)), "zero-shot") if measure == tables.TASK_IL else None,
     )
 
 
-def _forgetting(study: Study, cells: Sequence[CellResult], setting: str) -> Iterator[Block]:
+def _forgetting(study: Study, cells: Sequence[CellResult]) -> Iterator[Block]:
     """Yield what is left of a task with the tasks learnt since: contestants drawn, and a table."""
-    table = age_table(study, cells)
+    table = tables.age_table(study, cells)
     if table is None:
         yield Text("No arm has learnt one task after another.")
         return
-    caption = f"Accuracy on a task by the tasks learnt since, in %{setting}"
     contestants = {study.label(arm) for arm, own in study.file.arms.items() if own.contestant}
     if len(table.columns) > 2:
         ages = range(len(table.columns) - 1)
@@ -200,8 +155,8 @@ def _forgetting(study: Study, cells: Sequence[CellResult], setting: str) -> Iter
             if label in contestants
         ]
         axes = ("tasks learnt since", "accuracy (%)")
-        yield lines(f"{caption}: contestants, means over tasks and cells", curves, axes)
-    yield _table(caption, table)
+        yield lines(f"{table.caption}: contestants, means over tasks and cells", curves, axes)
+    yield table
 
 
 def _budgets(study: Study, cells: Sequence[CellResult]) -> Iterator[Block]:
@@ -210,13 +165,13 @@ def _budgets(study: Study, cells: Sequence[CellResult]) -> Iterator[Block]:
         text = "Simulation only: the noise came from a seed, so nothing is guaranteed."
         yield Text(text, "warn")
     yield Text(BUDGETS_EXPLAINED)
-    arms = by_arm(study, cells)
+    arms = tables.by_arm(study, cells)
     for measure, name in PANELS.items():
         curves, levels = [], []
         for arm, own in arms.items():
             label, found = study.label(arm), {}
             for epsilon, under in by_epsilon(study, own).items():
-                known = [v for c in under if (v := MEASURES[measure](c.outcome)) is not None]
+                known = [v for c in under if (v := tables.MEASURES[measure](c.outcome)) is not None]
                 if known:
                     found[epsilon] = estimate(known)
             if math.inf in found:
@@ -229,7 +184,6 @@ def _budgets(study: Study, cells: Sequence[CellResult]) -> Iterator[Block]:
             caption = f"{name[0].upper()}{name[1:]} against epsilon, means with 95 % intervals."
             yield lines(caption, curves, ("epsilon", name), levels=levels, budgets=True)
     for arm, own in arms.items():
-        caption = f"{study.label(arm)} under each budget; accuracies in %"
-        yield _table(caption, budget_table(study, own))
+        yield budget_table(study, study.label(arm), own)
         yield from map(Text, meanings(own))
     yield Text(sweep_text(cells))

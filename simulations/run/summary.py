@@ -6,14 +6,13 @@ from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
-from rich.table import Table
 
 from deal_core.metrics import spans
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Privacy, Results, read_results, rounded_up
-from simulations.output.console import NARROW, print_line, text_table
-from simulations.output.files import TextTable, duration, signed
+from simulations.output.console import print_line, print_table
+from simulations.output.files import Table, duration, signed
 
 LARGE_DELTA = 0.1
 """Times the number of units; above it a run's report warns."""
@@ -27,7 +26,7 @@ def print_report(console: Console, folder: Path) -> None:
     """
     results = read_results(folder)
     if results.accuracy_matrix:
-        console.print(task_table(results), width=min(NARROW, console.width))
+        print_table(console, task_table(results))
     lines = [*measures(results), ("results", str(RunFolder(folder).results)), *outcome(results)]
     for name, value in lines:
         print_line(console, f"{name:<20}{value}")
@@ -48,9 +47,7 @@ def task_table(results: Results) -> Table:
         if all_labels is not None:
             cells.append(f"{100 * all_labels.accuracy_matrix[-1][j]:.1f}")
         rows.append((f"{j + 1} {task}", *cells))
-    right = (False, *[True] * (len(columns) - 1))
-    title = "Accuracy in %, and points since the task was learnt"
-    return text_table(TextTable(tuple(columns), right, tuple(rows)), title)
+    return Table("Accuracy in %, and points since the task was learnt", tuple(columns), tuple(rows))
 
 
 def measures(results: Results) -> list[tuple[str, str]]:

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from server.results import Privacy, extent, rounded_up
-from simulations.output.files import DASH, TextTable
+from simulations.output.files import DASH, Table
 from simulations.run.experiment import budget_setting, epsilons, named
 from simulations.study.outcome import Outcome
 from simulations.study.results import CellResult
 from simulations.study.study_file import Study
-from simulations.study.tables import CLASS_IL, MEASURES, TASK_IL, estimated, make_table
+from simulations.study.tables import CLASS_IL, MEASURES, TASK_IL, estimated
 
 BUDGETS_EXPLAINED = (
     "Epsilon: the budget of a run. Gain retained: of the gain over zero-shot of the same seeds "
@@ -34,8 +34,8 @@ def by_epsilon(study: Study, cells: Sequence[CellResult]) -> dict[float, list[Ce
     return {epsilon: own for epsilon, own in found.items() if own}
 
 
-def budget_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
-    """Return the measures of one arm under every budget."""
+def budget_table(study: Study, label: str, cells: Sequence[CellResult]) -> Table:
+    """Return the measures of one arm, of that label, under every budget."""
     rows = []
     under = by_epsilon(study, cells)
     free = {(c.seed, c.order): c.outcome for c in under.get(math.inf, [])}
@@ -49,7 +49,8 @@ def budget_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
             rounded_up(max(spent), 3) if spent else DASH,
         )
         rows.append(figures)
-    return make_table(("epsilon", "n", *SHOWN, "gain retained", "spent"), rows)
+    columns = ("epsilon", "n", *SHOWN, "gain retained", "spent")
+    return Table(f"{label} under each budget; accuracies in %", columns, tuple(rows))
 
 
 def _gain(private: Outcome, free: Outcome | None) -> float | None:

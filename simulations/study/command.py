@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -14,8 +14,8 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, at_home
 from simulations.engines.interrupt import stoppable
 from simulations.engines.worker_pool import gpus_here
-from simulations.output.console import NARROW, print_line, require_one_kind, text_table
-from simulations.output.files import TextTable, write_texts
+from simulations.output.console import print_line, print_table, require_one_kind
+from simulations.output.files import Table, write_texts
 from simulations.run.simulate import STOPPED
 from simulations.study.budgets import budget_table, meanings
 from simulations.study.grid import Cell, chosen, default_settings, grid
@@ -29,7 +29,7 @@ from simulations.study.results import (
 )
 from simulations.study.runs import run_all, run_status
 from simulations.study.study_file import Study, load_study
-from simulations.study.tables import CLASS_IL, TASK_IL, arms_table, best_settings, by_arm
+from simulations.study.tables import CLASS_IL, TASK_IL, arms_table, by_arm, setting_tables
 
 SHOWN = ("arm", "n", TASK_IL, CLASS_IL, "backward transfer", "forgetting")
 """Columns; the report has the others."""
@@ -40,28 +40,28 @@ FAILED = 1
 """Exit code of a study in which a run failed."""
 
 
-@dataclass(frozen=True)
-class StudyRequest:
-    """The arguments of ``deal study``."""
-
-    study: str
-    """A shipped name or the path of a TOML file, of a study or an experiment."""
-    out: str = ""
-    """Folder of the study; empty: ``runs/study-NAME``."""
-    overrides: tuple[str, ...] = ()
-    """``table.key=value``, for all cells."""
-    seeds: str = ""
-    """Separated by commas; empty: the study's."""
-    epsilon: str = ""
-    """Budgets, separated by commas; empty: the study's."""
-    only: str = ""
-    """Names of cells, or parts or patterns of them, that are run now; empty: all."""
-    jobs: int = 0
-    """Runs at a time; 0: as many as there are cores for."""
-
-
-def run_study(request: StudyRequest, console: Console) -> int:
+def run_study(
+    name: str,
+    console: Console,
+    *,
+    out: str = "",
+    overrides: Sequence[str] = (),
+    seeds: str = "",
+    epsilon: str = "",
+    only: str = "",
+    jobs: int = 0,
+) -> int:
     """Run what is left of a study.
+
+    Args:
+        name: a shipped name or the path of a TOML file, of a study or an experiment.
+        console: for people.
+        out: folder of the study; empty: ``runs/study-NAME``.
+        overrides: ``table.key=value``, for all cells.
+        seeds: separated by commas; empty: the study's.
+        epsilon: budgets, separated by commas; empty: the study's.
+        only: names of cells, or parts or patterns of them, that are run now; empty: all.
+        jobs: runs at a time; 0: as many as there are cores for.
 
     Returns:
         The exit code: 0; 1 where a run failed; 130 where it was stopped.
@@ -69,75 +69,63 @@ def run_study(request: StudyRequest, console: Console) -> int:
     Raises:
         UserError: bad input, or a folder with other settings; nothing has started.
     """
-    study = load_study(request.study, tuple(numbers(request.seeds)), request.epsilon)
-    out = study_folder(request)
-    require_one_kind(out, STUDY_JSON)
-    cells = grid(study, out, request.overrides)
-    left = remaining(cells, chosen(cells, names(request.only)))
-    require_kept(out)
+    study = load_study(name, tuple(numbers(seeds)), epsilon)
+    folder = study_folder(name, out)
+    require_one_kind(folder, STUDY_JSON)
+    cells = grid(study, folder, overrides)
+    now = {cell.name for cell in chosen(cells, words(only))}
+    left = {}
+    for cell in cells:  # of any: a folder that holds a run with other settings is refused
+        for part, experiment in cell.runs.items():
+            if run_status(experiment) != "finished" and cell.name in now:
+                left[f"{cell.name}/{part}".rstrip("/")] = experiment
+    require_kept(folder)
     if left:
         check_left(left, console)
-    results = write(study, out, cells)
+    results = write(study, folder, cells)
     failures: dict[str, str] = {}
     if left:
+        at_once = jobs or fitting(list(left.values()), os.cpu_count() or 1, gpus_here())
+        print_line(console, f"{len(left)} runs left, {at_once} at a time, in {folder}")
         try:
-            failures = run_left(left, request, lambda: write(study, out, cells), console)
+            failures = run_left(left, at_once, lambda: write(study, folder, cells), console)
         except KeyboardInterrupt:
+            print_line(console, f"stopped; continue with\n  {shlex.join(['deal', *sys.argv[1:]])}")
             return STOPPED
-        results = write(study, out, cells)
+        results = write(study, folder, cells)
     print_summary(console, study, results)
     told = {each.name for each in results.cells}
     for cell in cells:
         if cell.name not in told and finished(cell):
             print_line(console, f"left out: {cell.name}: its clients kept their counts")
-    print_line(console, f"figures in {out / STUDY_JSON}")
-    for name, why in failures.items():
-        print_line(console, f"failed: {name}: {why}")
+    print_line(console, f"figures in {folder / STUDY_JSON}")
+    for run, why in failures.items():
+        print_line(console, f"failed: {run}: {why}")
     return FAILED if failures else 0
 
 
 def print_summary(console: Console, study: Study, results: StudyResults) -> None:
     """Print the measures of every arm; under several settings, the best setting of each arm.
     Nothing where no cell is done."""
-
-    def show(table: TextTable, title: str) -> None:
-        console.print(text_table(table, title), width=min(NARROW, console.width))
-
     if not results.cells:
         return
     if study.file.epsilons:
         for arm, own in by_arm(study, results.cells).items():
-            show(budget_table(study, own), study.label(arm))
+            print_table(console, budget_table(study, study.label(arm), own))
             for meaning in meanings(own):
                 print_line(console, meaning)
     elif len(study.file.settings) > 1:
-        show(best_settings(study, results.cells), TITLE)
+        print_table(console, setting_tables(study, results.cells)[0])
     else:
         table = arms_table(study, results.cells)
         places = [i for i, name in enumerate(table.columns) if name in SHOWN]
-        rows = tuple(tuple(row[i] for i in places) for row in table.rows)
-        columns = tuple(table.columns[i] for i in places)
-        show(TextTable(columns, tuple(table.right[i] for i in places), rows), TITLE)
+        columns, *rows = (tuple(row[i] for i in places) for row in (table.columns, *table.rows))
+        print_table(console, Table(TITLE, columns, tuple(rows)))
 
 
-def study_folder(request: StudyRequest) -> Path:
+def study_folder(name: str, out: str = "") -> Path:
     """Return the folder of a study."""
-    return at_home(request.out or f"runs/study-{Path(request.study).stem}").resolve()
-
-
-def remaining(cells: Sequence[Cell], wanted: Sequence[Cell]) -> dict[str, Experiment]:
-    """Return name to every run of the wanted cells that has not finished.
-
-    Raises:
-        UserError: a folder, of any cell, holds a run with other settings.
-    """
-    left = {}
-    now = {cell.name for cell in wanted}
-    for cell in cells:
-        for part, experiment in cell.runs.items():
-            if run_status(experiment) != "finished" and cell.name in now:
-                left[f"{cell.name}/{part}".rstrip("/")] = experiment
-    return left
+    return at_home(out or f"runs/study-{Path(name).stem}").resolve()
 
 
 def check_left(left: dict[str, Experiment], console: Console) -> None:
@@ -166,70 +154,49 @@ def check_left(left: dict[str, Experiment], console: Console) -> None:
 
 
 def run_left(
-    left: dict[str, Experiment],
-    request: StudyRequest,
-    renew: Callable[[], object],
-    console: Console,
+    left: dict[str, Experiment], jobs: int, renew: Callable[[], object], console: Console
 ) -> dict[str, str]:
-    """Run what is left.
-
-    Args:
-        left: name to run; none of them finished.
-        request: how many at a time, and how the command is repeated.
-        renew: called after every run that finished; writes the figures.
-        console: for progress.
+    """Run what is left, ``jobs`` at a time; ``renew`` writes the figures after every run that
+    finished.
 
     Returns:
         Run and reason of every failure.
-
-    Raises:
-        KeyboardInterrupt: it was stopped; the command that continues is printed.
     """
     failures: dict[str, str] = {}
-    done: list[str] = []
     working: list[str] = []
-    jobs = request.jobs or fitting(list(left.values()), os.cpu_count() or 1, gpus_here())
-    print_line(console, f"{len(left)} runs left, {jobs} at a time, in {study_folder(request)}")
+    done = 0
     with console.status("starting") as status:
 
         def show() -> None:
-            waiting = len(left) - len(done) - len(working)
-            status.update(f"{len(done)} done, {waiting} waiting; at work: {', '.join(working)}")
+            waiting = len(left) - done - len(working)
+            status.update(f"{done} done, {waiting} waiting; at work: {', '.join(working)}")
 
         def started(name: str) -> None:
             working.append(name)
             show()
 
         def ended(name: str, why: str) -> None:
+            nonlocal done
             working.remove(name)
-            done.append(name)
+            done += 1
             show()
-            if not why:
-                try:
+            try:
+                if not why:
                     renew()
-                except UserError as error:  # it stops no other run
-                    why = str(error)
+            except UserError as error:  # it stops no other run
+                why = str(error)
             if why:
                 failures[name] = why
             how = f"failed: {why}" if why else "finished"
-            print_line(console, f"{len(done)}/{len(left)} {name} {how}")
+            print_line(console, f"{done}/{len(left)} {name} {how}")
 
-        try:
-            with stoppable():
-                run_all(left, jobs, started, ended)
-        except KeyboardInterrupt:
-            print_line(console, f"stopped; {len(done)} of {len(left)} runs ended; continue with")
-            print_line(console, f"  {shlex.join(command(request))}")
-            raise
+        with stoppable():
+            run_all(left, jobs, started, ended)
     return failures
 
 
 def write(study: Study, out: Path, cells: Sequence[Cell]) -> StudyResults:
-    """Return what has finished, written as ``study.json``.
-
-    Raises:
-        UserError: the folder cannot be written, or cells were found on different rows.
-    """
+    """Return what has finished, written as ``study.json``. UserError: on different rows."""
     results = StudyResults(
         study=study.name,
         description=study.file.description,
@@ -249,29 +216,14 @@ def fitting(runs: Sequence[Experiment], cores: int, gpus: int) -> int:
     return max(1, min(cores // widest, gpus or cores))
 
 
-def command(request: StudyRequest) -> list[str]:
-    """Return the command again: it goes on where it was stopped."""
-    words = ["deal", "study", request.study]
-    for option in ("out", "seeds", "epsilon", "only", "jobs"):
-        if value := getattr(request, option):
-            words += [f"--{option}", str(value)]
-    for override in request.overrides:
-        words += ["--set", override]
-    return words
-
-
 def numbers(text: str) -> list[int]:
-    """Return the whole numbers of a text like ``0,1,2``.
-
-    Raises:
-        UserError: something in it is no number.
-    """
+    """Return the whole numbers of a text like ``0,1,2``. UserError: some are none."""
     try:
-        return [int(word) for word in names(text)]
+        return [int(word) for word in words(text)]
     except ValueError:
         raise UserError(f"--seeds {text}: write whole numbers, e.g. --seeds 0,1") from None
 
 
-def names(text: str) -> list[str]:
+def words(text: str) -> list[str]:
     """Return the words of a text like ``a,b``."""
     return [word.strip() for word in text.split(",") if word.strip()]

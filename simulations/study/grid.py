@@ -13,14 +13,13 @@ from deal_core.config.file import apply_overrides, overlaid, parse_experiment, r
 from deal_core.config.run_config import WHERE, Value, flatten
 from deal_core.data import open_source
 from deal_core.errors import UserError
-from server.results import Results
 from simulations.run.experiment import (
     find_experiment,
     own_folder,
     with_absolute_inputs,
     with_absolute_paths,
 )
-from simulations.study.outcome import BOUNDS, Outcome, outcome
+from simulations.study.outcome import BOUNDS
 from simulations.study.study_file import Study, StudyFile
 
 CELLS = "cells"
@@ -46,23 +45,12 @@ class Cell:
         """Of :func:`cell_name`."""
         return cell_name(self.arm, self.order, self.setting, self.seed)
 
-    def outcome(self, results: Sequence[Results]) -> Outcome:
-        """Return what the results of all runs, in their order, say together."""
-        return BOUNDS[self.bound].combine(results) if self.bound else outcome(results[0])
-
 
 def settings_of(experiment: Experiment) -> dict[str, Value]:
     """Return all that decides what a run finds, by flat key: without the places of its data and
     results and the number of threads."""
     free = {*WHERE, "data.path"}
     return {key: value for key, value in flatten(experiment).items() if key not in free}
-
-
-def resolved(experiment: Experiment) -> Experiment:
-    """Return the experiment with what its method leaves to the rest of it written out."""
-    from deal_core.methods import resolve_auto
-
-    return experiment.model_copy(update={"method": resolve_auto(experiment)})
 
 
 def precise(experiment: Experiment) -> Experiment:
@@ -126,7 +114,7 @@ def places(file: StudyFile) -> Iterator[tuple[str, str, str, int]]:
         for order in orders:
             for setting in settings:
                 for name, arm in file.arms.items():
-                    repeats = order != orders[0] and arm.bound and not BOUNDS[arm.bound].ordered
+                    repeats = order != orders[0] and not BOUNDS[arm.bound].ordered
                     if seed in (arm.seeds or file.seeds) and not repeats:
                         yield name, order, setting, seed
 
@@ -137,7 +125,7 @@ def _cell(
     base = _experiment(study, overrides, arm, order, setting)
     bound = study.file.arms[arm].bound
     tasks = open_source(base.data).task_names()
-    parts = BOUNDS[bound].parts(base, tasks) if bound else {"": base}
+    parts = BOUNDS[bound].parts(base, tasks)
     folder = out / CELLS / cell_name(arm, order, setting, seed)
     runs = {name: _settled(part, folder / name, seed) for name, part in parts.items()}
     return Cell(arm, order, setting, seed, bound, runs)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import MethodConfig
 from deal_core.errors import UserError
-from server.plan import make_plan
 from server.results import ClientResult, Results, Strict
 
 
@@ -25,80 +23,57 @@ class CountsKept(UserError):
     """A run has finished, and nobody has told how many answers were right."""
 
 
-class ClassIL(Strict):
-    """The measures of the same name in Class-IL; forward transfer and worst client are None as well
-    where a stored study lacks them."""
+class Measures(Strict):
+    """Of one protocol; accuracies are 0 to 1."""
 
     accuracy_matrix: list[list[float]]
+    """As in a run's results. One row for several tasks where no task came after another; then there
+    is no transfer and no forgetting (None)."""
     average_accuracy: float
     backward_transfer: float | None
     forward_transfer: float | None = None
     forgetting: float | None
     worst_client: float | None = None
+    """Smallest of the clients' own average accuracies; None: no client has tests, or their counts
+    are known as a sum alone. A stored study may lack it, and forward transfer, in Class-IL."""
 
 
-class Outcome(Strict):
-    """Accuracies are 0 to 1, in Task-IL.
-
-    Attributes:
-        accuracy_matrix: as in a run's results. One row for several tasks where no task came
-            after another; then there is no transfer and no forgetting (None).
-        begun, learnt: of each task, the row of its first and of its last learner
-            (:mod:`deal_core.metrics`).
-        learning_accuracy: on every task just after it was learnt, mean.
-        worst_client: smallest of the clients' own average accuracies; None: no client has tests,
-            or their counts are known as a sum alone.
-        class_incremental: None where no model has seen the labels of all tasks, or that was not
-            counted.
-        on_all_tests: of models that know one client each, on everybody's tests (local-only).
-        seconds, bytes_up, bytes_down: of the whole cell; bytes are of a client in every round.
-        peak_rss_bytes: largest of the cell's processes.
-    """
+class Outcome(Measures):
+    """In Task-IL, with Class-IL beside it."""
 
     tasks: list[str]
-    accuracy_matrix: list[list[float]]
     begun: list[int]
+    """Of each task the row of its first learner (:mod:`deal_core.metrics`)."""
     learnt: list[int]
+    """Of each task the row of its last learner."""
     zero_shot: dict[str, float]
-    average_accuracy: float
     learning_accuracy: float
-    backward_transfer: float | None
-    forward_transfer: float | None
-    forgetting: float | None
-    worst_client: float | None
-    class_incremental: ClassIL | None = None
+    """On every task just after it was learnt, mean."""
+    class_incremental: Measures | None = None
+    """None: no model has seen the labels of all tasks, or that was not counted."""
     on_all_tests: float | None = None
+    """Of models that know one client each, on everybody's tests (local-only)."""
     seconds: float
+    """Of the whole cell."""
     peak_rss_bytes: int
+    """Largest of the cell's processes."""
     bytes_up: float
+    """Of the whole cell, of a client in every round."""
     bytes_down: float
 
 
 def outcome(results: Results) -> Outcome:
-    """Return what an ordinary run has measured.
-
-    Raises:
-        UserError: its clients kept their counts.
-    """
+    """Return what an ordinary run has measured. UserError: its clients kept their counts."""
     _require_counts([results])
-    among_all = results.class_incremental
-    return _measured(
-        [results],
-        results.tasks,
-        results.zero_shot,
-        (results.accuracy_matrix, list(results.per_client.values())),
-        None
-        if among_all is None
-        else (among_all.accuracy_matrix, list(among_all.per_client.values())),
-    )
+    among_all, class_il = results.class_incremental, None
+    if among_all is not None:
+        class_il = among_all.accuracy_matrix, list(among_all.per_client.values())
+    task_il = results.accuracy_matrix, list(results.per_client.values())
+    return _measured([results], results.tasks, results.zero_shot, task_il, class_il)
 
 
 def together(parts: Sequence[Results]) -> Outcome:
-    """Return the outcome of a federation for each task alone: the accuracies side by side.
-
-    Raises:
-        UserError: the clients of one kept their counts.
-    """
+    """Return the outcome of each task alone, side by side. UserError: counts are missing."""
     _require_counts(parts)
     row = [part.accuracy_matrix[-1][0] for part in parts]
     own: dict[str, list[float]] = {}
@@ -108,7 +83,7 @@ def together(parts: Sequence[Results]) -> Outcome:
                 own.setdefault(name, []).append(client.average_accuracy)
     tasks = [part.tasks[0] for part in parts]
     zero_shot = {task: value for part in parts for task, value in part.zero_shot.items()}
-    measured = _measured(parts, tasks, zero_shot, ([row], []), None)
+    measured = _measured(parts, tasks, zero_shot, ([row], []))
     worst = min(map(fmean, own.values()), default=None)
     return measured.model_copy(update={"worst_client": worst})
 
@@ -185,7 +160,7 @@ def _measured(
     tasks: list[str],
     zero_shot: dict[str, float],
     task_il: Counted,
-    class_il: Counted | None,
+    class_il: Counted | None = None,
 ) -> Outcome:
     """Return all measures. Before anything is learnt the labels seen so far are a task's own, so
     that both protocols begin with the same accuracies."""
@@ -222,7 +197,7 @@ def _measured(
         learnt=learnt,
         zero_shot=zero_shot,
         learning_accuracy=metrics.learning_accuracy(matrix, learnt),
-        class_incremental=None if class_il is None else ClassIL(**measures(class_il)),
+        class_incremental=None if class_il is None else Measures(**measures(class_il)),
         seconds=sum(part.seconds.get("total", 0.0) for part in parts),
         peak_rss_bytes=max(part.peak_rss_bytes for part in parts),
         bytes_up=sum(sum(part.wire.bytes_up) for part in parts),
@@ -236,49 +211,35 @@ Parts = dict[str, Experiment]
 
 @dataclass(frozen=True)
 class Bound:
-    """How a bound is measured.
-
-    Attributes:
-        parts: an experiment, and the tasks of its stream, to ordinary experiments.
-        combine: the results of the parts, in their order, to one outcome.
-        ordered: whether the order of the tasks changes it.
-    """
+    """How a bound is measured."""
 
     parts: Callable[[Experiment, Sequence[str]], Parts]
+    """An experiment, and the tasks of its stream, to ordinary experiments."""
     combine: Callable[[Sequence[Results]], Outcome]
-    ordered: bool
+    """The results of the parts, in their order, to one outcome."""
+    ordered: bool = False
+    """Whether the order of the tasks changes it."""
 
 
-def _joint(
-    experiment: Experiment,
-    tasks: Sequence[str],
-    schedule: Literal["joint", "joint-all-labels"] = "joint",
-) -> Parts:
+def _of_one(results: Sequence[Results]) -> Outcome:
+    return outcome(results[0])
+
+
+def _joint(schedule: Literal["joint", "joint-all-labels"]) -> Bound:
     """All tasks at once: what there is to learn if nothing can be forgotten."""
     stream = StreamConfig(schedule=schedule)
-    return {"": _plain(experiment).model_copy(update={"stream": stream})}
+
+    def parts(experiment: Experiment, tasks: Sequence[str]) -> Parts:
+        return {"": _plain(experiment).model_copy(update={"stream": stream})}
+
+    return Bound(parts, _of_one)
 
 
 def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:
-    """A federation for each task alone; clients that do not meet it do not train."""
-    everybody = [str(k) for k in range(experiment.federation.clients)]
-    plan = make_plan(experiment, tasks, everybody)
-    own_orders = experiment.stream.schedule == "per-client"
-
-    def alone(task: str) -> Experiment:
-        met = {name: tuple(t for t in order if t == task) for name, order in plan.orders.items()}
-        orders = met if own_orders else {}
-        one = _changed(_plain(experiment), "data", tasks=(task,))
-        one = _changed(one, "stream", orders=orders, joins={})
-        if own_orders or all(met.values()):
-            return one
-        chosen = experiment.federation.participants or range(len(everybody))
-        trainers = tuple(k for k in chosen if met[str(k)])
-        if not trainers:  # nobody trains; without a name, everybody would
-            return _changed(one, "stream", schedule="per-client", orders=met)
-        return _changed(one, "federation", participants=trainers)
-
-    return {task: alone(task) for task in tasks}
+    """Return a federation for each task alone."""
+    if experiment.stream != StreamConfig():
+        raise UserError('bound = "per-task": needs the stream of all clients; leave out [stream]')
+    return {task: _changed(_plain(experiment), "data", tasks=(task,)) for task in tasks}
 
 
 def _local_only(experiment: Experiment, tasks: Sequence[str]) -> Parts:
@@ -299,13 +260,10 @@ def _changed(experiment: Experiment, table: str, **keys: Any) -> Experiment:
 
 
 BOUNDS: Mapping[str, Bound] = {
-    "joint": Bound(_joint, lambda results: outcome(results[0]), ordered=False),
-    "joint-all-labels": Bound(
-        partial(_joint, schedule="joint-all-labels"),
-        lambda results: outcome(results[0]),
-        ordered=False,
-    ),
-    "per-task": Bound(_per_task, together, ordered=False),
+    "": Bound(lambda experiment, tasks: {"": experiment}, _of_one, ordered=True),
+    "joint": _joint("joint"),
+    "joint-all-labels": _joint("joint-all-labels"),
+    "per-task": Bound(_per_task, together),
     "local-only": Bound(_local_only, pooled_own, ordered=True),
 }
-"""``bound`` of a study's arm to how it is measured."""
+"""``bound`` of a study's arm to how it is measured; empty: as it is."""

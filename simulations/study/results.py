@@ -21,10 +21,9 @@ from simulations.study.grid import (
     default_settings,
     places,
     precise,
-    resolved,
     settings_of,
 )
-from simulations.study.outcome import CountsKept, Outcome
+from simulations.study.outcome import BOUNDS, CountsKept, Outcome
 from simulations.study.study_file import StudyFile
 
 STUDY_JSON = "study.json"
@@ -85,12 +84,7 @@ def finished(cell: Cell) -> bool:
 
 
 def collect(cells: Sequence[Cell]) -> list[CellResult]:
-    """Return what the finished cells found, in their order, without those whose clients kept their
-    counts.
-
-    Raises:
-        UserError: a results file that is not valid.
-    """
+    """Return what the finished cells found, but for those whose clients kept their counts."""
     found = []
     for cell in cells:
         if finished(cell):
@@ -100,11 +94,7 @@ def collect(cells: Sequence[Cell]) -> list[CellResult]:
 
 
 def require_kept(out: Path) -> None:
-    """Check that a study's figures can be written anew: the runs behind them are there.
-
-    Raises:
-        UserError: they are not, or the file with the figures cannot be read.
-    """
+    """Raise UserError unless the runs are there that a study's figures were found by."""
     path, cure = out / STUDY_JSON, "name another --out"
     if not path.exists():
         return
@@ -115,20 +105,23 @@ def require_kept(out: Path) -> None:
 
 
 def _read(cell: Cell) -> CellResult:
+    from deal_core.methods import resolve_auto
+
     parts = {part: read_results(Path(run.run.out)) for part, run in cell.runs.items()}
     usual = default_settings()
-    settings = {part: settings_of(precise(resolved(found.config))) for part, found in parts.items()}
+    settings: dict[str, dict[str, Value]] = {}
+    for part, found in parts.items():
+        decided = found.config.model_copy(update={"method": resolve_auto(found.config)})
+        own = settings_of(precise(decided))
+        settings[part] = {key: value for key, value in own.items() if value != usual.get(key)}
     return CellResult(
         arm=cell.arm,
         order=cell.order,
         setting=cell.setting,
         seed=cell.seed,
         bound=cell.bound,
-        settings={
-            part: {key: value for key, value in own.items() if value != usual.get(key)}
-            for part, own in settings.items()
-        },
-        outcome=cell.outcome(list(parts.values())),
+        settings=settings,
+        outcome=BOUNDS[cell.bound].combine(list(parts.values())),
         rows=rows_of(Path(run.run.out) for run in cell.runs.values()),
         privacy=next(
             (p for each in parts.values() if (p := each.privacy).mechanism != "none"), None
@@ -141,11 +134,7 @@ ROWS_DO_NOT_DEPEND_ON = ("data.path", "data.tasks", "data.partition.")
 
 
 def require_same_rows(cells: Iterable[CellResult]) -> None:
-    """Check that a task had the same rows in all cells of a seed that ask for the same of its data.
-
-    Raises:
-        UserError: a task and two cells in which it had others.
-    """
+    """Raise UserError where a task had other rows in one cell of a seed than in another."""
     seen: dict[tuple[object, ...], tuple[str, str]] = {}
     for cell in cells:
         asked = _asked_of_data(next(iter(cell.settings.values()), {}))

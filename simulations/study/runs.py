@@ -30,11 +30,7 @@ Standing = Literal["new", "started", "finished"]
 
 
 def run_status(experiment: Experiment) -> Standing:
-    """Return how far the run in its folder has come.
-
-    Raises:
-        UserError: it holds a run with other settings, or none that can be read.
-    """
+    """Return how far a run in its folder has come. UserError: it has other settings."""
     folder = RunFolder(Path(experiment.run.out))
     cure = "set it back, remove that folder, or choose another --out"
     if folder.results.exists():

@@ -4,7 +4,6 @@ experiment."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ def load_study(name: str, seeds: tuple[int, ...] = (), budgets: str = "") -> Stu
     path, file = _read(name)
     changes: dict[str, Any] = {}
     if seeds:
-        arms = {own: arm.model_copy(update={"seeds": ()}) for own, arm in file.arms.items()}
+        arms = {key: arm.model_copy(update={"seeds": ()}) for key, arm in file.arms.items()}
         changes = {"seeds": seeds, "arms": arms}
     if budgets := budgets or file.epsilons:
         if file.settings:
@@ -115,19 +114,29 @@ def load_study(name: str, seeds: tuple[int, ...] = (), budgets: str = "") -> Stu
         changes["epsilons"] = budgets
         changes["settings"] = dict(map(budget_setting, epsilons(budgets)))
     file = file.model_copy(update=changes)
-    _check_names(file, path)
-    _check_seeds(file, path)
+    if not file.arms:
+        raise UserError(f"{path}: has no arm; add a table [arms.NAME]")
+    for kind, names in (("arms", file.arms), ("orders", file.orders), ("settings", file.settings)):
+        for each in (name for name in names if not NAME.fullmatch(name)):
+            raise UserError(
+                f"{path}: [{kind}.\"{each}\"]: a name is letters, digits, '-' and '_'; put the "
+                "rest into its label"
+            )
+    for own in (file.seeds, *(arm.seeds for arm in file.arms.values() if arm.seeds)):
+        if not own or len(set(own)) < len(own) or min(own) < 0:
+            raise UserError(
+                f"{path}: seeds {list(own)}: name one at least, all different and none negative"
+            )
     for arm in file.arms.values():
         if arm.bound:
-            choose("bound", arm.bound, BOUNDS)
-    for role in (file.baseline, file.candidate):
-        if role:
-            choose("arm", role, file.arms)
-            if not file.arms[role].contestant:
-                raise UserError(
-                    f"{path}: arm '{role}' is a bound or a reference, so it cannot be the "
-                    "baseline or the candidate; name another arm"
-                )
+            choose("bound", arm.bound, {name: each for name, each in BOUNDS.items() if name})
+    for role in filter(None, (file.baseline, file.candidate)):
+        choose("arm", role, file.arms)
+        if not file.arms[role].contestant:
+            raise UserError(
+                f"{path}: arm '{role}' is a bound or a reference, so it cannot be the baseline or "
+                "the candidate; name another arm"
+            )
     return Study(path.stem, path, file)
 
 
@@ -147,24 +156,3 @@ def _alone(name: str, path: Path) -> tuple[Path, StudyFile]:
     return path, StudyFile(
         description=f"{path.stem}.", experiment=experiment, arms={path.stem: Arm()}
     )
-
-
-def _check_names(file: StudyFile, path: Path) -> None:
-    if not file.arms:
-        raise UserError(f"{path}: has no arm; add a table [arms.NAME]")
-    for kind, names in (("arms", file.arms), ("orders", file.orders), ("settings", file.settings)):
-        for name in names:
-            if not NAME.fullmatch(name):
-                raise UserError(
-                    f"{path}: [{kind}.\"{name}\"]: a name is letters, digits, '-' and '_'; "
-                    "put the rest into its label"
-                )
-
-
-def _check_seeds(file: StudyFile, path: Path) -> None:
-    lists: Iterable[tuple[int, ...]] = (file.seeds, *(arm.seeds for arm in file.arms.values()))
-    for seeds in lists:
-        if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
-            raise UserError(f"{path}: seeds {list(seeds)} must be different and not negative")
-    if not file.seeds:
-        raise UserError(f"{path}: seeds is empty; name one at least")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from statistics import fmean
 
-from deal_core.config.run_config import Value
-from simulations.output.files import DASH, TextTable, duration, signed
-from simulations.run.run_folder import PRECISION
+from simulations.output.files import DASH, Table, duration, signed
 from simulations.study.outcome import Outcome
-from simulations.study.results import CellResult, StudyResults
+from simulations.study.results import CellResult
 from simulations.study.statistics import Estimate, estimate, paired_difference
 from simulations.study.study_file import Study
 
@@ -37,37 +35,20 @@ EXPLANATION = (
 CLASS_IL_EXPLAINED = (
     "Class-IL: average accuracy among the labels of all tasks; all else is among those of the task."
 )
-Part = str | TextTable
+Part = str | Table
 """A paragraph, or a table."""
 
 
-def make_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> TextTable:
-    """Return a table whose first column has names and whose others have figures."""
-    right = (False, *[True] * (len(columns) - 1))
-    return TextTable(tuple(columns), right, tuple(map(tuple, rows)))
-
-
-def precisions(results: StudyResults) -> Iterator[str]:
-    """Yield in what the frozen model computed, and the seeds: pairs with a seed in common should
-    have the precision in common, too."""
-    seeds: dict[Value, set[int]] = {}
-    for cell in results.standing:
-        for run in cell.settings.values():
-            seeds.setdefault({**results.defaults, **run}[PRECISION], set()).add(cell.seed)
-    if seeds:
-        parts = (f"{name} (seeds {sorted(own)})" for name, own in seeds.items())
-        yield f"Frozen model: {'; '.join(parts)}."
-
-
-def arms_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
+def arms_table(study: Study, cells: Sequence[CellResult]) -> Table:
     """Return every arm's measures; first what the model knew before anything was learnt."""
     names = measures_of(cells)
     start = estimate(zero_shots(cells))
-    rows = [["zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(names) - 1)]]
+    rows = [("zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(names) - 1))]
     for arm, own in by_arm(study, cells).items():
         figures = (estimated(m, [MEASURES[m](cell.outcome) for cell in own]) for m in names)
-        rows.append([study.label(arm), str(len(own)), *figures])
-    return make_table(("arm", "n", *names), rows)
+        rows.append((study.label(arm), str(len(own)), *figures))
+    caption = "Arms and measures; accuracies in %, the others in points"
+    return Table(caption, ("arm", "n", *names), tuple(rows))
 
 
 def on_all_tests(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
@@ -81,7 +62,7 @@ def on_all_tests(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
         )
 
 
-def class_il_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
+def class_il_table(study: Study, cells: Sequence[CellResult]) -> Table:
     """Return the Class-IL measures of every arm that has counted them."""
     rows = []
     for arm, own in by_arm(study, cells).items():
@@ -91,8 +72,8 @@ def class_il_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
                 estimated(name, [getattr(each, name.replace(" ", "_")) for each in known])
                 for name in CLASS_IL_MEASURES
             )
-            rows.append([study.label(arm), str(len(known)), *figures])
-    return make_table(("arm", "n", *CLASS_IL_MEASURES), rows)
+            rows.append((study.label(arm), str(len(known)), *figures))
+    return Table("The same, Class-IL", ("arm", "n", *CLASS_IL_MEASURES), tuple(rows))
 
 
 def measures_of(cells: Sequence[CellResult]) -> list[str]:
@@ -152,7 +133,8 @@ def significance(study: Study, cells: Sequence[CellResult], name: str = TASK_IL)
                 compared |= {arm, other}
                 figures = (str(found.n), _points(found), _p_value(found))
                 rows.append((study.label(arm), study.label(other), *figures))
-    yield make_table(("arm", "minus", "pairs", "difference", "p"), rows)
+    caption = f"Paired differences in {name}, in points"
+    yield Table(caption, ("arm", "minus", "pairs", "difference", "p"), tuple(rows))
     alone = [study.label(arm) for arm in accuracy if arm not in compared]
     if alone:
         yield f"Not compared, for want of a pair: {', '.join(alone)}."
@@ -169,31 +151,28 @@ def best_of(accuracy: Mapping[str, Mapping[Hashable, float]]) -> tuple[str, bool
     return max(accuracy, key=mean, default=""), bool(shared)
 
 
-def age_table(study: Study, cells: Sequence[CellResult]) -> TextTable | None:
+def age_table(study: Study, cells: Sequence[CellResult]) -> Table | None:
     """Return accuracy on a task when it has just been learnt, and one, two, ... tasks later: means
     over tasks (the older, the fewer) and cells. None: no arm learns one task after another."""
     streams = [cell for cell in cells if len(cell.outcome.accuracy_matrix) > 1]
     if not streams:
         return None
     ages = range(max(len(cell.outcome.accuracy_matrix) for cell in streams))
-    columns = ["tasks learnt since", *(f"+{age}" if age else "0" for age in ages)]
-    arms = by_arm(study, streams).items()
-    return make_table(
-        columns, ([study.label(arm), *(_aged(own, age) for age in ages)] for arm, own in arms)
-    )
+    rows = []
+    for arm, own in by_arm(study, streams).items():
+        aged: dict[int, list[float]] = {}
+        for found in (cell.outcome for cell in own):
+            for j, learnt in enumerate(found.learnt):
+                for age, row in enumerate(found.accuracy_matrix[learnt:]):
+                    aged.setdefault(age, []).append(row[j])
+        shown = (_percent(fmean(aged[age])) if age in aged else DASH for age in ages)
+        rows.append((study.label(arm), *shown))
+    caption = "Accuracy on a task by the tasks learnt since, in %"
+    columns = ("tasks learnt since", "0", *(f"+{age}" for age in ages[1:]))
+    return Table(caption, columns, tuple(rows))
 
 
-def _aged(cells: Sequence[CellResult], age: int) -> str:
-    values = [
-        found.accuracy_matrix[i + age][j]
-        for found in (cell.outcome for cell in cells)
-        for j, i in enumerate(found.learnt)
-        if i + age < len(found.accuracy_matrix)
-    ]
-    return _percent(fmean(values)) if values else DASH
-
-
-def cost_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
+def cost_table(study: Study, cells: Sequence[CellResult]) -> Table:
     """Return means per cell, and the largest peak; what runs beside it on the machine is in the
     time."""
     rows = []
@@ -206,41 +185,31 @@ def cost_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
             f"{fmean(o.bytes_down for o in outcomes) / 1e6:.1f} MB",
         )
         rows.append((study.label(arm), *figures))
-    return make_table(
-        ("arm", "time", "peak memory", "sent per client", "received per client"), rows
-    )
+    caption = "Means per cell; the largest peak of memory"
+    columns = ("arm", "time", "peak memory", "sent per client", "received per client")
+    return Table(caption, columns, tuple(rows))
 
 
-def setting_table(study: Study, cells: Sequence[CellResult]) -> TextTable:
-    """Return Task-IL accuracy of every arm under every setting."""
+def setting_tables(study: Study, cells: Sequence[CellResult]) -> tuple[Table, Table]:
+    """Return the setting under which each arm has its highest Task-IL accuracy; and that accuracy
+    of every arm under every setting."""
     settings = list(study.file.settings)
-    rows = []
-    for arm, own in by_setting(study, cells).items():
-        figures = (_accuracy(own[setting]) if setting in own else DASH for setting in settings)
-        rows.append([study.label(arm), *figures])
-    return make_table(("arm", *settings), rows)
-
-
-def best_settings(study: Study, cells: Sequence[CellResult]) -> TextTable:
-    """Return the setting under which each arm has its highest Task-IL accuracy."""
-    rows = []
-    for arm, own in by_setting(study, cells).items():
-        best = max(own, key=lambda setting: own[setting].mean)
-        figures = (_accuracy(own[best]), str(own[best].n), str(len(own)))
-        rows.append((study.label(arm), best, *figures))
-    return make_table(("arm", "setting", TASK_IL, "n", "settings tried"), rows)
-
-
-def by_setting(study: Study, cells: Sequence[CellResult]) -> dict[str, dict[str, Estimate]]:
-    """Return arm and setting to Task-IL accuracy; what has no cell is not in it."""
-    return {
-        arm: {
-            setting: estimate([c.outcome.average_accuracy for c in own if c.setting == setting])
-            for setting in study.file.settings
-            if any(c.setting == setting for c in own)
-        }
-        for arm, own in by_arm(study, cells).items()
-    }
+    best, every = [], []
+    for arm, own in by_arm(study, cells).items():
+        reached: dict[str, list[float]] = {}
+        for cell in own:
+            reached.setdefault(cell.setting, []).append(cell.outcome.average_accuracy)
+        found = {name: estimate(reached[name]) for name in settings if name in reached}
+        top = max(found, key=lambda name: found[name].mean)
+        figures = (_accuracy(found[top]), str(found[top].n), str(len(found)))
+        best.append((study.label(arm), top, *figures))
+        shown = (_accuracy(found[name]) if name in found else DASH for name in settings)
+        every.append((study.label(arm), *shown))
+    columns = ("arm", "setting", TASK_IL, "n", "settings tried")
+    return (
+        Table("Best setting of every arm", columns, tuple(best)),
+        Table(f"{TASK_IL} in %", ("arm", *settings), tuple(every)),
+    )
 
 
 def by_arm(study: Study, cells: Sequence[CellResult]) -> dict[str, list[CellResult]]:

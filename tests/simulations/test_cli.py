@@ -13,8 +13,7 @@ import pytest
 from server.folder import RunFolder
 from simulations import cli
 from simulations.run.shipped import shipped_experiments, shipped_studies
-from tests.forked import Forker, Process
-from tests.sizes import TINY
+from tests.forked import Forker
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -64,6 +63,7 @@ def test_a_full_disk_is_one_line() -> None:
 
 
 def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None:
+    assert deal("--version")[1].startswith("deal ")
     code, out, _ = deal("ls")
     assert code == 0
     commands = [line.split()[:3] for line in out.splitlines()]
@@ -74,14 +74,8 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None
     assert "Hospitals learn together" in out
 
 
-def test_version(deal: Call) -> None:
-    code, out, _ = deal("--version")
-    assert code == 0
-    assert out.startswith("deal ")
-
-
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("typed", "message"),
     [
         (("quickstrat",), "did you mean 'quickstart'"),
         (("own.toml",), "own.toml: no such file"),
@@ -91,8 +85,8 @@ def test_version(deal: Call) -> None:
         (("quickstart", "--set", "data.source=files"), "needs data.path"),
     ],
 )
-def test_what_is_wrong_is_one_line(deal: Call, words: tuple[str, ...], message: str) -> None:
-    assert message in refused(deal("simulate", *words))
+def test_what_is_wrong_is_one_line(deal: Call, typed: tuple[str, ...], message: str) -> None:
+    assert message in refused(deal("simulate", *typed))
 
 
 def test_a_folder_that_holds_a_run(deal: Call, tmp_path: Path) -> None:
@@ -103,23 +97,11 @@ def test_a_folder_that_holds_a_run(deal: Call, tmp_path: Path) -> None:
     assert "no checkpoint" in refused(deal("simulate", "quickstart", "--resume"))
 
 
-SMALL = [
-    *('data.tasks=["laboratory", "surgery"]', *TINY),
-    *("federation.clients=2", "federation.rounds=1", "run.threads=1", "run.workers=1"),
-]
-
-
-def started(fork: Forker, out: Path, settings: list[str]) -> tuple[Process, list[str]]:
-    """A ``deal`` of its own, once its first checkpoint and event lie there; and its arguments."""
-    arguments = ["simulate", "quickstart", "--out", str(out)]
-    arguments += [part for setting in settings for part in ("--set", setting)]
-    process = fork("simulations.cli", *arguments)
-    deadline = time.monotonic() + 120
-    files = (RunFolder(out).checkpoint, RunFolder(out).metrics)
-    while not all(file.exists() for file in files) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return process, arguments
+def words(out: Path, *settings: str) -> list[str]:
+    """Of a small run."""
+    small = ("data.max_test=8", "train.max_length=16", "run.threads=1", *settings)
+    own = [part for setting in small for part in ("--set", setting)]
+    return ["simulate", "quickstart", "--out", str(out), *own]
 
 
 HALTING = """
@@ -149,8 +131,8 @@ def test_a_run_is_continued_by_one_process_at_a_time(
     """Another one is refused while it lives, however slow it is, and not when it was killed."""
     out, script = tmp_path / "run", tmp_path / "halting.py"
     script.write_text(HALTING)
-    arguments = ["simulate", "quickstart", "--out", str(out)]
-    arguments += [part for setting in SMALL for part in ("--set", setting)]
+    one = ('data.tasks=["surgery"]', "federation.rounds=1", "federation.clients=2")
+    arguments = words(out, *one, "data.max_train=8", "run.workers=1")
     process = fork(str(script), *arguments)
     try:
         while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
@@ -184,19 +166,19 @@ def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(
     fork: Forker, tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:
     out = tmp_path / "run"
-    settings = ["data.max_train=16", "data.max_test=8", "train.max_length=16"]
-    settings += ["federation.rounds=50", "run.threads=1", f"run.workers={workers}"]
-    process, _ = started(fork, out, settings)
+    settings = ("data.max_train=16", "federation.rounds=50", f"run.workers={workers}")
+    arguments = words(out, *settings)
+    process, deadline = fork("simulations.cli", *arguments), time.monotonic() + 120
+    files = (RunFolder(out).checkpoint, RunFolder(out).metrics)
+    while not all(file.exists() for file in files) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     time.sleep(1)
     process.send_signal(number)
     stdout, stderr = process.communicate()
     assert process.returncode == 130, stderr
     assert "Traceback" not in stdout + stderr
     assert f"stopped; the checkpoint is in {out}; continue with" in stdout
-    assert stdout.splitlines()[-1].strip() == (
-        f"deal simulate quickstart --out {out} "
-        + " ".join(f"--set {setting}" for setting in settings)
-        + " --resume"
-    )
+    assert stdout.splitlines()[-1].strip() == f"deal {' '.join(arguments)} --resume"
     assert f"report              {out / 'report.html'}" in stdout
     assert "The run stopped early" in (out / "report.html").read_text(encoding="utf-8")

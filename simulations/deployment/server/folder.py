@@ -94,15 +94,7 @@ class ServerFolder:
 
 
 def init_server(folder: ServerFolder, settings: ServerSettings) -> list[str]:
-    """Fill an empty or missing folder.
-
-    Returns:
-        The lines to print.
-
-    Raises:
-        UserError: the folder holds a server, a host is no name and no address, nginx cannot quote
-            the folder, or it cannot be written.
-    """
+    """Fill an empty or missing folder; return the lines to print. UserError: it cannot be."""
     for host in settings.hosts:
         _require_host(host)
     if settings.port == settings.superlink_port:
@@ -203,12 +195,7 @@ def start_server(folder: ServerFolder) -> None:
 
 
 def registered(folder: ServerFolder) -> dict[str, dict[str, Any]]:
-    """Return name to ``key`` (the public line), ``node`` (Flower's id) and ``since``, in the order
-    in which they were added.
-
-    Raises:
-        UserError: the list cannot be read.
-    """
+    """Return name to ``key`` (the public line), ``node`` (Flower's id) and ``since``."""
     try:
         sites: dict[str, dict[str, Any]] = json.loads(folder.sites.read_text(encoding="utf-8"))
         return sites
@@ -217,14 +204,7 @@ def registered(folder: ServerFolder) -> dict[str, dict[str, Any]]:
 
 
 def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
-    """Let the holder of a key sign in as ``name``.
-
-    Returns:
-        The lines to print.
-
-    Raises:
-        UserError: a name or key that is taken or none, or the server is not running.
-    """
+    """Let the holder of a key sign in as ``name``; return the lines to print."""
     settings = folder.settings()
     if not NAME.fullmatch(name):
         raise UserError(f"'{name}': a site's name has letters, digits, '.', '_' and '-', up to 64")
@@ -258,14 +238,7 @@ def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
 
 
 def remove_site(folder: ServerFolder, name: str) -> list[str]:
-    """Refuse the key of ``name`` from now on.
-
-    Returns:
-        The lines to print.
-
-    Raises:
-        UserError: no such site, or the server is not running.
-    """
+    """Refuse the key of ``name`` from now on; return the lines to print."""
     folder.settings()
     with _changing(folder) as sites:
         if name not in sites:

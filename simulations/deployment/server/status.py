@@ -8,34 +8,28 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from deal_core.errors import UserError
-from server.folder import (
-    RunEvent,
-    RunFolder,
-    held,
-    plain_reason,
-    read_events,
-    site_name,
-    without_undone,
-)
+from server.folder import RunEvent, RunFolder, held, plain_reason, read_events
 from server.results import read_results
 from simulations.deployment.server.folder import ServerFolder, registered
 from simulations.deployment.server.submit import flower_status, run_folder, starts
 from simulations.engines.flower import CONNECTION
-from simulations.output.console import print_line
+from simulations.output.console import print_line, print_table
+from simulations.output.files import Table
 from simulations.run.run_folder import recorded
+from simulations.run.run_log import RunLog, round_of
 
 KILLED = "its process has ended without a word: the server was killed or restarted"
 ANSWERS = {"client_finished": "replied", "client_idle": "declined", "client_failed": "failed"}
 """Event to what it is counted as in a round."""
+ENDS = ("round_finished", "round_skipped", "run_started", "run_stopped", "run_finished")
+"""Events after which no round is under way."""
 FAULTS = ("client_failed", "reply_dropped", "leg_failed")
 MEANING = {
     "client reports 'unpinned'": "a peer's key is not pinned there; its log says whose",
@@ -81,56 +75,50 @@ class RunState:
 
 
 def run_state(events: Iterable[RunEvent]) -> RunState:
-    """Fold the events into a state; sites go by their names."""
-    state, names = RunState(), list[str]()
-    current: tuple[Any, ...] = ()  # the round that was started last
-    for event in without_undone(events):
-        kind, state.last_event = event["event"], event["time"]
-        where = tuple(event.get(key) for key in ("stage", "phase", "server_round"))
-        if kind == "run_started":
-            names = event.get("sites") or [str(k) for k in range(event["clients"])]
-            state.phase, state.reason, state.asked = "running", "", 0
-            state.rounds, state.stages = int(event["done_rounds"]), len(event["stages"])
-            state.planned = sum(stage["rounds"] for stage in event["stages"])
-            for name in names:
-                state.sites.setdefault(name, SiteState())
-        elif kind == "round_started":
-            state.asked, state.since = int(event.get("clients", 0)), event["time"]
-            state.stage, state.working, current = event["stage"], list(event["tasks"]), where
-            state.answers, state.left_out, state.lost = {}, [], ""
-        elif kind in ("client_idle", "client_finished", *FAULTS):
-            if kind in ANSWERS and where == current:
-                state.answers[event["client"]] = ANSWERS[kind]
-            _heard(state, site_name(event["client"], names), event)
-        elif kind == "summed":
-            state.summed = int(event["sites"]), int(event["cohort"])
-        elif kind == "round_lost":
-            state.lost = plain_reason(event["reason"])
-        elif kind in ("round_finished", "round_skipped"):
-            state.rounds, state.asked = state.rounds + 1, 0
-            state.left_out += [names[int(k)] for k in event.get("excluded", ())]
-        elif kind == "run_finished":
-            state.phase, state.asked = "finished", 0
-        elif kind == "run_stopped":
-            state.phase, state.reason = "stopped", plain_reason(event["reason"])
-            state.asked = 0
+    """Return the state that events tell; sites go by their names."""
+    log = RunLog(events)
+    if not log.of("run_started"):
+        return RunState()
+    names = [log.name(client) for client in log.clients]
+    state = RunState(
+        phase={"run_started": "running", "run_stopped": "stopped", "run_finished": "finished"}[
+            log.of("run_started", "run_stopped", "run_finished")[-1]["event"]
+        ],
+        reason=log.stopped,
+        stages=len(log.start["stages"]),
+        rounds=log.passed,
+        planned=log.planned,
+        last_event=float(log.events[-1]["time"]),
+        sites={name: SiteState() for name in names},
+    )
+    for summed in log.of("summed")[-1:]:
+        state.summed = int(summed["sites"]), int(summed["cohort"])
+    for event in log.of("client_idle", "client_finished", *FAULTS):
+        _heard(state.sites.setdefault(log.name(event["client"]), SiteState()), event)
+    starts = [i for i, event in enumerate(log.events) if event["event"] == "round_started"]
+    for place in starts[-1:]:
+        begun, since = log.events[place], log.events[place + 1 :]
+        state.stage, state.working = begun["stage"], list(begun["tasks"])
+        if not any(event["event"] in ENDS for event in since):
+            state.asked, state.since = int(begun.get("clients", 0)), begun["time"]
+        own = [e for e in since if "client" in e and round_of(e) == round_of(begun)]
+        state.answers = {e["client"]: ANSWERS[e["event"]] for e in own if e["event"] in ANSWERS}
+        state.left_out = [log.name(k) for k, how in state.answers.items() if how == "failed"]
+        for event in since:
+            if event["event"] == "round_lost":
+                state.lost = plain_reason(event["reason"])
+            state.left_out += [log.name(k) for k in event.get("excluded", ())]
     return state
 
 
-def _heard(state: RunState, name: str, event: RunEvent) -> None:
-    site, kind = state.sites.setdefault(name, SiteState()), event["event"]
-    if kind == "client_idle":
+def _heard(site: SiteState, event: RunEvent) -> None:
+    if event["event"] == "client_idle":
         site.last_fault = SITS_OUT.get(event.get("code", ""), site.last_fault)
-    elif kind == "client_finished":
+    elif event["event"] == "client_finished":
         site.last_seen, site.rounds = event["time"], site.rounds + 1
-        if name in state.left_out:  # asked again, and well
-            state.left_out.remove(name)
     else:
         site.faults += 1
         site.last_fault = MEANING.get(str(event["reason"]), str(event["reason"]))
-        trained = event.get("server_round", 1)  # 0: an evaluation, which leaves out no update
-        if kind == "client_failed" and trained and name not in state.left_out:
-            state.left_out.append(name)
 
 
 def state_of(run: Path) -> RunState:
@@ -151,23 +139,22 @@ def state_of(run: Path) -> RunState:
 
 
 def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> None:
-    """Print where the run and its sites stand; the latest run when ``name`` is empty.
-
-    Raises:
-        UserError: no such run, or this is no server's folder.
-    """
+    """Print where a run and its sites stand; without a name, the latest run."""
     folder.settings()
     sites, fault = connected(folder)
     run = None if not name and not any(folder.runs.glob("*")) else run_folder(folder, name)
     state = RunState() if run is None else _current_state(folder, run, not fault)
+    deadline = 0.0
     if as_json:
         known = {"run": run.name, **asdict(state)} if run else {"run": ""}
         print(json.dumps({**known, "connected": sites}, indent=1))
         return
     if run is not None:
-        for line in described(run.name, state, _deadline(run)):
+        with suppress(UserError):  # it has noted no settings yet
+            deadline = recorded(run).federation.deadline_seconds
+        for line in described(run.name, state, deadline):
             print_line(console, line)
-    print_sites(console, sites, state)
+    print_table(console, site_table(sites, state))
     if fault:
         print_line(console, f"connections unknown: {fault}")
     if run is None:
@@ -248,23 +235,16 @@ def next_step(folder: ServerFolder, name: str, state: RunState) -> str:
     return f"next: wait; {folder.command(f'stop {name}')} ends it and keeps its checkpoint"
 
 
-def _deadline(run: Path) -> float:
-    try:
-        return recorded(run).federation.deadline_seconds
-    except UserError:
-        return 0.0
-
-
-def print_sites(console: Console, connections: Mapping[str, str], state: RunState) -> None:
-    """Print a line for each site of a run, and for each that is registered, with its connection."""
-    table = Table("site", "connection", "last reply", "rounds", "faults", "last fault")
+def site_table(connections: Mapping[str, str], state: RunState) -> Table:
+    """Return a row for each site of a run, and each that is registered, with its connection."""
+    rows = []
     for name in dict.fromkeys([*state.sites, *connections]):
         site = state.sites.get(name, SiteState())
         last = f"{span(time.time() - site.last_seen)} ago" if site.last_seen else "never"
-        row = [name, connections.get(name, "not registered"), last]
-        row += [str(site.rounds), str(site.faults), site.last_fault]
-        table.add_row(*map(Text, row))  # a site's own words are no markup
-    console.print(table)
+        known = (name, connections.get(name, "not registered"), last)
+        rows.append((*known, str(site.rounds), str(site.faults), site.last_fault))
+    columns = ("site", "connection", "last reply", "rounds", "faults", "last fault")
+    return Table("Sites", columns, tuple(rows))
 
 
 def span(seconds: float) -> str:

@@ -25,14 +25,7 @@ STARTS = "starts.jsonl"
 
 
 def submit(folder: ServerFolder, experiment: str, overrides: tuple[str, ...] = ()) -> list[str]:
-    """Start a new run of a TOML file, or a shipped name, with ``table.key=value``.
-
-    Returns:
-        The lines to print.
-
-    Raises:
-        UserError: bad input (nothing has started), or the server does not answer.
-    """
+    """Start a new run of a TOML file, or a shipped name; return the lines to print."""
     folder.settings()
     asked = load_experiment(Request(experiment, "unnamed", overrides, engine="deployment"))
     name = f"{Path(experiment).stem}-seed{asked.run.seed}-{secrets.token_hex(3)}"
@@ -67,14 +60,7 @@ def resume(folder: ServerFolder, name: str) -> list[str]:
 
 
 def stop(folder: ServerFolder, name: str) -> list[str]:
-    """Ask the SuperLink to end the run.
-
-    Returns:
-        The lines to print.
-
-    Raises:
-        UserError: no such run, or the server does not answer.
-    """
+    """Ask the SuperLink to end the run; return the lines to print."""
     folder.settings()
     run = run_folder(folder, name)
     numbers = [start["run"] for start in reversed(starts(run))]

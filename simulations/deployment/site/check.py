@@ -7,13 +7,14 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 from client.egress import FIELDS
-from client.gate import Asked, require
+from client.gate import Asked, Refusal, require
 from client.site_file import SiteFile, read_site, site_files
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment, counts_in_sum
@@ -49,15 +50,13 @@ PINS = "write the fingerprints of the other sites' keys into [peers] of site.tom
 class Note(str):
     """A line about what does not take place here: ``note`` in the place of ``ok``."""
 
-    __slots__ = ()
-
 
 @dataclass(frozen=True)
 class Report:
     """What was found, a line each."""
 
-    lines: list[str]  # what is as it should be, and notes
-    problems: list[str]  # what is wrong, where, and the cure
+    lines: list[str] = field(default_factory=list)  # what is as it should be, and notes
+    problems: list[str] = field(default_factory=list)  # what is wrong, where, and the cure
     warnings: list[str] = field(default_factory=list)  # what works, and may not be what is meant
 
     def printed(self) -> Iterator[str]:
@@ -85,20 +84,12 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
     """
     site = read_site(folder / "site.toml")
     policy = site.policy or Policy()
-    report = Report([f"site '{site.site.name}', state in {site.site.state}"], [])
-    checks = [
-        check_keys(site),
-        check_state(site),
-        check_secure_sums(site, experiment),
-        check_disjoint(site),
-    ]
-    labels = site.data.labels
-    if experiment is None:
-        checks.append(require_labels(site))
-    else:
-        labels = agreed_labels(experiment)
-        compare = (compare_labels, check_agreed, check_policy, check_sums)
-        checks += [each(site, experiment) for each in compare]
+    report = Report([f"site '{site.site.name}', state in {site.site.state}"])
+    labels = site.data.labels if experiment is None else agreed_labels(experiment)
+    checks = [check_keys(site), check_state(site), check_secure_sums(site, experiment)]
+    checks += [check_disjoint(site), check_labels(site, experiment)]
+    if experiment is not None:
+        checks += [each(site, experiment) for each in (check_agreed, check_policy, check_sums)]
     if not offline:
         checks.append(check_connection(site))
     for check in checks:
@@ -231,51 +222,47 @@ def check_clock(skew: float) -> Iterator[str]:
     yield "clock: agrees with the server's"
 
 
-def compare_labels(site: SiteFile, experiment: Experiment) -> Iterator[str]:
-    """Of each task's labels; where they are missing or differ, the error has the lines to write."""
-    own, agreed = site.data.labels, agreed_labels(experiment)
+def check_labels(site: SiteFile, experiment: Experiment | None) -> Iterator[str]:
+    """Of tasks and labels; where they are missing or differ, the error has the lines to write."""
+    own = site.data.labels
+    if experiment is None:
+        if not own:
+            raise UserError(
+                "[data.labels] of site.toml: not there, so this site takes part in no task; deal "
+                "site check --experiment FILE prints the lines to add"
+            )
+        yield f"takes part in: {', '.join(own)}"
+        return
+    agreed = agreed_labels(experiment)
     for task in own:
         if task not in agreed:
             yield f"task '{task}' of [data.labels]: not in this experiment"
         elif own[task] == agreed[task]:
-            shown = (
-                f"labels as agreed ({', '.join(own[task])})" if own[task] else "answers are texts"
-            )
-            yield f"task '{task}': {shown}"
+            yield f"task '{task}': as agreed ({', '.join(own[task]) or 'answers are texts'})"
     differ = {task: labels for task, labels in agreed.items() if own.get(task) != labels}
-    if not differ:
-        return
-    words = [f"'{task}' {'differs' if task in own else 'is missing'}" for task in differ]
-    raise UserError(
-        f"[data.labels] of site.toml: {', '.join(words)}; this site takes part in no such task. "
-        "If the consortium has agreed on it, write there:\n"
-        f"{'' if own else '[data.labels]' + chr(10)}{label_lines(differ)}".rstrip()
-    )
-
-
-def require_labels(site: SiteFile) -> Iterator[str]:
-    """Of the tasks that the site takes part in."""
-    if not site.data.labels:
+    if differ:
+        words = [f"'{task}' {'differs' if task in own else 'is missing'}" for task in differ]
         raise UserError(
-            "[data.labels] of site.toml: not there, so this site takes part in no task; deal site "
-            "check --experiment FILE prints the lines to add"
+            f"[data.labels] of site.toml: {', '.join(words)}; this site takes part in no such "
+            "task. If the consortium has agreed on it, write there:\n"
+            f"{'' if own else '[data.labels]' + chr(10)}{label_lines(differ)}".rstrip()
         )
-    yield f"takes part in: {', '.join(site.data.labels)}"
 
 
 def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     """Of base model, public texts, and how each task is asked and answered."""
-    require(Asked(experiment, site.policy, site), "model")
-    place = Path(site.models[experiment.model.name] or experiment.model.name)
-    agreed, own = agreed_labels(experiment), site.data.labels
-    same_labels = all(own.get(task) == labels for task, labels in agreed.items())
-    if same_labels:  # else compare_labels says so
-        require(Asked(experiment, site.policy, site), "data")
+    asked = Asked(experiment, site.policy, site)
+    require(asked, "model")
+    agreed = agreed_labels(experiment)
+    if all(site.data.labels.get(task) == labels for task, labels in agreed.items()):
+        require(asked, "data")  # else check_labels says so
+    name = experiment.model.name
+    place = Path(site.models[name] or name)
     if place.is_absolute() and not place.is_dir():
         raise UserError(
             f"[models] of site.toml: no folder {place}; write where the model lies here"
         )
-    yield f"base model '{experiment.model.name}': agreed to"
+    yield f"base model '{name}': agreed to"
 
 
 def check_policy(site: SiteFile, experiment: Experiment) -> Iterator[str]:
@@ -298,28 +285,19 @@ def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     statistics = statistics_of(method_of(experiment))
     if statistics is None:
         return
-    name = experiment.method.name
-    if statistics.exact is not None:
-        raise UserError(
-            f"method.name '{name}' asks for exact sums, which tell who is in them; no site gives "
-            "any: take another method"
-        )
+    try:
+        require(Asked(experiment, site.policy, statistics=statistics), "class sums")
+    except Refusal as refusal:
+        if statistics.exact or not statistics.names:
+            raise UserError(f"method.name '{experiment.method.name}': {refusal}") from None
+        yield Note(f"class sums stay here, and its class means are those of other sites: {refusal}")
+        return
     if protects(experiment.privacy, site.policy):
-        yield "the experiment asks for class sums: they leave under masks, with noise, charged"
-    elif site.policy is None or site.policy.share_sums:
-        yield (
-            "the experiment asks for class sums: they leave under masks, once for each task, with "
-            f"a noise multiplier of {statistics.noise_multiplier:g}"
-        )
-    elif statistics.names:
-        yield Note(
-            "the experiment asks for class sums: they stay here (policy.share_sums), and its class "
-            "means are those of other sites"
-        )
+        yield "class sums leave under masks, with noise, charged"
     else:
-        raise UserError(
-            f"method.name '{name}' is made of class sums, and the policy keeps them: set "
-            "policy.share_sums to true in site.toml, or take no part"
+        yield (
+            "class sums leave under masks, once for each task, with a noise multiplier of "
+            f"{statistics.noise_multiplier:g}"
         )
 
 
@@ -327,15 +305,12 @@ def check_secure_sums(site: SiteFile, experiment: Experiment | None) -> Iterator
     """Of secure sums: whether they could be made here, with whom, and under which limits."""
     policy = site.policy or Policy()
     required = policy.secure_aggregation == "required"
-    if required and experiment is not None and not experiment.aggregation.secure:
-        raise UserError(
-            "secure sums: the policy requires them, and aggregation.secure of the experiment is "
-            "false, so this site takes no part; set it to true in the experiment"
-        )
-    asked = required or (experiment is not None and experiment.aggregation.secure)
+    if experiment is not None:
+        require(Asked(experiment, site.policy), "masks")
+    asked = experiment if experiment is not None and experiment.aggregation.secure else None
     least = max(LEAST_SITES, policy.min_cohort)
-    fault = _unpinned(site, policy, least) or _other_terms(site, policy, experiment)
-    if fault and asked:
+    fault = _unpinned(site, policy, least) or (_other_terms(site, policy, asked) if asked else "")
+    if fault and (asked or required):
         raise UserError(f"secure sums: {fault}")
     if fault:
         yield Note(f"secure sums: not possible here: {fault}")
@@ -352,28 +327,26 @@ def _unpinned(site: SiteFile, policy: Policy, least: int) -> str:
     """Return why too few sites are pinned; empty: they suffice."""
     if not site.peers:
         return "" if policy.server_vouches_for_peers else f"no site is pinned; {PINS}"
-    try:
+    own = ""
+    with suppress(UserError):  # check_keys says so
         own = fingerprint_of_private_key(Path(site.server.key))
-    except UserError:  # check_keys says so
-        own = ""
     others = len(set(site.peers.values()) - {own})
     if others + 1 < least:
         return f"{others} other sites are pinned, and a sum is of {least}; {PINS}"
     return ""
 
 
-def _other_terms(site: SiteFile, policy: Policy, experiment: Experiment | None) -> str:
+def _other_terms(site: SiteFile, policy: Policy, experiment: Experiment) -> str:
     """Return why the experiment's sums are none for this site; empty: they are."""
-    if not site.peers or experiment is None or not experiment.aggregation.secure:
+    if not site.peers:
         return ""
-    for key, own, table in (
-        ("min_cohort", policy.min_cohort, "aggregation"),
-        ("colluding", policy.colluding, "privacy"),
+    for key, own, place, theirs in (
+        ("min_cohort", policy.min_cohort, "aggregation", experiment.aggregation.min_cohort),
+        ("colluding", policy.colluding, "privacy", experiment.privacy.colluding),
     ):
-        theirs = getattr(getattr(experiment, table), key)
         if own > theirs:
             return (
-                f"policy.{key} is {own}, and {table}.{key} of the experiment {theirs}; raise that, "
+                f"policy.{key} is {own}, and {place}.{key} of the experiment {theirs}; raise that, "
                 "or lower the policy's"
             )
     unpinned = set(experiment.federation.sites) - set(site.peers) - {site.site.name}

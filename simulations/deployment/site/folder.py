@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 from client.site_file import NAME, SiteFile, read_site, site_files
 from deal_core.config.experiment import Experiment, ModelConfig
@@ -142,11 +143,7 @@ def label_lines(labels: Mapping[str, Sequence[str]]) -> str:
 
 
 def agreed_labels(experiment: Experiment) -> dict[str, tuple[str, ...]]:
-    """Return task to labels, of every task that the experiment trains.
-
-    Raises:
-        UserError: it is no experiment for sites, or it names no labels.
-    """
+    """Return task to labels, of the experiment of a consortium. UserError: it is none."""
     if experiment.data.source != "sites":
         raise UserError(
             f"data.source is '{experiment.data.source}'; the experiment of a consortium has "
@@ -157,33 +154,22 @@ def agreed_labels(experiment: Experiment) -> dict[str, tuple[str, ...]]:
 
 
 def host_and_port(address: str, place: str) -> tuple[str, int]:
-    """Return the host, an IPv6 address without its brackets, and the port.
-
-    Args:
-        address: ``HOST:PORT``.
-        place: where it was written, for the message.
-
-    Raises:
-        UserError: a part is missing, or the port is none.
-    """
-    host, _, port = address.rpartition(":")
-    bare = ":" in host and not (host.startswith("[") and host.endswith("]"))
-    number = int(port) if port.isascii() and port.isdigit() else 0
-    if not host or bare or not 0 < number < 65536:
+    """Return host and port of ``HOST:PORT``. UserError names ``place``: a part is missing."""
+    try:
+        parts = urlsplit(f"//{address}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or not port:
         raise UserError(
-            f"{place} '{address}': write it as HOST:PORT, as the server's administrator gives it"
-            f"{' (an IPv6 address in brackets)' if bare else ''}"
+            f"{place} '{address}': write it as HOST:PORT (an IPv6 address in brackets), as the "
+            "server's administrator gives it"
         )
-    return host.strip("[]"), number
+    return host, port
 
 
 def start_site(folder: Path) -> None:
-    """Run Flower's SuperNode until it is asked to end.
-
-    Raises:
-        UserError: ``site.toml`` is wrong, a key is unsafe, tasks are not as disjoint as declared,
-            the site runs already, or the server refuses it.
-    """
+    """Run Flower's SuperNode until it is asked to end. UserError: it cannot take part."""
     site = read_site(folder / "site.toml")
     state = Path(site.site.state)
     check_secret(Path(site.server.key))
@@ -238,11 +224,7 @@ def make_private(state: Path) -> None:
 
 
 def _keep_going(site: SiteFile, command: list[str]) -> None:
-    """Run the SuperNode until it is asked to end, again where what has ended it will pass.
-
-    Raises:
-        UserError: something else has ended it.
-    """
+    """Run the SuperNode until asked to end, again where what has ended it will pass."""
     state = Path(site.site.state)
     home, log, pid = FlowerHome(state / "flower"), state / "supernode.log", state / "site.pid"
     was_in = pid.exists()  # whoever ended in order has taken it away, or never was in

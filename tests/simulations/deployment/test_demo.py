@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,13 +14,14 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from rich.console import Console
 
 from deal_core.config.data import DataConfig
 from deal_core.data import open_source
 from deal_core.errors import UserError
 from server.results import read_results
 from simulations.deployment import demo
-from simulations.deployment.demo import MARK, NAMES, TASKS, Children, ended, stopped_at_the_end
+from simulations.deployment.demo import MARK, NAMES, TASKS, Commands, ended
 from simulations.deployment.server.submit import check
 from simulations.deployment.site.folder import agreed_labels
 from simulations.engines.flower import Tail, members
@@ -46,11 +48,11 @@ def test_every_question_is_at_one_site_and_the_experiment_is_one_that_can_be_sub
 
 
 @pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Children:
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     """Shells in the place of ``deal``."""
-    monkeypatch.setattr(Children, "program", ("bash", "-c"))
+    monkeypatch.setattr(Commands, "program", ("bash", "-c"))
     monkeypatch.setattr(demo, "STOP_SECONDS", 0.5)
-    return Children(tmp_path)
+    return Commands(tmp_path, Console(file=io.StringIO()))
 
 
 def running(folder: Path) -> list[psutil.Process]:
@@ -65,26 +67,18 @@ def gone(process: psutil.Process) -> bool:
         return True
 
 
-def is_sleeping_program(process: psutil.Process) -> bool:
-    """Whether it is ``sleep``; one that has ended since it was listed is not."""
-    try:
-        return process.name() == "sleep"
-    except psutil.NoSuchProcess:
-        return False
-
-
 STUBBORN = "trap '' TERM; (setsid sleep 300 &) ; echo up; while true; do sleep 0.1; done"
 """Refuses to end, and has a child that has left its session and its parent."""
 
 
-def test_nothing_outlives_the_block(shell: Children) -> None:
+def test_nothing_outlives_the_block(shell: Commands) -> None:
     seen: list[psutil.Process] = []
-    with suppress(KeyboardInterrupt), stopped_at_the_end(shell):
+    with suppress(KeyboardInterrupt), shell:
         shell.start("stubborn", STUBBORN)
         shell.start("mild", "exec sleep 300")
         shell.wait_for(
             "both and the grandchild",
-            lambda: sum(map(is_sleeping_program, running(shell.folder))) >= 2,
+            lambda: (shell.folder / "stubborn.out").read_text() and len(running(shell.folder)) >= 3,
             20,
         )
         seen += running(shell.folder)
@@ -94,8 +88,10 @@ def test_nothing_outlives_the_block(shell: Children) -> None:
     assert all(gone(process) for process in seen)
 
 
-def test_what_ends_by_itself_or_never_comes_is_one_line(shell: Children, tmp_path: Path) -> None:
-    with stopped_at_the_end(shell):
+def test_what_ends_by_itself_or_never_comes_is_one_line(shell: Commands, tmp_path: Path) -> None:
+    with shell:
+        with pytest.raises(UserError, match=r"no such key$"):
+            shell.call("echo error: no such key >&2; exit 2")
         shell.start("mild", "exec sleep 300")
         with pytest.raises(UserError, match=r"the moon: not within 0\.5 s"):
             shell.wait_for("the moon", lambda: False, 0.5)

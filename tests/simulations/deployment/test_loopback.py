@@ -19,7 +19,7 @@ from deal_core.privacy.ledger import Ledger
 from server.results import read_results
 from simulations.deployment.keys import make_authority
 from simulations.deployment.server import submit
-from simulations.deployment.server.folder import add_site, remove_site
+from simulations.deployment.server.folder import remove_site
 from simulations.deployment.server.status import state_of
 from simulations.deployment.site.check import check_site
 from simulations.deployment.site.programs import own_app
@@ -47,10 +47,10 @@ signing.now = lambda: date.now() + datetime.timedelta(hours=1)
 """
 
 
-def test_a_site_takes_part_over_tls_with_the_app_that_it_has_installed(
+def test_a_site_answers_over_tls_with_the_app_that_it_has_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the server pushes; and keeps the adapter."""
+    """Whatever the server pushes."""
     data, marker = tmp_path / "data", tmp_path / "marker"
     divide(data, {"north": ".csv"}, train=4, test=2)
     path = experiment_file(tmp_path / "one-task.toml", ["surgery"])
@@ -59,15 +59,10 @@ def test_a_site_takes_part_over_tls_with_the_app_that_it_has_installed(
     with federation(tmp_path) as fed:
         fed.add("north", data / "north", path)
         fed.start_site("north")
-        run = fed.submit(path)
-        fed.wait_event(run, "run_finished", 300)
-        state = fed.site("north") / "state"
-        kept = state / "runs" / run / "adapter"
-        files = {path.name: path.read_bytes() for path in (fed.run(run) / "adapter").iterdir()}
-        assert {path.name: path.read_bytes() for path in kept.iterdir()} == files
+        fed.wait_event(fed.submit(path), "client_finished", 300)
         homes = set(marker.read_text().splitlines())
         assert homes == {str(fed.folder.flower.path)}  # the server has imported it, the site not
-        (unpacked,) = (state / "flower" / "apps").iterdir()
+        (unpacked,) = (fed.site("north") / "state" / "flower" / "apps").iterdir()
         assert own_app().hash_str[:8] in unpacked.name
         assert str(marker) not in (unpacked / "deal_app.py").read_text()
 
@@ -141,25 +136,6 @@ def test_strangers_are_refused_and_told_why(fed: Federation, data: Path) -> None
     with pytest.raises(OSError, match=r"closed|reset"):
         urllib.request.urlopen(f"http://{fed.address}/health", timeout=10)
     assert len(fed.connections()) == len(SITES)
-
-
-@pytest.mark.slow
-def test_a_second_key_for_a_name_and_a_second_name_for_a_key_are_refused(fed: Federation) -> None:
-    north = fed.site("north")
-    for name, file, said in (
-        ("north", "site.pub", "is registered already; for a new key first deal server remove-site"),
-        ("alias", "site.pub", "this key is that of 'north'"),
-        ("alias", "site.key", "this is a private key, which must stay at its site"),
-    ):
-        with pytest.raises(UserError, match=said):
-            add_site(fed.folder, name, north / file)
-    written = (fed.folder.path / "events.jsonl").read_text().splitlines()
-    started, added = [json.loads(line) for line in written[:2]]
-    assert (started["event"], added["event"], added["site"]) == (
-        *("server_started", "site_added"),
-        "north",
-    )
-    assert (north / "site.pub").read_text().startswith(added["key"])
 
 
 @pytest.mark.slow

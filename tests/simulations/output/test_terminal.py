@@ -9,10 +9,9 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from simulations.audit import command as audit_tables
 from simulations.cli import app
-from simulations.output.console import FIGURES, NARROW, PAGE_WIDTH, print_page, text_table
-from simulations.output.files import TextTable, blocks, head, read_table, row
+from simulations.output.console import FIGURES, NARROW, print_table
+from simulations.output.files import Table
 from simulations.study.command import print_summary
 from simulations.study.results import StudyResults
 from simulations.study.study_file import Study
@@ -21,38 +20,12 @@ from tests.stored_results import RESULTS
 WIDE = 200
 
 
-def shown(page: str, width: int = WIDE) -> str:
-    console = Console(file=io.StringIO(), width=width)
-    print_page(console, page)
-    return console.file.getvalue()  # type: ignore[attr-defined]
-
-
-@pytest.mark.parametrize("values", [("a", "1"), ("a | b", "2"), ("| a |", ""), ("\\", "x|y|z")])
-def test_a_row_is_read_as_it_was_written(values: tuple[str, str]) -> None:
-    table = read_table([*head("one", "two | three"), row(*values)])
-    assert table == TextTable(("one", "two | three"), (False, True), (values,))
-
-
-def test_a_page_is_tables_and_what_is_between_them() -> None:
-    lines = ["# Title", "", *head("a", "b"), row("x", "1"), "", "more", "still more"]
-    table = TextTable(("a", "b"), (False, True), (("x", "1"),))
-    assert list(blocks(lines)) == ["# Title", table, "more\nstill more"]
-
-
 def read_study(folder: Path) -> tuple[Study, StudyResults]:
     """A study and its results, of the cells that are in it."""
     text = (folder / "study.json").read_text(encoding="utf-8")
     results = StudyResults.model_validate_json(text)
     study = Study(results.study, folder, results.file)
     return study, results.model_copy(update={"cells": results.standing})
-
-
-def test_no_page_is_wider_than_a_hundred_columns() -> None:
-    text = (RESULTS / "audit-private" / "audit.json").read_text(encoding="utf-8")
-    page = audit_tables.markdown(audit_tables.Audit.model_validate_json(text))
-    out = shown(page)
-    assert max(len(line) for line in out.splitlines()) <= PAGE_WIDTH
-    assert "…" not in out
 
 
 @pytest.mark.parametrize("name", ["medmcqa", "cl15-core", "tuning"])
@@ -68,8 +41,7 @@ def test_a_study_ends_with_a_table_of_eighty_columns(name: str) -> None:
 
 def test_names_in_a_table_are_no_markup() -> None:
     console = Console(file=io.StringIO(), width=WIDE)
-    table = TextTable(("setting", "[red]run"), (False, False), (("[bold]key", "1"),))
-    console.print(text_table(table, "of [blue]"))
+    print_table(console, Table("of [blue]", ("setting", "[red]run"), (("[bold]key", "1"),)))
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(name in said for name in ("[red]run", "[bold]key", "of [blue]"))
 

@@ -109,18 +109,17 @@ def test_what_makes_runs_hard_to_compare_is_said(runs: list[Path]) -> None:
     assert said.count("other rows") == len(others)
 
 
-def test_runs_of_one_name_get_as_much_of_their_place_as_tells_them_apart(tmp_path: Path) -> None:
-    runs = [shutil.copytree(EXAMPLES / "plain", tmp_path / where / "run") for where in ("a", "b")]
-    said = called("compare", *runs)
+def test_runs_of_one_name_are_told_apart_and_bad_input_is_one_line(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    twins = [shutil.copytree(runs[0], tmp_path / where / "run") for where in ("a", "b")]
+    said = called("compare", *twins)
     assert "a/run " in said
     assert "b/run " in said
     assert "Settings that differ" not in said
-
-
-def test_bad_input_of_a_comparison_is_one_line(runs: list[Path], tmp_path: Path) -> None:
     for folders, message in (
         ([runs[0]], "name two runs"),
-        ([runs[0], runs[0]], "names a run twice"),
+        ([runs[0], runs[0]], "each once"),
         ([runs[0], tmp_path], "the run has not finished"),
     ):
         with pytest.raises(UserError, match=message):

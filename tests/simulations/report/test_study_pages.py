@@ -8,23 +8,12 @@ import shutil
 from pathlib import Path
 
 from simulations.audit.command import Audit, attack_table
-from simulations.output.files import TextTable, blocks
+from simulations.output.files import Table
 from simulations.report.commands import write_report
+from simulations.study import tables
 from simulations.study.budgets import budget_table, meanings, sweep_text
 from simulations.study.results import CellResult, StudyResults
 from simulations.study.study_file import Study, StudyFile, load_study
-from simulations.study.tables import (
-    CLASS_IL,
-    age_table,
-    arms_table,
-    best_settings,
-    class_il_table,
-    cost_table,
-    on_all_tests,
-    precisions,
-    setting_table,
-    significance,
-)
 from tests.simulations.report.html_page import HtmlPage
 from tests.simulations.study.test_budgets import CELLS
 from tests.stored_results import RESULTS
@@ -43,7 +32,7 @@ def read(folder: Path) -> tuple[Study, StudyResults]:
     return Study(results.study, folder, results.file), results
 
 
-def has(shown: HtmlPage, *tables: TextTable | str | None) -> None:
+def has(shown: HtmlPage, *tables: Table | str | None) -> None:
     """Every table is on the page, cell by cell, and every paragraph."""
     for table in tables:
         if isinstance(table, str):
@@ -58,18 +47,27 @@ def test_a_study_has_all_its_tables(tmp_path: Path) -> None:
     folder = copied("all-labels-medmcqa", tmp_path)
     shown, (study, results) = page(folder), read(folder)
     cells = results.standing
-    has(shown, arms_table(study, cells), class_il_table(study, cells), cost_table(study, cells))
-    has(shown, age_table(study, cells), *on_all_tests(study, cells), *precisions(results))
-    has(shown, *significance(study, cells), *significance(study, cells, CLASS_IL))
+    has(
+        shown,
+        tables.arms_table(study, cells),
+        tables.class_il_table(study, cells),
+        tables.cost_table(study, cells),
+    )
+    has(shown, tables.age_table(study, cells), *tables.on_all_tests(study, cells))
+    has(
+        shown,
+        *tables.significance(study, cells),
+        *tables.significance(study, cells, tables.CLASS_IL),
+    )
 
 
 def test_a_study_of_settings_has_a_table_for_each(tmp_path: Path) -> None:
     folder = copied("memory", tmp_path)
     shown, (study, results) = page(folder), read(folder)
-    has(shown, best_settings(study, results.cells), setting_table(study, results.cells))
+    has(shown, *tables.setting_tables(study, results.cells))
     for setting in {cell.setting for cell in results.cells}:
         own = [cell for cell in results.cells if cell.setting == setting]
-        has(shown, arms_table(study, own))
+        has(shown, tables.arms_table(study, own))
 
 
 def test_a_study_of_budgets_has_what_they_mean(tmp_path: Path) -> None:
@@ -80,7 +78,7 @@ def test_a_study_of_budgets_has_what_they_mean(tmp_path: Path) -> None:
     )
     (tmp_path / "study.json").write_text(results.model_dump_json())
     shown = page(tmp_path)
-    has(shown, budget_table(study, CELLS), *meanings(CELLS), sweep_text(CELLS))
+    has(shown, budget_table(study, "deal", CELLS), *meanings(CELLS), sweep_text(CELLS))
     assert "at delta = 1e-05 per record, over all rounds and tasks; nobody." in shown.text
 
 
@@ -105,7 +103,7 @@ def test_only_cells_that_are_in_the_study_are_on_its_page(tmp_path: Path) -> Non
     shown = page(folder)
     assert "3 of 4 cells" in shown.text
     assert "1 of 4 cells have not finished" in shown.text
-    has(shown, *significance(Study("mine", folder, file), standing))
+    has(shown, *tables.significance(Study("mine", folder, file), standing))
     assert [row[:2] for row in shown.table("Arms and measures")[2:]] == [
         ["My method", "1"],
         ["LwF here", "2"],
@@ -120,7 +118,7 @@ def test_an_audit_has_its_tables_and_its_verdict(tmp_path: Path) -> None:
     folder = copied("audit-private", tmp_path)
     audit = Audit.model_validate_json((folder / "audit.json").read_text())
     shown = page(folder)
-    has(shown, *(part for part in blocks(list(attack_table(audit))) if part))
+    has(shown, attack_table(audit))
     assert "No attack refutes a claim" in shown.text
     assert "at delta = 1e-05 per record, over all rounds and tasks, against everybody" in shown.text
     data = json.loads((folder / "audit.json").read_text())

@@ -35,7 +35,7 @@ from server.plan import Step
 from server.results import read_results
 from server.secure_aggregation import SecureAggregation
 from simulations.engines.worker_pool import assume_identity
-from simulations.report.record import RunLog
+from simulations.run.run_log import RunLog
 from tests.simulations.run.secure_runs import SHORT, rounds
 from tests.simulations.runs import at, run_in_process
 from tests.sizes import TINY

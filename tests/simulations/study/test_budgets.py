@@ -40,7 +40,7 @@ def study(tmp_path: Path) -> Study:
 
 
 def test_a_row_for_every_budget_that_has_run(study: Study) -> None:
-    table = rows(budget_table(study, CELLS))
+    table = rows(budget_table(study, "deal", CELLS))
     assert list(table) == ["1", "inf (no privacy)"]
     # zero-shot is 0.2: 0.2 of 0.6, and 0.3 of 0.4
     assert table["1"][5] == "54.2 ± 264.7"

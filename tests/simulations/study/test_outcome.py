@@ -63,15 +63,12 @@ def test_among_all_labels_all_measures_are_of_the_second_count() -> None:
     assert outcome(results).worst_client == pytest.approx((0.4 + 0.7) / 2)
 
 
-def test_tasks_learnt_at_once_have_no_transfer() -> None:
-    found = outcome(run(["a", "b"], START, {"0": [[4, 10], [7, 10]], "1": [[8, 10], [9, 10]]}))
-    assert found.average_accuracy == found.learning_accuracy == pytest.approx(0.7)
-    assert found.backward_transfer is found.forward_transfer is found.forgetting is None
-
-
-def test_each_task_alone_side_by_side() -> None:
+def test_tasks_learnt_at_once_or_each_alone_have_no_transfer() -> None:
     one = run(["a"], {"0": [[1, 10]], "1": [[1, 10]]}, {"0": [[9, 10]], "1": [[5, 10]]}, peak=7)
     two = run(["b"], {"0": [[3, 10]], "1": [[0, 0]]}, {"0": [[6, 10]], "1": [[0, 0]]}, seconds=2.0)
+    joint = outcome(run(["a", "b"], START, {"0": [[4, 10], [7, 10]], "1": [[8, 10], [9, 10]]}))
+    assert joint.average_accuracy == joint.learning_accuracy == pytest.approx(0.7)
+    assert joint.backward_transfer is joint.forward_transfer is joint.forgetting is None
     found = together([one, two])
     assert found.tasks == ["a", "b"]
     assert found.accuracy_matrix == [[0.7, 0.6]]

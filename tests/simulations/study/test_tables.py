@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from deal_core.errors import UserError
-from simulations.output.files import TextTable
-from simulations.study.outcome import ClassIL, Outcome
+from simulations.output.files import Table
+from simulations.study.outcome import Measures, Outcome
 from simulations.study.results import CellResult, require_same_rows
 from simulations.study.study_file import Study, StudyFile, load_study
 from simulations.study.tables import (
@@ -14,8 +14,7 @@ from simulations.study.tables import (
     age_table,
     arms_table,
     best_of,
-    best_settings,
-    setting_table,
+    setting_tables,
     significance,
 )
 
@@ -86,7 +85,7 @@ CELLS = [
 ]
 
 
-def rows(table: TextTable | None) -> dict[str, list[str]]:
+def rows(table: Table | None) -> dict[str, list[str]]:
     """First cell of every row of a table to the others."""
     assert table is not None
     return {first: others for first, *others in table.rows}
@@ -97,7 +96,7 @@ def parts(
 ) -> tuple[list[str], list[tuple[str, ...]]]:
     """Paragraphs and rows of the differences."""
     found = list(significance(study, cells, *more))
-    tables = [part for part in found if isinstance(part, TextTable)]
+    tables = [part for part in found if isinstance(part, Table)]
     texts = [part for part in found if isinstance(part, str)]
     return texts, [row for table in tables for row in table.rows]
 
@@ -114,7 +113,7 @@ def test_arms_have_means_intervals_and_marks(study: Study) -> None:
 
 
 def test_class_il_accuracy_stands_beside_where_it_is_known(study: Study) -> None:
-    found = ClassIL(
+    found = Measures(
         accuracy_matrix=[[0.8, 0.0], [0.1, 0.3]],
         average_accuracy=0.2,
         backward_transfer=-0.7,
@@ -169,7 +168,7 @@ def test_differences_are_paired_by_seed_order_and_precision(study: Study) -> Non
 def test_class_il_differences_are_of_the_cells_that_have_counted_that(study: Study) -> None:
     def counted(cell: CellResult, value: float) -> CellResult:
         found = {"accuracy_matrix": [[value]], "average_accuracy": value}
-        more = ClassIL(**found, backward_transfer=None, forgetting=None)
+        more = Measures(**found, backward_transfer=None, forgetting=None)
         outcome = cell.outcome.model_copy(update={"class_incremental": more})
         return cell.model_copy(update={"outcome": outcome})
 
@@ -205,9 +204,9 @@ def test_settings_have_an_overview_and_every_arm_its_best(study: Study) -> None:
         cell("weak", 0, [[0.8, 0.3], [0.5, 0.9]], "s2"),
         cell("deal", 0, [[0.8, 0.3], [0.9, 0.9]], "s1"),
     ]
-    assert rows(setting_table(tuned, cells)) == {"weak": ["60.0", "70.0"], "DEAL": ["90.0", "–"]}
-    best = {"weak": ["s2", "70.0", "1", "2"], "DEAL": ["s1", "90.0", "1", "1"]}
-    assert rows(best_settings(tuned, cells)) == best
+    best, every = map(rows, setting_tables(tuned, cells))
+    assert every == {"weak": ["60.0", "70.0"], "DEAL": ["90.0", "–"]}
+    assert best == {"weak": ["s2", "70.0", "1", "2"], "DEAL": ["s1", "90.0", "1", "1"]}
 
 
 @pytest.mark.parametrize(
