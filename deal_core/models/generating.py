@@ -38,11 +38,14 @@ class GeneratingModel(LanguageModel):
     def __init__(
         self, base: Any, adapter: AdapterConfig, task_type: TaskType, prompts: PromptTokens
     ) -> None:
+        from transformers import GenerationConfig
+
         super().__init__(base, adapter, task_type)
         self._decoder = base.get_decoder()
         self._head = base.get_output_embeddings()
         self._prompts = prompts
-        base.generation_config = greedy(prompts)
+        greedy = greedy_settings(prompts)
+        base.generation_config = GenerationConfig(**greedy)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
@@ -226,18 +229,11 @@ def require_same_logits(model: GeneratingModel, config: ModelConfig, tolerance: 
         )
 
 
-def greedy(prompts: PromptTokens) -> Any:
+def greedy_settings(prompts: PromptTokens) -> dict[str, Any]:
     """Return settings of ``generate``: the likeliest word each time, until the answer ends or has
     as many tokens as it may. Those that a model is published with (beams, penalties of repetition,
     least lengths) would say something else than the scores do.
     """
-    from transformers import GenerationConfig
-
-    return GenerationConfig(**greedy_settings(prompts))  # type: ignore[no-untyped-call]
-
-
-def greedy_settings(prompts: PromptTokens) -> dict[str, Any]:
-    """Return the settings of :func:`greedy` by name."""
     return {
         "do_sample": False,
         "num_beams": 1,
