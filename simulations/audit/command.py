@@ -95,7 +95,10 @@ def run_audit(request: AuditRequest, console: Console) -> int:
         audit = Audit(experiment=Path(request.experiment).stem, cells=cells)
     write_texts(out, {"audit.json": audit.model_dump_json(indent=1) + "\n"})
     print_table(console, attack_table(audit))
-    print_line(console, claims(audit.cells[0].trainings[0]))
+    first = audit.cells[0].trainings[0]
+    print_line(console, claims(first))
+    if first.simulation_only:
+        print_line(console, "Simulation only: the noise came from a seed.")
     print_line(console, f"figures in {out / 'audit.json'}; report.html says how to read them")
     return REFUTED if any(cell.refuted for cell in audit.cells) else 0
 

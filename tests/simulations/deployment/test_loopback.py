@@ -59,7 +59,7 @@ def test_a_site_answers_over_tls_with_the_app_that_it_has_installed(
     with federation(tmp_path) as fed:
         fed.add("north", data / "north", path)
         fed.start_site("north")
-        fed.wait_event(fed.submit(path), "client_finished", 300)
+        fed.wait_event(fed.submit(path), "evaluated", 300)
         homes = set(marker.read_text().splitlines())
         assert homes == {str(fed.folder.flower.path)}  # the server has imported it, the site not
         (unpacked,) = (fed.site("north") / "state" / "flower" / "apps").iterdir()
