@@ -235,7 +235,7 @@ def audit(
     ] = 32,
     membership: Annotated[
         bool,
-        typer.Option("--membership", help="Find members in adapters."),
+        typer.Option("--membership", help="Find members in class sums and adapters."),
     ] = False,
 ) -> None:
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""

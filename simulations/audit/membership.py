@@ -1,81 +1,111 @@
-"""``deal audit --membership``: how well an attacker tells who is in the adapters that leave a site.
+"""``deal audit --membership``: how well an attacker tells who is in what leaves the sites.
 
-Adapters are attacked as one site hands them over, after training alone: what others add can only
-hide it; the score is how far the loss on a record fell below the frozen base model's. Of class sums
-:mod:`simulations.run.expected_membership` has the best attack in closed form.
+Class sums are attacked on an experiment's own model, data and sizes; the score is the likelihood
+ratio of two Gaussians, with the record in the sum and without. A label's head is made of its sum
+and of what is public, so it tells a reader no more. Adapters are attacked as one site hands them
+over, after training alone: what others add can only hide it; the score is how far the loss on a
+record fell below the frozen base model's.
 
-Source: Carlini et al., "Membership inference attacks from first principles", S&P 2022 (why the true
-positive rate at a small false positive rate counts).
+Sources: Carlini et al., "Membership inference attacks from first principles", S&P 2022 (likelihood
+ratios, and why the true positive rate at a small false positive rate counts); Sankararaman et al.,
+Nature Genetics 2009 (sums).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import bootstrap, rankdata
 from torch.nn.functional import cross_entropy
 
 from client.runtime import ClientRuntime
 from deal_core.config.experiment import Experiment, at_server
-from deal_core.data import Example
+from deal_core.data import Example, open_source
 from deal_core.errors import UserError, at_home
 from deal_core.lora.attach import base_only
+from deal_core.methods import Statistics, method_of, statistics_of
+from deal_core.models import load_model
 from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.privacy.distributed_noise import COUNT_WEIGHT
 from deal_core.privacy.interface import LocalUpdate, Train, UpdateRequest
-from deal_core.protection import make_mechanism
+from deal_core.protection import class_sum_noise, make_mechanism
 from deal_core.training.batching import evaluation_batches
+from deal_core.training.evaluation import base_embeddings
 from deal_core.wire.instruction import LEARN
 from server.folder import Listener
 from server.results import Strict
 from simulations.audit.canaries import Scores
 from simulations.audit.planted import Overseen
-from simulations.audit.run import alone, run_here, share_of
+from simulations.audit.run import DELTA, alone, run_here, share_of
 from simulations.output.console import print_line, print_table, require_one_kind
-from simulations.output.files import Table, write_texts
+from simulations.output.files import DASH, Table, write_texts
 from simulations.run.check import preflight
+from simulations.run.expected_membership import expected_auc
 from simulations.run.experiment import Request, load_experiment, with_budget
 from simulations.run.progress import told_to
 
 FILE = "membership.json"
 EXPLANATION = (
-    "AUC: probability that a member scores above a record that was away; 0.5 is chance; with a "
-    "95 % bootstrap interval. TPR: share of members found where 0.1 % of the others are taken for "
-    "members. The score is how far the loss on a record fell below the base model's, on the "
-    "adapter that one site has trained alone; the others are the site's test records."
+    "AUC: probability that a member scores above a record that was away; 0.5 is chance. TPR: share "
+    "of members found where 0.1 % of the others are taken for members. Of a sum the attacker knows "
+    "the label, the number of records, the noise, and other records of the label that are in no "
+    "sum; the score is the likelihood ratio of the sum with and without the record. Expected: by "
+    "the closed form, from size and noise alone. Noise: deviation in each entry, in units of what "
+    "a record adds at most. Of an adapter, which one site has trained alone, the score is how far "
+    "the loss on a record fell below the base model's, with a 95 % bootstrap interval; the others "
+    "are the site's test records."
 )
+SIZES = (20, 80, 160)
+"""Records of a label in a sum."""
 BUDGETS = (8.0, 2.0)
+MOST = 640
+"""Records of a label that are embedded; a sum takes a third of a label's at most."""
+DRAWS = 4
+"""Sums of each size and label."""
+Rows = NDArray[np.float64]
 FALSE_POSITIVES = 1e-3
 """Rate at which true positives are told; of 1,000 others or more."""
+TINY = 1e-6
+"""Variance of a sum without noise at least, as a share of the mean variance."""
 
 
 class Told(Strict):
     """One attack."""
 
     seen: str
+    """What, by whom."""
     noise: str
     """In words."""
+    deviation: float = 0.0
+    """Of the noise in each entry of a sum; 0: none, or of adapters."""
     records: int
-    """That the site trains on."""
-    others: int
+    """In a sum; of adapters, that the site trains on."""
     auc: float
     """Area under the ROC curve."""
-    interval: tuple[float, float]
-    """Of the area, 95 %."""
     found: float | None
     """True positives at 0.1 % false ones; None of fewer than 1,000 ``others``."""
+    members: int
+    """Pairs of a record and a sum, or records."""
+    others: int
+    expected: float | None = None
+    """Area by the closed form, of a sum."""
+    interval: tuple[float, float] | None = None
+    """Of the area, 95 %, of adapters."""
 
 
 class MembershipAudit(Strict):
-    """Schema of ``membership.json``."""
+    """Schema of ``membership.json``; ``directions`` of a class sum, 0 where none leaves."""
 
-    schema_version: int = 3
+    schema_version: int = 2
     experiment: str
+    directions: int
     told: list[Told]
 
 
@@ -87,22 +117,27 @@ def membership_folder(experiment: str, out: str) -> Path:
 def run_membership(
     name: str, folder: Path, overrides: Sequence[str], seed: int, client: int, console: Console
 ) -> None:
-    """Attack the adapters of one client; write what was found into a folder, and show it.
+    """Attack what the sites of an experiment send, and the adapters of one client; write what was
+    found into a folder, and show it.
 
     Raises:
-        UserError: bad input, or an experiment of which no adapter leaves.
+        UserError: bad input, or an experiment of which neither class sums nor adapters leave.
     """
     require_one_kind(folder, FILE)
     experiment = load_experiment(Request(name, str(folder), tuple(overrides)))
     with console.status("checking the experiment and its data"):
         preflight(experiment)
-    told = told_of_adapters(experiment, client, seed, told_to(console))
+    with console.status("embedding texts") as status:
+        data = embedded(experiment, seed)
+        told = told_of_sums(experiment, data, seed, status.update)
+    told += told_of_adapters(experiment, client, seed, told_to(console))
     if not told:
         raise UserError(
-            "no adapter leaves a site here; deal audit attacks noise in sums of gradients, and "
-            "deal check says how well members of class sums are told"
+            "nothing leaves a site here that membership is told of: neither class sums of enough "
+            "records nor adapters; deal audit attacks noise in sums of gradients"
         )
-    audit = MembershipAudit(experiment=Path(name).stem, told=told)
+    directions = data[0].shape[1] if data else 0
+    audit = MembershipAudit(experiment=Path(name).stem, directions=directions, told=told)
     write_texts(folder, {FILE: audit.model_dump_json(indent=1) + "\n"})
     print_table(console, told_table(told))
     print_line(console, f"figures in {folder / FILE}; report.html says how to read them")
@@ -112,17 +147,144 @@ def told_table(told: Sequence[Told]) -> Table:
     """Return a row for each attack."""
     rows = []
     for each in told:
-        low, high = each.interval
+        low, high = each.interval or (0.0, 0.0)
         figures = (
             each.seen,
-            each.noise,
+            each.noise + (f" ({each.deviation:.2f})" if each.deviation else ""),
             str(each.records),
-            f"{each.auc:.2f} [{low:.2f}, {high:.2f}]",
+            f"{each.auc:.2f}" + (f" [{low:.2f}, {high:.2f}]" if each.interval else ""),
+            DASH if each.expected is None else f"{each.expected:.2f}",
             "n too small" if each.found is None else f"{100 * each.found:.1f} %",
         )
         rows.append(figures)
-    columns = ("seen", "noise", "records", "AUC", "TPR at 0.1 % FPR")
-    return Table("Attacks on adapters", columns, tuple(rows))
+    columns = ("seen", "noise", "records", "AUC", "expected", "TPR at 0.1 % FPR")
+    return Table("Attacks on sums, heads and adapters", columns, tuple(rows))
+
+
+def class_sums_of(experiment: Experiment) -> Statistics | None:
+    """Return what an experiment's sites add up by label; None: nothing."""
+    found = statistics_of(method_of(experiment))
+    return None if found is None or found.exact is not None else found
+
+
+def embedded(experiment: Experiment, seed: int) -> list[Rows]:
+    """Return what each record of an experiment, training and test ones, adds to its label's sum, a
+    matrix for each label; none where nothing is added up by label.
+
+    Raises:
+        UserError: the data cannot be read.
+    """
+    statistics = class_sums_of(experiment)
+    if statistics is None:
+        return []
+    source = open_source(experiment.data)
+    tasks = [task for task in map(source.load, source.task_names()) if task.labels]
+    model = load_model(experiment.model, experiment.adapter, experiment.train.max_length)
+    subspace = statistics.subspace(experiment.data, model, [task.labels for task in tasks])
+    found = []
+    for task in tasks:
+        examples = list(_few([*task.train, *task.test], seed))
+        vectors = base_embeddings(model, model.encode(examples, task.labels), statistics.layers)
+        coordinates = subspace.project(vectors).double().numpy()
+        rows = as_added(coordinates, experiment.privacy.max_grad_norm)
+        found += [rows[[each.label == label for each in examples]] for label in task.labels]
+    return [rows for rows in found if len(rows)]
+
+
+def _few(examples: Sequence[Example], seed: int) -> Iterator[Example]:
+    taken: dict[str, int] = {}
+    for place in np.random.default_rng(seed).permutation(len(examples)):
+        example = examples[place]
+        taken[example.label] = taken.get(example.label, 0) + 1
+        if taken[example.label] <= MOST:
+            yield example
+
+
+def noises(experiment: Experiment) -> Iterator[tuple[str, str, float]]:
+    """Yield who sees a sum, the name of its noise, and the deviation of that: none, that of the
+    experiment without a mechanism, and those of budgets.
+
+    Raises:
+        UserError: no noise fits a budget.
+    """
+    statistics, privacy = class_sums_of(experiment), experiment.privacy
+    assert statistics is not None
+    clients = len(experiment.federation.sites) or experiment.federation.clients
+    tasks = len(open_source(experiment.data).task_names())
+    changes: dict[str, dict[str, object]] = {"default": {"mechanism": "none"}}
+    for epsilon in BUDGETS:
+        changes[f"ε = {epsilon:g}"] = {
+            "mechanism": "record",
+            "noise_share": "sum",
+            "target_delta": privacy.target_delta or DELTA,
+            "target_epsilon": epsilon,
+        }
+    yield "a sum", "none", 0.0
+    for name, change in changes.items():
+        config = experiment.model_copy(update={"privacy": privacy.model_copy(update=change)})
+        multiplier, shares = class_sum_noise(config, statistics, clients, tasks)
+        for apart in sorted({0, privacy.colluding}):
+            who = f"server and {apart} colluding" if apart else "server"
+            added = math.sqrt(max(1, clients - apart) / shares)
+            yield f"sum over sites ({who})", name, multiplier * privacy.max_grad_norm * added
+
+
+def told_of_sums(
+    experiment: Experiment, data: Sequence[Rows], seed: int, progress: Callable[[str], None]
+) -> list[Told]:
+    """Return what is told by sums of every size that the data have: of each label a matrix of what
+    its records add. The seed decides who is in a sum, and its noise."""
+    found: list[Told] = []
+    for seen, noise, deviation in noises(experiment) if data else ():
+        for size in SIZES:
+            progress(f"{seen}, noise {noise}, {size} records")
+            each = list(_attacked(data, size, deviation, seed))
+            if not each:
+                continue
+            inside, outside, expected = zip(*each, strict=True)
+            areas = [area(members, others) for members, others, _ in each]
+            figures = {"deviation": deviation, "records": size, "auc": float(np.mean(areas))}
+            figures |= {"expected": float(np.mean(expected))}
+            found.append(_told(seen, noise, inside, outside, figures))
+    return found
+
+
+def _told(
+    seen: str,
+    noise: str,
+    inside: Sequence[Scores],
+    outside: Sequence[Scores],
+    figures: Mapping[str, object],
+) -> Told:
+    """Return one attack, with the scores of members and others."""
+    members, others = np.concatenate(inside), np.concatenate(outside)
+    own = {"found": true_positive_rate(members, others), "auc": area(members, others)}
+    own |= {"records": len(members), "members": len(members), "others": len(others)}
+    return Told.model_validate({"seen": seen, "noise": noise, **own, **figures})
+
+
+def _attacked(
+    data: Sequence[Rows], size: int, deviation: float, seed: int
+) -> Iterator[tuple[Scores, Scores, float]]:
+    """Yield the scores of members and others of several sums of each label that has three times
+    the records, and the area that is expected."""
+    rng = np.random.default_rng((seed, size))
+    scatters = [(len(rows) - 1) * np.cov(rows, rowvar=False) for rows in data if len(rows) > 1]
+    within, freedom = sum(scatters), sum(len(rows) - 1 for rows in data)
+    for label in data:
+        others = max(20, min(size, len(label) // 6))
+        if len(label) < max(3 * size, size + others + 2):
+            continue
+        own = (len(label) - 1) * np.cov(label, rowvar=False)
+        beside = (within - own) / max(1, freedom - len(label) + 1)
+        for _ in range(DRAWS):
+            rows = label[rng.permutation(len(label))]
+            inside, outside, rest = np.split(rows, [size, size + others])
+            total = inside.sum(axis=0) + deviation * rng.standard_normal(rows.shape[1])
+            both = np.concatenate([inside, outside])
+            scores = sum_scores(both, total, size, deviation, rest, beside)
+            expected = expected_auc(size, rows.shape[1], deviation, len(rest))
+            yield scores[:size], scores[size:], expected
 
 
 def told_of_adapters(
@@ -137,23 +299,15 @@ def told_of_adapters(
         config = with_budget(experiment, epsilon)
         noise = f"ε = {epsilon:g}" if math.isfinite(epsilon) else "none"
         for server_round, pairs in _handed_over(config, client, listener).items():
-            members, others = map(np.concatenate, zip(*pairs, strict=True))
-            if not (len(members) and len(others)):
+            inside, outside = zip(*pairs, strict=True)
+            both = np.concatenate(inside), np.concatenate(outside)
+            if not all(map(len, both)):
                 continue
-            low, high = bootstrap(
-                (members, others), area, method="percentile", n_resamples=1000, rng=seed
-            ).confidence_interval
-            found.append(
-                Told(
-                    seen=f"adapter of round {server_round}",
-                    noise=noise,
-                    records=len(members),
-                    others=len(others),
-                    auc=area(members, others),
-                    interval=(float(low), float(high)),
-                    found=true_positive_rate(members, others),
-                )
-            )
+            bounds = bootstrap(both, area, method="percentile", n_resamples=1000, rng=seed)
+            low, high = bounds.confidence_interval
+            figures = {"interval": (float(low), float(high))}
+            seen = f"adapter of round {server_round}"
+            found.append(_told(seen, noise, inside, outside, figures))
     return found
 
 
@@ -225,3 +379,39 @@ def _losses(model: LanguageModel, encoded: Sequence[Encoded], labels: Sequence[s
             targets = torch.tensor([e.target for e in own])
             losses[list(batch)] = cross_entropy(logits, targets, reduction="none").numpy()
     return losses
+
+
+def as_added(vectors: Rows, bound: float) -> Rows:
+    """Return what each record adds to a class sum, its count left out: clipped with that."""
+    lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True) + COUNT_WEIGHT**2)
+    clipped: Rows = vectors * (bound / np.maximum(lengths, bound))
+    return clipped
+
+
+def sum_scores(
+    records: Rows, total: Rows, members: int, deviation: float, known: Rows, within: Rows
+) -> Scores:
+    """Score records by the likelihood ratio of a class sum.
+
+    Args:
+        records: as they are added, ``(records, size)``.
+        total: the sum, ``(size,)``.
+        members: records in it.
+        deviation: of its noise in each entry.
+        known: two or more further records of the label: the more of them for each direction, the
+            more their own covariance counts; their mean is uncertain, too.
+        within: covariance within other labels, ``(size, size)``.
+
+    Returns:
+        For each record the logarithm of how much likelier the sum is with it than without, but for
+        a constant.
+    """
+    weight, mean = len(known) / (len(known) + known.shape[1]), known.mean(axis=0)
+    covariance = weight * np.cov(known, rowvar=False) + (1 - weight) * within
+    spread = (members + members**2 / len(known)) * covariance
+    noise = max(deviation**2, TINY * np.trace(spread) / len(spread))
+    away = records - mean
+    weighted = np.linalg.solve(spread + noise * np.eye(len(spread)), away.T).T
+    own = (weighted * away).sum(axis=1)
+    scores: Scores = weighted @ (total - members * mean) - 0.5 * own
+    return scores

@@ -1,4 +1,5 @@
-"""The pages of audits: what attacks have shown, beside what was claimed; and who is in adapters."""
+"""The pages of audits: what attacks have shown, beside what was claimed; and who is in what leaves
+the sites."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def membership_page(folder: Path) -> Page:
     return Page(
         kind="Audit",
         title=audit.experiment,
-        subtitle="Who is in the adapters that leave a site, as far as attacks tell",
+        subtitle="Who is in what leaves the sites, as far as attacks tell",
         sections=(Section("membership", "Membership inference", told),),
+        meta=(f"{audit.directions} directions",),
         source=membership.FILE,
     )

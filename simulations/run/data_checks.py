@@ -203,6 +203,6 @@ def check_membership(experiment: Experiment) -> Iterator[Finding]:
     ]
     yield Finding(
         "class sums, against the server and the sites that may collude: expected AUC of the best "
-        f"membership attack {', '.join(told)}; 0.5 is chance",
+        f"membership attack {', '.join(told)}; 0.5 is chance; deal audit --membership measures it",
         kind="note",
     )

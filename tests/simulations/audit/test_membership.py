@@ -1,14 +1,9 @@
-"""Membership inference: in class sums an attack finds members as well as the closed form expects,
-and in adapters it finds those that a site has learnt by heart.
-
-The attack on a sum is the likelihood ratio of two Gaussians, with the record in it and without.
-Source: Sankararaman et al., Nature Genetics 2009.
-"""
+"""Membership inference: in class sums it finds members as well as the closed form expects, and in
+adapters it finds those that a site has learnt by heart."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -18,19 +13,22 @@ from rich.console import Console
 from scipy.stats import norm
 
 from deal_core.data import open_source
-from deal_core.methods import method_of, statistics_of
-from deal_core.privacy.distributed_noise import COUNT_WEIGHT, clipped_class_sums
+from deal_core.privacy.distributed_noise import clipped_class_sums
 from deal_core.privacy.dpsgd import Groups
-from deal_core.protection import class_sum_noise
 from deal_core.training.evaluation import base_embeddings
 from deal_core.training.public_subspace import principal
 from simulations.audit import membership
 from simulations.audit.membership import (
     MembershipAudit,
+    Rows,
     Told,
     area,
+    as_added,
+    noises,
     run_membership,
+    sum_scores,
     told_of_adapters,
+    told_of_sums,
     true_positive_rate,
 )
 from simulations.report.commands import write_report
@@ -39,44 +37,23 @@ from simulations.run.experiment import Request, load_experiment
 from tests.conftest import load_once
 from tests.slow import slow_but
 
+ADAPTER = Told(
+    seen="adapter of round 1",
+    noise="none",
+    records=9,
+    auc=0.655,
+    found=None,
+    members=9,
+    others=9,
+    interval=(0.5, 0.8),
+)
 SHORT = 24
 """Tokens of a text: few, since the test is of sums."""
 EACH, DIRECTIONS = 120, 64
-DRAWS = 17
-TINY = 1e-6
-"""Variance of a sum without noise at least, as a share of the mean variance."""
-
-
-def as_added(vectors: np.ndarray, bound: float) -> np.ndarray:
-    """What each record adds to a class sum, its count left out: clipped with that."""
-    lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True) + COUNT_WEIGHT**2)
-    return vectors * (bound / np.maximum(lengths, bound))
-
-
-def sum_scores(
-    records: np.ndarray,
-    total: np.ndarray,
-    members: int,
-    deviation: float,
-    known: np.ndarray,
-    within: np.ndarray,
-) -> np.ndarray:
-    """For each record how much likelier a sum of so many members is with it than without.
-
-    ``deviation``: of the noise in each entry. ``known``: further records of the label: the more of
-    them for each direction, the more their own covariance counts, beside that ``within`` labels.
-    """
-    weight, mean = len(known) / (len(known) + known.shape[1]), known.mean(axis=0)
-    covariance = weight * np.cov(known, rowvar=False) + (1 - weight) * within
-    spread = (members + members**2 / len(known)) * covariance
-    noise = max(deviation**2, TINY * np.trace(spread) / len(spread))
-    away = records - mean
-    weighted = np.linalg.solve(spread + noise * np.eye(len(spread)), away.T).T
-    return weighted @ (total - members * mean) - 0.5 * (weighted * away).sum(axis=1)
 
 
 @cache
-def texts() -> list[np.ndarray]:
+def texts() -> list[Rows]:
     """Records of three labels, added up in directions of their own."""
     config = load_experiment(Request("quickstart"))
     task = open_source(config.data).load("basic-science")
@@ -88,42 +65,95 @@ def texts() -> list[np.ndarray]:
     return np.split(rows, len(task.labels))
 
 
-def attacked(size: int, deviation: float) -> Iterator[tuple[float, float]]:
-    """The measured area of several sums of so many records of each label, and the expected one."""
-    rng, data = np.random.default_rng((0, size)), texts()
-    scatters = [(len(rows) - 1) * np.cov(rows, rowvar=False) for rows in data]
-    freedom, others = sum(len(rows) - 1 for rows in data), 20
-    for label, own in zip(data, scatters, strict=True):
-        within = (sum(scatters) - own) / (freedom - len(label) + 1)
-        for _ in range(DRAWS):
-            rows = label[rng.permutation(len(label))]
-            inside, outside, rest = np.split(rows, [size, size + others])
-            total = inside.sum(axis=0) + deviation * rng.standard_normal(rows.shape[1])
-            both = np.concatenate([inside, outside])
-            scores = sum_scores(both, total, size, deviation, rest, within)
-            expected = expected_auc(size, rows.shape[1], deviation, len(rest))
-            yield area(scores[:size], scores[size:]), expected
+@cache
+def told() -> tuple[Told, ...]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(membership, "SIZES", (20, 40))
+        patch.setattr(membership, "DRAWS", 17)
+        found = told_of_sums(load_experiment(Request("quickstart")), texts(), 0, lambda line: None)
+    return tuple(found)
+
+
+def of(seen: str, noise: str) -> list[Told]:
+    return [each for each in told() if each.seen.startswith(seen) and each.noise == noise]
 
 
 def test_the_closed_form_expects_what_is_measured() -> None:
-    """Without noise, and at that of a run by default, under a budget of 8 and of 2; so noise hides
-    what small sums tell."""
-    measured = {}
-    for size in (20, 40):
-        for deviation in (0.0, 0.86, 2.8, 9.66):
-            found, expected = np.mean(list(attacked(size, deviation)), axis=0)
-            assert found == pytest.approx(expected, abs=0.04), (size, deviation)
-            measured[size, deviation] = found
-    assert measured[20, 0.0] > max(0.8, measured[20, 0.86] + 0.05)
-    assert measured[20, 9.66] < 0.57
+    for noise in ("none", "default", "ε = 8", "ε = 2"):
+        for each in [each for each in told() if each.noise == noise]:
+            assert each.auc == pytest.approx(each.expected, abs=0.04), each
+    assert {each.records for each in of("sum over sites (server)", "default")} == {20, 40}
+
+
+def test_small_sums_without_noise_tell_and_noise_hides() -> None:
+    bare, noised = of("a sum", "none"), of("sum over sites (server)", "default")
+    assert bare[0].auc > 0.8
+    assert bare[0].auc > noised[0].auc + 0.05
+    assert of("sum over sites (server)", "ε = 2")[0].auc < 0.57
 
 
 def test_noise_is_that_of_a_run() -> None:
     """Four sites, of which a sum needs three and one may collude: 0.61 is the noise of two."""
     config = load_experiment(Request("quickstart"))
-    statistics = statistics_of(method_of(config))
+    statistics = membership.class_sums_of(config)
     assert statistics is not None
-    assert class_sum_noise(config, statistics, 4, 5) == (statistics.noise_multiplier, 2)
+    default = {seen: deviation for seen, name, deviation in noises(config) if name == "default"}
+    multiplier = statistics.noise_multiplier
+    assert default == pytest.approx(
+        {
+            "sum over sites (server and 1 colluding)": multiplier * (3 / 2) ** 0.5,
+            "sum over sites (server)": multiplier * (4 / 2) ** 0.5,
+        }
+    )
+
+
+def test_the_command_writes_figures_and_a_report(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(membership, "embedded", lambda experiment, seed: texts())
+    monkeypatch.setattr(membership, "told_of_sums", lambda *given: list(told()))
+    monkeypatch.setattr(membership, "told_of_adapters", lambda *given: [ADAPTER])
+    screen = Console(file=io.StringIO(), width=120)
+    run_membership("quickstart", tmp_path, (), 0, 0, screen)
+    audit = MembershipAudit.model_validate_json((tmp_path / membership.FILE).read_text())
+    assert audit.told == [*told(), ADAPTER]
+    assert audit.directions == DIRECTIONS
+    page = write_report(tmp_path).read_text()
+    assert "sum over sites (server)" in page
+    assert "0.66 [0.50, 0.80]" in page
+    assert "n too small" in page
+    assert audit.experiment == "quickstart"
+
+
+ALONE = (
+    'data.tasks=["laboratory"]',
+    "method.name=sequential",
+    "federation.clients=1",
+    "federation.rounds=2",
+    "data.max_train=16",
+    "data.max_test=12",
+    "train.max_length=16",
+)
+
+
+@pytest.mark.parametrize("budgets", slow_but([(), (8.0,)], ()))
+def test_adapters_of_every_round_are_attacked(make_experiment, monkeypatch, budgets) -> None:
+    monkeypatch.setattr(membership, "BUDGETS", budgets)
+    found = told_of_adapters(make_experiment(*ALONE), 0, 0, lambda event: None)
+    noises = ["none", *(f"ε = {epsilon:g}" for epsilon in budgets)]
+    rounds = ("adapter of round 1", "adapter of round 2")
+    told = [(each.seen, each.noise, each.members, each.others) for each in found]
+    # under a budget, data.max_train takes about so many
+    assert told == [(r, n, 16 if n == "none" else 9, 12) for n in noises for r in rounds]
+    assert all(each.interval[0] <= each.auc <= each.interval[1] for each in found)
+    assert all(each.found is None for each in found)
+
+
+@pytest.mark.slow
+def test_what_is_learnt_by_heart_is_found(make_experiment, monkeypatch) -> None:
+    monkeypatch.setattr(membership, "BUDGETS", ())
+    more = ("data.max_train=96", "data.max_test=100", "train.batch_size=8")
+    hard = ("train.learning_rate=5e-3", "federation.local_epochs=12", "federation.rounds=1")
+    [found] = told_of_adapters(make_experiment(*ALONE, *more, *hard), 0, 0, lambda event: None)
+    assert found.interval[0] > 0.55
 
 
 SIZE, SPREAD = 40, 0.5
@@ -174,59 +204,6 @@ def test_more_noise_records_and_ignorance_tell_less() -> None:
     for wrong in ((0, 256), (20, 0)):
         with pytest.raises(ValueError, match="directions"):
             expected_auc(*wrong, 0.6)
-
-
-ADAPTER = Told(
-    seen="adapter of round 1",
-    noise="none",
-    records=9,
-    others=9,
-    auc=0.655,
-    interval=(0.5, 0.8),
-    found=None,
-)
-
-
-def test_the_command_writes_figures_and_a_report(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(membership, "told_of_adapters", lambda *given: [ADAPTER])
-    run_membership("quickstart", tmp_path, (), 0, 0, Console(file=io.StringIO(), width=120))
-    audit = MembershipAudit.model_validate_json((tmp_path / membership.FILE).read_text())
-    assert (audit.experiment, audit.told) == ("quickstart", [ADAPTER])
-    page = write_report(tmp_path).read_text()
-    assert all(part in page for part in ("adapter of round 1", "0.66 [0.50, 0.80]", "n too small"))
-
-
-ALONE = (
-    'data.tasks=["laboratory"]',
-    "method.name=sequential",
-    "federation.clients=1",
-    "federation.rounds=2",
-    "data.max_train=16",
-    "data.max_test=12",
-    "train.max_length=16",
-)
-
-
-@pytest.mark.parametrize("budgets", slow_but([(), (8.0,)], ()))
-def test_adapters_of_every_round_are_attacked(make_experiment, monkeypatch, budgets) -> None:
-    monkeypatch.setattr(membership, "BUDGETS", budgets)
-    found = told_of_adapters(make_experiment(*ALONE), 0, 0, lambda event: None)
-    noises = ["none", *(f"ε = {epsilon:g}" for epsilon in budgets)]
-    rounds = ("adapter of round 1", "adapter of round 2")
-    told = [(each.seen, each.noise, each.records, each.others) for each in found]
-    # under a budget, data.max_train takes about so many
-    assert told == [(r, n, 16 if n == "none" else 9, 12) for n in noises for r in rounds]
-    assert all(each.interval[0] <= each.auc <= each.interval[1] for each in found)
-    assert all(each.found is None for each in found)
-
-
-@pytest.mark.slow
-def test_what_is_learnt_by_heart_is_found(make_experiment, monkeypatch) -> None:
-    monkeypatch.setattr(membership, "BUDGETS", ())
-    more = ("data.max_train=96", "data.max_test=100", "train.batch_size=8")
-    hard = ("train.learning_rate=5e-3", "federation.local_epochs=12", "federation.rounds=1")
-    [found] = told_of_adapters(make_experiment(*ALONE, *more, *hard), 0, 0, lambda event: None)
-    assert found.interval[0] > 0.55
 
 
 def test_known_areas() -> None:
