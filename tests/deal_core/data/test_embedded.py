@@ -75,18 +75,6 @@ def test_limits_keep_the_share_of_each_label(tasks: list[TaskData]) -> None:
     assert [order[example] for example in part.train] == sorted(order[e] for e in part.train)
 
 
-def test_embedded_abstracts():
-    source = open_source(DataConfig(source="embedded", generation=("research-question",)))
-    assert len(source.task_names()) == 6
-    task = source.load("research-question")
-    assert (len(task.train), len(task.test), task.labels) == (800, 200, ())
-    assert not {e.target for e in task.train} & {e.target for e in task.test}
-    assert all(len(e.target) > 10 and "Context (" not in e.text for e in task.train)
-    assert source.load("head-and-neck").labels == ("Dental", "ENT", "Ophthalmology")
-    with pytest.raises(UserError, match="its answers are texts; add it to"):
-        open_source(DataConfig(source="embedded")).load("research-question")
-
-
 @pytest.mark.parametrize("name", sorted(ASSETS))
 def test_asset_is_found_without_importing_its_package(name: str) -> None:
     path = asset_folder(name)
