@@ -60,11 +60,11 @@ def lifted(head: Tensor, centre: Tensor, scaled: Tensor) -> Tensor:
     return torch.cat([weights, bias[:, None]], dim=1).float()
 
 
-def principal(vectors: Tensor, number: int) -> Subspace:
+def principal(vectors: Tensor, number: int, even: bool = True) -> Subspace:
     """Return the ``number`` strongest directions of ``vectors``, ``(texts, size)``, about their
-    mean, each by the fourth root of its variance shorter than a unit vector: weak ones count for
-    more, and noise drowns them no sooner. A direction points to where its largest entry is
-    positive. 0: all of a unit vector, as it is."""
+    mean; 0: all of a unit vector, as it is. A direction points to where its largest entry is
+    positive. ``even``: each is shorter by the fourth root of its variance, so that weak ones count
+    for more, and noise drowns them no sooner."""
     x, size = vectors.double(), vectors.shape[1]
     if not number:
         nothing, identity = torch.zeros(size).double(), torch.eye(size).double()
@@ -75,7 +75,8 @@ def principal(vectors: Tensor, number: int) -> Subspace:
     strength = found.eigenvalues.flip(0)[:number]
     known = strength > RANK * strength[0]
     directions = directions * known  # beyond the rank of few texts rounding alone decides
-    directions = directions * (strength.clamp(min=0.0) / strength.mean() + FLOOR).pow(-0.25)
+    if even:
+        directions = directions * (strength.clamp(min=0.0) / strength.mean() + FLOOR).pow(-0.25)
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     directions = directions * largest.sign()
     coordinates = (x - centre) @ directions
@@ -107,7 +108,8 @@ def public_subspace(
         texts = texts[:1]
     path = None if folder is None else folder / f"{_key(model, texts, layers, labels)}.npy"
     vectors = stored(path, lambda: text_vectors(model, texts, layers, labels))
-    return principal(vectors, number)
+    # The last layer alone of an encoder of sentences was trained to be compared as it is.
+    return principal(vectors, number, even=layers != 1)
 
 
 def stored(path: Path | None, make: Callable[[], Tensor]) -> Tensor:

@@ -44,6 +44,8 @@ def test_directions_are_those_of_most_variance_and_the_weak_are_longer():
     np.testing.assert_allclose(found.centre.numpy(), x.mean(0), atol=1e-12)
     length = np.linalg.norm(left @ columns, axis=1)
     assert found.radius == pytest.approx(np.quantile(length, 0.9))
+    plain = principal(texts(), NUMBER, even=False).directions.numpy()
+    np.testing.assert_allclose(plain, columns / scale, atol=1e-10)
 
 
 @pytest.mark.parametrize("number", [TEXTS, NUMBER + 1, NUMBER - 2])
