@@ -12,7 +12,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import fsum
 
 from client.gate import require
 from client.identity import ClientRequest
@@ -134,11 +133,10 @@ def _routed(
         labels, items = runtime.labels(other), [share.test[place] for place in places]
         prompts = model.asked(items, labels, runtime.instruction(other))
         asked = [replace(p, right=right[n]) for p, n in zip(prompts, places, strict=True)]
-        heads = {other: state.heads[other]} if other in state.heads else {}
         score = by_name(model, asked, labels)
-        if labels and heads:
-            space = answer_space(other, labels, {})
-            score = by_heads(vectors[list(places)], space, heads, score, weight)
+        if labels and other in state.heads:
+            space, head = answer_space(other, labels, {}), {other: state.heads[other]}
+            score = by_heads(vectors[list(places)], space, head, score, weight)
 
         def answer(batch: Sequence[int]) -> list[str]:
             if not labels:
@@ -154,7 +152,7 @@ def _routed(
     told = share.cache.get_or_compute("told", basis, lambda: answered(task, everything))
     heads = {name: state.heads[name] for name in learnt if name in state.heads}
     if task not in heads:
-        return fsum(told), 0.0
+        return math.fsum(told), 0.0
     found, elsewhere = list(told), dict[str, list[int]]()
     for place, other in enumerate(route(vectors, heads)):
         if other != task:
@@ -162,7 +160,7 @@ def _routed(
     for other, places in elsewhere.items():
         for place, part in zip(places, answered(other, places), strict=True):
             found[place] = part
-    return fsum(told), fsum(found)
+    return math.fsum(told), math.fsum(found)
 
 
 def _scorer(

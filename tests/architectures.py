@@ -11,7 +11,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from deal_core.config.experiment import ModelConfig
+from deal_core.data import Example
 
+LABELS = ("red", "blue_green", "green")
+EXAMPLES = (
+    Example("a b", "red"),
+    Example("c c c c d", "blue_green"),
+    Example("d", "green"),
+    Example("a b a b a b", "red"),
+)
+"""Texts in the words of these models, under labels of their words."""
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 WORDS = "Classify the text . Answer with one of options Options : , Text red blue green a b c d"
 VOCABULARY = {word: i for i, word in enumerate([*SPECIAL, *WORDS.split()])}

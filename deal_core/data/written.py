@@ -64,7 +64,7 @@ def _medicines(folder: Path) -> list[Example]:
             ]
             if names and len(words) <= SHORT:
                 found.append(Example(generic, "", target=", ".join(names)))
-    return _mixed(found)
+    return _by_text(found)
 
 
 def _passage_answers(folder: Path) -> list[Example]:
@@ -81,13 +81,13 @@ def _passage_answers(folder: Path) -> list[Example]:
                 text = f"{best}\nQuestion: {spaced(row['question'])}"
                 found.append(Example(text, "", target=answer, references=answers))
                 break
-    return _mixed(found)
+    return _by_text(found)
 
 
 def _specialties(folder: Path) -> list[Example]:
     """Exam questions, and the name of their specialty."""
     known = questions_by_specialty(folder / "MedMCQA")
-    return _mixed(
+    return _by_text(
         Example(text, "", target=specialty)
         for specialty, texts in known.items()
         for text in sorted(texts, key=by_hash)[:CAP]
@@ -159,7 +159,7 @@ def by_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _mixed(examples: Iterable[Example]) -> list[Example]:
+def _by_text(examples: Iterable[Example]) -> list[Example]:
     return sorted(examples, key=lambda example: by_hash(example.text))
 
 

@@ -54,7 +54,7 @@ def class_statistics(config: PrototypeConfig, names: bool = False) -> Statistics
     """Return what clients add up, and what the server makes of it; ``names``: whether label names'
     scores by the adapted model count beside those of class means."""
     return Statistics(
-        absorb=partial(absorb, config=config),
+        absorb=partial(absorb, projected=config.directions > 0),
         once=True,
         layers=config.layers,
         directions=config.directions,
@@ -64,16 +64,17 @@ def class_statistics(config: PrototypeConfig, names: bool = False) -> Statistics
 
 
 def absorb(
-    state: State, totals: Mapping[str, Tensors], known: SumContext, config: PrototypeConfig
+    state: State, totals: Mapping[str, Tensors], known: SumContext, projected: bool
 ) -> State:
-    """Server: make the heads of tasks from their noisy class sums."""
+    """Return the state with the heads of tasks from their noisy class sums, at the server;
+    ``projected``: these are in public directions, which are kept beside them."""
     assert known.subspace is not None
     made = {
         task: noised_head(total[COUNT], total[SUM], known.names[task], known.deviation)
         for task, total in totals.items()
     }
     sums = dict(state.sums)
-    if config.directions:
+    if projected:
         sums |= {CENTRE: known.subspace.centre, DIRECTIONS: known.subspace.scaled}
     return replace(state, heads={**state.heads, **made}, sums=sums)
 

@@ -16,34 +16,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import bootstrap, rankdata
-from torch.nn.functional import cross_entropy
 
-from client.runtime import ClientRuntime
 from deal_core.config.experiment import Experiment, at_server
 from deal_core.data import Example, open_source
 from deal_core.errors import UserError, at_home
-from deal_core.lora.attach import base_only
 from deal_core.methods import Statistics, method_of, statistics_of
 from deal_core.models import load_model
-from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT
-from deal_core.privacy.interface import LocalUpdate, Train, UpdateRequest
-from deal_core.protection import class_sum_noise, make_mechanism
-from deal_core.training.batching import evaluation_batches
+from deal_core.protection import class_sum_noise
 from deal_core.training.evaluation import base_embeddings
-from deal_core.wire.instruction import LEARN
 from server.folder import Listener
 from server.results import Strict
+from simulations.audit.adapter_scores import adapter_scores
 from simulations.audit.canaries import Scores
-from simulations.audit.planted import Overseen
-from simulations.audit.run import DELTA, alone, run_here, share_of
+from simulations.audit.run import DELTA
 from simulations.output.console import print_line, print_table, require_one_kind
 from simulations.output.files import DASH, Table, write_texts
 from simulations.run.check import preflight
@@ -298,7 +289,7 @@ def told_of_adapters(
     for epsilon in (math.inf, *BUDGETS):
         config = with_budget(experiment, epsilon)
         noise = f"ε = {epsilon:g}" if math.isfinite(epsilon) else "none"
-        for server_round, pairs in _handed_over(config, client, listener).items():
+        for server_round, pairs in adapter_scores(config, client, listener).items():
             inside, outside = zip(*pairs, strict=True)
             both = np.concatenate(inside), np.concatenate(outside)
             if not all(map(len, both)):
@@ -309,48 +300,6 @@ def told_of_adapters(
             seen = f"adapter of round {server_round}"
             found.append(_told(seen, noise, inside, outside, figures))
     return found
-
-
-def _handed_over(
-    config: Experiment, client: int, listener: Listener
-) -> dict[int, list[tuple[Scores, Scores]]]:
-    """Return round within a task to the scores of members and of others, task by task, on the
-    adapters that one site hands over after training alone."""
-    found: dict[int, list[tuple[Scores, Scores]]] = {}
-
-    def scored(ask: UpdateRequest, train: Train) -> Train:
-        def trained(gradients: Any) -> LocalUpdate:
-            made = train(gradients)
-            share = share_of(config, ask.task, client)
-            learnt = {example.unit for example in share.train if example.unit}
-            strangers = [example for example in share.test if example.unit not in learnt]
-            members = _scores(runtime.model, share.train, share.labels)
-            others = _scores(runtime.model, strangers, share.labels)
-            found.setdefault(ask.server_round, []).append((members, others))
-            return made
-
-        return trained if ask.phase == LEARN else train
-
-    with alone(config, client) as config:
-        runtime = ClientRuntime(config, lambda same: Overseen(make_mechanism(same), scored))
-        run_here(config, runtime, listener)
-    return found
-
-
-def _scores(model: LanguageModel, examples: Sequence[Example], labels: Sequence[str]) -> Scores:
-    """Return the mean over what is protected together, each group, or each example, of how far the
-    loss of an example is below that of the frozen base model, which is public, ``(units,)``: an
-    example that is easy for it as well says nothing."""
-    if not examples:
-        return np.zeros(0)
-    encoded = model.encode(examples, labels)
-    learnt = -_losses(model, encoded, labels)
-    with base_only(model.module):
-        learnt += _losses(model, encoded, labels)
-    units: dict[str | int, list[float]] = {}
-    for position, example in enumerate(examples):
-        units.setdefault(example.unit or position, []).append(learnt[position])
-    return np.array([np.mean(each) for each in units.values()], np.float64)
 
 
 def area(members: Scores, others: Scores) -> float:
@@ -368,17 +317,6 @@ def true_positive_rate(members: Scores, others: Scores) -> float | None:
     allowed = int(FALSE_POSITIVES * len(others))
     threshold = np.sort(others)[len(others) - allowed - 1]
     return float((members > threshold).mean())
-
-
-def _losses(model: LanguageModel, encoded: Sequence[Encoded], labels: Sequence[str]) -> Scores:
-    losses = np.zeros(len(encoded))
-    for batch in evaluation_batches(encoded):
-        with torch.no_grad():
-            own = [encoded[i] for i in batch]
-            logits = model.scores(own, labels).double().cpu()
-            targets = torch.tensor([e.target for e in own])
-            losses[list(batch)] = cross_entropy(logits, targets, reduction="none").numpy()
-    return losses
 
 
 def as_added(vectors: Rows, bound: float) -> Rows:

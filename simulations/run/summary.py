@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import fmean
 
 from rich.console import Console
 
-from deal_core.metrics import spans
+from deal_core.metrics import average_accuracy, learning_accuracy, spans
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Privacy, Results, read_results, rounded_up
@@ -76,15 +75,16 @@ def measures(results: Results) -> list[tuple[str, str]]:
 def outcome(results: Results) -> list[tuple[str, str]]:
     """Return what was learnt and what was forgotten, for who reads nothing else; nothing where
     counts are missing."""
-    matrix, backward = results.accuracy_matrix, results.backward_transfer
-    if backward is None or results.mean_zero_shot is None or len(results.tasks) < 2:
+    if results.backward_transfer is None or results.mean_zero_shot is None:
         return []
+    if len(results.tasks) < 2:
+        return []
+    matrix, before = results.accuracy_matrix, 100 * results.mean_zero_shot
     _, learnt = spans(results.tasks, [list(stage.work) for stage in results.stages])
-    then = fmean(matrix[learnt[j]][j] for j in range(len(results.tasks)))
-    before, now = 100 * results.mean_zero_shot, 100 * fmean(matrix[-1])
+    then, now = 100 * learning_accuracy(matrix, learnt), 100 * average_accuracy(matrix)
     return [
-        ("learnt", f"{100 * then:.1f} % right when a task was just learnt; {before:.1f} % before"),
-        ("forgotten", f"{max(0.0, 100 * then - now):.1f} of these points by the end of the run"),
+        ("learnt", f"{then:.1f} % right when a task was just learnt; {before:.1f} % before"),
+        ("forgotten", f"{max(0.0, then - now):.1f} of these points by the end of the run"),
     ]
 
 

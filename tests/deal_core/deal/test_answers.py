@@ -25,15 +25,10 @@ from deal_core.models import load_model
 from deal_core.privacy import dpsgd
 from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state
+from tests.architectures import EXAMPLES as FOUR
+from tests.architectures import LABELS
 
-LABELS = ("red", "blue_green", "green")
-EXAMPLES = [
-    Example("a b", "red"),
-    Example("c c c c d", "blue_green"),
-    Example("d", "green"),
-    Example("a b a b a b", "red"),
-    Example("b d", "green"),
-]
+EXAMPLES = [*FOUR, Example("b d", "green")]
 EARLIER = (TaskPrompt(("a", "b c"), "Text with one of"), TaskPrompt((), "Answer the text"))
 
 

@@ -22,15 +22,8 @@ from deal_core.errors import UserError
 from deal_core.models import check_label_tokens, load_model
 from deal_core.models.causal import causal_prompts
 from deal_core.models.prompt import dummy_prefix
-from tests.architectures import model_config, save
+from tests.architectures import EXAMPLES, LABELS, model_config, save
 
-LABELS = ("red", "blue_green", "green")
-EXAMPLES = [
-    Example("a b", "red"),
-    Example("c c c c d", "blue_green"),
-    Example("d", "green"),
-    Example("a b a b a b", "red"),
-]
 WRITTEN = [Example("a b", "", target="red red blue"), Example("d d d", "", target="green")]
 CAUSAL = ("llama", "gpt2")
 

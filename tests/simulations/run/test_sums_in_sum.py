@@ -197,10 +197,10 @@ def private(make_experiment, tmp_path_factory):
     ran = Private(make_experiment(*PRIVATE), tmp_path_factory.mktemp("private"))
     absorb = prototypes.absorb
 
-    def watched(state, totals, known, config):
+    def watched(state, totals, known, projected):
         ran.sums |= totals
         ran.deviations.append(known.deviation)
-        return absorb(state, totals, known, config)
+        return absorb(state, totals, known, projected)
 
     def see(reply: Message) -> Message:
         ran.left.update(reply.content.array_records)
