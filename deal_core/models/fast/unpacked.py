@@ -16,19 +16,13 @@ from shutil import rmtree
 
 from filelock import FileLock
 
-from deal_core.data.embedded import sha256_of
+from deal_core.data.embedded import cache_folder, sha256_of
 from deal_core.errors import UserError
 
 WORDS = "words"
 """Folder of the tokeniser and the configuration."""
 READERS = ("transformers", "gguf")
 """Packages whose versions decide what is made of a file."""
-
-
-def cache_folder(name: str) -> Path:
-    """Where this user's caches lie (XDG): a folder for each kind."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "federated-deal" / name
 
 
 def unpacked(gguf: Path, dtype: str = "") -> Path:
