@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client.gate import Asked, Refusal, require
-from client.site_file import NAME, NODE_KEY, SiteFile, read_site, site_files
+from client.site_file import NAME, SiteFile, site_files
 from client.state import RetainedMissing, folder_of
 from deal_core.config.experiment import Experiment, RunConfig
 from deal_core.config.run_config import EXPERIMENT, PACKAGE, as_text, from_run_config, run_name
@@ -76,7 +76,7 @@ class Client:
         """Whether it is no institution's: its noise may be seeded."""
         return self.file is None
 
-    @property
+    @cached_property
     def policy(self) -> Policy | None:
         """The site's; None where it has none, or the client is simulated. Where peers are pinned
         the server vouches for none."""
@@ -116,7 +116,7 @@ class Client:
         """Folder of what methods keep in this run, of these very settings."""
         return folder_of(self.folder, "" if self.file is None else self.run)
 
-    @property
+    @cached_property
     def masked_only(self) -> bool:
         """Whether nothing that is learnt leaves but in a secure sum, by the site's policy."""
         return self.policy is not None and self.policy.secure_aggregation == "required"
@@ -136,15 +136,14 @@ class ClientRequest:
     runtime: ClientRuntime
     """Model, method and tokenised data of this process."""
     instruction: Instruction
+    phase: Phase
+    """Of the method, in which the request is."""
     state: State
     """The server's, as it arrived."""
     name: str = ""
     """Of all that is asked: the same is answered with the same."""
-
-    @property
-    def phase(self) -> Phase:
-        """Of the method, in which the request is."""
-        return self.runtime.phase(self.instruction.phase)
+    masked: bool = False
+    """Whether the answer leaves in a secure sum."""
 
     def asked(self, **known: Any) -> Asked:
         """Return what the gate judges, with what is ``known`` by now."""
@@ -159,14 +158,8 @@ class ClientRequest:
         )
 
 
-def file_of(context: Context) -> SiteFile | None:
-    """Return ``site.toml``, None for a simulated client; a UserError where it cannot be used."""
-    place = context.node_config.get(NODE_KEY)
-    return None if place is None else read_site(Path(str(place)))
-
-
 def client_of(context: Context, file: SiteFile | None) -> Client:
-    """Return which client this is; ``file``: what :func:`file_of` returns of the context.
+    """Return which client this is; ``file``: its ``site.toml``, None for a simulated client.
 
     Raises:
         UserError: the run does not know this site.

@@ -34,16 +34,14 @@ from deal_core.methods import (
     Tensors,
     under_all_labels,
 )
+from deal_core.models.interface import Encoded
 from deal_core.privacy.distributed_noise import NoisySum
-from deal_core.privacy.interface import (
-    Gradients,
-    LocalUpdate,
-    RecordId,
-    UpdateRequest,
-)
+from deal_core.privacy.dpsgd import PrivateGradients
+from deal_core.privacy.interface import LocalUpdate, RecordId, UpdateRequest
 from deal_core.privacy.policy import BudgetSpent, OutsidePlan, Policy
 from deal_core.randomness import seeded
-from deal_core.training.loop import load_state, run_local_steps
+from deal_core.training.batching import Cache
+from deal_core.training.loop import Gradients, NonPrivateGradients, load_state, run_local_steps
 from deal_core.wire.adapter_record import BOTH, EXACT, pack_update, selected
 from deal_core.wire.codec import WireArrays
 from deal_core.wire.instruction import Instruction
@@ -76,7 +74,8 @@ def local_update(granted: ClientRequest, sites: int = 0) -> LocalUpdate:
     asked = granted.asked(records=len(ask.data))
     require(asked, "records")
     try:
-        update = runtime.mechanism.update(ask, granted.client.site, training.update)
+        train = partial(training.update, ask.data)
+        update = runtime.mechanism.update(ask, granted.client.site, train)
     except (BudgetSpent, OutsidePlan) as fault:
         require(replace(asked, fault=fault), "release")
         raise
@@ -142,9 +141,12 @@ class LocalTraining:
             joint_tasks=tuple(task for task, share in together if share.data),
         )
 
-    def update(self, gradients: Gradients | NoisySum) -> LocalUpdate:
+    def update(
+        self, data: Sequence[Encoded], gradients: PrivateGradients | NoisySum | None
+    ) -> LocalUpdate:
         """Return the update as it travels: trained factors, or the sums that the phase is made of;
-        ``gradients`` says which data are read, and what is done to them."""
+        ``gradients`` says which of the ``data`` are read, and what is done to them; None: all, and
+        nothing."""
         granted, statistics, tasks = self.granted, self.granted.phase.statistics, self.joint_tasks
         runtime, instruction = granted.runtime, granted.instruction
         if statistics is not None and statistics.exact is not None:
@@ -155,23 +157,31 @@ class LocalTraining:
             return class_sums(granted, statistics, gradients, tasks)
         started, trained = time.monotonic(), frozenset(instruction.trained)
         objective = partial(granted.phase.objective, runtime.model, granted.state)
-        task, cache = self._task(), runtime.learning(granted.client.number, instruction.task)
-        protected = runtime.mechanism.unit is not None
+        client, task = str(granted.client.number), self._task()
+        cache: Cache = runtime.learning.get_or_compute(client, instruction.task, Cache)
         load_state(runtime.model, granted.state)
-        if protected or isinstance(gradients, NoisySum):
+        if gradients is not None:
             runtime.rehearse_gradients(objective, task, trained, gradients)
-        made = objective(task, gradients.data, cache)
+            data = gradients.data
+        made = objective(task, data, cache)
         if isinstance(gradients, NoisySum):
             groups = set(self.data.train_groups) if runtime.grouped else self.data.train
             units = len(groups)
             expected = np.array([max(1, round(gradients.sample_rate * units))], np.int64)
             total = {**gradients.total(runtime.model.module, made), EXAMPLES: expected}
             return _taken(total, started, num_examples=1.0)
-        report = run_local_steps(runtime.model, made, gradients, trained, runtime.experiment.train)
-        probes = runtime.probes(tuple(task.labels), task.instruction) if protected else ()
-        gradients.finished(runtime.model, task.labels, probes)
+        config = runtime.experiment
+        seed = config.run.seed, "train", client, instruction.stage, instruction.server_round
+        steps: Gradients | None = gradients
+        if steps is None:
+            epochs = config.federation.local_epochs
+            steps = NonPrivateGradients(data, epochs, config.train, seeded(*seed))
+        report = run_local_steps(runtime.model, made, steps, trained, config.train)
+        if gradients is not None:
+            probes = runtime.probes(tuple(task.labels), task.instruction)
+            gradients.finished(runtime.model, task.labels, probes)
         encoded = self._encoded(trained)
-        return _taken(encoded, started, num_examples=len(gradients.data), loss=report.loss)
+        return _taken(encoded, started, num_examples=len(data), loss=report.loss)
 
     def _task(self) -> LocalTask:
         """What the client knows of the task, of earlier tasks, and of earlier rounds."""
@@ -186,7 +196,7 @@ class LocalTraining:
         met = {*instruction.seen, instruction.task}  # a task that returns was met before
         known = sum(1 for _ in takewhile(met.__contains__, past_tasks))
         store = RoundStore(folder, instruction.stage, instruction.server_round)
-        seen = runtime.spaces(instruction.seen)
+        seen = list(map(runtime.labels, instruction.seen))
         asks = map(runtime.instruction, instruction.seen)
         return LocalTask(
             labels=self.data.labels,
@@ -194,7 +204,7 @@ class LocalTraining:
             past=TaskHistory(shares, TaskStore(folder), known) if shares else None,
             round_state=SavedLater(store, self.unsaved),
             joint_tasks=self.joint_tasks,
-            future=partial(runtime.spaces, instruction.future),
+            future=lambda: list(map(runtime.labels, instruction.future)),
             prompts=[TaskPrompt(*each) for each in zip(seen, asks, strict=True)],
             protected=protected,
             instruction=runtime.instruction(instruction.task),
@@ -307,7 +317,7 @@ def class_sums(
 def _form(runtime: ClientRuntime, statistics: Statistics, labels: Sequence[str]) -> str:
     """Return all that decides how records of a task are added up, but the records."""
     config = runtime.experiment
-    texts = public_texts(config.data, runtime.spaces(runtime.tasks))
+    texts = public_texts(config.data, list(map(runtime.labels, runtime.tasks)))
     vectors = config.model.name, statistics.layers, statistics.directions, texts_digest(texts)
     noise = statistics.noise_multiplier, config.privacy.max_grad_norm
     return repr((*vectors, *noise, tuple(labels)))

@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -48,11 +47,10 @@ def evaluation_reply(message: Message, client: Client, runtime: ClientRuntime) -
         PayloadError: the request is none.
         Refusal, ProtocolError: by the client's own rules there are no counts.
     """
-    state, instruction = read_request(message, runtime, client.folder)
+    request = read_request(message, client, runtime)
+    instruction, in_sum = request.instruction, request.masked
     if instruction.task:
         raise PayloadError("instruction: an evaluation is of no one task")
-    name, in_sum = request_name(message, instruction, client.run), counts_in_sum(runtime.experiment)
-    request = ClientRequest(client, runtime, instruction, state, name)
     if instruction.phase != LEARN:
         require(request.asked(), "names", "verdict")
         return counts_reply(message, {WORSE: int(verdict(request))})
@@ -77,42 +75,36 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
         PayloadError: the request is none.
         Refusal, ProtocolError: by the client's own rules there is no update.
     """
-    state, instruction = read_request(message, runtime, client.folder)
-    name, masks = request_name(message, instruction, client.run), runtime.masked(instruction.phase)
-    granted = ClientRequest(client, runtime, instruction, state, name)
+    granted = read_request(message, client, runtime)
     authorize(granted.asked())
-    maskable = maskable_update(granted, message) if masks else None
+    maskable = maskable_update(granted, message) if granted.masked else None
     learn = partial(local_update, granted, maskable.sites if maskable is not None else 0)
-    if client.simulated:
-        update = learn()
-    else:  # one that was charged before leaves with those of its figures that may leave today
-        kept = update_once(client.folder, client.as_of_today(granted.name), instruction, learn)
-        figures = figures_allowed(kept.figures, client.policy, maskable is not None)
-        update = replace(kept, figures=figures)
+    instruction, name = granted.instruction, client.as_of_today(granted.name)
+    made = learn() if client.simulated else update_once(client.folder, name, instruction, learn)
+    # One that was charged before leaves with those of its figures that may leave today.
+    figures = figures_allowed(made.figures, client.policy, granted.masked)
+    update = replace(made, figures=figures)
     masked = None
     if maskable is not None:
         masked = maskable.masked(summed_arrays(granted, update, maskable.layout))
     return update_reply(message, update, instruction, masked)
 
 
-def read_request(
-    message: Message, runtime: ClientRuntime, folder: Path
-) -> tuple[State, Instruction]:
-    """Return the server's state as a request brings it, and what is asked; ``folder`` has the
-    retained adapter that the client was sent last.
+def read_request(message: Message, client: Client, runtime: ClientRuntime) -> ClientRequest:
+    """Return a request as it was read: what is asked, and the server's state as it brings it.
 
     Raises:
         PayloadError: a record too many or too few, or anything in one that is not expected.
-        RetainedMissing: the request relies on a retained adapter that is not in the folder.
+        RetainedMissing: it relies on a retained adapter that is not in the client's folder.
     """
     content = message.content
     if RECORD not in content.config_records:
         raise PayloadError("no instruction")
     instruction = read_instruction(dict(content.config_records[RECORD]))
-    runtime.phase(instruction.phase)
-    masked = (
-        runtime.masked(instruction.phase) if instruction.task else counts_in_sum(runtime.experiment)
-    )
+    phase, config = runtime.phase(instruction.phase), runtime.experiment
+    masked = counts_in_sum(config)
+    if instruction.task:  # sums over records always leave in a secure sum
+        masked = config.aggregation.secure or phase.statistics is not None
     others = {RECORD, SECURE} if masked else {RECORD}
     arrays = dict(content.array_records)
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}
@@ -122,7 +114,7 @@ def read_request(
         raise PayloadError(f"records {sorted(content)}, expected {sorted({*wanted, *others})}")
     sent = arrays.get(RETAINED)
     if sent is None:
-        arrays[RETAINED] = load_retained(folder, instruction.retained_digest)
+        arrays[RETAINED] = load_retained(client.folder, instruction.retained_digest)
     elif record_digest(sent) != instruction.retained_digest:
         raise PayloadError("retained: not what the instruction names")
     basis = (
@@ -141,8 +133,9 @@ def read_request(
     decode = partial(_state, arrays, runtime, instruction)
     state: State = runtime.latest.get_or_compute("state", (basis, raw), decode)
     if sent is not None:
-        save_retained(folder, sent)
-    return state, instruction
+        save_retained(client.folder, sent)
+    name = request_name(message, instruction, client.run)
+    return ClientRequest(client, runtime, instruction, phase, state, name, masked)
 
 
 def request_name(message: Message, instruction: Instruction, run: str) -> str:

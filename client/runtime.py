@@ -33,14 +33,9 @@ from deal_core.models import (
 )
 from deal_core.models.interface import require_stateless
 from deal_core.models.loading import best_device
-from deal_core.privacy.distributed_noise import NoisySum
+from deal_core.privacy.dpsgd import Sampled
 from deal_core.privacy.events import GROUP
-from deal_core.privacy.interface import (
-    Gradients,
-    Mechanism,
-    RecordId,
-    rehearsing,
-)
+from deal_core.privacy.interface import Mechanism, RecordId, rehearsing
 from deal_core.protection import make_mechanism
 from deal_core.training.batching import Cache
 from deal_core.training.evaluation import base_embeddings, embeddings_alone
@@ -106,7 +101,10 @@ class ClientRuntime:
         """What the latest request was decoded to: the next client is often sent the same."""
         self._shares: dict[str, list[TaskData]] = {}
         self._tasks: dict[tuple[str, int], ClientTask] = {}
-        self._learning = Cache()
+        self._labels: dict[str, tuple[str, ...]] = {}
+        self.learning = Cache()
+        """By client, a cache of the task that it learns; that of the task before is dropped: a
+        teacher's answers are as large as its vocabulary."""
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -142,10 +140,6 @@ class ClientRuntime:
         """What the experiment's method adds up over records, and answers with; None: nothing."""
         return statistics_of(method_of(self.experiment))
 
-    def masked(self, phase: str) -> bool:
-        """Return whether what a client gives in a phase leaves in a secure sum; sums always do."""
-        return self.experiment.aggregation.secure or self.phase(phase).statistics is not None
-
     @cached_property
     def mechanism(self) -> Mechanism:
         """The privacy mechanism of the experiment."""
@@ -178,12 +172,10 @@ class ClientRuntime:
 
     def labels(self, task: str) -> tuple[str, ...]:
         """Return the public label space of a task; where it is declared, no data is read."""
-        declared = declared_labels(self.experiment.data, task)
-        return self._share(task)[0].labels if declared is None else declared
-
-    def spaces(self, tasks: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-        """Return the public label spaces of tasks."""
-        return tuple(self.labels(task) for task in tasks)
+        if task not in self._labels:
+            declared = declared_labels(self.experiment.data, task)
+            self._labels[task] = self._share(task)[0].labels if declared is None else declared
+        return self._labels[task]
 
     def instruction(self, task: str) -> str:
         """Return what the prompt of a task asks for; empty: the usual."""
@@ -210,7 +202,7 @@ class ClientRuntime:
         objective: ObjectiveOf,
         task: LocalTask,
         trained: frozenset[str],
-        gradients: Gradients | NoisySum,
+        gradients: Sampled,
     ) -> None:
         """Let the mechanism try its gradients out on constant texts: what cannot work fails here,
         and no record has to do with it. One of them is as long as a text may be, under the prompt
@@ -303,14 +295,8 @@ class ClientRuntime:
     def subspace(self) -> Subspace:
         """The public directions in which records are added up; from texts at this client."""
         assert self.statistics is not None
-        spaces = self.spaces(self.tasks)
+        spaces = list(map(self.labels, self.tasks))
         return self.statistics.subspace(self.experiment.data, self.model, spaces)
-
-    def learning(self, client: int, task: str) -> Cache:
-        """Return the cache for what a client works out while it learns a task; that of the task
-        before is dropped: a teacher's answers are as large as its vocabulary."""
-        cache: Cache = self._learning.get_or_compute(str(client), task, Cache)
-        return cache
 
     def _own(self, task: str, client: int) -> TaskData:
         return self._share(task)[0 if self.whole else client]

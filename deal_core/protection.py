@@ -19,12 +19,10 @@ from deal_core.methods import Statistics, method_of, phases_of, statistics_of, s
 from deal_core.privacy.accountant import DpEvent
 from deal_core.privacy.distributed_noise import shares_without_mechanism
 from deal_core.privacy.events import unit_of
-from deal_core.privacy.interface import Mechanism, UpdateRequest
+from deal_core.privacy.interface import Mechanism
 from deal_core.privacy.plan import ReleaseSchedule, RunSchedule, noise_of_steps
 from deal_core.privacy.policy import in_sum
 from deal_core.privacy.record import NoMechanism, RecordMechanism
-from deal_core.randomness import seeded
-from deal_core.training.loop import NonPrivateGradients
 from deal_core.wire.instruction import LEARN, Instruction, transcript_hash
 
 SUMS_SHARE = 0.5
@@ -97,16 +95,7 @@ def _none(experiment: Experiment) -> Mechanism:
         run=run_name(experiment),
         seed=experiment.run.seed,
         at_server=at_server(experiment),
-        secure=experiment.aggregation.secure,
-        ordinary=partial(ordinary_gradients, experiment),
     )
-
-
-def ordinary_gradients(experiment: Experiment, ask: UpdateRequest) -> NonPrivateGradients:
-    """Return gradients without protection, for the epochs of the experiment."""
-    epochs = experiment.federation.local_epochs
-    seed = experiment.run.seed, "train", ask.client, ask.stage, ask.server_round
-    return NonPrivateGradients(ask.data, epochs, experiment.train, seeded(*seed))
 
 
 def _record(experiment: Experiment) -> Mechanism:

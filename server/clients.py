@@ -7,7 +7,7 @@ across runs and restarts, node ids need not be.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,7 +23,7 @@ from deal_core.lora.payload import RETAINED, PayloadError
 from deal_core.lora.state import State
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.training.hardware import threads
-from deal_core.wire.instruction import Instruction
+from deal_core.wire.instruction import RECORD, Instruction
 from deal_core.wire.records import SECURE
 from server import wire
 from server.folder import EventLog
@@ -79,19 +79,35 @@ def pull(grid: Grid, ids: Collection[str], deadline_seconds: float) -> Iterator[
             time.sleep(POLL_SECONDS)
 
 
-def matched(
-    ids: Mapping[str, str],
-    messages: Iterable[Message],
+def collect(
+    grid: Grid,
+    requests: Mapping[str, Message],
+    deadline_seconds: float,
+    again: Callable[[str, Message], Message | None] = lambda client, message: None,
     drop: Callable[[str], object] = lambda client: None,
 ) -> Iterator[Reply]:
-    """Yield the replies in ``messages`` to the requests of these ids, exactly one per client: the
-    silent come last, with a fault. The client of a second reply is told to ``drop``; a reply to a
-    request of an earlier round is not seen at all."""
+    """Yield exactly one reply per client to requests that are sent now, as they arrive: first those
+    whose node is gone since it was looked up, the silent last, with a fault. A reply to a request
+    of an earlier round is not seen at all.
+
+    Args:
+        grid: Flower's.
+        requests: client name to message.
+        deadline_seconds: as of :func:`pull`.
+        again: from a client and its reply to another request, whose reply counts; None: this one
+            counts.
+        drop: hears of the client of a reply beyond that.
+    """
+    ids = push(grid, requests)
+    for name in requests.keys() - set(ids.values()):
+        yield Reply(name, None, ABSENT)
     waiting = dict.fromkeys(ids.values())
-    for message in messages:
+    for message in pull(grid, ids, deadline_seconds):
         client = ids.get(message.metadata.reply_to_message_id)
         if client is not None and client not in waiting:
             drop(client)
+        elif client is not None and (more := again(client, message)) is not None:
+            ids.update(push(grid, {client: more}))
         elif client is not None:
             del waiting[client]
             failed = message.has_error()
@@ -99,16 +115,6 @@ def matched(
             yield Reply(client, None if failed else message, fault)
     for client in waiting:
         yield Reply(client, None, LATE)
-
-
-def collect(
-    grid: Grid, requests: Mapping[str, Message], deadline_seconds: float
-) -> Iterator[Reply]:
-    """Send requests, and yield the replies as they arrive: see :func:`pull` and :func:`matched`."""
-    ids = push(grid, requests)
-    for name in requests.keys() - set(ids.values()):  # the node is gone since it was looked up
-        yield Reply(name, None, ABSENT)
-    yield from matched(ids, pull(grid, ids, deadline_seconds))
 
 
 @dataclass(frozen=True)
@@ -244,8 +250,6 @@ class Sent:
     """Client name to what it is asked, of all that should be asked."""
     requests: dict[str, Message]
     """Client name to message, of those who are connected."""
-    ids: dict[str, str] = field(default_factory=dict)
-    """Of messages that are on their way, to the client."""
     bytes: int = 0
     """Of all that is sent."""
 
@@ -274,18 +278,19 @@ class Clients:
         state: State | wire.Outgoing,
         instructions: Mapping[str, Instruction],
         share: float = 1.0,
-        secure: Mapping[str, ConfigRecord | None] | None = None,
+        secure: Mapping[str, ConfigRecord] | None = None,
     ) -> Sent:
         """Return requests about a state to those who are connected, once a ``share`` of them is, or
         patience ends; nothing is sent yet. ``secure``: client name to the record of a secure sum
-        that its request carries."""
+        that its request carries; None: there is no sum."""
         if isinstance(state, State):
             asked = list(instructions.values())
             one = next((each for each in asked if each.task), asked[0])
             with threads(1):
                 state = wire.packed(self.experiment, state, one, {each.rank for each in asked})
         nodes = self.roster.present(set(instructions), share * len(instructions))
-        named = {name: state.named_in(each) for name, each in instructions.items()}
+        retained = {"retained_digest": state.digest, "retained_rows": state.retained_rank}
+        named = {name: one.model_copy(update=retained) for name, one in instructions.items()}
         sent = Sent(step, state, named, {})
         deadline = self.experiment.federation.deadline_seconds
         for name, each in named.items():
@@ -294,57 +299,47 @@ class Clients:
             records = state.of(each.rank).records
             if self.holding.get(name) == state.digest:
                 records = {key: record for key, record in records.items() if key != RETAINED}
-            request = wire.request(records, each, nodes[name], wire.kind_of(each), deadline)
-            if (masked := (secure or {}).get(name)) is not None:
-                request.content[SECURE] = masked
-            sent.requests[name] = request
-            sent.bytes += wire.payload_bytes(request.content)
+            content = RecordDict({**records, RECORD: ConfigRecord(each.to_config())})
+            if secure is not None:
+                content[SECURE] = secure[name]
+            # It is valid until the deadline, so that no client works on a stale one.
+            sent.requests[name] = Message(content, nodes[name], wire.kind_of(each), ttl=deadline)
+            sent.bytes += wire.payload_bytes(content)
         return sent
 
-    def replies(self, sent: Sent, messages: Iterable[Message] | None = None) -> Iterator[Reply]:
-        """Yield one reply per client, the absent first; what comes beyond that is named in the
-        log and dropped. ``messages``: what arrives of the requests; None: they are sent now."""
-        if messages is None:
-            sent.ids.update(push(self.grid, sent.requests))
-            messages = self._arriving(sent)
-        else:  # Flower's own loop has sent them
-            sent.ids.update({m.metadata.message_id: name for name, m in sent.requests.items()})
-        reached = set(sent.ids.values())
-        for name in sent.instructions:
-            if name not in reached:
-                yield Reply(name, None, ABSENT)
+    def replies(self, sent: Sent) -> Iterator[Reply]:
+        """Yield one reply per client to requests that are sent now, the absent first. Who lacks the
+        retained adapter is sent it, once, and has the rest of the time; what comes beyond that is
+        named in the log and dropped."""
+        deadline, resent = self.experiment.federation.deadline_seconds, set[str]()
+        end = time.monotonic() + deadline
+        for client in sent.requests:
+            self.holding.pop(client, None)
+
+        def again(client: str, message: Message) -> Message | None:
+            code = wire.status(message) if message.has_content() else ""
+            if code in wire.HAS_RETAINED:
+                self.holding[client] = sent.packed.digest
+            left = end - time.monotonic()
+            # Whoever trained later would be charged for an update that comes too late.
+            if code != wire.LACKS_RETAINED or client in resent or left <= 0:
+                return None
+            resent.add(client)
+            self.event("resent", sent.step, client=client)
+            first = sent.requests[client]
+            records = sent.packed.of(sent.instructions[client].rank).records
+            whole = RecordDict({**first.content, **records})
+            sent.bytes += wire.payload_bytes(whole)
+            node, kind = first.metadata.dst_node_id, first.metadata.message_type
+            return Message(whole, node, kind, ttl=left)
 
         def drop(client: str) -> None:
             self.event("reply_dropped", sent.step, client=client, reason="a second reply")
 
-        yield from matched(sent.ids, messages, drop)
-
-    def _arriving(self, sent: Sent) -> Iterator[Message]:
-        """Yield what arrives. Who lacks the retained adapter is sent it, once, and has the rest of
-        the time."""
-        deadline, answered = self.experiment.federation.deadline_seconds, set[str]()
-        end = time.monotonic() + deadline
-        for client in sent.ids.values():
-            self.holding.pop(client, None)
-        for message in pull(self.grid, sent.ids, deadline):
-            client = sent.ids.get(message.metadata.reply_to_message_id, "")
-            holds, first = wire.holds_retained(message), client not in answered
-            answered.add(client)
-            if holds:
-                self.holding[client] = sent.packed.digest
-            if holds is not False or not first:
-                yield message
-                continue
-            self.event("resent", sent.step, client=client)
-            left = end - time.monotonic()
-            if left > 0:  # whoever trained later would be charged for an update that comes too late
-                content, metadata = sent.requests[client].content, sent.requests[client].metadata
-                records = sent.packed.of(sent.instructions[client].rank).records
-                whole = RecordDict({**content, **records})
-                node, kind = metadata.dst_node_id, metadata.message_type
-                again = Message(whole, node, kind, ttl=left)
-                sent.bytes += wire.payload_bytes(whole)
-                sent.ids.update(push(self.grid, {client: again}))
+        for client in sent.instructions:
+            if client not in sent.requests:
+                yield Reply(client, None, ABSENT)
+        yield from collect(self.grid, sent.requests, deadline, again, drop)
 
     def require_quorum(self, valid: int, asked: int, step: Step) -> None:
         """Check that enough of those who were ``asked`` gave a valid reply.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -53,7 +52,6 @@ class Evaluation:
     """Clients that keep theirs to themselves."""
     again: list[str] = field(default_factory=list)
     """Clients that were reached and have reported nothing."""
-    started: float = field(default_factory=time.monotonic)
     sent: Sent | None = None
     """The requests; None where it was lost before it began."""
 

@@ -79,7 +79,7 @@ class Plan:
         some = self.trainers or self.orders.keys()
         return {name: order for name, order in self.orders.items() if name in some}
 
-    @property
+    @cached_property
     def learners(self) -> frozenset[str]:
         """Clients that train in some round of the run."""
         return frozenset(name for name, order in self._trained.items() if order)

@@ -4,7 +4,6 @@ follows."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -85,7 +84,8 @@ class Summation:
     """Clients that could not, by what another site sent."""
     sent: Sent = field(init=False)
     """The requests of the round."""
-    started: float = field(default_factory=time.monotonic)
+    secure_requests: Mapping[str, ConfigRecord] | None = None
+    """Who takes part in a secure sum, each to the record of it that its request carries."""
 
     def open(self, state: State, shown: State, instructions: Mapping[str, Instruction]) -> Sent:
         """Return the requests of a round from ``state``, of which clients are ``shown`` a part.
@@ -94,10 +94,8 @@ class Summation:
             ProtocolError: the round cannot begin.
             UserError: fewer than the quorum take part.
         """
-        secure = self.members(state, shown, instructions)
-        asked = {name: each for name, each in instructions.items() if name in secure}
         share = self.clients.experiment.federation.quorum
-        self.sent = self.clients.ask(self.step, shown, asked, share, secure)
+        self.sent = self.clients.ask(self.step, shown, instructions, share, self.secure_requests)
         return self.sent
 
     def hear(self, reply: Reply) -> None:
@@ -121,12 +119,6 @@ class Summation:
             clients.record_refusal(client, False)
             clients.event("client_finished", step, client=client, task=instruction.task, **figures)
             self.settle()
-
-    def members(
-        self, state: State, shown: State, instructions: Mapping[str, Instruction]
-    ) -> Mapping[str, ConfigRecord | None]:
-        """Return who takes part, each to the record of a secure sum that its request carries."""
-        return dict.fromkeys(instructions)
 
     def add(self, client: str, message: Message, weight: float) -> None:
         """Check a reply, and take what it gives.
@@ -248,14 +240,14 @@ class MaskedSum(Summation):
         ``given``: those whose sums have arrived."""
         raise NotImplementedError
 
-    def members(
-        self, state: State, shown: State, instructions: Mapping[str, Instruction]
-    ) -> Mapping[str, ConfigRecord | None]:
-        """Return the members of the sum, with the request for their masked input."""
+    def open(self, state: State, shown: State, instructions: Mapping[str, Instruction]) -> Sent:
+        """Return the requests for the masked input of the members of the sum."""
         config, one = self.clients.experiment, next(iter(instructions.values()))
         self._layout = self.layout(state, sum_terms(config, config.model.name, one, shown))
         self.held = self.secure.share_keys(self.step, self.asked, self._layout)
-        return self.secure.masked_input_requests(self.held)
+        self.secure_requests = self.secure.masked_input_requests(self.held)
+        asked = {name: one for name, one in instructions.items() if name in self.secure_requests}
+        return super().open(state, shown, asked)
 
     def add(self, client: str, message: Message, weight: float) -> None:
         """Add a masked vector."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 
 from deal_core.aggregation import starting_adapter
 from deal_core.config.experiment import Experiment
@@ -31,7 +30,7 @@ from deal_core.secure_sum.messages import ProtocolError, UsedUpdate
 from deal_core.wire.adapter_record import pack, unpack
 from deal_core.wire.codec import WireArrays
 from deal_core.wire.heads import pack_heads, read_heads
-from deal_core.wire.instruction import RECORD, Instruction
+from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import BLAMES, EXAMPLES, REPLY, SECURE, record_digest
 from server.results import Spending, spending_in
 
@@ -78,30 +77,27 @@ class Outgoing:
         """Return what a client of this rank is sent."""
         return self.smaller.get(rank, self)
 
-    def named_in(self, instruction: Instruction) -> Instruction:
-        """Return the instruction with the retained adapter that goes with it."""
-        named = {"retained_digest": self.digest, "retained_rows": self.retained_rank}
-        return instruction.model_copy(update=named)
 
-
-def outgoing(
-    state: State, dtype: str, generator: torch.Generator, round_heads: bool = False
+def packed(
+    experiment: Experiment, state: State, asked: Instruction, ranks: Set[int] = frozenset()
 ) -> Outgoing:
-    """Return a state packed; rows of the retained adapter that are zero do not travel. The
-    ``generator`` rounds adapters, and label heads as well with ``round_heads``."""
-    rank = nonzero_rank(state.retained)
+    """Return a state packed for what is asked of it, and for each of the clients' own ``ranks``;
+    formats that round draw by what is asked. Rows of the retained adapter that are zero do not
+    travel."""
+    dtype, rank, heads = experiment.wire.dtype, nonzero_rank(state.retained), state.heads
+    where = (experiment.run.seed, "downlink", kind_of(asked), asked.stage, asked.server_round)
+    generator = seeded(*where)
     sent = {LORA: state.current, RETAINED: split(state.retained, rank)[0]}
     if state.residual is not None:
         sent[RESIDUAL] = state.residual
-    coded = {name: pack(adapter, dtype, generator) for name, adapter in sent.items()}
-    records = {name: as_record(encoded) for name, encoded in coded.items()}
+    records = {name: as_record(pack(each, dtype, generator)) for name, each in sent.items()}
     arrived = {name: unpack(record, dtype, sent[name]) for name, record in records.items()}
-    heads = state.heads
     if heads:
-        records[HEADS] = as_record(pack_heads(heads, round_heads))
-    if heads and round_heads:
+        statistics = statistics_of(method_of(experiment))
+        rounded = statistics is not None and statistics.rounds(dtype)
+        records[HEADS] = as_record(pack_heads(heads, rounded))
         shapes = {task: (head.shape[0], head.shape[1]) for task, head in heads.items()}
-        heads = read_heads(records[HEADS], shapes, round_heads)
+        heads = read_heads(records[HEADS], shapes, rounded) if rounded else heads
     decoded = replace(
         state,
         heads=heads,
@@ -109,39 +105,14 @@ def outgoing(
         retained=padded(arrived[RETAINED], state.retained.rank),
         residual=arrived.get(RESIDUAL),
     )
-    return Outgoing(records, decoded, rank, record_digest(records[RETAINED]))
-
-
-def packed(
-    experiment: Experiment, state: State, asked: Instruction, ranks: Set[int] = frozenset()
-) -> Outgoing:
-    """Return a state packed for what is asked of it, once for each of the clients' own ``ranks``;
-    formats that round draw by what is asked."""
-    dtype = experiment.wire.dtype
-    where = (experiment.run.seed, "downlink", kind_of(asked), asked.stage, asked.server_round)
-    statistics = statistics_of(method_of(experiment)) if state.heads else None
-    round_heads = statistics is not None and statistics.rounds(dtype)
-    full, smaller = outgoing(state, dtype, seeded(*where), round_heads), {}
-    for rank in ranks - {state.current.rank}:
-        scaling = experiment.adapter.lora_alpha / rank
-        current = starting_adapter(full.state.current, rank, scaling)
+    full, smaller = Outgoing(records, decoded, rank, record_digest(records[RETAINED])), {}
+    for own_rank in ranks - {state.current.rank}:
+        scaling = experiment.adapter.lora_alpha / own_rank
+        current = starting_adapter(decoded.current, own_rank, scaling)
         record = as_record(pack(current, dtype, seeded(*where)))
-        own = replace(full.state, current=unpack(record, dtype, current))
-        smaller[rank] = replace(full, records={**full.records, LORA: record}, state=own)
+        own = replace(decoded, current=unpack(record, dtype, current))
+        smaller[own_rank] = replace(full, records={**records, LORA: record}, state=own)
     return replace(full, smaller=smaller)
-
-
-def request(
-    records: Mapping[str, ArrayRecord],
-    instruction: Instruction,
-    node: int,
-    message_type: str,
-    deadline: float,
-) -> Message:
-    """Return a request to a node of Flower's; it is valid for ``deadline`` seconds, so that no
-    client works on a stale one."""
-    content = RecordDict({**records, RECORD: ConfigRecord(instruction.to_config())})
-    return Message(content, node, message_type, ttl=deadline)
 
 
 def kind_of(instruction: Instruction) -> str:
@@ -165,7 +136,11 @@ def read_figures(
         if answered[key] != getattr(instruction, key):
             raise PayloadError(f"answers another {key}")
     figures = _fields(content.metric_records, "metrics", {"num_examples"}, OPTIONAL)
-    measured = {key: _number(value) for key, value in figures.items()}
+    measured: dict[str, float] = {}
+    for key, value in figures.items():
+        if not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
+            raise PayloadError("a figure is no number or not finite")
+        measured[key] = float(value)
     if not 1 <= measured["num_examples"] <= MOST_EXAMPLES:
         raise PayloadError("num_examples out of bounds")
     try:
@@ -181,13 +156,6 @@ def read_secure(message: Message) -> bytes:
     if not isinstance(reply, bytes):
         raise PayloadError("secure: no bytes")
     return reply
-
-
-def holds_retained(message: Message) -> bool | None:
-    """Return whether the sender of a reply has the retained adapter that it was asked with; None
-    where the reply does not tell."""
-    code = status(message) if message.has_content() else ""
-    return False if code == LACKS_RETAINED else (True if code in HAS_RETAINED else None)
 
 
 def read_counts(
@@ -292,9 +260,3 @@ def payload_bytes(content: RecordDict) -> int:
 def as_record(encoded: WireArrays) -> ArrayRecord:
     """Flower's record of what a codec made."""
     return ArrayRecord({key: Array(np.ascontiguousarray(a)) for key, a in encoded.items()})
-
-
-def _number(value: object) -> float:
-    if isinstance(value, (int, float)) and abs(value) <= sys.float_info.max:
-        return float(value)
-    raise PayloadError("a figure is no number or not finite")

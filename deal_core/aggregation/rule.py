@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from deal_core.errors import UserError
-from deal_core.lora.adapter import Adapter, LoraFactors
+from deal_core.lora.adapter import Adapter
 
 LORA_A = "lora_A"
 LORA_B = "lora_B"
@@ -114,20 +114,17 @@ def check_update(
     for name, start in before.layers.items():
         factors = adapter.layers[name]
         rank = adapter.rank if mixed_ranks else start.A.shape[0]
-        _check_shapes(f"{who}, layer {name}", factors, start, rank)
+        given = tuple(factors.A.shape), tuple(factors.B.shape)
+        expected = (rank, start.A.shape[1]), (start.B.shape[0], rank)
+        if given != expected or rank == 0:
+            raise ValueError(
+                f"{who}, layer {name}: lora_A {given[0]} and lora_B {given[1]}, expected "
+                f"{expected[0]} and {expected[1]}"
+            )
         if LORA_A not in trained and not _same(factors.A, start.A):
             raise ValueError(f"{who}, layer {name}: lora_A changed, but the round trains lora_B")
         if LORA_B not in trained and not _same(factors.B, start.B):
             raise ValueError(f"{who}, layer {name}: lora_B changed, but the round trains lora_A")
-
-
-def _check_shapes(where: str, given: LoraFactors, start: LoraFactors, rank: int) -> None:
-    expected = (rank, start.A.shape[1]), (start.B.shape[0], rank)
-    if (tuple(given.A.shape), tuple(given.B.shape)) != expected or rank == 0:
-        raise ValueError(
-            f"{where}: lora_A {tuple(given.A.shape)} and lora_B {tuple(given.B.shape)}, "
-            f"expected {expected[0]} and {expected[1]}"
-        )
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

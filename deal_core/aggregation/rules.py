@@ -58,13 +58,9 @@ class _FedIt:
         layers = {name: LoraFactors(next(means), next(means)) for name in self._before.layers}
         return Adapter(layers, self._before.scaling)
 
-    def residual(self) -> Adapter | None:
-        """Return what goes beside the means: nothing."""
-        return None
-
     def finish(self) -> Aggregate:
-        current, residual = rounded(self.means()), self.residual()
-        return Aggregate(current, residual, self._error_meter.read(current, residual))
+        current = rounded(self.means())
+        return Aggregate(current, None, self._error_meter.read(current))
 
 
 class _FedEx(_FedIt):
@@ -92,11 +88,14 @@ class _FedEx(_FedIt):
         super().add(update)
         self._weight += update.weight
 
-    def residual(self) -> Adapter | None:
-        """Return what the means miss. Call once."""
-        self._products.add(self._drift(self.means()), -self._weight)
-        total = self._weight / self._before.scaling
-        return residual_of({n: self._products.spectrum(n, total) for n in self._before.layers})
+    def finish(self) -> Aggregate:
+        means = self.means()
+        self._products.add(self._drift(means), -self._weight)
+        current, total = rounded(means), self._weight / self._before.scaling
+        residual = residual_of(
+            {name: self._products.spectrum(name, total) for name in self._before.layers}
+        )
+        return Aggregate(current, residual, self._error_meter.read(current, residual))
 
     def _drift(self, adapter: Adapter) -> dict[str, LoraFactors]:
         return {

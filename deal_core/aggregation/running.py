@@ -176,18 +176,17 @@ class ErrorMeter:
             return None
         given = [(each.scaling, each) for each in result if each is not None]
         ideal = [(coefficient / self._weight, each) for coefficient, each in self._kept]
-        gap = self._square([*given, *((-share, each) for share, each in ideal)])
-        size = self._square(ideal)
+        missing = [*given, *((-share, each) for share, each in ideal)]
+        gap, size = (
+            sum(
+                square_norm(joined([(share, each.layers[name]) for share, each in parts]))
+                for name in self._shapes
+            )
+            for parts in (missing, ideal)
+        )
         if size == 0.0:
             return 0.0 if gap == 0.0 else math.inf
         return math.sqrt(gap / size)
-
-    def _square(self, parts: list[tuple[float, Adapter]]) -> float:
-        """Return the squared norm of a sum of updates over all layers."""
-        return sum(
-            square_norm(joined([(share, each.layers[name]) for share, each in parts]))
-            for name in self._shapes
-        )
 
 
 def square_norm(factors: LoraFactors) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,7 +72,7 @@ class Screen:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._held: list[tuple[ClientUpdate, Lengths]] = []
-        self._factors, self._product, self._weights = Middle(), Middle(), Middle()
+        self._factors, self._product, self._weights = (list[float]() for _ in range(3))  # sorted
         self._waiting = True
 
     def add(self, update: ClientUpdate, before: Adapter) -> list[Verdict]:
@@ -83,9 +83,9 @@ class Screen:
             AggregationFailed: an entry moved too far, or to nowhere. Nothing is kept.
         """
         lengths = measured(update.adapter, before, self._limits.entry)
-        self._factors.add(lengths.factors)
-        self._product.add(lengths.product)
-        self._weights.add(update.weight)
+        insort(self._factors, lengths.factors)
+        insort(self._product, lengths.product)
+        insort(self._weights, update.weight)
         self._held.append((update, lengths))
         return [] if self._waiting and len(self._held) <= HELD else self.judged()
 
@@ -95,21 +95,21 @@ class Screen:
         return [self._verdict(update, lengths) for update, lengths in held]
 
     def _verdict(self, update: ClientUpdate, own: Lengths) -> Verdict:
-        others = self._weights.count - 1
+        others = len(self._weights) - 1
         if others >= JUDGES:
             fault = self._too_long("factors", own.factors, self._factors)
             fault = fault or self._too_long("product", own.product, self._product)
             if fault:
                 return Verdict(update, fault)
         if others:
-            most = self._limits.weight_cap * self._weights.without(update.weight)
+            most = self._limits.weight_cap * median_without(self._weights, update.weight)
             if update.weight > most:
                 return Verdict(replace(update, weight=most), cut=True)
         return Verdict(update)
 
-    def _too_long(self, what: str, own: float, all_known: Middle) -> str:
+    def _too_long(self, what: str, own: float, known: Sequence[float]) -> str:
         """Where most others did nothing at all there is nothing to compare with."""
-        bound, middle = self._limits.relative, all_known.without(own)
+        bound, middle = self._limits.relative, median_without(known, own)
         if own <= bound * middle or middle == 0:
             return ""
         return (
@@ -118,26 +118,12 @@ class Screen:
         )
 
 
-class Middle:
-    """Medians of all known numbers but one, without sorting them again."""
-
-    def __init__(self) -> None:
-        self._sorted: list[float] = []
-
-    @property
-    def count(self) -> int:
-        """How many are known."""
-        return len(self._sorted)
-
-    def add(self, value: float) -> None:
-        """Make a number known."""
-        insort(self._sorted, value)
-
-    def without(self, value: float) -> float:
-        """Return the median of all others than ``value``, which is known, and not alone."""
-        left_out, last = bisect_left(self._sorted, value), len(self._sorted) - 2
-        low, high = (self._sorted[k + (k >= left_out)] for k in (last // 2, (last + 1) // 2))
-        return (low + high) / 2
+def median_without(known: Sequence[float], value: float) -> float:
+    """Return the median of all others than ``value`` among sorted numbers: it is one of them, and
+    not alone."""
+    left_out, last = bisect_left(known, value), len(known) - 2
+    low, high = (known[k + (k >= left_out)] for k in (last // 2, (last + 1) // 2))
+    return (low + high) / 2
 
 
 def measured(adapter: Adapter, before: Adapter, entry: float) -> Lengths:

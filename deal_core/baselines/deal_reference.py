@@ -165,7 +165,7 @@ class MapLearner(Parametrization):
     def __init__(
         self, mapped: Mapped, factors: Sequence[nn.Parameter], maps: Sequence[FactorMap]
     ) -> None:
-        super().__init__([t.requires_grad_() for m in maps for t in m.learned.values()])
+        self.parameters = [t.requires_grad_() for m in maps for t in m.learned.values()]
         self._mapped, self._factors, self._maps = mapped, factors, maps
         self._made = [m.factor() for m in maps]
         with torch.no_grad():

@@ -127,7 +127,7 @@ class AggregationConfig(Table):
 class WireConfig(Table):
     """How adapters travel."""
 
-    dtype: str = "float32"
+    dtype: Literal["float32", "int8"] = "float32"
     """``float32`` (exact) or ``int8`` (with error feedback at the client). Class sums of embeddings
     and their label heads travel in int8 as well, else in float32; sums and heads of
     ``linear-probe`` always in float32."""

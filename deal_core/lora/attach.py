@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import nn
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.errors import UserError
@@ -143,8 +143,10 @@ def write(model: nn.Module, adapter: Adapter) -> None:
     _require_layers(layers, adapter)
     for name, layer in layers.items():
         factors = adapter.layers[name]
-        _assign(layer.lora_A[CURRENT].weight, factors.A)
-        _assign(layer.lora_B[CURRENT].weight, factors.B)
+        pairs = (layer.lora_A, factors.A), (layer.lora_B, factors.B)
+        for parameter, value in ((own[CURRENT].weight, value) for own, value in pairs):
+            parameter.data = value.detach().to(parameter.device, parameter.dtype).clone()
+            parameter.grad = None
         layer.r[CURRENT] = factors.A.shape[0]
         layer.scaling[CURRENT] = adapter.scaling
 
@@ -182,11 +184,6 @@ def merge(
 def _require_layers(layers: dict[str, Any], adapter: Adapter) -> None:
     if layers.keys() != adapter.layers.keys():
         raise ValueError("the adapter was made for other layers than the model's")
-
-
-def _assign(parameter: Tensor, value: Tensor) -> None:
-    parameter.data = value.detach().to(parameter.device, parameter.dtype).clone()
-    parameter.grad = None
 
 
 def set_trainable(model: nn.Module, factors: frozenset[str]) -> list[nn.Parameter]:

@@ -4,17 +4,15 @@ knows of privacy."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from deal_core.lora.per_example import ExampleLosses
-from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.models.interface import Encoded
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import Policy
 
@@ -37,8 +35,9 @@ class LocalUpdate:
 
 
 Train = Callable[[Any], LocalUpdate]
-"""One local training with the :class:`Gradients`, or for one sum over records the
-:class:`~deal_core.privacy.distributed_noise.NoisySum`, that it is given; on their data alone."""
+"""One local training with the :class:`~deal_core.privacy.dpsgd.PrivateGradients`, or for one sum
+over records the :class:`~deal_core.privacy.distributed_noise.NoisySum`, that it is given, on their
+data alone; None: with ordinary gradients of all that was asked about."""
 
 
 class RehearsalFailed(RuntimeError):
@@ -82,46 +81,6 @@ class RecordId(NamedTuple):
 
     task: str
     row: int
-
-
-class Gradients(Protocol):
-    """How the steps of one local training get the gradient of the data."""
-
-    @property
-    def data(self) -> Sequence[Encoded]:
-        """The examples that may be read; nothing else of the client's is."""
-
-    def batches(self) -> Iterable[Sequence[int]]:
-        """Return batches of positions in the data, one for each step."""
-
-    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
-        """Take the gradient of an objective over so many constant texts, and drop it: a model that
-        cannot be trained privately fails here, before any record is read.
-
-        Raises:
-            UnsafeModel, ValueError: it cannot.
-        """
-
-    def accumulate(
-        self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
-    ) -> float:
-        """Add the batch's gradient to the factors', without the objective's penalty; return the
-        mean loss of the batch, 0 where it must not be known."""
-
-    def stepped(self, module: nn.Module) -> None:
-        """The optimiser has moved what it moves.
-
-        Raises:
-            UnsafeModel: something that would fail silently has failed.
-        """
-
-    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
-        """The last step is done, and the model holds the adapter as it will be released; it may be
-        looked at on the probes.
-
-        Raises:
-            UnsafeModel: as :meth:`stepped`.
-        """
 
 
 @dataclass(frozen=True)

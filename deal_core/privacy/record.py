@@ -41,7 +41,6 @@ from deal_core.privacy.events import (
 )
 from deal_core.privacy.interface import (
     FAILED,
-    Gradients,
     LocalUpdate,
     Site,
     Train,
@@ -57,7 +56,7 @@ from deal_core.privacy.plan import (
     RunSchedule,
     solve_noise_multiplier,
 )
-from deal_core.privacy.policy import OutsidePlan, figures_allowed, in_sum, terms
+from deal_core.privacy.policy import OutsidePlan, in_sum, terms
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import LEARN
 
@@ -144,7 +143,7 @@ class RecordMechanism:
             "void": is_void(events),
             "assumes_more": assumes_more(events, whom_to_trust(self.privacy), self._run(site)),
         }
-        figures = {
+        return {
             "num_examples": 1.0,  # every client weighs the same: a count is a release
             "simulation_only": float(event.simulation_only),
             "epsilon": composed(events, plan.delta, budget.disjoint_tasks),
@@ -152,7 +151,6 @@ class RecordMechanism:
             "n_delta": plan.units * plan.delta,
             **{name: 1.0 for name, holds in flags.items() if holds},
         }
-        return figures_allowed(figures, site.policy)
 
     def _plan(self, ask: UpdateRequest, site: Site) -> PrivacyPlan:
         """The run's plan as the ledger has it; made with the first round."""
@@ -305,7 +303,7 @@ class RecordMechanism:
 
 @dataclass(frozen=True)
 class NoMechanism:
-    """Mechanism ``none`` of one run: ordinary gradients."""
+    """Mechanism ``none`` of one run: ordinary gradients, or sums."""
 
     privacy: PrivacyConfig
     run: str
@@ -314,10 +312,6 @@ class NoMechanism:
     """Of a simulated client's noise."""
     at_server: bool
     """Whether a round is one sum, for a step at the server."""
-    secure: bool
-    """Whether updates leave in a secure sum."""
-    ordinary: Callable[[UpdateRequest], Gradients]
-    """Gradients for the epochs of the run."""
     unit: str | None = None
 
     def trained(self, factors: frozenset[str]) -> frozenset[str]:
@@ -325,20 +319,20 @@ class NoMechanism:
         return factors
 
     def update(self, ask: UpdateRequest, site: Site, train: Train) -> LocalUpdate:
-        """Return what was trained, for what the site's policy lets go; a real site notes in its
-        ledger that it did so: of its records no epsilon holds."""
-        update = train(self._gradients(ask, site))
+        """Return what was trained; a real site notes it in its ledger: of its records no epsilon
+        holds."""
+        update = train(self._sum(ask, site))
         for task in () if site.simulated else ask.joint_tasks or (ask.task,):
             place = task, ask.phase, ask.stage, ask.server_round
             site.ledger().note(unprotected_event(site.run or self.run, "none", place))
-        return replace(update, figures=figures_allowed(update.figures, site.policy, self.secure))
+        return update
 
-    def _gradients(self, ask: UpdateRequest, site: Site) -> Gradients | NoisySum:
-        """Return ordinary gradients; class sums over all records, with the site's share of the
-        noise; or, for a step at the server, the sum of clipped gradients without noise: of all
+    def _sum(self, ask: UpdateRequest, site: Site) -> NoisySum | None:
+        """Return None for ordinary gradients; class sums over all records, with the site's share of
+        the noise; or, for a step at the server, the sum of clipped gradients without noise: of all
         records at a real site, since the run's seed, the server's word, would choose a sample."""
         if ask.sums_noise is None and not self.at_server:
-            return self.ordinary(ask)
+            return None
         place = ask.client, ask.stage, ask.server_round
         rate, shares = 1.0, 1
         noise: NoiseSource = SecureNoise()

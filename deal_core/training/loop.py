@@ -3,7 +3,7 @@ takes. Under the gradients a privacy mechanism puts its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,23 +15,41 @@ from deal_core.lora.attach import merge, set_trainable, write
 from deal_core.lora.per_example import ExampleLosses
 from deal_core.lora.state import State
 from deal_core.models import Encoded, LanguageModel
-from deal_core.privacy.interface import Gradients, Probes
 from deal_core.training.batching import training_batches, within_budget
 
 TOKENS = 2048
 """Padding included, in one pass of a training batch: bounds memory, not the step."""
 
 
-class Parametrization:
-    """What the optimiser moves in one local training, and what follows it: the factors themselves,
-    unless a subclass makes them from parameters of its own.
+class Gradients(Protocol):
+    """How the steps of one local training get the gradient of the data."""
+
+    def batches(self) -> Iterable[Sequence[int]]:
+        """Return batches of positions in the data, one for each step."""
+
+    def accumulate(
+        self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
+    ) -> float:
+        """Add the batch's gradient to the factors', without the objective's penalty; return the
+        mean loss of the batch, 0 where it must not be known."""
+
+    def stepped(self, module: nn.Module) -> None:
+        """The optimiser has moved what it moves.
+
+        Raises:
+            UnsafeModel: something that would fail silently has failed.
+        """
+
+
+class Parametrization(Protocol):
+    """What the optimiser moves in the place of the factors, which are made of it: an objective with
+    a method ``parametrization(module, trained)`` has one.
 
     All that data says reaches such parameters through the factors' gradients, so whatever is done
     to those (clipping, noise) is done before.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self.parameters = parameters
+    parameters: Sequence[Tensor]
 
     def before_step(self) -> None:
         """The factors' gradients are complete; make them the parameters'."""
@@ -56,16 +74,6 @@ class Objective(Protocol):
         return None
 
 
-def parametrization_of(
-    objective: Objective, module: nn.Module, trained: frozenset[str]
-) -> Parametrization:
-    """Return what an objective wants moved; exactly the ``trained`` factors get a gradient."""
-    factors = set_trainable(module, trained)
-    own: Callable[[nn.Module, frozenset[str]], Parametrization] | None
-    own = getattr(objective, "parametrization", None)
-    return Parametrization(factors) if own is None else own(module, trained)
-
-
 @dataclass(frozen=True)
 class NonPrivateGradients:
     """Every example once an epoch, in batches of similar length, in an order that the generator
@@ -81,9 +89,6 @@ class NonPrivateGradients:
         for _ in range(self.epochs):
             yield from training_batches(self.data, self.config.batch_size, self.generator)
 
-    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
-        """Do nothing: without a promise there is nothing to try out."""
-
     def accumulate(
         self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
     ) -> float:
@@ -91,9 +96,6 @@ class NonPrivateGradients:
         return mean_gradient(objective, self.data, batch, TOKENS)
 
     def stepped(self, module: nn.Module) -> None:
-        """Do nothing."""
-
-    def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
         """Do nothing."""
 
 
@@ -157,30 +159,25 @@ def run_local_steps(
     ``trained`` learn. A penalty, which reads no data, comes after what the gradients' source has
     done to those of the data. Source: docs/method.md (M5).
     """
-    parametrization = parametrization_of(objective, model.module, trained)
-    optimizer = torch.optim.AdamW(
-        parametrization.parameters,
-        lr=config.learning_rate,
-        weight_decay=0.0,
-        fused=True,
-    )
-    losses: list[float] = []
+    factors = set_trainable(model.module, trained)
+    make = getattr(objective, "parametrization", None)
+    moved: Parametrization | None = None if make is None else make(model.module, trained)
+    parameters = factors if moved is None else moved.parameters
+    rate, losses = config.learning_rate, list[float]()
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=True)
     for batch in gradients.batches():
-        loss = gradients.accumulate(model.module, objective, batch)
-        losses.append(loss + penalise(objective))
-        parametrization.before_step()
+        loss, penalty = gradients.accumulate(model.module, objective, batch), objective.penalty()
+        if penalty is not None:
+            penalty.backward()  # type: ignore[no-untyped-call]
+            loss += float(penalty.detach())
+        losses.append(loss)
+        if moved is not None:
+            moved.before_step()
         optimizer.step()
-        parametrization.after_step()
+        if moved is not None:
+            moved.after_step()
         optimizer.zero_grad(set_to_none=True)
         gradients.stepped(model.module)
-    parametrization.finish()
+    if moved is not None:
+        moved.finish()
     return TrainReport(len(losses), sum(losses) / len(losses) if losses else 0.0)
-
-
-def penalise(objective: Objective) -> float:
-    """Add the gradient of the objective's penalty; return the penalty."""
-    penalty = objective.penalty()
-    if penalty is None:
-        return 0.0
-    penalty.backward()  # type: ignore[no-untyped-call]
-    return float(penalty.detach())

@@ -29,7 +29,7 @@ from deal_core.lora.payload import (
     check_keys,
     factor_of,
 )
-from deal_core.wire.codec import WireArrays, codec_named, encode
+from deal_core.wire.codec import CODECS, WireArrays
 
 EXACT = "float32"
 NUMPY = "numpy.ndarray"
@@ -41,7 +41,17 @@ LARGEST_VALUE = 1e3
 
 def pack(adapter: Adapter, dtype: str, generator: torch.Generator) -> WireArrays:
     """Return the whole adapter as it travels from server to client."""
-    return encode(codec_named(dtype), to_arrays(adapter), generator)
+    return encode(dtype, to_arrays(adapter), generator)
+
+
+def encode(dtype: str, arrays: Arrays, generator: torch.Generator) -> WireArrays:
+    """Return what travels for the given tensors; PayloadError where a value is not finite."""
+    encoded: WireArrays = {}
+    for key, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise PayloadError(f"{key}: a value is not finite")
+        encoded.update(CODECS[dtype].encode(key, array, generator))
+    return encoded
 
 
 def unpack(record: Mapping[str, WireArray], dtype: str, like: Adapter) -> Adapter:
@@ -73,7 +83,7 @@ def pack_update(
         feedback: what the code lost in earlier rounds.
         generator: of the stochastic rounding.
     """
-    arrays, codec = selected(adapter, trained), codec_named(dtype)
+    arrays = selected(adapter, trained)
     if dtype == EXACT:
         return arrays, {}
     start = to_arrays(before)
@@ -81,8 +91,8 @@ def pack_update(
     for key, array in arrays.items():
         change = array - start[key]
         wanted[key] = change + feedback[key] if key in feedback else change
-    encoded = encode(codec, wanted, generator)
-    lost = {key: array - codec.decode(key, encoded) for key, array in wanted.items()}
+    encoded = encode(dtype, wanted, generator)
+    lost = {key: array - CODECS[dtype].decode(key, encoded) for key, array in wanted.items()}
     return encoded, lost
 
 
@@ -129,7 +139,7 @@ def _decoded(
     Raises:
         PayloadError: another form than expected, or a value that is not finite.
     """
-    codec, shapes = codec_named(dtype), learnt_shapes(like, trained)
+    codec, shapes = CODECS[dtype], learnt_shapes(like, trained)
     headers = {k: h for key, shape in shapes.items() for k, h in codec.headers(key, shape).items()}
     arrays = checked_arrays(record, headers)
     sizes = [math.prod(shape) for shape in shapes.values()]
@@ -148,8 +158,10 @@ def _decoded(
 def checked_arrays(
     record: Mapping[str, WireArray], expected: Mapping[str, Header]
 ) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a record, after a check of names, types, shapes and sizes. Nothing that
-    is expected has more than three axes: of more the rest is not looked at.
+    """Return the arrays of a record, views of its bytes, after a check of names, types, shapes and
+    sizes: the bytes must be, to the last one, numpy's for the header. Nothing is parsed and nothing
+    copied, so a message cannot make the reader do anything. Nothing that is expected has more than
+    three axes: of more the rest is not looked at.
 
     Raises:
         PayloadError: other keys, types, shapes or bytes than expected; never a value.
@@ -160,22 +172,13 @@ def checked_arrays(
         check_header(key, entries[key].dtype, entries[key].shape[:3], want)
         if entries[key].stype != NUMPY:
             raise PayloadError(f"{key}: not serialised by numpy")
-    return {key: _values(key, entries[key].data, want) for key, want in expected.items()}
-
-
-def _values(key: str, data: bytes, header: Header) -> NDArray[Any]:
-    """Return a view of an array's values: the bytes must be, to the last one, numpy's for the
-    header.
-
-    Nothing is parsed and nothing copied, so a message cannot make the reader do anything.
-
-    Raises:
-        PayloadError: they are not.
-    """
-    start = _npy_header(header)
-    if len(data) != len(start) + header.nbytes or not data.startswith(start):
-        raise PayloadError(f"{key}: {len(data)} bytes that are not those of its header")
-    return np.frombuffer(data, header.dtype, offset=len(start)).reshape(header.shape)
+    arrays: dict[str, NDArray[Any]] = {}
+    for key, want in expected.items():
+        data, start = entries[key].data, _npy_header(want)
+        if len(data) != len(start) + want.nbytes or not data.startswith(start):
+            raise PayloadError(f"{key}: {len(data)} bytes that are not those of its header")
+        arrays[key] = np.frombuffer(data, want.dtype, offset=len(start)).reshape(want.shape)
+    return arrays
 
 
 @lru_cache(maxsize=256)

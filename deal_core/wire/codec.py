@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from deal_core.errors import choose
 from deal_core.lora.payload import Header, PayloadError, factor_of
 
 WireArrays = dict[str, NDArray[Any]]
@@ -98,20 +97,3 @@ CODECS: dict[str, Codec] = {
     "int8": Codec(_int8_headers, _int8_encode, _int8_decode),
 }
 """``wire.dtype`` to format."""
-
-
-def codec_named(dtype: str) -> Codec:
-    """Return the codec of ``wire.dtype``; UserError when there is none."""
-    return choose("wire.dtype", dtype, CODECS)
-
-
-def encode(
-    codec: Codec, arrays: Mapping[str, NDArray[np.float32]], generator: torch.Generator
-) -> WireArrays:
-    """Return what travels for the given tensors; PayloadError where a value is not finite."""
-    encoded: WireArrays = {}
-    for key, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise PayloadError(f"{key}: a value is not finite")
-        encoded.update(codec.encode(key, array, generator))
-    return encoded

@@ -72,16 +72,11 @@ class Instruction(BaseModel):
     """Tasks that each of them answers, separated by line breaks."""
 
     @model_validator(mode="after")
-    def _each_name_once(self) -> Self:
-        """Refuse a task that is named twice: its records would be read, and count, twice."""
-        for field in NAMES:
+    def _fits(self) -> Self:
+        for field in NAMES:  # records of a task that is named twice would be read, and count, twice
             names = getattr(self, field)
             if len(set(names)) != len(names):
                 raise ValueError(f"{field} names something twice")
-        return self
-
-    @model_validator(mode="after")
-    def _no_more_than_is_retained(self) -> Self:
         if self.num_reference_directions > self.retained_rank:
             raise ValueError("more reference directions than there are")
         if self.retained_rows > self.retained_rank:

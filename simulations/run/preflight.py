@@ -18,7 +18,6 @@ from deal_core.models import (
 )
 from deal_core.protection import make_mechanism
 from deal_core.secure_sum.terms import LEAST_SITES
-from deal_core.wire.codec import codec_named
 from server.folder import check_tracker
 from simulations.run.data_checks import (
     check_answers,
@@ -42,11 +41,6 @@ def check_model_names(experiment: Experiment) -> None:
     has_label_logits(experiment.model)
     kind_of(experiment.adapter)
     max_positions(experiment.model)
-
-
-def check_wire(experiment: Experiment) -> None:
-    """Look up how adapters travel."""
-    codec_named(experiment.wire.dtype)
 
 
 def check_mechanism(experiment: Experiment) -> None:
@@ -227,7 +221,6 @@ NAMES: tuple[Check, ...] = (
     check_adapter_kind,
     check_components,
     check_secure,
-    check_wire,
     check_mechanism,
     check_statistics,
     check_answers,

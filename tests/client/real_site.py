@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client.app import make_app
 from client.gate import authorize
@@ -33,7 +33,7 @@ from deal_core.privacy.ledger import Ledger
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.strategy import start_state
-from server.wire import outgoing, request
+from server.wire import kind_of, packed
 from simulations.engines.worker_pool import assume_identity
 from tests.run_configs import placed
 
@@ -117,7 +117,8 @@ class RealSite:
         """What it makes of one request, without Flower."""
         client = self.client(experiment)
         runtime = runtime or ClientRuntime(client.experiment, whole=True)
-        request = ClientRequest(client, runtime, instruction, state or start(experiment), "x")
+        phase, state = runtime.phase(instruction.phase), state or start(experiment)
+        request = ClientRequest(client, runtime, instruction, phase, state, "x")
         authorize(request.asked())
         return local_update(request, sites)
 
@@ -131,15 +132,25 @@ class RealSite:
     ) -> Message:
         """Send one request to the real app; return what leaves."""
         state = state or start(experiment)
-        sent = outgoing(state, experiment.wire.dtype, seeded("down"))
         config = placed(experiment, f"/srv/runs/{run}")
         node = {NODE_KEY: str(self.folder / "site.toml"), INSIDE: True}
         with assume_identity(7, 1):
-            message = request(sent.records, sent.named_in(asking(state)), 1, kind, 600.0)
+            message = message_of(experiment, state, asking(state), kind)
             record = message.content.config_records["instruction"]
             for key, value in instruction.items():
                 record[key] = value
             return make_app()(message, Context(7, 1, node, RecordDict(), config))
+
+
+def message_of(
+    experiment: Experiment, state: State, instruction: Instruction, kind: str = "", node: int = 1
+) -> Message:
+    """A server's request about a state."""
+    sent = packed(experiment, state, instruction)
+    retained = {"retained_digest": sent.digest, "retained_rows": sent.retained_rank}
+    asked = ConfigRecord(instruction.model_copy(update=retained).to_config())
+    content = RecordDict({**sent.records, "instruction": asked})
+    return Message(content, node, kind or kind_of(instruction), ttl=600.0)
 
 
 def asking(state: State) -> Instruction:

@@ -23,9 +23,9 @@ from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import record_digest
 from server.strategy import start_state
-from server.wire import outgoing, request
 from simulations.engines.inprocess import CLIENT_FAILED, FIRST_CLIENT_NODE, InProcessGrid
 from simulations.engines.worker_pool import assume_identity
+from tests.client.real_site import message_of
 
 Spoil = Callable[[RecordDict], None]
 
@@ -51,7 +51,6 @@ def asking(experiment: Experiment, state: State, folder: Path):
     own = experiment.run.model_copy(update={"out": str(folder)})
     config = to_run_config(experiment.model_copy(update={"run": own}))
     grid = InProcessGrid(make_app(), config, experiment.federation.clients)
-    sent = outgoing(state, "float32", seeded("down"))
     ranks = {"rank": state.current.rank, "retained_rank": state.retained.rank}
     train = {"task": "surgery", "server_round": 1, "trained": ("lora_A", "lora_B")}
     evaluate = {"task": "", "server_round": 0, "tasks": ("surgery",), "trained": ()}
@@ -59,8 +58,8 @@ def asking(experiment: Experiment, state: State, folder: Path):
     def send(spoil: Spoil, kind: str = "train", renamed: bool = True, **fields: object) -> Message:
         asked = {"stage": 0, **(train if kind == "train" else evaluate), **fields}
         with assume_identity(1, 1):
-            instruction = sent.named_in(Instruction(**asked, **ranks))
-            message = request(sent.records, instruction, FIRST_CLIENT_NODE, kind, 600.0)
+            instruction = Instruction(**asked, **ranks)
+            message = message_of(experiment, state, instruction, kind, FIRST_CLIENT_NODE)
             message.content = RecordDict({n: _copied(r) for n, r in message.content.items()})
             spoil(message.content)
             if renamed:

@@ -119,6 +119,8 @@ def test_sums_of_no_record_need_the_memory_of_the_longest(small_machine, tmp_pat
     hidden = {"sample_rate": 1.0, "noise_multiplier": 1.0, "max_grad_norm": 1.0}
     nothing = NoisySum((), (), 3, **hidden, noise=SecureNoise())
     state = State(*[zero_adapter({"layer": (4, 4)}, 1)] * 2)
-    asked_for = ClientRequest(Client(0, tmp_path, runtime.experiment), runtime, asks, state)
+    asked_for = ClientRequest(
+        Client(0, tmp_path, runtime.experiment), runtime, asks, runtime.phase("learn"), state
+    )
     with pytest.raises(OutOfMemory):
         class_sums(asked_for, statistics, nothing, ())

@@ -5,21 +5,10 @@ from dataclasses import replace
 import torch
 
 from client.runtime import ClientRuntime
-from deal_core.config.experiment import Experiment
 from deal_core.deal.distillation import make_teacher
 from deal_core.models.encoder import EncoderLabels
 from deal_core.training.evaluation import base_embeddings
 from deal_core.training.public_subspace import principal, text_vectors
-
-
-def test_what_a_client_worked_out_for_a_task_ends_with_the_task():
-    runtime = ClientRuntime(Experiment())
-    one, two = "laboratory", "surgery"
-    first = runtime.learning(0, one)
-    assert runtime.learning(0, one) is first
-    assert runtime.learning(1, one) is not first
-    assert runtime.learning(0, two) is not first
-    assert runtime.learning(0, one) is not first  # it was dropped
 
 
 def prototype(make_experiment, *overrides: str):

@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client import requests as wire
+from client.identity import Client, ClientRequest
 from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.privacy.interface import LocalUpdate
@@ -33,12 +34,15 @@ def tiny_app(
     """Clients that read and write as the real ones do, learn noise in between, and say that they
     have so many examples."""
     app = ClientApp()
+    learning = SimpleNamespace(statistics=None)
     runtime = SimpleNamespace(
-        experiment=experiment, shapes=shapes, latest=Cache(), phase=str, masked=lambda phase: False
+        experiment=experiment, shapes=shapes, latest=Cache(), phase=lambda name: learning
     )
 
-    def folder(number: int) -> Path:
-        return Path(experiment.run.out) / "sites" / str(number)
+    def read(message: Message, context: Context) -> ClientRequest:
+        number = int(context.node_config["partition-id"])
+        folder = Path(experiment.run.out) / "sites" / str(number)
+        return wire.read_request(message, Client(number, folder, experiment), runtime)
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
@@ -47,8 +51,8 @@ def tiny_app(
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        number = int(context.node_config["partition-id"])
-        state, instruction = wire.read_request(message, runtime, folder(number))
+        request = read(message, context)
+        number, state, instruction = request.client.number, request.state, request.instruction
         generator = seeded("noise", number, instruction.stage, instruction.server_round)
         trained = frozenset(instruction.trained)
         adapter = nudged(state.current, trained, generator)
@@ -59,9 +63,7 @@ def tiny_app(
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        number = int(context.node_config["partition-id"])
-        _, instruction = wire.read_request(message, runtime, folder(number))
-        return wire.counts_reply(message, counts(len(instruction.tasks)))
+        return wire.counts_reply(message, counts(len(read(message, context).instruction.tasks)))
 
     return app
 

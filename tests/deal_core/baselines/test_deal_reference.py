@@ -30,7 +30,7 @@ from deal_core.config.experiment import AdapterConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.lora.arrays import by_key
-from deal_core.lora.attach import CURRENT, factors_in, lora_layers, read
+from deal_core.lora.attach import CURRENT, factors_in, lora_layers, read, set_trainable
 from deal_core.lora.payload import PREFIX, factor_of
 from deal_core.lora.state import State, start_of
 from deal_core.methods import LocalTask
@@ -39,8 +39,6 @@ from deal_core.training.batching import Cache
 from deal_core.training.loop import (
     load_state,
     mean_gradient,
-    parametrization_of,
-    penalise,
     train,
 )
 
@@ -180,9 +178,10 @@ def test_gradients_reach_every_part_of_gate_and_mlp(minilm, begun, weights):
     """Through the factors, in passes, as through all at once; and nothing else learns."""
     built = objective(minilm, begun, **weights)
     expected = end_to_end(minilm, built)
-    parametrization = parametrization_of(built, minilm.module, BOTH)
+    set_trainable(minilm.module, BOTH)
+    parametrization = built.parametrization(minilm.module, BOTH)
     mean_gradient(built, data(minilm), [0, 1, 2], 20)  # a pass an example
-    penalise(built)
+    built.penalty().backward()
     parametrization.before_step()
     found = taken(built)
     assert len(found) == len(parametrization.parameters) == 7 * 2 * 12

@@ -17,7 +17,7 @@ from deal_core.methods import LocalTask, make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
-from deal_core.training.loop import load_state, mean_gradient, penalise
+from deal_core.training.loop import load_state, mean_gradient
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 BOTH = frozenset({"lora_A", "lora_B"})
@@ -175,8 +175,9 @@ def test_the_penalty_counts_once_a_step_however_the_batch_is_cut(
         parameters = set_trainable(minilm.module, BOTH)
         for p in parameters:
             p.grad = None
-        loss = mean_gradient(objective, data, range(4), tokens) + penalise(objective)
-        results.append((loss, [p.grad.clone() for p in parameters]))
+        loss, penalty = mean_gradient(objective, data, range(4), tokens), objective.penalty()
+        penalty.backward()
+        results.append((loss + float(penalty.detach()), [p.grad.clone() for p in parameters]))
     plain = mean_gradient(objective.objective, data, range(4), 1)
     assert results[0][0] == pytest.approx(plain + price, rel=1e-4)
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)

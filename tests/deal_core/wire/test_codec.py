@@ -20,13 +20,14 @@ from deal_core.randomness import seeded
 from deal_core.wire.adapter_record import (
     BOTH,
     EXACT,
+    encode,
     pack,
     pack_update,
     selected,
     unpack,
     unpack_update,
 )
-from deal_core.wire.codec import CODECS, encode
+from deal_core.wire.codec import CODECS
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 KEY = f"{PREFIX}first.lora_B.weight"
@@ -61,7 +62,7 @@ def drawn(random_adapter):
 
 def sent(adapter: Adapter, dtype: str, trained=ONLY_B, seed: int = 0):
     """The arrays of a whole adapter, or of some of its factors."""
-    return encode(CODECS[dtype], selected(adapter, trained), seeded("wire", seed))
+    return encode(dtype, selected(adapter, trained), seeded("wire", seed))
 
 
 def with_b_of(other: Adapter, adapter: Adapter) -> Adapter:

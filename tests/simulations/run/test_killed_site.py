@@ -26,8 +26,8 @@ from deal_core.privacy.ledger import Ledger
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.strategy import start_state
-from server.wire import outgoing, request
 from simulations.engines.worker_pool import assume_identity
+from tests.client.real_site import message_of
 from tests.forked import Forker
 
 TOML = """\
@@ -121,9 +121,8 @@ def ask(experiment: Experiment, server_round: int) -> Message:
         rank=state.current.rank,
         retained_rank=state.retained.rank,
     )
-    sent = outgoing(state, "float32", seeded("down"))
     with assume_identity(7, 1):
-        return request(sent.records, sent.named_in(instruction), 1, "train", 600.0)
+        return message_of(experiment, state, instruction)
 
 
 def context(experiment: Experiment, site: Path) -> Context:
