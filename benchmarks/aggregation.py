@@ -12,7 +12,8 @@ from flwr.app import MetricRecord, RecordDict
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from torch import Tensor
 
-from deal_core.aggregation import AGGREGATION_RULES, Aggregate, ClientUpdate, finished, make_rule
+from deal_core.aggregation.rule import Aggregate, ClientUpdate, finished
+from deal_core.aggregation.rules import AGGREGATION_RULES, make_rule
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.randomness import seeded

@@ -11,7 +11,7 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 
 from deal_core.config.experiment import TrainConfig
-from deal_core.models import Encoded
+from deal_core.models.interface import Encoded
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.interface import RecordId
 from deal_core.privacy.noise import SecureNoise

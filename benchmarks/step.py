@@ -21,7 +21,8 @@ from deal_core.data.embedded import TASKS, EmbeddedTasks
 from deal_core.deal.objective import Plain
 from deal_core.lora.adapter import orthogonal_init, zero_adapter
 from deal_core.lora.attach import read, write
-from deal_core.models import Encoded, LanguageModel, load_model
+from deal_core.models import load_model
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.models.loading import best_device, locate, pretrained, quiet
 from deal_core.models.prompt import INSTRUCTION, read_template, words
 from deal_core.randomness import seeded

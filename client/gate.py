@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # a process that answers for keys and masks loads no model
     from client.site_file import SiteData, SiteFile
     from deal_core.config.data import DataConfig
     from deal_core.config.experiment import Experiment
-    from deal_core.methods import Statistics
+    from deal_core.deal.interface import Statistics
     from deal_core.wire.instruction import Instruction
 
 LEAST_NOISE = 0.61

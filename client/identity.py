@@ -33,8 +33,8 @@ from deal_core.wire.records import BLAMES
 
 if TYPE_CHECKING:
     from client.runtime import ClientRuntime
+    from deal_core.deal.interface import Phase
     from deal_core.lora.state import State
-    from deal_core.methods import Phase
     from deal_core.privacy.interface import Site
     from deal_core.wire.instruction import Instruction
 

@@ -20,7 +20,8 @@ from deal_core.atomic_write import atomic_write
 from deal_core.lora.adapter import fingerprint
 from deal_core.lora.state import State
 from deal_core.methods import is_class_incremental
-from deal_core.models import GeneratingModel, has_label_logits
+from deal_core.models import has_label_logits
+from deal_core.models.generating import GeneratingModel
 from deal_core.privacy.events import CLEAR_COUNTS, unprotected_event
 from deal_core.training.batching import Cache
 from deal_core.training.evaluation import (

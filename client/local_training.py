@@ -22,9 +22,7 @@ from client.identity import ClientRequest
 from client.runtime import ClientRuntime, ClientTask
 from client.state import RoundStore, TaskStore, sums_once
 from deal_core.data.public import public_texts, texts_digest
-from deal_core.lora.arrays import learnt_shapes
-from deal_core.lora.attach import read
-from deal_core.methods import (
+from deal_core.deal.interface import (
     EmbeddedTask,
     LocalTask,
     Statistics,
@@ -32,8 +30,10 @@ from deal_core.methods import (
     TaskHistory,
     TaskPrompt,
     Tensors,
-    under_all_labels,
 )
+from deal_core.deal.objective import under_all_labels
+from deal_core.lora.arrays import learnt_shapes
+from deal_core.lora.attach import read
 from deal_core.models.interface import Encoded
 from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.dpsgd import PrivateGradients

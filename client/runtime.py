@@ -20,18 +20,13 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import Example, TaskData, declared_labels, load_for_clients, open_source
 from deal_core.data.partition import partition
 from deal_core.deal.distillation import CACHED_FLOATS
+from deal_core.deal.interface import LocalTask, Phase, Statistics, phases_of, statistics_of
 from deal_core.lora.attach import at_task_start, read, set_trainable
 from deal_core.lora.payload import PayloadError
-from deal_core.methods import LocalTask, Phase, Statistics, method_of, phases_of, statistics_of
-from deal_core.models import (
-    Encoded,
-    GeneratingModel,
-    LanguageModel,
-    embedding_size,
-    load_model,
-    text_alone,
-)
-from deal_core.models.interface import require_stateless
+from deal_core.methods import method_of
+from deal_core.models import embedding_size, load_model
+from deal_core.models.generating import GeneratingModel
+from deal_core.models.interface import Encoded, LanguageModel, require_stateless, text_alone
 from deal_core.models.loading import best_device
 from deal_core.privacy.dpsgd import Sampled
 from deal_core.privacy.events import GROUP

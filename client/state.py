@@ -30,7 +30,7 @@ from deal_core.lora.payload import PayloadError
 from deal_core.wire.records import DIGEST, LARGEST, RECORD, check_files, record_digest
 
 if TYPE_CHECKING:
-    from deal_core.methods import Tensors
+    from deal_core.deal.interface import Tensors
     from deal_core.privacy.interface import LocalUpdate
     from deal_core.wire.instruction import Instruction
 
@@ -70,7 +70,7 @@ def forget(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class TaskStore:
-    """What a method keeps from task to task (:class:`deal_core.methods.TaskMemory`)."""
+    """What a method keeps from task to task (:class:`deal_core.deal.interface.TaskMemory`)."""
 
     folder: Path
     """The site's own; made when first needed."""
@@ -96,8 +96,8 @@ class TaskStore:
 
 @dataclass(frozen=True)
 class RoundStore:
-    """What is carried from round to round of a task: by a method
-    (:class:`deal_core.methods.RoundState`), or what a lossy wire format lost (``feedback``)."""
+    """What is carried from round to round of a task: by a method (see
+    :class:`deal_core.deal.interface.RoundState`), or what a lossy format lost (``feedback``)."""
 
     folder: Path
     """The site's own; made when first needed."""

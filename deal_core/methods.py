@@ -12,27 +12,8 @@ from deal_core.baselines.replay import Replay
 from deal_core.baselines.sequential import Lwf, OLora, Sequential, Slao
 from deal_core.config.experiment import AdapterConfig, Experiment
 from deal_core.config.method import MethodConfig
-from deal_core.deal.class_means import COUNT, SUM, whole_heads
-from deal_core.deal.interface import (
-    EmbeddedTask,
-    LocalTask,
-    Method,
-    Phase,
-    RoundState,
-    Statistics,
-    SumContext,
-    TaskDataset,
-    TaskHistory,
-    TaskMemory,
-    TaskPrompt,
-    Tensors,
-    phases_after,
-    phases_of,
-    statistics_of,
-    sums_beside_learning,
-)
+from deal_core.deal.interface import Method, statistics_of
 from deal_core.deal.method import make_deal
-from deal_core.deal.objective import under_all_labels
 from deal_core.errors import choose
 from deal_core.models import has_label_logits
 
@@ -105,36 +86,3 @@ def texts_at_once(experiment: Experiment) -> str:
     data = experiment.data
     texts = [task for task in data.generation if task in (data.tasks or data.generation)]
     return texts[0] if texts and experiment.stream.at_once else ""
-
-
-__all__ = [
-    "COUNT",
-    "FEWEST_IN_SUM",
-    "KEEP_TEXTS",
-    "METHODS",
-    "RULES",
-    "SUM",
-    "EmbeddedTask",
-    "LocalTask",
-    "Method",
-    "Phase",
-    "RoundState",
-    "Statistics",
-    "SumContext",
-    "TaskDataset",
-    "TaskHistory",
-    "TaskMemory",
-    "TaskPrompt",
-    "Tensors",
-    "is_class_incremental",
-    "make_method",
-    "method_of",
-    "phases_after",
-    "phases_of",
-    "resolve_auto",
-    "statistics_of",
-    "sums_beside_learning",
-    "texts_at_once",
-    "under_all_labels",
-    "whole_heads",
-]

@@ -13,9 +13,10 @@ from deal_core.config.experiment import Experiment, at_server, may_take_sums
 from deal_core.config.run_config import run_name
 from deal_core.data.public import public_texts, texts_digest
 from deal_core.data.source import named_tasks
+from deal_core.deal.interface import Statistics, phases_of, statistics_of, sums_beside_learning
 from deal_core.errors import UserError, choose
 from deal_core.lora.state import State
-from deal_core.methods import Statistics, method_of, phases_of, statistics_of, sums_beside_learning
+from deal_core.methods import method_of
 from deal_core.privacy.accountant import DpEvent
 from deal_core.privacy.distributed_noise import shares_without_mechanism
 from deal_core.privacy.events import unit_of

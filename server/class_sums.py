@@ -9,12 +9,15 @@ from functools import cached_property
 
 import torch
 
-from deal_core.aggregation import Aggregate
+from deal_core.aggregation.rule import Aggregate
 from deal_core.config.experiment import Experiment
 from deal_core.data import public_labels
+from deal_core.deal.class_means import COUNT, SUM
+from deal_core.deal.interface import Statistics, SumContext, Tensors, statistics_of
 from deal_core.lora.state import State
-from deal_core.methods import COUNT, SUM, Statistics, SumContext, Tensors, method_of, statistics_of
-from deal_core.models import LabelVectors, LanguageModel, label_vectors, load_model
+from deal_core.methods import method_of
+from deal_core.models import label_vectors, load_model
+from deal_core.models.interface import LabelVectors, LanguageModel
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT, grid_step
 from deal_core.protection import class_sum_noise
 from deal_core.secure_sum.layout import Layout

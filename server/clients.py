@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
-from deal_core.aggregation import NUMERICAL, AggregationFailed, one_line
+from deal_core.aggregation.rule import NUMERICAL, AggregationFailed, one_line
 from deal_core.config.experiment import Experiment, FederationConfig
 from deal_core.errors import UserError
 from deal_core.lora.payload import RETAINED, PayloadError

@@ -9,7 +9,7 @@ from statistics import median
 
 import numpy as np
 
-from deal_core.aggregation import NUMERICAL
+from deal_core.aggregation.rule import NUMERICAL
 from deal_core.errors import UserError
 from deal_core.lora.adapter import is_nonzero, zero_adapter
 from deal_core.lora.payload import PayloadError

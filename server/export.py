@@ -20,6 +20,8 @@ from safetensors.numpy import save
 from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, public_labels
+from deal_core.deal.class_means import whole_heads
+from deal_core.deal.interface import statistics_of
 from deal_core.errors import choose
 from deal_core.inference.folder import AdapterFolder, ComponentRows, Inference, TaskSpace
 from deal_core.lora.adapter import Adapter, is_nonzero, nonzero_rank, split, stack, zero_adapter
@@ -27,7 +29,7 @@ from deal_core.lora.arrays import to_arrays
 from deal_core.lora.kinds import KINDS, kind_of, rule_of
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.methods import KEEP_TEXTS, method_of, statistics_of, whole_heads
+from deal_core.methods import KEEP_TEXTS, method_of
 from deal_core.models import FAMILIES, has_label_logits
 from deal_core.models.loading import TO_THE_BIT, pinned, upstream_of, with_revision
 from deal_core.training.text_overlap import TEXT_MEASURES

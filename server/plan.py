@@ -22,8 +22,8 @@ from typing import Literal
 import torch
 
 from deal_core.config.experiment import Experiment
+from deal_core.deal.interface import Phase
 from deal_core.errors import UserError, choose
-from deal_core.methods import Phase
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import LEARN
 

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 
-from deal_core.aggregation import AggregationFailed, make_rule, require_finite
+from deal_core.aggregation.rule import AggregationFailed, require_finite
+from deal_core.aggregation.rules import make_rule
 from deal_core.config.experiment import Experiment, counts_in_sum
+from deal_core.deal.interface import Statistics, phases_after, phases_of
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Shapes, is_nonzero, zero_adapter
 from deal_core.lora.kinds import kind_of, rule_of
 from deal_core.lora.state import State
-from deal_core.methods import Statistics, method_of, phases_after, phases_of
+from deal_core.methods import method_of
 from deal_core.protection import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.secure_sum.messages import ProtocolError

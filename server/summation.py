@@ -11,17 +11,15 @@ from typing import ClassVar
 import torch
 from flwr.app import ConfigRecord, Message
 
-from deal_core.aggregation import (
+from deal_core.aggregation.rule import (
     NUMERICAL,
     Aggregate,
     Aggregation,
     ClientUpdate,
-    Limits,
     Rule,
-    Screen,
-    Verdict,
     finished,
 )
+from deal_core.aggregation.screen import Limits, Screen, Verdict
 from deal_core.config.experiment import Experiment, at_server
 from deal_core.lora.adapter import compress, stack
 from deal_core.lora.arrays import changed

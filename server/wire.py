@@ -10,8 +10,9 @@ from typing import TypeVar
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 
-from deal_core.aggregation import starting_adapter
+from deal_core.aggregation.rules import starting_adapter
 from deal_core.config.experiment import Experiment
+from deal_core.deal.interface import statistics_of
 from deal_core.installed import package_digest
 from deal_core.lora.adapter import nonzero_rank, padded, split
 from deal_core.lora.payload import (
@@ -24,7 +25,7 @@ from deal_core.lora.payload import (
     PayloadError,
 )
 from deal_core.lora.state import State
-from deal_core.methods import method_of, statistics_of
+from deal_core.methods import method_of
 from deal_core.randomness import seeded
 from deal_core.secure_sum.messages import ProtocolError, UsedUpdate
 from deal_core.wire.adapter_record import pack, unpack

@@ -21,7 +21,7 @@ from tests.forked import Forker
 
 if TYPE_CHECKING:
     from deal_core.lora.adapter import Adapter, Shapes
-    from deal_core.models import LanguageModel
+    from deal_core.models.interface import LanguageModel
 
 SHORT = [
     'data.tasks=["laboratory", "surgery"]',

@@ -18,7 +18,7 @@ import rounds
 import scoring
 import secure
 import step
-from deal_core.aggregation import AGGREGATION_RULES
+from deal_core.aggregation.rules import AGGREGATION_RULES
 
 Rows = list[dict[str, Any]]
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from deal_core.aggregation import AGGREGATION_RULES, LORA_B, ClientUpdate, finished, make_rule
+from deal_core.aggregation.rule import LORA_B, ClientUpdate, finished
+from deal_core.aggregation.rules import AGGREGATION_RULES, make_rule
 from deal_core.config.experiment import AggregationConfig
 from deal_core.config.method import RetentionConfig
 from deal_core.deal.retention import retain

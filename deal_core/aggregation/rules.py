@@ -1,5 +1,15 @@
 """The aggregation rules: means of factors (FedIT, FFA-LoRA), sums of products (FLoRA, of clients
-of any rank; FedEx-LoRA)."""
+of any rank; FedEx-LoRA).
+
+A rule is a line in :data:`AGGREGATION_RULES`::
+
+    rule = make_rule(config)
+    factors = rule.trained                      # what clients train and send
+    aggregation = rule.begin(before)
+    for update in updates:
+        aggregation.add(update)
+    result = finished(aggregation)              # current, residual, error
+"""
 
 from __future__ import annotations
 
@@ -8,6 +18,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from deal_core.aggregation.cosine_norm import cosine_norm
 from deal_core.aggregation.rule import (
     BOTH,
     LORA_A,
@@ -18,6 +29,8 @@ from deal_core.aggregation.rule import (
     check_update,
 )
 from deal_core.aggregation.running import ErrorMeter, FactorMean, ProductSum, head
+from deal_core.config.experiment import AggregationConfig
+from deal_core.errors import choose
 from deal_core.lora.adapter import (
     Adapter,
     LoraFactors,
@@ -198,6 +211,28 @@ RULES_OF_KINDS: dict[str, Rule] = {
 MEANS_OF_FACTORS = frozenset({"fedit", "ffa", "ffa-a"})
 """Rules that need the mean of each factor and no single update, so a sum is enough; and after which
 a task has learnt ``adapter.rank`` directions and no more."""
+
+
+ROBUST_RULES: dict[str, Callable[[Rule, frozenset[str]], Rule]] = {
+    "none": lambda base, distrusted: base,
+    "cosine-norm": cosine_norm,
+}
+"""``aggregation.robust`` to what wraps a rule."""
+
+
+def make_rule(config: AggregationConfig, distrusted: frozenset[str] = frozenset()) -> Rule:
+    """Return the rule an experiment asks for, inside its robust step if it asks for one.
+
+    Args:
+        config: of the experiment.
+        distrusted: clients that were left out when the robust step last judged them.
+
+    Raises:
+        UserError: an unknown ``rule`` or ``robust``; the message lists the known ones.
+    """
+    known = RULES_OF_KINDS if config.rule in RULES_OF_KINDS else AGGREGATION_RULES
+    rule = choose("aggregation rule", config.rule, known)
+    return choose("robust rule", config.robust, ROBUST_RULES)(rule, distrusted)
 
 
 def residual_of(spectra: Mapping[str, Spectrum]) -> Adapter | None:

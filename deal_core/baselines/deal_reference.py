@@ -43,7 +43,7 @@ from deal_core.lora.arrays import by_key, with_factors
 from deal_core.lora.attach import factors_in
 from deal_core.lora.payload import PREFIX, factor_of
 from deal_core.lora.state import State, start_of
-from deal_core.models import Encoded, LanguageModel
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.loop import Objective, Parametrization

@@ -37,7 +37,8 @@ from deal_core.lora.arrays import by_key
 from deal_core.lora.attach import learning_factors, merge, set_trainable, write
 from deal_core.lora.per_example import squared_gradients
 from deal_core.lora.state import State, start_of
-from deal_core.models import Encoded, GeneratingModel, LanguageModel
+from deal_core.models.generating import GeneratingModel
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache, within_budget
 from deal_core.training.loop import Objective

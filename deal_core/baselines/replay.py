@@ -15,7 +15,7 @@ from deal_core.deal.interface import LocalTask, TaskHistory
 from deal_core.deal.objective import Placed, losses_by_task, plain
 from deal_core.lora.adapter import fingerprint
 from deal_core.lora.state import State
-from deal_core.models import Encoded, LanguageModel
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.loop import Objective

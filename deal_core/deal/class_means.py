@@ -20,7 +20,7 @@ from torch import Tensor
 from deal_core.config.method import PrototypeConfig
 from deal_core.deal.interface import Phase, Statistics, SumContext, Tensors
 from deal_core.lora.state import State
-from deal_core.models import QUARTER
+from deal_core.models.fast.prompt_forest import QUARTER
 from deal_core.training.public_subspace import lifted
 
 COUNT, SUM = "count", "sum"

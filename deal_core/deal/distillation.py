@@ -24,8 +24,8 @@ from deal_core.deal.objective import plain
 from deal_core.lora.adapter import fingerprint
 from deal_core.lora.attach import at_task_start
 from deal_core.lora.state import State
-from deal_core.models import Encoded, GeneratingModel, LanguageModel
-from deal_core.models.generating import word_losses
+from deal_core.models.generating import GeneratingModel, word_losses
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.training.batching import Cache, contained, evaluation_batches
 from deal_core.training.loop import Objective
 

@@ -14,7 +14,8 @@ from deal_core.config.experiment import ModelConfig
 from deal_core.data.embedded import cache_folder
 from deal_core.data.public import public_texts
 from deal_core.lora.state import State
-from deal_core.models import Encoded, LanguageModel, embedding_size
+from deal_core.models import embedding_size
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.training.batching import Cache
 from deal_core.training.loop import Objective
 from deal_core.training.public_subspace import Subspace, public_subspace

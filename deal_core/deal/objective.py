@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deal_core.deal.interface import LocalTask, TaskDataset
-from deal_core.models import Encoded, LanguageModel
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.training.loop import Objective
 
 Placed = tuple[int, Encoded]

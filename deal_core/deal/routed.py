@@ -29,7 +29,7 @@ from deal_core.lora.adapter import (
     zero_adapter,
 )
 from deal_core.lora.state import State
-from deal_core.models import Encoded, LanguageModel
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.training.batching import Cache
 from deal_core.training.loop import Objective
 

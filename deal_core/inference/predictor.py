@@ -20,14 +20,9 @@ from deal_core.lora.adapter import Adapter, LoraFactors, split
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.payload import PREFIX
 from deal_core.lora.state import Component, State
-from deal_core.models import (
-    Encoded,
-    GeneratingModel,
-    LanguageModel,
-    load_model,
-    skeleton,
-    text_alone,
-)
+from deal_core.models import load_model, skeleton
+from deal_core.models.generating import GeneratingModel
+from deal_core.models.interface import Encoded, LanguageModel, text_alone
 from deal_core.models.loading import best_device
 from deal_core.training.evaluation import (
     AnswerSpace,

@@ -20,16 +20,9 @@ from deal_core.errors import UserError, choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.causal import CausalLM, causal_prompts
 from deal_core.models.encoder import encoder_label_vectors, load_encoder
-from deal_core.models.fast.prompt_forest import QUARTER
-from deal_core.models.generating import GeneratingModel, load_generating
-from deal_core.models.interface import (
-    Encoded,
-    ForwardOutput,
-    LabelVectors,
-    LanguageModel,
-    text_alone,
-)
-from deal_core.models.loading import EMBEDDED, check_bits, pretrained, require_fixed_places
+from deal_core.models.generating import load_generating
+from deal_core.models.interface import LabelVectors, LanguageModel
+from deal_core.models.loading import EMBEDDED, pretrained, require_fixed_places
 from deal_core.models.prompt import PromptTokens, require_distinct
 from deal_core.models.seq2seq import Seq2SeqLM, seq2seq_prompts
 
@@ -177,29 +170,3 @@ def decodes_apart(model: ModelConfig) -> bool:
     """Return whether a decoder of its own writes answers, so that they take no room of the
     prompt."""
     return family_of(model).task_type == TaskType.SEQ_2_SEQ_LM
-
-
-__all__ = [
-    "FAMILIES",
-    "QUARTER",
-    "Encoded",
-    "Family",
-    "ForwardOutput",
-    "GeneratingModel",
-    "LabelVectors",
-    "LanguageModel",
-    "adapter_shapes",
-    "auto_class",
-    "check_bits",
-    "check_label_tokens",
-    "check_weights",
-    "decodes_apart",
-    "embedding_size",
-    "family_of",
-    "has_label_logits",
-    "label_vectors",
-    "load_model",
-    "max_positions",
-    "skeleton",
-    "text_alone",
-]

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from deal_core.lora.attach import base_only
-from deal_core.models import Encoded, GeneratingModel, LanguageModel
+from deal_core.models.generating import GeneratingModel
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.training.batching import contained, evaluation_batches
 from deal_core.training.text_overlap import TEXT_MEASURES, TextMeasure
 

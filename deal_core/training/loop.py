@@ -14,7 +14,7 @@ from deal_core.config.experiment import TrainConfig
 from deal_core.lora.attach import merge, set_trainable, write
 from deal_core.lora.per_example import ExampleLosses
 from deal_core.lora.state import State
-from deal_core.models import Encoded, LanguageModel
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.training.batching import training_batches, within_budget
 
 TOKENS = 2048

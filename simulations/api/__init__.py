@@ -3,7 +3,7 @@
 Every name here is described in docs/python.md. Nothing is printed.
 """
 
-from deal_core.aggregation import ClientUpdate
+from deal_core.aggregation.rule import ClientUpdate
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example
 from deal_core.errors import UserError

@@ -6,16 +6,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deal_core.aggregation import ClientUpdate, finished, make_rule
+from deal_core.aggregation.rule import ClientUpdate, finished
+from deal_core.aggregation.rules import make_rule
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import OWN_MEMORY
 from deal_core.data import Example
+from deal_core.deal.interface import LocalTask, Phase, phases_of
 from deal_core.errors import UserError
 from deal_core.lora.attach import read
 from deal_core.lora.kinds import kind_of
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, Phase, method_of, phases_of
-from deal_core.models import LanguageModel, adapter_shapes, load_model
+from deal_core.methods import method_of
+from deal_core.models import adapter_shapes, load_model
+from deal_core.models.interface import LanguageModel
 from deal_core.models.loading import best_device
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache

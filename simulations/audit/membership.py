@@ -24,8 +24,9 @@ from scipy.stats import bootstrap, rankdata
 
 from deal_core.config.experiment import Experiment, at_server
 from deal_core.data import Example, open_source
+from deal_core.deal.interface import Statistics, statistics_of
 from deal_core.errors import UserError, at_home
-from deal_core.methods import Statistics, method_of, statistics_of
+from deal_core.methods import method_of
 from deal_core.models import load_model
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT
 from deal_core.protection import class_sum_noise

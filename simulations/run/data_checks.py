@@ -10,8 +10,9 @@ from typing import Any
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import TaskData, load_for_clients, open_source, partition
+from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError
-from deal_core.methods import method_of, statistics_of
+from deal_core.methods import method_of
 from deal_core.models import check_label_tokens, decodes_apart, has_label_logits, max_positions
 from deal_core.models.loading import pretrained
 from deal_core.models.prompt import INSTRUCTION, read_template

@@ -4,18 +4,19 @@ Every check raises a ``UserError`` with the place and the cure."""
 from __future__ import annotations
 
 from client.gate import Asked, require
-from deal_core.aggregation import AGGREGATION_RULES, MEANS_OF_FACTORS, RULES_OF_KINDS, make_rule
+from deal_core.aggregation.rules import (
+    AGGREGATION_RULES,
+    MEANS_OF_FACTORS,
+    RULES_OF_KINDS,
+    make_rule,
+)
 from deal_core.config.experiment import AggregationConfig, Experiment
+from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError
 from deal_core.lora.kinds import kind_of, rule_of
-from deal_core.methods import FEWEST_IN_SUM, RULES, method_of, statistics_of, texts_at_once
-from deal_core.models import (
-    adapter_shapes,
-    check_bits,
-    check_weights,
-    has_label_logits,
-    max_positions,
-)
+from deal_core.methods import FEWEST_IN_SUM, RULES, method_of, texts_at_once
+from deal_core.models import adapter_shapes, check_weights, has_label_logits, max_positions
+from deal_core.models.loading import check_bits
 from deal_core.protection import make_mechanism
 from deal_core.secure_sum.terms import LEAST_SITES
 from server.folder import check_tracker

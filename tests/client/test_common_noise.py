@@ -10,7 +10,8 @@ from flwr.app import Context, Message
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from deal_core.models import Encoded, adapter_shapes
+from deal_core.models import adapter_shapes
+from deal_core.models.interface import Encoded
 from deal_core.privacy.interface import LocalUpdate, RecordId, Site, UpdateRequest
 from deal_core.privacy.ledger import Ledger
 from deal_core.protection import MECHANISMS, sum_terms

@@ -10,9 +10,9 @@ from client.identity import Client, ClientRequest
 from client.local_training import class_sums
 from client.runtime import ClientRuntime
 from deal_core.data import Example
+from deal_core.deal.interface import LocalTask, TaskPrompt
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, TaskPrompt
 from deal_core.models.encoder import EncoderLabels
 from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.noise import SecureNoise

@@ -15,9 +15,9 @@ from client.local_training import worked_on
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
+from deal_core.deal.interface import TaskDataset
 from deal_core.errors import UserError
-from deal_core.methods import TaskDataset
-from deal_core.models import Encoded
+from deal_core.models.interface import Encoded
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import (
     Policy,

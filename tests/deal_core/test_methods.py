@@ -5,24 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deal_core.aggregation import starting_adapter
+from deal_core.aggregation.rules import starting_adapter
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
+from deal_core.deal.interface import LocalTask, Method, TaskDataset, TaskHistory, statistics_of
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.lora.attach import read
 from deal_core.lora.state import State
-from deal_core.methods import (
-    METHODS,
-    LocalTask,
-    Method,
-    TaskDataset,
-    TaskHistory,
-    make_method,
-    statistics_of,
-)
-from deal_core.models import Encoded, adapter_shapes
+from deal_core.methods import METHODS, make_method
+from deal_core.models import adapter_shapes
+from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.loop import Objective, load_state, train

@@ -8,7 +8,8 @@ import pytest
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import READ_BY, MethodConfig
-from deal_core.methods import METHODS, make_method, phases_of
+from deal_core.deal.interface import phases_of
+from deal_core.methods import METHODS, make_method
 
 asked: set[str] = set()
 

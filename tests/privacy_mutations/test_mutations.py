@@ -10,7 +10,8 @@ import torch
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.lora.attach import read, write
-from deal_core.models import LanguageModel, load_model
+from deal_core.models import load_model
+from deal_core.models.interface import LanguageModel
 from deal_core.privacy.dpsgd import UnsafeModel
 from deal_core.privacy.policy import BudgetSpent, OutsidePlan
 from tests.privacy_mutations.mutations import MUTATIONS

@@ -14,7 +14,8 @@ import pytest
 import torch
 from flwr.app import Message
 
-from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES, Aggregate
+from deal_core.aggregation.rule import Aggregate
+from deal_core.aggregation.rules import AGGREGATION_RULES, ROBUST_RULES
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError

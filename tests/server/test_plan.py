@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
 from deal_core.config.method import MethodConfig, PrototypeConfig
+from deal_core.deal.interface import Phase, phases_after
 from deal_core.errors import UserError
-from deal_core.methods import Phase, method_of, phases_after
+from deal_core.methods import method_of
 from deal_core.protection import run_schedule
 from server.plan import Plan, Step, make_plan, schedule
 

@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from deal_core.config.experiment import Experiment
+from deal_core.deal.class_means import COUNT, SUM
+from deal_core.deal.interface import EmbeddedTask, Statistics, SumContext
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
-from deal_core.methods import COUNT, SUM, EmbeddedTask, Statistics, SumContext, method_of
+from deal_core.methods import method_of
 from deal_core.models.interface import Encoded
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT, NoisySum
 from deal_core.privacy.interface import RecordId

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deal_core.aggregation import Aggregate
+from deal_core.aggregation.rule import Aggregate
 from deal_core.lora.adapter import Adapter, relative_difference, stack, zero_adapter
 from deal_core.lora.state import State
 from server.summation import fold_residual

@@ -21,8 +21,9 @@ from deal_core.config.experiment import Experiment, counts_in_sum
 from deal_core.data.files import FilesSource, SiteSource
 from deal_core.data.identifiers import repeated_identifiers
 from deal_core.data.source import split_off_each
+from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError
-from deal_core.methods import method_of, statistics_of
+from deal_core.methods import method_of
 from deal_core.privacy.events import GROUP, RECORD, unit_text
 from deal_core.privacy.policy import Policy, figures_allowed, protects, terms
 from deal_core.secure_sum.terms import LEAST_SITES

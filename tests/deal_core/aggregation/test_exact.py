@@ -11,15 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from deal_core.aggregation import (
-    AGGREGATION_RULES,
-    LORA_A,
-    LORA_B,
-    Aggregate,
-    ClientUpdate,
-    make_rule,
-    starting_adapter,
-)
+from deal_core.aggregation.rule import LORA_A, LORA_B, Aggregate, ClientUpdate
+from deal_core.aggregation.rules import AGGREGATION_RULES, make_rule, starting_adapter
 from deal_core.config.experiment import AggregationConfig
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors

@@ -9,21 +9,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deal_core.aggregation import (
-    AGGREGATION_RULES,
+from deal_core.aggregation.rule import (
     LORA_A,
     LORA_B,
-    ROBUST_RULES,
     AggregationFailed,
     ClientUpdate,
-    Limits,
-    Screen,
     finished,
-    make_rule,
     require_finite,
 )
+from deal_core.aggregation.rules import AGGREGATION_RULES, ROBUST_RULES, make_rule
 from deal_core.aggregation.running import fold
-from deal_core.aggregation.screen import measured
+from deal_core.aggregation.screen import Limits, Screen, measured
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
 from tests.deal_core.aggregation.updates import adapter, delta, replies, run

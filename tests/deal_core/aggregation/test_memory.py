@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from deal_core.aggregation import LORA_A, LORA_B, ClientUpdate, make_rule
+from deal_core.aggregation.rule import LORA_A, LORA_B, ClientUpdate
+from deal_core.aggregation.rules import make_rule
 from deal_core.aggregation.running import MOST_CLIENTS, FactorMean, ProductSum, one_vector
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors

@@ -9,8 +9,8 @@ import weakref
 import pytest
 import torch
 
-from deal_core.aggregation import BOTH, LORA_B, AggregationFailed, ClientUpdate, Limits, Screen
-from deal_core.aggregation.screen import HELD, measured, median_without
+from deal_core.aggregation.rule import BOTH, LORA_B, AggregationFailed, ClientUpdate
+from deal_core.aggregation.screen import HELD, Limits, Screen, measured, median_without
 from deal_core.lora.adapter import Adapter, LoraFactors
 from tests.deal_core.aggregation.updates import adapter, delta_of, moved_to, replies
 

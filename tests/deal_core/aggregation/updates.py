@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from deal_core.aggregation import LORA_A, LORA_B, ClientUpdate, make_rule
+from deal_core.aggregation.rule import LORA_A, LORA_B, ClientUpdate
+from deal_core.aggregation.rules import make_rule
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
 

@@ -10,12 +10,13 @@ from deal_core.baselines.ewc import anchored, drawn_labels, fisher_diagonal
 from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
+from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, zero_adapter
 from deal_core.lora.arrays import by_key
 from deal_core.lora.attach import factors_in, read, set_trainable
 from deal_core.lora.payload import factor_of
 from deal_core.lora.state import State, snapshot_task_start
-from deal_core.methods import LocalTask, TaskDataset, TaskHistory, make_method
+from deal_core.methods import make_method
 from deal_core.models import load_model
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache

@@ -15,12 +15,13 @@ from deal_core.baselines.sequential import in_use, overlap
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
+from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.lora.adapter import zero_adapter as zeros
 from deal_core.lora.attach import CURRENT, lora_layers, set_trainable
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, TaskDataset, TaskHistory, make_method
+from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded

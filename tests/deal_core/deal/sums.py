@@ -8,9 +8,11 @@ from torch.nn.functional import normalize
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.method import MethodConfig
+from deal_core.deal.class_means import COUNT, SUM
+from deal_core.deal.interface import EmbeddedTask, Statistics, SumContext
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
-from deal_core.methods import COUNT, SUM, EmbeddedTask, Statistics, SumContext, method_of
+from deal_core.methods import method_of
 from deal_core.randomness import seeded
 from deal_core.training.public_subspace import Subspace, principal
 

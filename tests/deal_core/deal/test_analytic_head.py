@@ -8,7 +8,8 @@ import pytest
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.deal.class_means import PROTOTYPES
-from deal_core.methods import method_of, phases_of, resolve_auto, statistics_of
+from deal_core.deal.interface import phases_of, statistics_of
+from deal_core.methods import method_of, resolve_auto
 
 
 def experiment(*overrides: str) -> Experiment:

@@ -16,11 +16,12 @@ from deal_core.deal.distillation import (
     word_teacher,
     words_distilled,
 )
+from deal_core.deal.interface import LocalTask, TaskPrompt
 from deal_core.deal.objective import Plain
 from deal_core.lora.adapter import compress
 from deal_core.lora.attach import at_task_start, read, set_trainable
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, TaskPrompt, make_method
+from deal_core.methods import make_method
 from deal_core.models import load_model
 from deal_core.privacy import dpsgd
 from deal_core.training.batching import Cache

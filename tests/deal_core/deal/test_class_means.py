@@ -9,8 +9,8 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deal_core.deal.class_means import SCALE
-from deal_core.methods import COUNT, SUM, statistics_of, whole_heads
+from deal_core.deal.class_means import COUNT, SCALE, SUM, whole_heads
+from deal_core.deal.interface import statistics_of
 from deal_core.randomness import seeded
 from deal_core.training.public_subspace import principal
 from deal_core.wire.heads import pack_heads, read_heads

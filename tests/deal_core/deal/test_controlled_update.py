@@ -9,11 +9,12 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.config.method import MethodConfig, UpdateConfig
 from deal_core.data import Example
 from deal_core.deal.controlled_update import Anchor, layer_penalty, make_anchors, update_penalty
+from deal_core.deal.interface import LocalTask
 from deal_core.deal.objective import Penalised
 from deal_core.lora.adapter import Adapter, LoraFactors, compress, zero_adapter
 from deal_core.lora.attach import CURRENT, lora_layers, set_trainable
 from deal_core.lora.state import State, snapshot_task_start
-from deal_core.methods import LocalTask, make_method
+from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache

@@ -14,9 +14,10 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
 from deal_core.deal.distillation import distillation_losses
+from deal_core.deal.interface import LocalTask
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.lora.state import State, drop_task_start, snapshot_task_start, start_of
-from deal_core.methods import LocalTask, make_method
+from deal_core.methods import make_method
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state

@@ -7,9 +7,10 @@ from torch.nn.functional import cross_entropy
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
+from deal_core.deal.interface import LocalTask, TaskDataset
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
-from deal_core.methods import METHODS, LocalTask, TaskDataset, make_method
+from deal_core.methods import METHODS, make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training.batching import Cache

@@ -14,8 +14,8 @@ from client.runtime import ClientRuntime
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError
 from deal_core.lora.attach import lora_layers
-from deal_core.models import LanguageModel, adapter_shapes, load_model
-from deal_core.models.interface import require_stateless
+from deal_core.models import adapter_shapes, load_model
+from deal_core.models.interface import LanguageModel, require_stateless
 
 LENGTH = 64
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deal_core.models import Encoded
+from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
 from deal_core.training.batching import training_batches, within_budget
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from deal_core.models import Encoded
+from deal_core.models.interface import Encoded
 from deal_core.training.batching import contained
 from deal_core.training.evaluation import (
     NO_ANSWER,

@@ -7,10 +7,11 @@ from deal_core.config.experiment import AdapterConfig, TrainConfig
 from deal_core.config.method import MethodConfig
 from deal_core.data import Example
 from deal_core.deal.distillation import make_teacher
+from deal_core.deal.interface import LocalTask
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.attach import lora_layers, merge, set_trainable, write
 from deal_core.lora.state import State
-from deal_core.methods import LocalTask, make_method
+from deal_core.methods import make_method
 from deal_core.training.batching import Cache
 from deal_core.training.hardware import compute_dtype
 from deal_core.training.loop import load_state, mean_gradient

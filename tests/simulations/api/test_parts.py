@@ -12,7 +12,7 @@ from deal_core.data import Example, TaskData, load_for_clients, partition
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import read_adapter
 from deal_core.lora.adapter import relative_difference, stack
-from deal_core.models import LanguageModel
+from deal_core.models.interface import LanguageModel
 from simulations.api import (
     ClientUpdate,
     UserError,

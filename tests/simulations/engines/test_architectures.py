@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from deal_core.aggregation import AGGREGATION_RULES
+from deal_core.aggregation.rules import AGGREGATION_RULES
 from deal_core.lora.adapter import stack
 from deal_core.models import adapter_shapes
 from deal_core.protection import MECHANISMS

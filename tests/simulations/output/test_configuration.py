@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 
 from client.site_file import SiteFile
-from deal_core.aggregation import AGGREGATION_RULES, ROBUST_RULES
+from deal_core.aggregation.rules import AGGREGATION_RULES, ROBUST_RULES
 from deal_core.config.data import DataConfig, PartitionConfig, Table
 from deal_core.config.experiment import (
     AggregationConfig,

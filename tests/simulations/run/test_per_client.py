@@ -13,7 +13,8 @@ from client.app import make_app
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.data import open_source, partition
-from deal_core.methods import METHODS, LocalTask
+from deal_core.deal.interface import LocalTask
+from deal_core.methods import METHODS
 from deal_core.wire.instruction import Instruction, read_instruction
 from server.results import read_results
 from server.run import run

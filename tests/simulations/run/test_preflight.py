@@ -10,8 +10,9 @@ from transformers import Gemma3Config
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.data import open_source
+from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError
-from deal_core.methods import method_of, statistics_of
+from deal_core.methods import method_of
 from deal_core.models import max_positions
 from deal_core.protection import make_mechanism
 from simulations.run.data_checks import check_data, check_declared, check_text_lengths

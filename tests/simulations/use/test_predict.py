@@ -23,7 +23,7 @@ from deal_core.data import Example, load_for_clients
 from deal_core.errors import UserError
 from deal_core.inference.folder import Written, find_adapter, read_inference
 from deal_core.inference.predictor import Predictor, load_predictor
-from deal_core.models import Encoded
+from deal_core.models.interface import Encoded
 from deal_core.training.evaluation import AnswerSpace, Scorer, count_both
 from server.results import read_results
 from simulations import cli
