@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from deal_core.aggregation.rule import Aggregate
 from deal_core.config.experiment import Experiment
 from deal_core.data import public_labels
 from deal_core.deal.class_means import COUNT, SUM
 from deal_core.deal.interface import Statistics, SumContext, Tensors, statistics_of
+from deal_core.errors import UserError
 from deal_core.lora.state import State
 from deal_core.methods import method_of
-from deal_core.models import label_vectors, load_model
-from deal_core.models.interface import LabelVectors, LanguageModel
+from deal_core.models import load_model
+from deal_core.models.encoder import EncoderLabels
+from deal_core.models.interface import LanguageModel
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT, grid_step
 from deal_core.protection import class_sum_noise
 from deal_core.secure_sum.layout import Layout
@@ -120,10 +123,16 @@ class PublicLabels:
         """Return the labels of several tasks, in their order."""
         return [label for task in tasks for label in self.of[task]]
 
-    @cached_property
-    def vectors(self) -> LabelVectors:
-        """Unit vectors of names by the pretrained model."""
-        return label_vectors(self.experiment.model)
+    def vectors(self, names: Sequence[str]) -> Tensor:
+        """Return unit vectors of names by the pretrained model, ``(names, size)``.
+
+        Raises:
+            UserError: the model's family has none.
+        """
+        if not isinstance(self._model, EncoderLabels):
+            family = self.experiment.model.family
+            raise UserError(f"model.family '{family}' has no vectors of label names")
+        return self._model.label_vectors(names).cpu()
 
     @cached_property
     def _model(self) -> LanguageModel:

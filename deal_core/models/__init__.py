@@ -16,12 +16,12 @@ import torch
 from peft import TaskType
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.errors import UserError, choose
+from deal_core.errors import choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.causal import CausalLM, causal_prompts
-from deal_core.models.encoder import encoder_label_vectors, load_encoder
+from deal_core.models.encoder import load_encoder
 from deal_core.models.generating import load_generating
-from deal_core.models.interface import LabelVectors, LanguageModel
+from deal_core.models.interface import LanguageModel
 from deal_core.models.loading import EMBEDDED, pretrained, require_fixed_places
 from deal_core.models.prompt import PromptTokens, require_distinct
 from deal_core.models.seq2seq import Seq2SeqLM, seq2seq_prompts
@@ -39,17 +39,13 @@ class Family:
     """The class of transformers that loads its base models."""
     has_label_logits: bool
     """Of its models (:class:`LanguageModel`)."""
-    label_vectors: Callable[[ModelConfig], LabelVectors] | None = None
-    """Model -> vectors of names of labels; None: the family has none."""
     prompts: Callable[[Any, Any, ModelConfig, int], PromptTokens] | None = None
     """Tokeniser, the base model's own settings, model, ``max_length`` -> what makes the prompts;
     None: a text is read alone."""
 
 
 FAMILIES: Mapping[str, Family] = {
-    "encoder-labels": Family(
-        load_encoder, TaskType.FEATURE_EXTRACTION, "AutoModel", True, encoder_label_vectors
-    ),
+    "encoder-labels": Family(load_encoder, TaskType.FEATURE_EXTRACTION, "AutoModel", True),
     "causal-lm": Family(
         partial(load_generating, CausalLM, "AutoModelForCausalLM", causal_prompts),
         *(TaskType.CAUSAL_LM, "AutoModelForCausalLM", False),
@@ -87,18 +83,6 @@ def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tupl
     return {
         name: (layer.out_features, layer.in_features) for name, layer in lora_layers(module).items()
     }
-
-
-def label_vectors(model: ModelConfig) -> LabelVectors:
-    """Return the frozen vectors of names of labels; weights are read.
-
-    Raises:
-        UserError: the family has none.
-    """
-    make = family_of(model).label_vectors
-    if make is None:
-        raise UserError(f"model.family '{model.family}' has no vectors of label names")
-    return make(model)
 
 
 def auto_class(model: ModelConfig) -> Any:

@@ -26,7 +26,6 @@ from deal_core.models.fast.prompt_forest import Tokens
 from deal_core.models.interface import (
     Encoded,
     ForwardOutput,
-    LabelVectors,
     LanguageModel,
     Memo,
     embedding_of,
@@ -35,8 +34,6 @@ from deal_core.models.interface import (
 from deal_core.models.loading import load_base_model, pretrained
 from deal_core.models.prompt import words
 
-LONGEST_LABEL = 128
-"""Tokens of a text for a model that reads names of labels alone."""
 ALONE_TOLERANCE = 0.05
 """Relative difference of states that rounding may make."""
 LOGIT_SCALE = 20.0
@@ -159,17 +156,6 @@ def load_encoder(
         f"model.name '{model.name}': does not read a padded text as it reads it alone, which "
         "encoder-labels needs; choose an encoder, or another model.family"
     )
-
-
-def encoder_label_vectors(model: ModelConfig) -> LabelVectors:
-    """Return what names of labels are to a model: its frozen unit vectors of them, ``(labels,
-    hidden)``, float32.
-
-    Raises:
-        UserError: as :func:`load_encoder`.
-    """
-    encoder = load_encoder(model, AdapterConfig(rank=1), LONGEST_LABEL, torch.float32)
-    return lambda labels: encoder.label_vectors(labels).cpu()
 
 
 def reads_alone(base: Any) -> bool:

@@ -65,10 +65,6 @@ class ForwardOutput:
     """How many classes, from the left, are one choice: a softmax is over one space."""
 
 
-LabelVectors = Callable[[Sequence[str]], Tensor]
-"""Names of labels to their vectors in the frozen model, ``(labels, size)``."""
-
-
 class Memo(Generic[K, V]):
     """What is made of keys, each made once and kept in memory; where more than ``most`` would be
     kept, all are forgotten first."""

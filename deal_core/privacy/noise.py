@@ -26,9 +26,6 @@ DRAWS = 4
 class NoiseSource(Protocol):
     """All randomness that a privacy guarantee rests on."""
 
-    simulation_only: bool
-    """Whether somebody else can draw the same numbers, so that nothing is guaranteed."""
-
     def normal(self, shape: torch.Size) -> Tensor:
         """Independent standard normals, float64, on the CPU."""
 
@@ -38,8 +35,6 @@ class NoiseSource(Protocol):
 
 class SecureNoise:
     """From the operating system's generator, stretched by AES-256-CTR; cannot be seeded."""
-
-    simulation_only = False
 
     def __init__(self) -> None:
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -68,8 +63,6 @@ class SecureNoise:
 
 class SeededNoise:
     """Equal seeds, equal numbers: for simulations alone."""
-
-    simulation_only = True
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator

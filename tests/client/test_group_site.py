@@ -127,8 +127,6 @@ def test_a_row_that_is_nobodys_changes_no_answer(site):
 class Quiet:
     """The noise of the mechanism without its normals."""
 
-    simulation_only = False
-
     def normal(self, shape):
         return torch.zeros(shape, dtype=torch.float64)
 

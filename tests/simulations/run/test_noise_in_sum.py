@@ -20,7 +20,7 @@ from scipy.stats import norm
 from deal_core.config.experiment import PrivacyConfig
 from deal_core.data import open_source
 from deal_core.errors import UserError
-from deal_core.models import label_vectors
+from deal_core.models import load_model
 from deal_core.privacy.accountant import DpEvent, epsilon_of
 from deal_core.privacy.certificate import certificate, check_certificate
 from deal_core.privacy.distributed_noise import trust_in_sum
@@ -159,8 +159,12 @@ def test_the_model_moves_along_label_directions_alone(finished):
     learnt = learnt_adapter(folder)
     assert set(learnt) == {f"base_model.model.pooled.lora_{f}.weight" for f in "AB"}
     A, B = (learnt[f"base_model.model.pooled.lora_{f}.weight"].astype(float) for f in "AB")
-    vectors, source = label_vectors(experiment.model), open_source(experiment.data)
-    names = [vectors(source.load(t).labels).double().numpy() for t in experiment.data.tasks]
+    encoder, source = (
+        load_model(experiment.model, experiment.adapter, 8),
+        open_source(experiment.data),
+    )
+    labels = [source.load(task).labels for task in experiment.data.tasks]
+    names = [encoder.label_vectors(own).cpu().double().numpy() for own in labels]
     spanned = np.concatenate([own - own.mean(0) for own in names])
     rank = np.linalg.matrix_rank(spanned, tol=1e-5)
     basis = np.linalg.svd(spanned, full_matrices=False)[2][:rank]
