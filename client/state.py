@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -81,12 +81,12 @@ class TaskStore:
         """Return what is kept of so many tasks; at first made from what fewer have left. That
         stays as well, so a request that is repeated finds it."""
         path = self._path(tasks)
-        kept = _read(path, basis)
+        kept = _read_tensors(path, basis)
         if kept is not None:
             return kept
         before = next((n for n in range(tasks - 1, 0, -1) if self._path(n).exists()), 0)
-        made = make(before, _read(self._path(before)) or {})
-        _write(path, made, basis)
+        made = make(before, _read_tensors(self._path(before)) or {})
+        _write_tensors(path, made, basis)
         _drop(self.folder, "task", {path, self._path(before)})
         return made
 
@@ -109,12 +109,12 @@ class RoundStore:
         """Return what the client's latest round of this task before this one left; empty where
         there was none, or another basis (in other coordinates it has no meaning)."""
         before = self._before()
-        return (_read(before, basis) or {}) if before is not None else {}
+        return (_read_tensors(before, basis) or {}) if before is not None else {}
 
     def save(self, basis: str, tensors: Tensors) -> None:
         """Keep this, and what :meth:`load` returns: a request that is repeated finds it."""
         path = self._path(self.server_round)
-        _write(path, tensors, basis)
+        _write_tensors(path, tensors, basis)
         _drop(self.folder, self.kind, {path, self._before()})
 
     def _before(self) -> Path | None:
@@ -130,22 +130,37 @@ class RoundStore:
         return self.folder / f"{self.kind}-{self.stage}-{server_round}.safetensors"
 
 
-def _write(path: Path, tensors: Tensors, basis: str) -> None:
-    from safetensors.torch import save
+def _write(path: Path, arrays: Mapping[str, NDArray[Any]], **said: str) -> None:
+    from safetensors.numpy import save
 
-    atomic_write(path, save(tensors, {"basis": basis}))
+    whole = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+    atomic_write(path, save(whole, said))
 
 
-def _read(path: Path, basis: str | None = None) -> Tensors | None:
+def _read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The arrays of a file, and what it says beside them; nothing of one that cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return arrays, dict(file.metadata() or {})
+    except (OSError, SafetensorError):
+        return {}, {}
+
+
+def _write_tensors(path: Path, tensors: Tensors, basis: str) -> None:
+    _write(path, {key: value.numpy() for key, value in tensors.items()}, basis=basis)
+
+
+def _read_tensors(path: Path, basis: str | None = None) -> Tensors | None:
     """The tensors of a file; None where there is none, or one with another basis than asked for."""
-    from safetensors import safe_open
+    import torch
 
-    if not path.exists():
+    arrays, said = _read(path)
+    if "basis" not in said or (basis is not None and said["basis"] != basis):
         return None
-    with safe_open(str(path), framework="pt") as file:
-        if basis is not None and (file.metadata() or {}).get("basis") != basis:
-            return None
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return {key: torch.from_numpy(value) for key, value in arrays.items()}
 
 
 def _drop(folder: Path, kind: str, kept: set[Path | None]) -> None:
@@ -163,40 +178,17 @@ def update_once(
     that is asked (:func:`client.requests.request_name`)."""
     path = folder / f"update-{instruction.stage}-{instruction.server_round}.safetensors"
     with alone(folder, "updates.lock"):
-        update = _read_update(path, request)
-        if update is None:
-            update = make()
-            write_update(path, request, update)
-            files = sorted(folder.glob("update-*.safetensors"), key=os.path.getmtime)
-            for old in files[:-KEPT_ROUNDS]:
-                old.unlink()
+        arrays, said = _read(path)
+        if said.get("asked") == request:
+            from deal_core.privacy.interface import LocalUpdate
+
+            return LocalUpdate(arrays, json.loads(said["figures"]))
+        update = make()
+        _write(path, update.arrays, asked=request, figures=json.dumps(dict(update.figures)))
+        files = sorted(folder.glob("update-*.safetensors"), key=os.path.getmtime)
+        for old in files[:-KEPT_ROUNDS]:
+            old.unlink()
     return update
-
-
-def write_update(path: Path, asked: str, update: LocalUpdate) -> None:
-    """Keep an update as the answer to a request."""
-    from safetensors.numpy import save
-
-    arrays = {key: np.ascontiguousarray(value) for key, value in update.arrays.items()}
-    figures = json.dumps(dict(update.figures))
-    atomic_write(path, save(arrays, {"asked": asked, "figures": figures}))
-
-
-def _read_update(path: Path, asked: str) -> LocalUpdate | None:
-    """What is kept for just this request; a file that cannot be read counts as none."""
-    from safetensors import SafetensorError, safe_open
-
-    from deal_core.privacy.interface import LocalUpdate
-
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            meta = file.metadata() or {}
-            if meta.get("asked") != asked:
-                return None
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return None
-    return LocalUpdate(arrays, json.loads(meta["figures"]))
 
 
 def sums_once(
@@ -231,16 +223,13 @@ class RetainedMissing(Exception):
 
 def load_retained(folder: Path, digest: str) -> ArrayRecord:
     """Return the adapter that was sent last, by its digest, or raise RetainedMissing."""
-    from safetensors import SafetensorError, safe_open
-
+    raw, said = _read(folder / RETAINED)
     try:
-        with safe_open(str(folder / RETAINED), framework="numpy") as file:
-            headers = json.loads((file.metadata() or {})["headers"])
-            arrays = {
-                key: Array(dtype, tuple(shape), stype, file.get_tensor(key).tobytes())
-                for key, (dtype, shape, stype) in headers.items()
-            }
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+        arrays = {
+            key: Array(dtype, tuple(shape), stype, raw[key].tobytes())
+            for key, (dtype, shape, stype) in json.loads(said["headers"]).items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise RetainedMissing("no retained adapter is kept here") from None
     record = ArrayRecord(arrays)
     if record_digest(record) != digest:
@@ -251,12 +240,10 @@ def load_retained(folder: Path, digest: str) -> ArrayRecord:
 def save_retained(folder: Path, record: ArrayRecord) -> None:
     """Keep a record in the place of the one before. A disk that is full costs the bytes of
     another message, and no answer."""
-    from safetensors.numpy import save
-
     headers = {key: (a.dtype, list(a.shape), a.stype) for key, a in record.items()}
     raw = {key: np.frombuffer(a.data, np.uint8) for key, a in record.items()}
     with suppress(OSError):
-        atomic_write(folder / RETAINED, save(raw, {"headers": json.dumps(headers)}))
+        _write(folder / RETAINED, raw, headers=json.dumps(headers))
 
 
 def store_adapter(run: Path, message: Message) -> None:
