@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -196,44 +196,31 @@ def tracked(experiment: Experiment, folder: Path, events: EventLog) -> Iterator[
     if name == "none":
         yield events
         return
+    from torch.utils.tensorboard import SummaryWriter
+
     if not experiment.run.resume:
         shutil.rmtree(folder / name, ignore_errors=True)  # of a start that came to no checkpoint
+    writer: Any = SummaryWriter(str(folder / name), flush_secs=10)
+    lines = (f"    {key} = {value}" for key, value in flatten(experiment).items())
+    writer.add_text("settings", "\n".join(lines))
     failed, done = False, 0
-    writer: Any = None
 
-    def safely(call: Callable[[], None]) -> None:
-        nonlocal failed
+    def follow(event: RunEvent) -> None:
+        nonlocal failed, done
+        if events.listener is not None:
+            events.listener(event)
+        done = event.get("round", done)
+        step = 0 if event.get("stage", 0) < 0 else done  # the start, before anything is learnt
         try:
-            if not failed:
-                call()
+            for place, value in ({} if failed else figures_of(event)).items():
+                writer.add_scalar(place, value, step)
         except Exception as error:
             failed = True
             with suppress(OSError):
                 events.write("tracking_failed", tracker=name, reason=f"{error!r}"[:500])
 
-    def begin() -> None:
-        nonlocal writer
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(folder / name), flush_secs=10)
-        lines = (f"    {key} = {value}" for key, value in flatten(experiment).items())
-        writer.add_text("settings", "\n".join(lines))
-
-    def draw(step: int, figures: Mapping[str, float]) -> None:
-        for place, value in figures.items():
-            writer.add_scalar(place, value, step)
-
-    def follow(event: RunEvent) -> None:
-        nonlocal done
-        if events.listener is not None:
-            events.listener(event)
-        done = event.get("round", done)
-        step = 0 if event.get("stage", 0) < 0 else done  # the start, before anything is learnt
-        if figures := figures_of(event):
-            safely(lambda: draw(step, figures))
-
-    safely(begin)
     try:
         yield replace(events, listener=follow)
     finally:
-        safely(lambda: writer.close())
+        with suppress(Exception):
+            writer.close()

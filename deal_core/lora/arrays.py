@@ -18,7 +18,6 @@ from deal_core.lora.payload import (
     check_header,
     check_keys,
     factor_of,
-    factor_shapes,
 )
 
 
@@ -69,11 +68,12 @@ def from_arrays(
         PayloadError: a key too many or too few, a wrong dtype or shape, a value that is
             not finite.
     """
-    expected = factor_shapes(shapes, rank)
+    like = zero_adapter(shapes, rank, scaling)
+    expected = {key: tuple(factor.shape) for key, factor in by_key(like).items()}
     check_keys(arrays.keys(), expected.keys())
     for key, shape in expected.items():
         check_header(key, str(arrays[key].dtype), arrays[key].shape, Header("float32", shape))
         if not np.isfinite(arrays[key]).all():
             raise PayloadError(f"{key}: a value is not finite")
     tensors = {key: torch.from_numpy(np.array(arrays[key], np.float32)) for key in expected}
-    return with_factors(zero_adapter(shapes, 0, scaling), tensors)
+    return with_factors(like, tensors)

@@ -12,13 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from deal_core.lora.adapter import Shapes
 
 LORA = "lora"
 """Record of the current adapter."""
@@ -63,16 +60,6 @@ class Header:
     def nbytes(self) -> int:
         """Bytes of its values."""
         return np.dtype(self.dtype).itemsize * math.prod(self.shape)
-
-
-def factor_shapes(shapes: Shapes, rank: int) -> dict[str, tuple[int, int]]:
-    """Return key to shape of every factor of an adapter: of layers ``(d_out, d_in)``, and of one
-    rank."""
-    keys: dict[str, tuple[int, int]] = {}
-    for name, (d_out, d_in) in shapes.items():
-        keys[f"{PREFIX}{name}.lora_A.weight"] = (rank, d_in)
-        keys[f"{PREFIX}{name}.lora_B.weight"] = (d_out, rank)
-    return keys
 
 
 def factor_of(key: str) -> str:

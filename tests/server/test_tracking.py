@@ -73,7 +73,7 @@ def test_a_tracker_that_fails_costs_nothing_of_the_run(
             assert self.told == 1, "no more than one"
 
         def close(self) -> None:
-            raise AssertionError("it is told no more")
+            raise AssertionError("nor can it be closed")
 
     module = SimpleNamespace(SummaryWriter=Broken)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
