@@ -21,36 +21,16 @@ SCHEMA: Literal[1] = 1
 """Version of ``inference.json``."""
 
 
-@dataclass(frozen=True)
 class AdapterFolder:
     """Names inside the folder."""
 
-    path: Path
-
-    @property
-    def weights(self) -> Path:
-        """All adapters as one, under PEFT's keys."""
-        return self.path / "adapter_model.safetensors"
-
-    @property
-    def config(self) -> Path:
-        """PEFT's settings; not there where PEFT alone could not load the adapter (pooled)."""
-        return self.path / "adapter_config.json"
-
-    @property
-    def heads(self) -> Path:
-        """Label heads, a tensor for each task; not there where no task has one."""
-        return self.path / "heads.safetensors"
-
-    @property
-    def inference(self) -> Path:
-        """See :class:`Inference`."""
-        return self.path / "inference.json"
-
-    @property
-    def card(self) -> Path:
-        """For people."""
-        return self.path / "README.md"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.weights = path / "adapter_model.safetensors"  # all adapters as one, by PEFT's keys
+        self.config = path / "adapter_config.json"  # PEFT's settings, if it can load the adapter
+        self.heads = path / "heads.safetensors"  # a tensor for each task that has one
+        self.inference = path / "inference.json"  # see Inference
+        self.card = path / "README.md"  # for people
 
 
 @dataclass(frozen=True)
