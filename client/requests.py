@@ -79,11 +79,13 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
     authorize(granted.asked())
     maskable = maskable_update(granted, message) if granted.masked else None
     learn = partial(local_update, granted, maskable.sites if maskable is not None else 0)
-    instruction, name = granted.instruction, client.as_of_today(granted.name)
-    made = learn() if client.simulated else update_once(client.folder, name, instruction, learn)
-    # One that was charged before leaves with those of its figures that may leave today.
-    figures = figures_allowed(made.figures, client.policy, granted.masked)
-    update = replace(made, figures=figures)
+    instruction = granted.instruction
+    if client.simulated:
+        update = learn()
+    else:  # also one that was charged before leaves with the figures that may leave today alone
+        kept = update_once(client.folder, client.as_of_today(granted.name), instruction, learn)
+        figures = figures_allowed(kept.figures, client.policy, granted.masked)
+        update = replace(kept, figures=figures)
     masked = None
     if maskable is not None:
         masked = maskable.masked(summed_arrays(granted, update, maskable.layout))
@@ -102,9 +104,10 @@ def read_request(message: Message, client: Client, runtime: ClientRuntime) -> Cl
         raise PayloadError("no instruction")
     instruction = read_instruction(dict(content.config_records[RECORD]))
     phase, config = runtime.phase(instruction.phase), runtime.experiment
-    masked = counts_in_sum(config)
     if instruction.task:  # sums over records always leave in a secure sum
         masked = config.aggregation.secure or phase.statistics is not None
+    else:
+        masked = counts_in_sum(config)
     others = {RECORD, SECURE} if masked else {RECORD}
     arrays = dict(content.array_records)
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}

@@ -108,7 +108,7 @@ class DealStrategy:
         figures: dict[str, float | None] = {
             "aggregation_error": aggregate.error if aggregate else exact,
             "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
-            "bytes_down": sent.bytes_down,
+            "bytes_down": sent.bytes / max(1, len(sent.requests)),
         }
         seconds = time.monotonic() - started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
@@ -156,7 +156,7 @@ class DealStrategy:
                 evaluation.hear(reply)
         history = evaluation.finish(self.history)
         if sent is not None:
-            figures = {"evaluation_bytes_down": sent.bytes_down}
+            figures = {"evaluation_bytes_down": sent.bytes / max(1, len(sent.requests))}
         self.history = history.appended("evaluate", time.monotonic() - started, **figures)
         return sent
 

@@ -92,20 +92,17 @@ class Screen:
     def judged(self) -> list[Verdict]:
         """Judge all that wait; whoever comes later is judged at once."""
         held, self._held, self._waiting = self._held, [], False
-        return [self._verdict(update, lengths) for update, lengths in held]
-
-    def _verdict(self, update: ClientUpdate, own: Lengths) -> Verdict:
-        others = len(self._weights) - 1
-        if others >= JUDGES:
-            fault = self._too_long("factors", own.factors, self._factors)
-            fault = fault or self._too_long("product", own.product, self._product)
-            if fault:
-                return Verdict(update, fault)
-        if others:
-            most = self._limits.weight_cap * median_without(self._weights, update.weight)
-            if update.weight > most:
-                return Verdict(replace(update, weight=most), cut=True)
-        return Verdict(update)
+        others, verdicts = len(self._weights) - 1, list[Verdict]()
+        for update, own in held:
+            fault, most = "", math.inf
+            if others >= JUDGES:
+                fault = self._too_long("factors", own.factors, self._factors)
+                fault = fault or self._too_long("product", own.product, self._product)
+            if others and not fault:
+                most = self._limits.weight_cap * median_without(self._weights, update.weight)
+            cut = update.weight > most
+            verdicts.append(Verdict(replace(update, weight=min(update.weight, most)), fault, cut))
+        return verdicts
 
     def _too_long(self, what: str, own: float, known: Sequence[float]) -> str:
         """Where most others did nothing at all there is nothing to compare with."""

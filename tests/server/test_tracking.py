@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +12,8 @@ from typing import Any
 import pytest
 
 from deal_core.config.experiment import Experiment
-from deal_core.errors import UserError
 from server import folder
-from server.folder import EventLog, check_tracker, figures_of, read_events, tracked
+from server.folder import EventLog, figures_of, read_events, tracked
 
 READER = """
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -89,26 +87,6 @@ def test_a_tracker_that_fails_costs_nothing_of_the_run(
     assert "no more than one" in failed["reason"]
     assert [each["event"] for each in written].count("evaluated") == 3
     assert heard == written
-
-
-def test_without_its_package_nothing_starts(
-    make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(folder, "find_spec", lambda name: None)
-    with pytest.raises(UserError) as error:
-        check_tracker(make_experiment("run.track=tensorboard"))
-    assert str(error.value) == (
-        "run.track = 'tensorboard' needs tensorboard, which is not installed; run "
-        "pip install --editable '.[tensorboard]' in the checkout, or leave run.track out"
-    )
-    check_tracker(make_experiment())
-
-
-def test_a_run_without_a_tracker_has_no_folder_for_one(tmp_path: Path) -> None:
-    log = EventLog(tmp_path / "metrics.jsonl")
-    with tracked(Experiment(), tmp_path / "tracking", log) as events:
-        assert events is log
-    assert not (tmp_path / "tracking").exists()
 
 
 @pytest.mark.parametrize(

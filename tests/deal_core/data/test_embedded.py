@@ -25,13 +25,6 @@ from deal_core.data.embedded import (
 )
 from deal_core.errors import UserError
 
-SIZES = {
-    "basic-science": (1259, 312),
-    "laboratory": (1317, 327),
-    "medicine": (1179, 293),
-    "surgery": (1185, 295),
-    "head-and-neck": (779, 194),
-}
 SPLIT = "d4480ec46aef78e07a2a0c7411c0e204874a30b85027a6557911ccfcfe584698"
 
 
@@ -45,10 +38,6 @@ def test_unknown_source_names_the_known_ones() -> None:
     known = r"known: embedded, files, hub, medmcqa, site, sites; did you mean 'medmcqa'"
     with pytest.raises(UserError, match=known):
         open_source(DataConfig(source="medmcq"))
-
-
-def test_sizes(tasks: list[TaskData]) -> None:
-    assert {task.name: (len(task.train), len(task.test)) for task in tasks} == SIZES
 
 
 def test_split_is_fixed(tasks: list[TaskData]) -> None:

@@ -1,10 +1,5 @@
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
@@ -119,30 +114,3 @@ def test_column_without_enough_groups_is_an_error() -> None:
 def test_more_clients_than_examples_is_an_error(kind: str) -> None:
     with pytest.raises(UserError, match="2 training examples for 3 clients"):
         partition(make_task([1, 1], [1, 1]), PartitionConfig(kind=kind), 3, 0)
-
-
-PRINT_DIGEST = """
-import hashlib
-from deal_core.config.data import PartitionConfig
-from deal_core.data import PARTITIONERS, Example, TaskData, partition
-examples = tuple(Example(f"text {i}", f"label {i % 3}", f"site {i % 5}") for i in range(90))
-task = TaskData("task", ("label 0", "label 1", "label 2"), examples, examples[:30])
-for kind in PARTITIONERS:
-    parts = partition(task, PartitionConfig(kind=kind), 4, 7)
-    print(kind, hashlib.sha256(repr(parts).encode()).hexdigest())
-"""
-
-
-@pytest.mark.slow
-def test_equal_seeds_give_equal_partitions_in_every_process() -> None:
-    """Also where strings have other hashes than here."""
-    hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
-    env = {"PYTHONHASHSEED": hash_seed, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PRINT_DIGEST], env=env, check=True, capture_output=True
-    )
-    assert done.stderr == b""
-    with contextlib.redirect_stdout(io.StringIO()) as here:
-        exec(PRINT_DIGEST, {})
-    assert done.stdout.decode() == here.getvalue()
-    assert len(here.getvalue().splitlines()) == len(PARTITIONERS)
