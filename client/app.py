@@ -27,11 +27,12 @@ from client.identity import (
     Client,
     as_the_site_decides,
     client_of,
+    file_of,
     log_fault,
     status_reply,
     write_log,
 )
-from client.site_file import NODE_KEY, SiteFile, read_site
+from client.site_file import SiteFile
 from client.state import store_adapter
 from deal_core.config.run_config import EXPERIMENT, from_run_config
 from deal_core.installed import without_collection
@@ -135,8 +136,7 @@ def guarded(answer: Answer, needs_model: bool = False) -> Callable[[Message, Con
     def handler(message: Message, context: Context) -> Message:
         started, file = time.monotonic(), None
         try:
-            place = context.node_config.get(NODE_KEY)
-            file = None if place is None else read_site(Path(str(place)))
+            file = file_of(context)
             if needs_model and file is not None and worker.INSIDE not in context.node_config:
                 try:
                     reply = worker.ask(file, message, context)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client.gate import Asked, Refusal, require
-from client.site_file import NAME, SiteFile, site_files
+from client.site_file import NAME, NODE_KEY, SiteFile, read_site, site_files
 from client.state import RetainedMissing, folder_of
 from deal_core.config.experiment import Experiment, RunConfig
 from deal_core.config.run_config import EXPERIMENT, PACKAGE, as_text, from_run_config, run_name
@@ -158,8 +158,14 @@ class ClientRequest:
         )
 
 
+def file_of(context: Context) -> SiteFile | None:
+    """Return ``site.toml``, None for a simulated client; a UserError where it cannot be used."""
+    place = context.node_config.get(NODE_KEY)
+    return None if place is None else read_site(Path(str(place)))
+
+
 def client_of(context: Context, file: SiteFile | None) -> Client:
-    """Return which client this is; ``file``: its ``site.toml``, None for a simulated client.
+    """Return which client this is; ``file``: what :func:`file_of` returns of the context.
 
     Raises:
         UserError: the run does not know this site.

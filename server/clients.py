@@ -7,7 +7,7 @@ across runs and restarts, node ids need not be.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -79,35 +79,29 @@ def pull(grid: Grid, ids: Collection[str], deadline_seconds: float) -> Iterator[
             time.sleep(POLL_SECONDS)
 
 
-def collect(
-    grid: Grid,
-    requests: Mapping[str, Message],
-    deadline_seconds: float,
-    again: Callable[[str, Message], Message | None] = lambda client, message: None,
+def matched(
+    ids: dict[str, str],
+    messages: Iterable[Message],
+    again: Callable[[str, Message], Mapping[str, str]] = lambda client, message: {},
     drop: Callable[[str], object] = lambda client: None,
 ) -> Iterator[Reply]:
-    """Yield exactly one reply per client to requests that are sent now, as they arrive: first those
-    whose node is gone since it was looked up, the silent last, with a fault. A reply to a request
-    of an earlier round is not seen at all.
+    """Yield the replies in ``messages`` to the requests of these ids, exactly one per client: the
+    silent come last, with a fault. A reply to a request of an earlier round is not seen at all.
 
     Args:
-        grid: Flower's.
-        requests: client name to message.
-        deadline_seconds: as of :func:`pull`.
-        again: from a client and its reply to another request, whose reply counts; None: this one
-            counts.
+        ids: of messages that are on their way, to the client.
+        messages: as they arrive.
+        again: from a client and its reply to the id of another request, whose reply counts; empty:
+            this one counts.
         drop: hears of the client of a reply beyond that.
     """
-    ids = push(grid, requests)
-    for name in requests.keys() - set(ids.values()):
-        yield Reply(name, None, ABSENT)
     waiting = dict.fromkeys(ids.values())
-    for message in pull(grid, ids, deadline_seconds):
+    for message in messages:
         client = ids.get(message.metadata.reply_to_message_id)
         if client is not None and client not in waiting:
             drop(client)
-        elif client is not None and (more := again(client, message)) is not None:
-            ids.update(push(grid, {client: more}))
+        elif client is not None and (more := again(client, message)):
+            ids.update(more)
         elif client is not None:
             del waiting[client]
             failed = message.has_error()
@@ -115,6 +109,16 @@ def collect(
             yield Reply(client, None if failed else message, fault)
     for client in waiting:
         yield Reply(client, None, LATE)
+
+
+def collect(
+    grid: Grid, requests: Mapping[str, Message], deadline_seconds: float
+) -> Iterator[Reply]:
+    """Send requests, and yield the replies as they arrive: see :func:`pull` and :func:`matched`."""
+    ids = push(grid, requests)
+    for name in requests.keys() - set(ids.values()):  # the node is gone since it was looked up
+        yield Reply(name, None, ABSENT)
+    yield from matched(ids, pull(grid, ids, deadline_seconds))
 
 
 @dataclass(frozen=True)
@@ -253,6 +257,11 @@ class Sent:
     bytes: int = 0
     """Of all that is sent."""
 
+    @property
+    def bytes_down(self) -> float:
+        """What a client is sent, mean over the clients that are asked."""
+        return self.bytes / max(1, len(self.requests))
+
 
 @dataclass(frozen=True)
 class Clients:
@@ -302,23 +311,33 @@ class Clients:
             sent.bytes += wire.payload_bytes(content)
         return sent
 
-    def replies(self, sent: Sent) -> Iterator[Reply]:
-        """Yield one reply per client to requests that are sent now, the absent first. Who lacks the
-        retained adapter is sent it, once, and has the rest of the time; what comes beyond that is
-        named in the log and dropped."""
+    def replies(self, sent: Sent, messages: Iterable[Message] | None = None) -> Iterator[Reply]:
+        """Yield one reply per client, the absent first; what comes beyond that is named in the log
+        and dropped. Who lacks the retained adapter is sent it, once, and has the rest of the time.
+        ``messages``: what arrives of requests that Flower's own loop has sent; None: they are sent
+        now."""
+
+        def drop(client: str) -> None:
+            self.event("reply_dropped", sent.step, client=client, reason="a second reply")
+
+        if messages is not None:
+            ids = {each.metadata.message_id: name for name, each in sent.requests.items()}
+            yield from self._absent(sent, ids)
+            yield from matched(ids, messages, drop=drop)
+            return
         deadline, resent = self.experiment.federation.deadline_seconds, set[str]()
-        end = time.monotonic() + deadline
-        for client in sent.requests:
+        end, ids = time.monotonic() + deadline, push(self.grid, sent.requests)
+        for client in ids.values():
             self.holding.pop(client, None)
 
-        def again(client: str, message: Message) -> Message | None:
+        def again(client: str, message: Message) -> Mapping[str, str]:
             code = wire.status(message) if message.has_content() else ""
             if code in wire.HAS_RETAINED:
                 self.holding[client] = sent.packed.digest
             left = end - time.monotonic()
             # Whoever trained later would be charged for an update that comes too late.
             if code != wire.LACKS_RETAINED or client in resent or left <= 0:
-                return None
+                return {}
             resent.add(client)
             self.event("resent", sent.step, client=client)
             first = sent.requests[client]
@@ -326,15 +345,14 @@ class Clients:
             whole = RecordDict({**first.content, **records})
             sent.bytes += wire.payload_bytes(whole)
             node, kind = first.metadata.dst_node_id, first.metadata.message_type
-            return Message(whole, node, kind, ttl=left)
+            return push(self.grid, {client: Message(whole, node, kind, ttl=left)})
 
-        def drop(client: str) -> None:
-            self.event("reply_dropped", sent.step, client=client, reason="a second reply")
+        yield from self._absent(sent, ids)
+        yield from matched(ids, pull(self.grid, ids, deadline), again, drop)
 
-        for client in sent.instructions:
-            if client not in sent.requests:
-                yield Reply(client, None, ABSENT)
-        yield from collect(self.grid, sent.requests, deadline, again, drop)
+    def _absent(self, sent: Sent, ids: Mapping[str, str]) -> Iterator[Reply]:
+        reached = set(ids.values())
+        return (Reply(name, None, ABSENT) for name in sent.instructions if name not in reached)
 
     def require_quorum(self, valid: int, asked: int, step: Step) -> None:
         """Check that enough of those who were ``asked`` gave a valid reply.

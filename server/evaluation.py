@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
@@ -52,6 +53,7 @@ class Evaluation:
     """Clients that keep theirs to themselves."""
     again: list[str] = field(default_factory=list)
     """Clients that were reached and have reported nothing."""
+    started: float = field(default_factory=time.monotonic)
     sent: Sent | None = None
     """The requests; None where it was lost before it began."""
 

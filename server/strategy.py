@@ -1,16 +1,24 @@
-"""What happens in a round: :class:`DealStrategy`. It belongs to one run, holds its state, and is
-walked step by step, with a checkpoint after each (:mod:`server.run`)."""
+"""What happens in a round: :class:`DealStrategy`, with the hooks of Flower's strategies.
+
+A strategy belongs to one run, and holds its state. It can be walked by Flower's own loop
+(``strategy.start``), or step by step, with a checkpoint after each (:mod:`server.run`).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import cycle
+from logging import INFO
 from pathlib import Path
 from typing import Any
 
 import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
 
 from deal_core.aggregation.rule import AggregationFailed, require_finite
 from deal_core.aggregation.rules import make_rule
@@ -18,6 +26,7 @@ from deal_core.config.experiment import Experiment, counts_in_sum
 from deal_core.deal.interface import Statistics, phases_after, phases_of
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Shapes, is_nonzero, zero_adapter
+from deal_core.lora.arrays import to_arrays
 from deal_core.lora.kinds import kind_of, rule_of
 from deal_core.lora.state import State
 from deal_core.methods import method_of
@@ -27,16 +36,18 @@ from deal_core.secure_sum.messages import ProtocolError
 from deal_core.training.hardware import threads
 from deal_core.wire.adapter_record import require_bounded
 from deal_core.wire.instruction import LEARN, Instruction
+from server import wire
 from server.class_sums import ClassSums, PublicLabels, clients_to_ask, tasks_to_sum
-from server.clients import Clients, Sent, instruction_of
+from server.clients import Clients, instruction_of
 from server.evaluation import Evaluation, MaskedEvaluation, found_worse, without_zeros
+from server.measures import pooled
 from server.plan import Plan, Step, schedule
 from server.results import History
 from server.secure_aggregation import SecureAggregation
 from server.summation import MaskedUpdates, Summation, Updates
 
 
-class DealStrategy:
+class DealStrategy(Strategy):
     """The rounds of a run: ``steps``, in order. ``state`` and ``history`` are those after the last
     step; at first a checkpoint's, or what the run begins from."""
 
@@ -52,47 +63,91 @@ class DealStrategy:
         self._labels = PublicLabels(clients.experiment, plan.tasks)
         # Secure sums keep in the run's folder what they must not lose.
         self._secure = SecureAggregation(clients, Path(clients.experiment.run.out))
+        self._round: Summation | None = None
+        self._evaluation: Evaluation | None = None
+        self._rounds = {step.round: step for step in self.steps if step.kind == "round"}
+        self._ends = {step.round: step for step in self.steps if step.kind == "end-stage"}
+
+    @property
+    def num_rounds(self) -> int:
+        """Rounds of the whole run."""
+        return len(self._rounds)
+
+    @property
+    def arrays(self) -> ArrayRecord:
+        """The current adapter; the strategy itself has the rest of the state."""
+        return wire.as_record(to_arrays(self.state.current))
+
+    def summary(self) -> None:
+        """Log what the strategy does."""
+        log(INFO, "%s rounds in %s stages", self.num_rounds, len(self.plan.stages))
 
     def play(self, step: Step) -> None:
         """Play one step of the run.
 
         Raises:
-            UserError: fewer valid replies than the quorum, or all clients refuse; the state and
-                history of before the step are those to go on from.
+            UserError: fewer valid replies than the quorum; the state and history of before the step
+                are those to go on from.
         """
+        arrays, config, grid = ArrayRecord(), ConfigRecord(), self.clients.grid
         if step.kind == "zero-shot":
-            start = start_state(self.clients.experiment, self.state.current.shapes)
-            self._evaluate(step, start)
+            self._evaluate_start()
         elif step.kind == "round":
-            self._round(step)
+            self.configure_train(step.round, arrays, config, grid)
+            self.aggregate_train(step.round)
         else:
-            self._end_stage(step)
+            self.configure_evaluate(step.round, arrays, config, grid)
+            self.aggregate_evaluate(step.round)
 
-    def _round(self, step: Step) -> None:
-        """One round of a phase; before the first of a stage, begin it."""
-        clients, statistics = self.clients, self._phases[step.phase].statistics
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the requests of a round, counted over the whole run from 1; before the first of a
+        stage, begin it. What is sent is the strategy's own state, with the experiment's settings.
+
+        Raises:
+            UserError: fewer clients than the quorum.
+        """
+        step, self._round, clients = self._rounds[server_round], None, self.clients
         if step.server_round == 1:
             self.state = self._begun(step)
-        before, started, summation = self.state, time.monotonic(), self._summation(step, statistics)
+        summation = self._summation(step)
         if not summation.asked:
             clients.event("round_skipped", step)
-            return
+            return []
         tasks = sorted(set(summation.asked.values()), key=self.plan.tasks.index)
         clients.event("round_started", step, clients=len(summation.asked), tasks=tasks)
-        shown = self._shown(statistics)
+        shown = self._shown(step)
         try:
-            sent = summation.open(before, shown, self._instructions(step, shown, summation))
+            sent = summation.open(self.state, shown, self._instructions(step, shown, summation))
         except ProtocolError as fault:
             clients.event("round_lost", step, reason=str(fault))
             self._require_participants(step)
             clients.event("round_skipped", step)
-            return
-        for reply in clients.replies(sent):
+            return []
+        self._round = summation
+        return list(sent.requests.values())
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message] | None = None
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the new adapter and the figures of a round; ``replies`` are taken as they come,
+        None: the requests are sent now.
+
+        Raises:
+            UserError: too few valid replies.
+        """
+        summation, self._round = self._round, None
+        if summation is None:
+            return None, None
+        step, sent, clients = summation.step, summation.sent, self.clients
+        for reply in clients.replies(sent, replies):
             summation.hear(reply)
         valid = summation.close() + summation.hindered
         self._require_participants(step)
         clients.require_quorum(valid, len(sent.instructions) - summation.idle, step)
-        state, aggregate = before, None
+        before = self.state
+        statistics, state, aggregate = self._statistics(step), before, None
         if statistics is None:  # as the clients decode it where they train it
             arrived = sent.packed.state
             if state.components:  # which are not sent to be learnt beside
@@ -108,9 +163,9 @@ class DealStrategy:
         figures: dict[str, float | None] = {
             "aggregation_error": aggregate.error if aggregate else exact,
             "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
-            "bytes_down": sent.bytes / max(1, len(sent.requests)),
+            "bytes_down": sent.bytes_down,
         }
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - summation.started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
         clients.event("round_finished", step, seconds=seconds, **counts, **figures)
         spent = {**self.history.spent, **summation.spent}
@@ -118,47 +173,87 @@ class DealStrategy:
         if aggregate is not None:
             history = history.judged(sizes.keys(), excluded)
         self.history = history.appended("train", seconds, **figures)
-        if statistics is not None and statistics.names:
-            self._keep_what_helps(step, before)
+        self._keep_what_helps(step, before)
+        known = {name: value for name, value in figures.items() if value is not None}
+        return self.arrays, MetricRecord({**known})
 
     def _keep_what_helps(self, step: Step, before: State) -> None:
         """Go back to the state before the round where most clients say that the class means which
         are new in it make answers worse."""
-        new = self.state.heads.keys() - before.heads
-        if not new or self.clients.experiment.privacy.mechanism != "none":
+        statistics, new = self._statistics(step), self.state.heads.keys() - before.heads
+        alone = statistics is None or not statistics.names
+        if alone or not new or self.clients.experiment.privacy.mechanism != "none":
             return
         tasks = [task for task in self.plan.tasks if task in new]
         if found_worse(self.clients, step, self.state, tasks):
             self.clients.event("class_means_rejected", step, tasks=tasks)
             self.state = before
 
-    def _end_stage(self, step: Step) -> None:
-        """End a stage, and note the accuracy on every task."""
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return the requests of a stage's evaluation where the round is its last, which ends it.
+        Before all, evaluate the start."""
+        self._evaluation = None
+        self._evaluate_start()
+        step = self._ends.get(server_round)
+        if step is None:
+            return []
         before, tasks = self.state, tuple(self.plan.work(step.stage))
         self.state = self._moved_on(step, lambda: self._method.end_task(before, tasks))
-        sent = self._evaluate(step, self.state)
+        self._evaluation = self._ask(step, self.state)
+        sent = self._evaluation.sent
+        return list(sent.requests.values()) if sent is not None else []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message] | None = None
+    ) -> MetricRecord | None:
+        """Return the accuracy on every task, of the counts of a stage's evaluation; ``replies`` as
+        for :meth:`aggregate_train`.
+
+        Raises:
+            UserError: fewer answered than the quorum.
+        """
+        evaluation, self._evaluation = self._evaluation, None
+        if evaluation is None:
+            return None
+        self._evaluated(evaluation, replies)
+        sent = evaluation.sent
         if sent is not None:  # as clients decode it; of zeros the rows were not sent
             arrived, current = sent.packed.state, self.state.current
             self.state = arrived if is_nonzero(current) else replace(arrived, current=current)
-        self.clients.event("stage_finished", step)
+        self.clients.event("stage_finished", evaluation.step)
+        return MetricRecord(dict(pooled(self.history.evaluations[-1], self.plan.tasks)))
 
-    def _evaluate(self, step: Step, state: State) -> Sent | None:
-        """Note the counts of an evaluation of a state in the history; return its requests."""
-        started, figures = time.monotonic(), dict[str, float]()
-        asked = self.clients, step, self.plan.tasks, self.plan.learnt(step.stage)
-        evaluation = Evaluation(*asked)
+    def _evaluate_start(self) -> None:
+        """Evaluate what the run began with, unless that is known by now."""
+        if not self.history.evaluations:
+            start = start_state(self.clients.experiment, self.state.current.shapes)
+            self._evaluated(self._ask(self.steps[1], start))
+
+    def _ask(self, step: Step, state: State) -> Evaluation:
+        """An evaluation of a state, with its requests."""
+        tasks, learnt = self.plan.tasks, self.plan.learnt(step.stage)
         if counts_in_sum(self.clients.experiment):
-            evaluation = MaskedEvaluation(*asked, secure=self._secure)
+            evaluation: Evaluation = MaskedEvaluation(
+                self.clients, step, tasks, learnt, secure=self._secure
+            )
+        else:
+            evaluation = Evaluation(self.clients, step, tasks, learnt)
         evaluation.ask(without_zeros(state))
-        sent = evaluation.sent
+        return evaluation
+
+    def _evaluated(self, evaluation: Evaluation, replies: Iterable[Message] | None = None) -> None:
+        """Note the counts of an evaluation in the history."""
+        sent, figures = evaluation.sent, {}
         if sent is not None:
-            for reply in self.clients.replies(sent):
+            for reply in self.clients.replies(sent, replies):
                 evaluation.hear(reply)
         history = evaluation.finish(self.history)
         if sent is not None:
-            figures = {"evaluation_bytes_down": sent.bytes / max(1, len(sent.requests))}
-        self.history = history.appended("evaluate", time.monotonic() - started, **figures)
-        return sent
+            figures = {"evaluation_bytes_down": sent.bytes_down}
+        seconds = time.monotonic() - evaluation.started
+        self.history = history.appended("evaluate", seconds, **figures)
 
     def _require_participants(self, step: Step) -> None:
         """Check that the policy of some client allows what the experiment asks: where none of those
@@ -167,8 +262,8 @@ class DealStrategy:
         Raises:
             UserError: all refuse.
         """
-        learners, statistics = self.plan.learners, self._phases[step.phase].statistics
-        if statistics is None and learners and learners <= self.clients.refusing:
+        learners = self.plan.learners
+        if self._statistics(step) is None and learners and learners <= self.clients.refusing:
             raise UserError(
                 f"{step.kind} {step.server_round} of stage {step.stage}: all clients that train "
                 f"({len(learners)}) refuse the experiment by their policy; deal site check "
@@ -176,9 +271,12 @@ class DealStrategy:
                 "--resume"
             )
 
-    def _summation(self, step: Step, statistics: Statistics | None) -> Summation:
+    def _statistics(self, step: Step) -> Statistics | None:
+        return self._phases[step.phase].statistics
+
+    def _summation(self, step: Step) -> Summation:
         """What the round adds up."""
-        clients, plan = self.clients, self.plan
+        clients, plan, statistics = self.clients, self.plan, self._statistics(step)
         experiment, stream = clients.experiment, len(plan.tasks)
         if statistics is not None:
             classes = {task: statistics.classes(own) for task, own in self._labels.of.items()}
@@ -221,10 +319,10 @@ class DealStrategy:
         order = torch.randperm(len(names), generator=generator)[:wanted].tolist()
         return {names[i]: eligible[names[i]] for i in sorted(order)}
 
-    def _shown(self, statistics: Statistics | None) -> State:
+    def _shown(self, step: Step) -> State:
         """Return what clients need of the state: adapters unless sums are of the frozen model, and
         label heads for gradients of them."""
-        state = self.state
+        statistics, state = self._statistics(step), self.state
         if statistics is None:
             return replace(state.view(None), heads={})
         nothing = zero_adapter(state.current.shapes, 1, self.clients.experiment.adapter.lora_alpha)
@@ -235,7 +333,7 @@ class DealStrategy:
         self, step: Step, shown: State, summation: Summation
     ) -> dict[str, Instruction]:
         """Client to what it is asked to learn, or to add up, of the state ``shown`` to it."""
-        plan, adds = self.plan, self._phases[step.phase].statistics is not None
+        plan, adds = self.plan, self._statistics(step) is not None
         trained = tuple(sorted(summation.trained))
         common = instruction_of(step, shown).model_copy(update={"trained": trained})
         met, future = plan.met(step.stage, step.server_round), plan.future(step.stage)

@@ -4,6 +4,7 @@ follows."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -82,6 +83,7 @@ class Summation:
     """Clients that could not, by what another site sent."""
     sent: Sent = field(init=False)
     """The requests of the round."""
+    started: float = field(default_factory=time.monotonic)
     secure_requests: Mapping[str, ConfigRecord] | None = None
     """Who takes part in a secure sum, each to the record of it that its request carries."""
 

@@ -17,7 +17,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from client import resident_worker
 from client.app import choose_device, make_app
 from client.gate import Refusal
-from client.identity import Client, as_the_site_decides, client_of
+from client.identity import Client, as_the_site_decides, client_of, file_of
 from client.site_file import NODE_KEY, read_site
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment
@@ -152,8 +152,7 @@ def context(site_file: Path, out: str = "/srv/server/runs/run-1", **tables: obje
 
 
 def found(asked: Context) -> Client:
-    place = asked.node_config.get(NODE_KEY)
-    return client_of(asked, None if place is None else read_site(Path(str(place))))
+    return client_of(asked, file_of(asked))
 
 
 def test_a_site_knows_its_number_and_its_own_folder(site_file: Path) -> None:
