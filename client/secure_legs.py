@@ -185,13 +185,7 @@ def conditions(client: Client, experiment: Experiment) -> SitePolicy:
 
 
 def _met(client: Client, state: SiteState, message: Message) -> SiteState:
-    """Return the state with a channel to each site of a round.
-
-    Raises:
-        UnpinnedPeer: sites that the client does not know, each with the cure.
-        ProtocolError: an announcement is not its site's, or a second one of the same site.
-        PayloadError: there are no announcements.
-    """
+    """Return the state with a channel to each site of a round."""
     pins, unknown, record = _pins(client), [], _record(message)
     names, announced = record.get(NAMES), record.get(ANNOUNCEMENTS)
     if not isinstance(names, list) or not isinstance(announced, list):

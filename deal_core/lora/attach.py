@@ -53,11 +53,7 @@ def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftM
 
 
 def _require_own_weights(base: Any, layers: Mapping[str, Any]) -> None:
-    """Check that what is merged into a layer's weight changes that layer alone.
-
-    Raises:
-        UserError: its weight is that of the input embeddings (tied).
-    """
+    """Check that what is merged into a layer's weight changes that layer alone."""
     embeddings = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
     shared = getattr(embeddings, "weight", None)
     for name, layer in layers.items():

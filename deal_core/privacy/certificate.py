@@ -154,11 +154,7 @@ def composed_over(disjoint_tasks: bool, unprotected: int) -> str:
 
 
 def _site_key(folder: Path) -> Ed25519PrivateKey:
-    """Return the site's key; made, readable by its owner alone, when there is none.
-
-    Raises:
-        UserError: it cannot be made or read, or is none.
-    """
+    """Return the site's key; made, readable by its owner alone, when there is none."""
     path = folder / KEY
     try:
         if not path.exists():

@@ -221,11 +221,7 @@ class Ledger:
         return entries
 
     def _read_head(self) -> tuple[int, str] | None:
-        """Return number and hash that the second file says; None: there is none.
-
-        Raises:
-            LedgerError: it is damaged.
-        """
+        """Return number and hash that the second file says; None: there is none."""
         try:
             known = json.loads(self.head.read_text(encoding="utf-8"))
             return int(known["seq"]), str(known["hash"])
@@ -287,12 +283,7 @@ class Ledger:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """Yield the database, made where it is missing, and closed after the block.
-
-        Raises:
-            LedgerUnusable: disk or folder do not let it: SQLite writes there even to read.
-            LedgerError: it is no database, or a damaged one.
-        """
+        """Yield the database, made where it is missing, and closed after the block."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=60, isolation_level=None)) as db:

@@ -233,11 +233,7 @@ class RecordMechanism:
         return planned
 
     def _event(self, ask: UpdateRequest, site: Site, plan: PrivacyPlan) -> LedgerEvent:
-        """Return the charge of a round: of steps, or of class sums beside them.
-
-        Raises:
-            UserError: of a task that was not planned.
-        """
+        """Return the charge of a round: of steps, or of class sums beside them."""
         work, summed = plan.of(ask.task), self.at_server
         steps = work.sample_rate, plan.noise_multiplier, work.steps
         if ask.sums_noise is not None and ask.phase != LEARN:
@@ -258,11 +254,7 @@ class RecordMechanism:
         )
 
     def _groups(self, ask: UpdateRequest) -> Sequence[int]:
-        """Return the group of every record that is asked about.
-
-        Raises:
-            UserError: groups are protected, but the records have none.
-        """
+        """Return the group of every record that is asked about."""
         if self.unit != GROUP:
             return range(len(ask.data))
         if ask.groups is None:

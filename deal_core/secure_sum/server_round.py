@@ -206,15 +206,7 @@ def unmasked_sum(held: ServerRound) -> Words:
 
 
 def _mask_keys(held: ServerRound, answers: Sequence[int]) -> tuple[list[bytes], list[bytes]]:
-    """Return the keys of streams that are in the total, and of those that were taken from it.
-
-    Args:
-        held: the round after its last leg.
-        answers: positions of as many answers as the threshold.
-
-    Raises:
-        ProtocolError: a secret is not its site's.
-    """
+    """Return the keys of streams that are in the total, and of those that were taken from it."""
     context, survivors = held.terms.context, held.survivors or ()
     weights = combining_weights([position + 1 for position in answers])
     added: list[bytes] = []

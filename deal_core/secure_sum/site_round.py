@@ -203,13 +203,7 @@ def _members(current: SiteRound) -> tuple[int, ...]:
 
 
 def _checked_survivors(current: SiteRound, survivors: bytes, own: int) -> tuple[int, ...]:
-    """Return the positions of the survivors.
-
-    Raises:
-        ProtocolError: one had not prepared, this site is not among them, or they are others than
-            this site has confirmed.
-        BelowThreshold: they are too few.
-    """
+    """Return the positions of the survivors."""
     positions, number = positions_from(survivors, len(current.terms.cohort)), current.terms.number
     if not set(positions) <= set(_members(current)):
         raise ProtocolError(f"round {number}: a survivor is named that had not prepared")

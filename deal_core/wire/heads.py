@@ -102,11 +102,7 @@ def _head(arrays: Mapping[str, NDArray[Any]], task: str, rounded: bool) -> Tenso
 
 
 def _from_rows(sent: NDArray[Any], scales: NDArray[Any]) -> Tensor:
-    """Return what :func:`by_rows` rounded, float64.
-
-    Raises:
-        PayloadError: a code out of range, or a scale that is not that of its row.
-    """
+    """Return what :func:`by_rows` rounded, float64."""
     if (sent < -LEVELS).any():
         raise PayloadError("a code is out of range")
     codes, scale = torch.from_numpy(sent.copy()).double(), torch.from_numpy(scales.copy()).double()
