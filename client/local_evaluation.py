@@ -205,6 +205,8 @@ def _worse(runtime: ClientRuntime, client: int, state: State, new: Sequence[str]
         Whether the heads make them worse by more than chance explains: of a new task's own answers
         a share of ``CLEARLY``, of all together one standard deviation of a sign test.
     """
+    if runtime.statistics is not None and runtime.statistics.routes:
+        return _routed_worse(runtime, client, state, new)
     known, names = tuple(state.heads), replace(state, heads={})
     learnt = known if has_label_logits(runtime.experiment.model) else None
     gained, records = 0.0, 0
@@ -217,4 +219,26 @@ def _worse(runtime: ClientRuntime, client: int, state: State, new: Sequence[str]
         records += len(share.held)
         if task in new and own - own_names < -CLEARLY * len(share.held):
             return True
+    return gained < -math.sqrt(records)
+
+
+def _routed_worse(runtime: ClientRuntime, client: int, state: State, new: Sequence[str]) -> bool:
+    """Return whether the heads of new tasks take texts from earlier ones: of one task more than
+    half, as two tasks of the same texts would divide them, or of all together more than they bring;
+    by one standard deviation of a sign test. Nothing is written for it."""
+    assert runtime.statistics is not None
+    before = {task: head for task, head in state.heads.items() if task not in new}
+    gained, records = 0, 0
+    for task in state.heads:
+        share = runtime.task(task, client)
+        if not share.held:
+            continue
+        held = replace(share, test=share.held, cache=Cache())
+        vectors = runtime.vectors(held, "test", runtime.statistics)
+        own = route(vectors, state.heads).count(task)
+        own -= route(vectors, before).count(task) if before else 0
+        if -own > len(held.test) / 2 + math.sqrt(len(held.test)) / 2:
+            return True
+        gained += own
+        records += len(held.test)
     return gained < -math.sqrt(records)

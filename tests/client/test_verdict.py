@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from client import local_evaluation as verdict
 
@@ -20,7 +22,9 @@ def against(monkeypatch: pytest.MonkeyPatch, told: int, among_all: int, tasks: i
         return 8 + told * new, 6 + among_all * new
 
     runtime = SimpleNamespace(
-        task=lambda task, client: Share(), experiment=SimpleNamespace(model=None)
+        task=lambda task, client: Share(),
+        experiment=SimpleNamespace(model=None),
+        statistics=None,
     )
     monkeypatch.setattr(verdict, "right_answers", right_answers)
     monkeypatch.setattr(verdict, "has_label_logits", lambda model: True)
@@ -49,3 +53,33 @@ def replaced(what, **fields):
 )
 def test_a_site_is_against_what_chance_does_not_explain(monkeypatch, told, among_all, tasks, says):
     assert against(monkeypatch, told, among_all, tasks) is says
+
+
+@pytest.mark.parametrize("earlier", [1, 4])
+@pytest.mark.parametrize(("length", "says"), [(1.0, False), (500.0, True), (-500.0, False)])
+def test_a_site_is_against_a_router_that_takes_texts_from_earlier_tasks(length, says, earlier):
+    """A class mean as long as a lie may make it answers for all; nothing is written to find out."""
+    names = [*(f"task{number}" for number in range(earlier)), "new"]
+    generator = torch.Generator().manual_seed(0)
+    centres = dict(zip(names, torch.eye(8), strict=False))
+    texts = {
+        name: centre + 0.1 * torch.rand(HELD, 8, generator=generator)
+        for name, centre in centres.items()
+    }
+    lengths = {**dict.fromkeys(names, 1.0), "new": length}
+    heads = {n: torch.cat([lengths[n] * c, torch.zeros(1)])[None] for n, c in centres.items()}
+
+    @dataclass(frozen=True)
+    class Texts:
+        name: str
+        held: tuple[int, ...] = tuple(range(HELD))
+        test: tuple[int, ...] = ()
+        cache: object = None
+
+    runtime = SimpleNamespace(
+        task=lambda task, client: Texts(task),
+        statistics=SimpleNamespace(routes=True),
+        vectors=lambda share, part, statistics: texts[share.name],
+    )
+    state = SimpleNamespace(heads=heads)
+    assert verdict._worse(runtime, 0, state, ["new"]) is says
