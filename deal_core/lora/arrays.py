@@ -15,8 +15,7 @@ from deal_core.lora.payload import (
     Arrays,
     Header,
     PayloadError,
-    check_header,
-    check_keys,
+    check_headers,
     factor_of,
 )
 
@@ -69,10 +68,9 @@ def from_arrays(
             not finite.
     """
     like = zero_adapter(shapes, rank, scaling)
-    expected = {key: tuple(factor.shape) for key, factor in by_key(like).items()}
-    check_keys(arrays.keys(), expected.keys())
-    for key, shape in expected.items():
-        check_header(key, str(arrays[key].dtype), arrays[key].shape, Header("float32", shape))
+    expected = {k: Header("float32", tuple(each.shape)) for k, each in by_key(like).items()}
+    check_headers(arrays, expected)
+    for key in expected:
         if not np.isfinite(arrays[key]).all():
             raise PayloadError(f"{key}: a value is not finite")
     tensors = {key: torch.from_numpy(np.array(arrays[key], np.float32)) for key in expected}

@@ -10,9 +10,9 @@ Without torch: a site's light process, one for every message, looks at what leav
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,19 +67,23 @@ def factor_of(key: str) -> str:
     return key.removesuffix(".weight").rpartition(".")[2]
 
 
-def check_keys(given: Iterable[str], expected: Iterable[str]) -> None:
-    """Raise :class:`PayloadError` unless both are the same set of keys."""
-    extra = sorted(set(given) - set(expected))
-    missing = sorted(set(expected) - set(given))
+def check_headers(
+    given: Mapping[str, WireArray | NDArray[Any]], expected: Mapping[str, Header]
+) -> None:
+    """Check keys, types and shapes. Nothing that is expected has more than three axes: of more the
+    rest is not looked at.
+
+    Raises:
+        PayloadError: one is not as expected.
+    """
+    extra, missing = sorted(given.keys() - expected.keys()), sorted(expected.keys() - given.keys())
     if extra:
         raise PayloadError(f"unexpected key {str(extra[0])[:120]!r} (+{len(extra) - 1} more)")
     if missing:
         raise PayloadError(f"missing key {missing[0]!r} (+{len(missing) - 1} more)")
-
-
-def check_header(key: str, dtype: str, shape: Sequence[int], want: Header) -> None:
-    """Raise :class:`PayloadError` unless type and shape are the expected ones."""
-    if dtype != want.dtype:
-        raise PayloadError(f"{key}: dtype {str(dtype)[:20]}, expected {want.dtype}")
-    if tuple(shape) != want.shape:
-        raise PayloadError(f"{key}: shape {tuple(shape)}, expected {want.shape}")
+    for key, want in expected.items():
+        dtype, shape = str(given[key].dtype), tuple(given[key].shape[:3])
+        if dtype != want.dtype:
+            raise PayloadError(f"{key}: dtype {dtype[:20]}, expected {want.dtype}")
+        if shape != want.shape:
+            raise PayloadError(f"{key}: shape {shape}, expected {want.shape}")

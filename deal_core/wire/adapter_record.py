@@ -25,8 +25,7 @@ from deal_core.lora.payload import (
     Header,
     PayloadError,
     WireArray,
-    check_header,
-    check_keys,
+    check_headers,
     factor_of,
 )
 from deal_core.wire.codec import CODECS, WireArrays
@@ -160,16 +159,14 @@ def checked_arrays(
 ) -> dict[str, NDArray[Any]]:
     """Return the arrays of a record, views of its bytes, after a check of names, types, shapes and
     sizes: the bytes must be, to the last one, numpy's for the header. Nothing is parsed and nothing
-    copied, so a message cannot make the reader do anything. Nothing that is expected has more than
-    three axes: of more the rest is not looked at.
+    copied, so a message cannot make the reader do anything.
 
     Raises:
         PayloadError: other keys, types, shapes or bytes than expected; never a value.
     """
-    check_keys(record.keys(), expected.keys())
     entries = dict(record.items())  # Flower's record looks up slowly
-    for key, want in expected.items():
-        check_header(key, entries[key].dtype, entries[key].shape[:3], want)
+    check_headers(entries, expected)
+    for key in expected:
         if entries[key].stype != NUMPY:
             raise PayloadError(f"{key}: not serialised by numpy")
     arrays: dict[str, NDArray[Any]] = {}
