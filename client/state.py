@@ -184,11 +184,16 @@ def update_once(
 
             return LocalUpdate(arrays, json.loads(said["figures"]))
         update = make()
-        _write(path, update.arrays, asked=request, figures=json.dumps(dict(update.figures)))
+        write_update(path, request, update)
         files = sorted(folder.glob("update-*.safetensors"), key=os.path.getmtime)
         for old in files[:-KEPT_ROUNDS]:
             old.unlink()
     return update
+
+
+def write_update(path: Path, request: str, update: LocalUpdate) -> None:
+    """Keep an update with the name of all that was asked."""
+    _write(path, update.arrays, asked=request, figures=json.dumps(dict(update.figures)))
 
 
 def sums_once(
