@@ -64,8 +64,8 @@ class Predictor:
         Raises:
             UserError: unknown task; or none, and the family scores labels of one task at a time.
         """
-        if not self.state.components:
-            return self._answered(texts, task, task)
+        if not texts or not self.state.components:
+            return self._answered(texts, task, task) if texts else []
         routed = [task] * len(texts) if task else self._routed(texts)
         found: dict[int, Answer | Written] = {}
         for own in dict.fromkeys(routed):

@@ -214,6 +214,7 @@ def test_texts_share_passes_and_their_answers_are_those_of_each_alone(run, predi
                 (alone.label, alone.task, alone.runner_up)
             )
             assert answer.probability == pytest.approx(alone.probability, abs=ROUNDING)
+    assert predictor.answers([]) == []
 
 
 def test_of_texts_that_are_written_the_overlap_is_told():
