@@ -77,7 +77,8 @@ def holder(lock: Path | None = None, port: int = 0) -> str:
                 for c in (process.net_connections() if port else ())
             )
             if opened or listens:
-                return f" (process {process.pid}: {' '.join(process.cmdline())[:100]})"
+                words = " ".join(process.cmdline()).split()
+                return f" (process {process.pid}: {' '.join(words)[:100]})"
     return ""
 
 

@@ -218,7 +218,7 @@ def checked(tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
 def test_all_at_once_each_once_and_the_exit_code(checked) -> None:
     """What takes longer is left out where something is wrong by then."""
     odd = Odd(
-        toml='[method]\nname = "deel"\n[train]\nlearning_rate = 0.5\n[wire]\ndtype = "int4"',
+        toml='[method]\nname = "deel"\n[train]\nlearning_rate = 0.5\n[adapter]\nkind = "lera"',
         train=(("itch of one", "a"), ("itch of one", "a"), ("rash of two", "b"), ("\0", "a")),
     )
     code, lines = checked(odd, "federation.clients=1000")
@@ -227,7 +227,7 @@ def test_all_at_once_each_once_and_the_exit_code(checked) -> None:
         "1 texts have NUL bytes",
         "warning: train.learning_rate = 0.5",
         "error: unknown method.name 'deel'",
-        "error: unknown wire.dtype 'int4'",
+        "error: unknown adapter.kind 'lera'",
     ):
         assert sum(message in line for line in lines) == 1, (message, lines)
     assert not any("1000 clients" in line for line in lines)
@@ -249,12 +249,12 @@ def test_warnings_fail_where_they_are_asked_to(checked) -> None:
 def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path: Path) -> None:
     odd = Odd(test=(*TESTS, ("itch", "c")), train=(*ROWS, (ROWS[0][0], "b")))
     text, out = io.StringIO(), tmp_path / "run"
-    request = Request(str(odd.write(tmp_path)), str(out), ("wire.dtype=int4",))
+    request = Request(str(odd.write(tmp_path)), str(out), ("adapter.kind=lera",))
     with pytest.raises(UserError) as refused:
         simulate(request, Console(file=text, width=160))
     first, second = refused.value.problems
     assert "'c' is no label of the task" in first
-    assert "unknown wire.dtype 'int4'" in second
+    assert "unknown adapter.kind 'lera'" in second
     assert "warning: task 'ward': 1 training texts have several labels" in text.getvalue()
     assert not out.exists()
 
