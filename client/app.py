@@ -44,17 +44,21 @@ if TYPE_CHECKING:
     from client.runtime import ClientRuntime
 
 Answer = Callable[[Message, Client], Message]
-TOOK: dict[str, float] = {}
-"""Kind of a request to the seconds that the last one took in this process."""
 
 
-def make_app(find_runtime: Callable[[Client], ClientRuntime] | None = None) -> ClientApp:
+def make_app(
+    find_runtime: Callable[[Client], ClientRuntime] | None = None,
+    find_file: Callable[[Context], SiteFile | None] = file_of,
+    app: ClientApp | None = None,
+) -> ClientApp:
     """Return a ClientApp; clients that share a process share one runtime.
 
     Args:
-        find_runtime: for audits; None: :func:`runtime_of`, that of the run's experiment.
+        find_runtime: None: :func:`runtime_of`, that of the run's experiment.
+        find_file: what the site has decided; None: a simulated client.
+        app: to which the answers are added; None: a new one.
     """
-    app, find = ClientApp(), find_runtime or runtime_of
+    app, find = app or ClientApp(), find_runtime or runtime_of
 
     def with_model(message: Message, client: Client) -> Message:
         runtime = find(client)
@@ -64,12 +68,12 @@ def make_app(find_runtime: Callable[[Client], ClientRuntime] | None = None) -> C
         reply = requests.training_reply if trains else requests.evaluation_reply
         return reply(message, client, runtime)
 
-    app.train()(guarded(with_model, needs_model=True))
-    app.evaluate()(guarded(with_model, needs_model=True))
+    app.train()(guarded(with_model, needs_model=True, find_file=find_file))
+    app.evaluate()(guarded(with_model, needs_model=True, find_file=find_file))
     queries: dict[str, Answer] = {"hello": hello, "adapter": adapter}
     queries |= {leg: partial(secure_leg, leg) for leg in ("announce", *LEGS)}
     for name, answer in queries.items():
-        app.query(name)(guarded(answer))
+        app.query(name)(guarded(answer, find_file=find_file))
     return app
 
 
@@ -132,27 +136,17 @@ def choose_device(site: SiteFile) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = number
 
 
-def in_time(file: SiteFile, message: Message) -> bool:
-    """Return whether work on a request may begin: before its deadline, since nobody takes what was
-    charged later. One that is too late is in the log, and where the last one took longer than there
-    is time for this one, a warning."""
-    left, took = worker.time_left(message), TOOK.get(message.metadata.message_type, 0.0)
-    if left <= 0:
-        write_log(file, "too_late", message, seconds_after_deadline=-left)
-    elif took > left:
-        write_log(file, "may_be_late", message, seconds_left=left, seconds_last_time=took)
-    return left > 0
-
-
-def guarded(answer: Answer, needs_model: bool = False) -> Callable[[Message, Context], Message]:
+def guarded(
+    answer: Answer,
+    needs_model: bool = False,
+    find_file: Callable[[Context], SiteFile | None] = file_of,
+) -> Callable[[Message, Context], Message]:
     """Answer a fault with a code; what ``needs_model`` is done where a site keeps one."""
 
     def handler(message: Message, context: Context) -> Message:
         started, file = time.monotonic(), None
         try:
-            file = file_of(context)
-            if needs_model and file is not None and not in_time(file, message):
-                return status_reply(message, "failed")
+            file = find_file(context)
             if needs_model and file is not None and worker.INSIDE not in context.node_config:
                 try:
                     reply = worker.ask(file, message, context)
@@ -170,10 +164,7 @@ def guarded(answer: Answer, needs_model: bool = False) -> Callable[[Message, Con
                 return status_reply(message, code, error.site.hex())
             return status_reply(message, code)
         ended, seconds = reply.content.config_records[STATUS]["code"], time.monotonic() - started
-        late = -worker.time_left(message)
-        after = {"seconds_after_deadline": late} if needs_model and late > 0 else {}
-        write_log(file, "answered", message, code=ended, seconds=seconds, **after)
-        TOOK[message.metadata.message_type] = seconds
+        write_log(file, "answered", message, code=ended, seconds=seconds)
         return reply
 
     return handler

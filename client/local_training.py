@@ -176,7 +176,8 @@ class LocalTraining:
         if steps is None:
             epochs = config.federation.local_epochs
             steps = NonPrivateGradients(data, epochs, config.train, seeded(*seed))
-        report = run_local_steps(runtime.model, made, steps, trained, config.train)
+        take = runtime.take_steps if gradients is None else run_local_steps
+        report = take(runtime.model, made, steps, trained, config.train)
         if gradients is not None:
             probes = runtime.probes(tuple(task.labels), task.instruction)
             gradients.finished(runtime.model, task.labels, probes)

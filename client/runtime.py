@@ -35,7 +35,7 @@ from deal_core.protection import make_mechanism
 from deal_core.training.batching import Cache
 from deal_core.training.evaluation import base_embeddings, embeddings_alone
 from deal_core.training.hardware import compute_dtype, keep_memory
-from deal_core.training.loop import Objective
+from deal_core.training.loop import Objective, run_local_steps
 from deal_core.training.public_subspace import Subspace
 
 ObjectiveOf = Callable[[LocalTask, Sequence[Encoded], Cache], Objective]
@@ -94,6 +94,8 @@ class ClientRuntime:
         self._on_left_out = on_left_out
         self.latest = Cache()
         """What the latest request was decoded to: the next client is often sent the same."""
+        self.take_steps = run_local_steps
+        """The loop of local training; another one trains without a mechanism alone."""
         self._shares: dict[str, list[TaskData]] = {}
         self._tasks: dict[tuple[str, int], ClientTask] = {}
         self._labels: dict[str, tuple[str, ...]] = {}

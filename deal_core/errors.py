@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,12 +33,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def choose(kind: str, name: str, known: Mapping[str, T]) -> T:
-    """Return what a registry has under ``name``.
+def choose(kind: str, name: str, known: Mapping[str, T], plugins: str = "") -> T:
+    """Return what a registry has under ``name``, or another package, as an entry point of the group
+    ``federated_deal.PLUGINS``.
 
     Raises:
         UserError: the name is unknown; the message lists the known ones.
     """
+    if plugins and name not in known:
+        added = entry_points(group=f"federated_deal.{plugins}")
+        known = {**known, **{each.name: each.load() for each in added if each.name == name}}
     if name not in known:
         listed = ", ".join(sorted(known))
         raise UserError(f"unknown {kind} '{name}'; known: {listed}{nearest(name, known)}")

@@ -46,7 +46,7 @@ FEWEST_IN_SUM = 3
 
 def make_method(method: MethodConfig, adapter: AdapterConfig) -> Method:
     """Return the method that the experiment names; UserError where there is none."""
-    return choose("method.name", method.name, METHODS)(method, adapter)
+    return choose("method.name", method.name, METHODS, "methods")(method, adapter)
 
 
 def method_of(experiment: Experiment) -> Method:

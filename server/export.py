@@ -30,7 +30,8 @@ from deal_core.lora.kinds import KINDS, kind_of, rule_of
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State
 from deal_core.methods import KEEP_TEXTS, method_of
-from deal_core.models import FAMILIES, has_label_logits
+from deal_core.models import family_of, has_label_logits
+from deal_core.models.given import GIVEN, given
 from deal_core.models.loading import TO_THE_BIT, pinned, upstream_of, with_revision
 from deal_core.training.text_overlap import TEXT_MEASURES
 from deal_core.wire.records import DIGEST, RECORD, digest_of, read_folder
@@ -121,6 +122,8 @@ def peft_config(adapter: Adapter, experiment: Experiment) -> LoraConfig:
     """Return PEFT's settings of all adapters as one. An embedded base model has the name under
     which the hub has the same weights, where it has them."""
     name, revision = with_revision(experiment.model.name)
+    if name.startswith(GIVEN):
+        name = getattr(given(name).base, "name_or_path", "")
     name = upstream_of(name) if name in TO_THE_BIT else name
     return LoraConfig(
         r=adapter.rank,
@@ -128,7 +131,7 @@ def peft_config(adapter: Adapter, experiment: Experiment) -> LoraConfig:
         target_modules=sorted(adapter.layers),
         base_model_name_or_path=name,
         revision=revision or None,
-        task_type=FAMILIES[experiment.model.family].task_type,
+        task_type=family_of(experiment.model).task_type,
         inference_mode=True,
     )
 
@@ -146,7 +149,7 @@ def _inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpace])
         model=experiment.model,
         adapter_kind=experiment.adapter.kind,
         upstream=upstream_of(experiment.model.name),
-        task_type=FAMILIES[experiment.model.family].task_type.value,
+        task_type=family_of(experiment.model).task_type.value,
         pooling="mean" if logits else "none",
         max_length=experiment.train.max_length,
         precision="float32" if precision == "auto" and needs_float32 else precision,
@@ -253,7 +256,7 @@ def hub_name(inference: Inference) -> str:
     """Return the base model's name on the Hugging Face hub, without a revision; empty where it is a
     folder."""
     name = with_revision(inference.upstream or inference.model.name)[0]
-    is_hub = name.count("/") <= 1 and not name.startswith((".", "/", "~", "embedded:"))
+    is_hub = name.count("/") <= 1 and not name.startswith((".", "/", "~", "embedded:", GIVEN))
     return name if is_hub and not Path(name).exists() else ""
 
 

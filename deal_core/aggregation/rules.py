@@ -231,7 +231,7 @@ def make_rule(config: AggregationConfig, distrusted: frozenset[str] = frozenset(
         UserError: an unknown ``rule`` or ``robust``; the message lists the known ones.
     """
     known = RULES_OF_KINDS if config.rule in RULES_OF_KINDS else AGGREGATION_RULES
-    rule = choose("aggregation rule", config.rule, known)
+    rule = choose("aggregation rule", config.rule, known, "aggregators")
     return choose("robust rule", config.robust, ROBUST_RULES)(rule, distrusted)
 
 

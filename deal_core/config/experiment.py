@@ -21,8 +21,9 @@ class ModelConfig(Table):
     """The frozen base model."""
 
     family: str = "encoder-labels"
-    """Model family: ``encoder-labels``, ``causal-lm`` or ``seq2seq-lm``; the last two answer in
-    words (generating models)."""
+    """Model family: ``encoder-labels``; ``causal-lm`` or ``seq2seq-lm``, which answer in words
+    (generating models); ``sequence-classification``, with a head of its own; ``own-loss`` (of a
+    model that a program passes)."""
     name: str = "embedded:minilm"
     """``embedded:NAME``, a folder, or a Hugging Face hub name; ``NAME@REVISION`` (a tag, or the
     hash of a commit) is the same at every institution, however the name moves on."""
@@ -55,7 +56,7 @@ class AdapterConfig(Table):
     """Ranks of the clients' own adapters, dealt out in turn, none above ``rank`` (rule ``flora``);
     empty: ``rank`` for all."""
     target_modules: tuple[str, ...] = ()
-    """Names of the adapted linear layers; empty: those of queries and values in attentions."""
+    """Names of the adapted linear layers; empty: the family's default (q and v)."""
     first_layer: int = Field(0, ge=0)
     """First layer of the model that is adapted, of an encoder-decoder in both. What lies below
     never changes, so a text passes it once in a run (causal-lm)."""

@@ -38,14 +38,11 @@ def leaves(experiment: Experiment) -> dict[str, Any]:
 
 Value = bool | int | float | str
 
-PATIENCE = ("federation.deadline_seconds", "federation.quorum")
-"""Keys of how long a round waits, and for how many."""
 WHERE = (
     *("description", "run.out", "run.resume", "run.track"),
-    *("run.engine", "run.threads", "run.workers", *PATIENCE),
+    *("run.engine", "run.threads", "run.workers"),
 )
-"""Keys that say where and how a run is done, and change nothing of what it computes or releases:
-with others a run may go on."""
+"""Keys that say where and how a run is done, and change nothing of what it finds or releases."""
 
 
 def flatten(experiment: Experiment) -> dict[str, Value]:

@@ -11,6 +11,7 @@ from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
 from deal_core.data.embedded import EmbeddedTasks
 from deal_core.data.files import FilesSource, SiteSource
+from deal_core.data.given import GIVEN, GivenTasks
 from deal_core.data.hub import HubSource
 from deal_core.data.source import (
     DataSource,
@@ -73,7 +74,9 @@ def open_source(config: DataConfig, unit_column: str = "") -> DataSource:
     Raises:
         UserError: unknown source, the message lists the known ones; or one without columns.
     """
-    return choose("data.source", config.source, SOURCES)(config, unit_column)
+    if config.source.startswith(GIVEN):
+        return GivenTasks(config, unit_column)
+    return choose("data.source", config.source, SOURCES, "sources")(config, unit_column)
 
 
 def public_labels(config: DataConfig, task: str) -> tuple[str, ...]:

@@ -19,10 +19,13 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.causal import CausalLM, causal_prompts
+from deal_core.models.classifier import SequenceClassifier, with_head
 from deal_core.models.encoder import load_encoder
 from deal_core.models.generating import load_generating
+from deal_core.models.given import GIVEN, copy_of, given
 from deal_core.models.interface import LanguageModel
 from deal_core.models.loading import EMBEDDED, pretrained, require_fixed_places
+from deal_core.models.own_loss import load_own_loss
 from deal_core.models.prompt import PromptTokens, require_distinct
 from deal_core.models.seq2seq import Seq2SeqLM, seq2seq_prompts
 
@@ -42,6 +45,8 @@ class Family:
     prompts: Callable[[Any, Any, ModelConfig, int], PromptTokens] | None = None
     """Tokeniser, the base model's own settings, model, ``max_length`` -> what makes the prompts;
     None: a text is read alone."""
+    layers: Callable[[Any, AdapterConfig], AdapterConfig] = lambda base, adapter: adapter
+    """Base model, adapter -> the adapter with the layers that are adapted where it names none."""
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -56,12 +61,18 @@ FAMILIES: Mapping[str, Family] = {
         *(TaskType.SEQ_2_SEQ_LM, "AutoModelForSeq2SeqLM", False),
         prompts=seq2seq_prompts,
     ),
+    "sequence-classification": Family(
+        partial(load_encoder, make=SequenceClassifier, loader="AutoModelForSequenceClassification"),
+        *(TaskType.FEATURE_EXTRACTION, "AutoModelForSequenceClassification", True),
+        layers=with_head,
+    ),
+    "own-loss": Family(load_own_loss, TaskType.FEATURE_EXTRACTION, "AutoModel", True),
 }
 
 
 def family_of(model: ModelConfig) -> Family:
     """Return the family of a model; :class:`UserError`: unknown, the message lists the known."""
-    return choose("model.family", model.family, FAMILIES)
+    return choose("model.family", model.family, FAMILIES, "models")
 
 
 def load_model(
@@ -77,9 +88,9 @@ def load_model(
 
 def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:
     """Return layer name to ``(d_out, d_in)`` of every adapted layer, without reading weights."""
-    base = skeleton(model)
+    base, family = skeleton(model), family_of(model)
     require_fixed_places(base, model.name)
-    module = attach(base, adapter, family_of(model).task_type)
+    module = attach(base, family.layers(base, adapter), family.task_type)
     return {
         name: (layer.out_features, layer.in_features) for name, layer in lora_layers(module).items()
     }
@@ -96,6 +107,8 @@ def skeleton(model: ModelConfig) -> Any:
     """Return the base model without weights (meta device): enough to know its layers."""
     from transformers import AutoConfig
 
+    if model.name.startswith(GIVEN):
+        return copy_of(given(model.name).base, "meta")
     config = pretrained(AutoConfig, model.name)
     with torch.device("meta"):
         return auto_class(model).from_config(config)

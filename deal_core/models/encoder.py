@@ -49,7 +49,7 @@ class EncoderLabels(LanguageModel):
 
     def __init__(self, base: Any, tokenizer: Any, adapter: AdapterConfig, max_length: int) -> None:
         super().__init__(base, adapter, TaskType.FEATURE_EXTRACTION)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._encoder = tokenizer, self.module
         self.tokens: Memo[str, list[int]] = Memo(
             lambda texts: tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
         )
@@ -100,15 +100,20 @@ class EncoderLabels(LanguageModel):
         with torch.no_grad():
             return [self._embed([ids])[0].float().cpu() for ids in token_ids]
 
-    def _embed(self, token_ids: Sequence[Sequence[int]], layers: int = 1) -> Tensor:
-        """Return unit vectors of mean-pooled token states."""
+    def _padded(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Return ids, and which of them are of a text, ``(texts, longest)`` each."""
         longest = max(len(ids) for ids in token_ids)
         pad = self._tokenizer.pad_token_id or 0
         ids = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in token_ids])
         lengths = torch.tensor([len(ids) for ids in token_ids])
-        mask = (torch.arange(longest)[None, :] < lengths[:, None]).to(self.device)
-        output = self.module(
-            input_ids=ids.to(self.device),
+        mask = torch.arange(longest)[None, :] < lengths[:, None]
+        return ids.to(self.device), mask.to(self.device)
+
+    def _embed(self, token_ids: Sequence[Sequence[int]], layers: int = 1) -> Tensor:
+        """Return unit vectors of mean-pooled token states."""
+        ids, mask = self._padded(token_ids)
+        output = self._encoder(
+            input_ids=ids,
             attention_mask=mask.long(),
             output_hidden_states=layers > 1,
         )
@@ -136,25 +141,30 @@ class EncoderLabels(LanguageModel):
 
 
 def load_encoder(
-    model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
+    model: ModelConfig,
+    adapter: AdapterConfig,
+    max_length: int,
+    dtype: torch.dtype,
+    make: type[EncoderLabels] = EncoderLabels,
+    loader: str = "AutoModel",
 ) -> EncoderLabels:
     """Return the model, base and tokeniser loaded, with our attention, or, where it has one of its
-    own that takes masks of another kind (MPNet), with that.
+    own that takes masks of another kind (MPNet), with that. ``loader``: class of transformers.
 
     Raises:
         UserError: the model cannot be loaded, or a text beside a longer one has other states than
             it has alone.
     """
-    from transformers import AutoModel, AutoTokenizer
+    import transformers
 
     for attention in (register_attention(), "eager"):
-        base = load_base_model(AutoModel, model, dtype, attention)
-        if reads_alone(base):
-            tokenizer = pretrained(AutoTokenizer, model.name)
-            return EncoderLabels(base, tokenizer, adapter, max_length)
+        base = load_base_model(getattr(transformers, loader), model, dtype, attention)
+        if reads_alone(base.base_model):
+            tokenizer = pretrained(transformers.AutoTokenizer, model.name)
+            return make(base, tokenizer, adapter, max_length)
     raise UserError(
         f"model.name '{model.name}': does not read a padded text as it reads it alone, which "
-        "encoder-labels needs; choose an encoder, or another model.family"
+        f"{model.family} needs; choose an encoder, or another model.family"
     )
 
 

@@ -21,6 +21,7 @@ from deal_core.data.hub import reach_hub
 from deal_core.errors import UserError, nearest
 from deal_core.lora.linear import compute_whole
 from deal_core.models.fast.unpacked import unpacked
+from deal_core.models.given import GIVEN, part_of
 
 EMBEDDED = "embedded:"
 UPSTREAM = {
@@ -101,6 +102,14 @@ def pretrained(loader: Any, name: str, **options: Any) -> Any:
         UserError: neither a folder nor reachable on the hub (within ten seconds), a checkpoint
             that lacks weights, or an attention that cannot be replaced.
     """
+    if name.startswith(GIVEN):
+        try:
+            return part_of(loader, name, options)
+        except ValueError as error:
+            raise UserError(
+                f"model.name '{name}': its attention cannot be replaced ({error}); choose another "
+                "model"
+            ) from None
     is_model = loader.__name__.startswith("AutoModel")
     dtype = str(options.get("dtype", "float32")).removeprefix("torch.") if is_model else ""
     location, revision = locate(name, dtype)
@@ -159,12 +168,14 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def load_base_model(loader: Any, model: ModelConfig, dtype: torch.dtype, attention: str) -> Any:
+def load_base_model(
+    loader: Any, model: ModelConfig, dtype: torch.dtype, attention: str = ""
+) -> Any:
     """Return the frozen base model; ``dtype`` is that of activations, and of weights that keep all
-    their bits, ``attention`` one that transformers knows. Its faults are those of
+    their bits, ``attention`` one that transformers knows (empty: its own). Its faults are those of
     :func:`pretrained`, :func:`check_bits` and :func:`require_fixed_places`."""
     check_bits(model)
-    options = {"dtype": dtype, "attn_implementation": attention}
+    options = {"dtype": dtype, **({"attn_implementation": attention} if attention else {})}
     base = pretrained(loader, model.name, **options, **_quantization(model.bits, dtype))
     compute_whole(base)
     require_fixed_places(base, model.name)

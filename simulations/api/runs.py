@@ -17,8 +17,10 @@ from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError, at_home
 from deal_core.inference.folder import Answer, Written, find_adapter
 from deal_core.inference.predictor import Predictor, load_predictor
+from deal_core.models.given import keep
 from server.folder import Listener
 from server.results import Results, read_results
+from simulations.api.nouns import read_model
 from simulations.output.files import toml_value
 from simulations.run.experiment import (
     Request,
@@ -61,7 +63,7 @@ class Run:
         """Return the answer to each text, as ``deal predict`` gives it.
 
         Args:
-            texts: they share passes, which changes scores by rounding.
+            texts: each is computed alone, and depends on no other.
             task: choose among its labels; empty: among those of all tasks learnt.
 
         Raises:
@@ -72,7 +74,7 @@ class Run:
             raise UserError("predict: texts is one string; give a list of texts")
         asked = [text.text for text in typed_texts(texts)]
         self.predictor.check(task)
-        return self.predictor.answers(asked, task)
+        return [self.predictor.answer(text, task) for text in asked]
 
 
 def run(
@@ -109,17 +111,21 @@ def run(
     return Run(Path(experiment.run.out))
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, model: Any = None, tokenizer: Any = None) -> Run:
     """Return a finished run.
 
     Args:
         path: run folder, or an adapter folder (``RUN/adapter``, here or at a site).
+        model: that the run's clients were passed, where they were; else it is known by its name.
+        tokenizer: of the model.
 
     Raises:
         UserError: there is none, or it has not finished.
     """
     folder = at_home(path).resolve()
     find_adapter(folder)
+    if model is not None:
+        keep(read_model(model, tokenizer))
     return Run(folder)
 
 

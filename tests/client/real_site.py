@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from client.app import make_app
 from client.gate import authorize
@@ -32,7 +33,6 @@ from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.ledger import Ledger
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
-from deal_core.wire.records import LATE_SECONDS
 from server.strategy import start_state
 from server.wire import kind_of, packed
 from simulations.engines.worker_pool import assume_identity
@@ -130,8 +130,9 @@ class RealSite:
         state: State | None = None,
         run: str = "run-1",
         kind: str = "train",
+        app: ClientApp | None = None,
     ) -> Message:
-        """Send one request to the real app; return what leaves."""
+        """Send one request to the real app, or to ``app``; return what leaves."""
         state = state or start(experiment)
         config = placed(experiment, f"/srv/runs/{run}")
         node = {NODE_KEY: str(self.folder / "site.toml"), INSIDE: True}
@@ -140,7 +141,7 @@ class RealSite:
             record = message.content.config_records["instruction"]
             for key, value in instruction.items():
                 record[key] = value
-            return make_app()(message, Context(7, 1, node, RecordDict(), config))
+            return (app or make_app())(message, Context(7, 1, node, RecordDict(), config))
 
 
 def message_of(
@@ -151,7 +152,7 @@ def message_of(
     retained = {"retained_digest": sent.digest, "retained_rows": sent.retained_rank}
     asked = ConfigRecord(instruction.model_copy(update=retained).to_config())
     content = RecordDict({**sent.records, "instruction": asked})
-    return Message(content, node, kind or kind_of(instruction), ttl=2 * LATE_SECONDS)
+    return Message(content, node, kind or kind_of(instruction), ttl=600.0)
 
 
 def asking(state: State) -> Instruction:

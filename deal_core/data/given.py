@@ -1,0 +1,104 @@
+"""Rows that a program passes as objects, as a source of tasks: ``given:DIGEST``, equal for equal
+rows, known while the process lasts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import astuple, replace
+from typing import Any
+
+from deal_core.config.data import DataConfig
+from deal_core.data.source import Example, TaskData, limited
+from deal_core.errors import UserError
+
+GIVEN = "given:"
+Sides = tuple[tuple[Example, ...], tuple[Example, ...]]
+"""Training and test rows."""
+
+
+_known: dict[str, Mapping[str, Sides]] = {}
+
+
+def keep_rows(tasks: Mapping[str, Sides]) -> str:
+    """Return the ``data.source`` under which the rows of tasks are known from now on."""
+    hashed = hashlib.sha256()
+    for task, sides in sorted(tasks.items()):
+        known = [task, [[astuple(row) for row in side] for side in sides]]
+        hashed.update(json.dumps(known).encode())
+    source = f"{GIVEN}{hashed.hexdigest()[:12]}"
+    _known[source] = tasks
+    return source
+
+
+class GivenTasks:
+    """Tasks and labels as the experiment names them, and rows as they were passed."""
+
+    def __init__(self, config: DataConfig, unit_column: str = "") -> None:
+        if config.source not in _known:
+            raise UserError(
+                f"data.source '{config.source}': rows that a program passes, and this one has "
+                "passed none of the kind"
+            )
+        if unit_column:
+            raise UserError("privacy.unit_column: rows that a program passes have no columns")
+        self._config, self._tasks = config, _known[config.source]
+
+    def task_names(self) -> tuple[str, ...]:
+        """Return ``data.tasks``, or all."""
+        return self._config.tasks or tuple(self._tasks)
+
+    def load(self, task: str) -> TaskData:
+        """Return a task.
+
+        Raises:
+            UserError: a row has a label that the task has not.
+        """
+        labels = self._config.labels.get(task, ())
+        sides = []
+        given = self._tasks.get(task, ((), ()))  # a client need not have rows of every task
+        for kind, rows in zip(("training", "test"), given, strict=True):
+            for place, row in enumerate(rows):
+                if labels and row.label not in labels:
+                    raise UserError(
+                        f"task '{task}', {kind} row {place}: its label '{row.label}' is not one of "
+                        f"{', '.join(labels)}; add it to the task, or leave the row out"
+                    )
+            texts = (replace(row, label="", target=row.target or row.label) for row in rows)
+            sides.append(rows if labels else tuple(texts))
+        every = (row for both in self._tasks.values() for side in both for row in side)
+        groups = tuple(sorted({row.group for row in every}))
+        return limited(TaskData(task, labels, sides[0], sides[1], groups), self._config)
+
+
+def read_rows(task: str, given: Any) -> Sides:
+    """Return the rows of a task: ``{"train": rows, "test": rows}``, or a pair of them.
+
+    Raises:
+        UserError: it is neither, or a row is none.
+    """
+    sides = [given.get("train", ()), given.get("test", ())] if isinstance(given, Mapping) else given
+    whole = isinstance(sides, (tuple, list)) and len(sides) == 2
+    if not whole or any(isinstance(e, str) or not isinstance(e, Iterable) for e in sides):
+        raise UserError(
+            f"task '{task}': give {{'train': rows, 'test': rows}}, or a pair of lists of rows"
+        )
+    train, test = (
+        tuple(_example(row, f"task '{task}', row {place}") for place, row in enumerate(side))
+        for side in sides
+    )
+    return train, test
+
+
+def _example(row: Any, where: str) -> Example:
+    if isinstance(row, Example):
+        return row
+    if isinstance(row, Mapping):
+        row = row.get("text"), row.get("label", row.get("target"))
+    if isinstance(row, (tuple, list)) and len(row) == 2 and all(isinstance(e, str) for e in row):
+        return Example(row[0], row[1])
+    raise UserError(
+        f"{where}: should be (text, answer), a mapping with text and label, both strings, or an "
+        "Example"
+    )

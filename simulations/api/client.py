@@ -1,0 +1,177 @@
+"""A client of a federation as a Flower ``ClientApp``, around a model and rows that a program
+passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.clientapp.typing import Mod
+
+from client.app import make_app, runtime_of
+from client.gate import NO_LIMITS, Refusal
+from client.identity import Client, file_of, status_reply
+from client.resident_worker import INSIDE
+from client.runtime import ClientRuntime
+from client.site_file import SiteFile
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import EXPERIMENT, leaves
+from deal_core.data.given import GIVEN, keep_rows, read_rows
+from deal_core.errors import UserError
+from deal_core.models.given import Loss, Predict, keep
+from simulations.api.nouns import (
+    OWN_LOSS,
+    READS_SEVERAL,
+    Deal,
+    RecordDP,
+    method_settings,
+    read_model,
+    require_possible,
+)
+from simulations.api.trainer import trainer_steps
+
+WITHOUT_TABLE = NO_LIMITS.model_copy(update={"metrics": "clear", "share_num_examples": True})
+"""The policy of a site whose ``site.toml`` has none: it does what is asked."""
+
+
+class DealClient(ClientApp):
+    """A Flower ``ClientApp`` that trains a model on its own rows, and says what it takes part in.
+
+    In a deployment ``site.toml`` has the site's name, ledger and policy (``--node-config
+    'site="/path/to/site.toml"'``); model and rows are those that are passed here.
+
+    Args:
+        model: a ``PeftModel`` or ``PreTrainedModel``; it stays as it is.
+        tokenizer: of the model.
+        tasks: name of a task to its rows, ``{"train": rows, "test": rows}`` or a pair of them; a
+            row is ``(text, answer)``, a mapping with ``text`` and ``label``, or an ``Example``.
+        method: the only method that it takes part in; None: any.
+        privacy: the least protection under which it trains; None: what is asked.
+        loss: ``loss(model, examples)`` gives ``(batch,)``, for a model that no family trains.
+        predict: ``predict(model, examples, labels)`` gives the label of each.
+        trainer: a Hugging Face ``Trainer`` whose loop takes the steps (:func:`patch`).
+        mods: of Flower, around every message.
+
+    Raises:
+        UserError: something of it cannot be trained, or not under ``privacy``.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        tasks: Mapping[str, Any],
+        *,
+        method: Deal | str | None = None,
+        privacy: RecordDP | None = None,
+        loss: Loss | None = None,
+        predict: Predict | None = None,
+        trainer: Any = None,
+        mods: list[Mod] | None = None,
+    ) -> None:
+        super().__init__(mods=mods)
+        self.model = read_model(model, tokenizer, loss, predict)
+        self.rows = {task: read_rows(task, rows) for task, rows in tasks.items()}
+        self.method, self.privacy, self._trainer = method, privacy, trainer
+        if privacy is not None and self.model.family == OWN_LOSS:
+            raise UserError(f"RecordDP and a model with a loss of its own: {READS_SEVERAL}")
+        if privacy is not None and trainer is not None:
+            raise UserError(_ON_A_TRAINER)
+        self._runtimes: dict[str, ClientRuntime] = {}
+        make_app(self._runtime, self._file, self)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message; the experiment of a run comes with it, and stays what it was."""
+        told = message.content.config_records.get(EXPERIMENT) if message.has_content() else None
+        if told is not None:
+            del message.content[EXPERIMENT]
+            before = context.state.config_records.get(EXPERIMENT)
+            if before is not None and dict(before) != dict(told):
+                return status_reply(message, "refused")
+            context.state[EXPERIMENT] = told
+            own = {key: str(value) for key, value in told.items()}
+            context.run_config = {**context.run_config, **own}
+        keep(self.model)  # this process may be one that the app was sent to
+        # The process that stays has no model that a program passes.
+        context.node_config = {**context.node_config, INSIDE: True}
+        return super().__call__(message, context)
+
+    def require_allowed(self, experiment: Experiment) -> None:
+        """Check that an experiment is one that the client takes part in.
+
+        Raises:
+            Refusal: it is not; one line.
+        """
+        wanted, asked = (
+            {"model.name": self.model.name} | method_settings(self.method),
+            leaves(experiment),
+        )
+        wanted |= {} if self.privacy is None else {"privacy.mechanism": "record"}
+        for key, own in wanted.items():
+            if asked[key] != own:
+                raise Refusal(
+                    "policy", f"{key} is '{asked[key]}', and this client's '{own}'; make them equal"
+                )
+        if self._trainer is not None and experiment.privacy.mechanism != "none":
+            raise Refusal("policy", _ON_A_TRAINER)
+        try:
+            require_possible(experiment)
+        except UserError as error:
+            raise Refusal("policy", str(error)) from None
+
+    def _file(self, context: Context) -> SiteFile | None:
+        """``site.toml`` with the client's own model and demand; None for a simulated client."""
+        file = file_of(context)
+        if file is None:
+            return None
+        policy, models = file.policy, {**file.models, self.model.name: ""}
+        if self.privacy is not None:
+            policy = self.privacy.tightened(policy or WITHOUT_TABLE)
+        if policy is not None:  # the layers of its own model may be adapted
+            named = (*policy.target_modules, *self.model.adapter.get("target_modules", ()))
+            policy = policy.model_copy(update={"target_modules": named})
+        return file.model_copy(update={"models": models, "policy": policy})
+
+    def _runtime(self, client: Client) -> ClientRuntime:
+        """The runtime of an experiment: model, method, rows."""
+        self.require_allowed(client.asked)
+        together = client.asked.data.source.startswith(GIVEN)  # of simulate: with all other clients
+        if together and self._trainer is None:
+            return runtime_of(client)
+        if client.settings not in self._runtimes:
+            experiment, changes = client.experiment, dict[str, Any]()
+            if client.simulated and self.privacy is not None:
+                changes["privacy"] = self.privacy.within(experiment.privacy)
+            if not together:
+                source = keep_rows(self.rows)
+                changes["data"] = experiment.data.model_copy(update={"source": source})
+            runtime = ClientRuntime(experiment.model_copy(update=changes), whole=not together)
+            if self._trainer is not None:
+                runtime.take_steps = partial(trainer_steps, self._trainer)
+            self._runtimes = {client.settings: runtime}
+        return self._runtimes[client.settings]
+
+
+_ON_A_TRAINER = (
+    "RecordDP: a Trainer's own loop clips no single record's gradient; leave trainer= out, and "
+    "DealClient's loop trains with it"
+)
+
+
+def patch(trainer: Any, tasks: Mapping[str, Any]) -> DealClient:
+    """Return a client whose steps a Hugging Face ``Trainer`` takes: its arguments, optimiser,
+    scheduler and callbacks, with DEAL's objective as its loss. Without privacy.
+
+    Args:
+        trainer: its model and ``processing_class`` are the client's.
+        tasks: as of :class:`DealClient`; they take the place of the trainer's own data sets.
+
+    Raises:
+        UserError: no tokeniser, or a model that cannot be trained.
+    """
+    if trainer.processing_class is None:
+        raise UserError("patch: the trainer has no tokeniser; make it with processing_class=")
+    return DealClient(trainer.model, trainer.processing_class, tasks, trainer=trainer)

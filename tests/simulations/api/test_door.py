@@ -1,0 +1,404 @@
+"""Clients and a strategy around models that a program passes."""
+
+from __future__ import annotations
+
+import doctest
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import transformers
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp.strategy import Strategy
+from peft import IA3Config, LoraConfig, get_peft_model
+
+from deal_core.config.run_config import to_run_config
+from deal_core.data import Example, load_for_clients, partition
+from deal_core.data.embedded import asset_folder
+from deal_core.methods import method_of
+from deal_core.models.given import GIVEN
+from server.results import read_results
+from simulations.api import (
+    Deal,
+    DealClient,
+    DealStrategy,
+    RecordDP,
+    Run,
+    UserError,
+    experiment,
+    load_run,
+    nouns,
+    patch,
+    simulate,
+)
+from simulations.engines.inprocess import InProcessGrid
+from simulations.engines.worker_pool import assume_identity
+from tests.architectures import CONFIGS, LOADERS, save
+from tests.client.real_site import LABELS, RealSite, code, update
+from tests.client.real_site import rows as site_rows
+from tests.simulations.runs import at, finished, learnt_adapter, same
+
+pytestmark = pytest.mark.filterwarnings("ignore:task")  # those of tests are small
+
+TASKS = {"colours": ("red", "blue"), "words": ("green", "options")}
+NAMES = [label for labels in TASKS.values() for label in labels]
+SMALL = {"train.max_length": 16, "train.batch_size": 4, "run.threads": 1, "adapter.rank": 2}
+TEXTS = ("a b", "c d c", "a a d", "b c")
+OFF = Deal(distillation=0, future=0, class_means="off")
+
+
+def rows(client: int) -> dict[str, Any]:
+    """A few rows of each task."""
+    made = {}
+    for task, labels in TASKS.items():
+        train = [(text + " a" * client, labels[k % 2]) for k, text in enumerate(TEXTS)]
+        made[task] = {"train": train * 2, "test": train[:2]}
+    return made
+
+
+Objects = Callable[..., tuple[Any, Any]]
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
+    """``objects("bert")``: a model with an adapter, and its tokeniser."""
+
+    def make(name: str, loader: Any = None, peft: bool = True, **more: Any) -> tuple[Any, Any]:
+        folder = save(tmp_path_factory.mktemp(name), name)
+        torch.manual_seed(1)
+        transformers.logging.set_verbosity_error()
+        model = (loader or LOADERS[CONFIGS[name][0]]).from_pretrained(folder, **more)
+        if peft:
+            model = get_peft_model(model, LoraConfig(r=2, lora_alpha=4))
+        return model, transformers.AutoTokenizer.from_pretrained(folder)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def bert(objects: Objects) -> tuple[Any, Any]:
+    return objects("bert")
+
+
+def strategy(*parts: Any, **more: Any) -> DealStrategy:
+    return DealStrategy(*parts, clients=2, rounds=1, overrides=SMALL, **more)
+
+
+def run_of(
+    passed: tuple[Any, Any], out: Path, asked: DealStrategy | None = None, **own: Any
+) -> Run:
+    return simulate(
+        lambda number: DealClient(*passed, rows(number), **own), asked or strategy(), TASKS, out=out
+    )
+
+
+@pytest.mark.parametrize("privacy", [None, RecordDP(epsilon=8, delta=1e-3)], ids=["open", "dp"])
+@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+def test_a_model_that_is_passed_is_federated(
+    objects: Objects, tmp_path: Path, name: str, privacy: RecordDP | None
+) -> None:
+    model, tokenizer = objects(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    done = run_of((model, tokenizer), tmp_path / "run", privacy=privacy)
+    assert done.results.tasks == list(TASKS)
+    adapter = done.results.config.adapter
+    assert (adapter.rank, adapter.lora_alpha) == (2, 4)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    learnt = load_run(tmp_path / "run", model, tokenizer)
+    assert learnt.predict(["a b"], "colours") == done.predict(["a b"], "colours")
+    if privacy is None:
+        assert done.results.privacy.mechanism == "none"
+    else:
+        assert set(done.results.privacy.epsilon) == {"0", "1"}
+        assert all(0 < value <= 8 for value in done.results.privacy.epsilon.values())
+
+
+def test_the_door_learns_what_the_command_learns_to_the_bit(tmp_path: Path) -> None:
+    """The quickstart with few rows, class means included."""
+    few = {
+        "data.tasks": ["laboratory", "surgery"],
+        "data.max_train": 48,
+        "data.max_test": 24,
+        "federation.clients": 3,
+        "federation.rounds": 1,
+        "train.max_length": 16,
+        "method.prototype.directions": 0,
+        "run.threads": 1,
+        "run.workers": 1,
+    }
+    config = experiment("quickstart", few)
+    finished(tmp_path / "command", config)
+    shares = {
+        task: partition(load_for_clients(config, task), config.data.partition, 3, config.run.seed)
+        for task in config.data.tasks
+    }
+    weights = asset_folder("minilm")
+    model = transformers.AutoModel.from_pretrained(weights)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(weights)
+
+    def client(number: int) -> DealClient:
+        own = {task: (s[number].train, s[number].test) for task, s in shares.items()}
+        return DealClient(model, tokenizer, own)
+
+    tasks = {task: s[0].labels for task, s in shares.items()}
+    door = simulate(client, DealStrategy(config=config), tasks, out=tmp_path / "door")
+    command = read_results(tmp_path / "command")
+    assert door.results.config.data.source.startswith(GIVEN)
+    assert door.results.accuracy_matrix == command.accuracy_matrix
+    assert door.results.zero_shot == command.zero_shot
+    assert door.results.class_incremental == command.class_incremental
+    assert same(learnt_adapter(tmp_path / "door"), learnt_adapter(tmp_path / "command"))
+
+
+def test_anybodys_server_app_and_flowers_own_loop_play_the_same_run(
+    bert: tuple[Any, Any], tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def mod(message: Message, context: Context, app: Any) -> Message:
+        seen.append(message.metadata.message_type)
+        return app(message, context)
+
+    clients = [DealClient(*bert, rows(number), mods=[mod]) for number in range(2)]
+
+    def answer(message: Message, context: Context) -> Message:
+        return clients[int(context.node_config["partition-id"])](message, context)
+
+    whole = run_of(bert, tmp_path / "simulated").results
+    with assume_identity(1, 1):
+        grid = InProcessGrid(cast(ClientApp, answer), {}, 2)
+        result = strategy(*bert, TASKS, out=tmp_path / "own").start(grid)
+    assert {"query.hello", "train", "evaluate"} <= set(seen)
+    own = load_run(tmp_path / "own").results
+    assert own.accuracy_matrix == whole.accuracy_matrix
+    assert same(learnt_adapter(tmp_path / "own"), learnt_adapter(tmp_path / "simulated"))
+    assert dict(result.evaluate_metrics_clientapp[2]) == dict(
+        zip(own.tasks, own.accuracy_matrix[-1], strict=True)
+    )
+    with assume_identity(1, 1):
+        grid = InProcessGrid(cast(ClientApp, answer), {}, 2)
+        walked = strategy(*bert, TASKS, out=tmp_path / "walked")
+        found = Strategy.start(walked, grid, ArrayRecord(), 2)
+    for number, stage in enumerate(own.accuracy_matrix, start=1):
+        assert list(found.evaluate_metrics_clientapp[number].values()) == stage
+
+
+def test_a_head_for_all_labels_learns_with_the_encoder(objects: Objects, tmp_path: Path) -> None:
+    named = {"id2label": dict(enumerate(NAMES)), "label2id": {n: k for k, n in enumerate(NAMES)}}
+    model = objects("bert", transformers.AutoModelForSequenceClassification, peft=False, **named)
+    asked = strategy(config={"train": {"learning_rate": 0.02}, "federation": {"local_epochs": 6}})
+    done = run_of(model, tmp_path / "run", asked)
+    assert done.results.config.model.family == "sequence-classification"
+    assert "base_model.model.classifier.lora_B.weight" in learnt_adapter(tmp_path / "run")
+    assert done.results.accuracy_matrix[0][0] == 1.0
+
+
+def loss(model: Any, batch: Sequence[Example], tokenizer: Any) -> torch.Tensor:
+    """How far a text's mean state is from zero, or from one, by its label's place."""
+    return (states(model, batch, tokenizer) - targets(batch)).square()
+
+
+def targets(batch: Sequence[Example]) -> torch.Tensor:
+    places = {label: float(k) for labels in TASKS.values() for k, label in enumerate(labels)}
+    return torch.tensor([places[example.label] for example in batch])
+
+
+def states(model: Any, batch: Sequence[Example], tokenizer: Any) -> torch.Tensor:
+    read = [tokenizer(example.text, return_tensors="pt")["input_ids"] for example in batch]
+    return torch.stack([model(input_ids=ids).last_hidden_state.mean() for ids in read])
+
+
+def predict(model: Any, batch: Sequence[Example], labels: list[str], tokenizer: Any) -> list[str]:
+    return [labels[int(value > 0.5)] for value in states(model, batch, tokenizer)]
+
+
+def functions(tokenizer: Any) -> dict[str, Any]:
+    return {
+        "loss": partial(loss, tokenizer=tokenizer),
+        "predict": partial(predict, tokenizer=tokenizer),
+    }
+
+
+def test_a_pair_of_functions_is_federated(bert: tuple[Any, Any], tmp_path: Path) -> None:
+    done = run_of(bert, tmp_path / "run", **functions(bert[1]), method=OFF)
+    assert done.results.config.model.family == "own-loss"
+    assert any(value.any() for key, value in learnt_adapter(tmp_path / "run").items())
+    assert done.predict(["a b"], "words")[0].label in TASKS["words"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "reason"),
+    [
+        (strategy(), {"functions": True}, "cannot do distillation: it gives no logits"),
+        (
+            strategy(method=Deal(distillation=0, future=0, class_means="on")),
+            {"functions": True},
+            "cannot do class means: it has no embedding",
+        ),
+        (
+            strategy(method=OFF, privacy=RecordDP()),
+            {"functions": True},
+            r"cannot do privacy\.mechanism 'record': its loss may read several records",
+        ),
+        (
+            strategy(),
+            {"functions": True, "privacy": RecordDP()},
+            "RecordDP and a model with a loss of its own: its loss may",
+        ),
+        (strategy(), {"trainer": object(), "privacy": RecordDP()}, "RecordDP: a Trainer's own"),
+        (
+            strategy(privacy=RecordDP()),
+            {"trainer": object()},
+            "RecordDP: a Trainer's own loop clips no single record's gradient",
+        ),
+        (
+            strategy(method="sequential"),
+            {"method": Deal()},
+            r"method\.name is 'sequential', and this client's 'deal'",
+        ),
+        (strategy(), {"loss": loss}, "loss and predict belong together"),
+        (strategy(), {"rows": {"colours": "text"}}, "a pair of lists of rows"),
+        (strategy(), {"rows": {"colours": ([("a", 1)], [])}}, r"row 0: should be \(text, answer\)"),
+        (
+            strategy(),
+            {"rows": {"colours": ([("a", "pink")] * 4, [("a", "red")]), "words": ([], [])}},
+            "training row 0: its label 'pink' is not one of red, blue",
+        ),
+        (strategy(method="deel"), {}, "unknown method.name 'deel'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_at_once(
+    bert: tuple[Any, Any],
+    tmp_path: Path,
+    asked: DealStrategy,
+    own: dict[str, Any],
+    reason: str,
+) -> None:
+    own = {**own, **(functions(bert[1]) if own.get("functions") else {})}
+    own.pop("functions", None)
+    own_rows, out = own.pop("rows", rows(0)), tmp_path / "run"
+    with pytest.raises(UserError, match=reason):
+        simulate(
+            lambda number: DealClient(*bert, own_rows, **own), asked, TASKS, out=tmp_path / "x"
+        )
+    assert not out.exists()
+
+
+def test_a_model_that_cannot_be_followed_is_one_line(objects: Objects) -> None:
+    plain, tokenizer = objects("bert", peft=False)
+    learnt, _ = objects("bert")
+    next(p for n, p in learnt.named_parameters() if "lora_B" in n).data.fill_(1.0)
+    other, _ = objects("bert", peft=False)
+    tokens, _ = objects("bert", transformers.AutoModelForTokenClassification, peft=False)
+    for model, reason in {
+        torch.nn.Linear(2, 2): "pass a PeftModel or a PreTrainedModel",
+        learnt: "has learnt something already",
+        get_peft_model(plain, IA3Config(target_modules=["value"], feedforward_modules=[])): "IA3",
+        get_peft_model(other, LoraConfig(use_rslora=True)): r"LoraConfig\.use_rslora is set",
+        tokens: "no family trains a BertForTokenClassification",
+    }.items():
+        with pytest.raises(UserError, match=reason) as caught:
+            DealClient(model, tokenizer, {})
+        assert "\n" not in str(caught.value)
+    headed = objects("bert", transformers.AutoModelForSequenceClassification, peft=False)
+    with pytest.raises(UserError, match="'red' has no output in the model's head"):
+        strategy(*headed, TASKS).experiment  # noqa: B018
+    pair = [DealClient(*headed, {}), DealClient(*objects("bert"), {})]
+    with pytest.raises(UserError, match="the clients have different models"):
+        simulate(pair.__getitem__, strategy(), TASKS)
+    with pytest.raises(UserError, match="pass model, tokenizer and tasks"):
+        strategy().experiment  # noqa: B018
+
+
+def test_a_site_keeps_its_gate_ledger_and_budget(bert: tuple[Any, Any], tmp_path: Path) -> None:
+    tasks = {task: LABELS[task] for task in ("laboratory", "surgery")}
+    site = RealSite(tmp_path, 'mechanism = "record"\nmax_epsilon = 3.0\nmetrics = "clear"\n')
+    sites = {**SMALL, "federation.sites": ["north"], "federation.clients": 1}
+
+    def experiment_for(**asked: Any) -> Any:
+        asked = DealStrategy(*bert, tasks, rounds=1, overrides=sites, **asked).experiment
+        return at(asked, tmp_path / "server")
+
+    own = {task: (site_rows(task), site_rows(task)) for task in tasks}
+    app = DealClient(*bert, own, privacy=RecordDP(epsilon=1.0, delta=1e-3))
+    assert code(site.answer(experiment_for(), {}, app=app)) == "policy"  # no mechanism is asked
+    asked = experiment_for(privacy=RecordDP(epsilon=8.0))
+    first = site.answer(asked, {}, app=app)
+    assert code(first) == "ok"
+    assert len(site.events) == 1
+    assert 0 < first.content["metrics"]["epsilon"] <= 1.0  # the client's own demand
+    again = site.answer(asked, {}, app=app)
+    assert torch.equal(update(again), update(first))
+    assert len(site.events) == 1  # charged once
+    other = DealClient(*bert, own, method="sequential")
+    assert code(site.answer(asked, {}, app=other)) == "policy"
+
+
+def test_the_settings_of_a_run_stay_what_its_first_message_said(bert: tuple[Any, Any]) -> None:
+    app, codes = DealClient(*bert, rows(0)), []
+    context = Context(7, 1, {"partition-id": 0}, RecordDict(), {})
+    with assume_identity(7, 1):
+        for asked in (strategy(*bert, TASKS), strategy(*bert, TASKS, method="sequential")):
+            record = ConfigRecord(to_run_config(asked.experiment))
+            content = RecordDict({"hello": ConfigRecord(), "experiment": record})
+            codes.append(code(app(Message(content, 1, "query.hello"), context)))
+    assert codes == ["ok", "refused"]
+
+
+def test_another_package_adds_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = EntryPoint("mine", "deal_core.methods:make_deal", "federated_deal.methods")
+    asked = experiment({"method": {"name": "mine"}})
+    with pytest.raises(UserError, match=r"unknown method\.name 'mine'"):
+        method_of(asked)
+    groups = {made.group: [made]}
+    monkeypatch.setattr("deal_core.errors.entry_points", lambda group: groups.get(group, []))
+    assert type(method_of(asked)).__name__ == "Deal"
+    with pytest.raises(UserError, match=r"unknown method\.name 'other'"):
+        method_of(experiment({"method": {"name": "other"}}))
+
+
+def trainer_of(passed: tuple[Any, Any], folder: Path, steps: list[int]) -> transformers.Trainer:
+    class Count(transformers.TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+            steps.append(state.global_step)
+
+    arguments = transformers.TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=4,
+        num_train_epochs=1,
+        learning_rate=1e-2,
+        lr_scheduler_type="cosine",
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+    )
+    model, tokenizer = passed
+    return transformers.Trainer(model, arguments, processing_class=tokenizer, callbacks=[Count()])
+
+
+def test_a_trainer_takes_the_steps_of_rounds(objects: Objects, tmp_path: Path) -> None:
+    steps: list[int] = []
+    passed = objects("llama")
+    done = simulate(
+        lambda number: patch(trainer_of(passed, tmp_path / "trainer", steps), rows(number)),
+        strategy(),
+        TASKS,
+        out=tmp_path / "run",
+    )
+    assert steps == [1, 2] * 4  # two clients, two tasks, eight rows in batches of four
+    assert done.results.aggregation_error
+    ours = run_of(passed, tmp_path / "ours")
+    assert not same(learnt_adapter(tmp_path / "run"), learnt_adapter(ours.folder))
+    with pytest.raises(UserError, match="the trainer has no tokeniser"):
+        patch(trainer_of((passed[0], None), tmp_path / "trainer", []), rows(0))
+
+
+def test_the_examples_of_the_nouns_run() -> None:
+    assert doctest.testmod(nouns) == doctest.TestResults(0, 2)
