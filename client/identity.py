@@ -22,6 +22,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from client.gate import Asked, Refusal, require
 from client.site_file import NAME, NODE_KEY, SiteFile, read_site, site_files
 from client.state import RetainedMissing, folder_of
+from deal_core.atomic_write import rotated
 from deal_core.config.experiment import Experiment, RunConfig
 from deal_core.config.run_config import EXPERIMENT, PACKAGE, as_text, from_run_config, run_name
 from deal_core.data.source import named_tasks
@@ -241,7 +242,7 @@ def write_log(
     line = json.dumps({"event": event, "time": time.time(), **fields})
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOG).open("a", encoding="utf-8") as book:
+        with rotated(folder / LOG).open("a", encoding="utf-8") as book:
             book.write(line + "\n")
     except OSError:
         log.exception("the site's log cannot be written: %s", line)

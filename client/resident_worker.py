@@ -24,6 +24,8 @@ from flwr.clientapp import ClientApp
 from client.identity import status_reply
 from client.site_file import SiteFile
 from client.state import alone
+from deal_core.atomic_write import rotated
+from deal_core.wire.records import LATE_SECONDS
 
 INSIDE = "inside-worker"
 """Key of the node config, which the worker sets: here the work is done."""
@@ -78,6 +80,12 @@ def valid_for(message: Message) -> float:
     return max(0.0, message.metadata.created_at + message.metadata.ttl - time.time())
 
 
+def time_left(message: Message) -> float:
+    """Seconds until the deadline of a request to train or evaluate; then nobody takes its reply."""
+    metadata = message.metadata
+    return metadata.created_at + metadata.ttl - LATE_SECONDS - time.time()
+
+
 def _connect(address: Path) -> Connection | None:
     end = socket.socket(socket.AF_UNIX)
     try:
@@ -99,7 +107,7 @@ def _start(address: Path, keep_seconds: int) -> Connection | None:
         if connection is not None:
             return connection
         address.unlink(missing_ok=True)
-        with (address.parent / "output").open("ab") as output:
+        with rotated(address.parent / "output").open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "client.app", str(address), str(keep_seconds)],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
@@ -134,5 +142,5 @@ def answer(app: ClientApp, connection: Connection) -> None:
     """Answer the request that waits."""
     message, context = connection.recv()
     context.node_config[INSIDE] = True
-    late = valid_for(message) <= 0  # nobody would take what was charged for it
+    late = time_left(message) <= 0  # nobody would take what was charged for it
     connection.send(status_reply(message, "failed") if late else app(message, context))

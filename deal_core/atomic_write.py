@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -47,3 +47,16 @@ def atomic_path(path: Path, mode: int = 0o644) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
             error.filename = str(path)
         raise
+
+
+LARGEST_LOG = 10_000_000
+"""Bytes."""
+
+
+def rotated(log: Path) -> Path:
+    """Return a log to append to. One that has grown large becomes ``LOG.1``, in the place of the
+    one before."""
+    with suppress(OSError):
+        if log.stat().st_size > LARGEST_LOG:
+            log.replace(log.with_name(f"{log.name}.1"))
+    return log

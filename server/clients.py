@@ -24,7 +24,7 @@ from deal_core.lora.state import State
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.training.hardware import threads
 from deal_core.wire.instruction import RECORD, Instruction
-from deal_core.wire.records import SECURE
+from deal_core.wire.records import LATE_SECONDS, SECURE
 from server import wire
 from server.folder import EventLog
 from server.plan import Step
@@ -273,6 +273,8 @@ class Clients:
     events: EventLog
     holding: dict[str, str] = field(default_factory=dict)
     """Client to the digest of the retained adapter that it has; who is not in it is sent it."""
+    late: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Number of a site's request that had no reply in time, to the site and its deadline."""
     refusing: set[str] = field(default_factory=set)
     """Clients whose policy refused the experiment when they were asked last."""
 
@@ -306,8 +308,9 @@ class Clients:
             content = RecordDict({**records, RECORD: ConfigRecord(each.to_config())})
             if secure is not None:
                 content[SECURE] = secure[name]
-            # It is valid until the deadline, so that no client works on a stale one.
-            sent.requests[name] = Message(content, nodes[name], wire.kind_of(each), ttl=deadline)
+            # No site begins to work on it after the deadline; a late reply says how late it is.
+            ttl = deadline + LATE_SECONDS
+            sent.requests[name] = Message(content, nodes[name], wire.kind_of(each), ttl=ttl)
             sent.bytes += wire.payload_bytes(content)
         return sent
 
@@ -320,10 +323,11 @@ class Clients:
         def drop(client: str) -> None:
             self.event("reply_dropped", sent.step, client=client, reason="a second reply")
 
+        self._told_late(sent.step)
         if messages is not None:
             ids = {each.metadata.message_id: name for name, each in sent.requests.items()}
             yield from self._absent(sent, ids)
-            yield from matched(ids, messages, drop=drop)
+            yield from (self._timed(sent, ids, r) for r in matched(ids, messages, drop=drop))
             return
         deadline, resent = self.experiment.federation.deadline_seconds, set[str]()
         end, ids = time.monotonic() + deadline, push(self.grid, sent.requests)
@@ -345,10 +349,33 @@ class Clients:
             whole = RecordDict({**first.content, **records})
             sent.bytes += wire.payload_bytes(whole)
             node, kind = first.metadata.dst_node_id, first.metadata.message_type
-            return push(self.grid, {client: Message(whole, node, kind, ttl=left)})
+            more = Message(whole, node, kind, ttl=left + LATE_SECONDS)
+            return push(self.grid, {client: more})
 
         yield from self._absent(sent, ids)
-        yield from matched(ids, pull(self.grid, ids, deadline), again, drop)
+        arriving = matched(ids, pull(self.grid, ids, deadline), again, drop)
+        yield from (self._timed(sent, ids, reply) for reply in arriving)
+
+    def _timed(self, sent: Sent, ids: Mapping[str, str], reply: Reply) -> Reply:
+        """Return a reply; of one that is missing the deadline is said, and its number is kept."""
+        if reply.fault != LATE:
+            return reply
+        deadline = self.experiment.federation.deadline_seconds
+        if self.experiment.federation.sites:
+            number = [number for number, name in ids.items() if name == reply.client][-1]
+            begun = sent.requests[reply.client].metadata.created_at
+            self.late[number] = reply.client, begun + deadline
+        return Reply(reply.client, None, f"{LATE} of {deadline:g} s")
+
+    def _told_late(self, step: Step) -> None:
+        """Log which sites have answered after a deadline; what they have sent is dropped."""
+        deadline = self.experiment.federation.deadline_seconds
+        for message in self.grid.pull_messages([*self.late]) if self.late else ():
+            client, end = self.late.pop(message.metadata.reply_to_message_id, ("", 0.0))
+            if client and not message.has_error():
+                seconds = max(0, round(message.metadata.created_at - end))
+                reason = f"answered {seconds} s after the deadline of {deadline:g} s"
+                self.event("reply_late", step, client=client, reason=reason)
 
     def _absent(self, sent: Sent, ids: Mapping[str, str]) -> Iterator[Reply]:
         reached = set(ids.values())

@@ -38,7 +38,9 @@ def exclusive_lock(lock: Path, cure: str = OTHER_OUT) -> Iterator[None]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held.acquire()
     except Timeout:
-        raise UserError(f"{lock.parent}: another process is writing this run; {cure}") from None
+        raise UserError(
+            f"{lock.parent}: another process is writing this run{holder(lock)}; {cure}"
+        ) from None
     except OSError as error:
         raise UserError(
             f"{lock.parent}: cannot be written ({error.strerror}); choose another --out"
@@ -60,6 +62,24 @@ def held(lock: Path) -> bool:
         return True
     probe.release()
     return False
+
+
+def holder(lock: Path | None = None, port: int = 0) -> str:
+    """Return `` (process 7: COMMAND)`` of the first process that has a lock open, or listens on a
+    local ``port``; empty: nobody may say who."""
+    import psutil
+
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            opened = any(file.path == str(lock) for file in process.open_files()) if lock else False
+            listens = any(
+                c.laddr and c.laddr.port == port and c.status == psutil.CONN_LISTEN
+                for c in (process.net_connections() if port else ())
+            )
+            if opened or listens:
+                words = " ".join(process.cmdline()).split()
+                return f" (process {process.pid}: {' '.join(words)[:100]})"
+    return ""
 
 
 def previous_checkpoint(checkpoint: Path) -> Path:

@@ -135,8 +135,10 @@ def predict(
         list[str] | None, typer.Argument(metavar="TEXT...", help="Texts to label; or --file.")
     ] = None,
     file: Annotated[str, typer.Option(help="CSV, JSONL, Parquet, or TXT (a text a line).")] = "",
-    column: Annotated[str, typer.Option(help="Of the text in the file.")] = "text",
-    pair_column: Annotated[str, typer.Option(help="Joined to it, as in the run's data.")] = "",
+    column: Annotated[
+        str, typer.Option("--text-column", "--column", help="Of the file's text; or the run's.")
+    ] = "",
+    pair_column: Annotated[str, typer.Option(help="Joined to it; or the run's.")] = "",
     label_column: Annotated[
         str, typer.Option(help="Of the right answer: how many are right is said at the end.")
     ] = "",
@@ -144,6 +146,12 @@ def predict(
     model: Annotated[
         str, typer.Option(help="Where the base model lies, if not where the run had it.")
     ] = "",
+    threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="A label less probable is 'unsure'.")
+    ] = 0.0,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Fit probabilities to the right answers; kept.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json/--plain", help="JSON lines, or lines for people.")
     ] = True,
@@ -161,6 +169,8 @@ def predict(
         label_column=label_column,
         task=task,
         base=model,
+        threshold=threshold,
+        calibrate=calibrate,
         as_json=as_json,
     )
     score = run(request, typer.echo)

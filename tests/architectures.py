@@ -60,6 +60,11 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("encoder-labels", "BertConfig", PLAIN),
     "roberta": ("encoder-labels", "RobertaConfig", PLAIN),
     "mpnet": ("encoder-labels", "MPNetConfig", PLAIN),
+    "distilbert": (
+        "encoder-labels",
+        "DistilBertConfig",
+        {**IDS, "dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4},
+    ),
     "modernbert": ("encoder-labels", "ModernBertConfig", {**PLAIN, "local_attention": 6}),
     "deberta-v2": (
         "encoder-labels",
@@ -110,7 +115,11 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
 """Name to family, class of its configuration, sizes."""
 REFUSED = ("bloom", "falcon", "gemma2")
 WORKING = tuple(name for name in CONFIGS if name not in REFUSED)
-MODULES = {"modernbert": ("Wqkv",), "mpnet": ("q", "v")}
+OF_ATTENTION = {
+    "distilbert": ["q_lin", "v_lin"],
+    "modernbert": ["Wqkv"],
+    "mpnet": ["q", "v"],
+}
 """Adapted layers of those for which PEFT has no default."""
 LOADERS = {
     "encoder-labels": AutoModel,

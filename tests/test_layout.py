@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,17 @@ def test_no_child_takes_a_module_from_the_working_directory() -> None:
             found += [(path.name, words[: n + 1]) for n, word in enumerate(words) if word == "'-m'"]
     assert len(found) >= 5
     assert [each for each in found if each[1] != ["sys.executable", "'-P'", "'-m'"]] == []
+
+
+def test_an_environment_is_made_with_a_line_for_each_step_and_no_noise(tmp_path: Path) -> None:
+    """By a Python that makes one in which everything succeeds."""
+    for name in ("Makefile", "pyproject.toml", "requirements-assets.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / "python"
+    inside = "mkdir -p .venv/bin; printf '#!/bin/sh\\n' > .venv/bin/python"
+    python.write_text(f"#!/bin/sh\n{inside}; chmod +x .venv/bin/python\n")
+    python.chmod(0o755)
+    made = ["make", ".venv", "PYTHON=./python"]
+    done = subprocess.run(made, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [line[:3] for line in done.stdout.splitlines()] == ["1/3", "2/3", "3/3", "rea"]
+    assert done.stderr == ""

@@ -56,7 +56,7 @@ class AdapterConfig(Table):
     """Ranks of the clients' own adapters, dealt out in turn, none above ``rank`` (rule ``flora``);
     empty: ``rank`` for all."""
     target_modules: tuple[str, ...] = ()
-    """Names of the adapted linear layers; empty: the family's default (q and v)."""
+    """Names of the adapted linear layers; empty: those of queries and values in attentions."""
     first_layer: int = Field(0, ge=0)
     """First layer of the model that is adapted, of an encoder-decoder in both. What lies below
     never changes, so a text passes it once in a run (causal-lm)."""

@@ -38,11 +38,14 @@ def leaves(experiment: Experiment) -> dict[str, Any]:
 
 Value = bool | int | float | str
 
+PATIENCE = ("federation.deadline_seconds", "federation.quorum")
+"""Keys of how long a round waits, and for how many."""
 WHERE = (
     *("description", "run.out", "run.resume", "run.track"),
-    *("run.engine", "run.threads", "run.workers"),
+    *("run.engine", "run.threads", "run.workers", *PATIENCE),
 )
-"""Keys that say where and how a run is done, and change nothing of what it finds or releases."""
+"""Keys that say where and how a run is done, and change nothing of what it computes or releases:
+with others a run may go on."""
 
 
 def flatten(experiment: Experiment) -> dict[str, Value]:

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from deal_core.config.data import DataConfig, TaskColumns
-from deal_core.data.rows import Columns, groups_of, require_columns, to_example
+from deal_core.data.rows import (
+    Columns,
+    EmptyRow,
+    groups_of,
+    require_columns,
+    shaped,
+    to_example,
+)
 from deal_core.data.source import (
     Example,
     TaskData,
@@ -75,10 +82,14 @@ class FilesSource:
             return TaskData(task, labels, (), ())
         select_tasks(self.task_names(), (task,), f"task in {folder}:")
         refused: list[UserError] = []
+        empty: list[UserError] = []
 
         def note(error: UserError) -> None:
-            refused.append(error)
-            refuse(error)
+            if isinstance(error, EmptyRow):
+                empty.append(error)
+            else:
+                refused.append(error)
+                refuse(error)
 
         texts = task in self._config.generation
         known = None if texts or not labels else labels
@@ -87,10 +98,12 @@ class FilesSource:
             labels = tuple(sorted({example.label for example in train}))
             # Of a training file that could not be read the labels are not known.
             known = None if refused else labels
-        if self._config.split and not split_files(folder / task, "test"):
+        held_out = bool(self._config.split) and not split_files(folder / task, "test")
+        if held_out:
             train, test = split_off(train, self._config.split)
-            return TaskData(task, labels, train, test, held_out=True)
-        return TaskData(task, labels, train, self._split(task, "test", known, note))
+        else:
+            test = self._split(task, "test", known, note)
+        return TaskData(task, labels, train, test, left_out=len(empty), held_out=held_out)
 
     def _split(
         self, task: str, split: str, known: Collection[str] | None, refuse: Refuse
@@ -206,22 +219,24 @@ def read_examples(
     label_text = config.files.get(task, TaskColumns()).label_text
     examples: list[Example] = []
     known = None if known is None else tuple(sorted(known))
-    rows, unseen = 0, columns.references  # a row may have none, but not every row
+    filled, unseen = False, {columns.references, columns.pair}  # a row may have none, not every row
     for rows, (number, values) in enumerate(read_table(path), start=1):
-        unseen = "" if unseen in values else unseen
+        unseen.difference_update(values)
         if whole and rows == 1 and path.suffix.lower() != ".jsonl":
-            require_columns(list(values), columns, str(path))
+            require_columns(list(shaped(values, columns)), columns, str(path))
         try:
             example = to_example(values, columns, str(path), number, label_text)
             if not (known is None or example.label in known):
                 raise UserError(f"{path}, row {number}: {no_label(example.label, known)}")
             examples.append(example)
         except UserError as error:
+            filled = filled or not isinstance(error, EmptyRow)
             refuse(error)
-    if whole and not rows:
+    if whole and not (examples or filled):
         raise UserError(f"{path}: holds no examples; add some or leave the task out")
-    if whole and unseen:
-        refuse(UserError(f"{path}: no row has the column '{unseen}' of further right answers"))
+    for column in sorted(unseen - {""}) if whole else ():
+        key = "pair" if column == columns.pair else "references"
+        refuse(UserError(f"{path}: no row has the column '{column}'; set data.{key}_column"))
     return tuple(examples)
 
 

@@ -19,7 +19,14 @@ from urllib.request import Request, urlopen
 from yaml import YAMLError
 
 from deal_core.config.data import DataConfig, HubTask
-from deal_core.data.rows import Columns, groups_of, require_columns, to_example
+from deal_core.data.rows import (
+    Columns,
+    EmptyRow,
+    groups_of,
+    require_columns,
+    shaped,
+    to_example,
+)
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.errors import UserError
 
@@ -63,10 +70,12 @@ class HubSource:
         spec = self._config.hub[task]
         columns = Columns.of(self._config, task, self._unit_column, spec)
 
+        empty: list[UserError] = []
+
         def read(split: str) -> tuple[tuple[Example, ...], Mapping[str, str]]:
-            rows = load_split(task, spec, split, columns)
+            rows, where = load_split(task, spec, split, columns), _where(task, spec, split)
             names = _label_names(spec, rows, columns.label)
-            return tuple(_examples(rows, columns, names, _where(task, spec, split))), names
+            return tuple(_examples(rows, columns, names, where, empty)), names
 
         train, names = read(spec.train_split)
         labels = tuple(dict.fromkeys(name.strip() for name in names.values()))
@@ -79,7 +88,7 @@ class HubSource:
                     f"{_where(task, spec, spec.test_split)}, row {row}: no training example has "
                     f"the label '{example.label}'; choose another test_split"
                 )
-        return TaskData(task, labels, train, test, groups)
+        return TaskData(task, labels, train, test, groups, left_out=len(empty))
 
 
 def _where(task: str, spec: HubTask, split: str) -> str:
@@ -97,18 +106,30 @@ def _label_names(spec: HubTask, rows: Dataset, column: str) -> Mapping[str, str]
 
 
 def _examples(
-    rows: Dataset, columns: Columns, names: Mapping[str, str], where: str
+    rows: Dataset,
+    columns: Columns,
+    names: Mapping[str, str],
+    where: str,
+    empty: list[UserError],
 ) -> Iterator[Example]:
-    require_columns(rows.column_names, columns, where)
-    wanted = [column for column in rows.column_names if column in vars(columns).values()]
-    for number, row in enumerate(rows.select_columns(wanted), start=1):
-        value = str(row[columns.label]).strip() if columns.label else ""
+    """Yield what can be used; rows without text or answer are added to the ``empty``."""
+    names_there = rows.column_names
+    known = columns.text in names_there or not {"messages", "instruction"} & {*names_there}
+    if known:
+        require_columns(names_there, columns, where)
+        rows = rows.select_columns([each for each in names_there if each in vars(columns).values()])
+    for number, values in enumerate(rows, start=1):
+        row = shaped(values, columns)
+        value = str(row.get(columns.label)).strip() if columns.label else ""
         if names and value not in names:  # of a withheld label it is -1
             raise UserError(
                 f"{where}, row {number}: label '{value}' has no text (known: {', '.join(names)}); "
                 "add it to label_text or choose another split"
             )
-        yield to_example(row, columns, where, number, names)
+        try:
+            yield to_example(row, columns, where, number, names)
+        except EmptyRow as error:
+            empty.append(error)
 
 
 def load_split(task: str, spec: HubTask, split: str, columns: Columns) -> Dataset:

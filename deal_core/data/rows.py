@@ -109,23 +109,56 @@ def to_example(
     ``label_text`` has stands for what it has.
 
     Raises:
-        UserError: a column is missing, the text, label, group or unit is empty, or a value is
-            neither text nor number; the message starts with ``where, row number``.
+        EmptyRow: text, label or target is empty.
+        UserError: a column is missing, group or unit is empty, or a value is neither text nor
+            number; the message starts with ``where, row number``.
     """
     try:
+        row = shaped(row, columns)
         text = to_text(row, columns)
-        label = _filled(row, columns.label) if columns.label else ""
+        label = _filled(row, columns.label, EmptyRow) if columns.label else ""
         return Example(
             text=text,
             label=(label_text or {}).get(label, label).strip(),
             group=_identity(row, columns.group) if columns.group else "",
             id=same_person(_identity(row, columns.id)) if columns.id else "",
-            target="" if columns.label else _filled(row, columns.target),
+            target="" if columns.label else _filled(row, columns.target, EmptyRow),
             references=_references(row, columns),
             unit=same_person(_identity(row, columns.unit)) if columns.unit else "",
         )
     except UserError as error:
-        raise UserError(f"{where}, row {number}: {error}") from None
+        raise type(error)(f"{where}, row {number}: {error}") from None
+
+
+def shaped(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
+    """Return a row of one of two well-known shapes with text and answer in the ``columns`` that are
+    asked for, any other as it is: ``messages`` (chat: the last one is the answer), and
+    ``instruction``, ``input``, ``output`` (Alpaca).
+
+    Raises:
+        UserError: messages that are none.
+    """
+    if columns.text in row:
+        return row
+    if isinstance(turns := row.get("messages"), list):
+        if not all(isinstance(t, Mapping) and isinstance(t.get("content"), str) for t in turns):
+            raise UserError("column 'messages' holds others than {role, content}; write them so")
+        said = [str(turn["content"]) for turn in turns]
+        answered = bool(turns) and turns[-1].get("role") == "assistant"
+        texts, answer = (said[:-1], said[-1]) if answered else (said, None)
+    elif "instruction" in row:
+        texts = [_as_text(row, name) for name in ("instruction", "input") if name in row]
+        answer = row.get("output")
+    else:
+        return row
+    own = {columns.text: "\n".join(filter(None, texts))}
+    if answer is not None:
+        own[columns.target or columns.label] = answer
+    return {**own, **row}
+
+
+class EmptyRow(UserError):
+    """A row without text, or without answer."""
 
 
 def to_text(row: Mapping[str, Any], columns: Columns) -> str:
@@ -134,9 +167,12 @@ def to_text(row: Mapping[str, Any], columns: Columns) -> str:
     Raises:
         UserError: as :func:`to_example`, without the place.
     """
-    text = _filled(row, columns.text)
+    text = _filled(row, columns.text, EmptyRow)
     if columns.pair:
-        text = f"{text}\n{_as_text(row, columns.pair)}".rstrip("\n")
+        pair = row.get(columns.pair)  # a row may have none, or several
+        values = pair if isinstance(pair, list) else [pair]
+        texts = (_as_text({columns.pair: value}, columns.pair) for value in values)
+        text = "\n".join([text, *filter(None, texts)])
     return text
 
 
@@ -161,10 +197,10 @@ def _identity(row: Mapping[str, Any], column: str) -> str:
     return whole if written else text
 
 
-def _filled(row: Mapping[str, Any], column: str) -> str:
+def _filled(row: Mapping[str, Any], column: str, error: type[UserError] = UserError) -> str:
     text = _as_text(row, column)
     if not text:
-        raise UserError(f"column '{column}' is empty; fill it in or remove the row")
+        raise error(f"column '{column}' is empty; fill it in or remove the row")
     return text
 
 

@@ -60,7 +60,7 @@ class TaskData:
     """All values of the partition column over all tasks, sorted, so that one value
     means one client in every task; empty: the values that this task holds."""
     left_out: int = 0
-    """Rows that could not be used (site)."""
+    """Rows without text or answer; at a site all that could not be used."""
     held_out: bool = False
     """The test examples are of the training file (``data.split``)."""
 

@@ -7,7 +7,8 @@ PEFT does not know: label spaces, how texts are read, and how scores are made of
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,7 @@ class AdapterFolder:
         self.config = path / "adapter_config.json"  # PEFT's settings, if it can load the adapter
         self.heads = path / "heads.safetensors"  # a tensor for each task that has one
         self.inference = path / "inference.json"  # see Inference
+        self.calibration = path / "calibration.json"  # task to temperature, once one was found
         self.card = path / "README.md"  # for people
 
 
@@ -42,10 +44,13 @@ class Answer:
     label: str
     """Of the largest score; of equal ones the first."""
     probability: float
-    """Softmax of the scores over the labels that were to choose from; not calibrated."""
+    """Softmax of the scores over the labels that were to choose from, divided by the temperature of
+    a calibration where there is one."""
     runner_up: str | None
     """The second; None where there was one label alone."""
     runner_up_probability: float | None
+    log_probabilities: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
+    """Of every label that was to choose from."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.errors import UserError, choose
+from deal_core.inference.calibration import read_temperatures
 from deal_core.inference.folder import AdapterFolder, Answer, Inference, Written, read_inference
 from deal_core.lora.adapter import Adapter, LoraFactors, split
 from deal_core.lora.kinds import kind_of
@@ -24,6 +25,7 @@ from deal_core.models import load_model, skeleton
 from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, LanguageModel, text_alone
 from deal_core.models.loading import best_device
+from deal_core.training.batching import evaluation_batches
 from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
@@ -46,27 +48,53 @@ class Predictor:
     model: LanguageModel
     heads: Mapping[str, Tensor]
     state: State
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    """Task ("": none is named) to what scores are divided by before their softmax."""
 
     def answer(self, text: str, task: str = "") -> Answer | Written:
-        """Return the label of one text, among those of the ``task``, or, where none is named, of
-        all tasks learnt; or what the model writes where the task has no labels. It is computed
-        alone, so that it depends on no other text.
+        """Return the answer to one text, computed alone, so that it depends on no other; see
+        :meth:`answers`."""
+        return self.answers([text], task)[0]
+
+    def answers(self, texts: Sequence[str], task: str = "") -> list[Answer | Written]:
+        """Return for each text its label, among those of the ``task``, or, where none is named, of
+        all tasks learnt; or what the model writes where the task has no labels. Texts share passes,
+        as in evaluations, which changes scores by rounding.
 
         Raises:
             UserError: unknown task; or none, and the family scores labels of one task at a time.
         """
-        if self.state.components:
-            task = task or self._routed(text)
-            load_state(self.model, self.state.view(self.state.place_of(task)))
+        if not texts or not self.state.components:
+            return self._answered(texts, task, task) if texts else []
+        routed = [task] * len(texts) if task else self._routed(texts)
+        found: dict[int, Answer | Written] = {}
+        for own in dict.fromkeys(routed):
+            load_state(self.model, self.state.view(self.state.place_of(own)))
+            places = [place for place, other in enumerate(routed) if other == own]
+            answers = self._answered([texts[place] for place in places], own, task)
+            found.update(zip(places, answers, strict=True))
+        return [found[place] for place in range(len(texts))]
+
+    def _answered(self, texts: Sequence[str], task: str, named: str) -> list[Answer | Written]:
+        """``named``: the task that was asked for; empty: none was."""
         space, labels = self._space(task)
-        instruction = self.inference.instruction(task)
-        if isinstance(self.model, GeneratingModel) and not labels:
-            asked = self.model.encode([Example(text, "", target=text)], (), instruction)
-            return Written(task, self.model.write(asked)[0])
-        data = self.model.encode([Example(text, labels[0])], labels, instruction)
-        scores = finite_scores(self._scorer(data, space, task), [0])[0].double().cpu()
+        instruction, written = self.inference.instruction(task), not labels
+        found: dict[int, Answer | Written] = {}
+        if isinstance(self.model, GeneratingModel) and written:
+            asked = [Example(text, "", target=text) for text in texts]
+            data = self.model.encode(asked, (), instruction)
+            for batch in evaluation_batches(data):
+                answers = self.model.write([data[place] for place in batch])
+                found.update(zip(batch, (Written(task, each) for each in answers), strict=True))
+            return [found[place] for place in range(len(data))]
+        data = self.model.encode([Example(text, labels[0]) for text in texts], labels, instruction)
+        score = self._scorer(data, space, task)
         chosen = list(space.own) if task else list(range(len(space.columns)))
-        return answer_among(scores, space, chosen)
+        temperature = self.temperatures.get(named, 1.0)
+        for batch in evaluation_batches(data):
+            for place, row in zip(batch, finite_scores(score, batch).double().cpu(), strict=True):
+                found[place] = answer_among(row, space, chosen, temperature)
+        return [found[place] for place in range(len(data))]
 
     def check(self, task: str) -> None:
         """Check that a task, or none, can be answered for.
@@ -79,11 +107,12 @@ class Predictor:
         else:
             self._routes()
 
-    def _routed(self, text: str) -> str:
-        """The task that the router takes a text for."""
+    def _routed(self, texts: Sequence[str]) -> list[str]:
+        """The task that the router takes each text for."""
         heads = self._routes()
-        alone = [text_alone(each) for each in self.model.encode([Example(text, "")], ())]
-        return route(base_embeddings(self.model, alone, self.inference.head_layers), heads)[0]
+        data = self.model.encode([Example(text, "") for text in texts], ())
+        alone = [text_alone(each) for each in data]
+        return route(base_embeddings(self.model, alone, self.inference.head_layers), heads)
 
     def _routes(self) -> dict[str, Tensor]:
         heads = {task: head for task, head in self.heads.items() if task in self.inference.learnt}
@@ -118,7 +147,9 @@ class Predictor:
         return by_heads(vectors, space, self.heads, names, weight)
 
 
-def answer_among(scores: Tensor, space: AnswerSpace, chosen: Sequence[int]) -> Answer:
+def answer_among(
+    scores: Tensor, space: AnswerSpace, chosen: Sequence[int], temperature: float = 1.0
+) -> Answer:
     """Return the answer among the ``chosen`` columns of a space; a class has the largest score of
     its columns. ``scores``: ``(columns,)``, float64."""
     best: dict[int, int] = {}
@@ -127,7 +158,8 @@ def answer_among(scores: Tensor, space: AnswerSpace, chosen: Sequence[int]) -> A
         if scores[column] > scores[before]:
             best[space.classes[column]] = column
     columns = sorted(best.values())
-    shares = torch.softmax(scores[columns], dim=0)
+    logs = torch.log_softmax(scores[columns] / temperature, dim=0)
+    shares = logs.exp()
     order = torch.sort(scores[columns], descending=True, stable=True).indices.tolist()
     first, second = columns[order[0]], columns[order[1]] if len(order) > 1 else None
     task, label = space.columns[first]
@@ -137,6 +169,7 @@ def answer_among(scores: Tensor, space: AnswerSpace, chosen: Sequence[int]) -> A
         float(shares[order[0]]),
         None if second is None else space.columns[second][1],
         None if second is None else float(shares[order[1]]),
+        {space.columns[k][1]: log for k, log in zip(columns, logs.tolist(), strict=True)},
     )
 
 
@@ -154,7 +187,7 @@ def load_predictor(folder: AdapterFolder, base: str = "") -> Predictor:
     dtype = compute_dtype(TrainConfig(precision=inference.precision), best_device())
     model = load_model(model_config, adapter_config, inference.max_length, dtype)
     load_state(model, state)
-    return Predictor(inference, model, read_heads(folder), state)
+    return Predictor(inference, model, read_heads(folder), state, read_temperatures(folder))
 
 
 def checked_adapter(

@@ -7,9 +7,11 @@ names are those of the base model (``encoder.layer.0.attention.self.query``).
 
 from __future__ import annotations
 
+import json
 import operator
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,7 +19,9 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as DEFAULTS
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.errors import UserError
@@ -28,6 +32,8 @@ from deal_core.lora.payload import PREFIX
 
 CURRENT = "current"
 """PEFT's name of the adapter that learns."""
+ATTENTION = re.compile("attn|attention", re.IGNORECASE)
+QUERY_VALUE = re.compile("q|v|.*qkv", re.IGNORECASE)
 
 
 def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
@@ -37,10 +43,18 @@ def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftM
         UserError: ``adapter.target_modules`` names no linear layer of the model, or one whose
             weight is that of the embeddings as well.
     """
+    linear = linear_layers(base)  # before PEFT puts its own in their places
     try:
         model = _with_adapter(base, config, task_type)
-    except ValueError as error:
-        raise UserError(f"adapter.target_modules: {str(error).splitlines()[0]}") from None
+    except UserError:
+        raise
+    except ValueError:
+        has = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linear)) or "none"
+        found = json.dumps(attention_layers(linear))
+        cure = f": try {found}" if found != "[]" else ""
+        raise UserError(
+            f"adapter.target_modules: names no linear layers of this model, which has {has}{cure}"
+        ) from None
     model.adapted_layers = layers = lora_layers(model)  # type: ignore[assignment]
     _require_own_weights(base, layers)
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
@@ -67,10 +81,14 @@ def _require_own_weights(base: Any, layers: Mapping[str, Any]) -> None:
 def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftModel:
     kind = kind_of(config)
     kind.add_layers(base)
+    modules = list(kind.target_modules or config.target_modules)
+    known = getattr(getattr(base, "config", None), "model_type", "") in DEFAULTS
+    if not modules and not known:
+        modules = attention_layers(linear_layers(base))
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.rank,
-        target_modules=list(kind.target_modules or config.target_modules) or None,
+        target_modules=modules or None,
         layers_to_transform=_adapted_layers(base, config.first_layer),
         task_type=task_type,
     )
@@ -78,6 +96,19 @@ def _with_adapter(base: nn.Module, config: AdapterConfig, task_type: TaskType) -
         model = get_peft_model(base, lora, adapter_name=CURRENT)
     assert isinstance(model, PeftModel)
     return model
+
+
+def linear_layers(base: nn.Module) -> list[str]:
+    """Return the full names of the layers that PEFT can adapt."""
+    return [n for n, layer in base.named_modules() if isinstance(layer, (nn.Linear, Conv1D))]
+
+
+def attention_layers(linear: Iterable[str]) -> list[str]:
+    """Return the last parts of names of layers in attentions: of those that make queries and
+    values; where no name tells, of all."""
+    paths = [name.rpartition(".") for name in linear]
+    own = dict.fromkeys(leaf for path, _, leaf in paths if ATTENTION.search(path))
+    return [leaf for leaf in own if QUERY_VALUE.match(leaf)] or list(own)
 
 
 @contextmanager

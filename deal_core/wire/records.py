@@ -24,6 +24,8 @@ ANNOUNCEMENTS, NAMES = "announcements", "names"
 """Signed channel keys of the sites of a round, and what the server calls each; with its terms."""
 BLAMES = "blames"
 """Of the status, beside ``protocol``: the site whose message was refused, in hexadecimal."""
+LATE_SECONDS = 600.0
+"""How long after its deadline a request is still known, so that a late reply can be named."""
 LEGS = ("prepare", "confirm", "unmask")
 """Of a round, beside the one that carries the update (``mask``)."""
 

@@ -63,7 +63,7 @@ class Run:
         """Return the answer to each text, as ``deal predict`` gives it.
 
         Args:
-            texts: each is computed alone, and depends on no other.
+            texts: they share passes, which changes scores by rounding.
             task: choose among its labels; empty: among those of all tasks learnt.
 
         Raises:
@@ -74,7 +74,7 @@ class Run:
             raise UserError("predict: texts is one string; give a list of texts")
         asked = [text.text for text in typed_texts(texts)]
         self.predictor.check(task)
-        return [self.predictor.answer(text, task) for text in asked]
+        return self.predictor.answers(asked, task)
 
 
 def run(

@@ -61,6 +61,28 @@ def server_remove_site(name: str, folder: ServerDir = ".") -> None:
     print(*remove_site(ServerFolder(folder), name), sep="\n")
 
 
+@server.command("backup")
+def server_backup(
+    to: Annotated[str, typer.Argument(metavar="TO", help="A new folder.")], folder: ServerDir = "."
+) -> None:
+    """Copy keys, list of sites, database and runs, while the server runs."""
+    from simulations.deployment.backup import backup_server
+    from simulations.deployment.server.folder import ServerFolder
+
+    print(*backup_server(ServerFolder(folder), to), sep="\n")
+
+
+@site.command("backup")
+def site_backup(
+    to: Annotated[str, typer.Argument(metavar="TO", help="A new folder.")],
+    folder: SiteFolder = Path("."),
+) -> None:
+    """Copy settings, key, ledger and what is kept of runs, while the site takes part."""
+    from simulations.deployment.backup import backup_site
+
+    print(*backup_site(at_home(folder).resolve(), to), sep="\n")
+
+
 @site.command("init")
 def site_init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
@@ -131,13 +153,10 @@ def submit(
 
     if bool(experiment) == bool(resume):
         raise UserError("deal submit: give an experiment, or --resume RUN, and not both")
-    if resume and overrides:
-        raise UserError(
-            "deal submit: a run goes on with the settings that it was started with; leave out "
-            "--set, or submit the experiment again"
-        )
     where, changed = ServerFolder(folder), tuple(overrides or ())
-    lines = runs.resume(where, resume) if resume else runs.submit(where, experiment, changed)
+    lines = (
+        runs.resume(where, resume, changed) if resume else runs.submit(where, experiment, changed)
+    )
     print(*lines, sep="\n")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from deal_core.secure_sum.keys import fingerprint, site_of, site_of_line
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 825
 """The longest that common clients accept."""
+WARN_DAYS = 30
 
 
 def write_secret(path: Path, data: bytes) -> None:
@@ -96,6 +97,28 @@ def fingerprint_of_private_key(path: Path) -> str:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise UserError(f"{path}: not an EC key; deal site init makes one")
     return fingerprint(site_of(key.public_key()))
+
+
+def expiring(*certificates: Path) -> Iterator[str]:
+    """Yield a line for each certificate that has expired, or will within :data:`WARN_DAYS`."""
+    for path in certificates:
+        try:
+            found = x509.load_pem_x509_certificate(path.read_bytes())
+        except (OSError, ValueError):
+            yield f"{path}: no certificate; restore your backup"
+            continue
+        if said := expiry(found.not_valid_after_utc):
+            yield f"{path}: {said}"
+
+
+def expiry(end: datetime) -> str:
+    """Return what is said of a certificate that is valid until ``end``; empty: it is for long."""
+    days = (end - datetime.now(UTC)).days
+    if days > WARN_DAYS:
+        return ""
+    when = f"on {end:%Y-%m-%d}"
+    said = f"expired {when}, and no site connects" if days < 0 else f"expires {when}"
+    return f"{said}; renew it (docs/DEPLOYMENT.md)"
 
 
 def make_authority() -> KeyPair:

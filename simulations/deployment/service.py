@@ -3,23 +3,30 @@ wants it, and the systemd unit that keeps it running."""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from string import Template
 from types import FrameType
 
+from deal_core.atomic_write import rotated
 from deal_core.errors import UserError
-from server.folder import exclusive_lock, held
-from simulations.engines.flower import CODE, FlowerHome, stop_all
+from server.folder import exclusive_lock, held, holder
+from simulations.engines.flower import CODE, LOCAL, FlowerHome, stop_all
 
+PR_SET_PDEATHSIG = 1
+"""Of Linux's ``prctl.h``."""
+COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
 STOP_SECONDS = 20.0
 WATCH_SECONDS = 2.0
 HUNG_SECONDS = 10.0
@@ -36,7 +43,7 @@ def supervise(
     Args:
         command: the program.
         home: Flower's; gives environment and working directory.
-        log: its output is appended.
+        log: its output is appended, without colours.
         pid: holds the id of this process while it runs, and stays where it ends unasked.
         fatal: words in the log after which the program should end; where it hangs, it is ended.
 
@@ -47,24 +54,28 @@ def supervise(
     Raises:
         UserError: another process does this already.
     """
-    lock = pid.with_suffix(".lock")
-    if held(lock):
-        raise UserError(f"{pid.parent}: runs already; end that process first (its id: {pid})")
-    with exclusive_lock(lock), log.open("ab") as output:
-        start = output.tell()
+    require_idle(pid)
+    with exclusive_lock(pid.with_suffix(".lock")):
+        rotated(log).touch()
         process = subprocess.Popen(
             list(command),
             cwd=home.empty,
             env=home.environment(),
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=dying_with(os.getpid()),
         )
+        hopeless = threading.Event()
+        writer = threading.Thread(
+            target=_write_log, args=(process, log, fatal.encode(), hopeless), daemon=True
+        )
+        writer.start()
         try:
             pid.write_text(f"{os.getpid()}\n")  # a full disk must leave no process behind
             with _forwarded(process) as asked:
-                code = _watched(process, log, start, fatal.encode())
+                code = _watched(process, hopeless)
             if not asked.is_set():
                 return code or 1
             pid.unlink(missing_ok=True)
@@ -72,20 +83,65 @@ def supervise(
         finally:
             stop_all(home.path)
             process.wait()
+            writer.join(STOP_SECONDS)
 
 
-def _watched(process: subprocess.Popen[bytes], log: Path, start: int, fatal: bytes) -> int:
+def require_idle(pid: Path, port: int = 0) -> None:
+    """Check that no process does what is about to begin, or listens on its local port (0: none).
+
+    Raises:
+        UserError: one does; the message names it.
+    """
+    if held(lock := pid.with_suffix(".lock")):
+        raise UserError(f"{pid.parent}: runs already{holder(lock)}; end that process first")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind((LOCAL, port))
+        except OSError:
+            raise UserError(
+                f"port {port} is in use{holder(port=port)}; end that process, or set another "
+                "superlink_port in server.toml"
+            ) from None
+
+
+def dying_with(parent: int) -> Callable[[], None] | None:
+    """Return what a child does first: it asks the kernel for SIGTERM as soon as its parent has
+    ended, however that was. None where there is no such kernel."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl, kill = ctypes.CDLL(None).prctl, os.kill
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has ended meanwhile
+            kill(os.getpid(), signal.SIGTERM)
+
+    return ask
+
+
+def _write_log(
+    process: subprocess.Popen[bytes], log: Path, fatal: bytes, hopeless: threading.Event
+) -> None:
+    """Write what the process says into its log, without colours; the event tells of ``fatal``
+    words. A disk that takes no more costs lines, and not the process."""
+    assert process.stdout is not None
+    with process.stdout as lines:
+        for line in lines:
+            if fatal and fatal in line:
+                hopeless.set()
+            with suppress(OSError), rotated(log).open("ab") as file:
+                file.write(COLOUR.sub(b"", line))
+
+
+def _watched(process: subprocess.Popen[bytes], hopeless: threading.Event) -> int:
     """Wait for the end of the process; one that hangs after its fatal words is ended."""
-    deadline, read = math.inf, start
+    deadline = math.inf
     while True:
         with suppress(subprocess.TimeoutExpired):
             return process.wait(WATCH_SECONDS)
-        if fatal and deadline == math.inf:
-            with log.open("rb") as file:  # what is new of it: a log grows for weeks
-                file.seek(max(start, read - len(fatal)))
-                if fatal in file.read():
-                    deadline = time.monotonic() + HUNG_SECONDS
-                read = file.tell()
+        if hopeless.is_set():
+            deadline = min(deadline, time.monotonic() + HUNG_SECONDS)
         if time.monotonic() > deadline:
             process.kill()
             process.wait()

@@ -61,8 +61,10 @@ class FlowerHome:
         """Return the environment for every program of Flower's; this checkout comes first among
         what it imports, but for an app, which Flower puts before it."""
         self.empty.mkdir(parents=True, exist_ok=True)
+        direct = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
         return {
             **os.environ,
+            "no_proxy": ",".join(filter(None, [direct, LOCAL, "localhost"])),  # its own parts
             "FLWR_HOME": str(self.path),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",

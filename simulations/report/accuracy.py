@@ -40,6 +40,8 @@ class TaskCounts(Strict):
 
     labels: list[str]
     counts: list[list[int]]
+    calibration_error: float | None = None
+    """ECE, 0 to 1: how far probabilities are from the share of right answers."""
 
     def scores(self) -> np.ndarray:
         """Return a row for each label: precision, recall (NaN where nothing was answered so, or no
@@ -95,6 +97,7 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
         )
     check_rows_same(results.config, folder, "--labels", "leave it out")
     from deal_core.data.sources import load_for_clients
+    from deal_core.inference.calibration import confidences_and_hits, gap
     from deal_core.inference.folder import Answer, Written
     from deal_core.inference.predictor import load_predictor
 
@@ -106,10 +109,13 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
         labels = list(data.labels)
         counts = [[0] * len(labels) for _ in labels]
         written: list[tuple[str, Sequence[str]]] = []
-        for example in data.test:
-            answer = predictor.answer(example.text, task)
+        logits, targets = list[list[float]](), list[int]()
+        answers = predictor.answers([example.text for example in data.test], task)
+        for example, answer in zip(data.test, answers, strict=True):
             if isinstance(answer, Answer):
                 counts[labels.index(example.label)][labels.index(answer.label)] += 1
+                logits.append([answer.log_probabilities[label] for label in labels])
+                targets.append(labels.index(example.label))
             elif isinstance(answer, Written):
                 written.append((answer.answer, (example.target, *example.references)))
         if written:
@@ -118,7 +124,8 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
                 for name, measure in TEXT_MEASURES.items()
             }
         else:
-            found.tasks[task] = TaskCounts(labels=labels, counts=counts)
+            error = gap(*confidences_and_hits(logits, targets)) if logits else None
+            found.tasks[task] = TaskCounts(labels=labels, counts=counts, calibration_error=error)
     atomic_write(folder / FILE, found.model_dump_json(indent=1) + "\n")
     return found
 
@@ -156,7 +163,10 @@ def _task(task: str, counts: TaskCounts) -> Iterator[Block]:
     ]
     columns = ("label", "test texts", "precision", "recall", "F1")
     yield Table(f"Each label of {task}", columns, tuple(rows))
-    yield Text(f"{len(counts.labels)} labels, macro F1 {percent(counts.macro_f1)}.")
+    said = f"{len(counts.labels)} labels, macro F1 {percent(counts.macro_f1)}."
+    if counts.calibration_error is not None:
+        said += f" Calibration error of probabilities (ECE): {percent(counts.calibration_error)} %."
+    yield Text(said)
     if len(counts.labels) <= FEW:
         cells = zip(counts.labels, counts.counts, strict=True)
         yield Table(

@@ -42,6 +42,7 @@ TONES: dict[State, Tone] = {"finished": "good", "running": "warn", "stopped": "b
 FAULTS = {
     "client_failed": "reply not used",
     "reply_dropped": "reply dropped",
+    "reply_late": "reply came late",
     "client_blamed": "blamed by another client",
     "weight_cut": "weight cut",
     "counts_cut": "test rows cut",

@@ -66,6 +66,8 @@ def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
     except UserError as error:
         yield from map(Finding, error.problems)
         return
+    if not tables:
+        yield warning(f"{path}: is empty, so it is what all keys are by default: MedMCQA, embedded")
     experiment = with_absolute_inputs(experiment, own_folder(name, path))
     if experiment.data.source == "sites":
         yield warning('data.source = "sites": rows are read by deal site check')

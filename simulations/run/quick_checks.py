@@ -173,9 +173,30 @@ ROWS_PER_LABEL = 2
 """Training rows of a label, at least."""
 
 
+LONG_TEXT = 1_000_000
+NO_WORD = re.compile(
+    r"nan|none|null|n/?a|nat|true|false|\d{4}-\d\d?-\d\d?.*|\d\d?[./]\d\d?[./]\d{2,4}.*", re.I
+)
+"""A label that is a missing value, a truth value or a date."""
+
+
 def odd_rows(task: TaskData) -> Iterator[str]:
-    """Yield a line for every kind of oddity: test rows that are in training, texts of several
+    """Yield a line for every kind of oddity: rows left out, NUL bytes, a text too long to be one,
+    labels that are no words, test rows that are in training, texts of several
     labels, labels that may be one, a single label, labels with one row."""
+    if task.left_out:
+        yield f"{task.left_out} rows have no text or no answer, and are left out"
+    both = (*task.train, *task.test)
+    if count := sum("\0" in example.text for example in both):
+        yield f"{count} texts have NUL bytes, as of a damaged or binary file; write it again"
+    longest = max((len(example.text) for example in both), default=0)
+    if longest > LONG_TEXT:
+        yield f"a text has {longest} characters, of which the model reads the beginning; split it"
+    if odd := [label for label in task.labels if NO_WORD.fullmatch(label)]:
+        yield (
+            f"labels {', '.join(map(ascii, odd[:NAMED]))}: a missing value, a date or a truth "
+            "value is read as a word; leave such rows empty, or give it a name in label_text"
+        )
     known = {example.text for example in task.train}
     count = sum(example.text in known for example in task.test)
     if count:

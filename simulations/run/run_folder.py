@@ -77,12 +77,17 @@ def record(experiment: Experiment) -> None:
         if not experiment.run.resume:
             # Events of a start that never came to a checkpoint belong to no run.
             folder.metrics.unlink(missing_ok=True)
-            settings = leaves(experiment) | {"run.resume": False}
-            (folder.path / RECORD).write_text(toml_lines(settings), encoding="utf-8")
+            write_settings(experiment)
     except OSError as error:
         raise UserError(
             f"{folder.path}: cannot be written ({error.strerror}); choose another --out"
         ) from None
+
+
+def write_settings(experiment: Experiment) -> None:
+    """Write the experiment into its run folder."""
+    settings = toml_lines(leaves(experiment) | {"run.resume": False})
+    (Path(experiment.run.out) / RECORD).write_text(settings, encoding="utf-8")
 
 
 def check_same(wanted: Experiment, before: Experiment, where: str, cure: str) -> None:

@@ -6,6 +6,7 @@ a JSON object a text: the best label and the score of each, or what the model wr
 
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,8 @@ HERE = Path(__file__).resolve().parent
 AUTO = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM"}
 NAMES_SCALE = 20.0
 """Of the cosine between a text and the name of a label."""
+NO_ANSWER = -1e12
+"""Score of a label whose task has no class means, beside others that have some."""
 
 
 @cache
@@ -67,22 +70,23 @@ def by_means(model: Any, inputs: dict[str, Any], head: Tensor, own: slice) -> Te
     return scores
 
 
-def by_vectors(model: Any, tokenizer: Any, task: str, text: str, head: Tensor | None) -> Tensor:
-    """Return the scores of an encoder: of names of labels, and of class means where it has some."""
-    cut = {
-        "truncation": True,
-        "max_length": settings()["max_length"],
-        "return_tensors": "pt",
-    }
-    tokens = tokenizer(text, **cut)
+def by_vectors(model: Any, tokens: dict[str, Any], tasks: Sequence[str]) -> Tensor:
+    """Return the scores of an encoder for the labels of some tasks: of their names, and of class
+    means where there are some."""
     vector = model(**tokens).last_hidden_state.float().mean(dim=1)  # of one text: no padding
     if map_behind := tensors("pooled_map.safetensors"):
         vector = vector @ map_behind["weight"].T
-    names = NAMES_SCALE * normalize(vector) @ tensors("label_embeddings.safetensors")[task].T
-    if head is None:
-        return names[0]
+    names = [tensors("label_embeddings.safetensors")[task] for task in tasks]
+    scores: Tensor = NAMES_SCALE * (normalize(vector) @ torch.cat(names).T)[0]
+    heads = tensors("heads.safetensors")
+    known = next((heads[task] for task in tasks if task in heads), None)
+    if known is None:
+        return scores
+    none = torch.zeros(1, known.shape[1])
+    none[0, -1] = NO_ANSWER
+    rows = [heads.get(t, none.expand(len(own), -1)) for t, own in zip(tasks, names, strict=True)]
     weight: float = settings()["names_weight"]
-    return by_means(model, tokens, head, slice(None)) + weight * names[0]
+    return by_means(model, tokens, torch.cat(rows), slice(None)) + weight * scores
 
 
 def by_words(model: Any, tokenizer: Any, task: str, text: str, head: Tensor | None) -> Any:
@@ -121,10 +125,13 @@ def main(task: str, *texts: str) -> None:
     """Print a line for each text."""
     model, tokenizer = load()
     labels = next(each["labels"] for each in settings()["tasks"] if each["name"] == task)
-    head = tensors("heads.safetensors").get(task)
-    answer = by_vectors if settings()["pooling"] == "mean" else by_words
+    head, vectors = tensors("heads.safetensors").get(task), settings()["pooling"] == "mean"
+    cut = {"truncation": True, "max_length": settings()["max_length"], "return_tensors": "pt"}
     for text in texts:
-        found = answer(model, tokenizer, task, text, head)
+        if vectors:
+            found: Any = by_vectors(model, tokenizer(text, **cut), [task])
+        else:
+            found = by_words(model, tokenizer, task, text, head)
         if isinstance(found, str):
             print(json.dumps({"answer": found}, ensure_ascii=False))
         else:

@@ -23,6 +23,8 @@ HEADS = "heads.safetensors"
 PROMPTS = "prompts.json"
 """Task to the token ids of its prompt before and after a text, and of its answers."""
 PROGRAM = "answer.py"
+CLASSIFIER = "classifier"
+ENCODER = "0_Transformer"
 HOLDS = {
     "adapter_model.safetensors": "what was learnt, as LoRA factors",
     "adapter_config.json": "settings of PEFT",
@@ -33,12 +35,10 @@ HOLDS = {
     PROMPTS: "token ids around a text and of each label, task by task",
     "inference.json": "labels of all tasks in their order, and how texts are read",
     PROGRAM: "answers texts with this folder",
+    CLASSIFIER: 'for `pipeline("text-classification", ..., trust_remote_code=True)`',
+    ENCODER: "base model and adapter as one, for `SentenceTransformer` of this folder",
 }
 """File, or folder, of an export to what it holds."""
-MOVED = (
-    f"; it names `{BASE}` by its full path: where the folder has moved, write the new one to "
-    "`base_model_name_or_path`"
-)
 
 
 def write_prompts(inference: Inference, to: Path) -> None:
@@ -109,6 +109,5 @@ def contents(to: Path) -> str:
     lines = ["| in this folder | |", "|---|---|"]
     for name, meaning in HOLDS.items():
         if (to / name).exists():
-            more = MOVED if name == "adapter_config.json" and (to / BASE).is_dir() else ""
-            lines.append(f"| `{name}{'/' if (to / name).is_dir() else ''}` | {meaning}{more} |")
+            lines.append(f"| `{name}{'/' if (to / name).is_dir() else ''}` | {meaning} |")
     return "\n".join(lines)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from deal_core.config.experiment import AdapterConfig
 from deal_core.errors import UserError, at_home, choose
 from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
-from deal_core.models.loading import EMBEDDED, quiet, with_revision
+from deal_core.models.loading import EMBEDDED, TO_THE_BIT, quiet, upstream_of, with_revision
 from simulations.use.cards import (
     BASE,
+    CLASSIFIER,
+    ENCODER,
     LABELS,
     MAP,
     PROGRAM,
@@ -22,6 +27,8 @@ from simulations.use.cards import (
     write_program,
     write_prompts,
 )
+
+MODULES = "sentence_transformers.models"
 
 
 @dataclass(frozen=True)
@@ -54,10 +61,10 @@ def export(request: ExportRequest) -> list[str]:
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to}: is there already; choose another --to")
     to = to.resolve()
-    checked_adapter(source, inference, inference.model)
+    adapted = checked_adapter(source, inference, inference.model)[1]
     read_heads(source)
     with emptied_on_failure(to):
-        return _write(source, inference, to)
+        return _write(source, inference, adapted, to)
 
 
 @contextmanager
@@ -84,7 +91,9 @@ def emptied_on_failure(to: Path) -> Iterator[None]:
         raise
 
 
-def _write(source: AdapterFolder, inference: Inference, to: Path) -> list[str]:
+def _write(
+    source: AdapterFolder, inference: Inference, adapted: AdapterConfig, to: Path
+) -> list[str]:
     """Return what has been written into the empty folder ``to``."""
     from safetensors.torch import save_file
 
@@ -96,7 +105,7 @@ def _write(source: AdapterFolder, inference: Inference, to: Path) -> list[str]:
         if file.exists():
             shutil.copyfile(file, to / file.name)
     base, revision = local_base(inference, to), with_revision(inference.model.name)[1]
-    write_labels(inference, to)
+    write_labels(inference, adapted, to)
     notes = []
     try:
         write_prompts(inference, to)
@@ -122,6 +131,10 @@ def _write(source: AdapterFolder, inference: Inference, to: Path) -> list[str]:
     if not inference.components:
         embedded = (to / BASE).is_dir()
         write_program(to, BASE if embedded else base, "" if embedded else revision)
+    if inference.pooling == "mean":
+        write_classifier(inference, to)
+        if map_of is None:
+            write_sentence_encoder(inference, to)
     write_card(source, inference, to)
     mode = (to / source.inference.name).stat().st_mode & 0o777
     for written in filter(Path.is_file, to.rglob("*")):
@@ -156,31 +169,97 @@ def _write_components(source: AdapterFolder, inference: Inference, to: Path, bas
 
 
 def local_base(inference: Inference, to: Path) -> str:
-    """Return where this machine finds the base model; an embedded one is written beside, as
-    transformers does, in float32."""
+    """Return where the base model is found from the export: a name on the hub, or a path from the
+    folder; an embedded one is written into it, as transformers does, in float32."""
+    name = inference.model.name
+    if name.startswith(EMBEDDED):
+        save_base(inference, to / BASE, plain_base(inference))
+        return upstream_of(name) if name in TO_THE_BIT else BASE
+    return os.path.relpath(name, to) if Path(name).is_dir() else with_revision(name)[0]
+
+
+def plain_base(inference: Inference) -> Any:
+    """Return the base model in float32, as transformers has it."""
     import torch
-    from transformers import AutoTokenizer
 
     from deal_core.models import auto_class
     from deal_core.models.loading import pretrained
 
-    name = inference.model.name
-    if name.startswith(EMBEDDED):
-        base = pretrained(auto_class(inference.model), name, dtype=torch.float32)
-        tokenizer = pretrained(AutoTokenizer, name)
-        with quiet():
-            base.save_pretrained(to / BASE)
-            tokenizer.save_pretrained(to / BASE)
-        return str(to / BASE)
-    return str(Path(name).resolve()) if Path(name).is_dir() else with_revision(name)[0]
+    return pretrained(auto_class(inference.model), inference.model.name, dtype=torch.float32)
 
 
-def write_labels(inference: Inference, to: Path) -> None:
+def save_base(inference: Inference, to: Path, model: Any) -> None:
+    """Write a model, and the tokeniser of the base model."""
+    from transformers import AutoTokenizer
+
+    from deal_core.models.loading import pretrained
+
+    tokenizer = pretrained(AutoTokenizer, inference.model.name)
+    with quiet():
+        model.save_pretrained(to)
+        tokenizer.save_pretrained(to)
+
+
+def write_sentence_encoder(inference: Inference, to: Path) -> None:
+    """Write an encoder with its adapter merged, and how sentence-transformers puts a vector
+    together: the mean over tokens, as a unit vector."""
+    from peft import PeftModel
+
+    merged = PeftModel.from_pretrained(plain_base(inference), str(to)).merge_and_unload()
+    save_base(inference, to / ENCODER, merged)
+    kinds = {ENCODER: "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    modules = [
+        {"idx": place, "name": str(place), "path": path, "type": f"{MODULES}.{kind}"}
+        for place, (path, kind) in enumerate(kinds.items())
+    ]
+    size = merged.config.hidden_size
+    pooling = {"word_embedding_dimension": size, "pooling_mode_mean_tokens": True}
+    read = {"max_seq_length": inference.max_length, "do_lower_case": False}
+    files = {
+        "modules.json": modules,
+        "1_Pooling/config.json": pooling,
+        f"{ENCODER}/sentence_bert_config.json": read,
+    }
+    (to / "2_Normalize").mkdir()
+    for name, content in files.items():
+        (to / name).parent.mkdir(exist_ok=True)
+        (to / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def write_classifier(inference: Inference, to: Path) -> None:
+    """Write what a pipeline of transformers loads: labels of all tasks learnt, the tokeniser and
+    a class that answers with the program of the export."""
+    from transformers import AutoTokenizer
+
+    from deal_core.models.loading import pretrained
+
+    folder, learnt = to / CLASSIFIER, inference.learnt or inference.all_tasks
+    labels = [label for own in learnt.values() for label in own]
+    folder.mkdir()
+    tokenizer = pretrained(AutoTokenizer, inference.model.name)
+    tokenizer.model_max_length = inference.max_length
+    with quiet():
+        tokenizer.save_pretrained(folder)
+    config = {
+        "model_type": "deal-export",
+        "architectures": ["ExportClassifier"],
+        "auto_map": {
+            "AutoConfig": "classifier.ExportConfig",
+            "AutoModelForSequenceClassification": "classifier.ExportClassifier",
+        },
+        "tasks": list(learnt),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: place for place, label in enumerate(labels)},
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name("classifier.py"), folder / "classifier.py")
+
+
+def write_labels(inference: Inference, adapted: AdapterConfig, to: Path) -> None:
     """Write task to the unit vectors of its label names by the frozen base model, ``(labels,
     hidden)``, float32, where a text's vector is compared with them."""
     from safetensors.torch import save_file
 
-    from deal_core.config.experiment import AdapterConfig
     from deal_core.data import Example
     from deal_core.models import load_model
     from deal_core.training.evaluation import base_embeddings
@@ -188,7 +267,7 @@ def write_labels(inference: Inference, to: Path) -> None:
     if inference.pooling == "none":
         return
     whole = inference.model.model_copy(update={"bits": 0})  # as the folder's user loads it
-    model = load_model(whole, AdapterConfig(rank=1), inference.max_length)
+    model = load_model(whole, adapted, inference.max_length)
     found = {}
     for task in inference.tasks:
         words = [Example(label.replace("_", " "), task.labels[0]) for label in task.labels]

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
-from deal_core.data.rows import Columns, to_text, whole_characters
+from deal_core.config.data import DataConfig, TaskColumns
+from deal_core.data.rows import Columns, shaped, to_text, whole_characters
 from deal_core.data.tables import READERS, read_lines, read_table
 from deal_core.errors import UserError, at_home, nearest
 from deal_core.inference.folder import AdapterFolder, Answer, Written, find_adapter, read_inference
+from simulations.run.run_folder import recorded
 
 DIGITS = 6
 """Of a probability: what differs beyond them is rounding of the machine."""
+
+
+CHUNK = 128
+"""Texts that are read, answered and printed together."""
+UNSURE = "unsure"
+FEW_ROWS = 20
+"""Fewer say nothing of a temperature."""
 
 
 @dataclass(frozen=True)
@@ -25,46 +38,115 @@ class PredictRequest:
     texts: tuple[str, ...] = ()
     file: str = ""
     """In the place of typed texts; empty: none."""
-    column: str = "text"
-    """Of the file's text."""
+    column: str = ""
+    """Of the file's text; empty: as the run's data have it, or ``text``."""
     pair_column: str = ""
-    """Joined to it; empty: none."""
+    """Joined to it; empty: as the run's data have it, or none."""
     label_column: str = ""
     """Of the right answer, with which answers are compared; empty: none."""
     task: str = ""
     """Whose labels to choose from; empty: those of all tasks learnt."""
     base: str = ""
     """Folder or hub name of the base model; empty: as the run named it."""
+    threshold: float = 0.0
+    """Below this probability an answer is ``unsure``."""
+    calibrate: bool = False
+    """Find the temperature under which the right answers of the file are likeliest, and keep it."""
     as_json: bool = True
     """A JSON object a line; otherwise a line for people."""
 
 
 def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score | None:
     """Return how many answers are right (None: nothing says which are); a line for each text is
-    printed, in order, each as soon as it is known.
+    printed, in order, as soon as those around it are answered.
 
     Raises:
         UserError: no texts or two sources of them, a bad file or one without rows, no adapter, an
             unknown task, or right answers none of which is a label.
     """
-    texts = read_texts(request)
     folder = find_adapter(at_home(request.folder))
+    request = with_columns(request, folder)
+    if request.calibrate and not request.label_column:
+        raise UserError("--calibrate needs right answers; name their column with --label-column")
+    texts = read_texts(request)
     check_expected(request, folder)
+    # Two threads that wait for each other in a loop cost more than they save; said before torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Imports torch: after the quick checks.
     from deal_core.inference.predictor import load_predictor
 
     predictor = load_predictor(folder, request.base)
     predictor.check(request.task)
-    score, answered = Score(), 0
-    for text in texts:
-        answered += 1
-        answer = predictor.answer(text.text, request.task)
-        print_line(json_line(text, answer) if request.as_json else plain_line(text, answer))
-        if text.expected is not None:
-            score.add(answer, text.expected)
+    if request.calibrate:
+        predictor = replace(predictor, temperatures={})
+    score, answered = Score(request.threshold), 0
+    with progress(request) as advance:
+        while chunk := list(islice(texts, CHUNK)):
+            answers = predictor.answers([text.text for text in chunk], request.task)
+            for text, answer in zip(chunk, answers, strict=True):
+                print_line(line_of(text, answer, request))
+                if text.expected is not None:
+                    score.add(answer, text.expected)
+            answered += len(chunk)
+            advance(len(chunk))
     if not answered:
         raise UserError(f"{request.file}: has no row; name a file with a text a row")
+    if request.calibrate:
+        score.calibrated = calibrated(folder, request.task, score)
     return score if score.texts else None
+
+
+def with_columns(request: PredictRequest, folder: AdapterFolder) -> PredictRequest:
+    """Return the request with the columns that were not typed: those of the run's data, where the
+    folder is a run's."""
+    data = DataConfig()
+    with suppress(UserError):  # not there, or of another version
+        data = recorded(folder.path.parent).data
+    own = data.files.get(request.task) or data.hub.get(request.task) or TaskColumns()
+    text = request.column or own.text_column or data.text_column
+    run_pair = "" if request.column else own.pair_column or data.pair_column
+    return replace(request, column=text, pair_column=request.pair_column or run_pair)
+
+
+@contextmanager
+def progress(request: PredictRequest) -> Iterator[Callable[[int], None]]:
+    """Yield what is told how many texts more are answered: a bar with the time left on standard
+    error, where the lines of a file go elsewhere."""
+    if not (request.file and sys.stderr.isatty()) or sys.stdout.isatty():
+        yield lambda more: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    total = sum(1 for _ in read_texts(request))
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("texts", total=total)
+        yield lambda more: bar.advance(task, more)
+
+
+def calibrated(folder: AdapterFolder, task: str, score: Score) -> str:
+    """Return what is said of the temperature that suits the answers best, which is kept in the
+    folder.
+
+    Raises:
+        UserError: too few rows have a label as right answer.
+    """
+    from deal_core.inference.calibration import calibrate, write_temperature
+
+    known = [place for place, target in enumerate(score.targets) if target >= 0]
+    if len(known) < FEW_ROWS:
+        raise UserError(
+            f"--calibrate: {len(known)} rows have a label as right answer; name a file with "
+            f"{FEW_ROWS} or more"
+        )
+    temperature, before, after = calibrate(
+        [score.logits[place] for place in known], [score.targets[place] for place in known]
+    )
+    write_temperature(folder, task, temperature)
+    return (
+        f"calibration error (ECE) {100 * before:.1f} % before, {100 * after:.1f} % with the "
+        f"temperature {temperature:.3g}, which is kept in {folder.calibration}"
+    )
 
 
 def read_texts(request: PredictRequest) -> Iterator[Text]:
@@ -105,33 +187,34 @@ def check_expected(request: PredictRequest, folder: AdapterFolder) -> None:
         )
 
 
-def json_line(text: Text, answer: Answer | Written) -> str:
-    """Return one JSON object: ``text`` or ``row``, ``task``, ``label``, ``probability``,
-    ``runner_up``, ``runner_up_probability``; or ``answer``, where it is a text. With ``expected``
-    where the file says it."""
+def line_of(text: Text, answer: Answer | Written, request: PredictRequest) -> str:
+    """Return the line of a text: one JSON object (``text`` or ``row``, ``task``, ``label``,
+    ``probability``, ``runner_up``, ``runner_up_probability``; or ``answer``, where it is a text;
+    with ``expected`` where the file says it, and ``likeliest`` where the label is ``unsure``), or
+    label, probability and text for people."""
+    shown = " ".join(text.text.split()) if text.row is None else f"row {text.row}"
     what: dict[str, object] = {"text": text.text} if text.row is None else {"row": text.row}
     what |= {} if text.expected is None else {"expected": text.expected}
     if isinstance(answer, Written):
+        if not request.as_json:
+            return f"{' '.join(answer.answer.split())}  ({shown})"
         fields = {**what, "task": answer.task, "answer": answer.answer}
         return json.dumps(fields, ensure_ascii=False)
-    second = answer.runner_up_probability
+    share, second = 100 * answer.probability, answer.runner_up_probability
+    unsure = answer.probability < request.threshold
+    if not request.as_json:
+        found = f"{UNSURE} ({answer.label}?)" if unsure else answer.label
+        return f"{found}  {share:.1f} %  {shown}"
     fields = {
         **what,
         "task": answer.task,
-        "label": answer.label,
+        "label": UNSURE if unsure else answer.label,
         "probability": round(answer.probability, DIGITS),
         "runner_up": answer.runner_up,
         "runner_up_probability": None if second is None else round(second, DIGITS),
     }
+    fields |= {"likeliest": answer.label} if unsure else {}
     return json.dumps(fields, ensure_ascii=False)
-
-
-def plain_line(text: Text, answer: Answer | Written) -> str:
-    """Return label and probability, or the answer, and text for people."""
-    shown = " ".join(text.text.split()) if text.row is None else f"row {text.row}"
-    if isinstance(answer, Written):
-        return f"{' '.join(answer.answer.split())}  ({shown})"
-    return f"{answer.label}  {100 * answer.probability:.1f} %  {shown}"
 
 
 @dataclass(frozen=True)
@@ -190,6 +273,7 @@ def file_texts(path: Path, column: str, pair_column: str, label_column: str = ""
 def _rows(path: Path, columns: Columns) -> Iterator[Text]:
     for number, row in read_table(path):
         try:
+            row = shaped(row, columns)
             text = to_text(row, columns)
             answer = Columns(text=columns.label, label="")
             expected = to_text(row, answer) if columns.label else None
@@ -200,15 +284,18 @@ def _rows(path: Path, columns: Columns) -> Iterator[Text]:
 
 @dataclass
 class Score:
-    """How good the answers so far are."""
+    """How good the answers are, where the file says what is right."""
 
+    threshold: float = 0.0
     texts: int = 0
-    labels: int = 0
-    """Texts that were answered by a label."""
-    right: int = 0
-    """Of these."""
-    overlap: float = 0.0
-    """ROUGE-L of the others, summed."""
+    logits: list[list[float]] = field(default_factory=list)
+    """Of those that were answered by a label: log probabilities of all labels."""
+    targets: list[int] = field(default_factory=list)
+    """Of the same: the place of the right one; -1: it is no label."""
+    overlaps: list[float] = field(default_factory=list)
+    """ROUGE-L of the others."""
+    calibrated: str = ""
+    """What a calibration found; empty: none was asked for."""
 
     def add(self, answer: Answer | Written, expected: str) -> None:
         """Count one more text, whose right answer is ``expected``."""
@@ -216,16 +303,25 @@ class Score:
         if isinstance(answer, Written):
             from deal_core.training.text_overlap import rouge_l
 
-            self.overlap += rouge_l(answer.answer, (expected,))
+            self.overlaps.append(rouge_l(answer.answer, (expected,)))
         else:
-            self.labels += 1
-            self.right += answer.label == expected
+            labels = [*answer.log_probabilities]
+            self.logits.append([*answer.log_probabilities.values()])
+            self.targets.append(labels.index(expected) if expected in labels else -1)
 
     @property
     def line(self) -> str:
-        """For people: the share of right labels, or ROUGE-L."""
-        written = self.texts - self.labels
-        if written:
-            return f"ROUGE-L {100 * self.overlap / written:.1f} % over {written} rows"
-        share = 100 * self.right / self.labels if self.labels else 0.0
-        return f"accuracy {share:.1f} % ({self.right} of {self.labels} rows)"
+        """For people: the share of right labels, and how well probabilities fit it; or ROUGE-L."""
+        from deal_core.inference.calibration import confidences_and_hits, gap
+
+        if self.overlaps:
+            mean = 100 * sum(self.overlaps) / len(self.overlaps)
+            return f"ROUGE-L {mean:.1f} % over {len(self.overlaps)} rows"
+        confidences, hits = confidences_and_hits(self.logits, self.targets)
+        sure = hits[confidences >= self.threshold]
+        right, rows, unsure = int(sure.sum()), len(sure), len(hits) - len(sure)
+        return (
+            f"accuracy {100 * right / max(1, rows):.1f} % ({right} of {rows} rows)"
+            f"{f', {unsure} unsure' if unsure else ''}; "
+            + (self.calibrated or f"calibration error {100 * gap(confidences, hits):.1f} % (ECE)")
+        )

@@ -33,6 +33,7 @@ from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.ledger import Ledger
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
+from deal_core.wire.records import LATE_SECONDS
 from server.strategy import start_state
 from server.wire import kind_of, packed
 from simulations.engines.worker_pool import assume_identity
@@ -152,7 +153,7 @@ def message_of(
     retained = {"retained_digest": sent.digest, "retained_rows": sent.retained_rank}
     asked = ConfigRecord(instruction.model_copy(update=retained).to_config())
     content = RecordDict({**sent.records, "instruction": asked})
-    return Message(content, node, kind or kind_of(instruction), ttl=600.0)
+    return Message(content, node, kind or kind_of(instruction), ttl=2 * LATE_SECONDS)
 
 
 def asking(state: State) -> Instruction:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from flwr.app import Context, Message, MessageType, RecordDict
 from ray import cloudpickle
 
 import client.runtime
-from client.app import make_app
+from client.app import TOOK, make_app
+from client.resident_worker import INSIDE
+from client.site_file import NODE_KEY
 from deal_core.config.experiment import Experiment, RunConfig
+from deal_core.wire.records import LATE_SECONDS
 from simulations.engines.worker_pool import assume_identity
+from tests.client.real_site import RealSite
 from tests.run_configs import placed
 
 HEAVY = {"torch", "transformers", "peft", "pandas", "scipy", "safetensors"}
@@ -34,6 +39,24 @@ def test_messages_to_one_process_share_a_workbench(monkeypatch, tmp_path):
             reply = cloudpickle.loads(sent)(request, context)
         assert reply.content["status"]["code"] == "refused"  # an empty request: nothing is loaded
     assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("left", "event", "code"), [(-31.0, "too_late", "failed"), (20.0, "may_be_late", "version")]
+)
+def test_a_site_looks_at_the_deadline_before_it_works(left, event, code, tmp_path, monkeypatch):
+    """After it nothing is begun that would be charged; a round that may not fit is told before."""
+    site = RealSite(tmp_path)
+    monkeypatch.setitem(TOOK, MessageType.TRAIN, 60.0)
+    context = Context(1, 1, {NODE_KEY: str(tmp_path / "site.toml"), INSIDE: True}, RecordDict(), {})
+    with assume_identity(1, 1):
+        request = Message(RecordDict(), 1, MessageType.TRAIN, ttl=left + 100 + LATE_SECONDS)
+    request.metadata.created_at -= 100
+    reply = make_app()(request, context)
+    assert reply.content["status"]["code"] == code
+    events = [line["event"] for line in site.log()]
+    assert events[0] == event
+    assert ("arrived" in events) == (left > 0)
 
 
 def test_the_process_that_flower_starts_for_every_message_stays_light():

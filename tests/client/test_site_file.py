@@ -289,6 +289,7 @@ def test_a_request_that_expires_in_the_process_that_stays_is_not_begun_anew(
     site_file.write_text(TOML.replace("keep_seconds = 0", "keep_seconds = 2"))
     near, frozen = multiprocessing.Pipe()
     monkeypatch.setattr("client.resident_worker._connect", lambda address: near)
+    monkeypatch.setattr("client.resident_worker.LATE_SECONDS", 0.0)
     monkeypatch.setattr("client.app.client_of", pytest.fail)
     with frozen:
         reply = ask(site_file, "train", RecordDict(), ttl=0.5)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from server import clients as rounds
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
@@ -73,3 +76,34 @@ def test_a_flood_of_second_replies_does_not_hold_a_round_up(now):
     found = list(rounds.collect(Flooded(), requests, 60.0))  # type: ignore[arg-type]
     assert 60 <= now[0] < 62
     assert [(reply.client, reply.fault) for reply in found] == [("1", ""), ("2", rounds.LATE)]
+
+
+def test_a_reply_after_the_deadline_is_named_in_the_next_round_and_dropped(now):
+    config = Experiment(federation={"sites": ("north", "south"), "deadline_seconds": 240.0})
+    with assume_identity(1, 1):
+        requests = {k: Message(RecordDict(), int(k) + 1, "train") for k in "01"}
+        late = Message(RecordDict(), reply_to=requests["0"])
+    for name, request in requests.items():
+        request.metadata.__dict__["_message_id"] = f"request of {name}"
+    late.metadata.__dict__["_reply_to_message_id"] = "request of 0"
+    late.metadata.created_at = requests["0"].metadata.created_at + 271
+    written: list[dict[str, object]] = []
+
+    class Events:
+        def write(self, event, **fields):
+            written.append({"event": event, **fields})
+
+    class Later:
+        def pull_messages(self, message_ids):
+            return [late] if "request of 0" in message_ids else []
+
+    step = SimpleNamespace(round=1, stage=0, phase="learn", server_round=1)
+    sent = rounds.Sent(step, None, dict.fromkeys("01"), requests)  # type: ignore[arg-type]
+    clients = rounds.Clients(Later(), config, None, Events())  # type: ignore[arg-type]
+    found = list(clients.replies(sent, []))
+    assert {reply.fault for reply in found} == {"no reply before the deadline of 240 s"}
+    assert written == []
+    list(clients.replies(sent, []))
+    (event,) = written
+    assert (event["event"], event["client"]) == ("reply_late", "0")
+    assert event["reason"] == "answered 31 s after the deadline of 240 s"

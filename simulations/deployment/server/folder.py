@@ -24,13 +24,14 @@ from deal_core.errors import UserError, at_home
 from server.folder import EventLog
 from simulations.deployment.keys import (
     check_secret,
+    expiring,
     fingerprint_of_line,
     make_authority,
     make_server_certificate,
     read_public_key,
     write_secret,
 )
-from simulations.deployment.service import filled, service_unit, supervise
+from simulations.deployment.service import filled, require_idle, service_unit, supervise
 from simulations.engines.flower import CONNECTION, LOCAL, FlowerHome, program
 from simulations.output.files import toml_lines
 
@@ -169,6 +170,9 @@ def start_server(folder: ServerFolder) -> None:
     """
     settings = folder.settings()
     check_secret(folder.key)
+    require_idle(folder.pid, settings.superlink_port)
+    for line in expiring(folder.certificate, folder.authority):
+        print(f"warning: {line}")
     print(
         f"SuperLink on {LOCAL}:{settings.superlink_port}, log in {folder.log}; Ctrl-C ends it\n"
         f"sites on this machine reach it at {settings.local_address}, without a proxy; others at "

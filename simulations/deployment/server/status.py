@@ -17,6 +17,7 @@ from rich.console import Console
 from deal_core.errors import UserError
 from server.folder import RunEvent, RunFolder, held, plain_reason, read_events
 from server.results import read_results
+from simulations.deployment.keys import expiring
 from simulations.deployment.server.folder import ServerFolder, registered
 from simulations.deployment.server.submit import flower_status, run_folder, starts
 from simulations.engines.flower import CONNECTION
@@ -93,7 +94,7 @@ def run_state(events: Iterable[RunEvent]) -> RunState:
     )
     for summed in log.of("summed")[-1:]:
         state.summed = int(summed["sites"]), int(summed["cohort"])
-    for event in log.of("client_idle", "client_finished", *FAULTS):
+    for event in log.of("client_idle", "client_finished", "reply_late", *FAULTS):
         _heard(state.sites.setdefault(log.name(event["client"]), SiteState()), event)
     starts = [i for i, event in enumerate(log.events) if event["event"] == "round_started"]
     for place in starts[-1:]:
@@ -117,7 +118,7 @@ def _heard(site: SiteState, event: RunEvent) -> None:
     elif event["event"] == "client_finished":
         site.last_seen, site.rounds = event["time"], site.rounds + 1
     else:
-        site.faults += 1
+        site.faults += event["event"] in FAULTS
         site.last_fault = MEANING.get(str(event["reason"]), str(event["reason"]))
 
 
@@ -155,6 +156,8 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
         for line in described(run.name, state, deadline):
             print_line(console, line)
     print_table(console, site_table(sites, state))
+    for line in expiring(folder.certificate, folder.authority):
+        print_line(console, f"warning: {line}")
     if fault:
         print_line(console, f"connections unknown: {fault}")
     if run is None:

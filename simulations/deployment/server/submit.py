@@ -10,7 +10,8 @@ from typing import Any
 
 from client.site_file import NAME
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import from_run_config, to_run_config
+from deal_core.config.file import apply_overrides, parse_experiment
+from deal_core.config.run_config import PATIENCE, from_run_config, to_run_config
 from deal_core.data.sources import SitesSource
 from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock, read_events
@@ -18,7 +19,7 @@ from simulations.deployment.server.folder import ServerFolder, registered
 from simulations.engines.flower import BUNDLE, CONNECTION
 from simulations.output.files import toml_lines
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.run_folder import check_folder, record, recorded
+from simulations.run.run_folder import check_folder, record, recorded, write_settings
 
 STARTS = "starts.jsonl"
 """In the run folder: Flower's id of the run, one line for each time that it was started."""
@@ -36,27 +37,43 @@ def submit(folder: ServerFolder, experiment: str, overrides: tuple[str, ...] = (
     return _start(folder, _at(asked, folder.runs / name, chosen), "started")
 
 
-def resume(folder: ServerFolder, name: str) -> list[str]:
+def resume(folder: ServerFolder, name: str, overrides: tuple[str, ...] = ()) -> list[str]:
     """Continue a run, under the settings that it was started with. A site that has left meanwhile
     is absent from it, as one that is switched off.
+
+    Args:
+        folder: the server's.
+        name: of the run.
+        overrides: keys of how long a round waits, and for how many (``KEY=VALUE``).
 
     Returns:
         The lines to print.
 
     Raises:
         UserError: no such run, it has not ended, fewer of its sites are registered than its quorum,
-            or the server does not answer.
+            an override of another key, or the server does not answer.
     """
     folder.settings()
     path = run_folder(folder, name)
     before = recorded(path)
+    for override in overrides:
+        if override.partition("=")[0] not in PATIENCE:
+            raise UserError(
+                f"--set {override}: a run goes on with the settings that it was started with, but "
+                f"for {' and '.join(PATIENCE)}; submit the experiment again"
+            )
+    if overrides:
+        changed = apply_overrides(before.model_dump(mode="json"), overrides)
+        before = parse_experiment(changed, "--set")
     chosen = before.federation.sites
     still = registered(folder).keys() & set(chosen)
     if len(still) < max(1.0, before.federation.quorum * len(chosen)):
         _require_registered(folder, chosen)
     experiment = _at(before, path, chosen)
     run = experiment.run.model_copy(update={"resume": True})
-    return _start(folder, experiment.model_copy(update={"run": run}), "continued")
+    lines = _start(folder, experiment.model_copy(update={"run": run}), "continued")
+    write_settings(experiment)
+    return lines
 
 
 def stop(folder: ServerFolder, name: str) -> list[str]:

@@ -4,13 +4,11 @@ site takes part in an experiment, by its own ``site.toml``; and what would leave
 from __future__ import annotations
 
 import ssl
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 from client.egress import FIELDS
@@ -27,13 +25,13 @@ from deal_core.methods import method_of
 from deal_core.privacy.events import GROUP, RECORD, unit_text
 from deal_core.privacy.policy import Policy, figures_allowed, protects, terms
 from deal_core.secure_sum.terms import LEAST_SITES
-from simulations.deployment.keys import check_secret, fingerprint_of_private_key
+from simulations.deployment.keys import check_secret, expiry, fingerprint_of_private_key
 from simulations.deployment.site.folder import (
     agreed_labels,
     check_disjoint,
-    host_and_port,
     label_lines,
     make_private,
+    reach,
 )
 from simulations.run.quick_checks import (
     CLEAR_COUNTS,
@@ -42,7 +40,6 @@ from simulations.run.quick_checks import (
     identifier_warning,
 )
 
-CONNECT_SECONDS = 10.0
 MOST_SKEW = 10.0
 """Seconds between two clocks: signatures of sign-in carry the time, and Flower refuses old ones."""
 PINS = "write the fingerprints of the other sites' keys into [peers] of site.toml, by telephone"
@@ -97,7 +94,8 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
         try:
             report.lines.extend(check)
         except UserError as error:
-            report.problems.append(str(error))
+            if str(error) not in report.problems:
+                report.problems.append(str(error))
     if site.policy is not None and policy.metrics == "clear":
         report.warnings.append(f"policy.{CLEAR_COUNTS}")
     data = site_files(site.data).model_copy(update={"labels": labels})
@@ -157,6 +155,10 @@ def check_data(config: DataConfig, report: Report, unit_column: str, least_tests
         if task.held_out:  # as the site divides them: no record moves another one
             train, test = split_off_each((*task.train, *task.test), config.split)
             task = replace(task, train=train, test=test)
+        if task.left_out:
+            report.warnings.append(
+                f"task '{name}': {task.left_out} rows have no text or no answer, and are left out"
+            )
         if not task.train:
             continue
         counts = Counter(example.label or "texts" for example in task.train)
@@ -183,33 +185,12 @@ def check_data(config: DataConfig, report: Report, unit_column: str, least_tests
 
 def check_connection(site: SiteFile) -> Iterator[str]:
     """Of the server: it answers, its certificate is the authority's, its clock agrees."""
-    address, certificate = site.server.address, site.server.certificate
-    host, port = host_and_port(address, "server.address")
-    try:
-        context = ssl.create_default_context(cafile=certificate)
-    except OSError:  # check_keys has said what is wrong with it
-        return
-    connection = HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=context)
-    try:
-        before = time.time()
-        connection.request("GET", "/")
-        date = connection.getresponse().getheader("Date")
-        middle = (before + time.time()) / 2
-    except ssl.SSLCertVerificationError as error:
-        raise UserError(
-            f"{address}: not the server that {certificate} vouches for ({error.verify_message}); "
-            "compare ca.crt with the server's administrator"
-        ) from None
-    except (OSError, HTTPException) as error:
-        raise UserError(
-            f"{address}: no connection ({error}); check address, firewall, and whether the server "
-            "runs"
-        ) from None
-    finally:
-        connection.close()
-    yield f"server {address}: reached, certificate valid"
-    if date:
-        yield from check_clock(parsedate_to_datetime(date).timestamp() + 0.5 - middle)
+    found = reach(site)
+    yield f"server {site.server.address}: reached, certificate valid"
+    if said := expiry(found.certificate_end):
+        yield Note(f"server {site.server.address}: its certificate {said}")
+    if found.date:
+        yield from check_clock(parsedate_to_datetime(found.date).timestamp() + 0.5 - found.here)
 
 
 def check_clock(skew: float) -> Iterator[str]:

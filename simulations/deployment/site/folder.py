@@ -4,12 +4,17 @@ says what the site lends, and ``deal site start``, which keeps Flower's SuperNod
 from __future__ import annotations
 
 import shutil
+import ssl
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from client.site_file import NAME, SiteFile, read_site, site_files
 from deal_core.config.experiment import Experiment, ModelConfig
@@ -20,11 +25,13 @@ from deal_core.errors import UserError
 from deal_core.installed import package_digest
 from simulations.deployment.keys import (
     check_secret,
+    expiring,
+    expiry,
     fingerprint_of_line,
     make_key_pair,
     write_secret,
 )
-from simulations.deployment.service import filled, service_unit, supervise
+from simulations.deployment.service import filled, require_idle, service_unit, supervise
 from simulations.engines.flower import FlowerHome
 from simulations.output.files import toml_value
 
@@ -35,6 +42,7 @@ HANDSHAKE = "SSL/TLS handshake error detected"
 """A connection that broke in the middle of a handshake, a proxy that was restarted: Flower's
 SuperNode stops working after it, and does not end."""
 CONNECTED = "SuperNode ID:"
+CONNECT_SECONDS = 10.0
 AFTERLIFE_SECONDS = 90.0
 """How long after a crash the server may still believe that the site is connected: two missed
 heartbeats, and something."""
@@ -168,6 +176,68 @@ def host_and_port(address: str, place: str) -> tuple[str, int]:
     return host, port
 
 
+class Reached(NamedTuple):
+    """A server that has answered."""
+
+    certificate_end: datetime
+    """Until when its certificate is valid."""
+    date: str
+    """What it says of the time; empty: nothing."""
+    here: float
+    """When it said so by the clock here, seconds since 1970."""
+
+
+def reach(site: SiteFile) -> Reached:
+    """Ask the site's server for nothing in particular.
+
+    Returns:
+        What it says of itself.
+
+    Raises:
+        UserError: no connection, or a certificate that the authority does not vouch for.
+    """
+    address, certificate = site.server.address, site.server.certificate
+    host, port = host_and_port(address, "server.address")
+    try:
+        context = ssl.create_default_context(cafile=certificate)
+    except OSError:
+        raise UserError(
+            f"{certificate}: no certificate; get ca.crt from the server's administrator"
+        ) from None
+    proxy = "" if proxy_bypass(f"{host}:{port}") else getproxies().get("https", "")
+    through = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    if through.hostname:  # as Flower's SuperNode does
+        connection = HTTPSConnection(
+            through.hostname, through.port or 8080, timeout=CONNECT_SECONDS, context=context
+        )
+        connection.set_tunnel(host, port)
+    else:
+        connection = HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=context)
+    try:
+        before = time.time()
+        connection.connect()
+        told: Any = connection.sock.getpeercert()
+        connection.request("GET", "/")
+        date = connection.getresponse().getheader("Date") or ""
+    except ssl.SSLCertVerificationError as error:
+        cure = "compare ca.crt with the server's administrator"
+        if "expired" in error.verify_message:
+            cure = "its administrator has to renew it"
+        raise UserError(
+            f"{address}: not the server that {certificate} vouches for ({error.verify_message}); "
+            f"{cure}"
+        ) from None
+    except (OSError, HTTPException) as error:
+        raise UserError(
+            f"{address}: no connection ({error}); check address, firewall, and whether the server "
+            "runs"
+        ) from None
+    finally:
+        connection.close()
+    end = datetime.fromtimestamp(ssl.cert_time_to_seconds(told["notAfter"]), UTC)
+    return Reached(end, date, (before + time.time()) / 2)
+
+
 def start_site(folder: Path) -> None:
     """Run Flower's SuperNode until it is asked to end. UserError: it cannot take part."""
     site = read_site(folder / "site.toml")
@@ -177,6 +247,17 @@ def start_site(folder: Path) -> None:
         raise UserError(
             f"{site.server.certificate}: not there; it is the ca.crt of the server's administrator"
         )
+    require_idle(state / "site.pid")
+    list(check_disjoint(site))  # read before anything is served
+    make_private(state)
+    for line in expiring(Path(site.server.certificate)):
+        print(f"warning: {line}")
+    try:
+        end = reach(site).certificate_end
+        said = [f"{site.server.address}: its certificate {why}"] if (why := expiry(end)) else []
+    except UserError as error:
+        said = [str(error)]  # the server may come later
+    print(*(f"warning: {line}" for line in said), sep="\n", end="\n" if said else "")
     print(
         f"site '{site.site.name}' serves {site.server.address}; Ctrl-C ends it\n"
         f"it runs what is installed here: federated-deal {package_digest()[:12]}\n"
@@ -184,8 +265,6 @@ def start_site(folder: Path) -> None:
         f"next: nothing; to look at data and connection: deal site check {folder}",
         flush=True,  # a service manager reads it from a pipe
     )
-    list(check_disjoint(site))  # read before anything is served
-    make_private(state)
     # -P: nothing is imported from its working directory, which apps can write.
     command = [sys.executable, "-P", "-m", MODULE, "supernode", str(folder / "site.toml")]
     _keep_going(site, command)
@@ -233,7 +312,8 @@ def _keep_going(site: SiteFile, command: list[str]) -> None:
         start = log.stat().st_size if log.exists() else 0
         if supervise(command, home, log, pid, HANDSHAKE) == 0:
             return
-        said = log.read_bytes()[start:].decode("utf-8", "replace")
+        text = log.read_bytes()
+        said = text[start if len(text) > start else 0 :].decode("utf-8", "replace")
         if CONNECTED in said:
             was_in, give_up = True, time.monotonic() + AFTERLIFE_SECONDS
         passes = HANDSHAKE in said and was_in and UNKNOWN not in said

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,8 @@ GOOD_LINE = b'{"text": "x", "label": "y"}\n'
         ("train.jsonl", b"[" * 100_000, "row 1: not valid JSON"),
         ("train.jsonl", GOOD_LINE + b'{"text": "\xe9"}', "row 2: not UTF-8"),
         ("train.jsonl", b'{"text": ["x"], "label": "y"}', "row 1: column 'text' holds a list"),
-        ("train.jsonl", b'{"text": "x", "label": NaN}', "row 1: column 'label' is empty"),
         ("train.csv", b"text,label\nx,y\nx,y,z\n", "row 3: 3 fields, but the header has 2"),
-        ("train.csv", b'text,label\n"a\nb",y\nx,\n', "row 4: column 'label' is empty"),
+        ("train.csv", b'text,label\n"a\nb",y\nx,y,z\n', "row 4: 3 fields"),
         ("train.csv", b'text,label\n"a\nb,y\n', "row 2: not valid CSV"),
         ("train.csv", b"text,label\nx,y\n\xff,y\n", "row 3: not UTF-8"),
         (
@@ -194,7 +194,7 @@ def test_the_header_says_what_separates_the_fields(tmp_path: Path, content: str)
 
 def test_all_problems_of_a_task_at_once(tmp_path: Path) -> None:
     folder = make_task(tmp_path)
-    write_jsonl(folder / "train.jsonl", [*TRAIN, {"text": "", "label": 1}, {"text": "x"}])
+    write_jsonl(folder / "train.jsonl", [*TRAIN, {"text": [], "label": 1}, {"text": "x"}])
     (folder / "test.jsonl").write_text("[")
     task, problems = FilesSource(DataConfig(source="files", path=str(tmp_path))).examine("triage")
     assert len(task.train) == 3
@@ -220,13 +220,65 @@ def test_what_is_not_there_is_named_with_its_cure(tmp_path: Path) -> None:
     assert f"{folder}: no file for the split 'test'; add" in error_of(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", READERS)
+def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path, suffix: str) -> None:
+    folder = make_task(tmp_path, suffix)
+    path, expected = folder / f"train{suffix}", load(tmp_path)
+    empty = [{"text": "  ", "label": 1, "ward": "A"}, {"text": "x", "label": None, "ward": "A"}]
+    WRITERS[suffix](path, [*TRAIN[:2], *empty, *TRAIN[2:]])
+    assert load(tmp_path) == replace(expected, left_out=2)
+    WRITERS[suffix](path, empty)
+    assert f"{path}: holds no examples" in error_of(tmp_path)
+
+
+CHAT = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is it?"},
+        {"role": "assistant", "content": "a rash"},
+    ]
+}
+ALPACA = {"instruction": "Be brief.", "input": "What is it?", "output": "a rash"}
+
+
+@pytest.mark.parametrize("row", [CHAT, ALPACA], ids=["chat", "alpaca"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_rows_of_well_known_shapes_are_read(tmp_path: Path, suffix: str, row: Any) -> None:
+    """As labels, and as texts."""
+    import pandas
+
+    folder = make_task(tmp_path)
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").unlink()
+        if suffix == ".jsonl":
+            write_jsonl(folder / f"{split}.jsonl", [row])
+        else:
+            pandas.DataFrame([row]).to_parquet(folder / f"{split}.parquet")
+    text = "Be brief.\nWhat is it?"
+    assert load(tmp_path).train == (Example(text, "a rash"),)
+    assert load(tmp_path, generation=("triage",)).train == (Example(text, "", target="a rash"),)
+    write_jsonl(folder / "train.jsonl", [{"messages": ["hello"]}])
+    (folder / "train.parquet").unlink(missing_ok=True)
+    assert "row 1: column 'messages' holds others than {role, content}" in error_of(tmp_path)
+
+
+def test_the_second_text_may_be_missing_or_be_several_but_not_in_every_row(tmp_path: Path) -> None:
+    folder = make_task(tmp_path)
+    pairs = [{"text": "one", "label": 1, "more": more} for more in (None, ["two", "three"], 4)]
+    write_jsonl(folder / "train.jsonl", [*TRAIN, *pairs])
+    write_jsonl(folder / "test.jsonl", [*TEST, *pairs])
+    texts = [example.text for example in load(tmp_path, pair_column="more").train]
+    assert texts[3:] == ["one", "one\ntwo\nthree", "one\n4"]
+    assert "no row has the column 'mroe'; set data.pair_column" in error_of(
+        tmp_path, pair_column="mroe"
+    )
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_bad_rows_and_splits_without_any_are_named(tmp_path: Path, suffix: str) -> None:
     folder = make_task(tmp_path, suffix)
     path, row = folder / f"test{suffix}", 3 if suffix == ".csv" else 2
     for bad, problem in (
-        ({"text": "  ", "label": 1, "ward": "A"}, "column 'text' is empty"),
-        ({"text": "x", "label": None, "ward": "A"}, "column 'label' is empty"),
         ({"text": "x", "label": 3, "ward": "A"}, "'3' is no label of the task (they are: 1, 2)"),
     ):
         WRITERS[suffix](path, [*TEST, bad])

@@ -128,6 +128,17 @@ def test_a_task_whose_answers_are_texts_has_columns_of_its_own(hub):
     )
 
 
+def test_chats_are_read_as_they_are_and_rows_without_an_answer_are_counted(hub):
+    said = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a cat"}]
+    for split in ("train", "test"):
+        write(
+            hub / f"{split}.jsonl",
+            [{"messages": said}, {"messages": [*said[:1], {**said[1], "content": " "}]}],
+        )
+    data = load(config(hub, {"text_column": ""}, generation=["intents"]))
+    assert (data.train, data.left_out) == ((Example("What is it?", "", target="a cat"),), 2)
+
+
 @pytest.fixture
 def files_left_open() -> Iterator[None]:
     """By the library, until memory is collected: here, and not in a test that comes later."""

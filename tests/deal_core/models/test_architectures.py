@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -13,7 +15,7 @@ from deal_core.lora.attach import read, write
 from deal_core.models import adapter_shapes, auto_class, embedding_size, load_model
 from deal_core.models.fast.attention import attention, register_attention
 from deal_core.training.evaluation import base_embeddings
-from tests.architectures import CONFIGS, MODULES, REFUSED, WORKING, model_config, save
+from tests.architectures import CONFIGS, OF_ATTENTION, REFUSED, WORKING, model_config, save
 
 LABELS = ("red", "blue_green", "green")
 EXAMPLES = [
@@ -28,7 +30,7 @@ EXAMPLES = [
 def case(request, tmp_path_factory):
     folder = save(tmp_path_factory.mktemp(request.param), request.param)
     config = model_config(folder, request.param)
-    adapter = AdapterConfig(rank=4, target_modules=MODULES.get(request.param, ()))
+    adapter = AdapterConfig(rank=4)
     return load_model(config, adapter, 32), config, adapter
 
 
@@ -64,6 +66,18 @@ def test_an_adapter_is_read_as_it_was_written(case, random_adapter):
     assert torch.equal(back, untouched)
 
 
+@pytest.mark.parametrize(("name", "expected"), OF_ATTENTION.items())
+def test_without_a_default_of_peft_queries_and_values_are_adapted(name, expected, tmp_path):
+    config = model_config(save(tmp_path, name), name)
+    shapes = adapter_shapes(config, AdapterConfig())
+    assert [*dict.fromkeys(layer.rpartition(".")[2] for layer in shapes)] == expected
+    said = json.dumps(expected)
+    with pytest.raises(UserError, match="names no linear layers") as refused:
+        adapter_shapes(config, AdapterConfig(target_modules=("nope",)))
+    assert str(refused.value).endswith(f": try {said}")
+    assert all(f" {leaf}," in str(refused.value) for leaf in expected)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_attention_that_cannot_be_replaced_is_refused_in_one_line(name, tmp_path):
     config = model_config(save(tmp_path, name), name)
@@ -91,9 +105,7 @@ def test_an_attention_that_overlooks_how_prompts_lie_is_refused(name, tmp_path, 
 @pytest.mark.parametrize(("name", "kept"), [("bert", "deal"), ("mpnet", "eager")])
 def test_an_encoder_with_an_attention_of_its_own_keeps_it(name, kept, tmp_path):
     config = model_config(save(tmp_path, name), name)
-    base = load_model(
-        config, AdapterConfig(target_modules=MODULES.get(name, ())), 32
-    ).module.get_base_model()
+    base = load_model(config, AdapterConfig(), 32).module.get_base_model()
     assert base.config._attn_implementation == kept
 
 

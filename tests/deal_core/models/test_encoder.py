@@ -141,8 +141,6 @@ def test_user_errors_are_one_line():
         load_model(ModelConfig(name="embedded:minilmm"), AdapterConfig(), 32)
     with pytest.raises(UserError, match=r"unknown model\.family"):
         load_model(ModelConfig(family="encoder"), AdapterConfig(), 32)
-    with pytest.raises(UserError, match="target_modules"):
-        load_model(ModelConfig(), AdapterConfig(target_modules=("nope",)), 32)
 
 
 def test_behind_an_encoder_that_never_changes_each_text_is_read_once_and_alone(monkeypatch):

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from typer.testing import CliRunner
 
 from client.site_file import read_site
 from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import run_name
 from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock
 from simulations.cli import app
-from simulations.deployment.keys import make_key_pair
+from simulations.deployment import keys
+from simulations.deployment.keys import expiry, make_key_pair
 from simulations.deployment.server import folder as serving
 from simulations.deployment.server import submit as submitting
 from simulations.deployment.server.folder import (
@@ -44,7 +47,7 @@ from simulations.deployment.server.folder import (
 from simulations.deployment.server.status import RunState, next_step, status
 from simulations.deployment.server.submit import STARTS, check, resume, run_folder, stop, submit
 from simulations.deployment.site.folder import agreed_labels, init_site
-from simulations.run.run_folder import record
+from simulations.run.run_folder import record, recorded
 from tests.simulations.deployment.short_experiment import experiment_file
 from tests.simulations.deployment.site_data import LABELS
 
@@ -223,21 +226,21 @@ def test_units_confine_what_they_run_and_systemd_takes_them(on_disk: Path) -> No
 
 
 def test_sites_are_added_at_the_same_time_and_each_has_one_name_and_key(server, tmp_path) -> None:
-    keys = {name: key(tmp_path, name) for name in ("north", "south", "west")}
+    public = {name: key(tmp_path, name) for name in ("north", "south", "west")}
     with ThreadPoolExecutor(3) as pool:
-        for name, path in keys.items():
+        for name, path in public.items():
             pool.submit(add_site, server, name, path)
-    assert set(registered(server)) == set(keys)
+    assert set(registered(server)) == set(public)
     secret = tmp_path / "site.key"
     secret.write_bytes(make_key_pair("north").private)
     for name, path, said in (
         ("north", key(tmp_path, "other"), "is registered already; for a new key first deal server"),
-        ("alias", keys["north"], "this key is that of 'north'"),
+        ("alias", public["north"], "this key is that of 'north'"),
         ("alias", secret, "this is a private key, which must stay at its site"),
     ):
         assert said in error(lambda name=name, path=path: add_site(server, name, path))
     written = [json.loads(line) for line in server.events.path.read_text().splitlines()]
-    assert {each["site"] for each in written if each["event"] == "site_added"} == set(keys)
+    assert {each["site"] for each in written if each["event"] == "site_added"} == set(public)
 
 
 def test_a_list_that_cannot_be_written_leaves_no_key_behind(server, tmp_path, monkeypatch) -> None:
@@ -271,6 +274,13 @@ def test_a_run_goes_on_without_a_site_that_has_left(server: ServerFolder, monkey
     resume(server, "one")
     assert going[0].federation.sites == ("north", "south", "west")
     assert going[0].run.resume
+    resume(server, "one", ("federation.deadline_seconds=9000", "federation.quorum=0.4"))
+    patience = [(each.federation.deadline_seconds, each.federation.quorum) for each in going]
+    assert patience == [(3600.0, 0.5), (9000.0, 0.4)]
+    assert run_name(going[0]) == run_name(going[1])  # what was answered is not charged again
+    assert recorded(server.runs / "one").federation == going[1].federation
+    with pytest.raises(UserError, match="settings that it was started with, but for federation"):
+        resume(server, "one", ("federation.rounds=9",))
     server.sites.write_text('{"north": {}}')
     with pytest.raises(UserError, match="site 'south' is not registered"):
         resume(server, "one")
@@ -314,10 +324,37 @@ def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(
     assert server.flower.asked[0][:2] == ("stop", "7")
 
 
+def test_a_server_that_cannot_start_says_nothing_but_why(server, monkeypatch, capsys) -> None:
+    def busy(pid: Path, port: int) -> None:
+        raise UserError(f"port {port} is in use")
+
+    monkeypatch.setattr(serving, "require_idle", busy)
+    assert error(lambda: start_server(server)) == "port 9444 is in use"
+    assert capsys.readouterr().out == ""
+
+
+def test_a_certificate_that_expires_is_told_at_the_start_and_by_status(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(keys, "SERVER_DAYS", 20)
+    monkeypatch.setattr(serving, "supervise", lambda *given: 0)
+    monkeypatch.setattr(serving, "require_idle", lambda *given: None)
+    folder = ServerFolder(tmp_path / "server")
+    init_server(folder, ServerSettings(hosts=HOSTS))
+    folder.flower = Flower()
+    start_server(folder)
+    status(folder, "", Console(width=200), as_json=False)
+    said = f"warning: {folder.certificate}: expires on "
+    assert capsys.readouterr().out.count(said) == 2
+    assert expiry(datetime.now(UTC) - timedelta(days=3)).startswith("expired on ")
+    assert expiry(datetime.now(UTC) + timedelta(days=90)) == ""
+
+
 def test_what_is_printed_names_the_folder(server, tmp_path, monkeypatch, capsys) -> None:
     """Every command that is printed works when it is pasted, from any folder."""
     monkeypatch.setattr(submitting, "BUNDLE", tmp_path)
     monkeypatch.setattr(serving, "supervise", lambda *given: 0)
+    monkeypatch.setattr(serving, "require_idle", lambda *given: None)
     start_server(server)
     added = "\n".join(add_site(server, "north", key(tmp_path, "north")))
     assert all(part in added for part in ("localhost:9444", f"{HOSTS[0]}:9443", "without a proxy"))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
+import ssl
 import subprocess
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,16 +24,19 @@ from deal_core.data.files import SiteSource
 from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
 from simulations.cli import app
+from simulations.deployment import keys
 from simulations.deployment.keys import (
     fingerprint_of_line,
     make_authority,
     make_key_pair,
+    make_server_certificate,
     read_public_key,
 )
 from simulations.deployment.site.check import (
     MOST_SKEW,
     Report,
     check_clock,
+    check_connection,
     check_site,
     check_sums,
     what_leaves,
@@ -102,11 +108,11 @@ def test_all_that_is_wrong_with_a_task_is_told_beside_what_is_right(site, data) 
     wrong = [{"text": " ", "label": "a"}, {"text": "case", "label": "z"}]
     jsonl(data / "triage" / "train.jsonl", [*GOOD, wrong[0], *GOOD, *wrong])
     report = checked(site, asked())
-    assert [problem.partition(": ")[2] for problem in report.problems[:2]] == [
-        "column 'text' is empty; fill it in or remove the row (and 1 more row: 14)",
+    assert [problem.partition(": ")[2] for problem in report.problems[:1]] == [
         "'z' is no label of the task (they are: a, b); correct it, or map it in label_text",
     ]
     assert "task 'triage': 12 train, 6 test; train: a 6, b 6" in "\n".join(report.lines)
+    assert "task 'triage': 2 rows have no text or no answer, and are left out" in report.warnings
 
 
 def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, data) -> None:
@@ -209,6 +215,39 @@ def test_keys_and_connection_are_problems_that_hide_nothing_else(site: Path, tex
     assert any("task 'triage'" in line for line in report.lines)
     (site / "site.key").chmod(0o600)
     assert any("ca.crt: no certificate" in line for line in check_site(site).problems)
+
+
+def test_a_server_is_reached_through_the_proxy_of_a_hospital(tmp_path, data, monkeypatch) -> None:
+    """And an end of its certificate that is near is told."""
+    monkeypatch.setattr(keys, "SERVER_DAYS", 20)
+    authority = make_authority()
+    server = make_server_certificate(authority, ["server.invalid"])  # a name that nobody resolves
+    files = {"ca.crt": authority.public, "server.pem": server.private + server.public}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.pem")
+    asked_for: list[str] = []
+
+    def serve(listener: socket.socket) -> None:
+        near, _ = listener.accept()
+        with near:
+            asked_for.append(near.recv(4096).decode().splitlines()[0])
+            near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            with context.wrap_socket(near, server_side=True) as inner:
+                inner.recv(4096)
+                inner.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        folder = tmp_path / "site"
+        init_site(folder, data, "north", "server.invalid:9443", tmp_path / "ca.crt", AGREED)
+        reached, expires = check_connection(read_site(folder / "site.toml"))
+    assert reached == "server server.invalid:9443: reached, certificate valid"
+    assert "its certificate expires on" in expires
+    assert asked_for[0].startswith("CONNECT server.invalid:9443 ")
 
 
 @pytest.mark.parametrize("skew", [MOST_SKEW + 1, -MOST_SKEW - 1])

@@ -98,6 +98,9 @@ def test_a_round_that_is_under_way_says_who_was_asked_when_and_who_has_answered(
     expected = "1 replied, 1 declined, 1 failed, the deadline has passed"
     assert f"round 1: 3 sites asked 8 min ago, {expected}" in described("one", state, 300.0)
     assert state.sites["z"].last_fault.startswith("its policy refuses the experiment")
+    late = said("reply_late", "1", reason="answered 31 s after the deadline of 240 s")
+    slow = run_state([STARTED, BEGUN, *heard, late]).sites["y"]
+    assert (slow.faults, slow.last_fault) == (1, "answered 31 s after the deadline of 240 s")
     again = run_state([STARTED, BEGUN, *heard, said("client_finished", "1")])  # asked once more
     assert list(again.answers.values()) == ["replied", "replied", "declined"]
     assert again.left_out == []

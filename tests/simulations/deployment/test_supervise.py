@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,9 +16,10 @@ import pytest
 from deal_core.errors import UserError
 from server.folder import exclusive_lock
 from simulations.deployment import service
-from simulations.deployment.service import HUNG, supervise
+from simulations.deployment.service import HUNG, require_idle, supervise
 from simulations.deployment.site.folder import HANDSHAKE
 from simulations.engines.flower import FlowerHome, members
+from tests.simulations.deployment.loopback import wait_for
 
 
 def run(tmp_path: Path, script: str, fatal: str = "") -> int:
@@ -74,9 +78,45 @@ def test_one_that_hangs_after_its_last_word_is_ended(
     assert time.monotonic() - begun < 20
 
 
-def test_nobody_runs_it_twice(tmp_path: Path) -> None:
+def test_a_log_has_no_colours_and_the_one_before_is_kept(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("deal_core.atomic_write.LARGEST_LOG", 40)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    run(tmp_path, r"printf '\033[92mINFO\033[0m : one\n'; yes | head -30; echo last $no_proxy")
+    whole = (tmp_path / "log.1").read_text() + (tmp_path / "log").read_text()
+    assert "\x1b" not in whole
+    assert whole.endswith("y\nlast 127.0.0.1,localhost\n")  # a proxy is for the server alone
+    assert (tmp_path / "log").stat().st_size < 80
+
+
+def test_nobody_runs_it_twice_and_who_does_is_named(tmp_path: Path) -> None:
     with (
         exclusive_lock(tmp_path / "it.lock"),
-        pytest.raises(UserError, match=r"runs already; end that process first"),
+        pytest.raises(UserError, match=rf"runs already \(process {os.getpid()}: .*python"),
     ):
         run(tmp_path, "true")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(
+            UserError, match=rf"port {port} is in use \(process {os.getpid()}: .*python"
+        ):
+            require_idle(tmp_path / "it.pid", port)
+    require_idle(tmp_path / "it.pid", port)
+
+
+def test_a_killed_parent_takes_what_it_has_started_with_it(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from simulations.deployment.service import supervise\n"
+        "from simulations.engines.flower import FlowerHome\n"
+        "folder = Path(sys.argv[1]); home = FlowerHome(folder / 'flower')\n"
+        "supervise(['sleep', '600'], home, folder / 'log', folder / 'it.pid')\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    home = tmp_path / "flower"
+    try:
+        wait_for("a child", lambda: members(home), 120)
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for("its end", lambda: not members(home), 20)

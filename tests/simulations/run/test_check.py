@@ -107,10 +107,6 @@ ERRORS = (
     Odd("set data.split = 0.2 to take it from the training file", files={TEST: None}),
     Odd("unknown method.name 'deel'", toml='[method]\nname = "deel"'),
     Odd("unknown task in", data='tasks = ["wrad"]'),
-    Odd(
-        "row 2: column 'text' is empty; fill it in or remove the row (and 1 more row",
-        train=(("", "a"), ("", "b"), *ROWS),
-    ),
     Odd("'c' is no label of the task", test=(*TESTS, ("itch", "c"))),
     Odd(
         "task 'ward': data.split = 0.3 leaves no test row; raise it, or add a test file",
@@ -124,7 +120,10 @@ ERRORS = (
         toml='[model]\nname = "nobody/nothing"',
     ),
     Odd("train.max_length = 4000: the model reads 512", toml="[train]\nmax_length = 4000"),
-    Odd("Target modules {'nothing'} not found", toml='[adapter]\ntarget_modules = ["nothing"]'),
+    Odd(
+        'which has query, key, value, dense: try ["query", "value"]',
+        toml='[adapter]\ntarget_modules = ["nothing"]',
+    ),
     Odd("privacy.target_delta = 0.01 is too large for", toml=RECORD + "target_delta = 0.01"),
     Odd("unknown run.engine 'flowr'; known: flower, inprocess", toml='[run]\nengine = "flowr"'),
     Odd(
@@ -134,7 +133,15 @@ ERRORS = (
     ),
 )
 LONG = "rest and drink" * 9
+NO_WORDS = ("NaN", "None", "True", "2024-01-31")
 WARNINGS = (
+    Odd("2 rows have no text or no answer, and are left out", train=(("", "a"), ("x", ""), *ROWS)),
+    Odd("1 texts have NUL bytes", train=(*ROWS, ("itch\0", "a"))),
+    Odd("a text has 4800000 characters", train=(*ROWS, ("itch" * 1_200_000, "a"))),
+    Odd(
+        "labels '2024-01-31', 'NaN', 'None', 'True': a missing value, a date or a truth",
+        train=(*ROWS, *((f"{n}", label) for n, label in enumerate(NO_WORDS))),
+    ),
     Odd("10 of 50 test rows have a text that is in training too", test=(*TESTS, *ROWS[:10])),
     Odd("1 training texts have several labels", train=(*ROWS, (ROWS[0][0], "b"))),
     Odd("labels 'A', 'a' look alike", train=(*ROWS, ("itch", "A"), ("burn", "A"))),
@@ -189,6 +196,12 @@ def test_the_line_of_an_input(odd: Odd, kind: str, tmp_path: Path) -> None:
     assert "\n" not in found.text
 
 
+def test_an_empty_file_says_that_it_is_the_default(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text("# nothing yet\n")
+    first = next(findings(str(tmp_path / "own.toml"), ()))
+    assert (first.kind, "is empty, so it is what all keys" in first.text) == ("warning", True)
+
+
 @pytest.fixture
 def checked(tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
     """Exit code and lines of the command."""
@@ -205,20 +218,20 @@ def checked(tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
 def test_all_at_once_each_once_and_the_exit_code(checked) -> None:
     """What takes longer is left out where something is wrong by then."""
     odd = Odd(
-        toml='[method]\nname = "deel"\n[train]\nlearning_rate = 0.5\n[wire]\ndtype = "int4"',
-        train=(("itch of one", "a"), ("itch of one", "a"), ("rash of two", "b"), ("", "a")),
+        toml='[method]\nname = "deel"\n[train]\nlearning_rate = 0.5\n[adapter]\nkind = "lera"',
+        train=(("itch of one", "a"), ("itch of one", "a"), ("rash of two", "b"), ("\0", "a")),
     )
     code, lines = checked(odd, "federation.clients=1000")
     assert code == 2
     for message in (
-        "column 'text' is empty",
+        "1 texts have NUL bytes",
         "warning: train.learning_rate = 0.5",
         "error: unknown method.name 'deel'",
-        "error: unknown wire.dtype 'int4'",
+        "error: unknown adapter.kind 'lera'",
     ):
         assert sum(message in line for line in lines) == 1, (message, lines)
     assert not any("1000 clients" in line for line in lines)
-    assert lines[-1] == "3 errors, 2 warnings"
+    assert lines[-1] == "2 errors, 3 warnings"
     keys = Odd(toml="speed = 1\n[stream]\nscheduel = 3", data='split = "a fifth"')
     assert checked(keys)[1][-1] == "3 errors, no warnings"
 
@@ -236,12 +249,12 @@ def test_warnings_fail_where_they_are_asked_to(checked) -> None:
 def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path: Path) -> None:
     odd = Odd(test=(*TESTS, ("itch", "c")), train=(*ROWS, (ROWS[0][0], "b")))
     text, out = io.StringIO(), tmp_path / "run"
-    request = Request(str(odd.write(tmp_path)), str(out), ("wire.dtype=int4",))
+    request = Request(str(odd.write(tmp_path)), str(out), ("adapter.kind=lera",))
     with pytest.raises(UserError) as refused:
         simulate(request, Console(file=text, width=160))
     first, second = refused.value.problems
     assert "'c' is no label of the task" in first
-    assert "unknown wire.dtype 'int4'" in second
+    assert "unknown adapter.kind 'lera'" in second
     assert "warning: task 'ward': 1 training texts have several labels" in text.getvalue()
     assert not out.exists()
 

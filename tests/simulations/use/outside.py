@@ -1,9 +1,9 @@
 """Run by another interpreter, in which this project is not: what an export is to others.
 
 ``outside.py SITE_PACKAGES JOBS``: a list of jobs in JSON, one after the other. A job
-``["answer", FOLDER, TASK, TEXT]`` runs the program of an export, ``["page", FOLDER, CODE]`` the
-code of a page in a folder; of any other, ``[KIND, OUT, IDS, ADAPTER, MOVED]``, the numbers
-of each folder go to OUT. Each prints one line.
+``["answer", FOLDER, TASK, TEXT]`` runs the program of an export, ``["pipeline", FOLDER, TEXT]`` a
+pipeline of transformers, ``["page", FOLDER, CODE]`` the code of a page in a folder; of any other,
+``[KIND, OUT, IDS, ADAPTER, MOVED]``, the numbers of each folder go to OUT. Each prints one line.
 """
 
 import importlib.util
@@ -30,6 +30,16 @@ def run_page(folder, code):
     exec(compile(code, "docs/using.md", "exec"), {"__name__": "__main__"})
 
 
+def run_pipeline(folder, text):
+    """As sites of models do it; the labels are those of all tasks learnt."""
+    import transformers
+
+    found = transformers.pipeline("text-classification", folder, trust_remote_code=True)
+    alone, (beside, _) = found(text), found([text, f"{text} and a longer text beside it"])
+    assert alone[0]["label"] == beside["label"]
+    print(json.dumps(alone[0]))
+
+
 def compute(kind, out, ids, adapter, moved):
     import peft
     import torch
@@ -39,10 +49,13 @@ def compute(kind, out, ids, adapter, moved):
     suffix = {"causal": "ForCausalLM", "seq2seq": "ForSeq2SeqLM", "encoder": ""}[kind]
     plain = getattr(transformers, "AutoModel" + suffix)
     auto_peft = getattr(peft, "AutoPeftModel" + (suffix or "ForFeatureExtraction"))
-    models = {
-        "peft": lambda: auto_peft.from_pretrained(adapter),
-        "transformers": lambda: plain.from_pretrained(adapter),
-    }
+    os.chdir(adapter)  # where the base model lies is said from there, or on the hub
+    with open("adapter_config.json") as file:
+        base = json.load(file)["base_model_name_or_path"]
+    models = {}
+    if os.path.isdir(base):
+        models["peft"] = lambda: auto_peft.from_pretrained(adapter)
+        models["transformers"] = lambda: plain.from_pretrained(adapter)
     if moved:
         models["moved"] = lambda: peft.PeftModel.from_pretrained(
             plain.from_pretrained(f"{moved}/base"), moved
@@ -58,15 +71,16 @@ def compute(kind, out, ids, adapter, moved):
             output = model(**tokens)
         numbers[name] = output.logits if suffix else output.last_hidden_state
     save_file({name: value.contiguous().clone() for name, value in numbers.items()}, out)
-    with open(f"{adapter}/adapter_config.json") as file:
-        base = json.load(file)["base_model_name_or_path"]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+    where = base if os.path.isdir(base) else f"{moved}/base"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(where)
     print(json.dumps(tokenizer("spinal block")["input_ids"]))
 
 
 for job in json.loads(sys.argv[2]):
     if job[0] == "answer":
         run_program(*job[1:])
+    elif job[0] == "pipeline":
+        run_pipeline(*job[1:])
     elif job[0] == "page":
         run_page(*job[1:])
     else:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
 
 from deal_core.data import Example
 from deal_core.errors import UserError
@@ -149,6 +150,10 @@ def test_exports_answer_without_this_project(
             "numbers": ["encoder", str(out), ids, *map(str, folders)],
             "page": ["page", str(exported), code],
             **{str(folder): ["answer", str(folder), TASK, TEXT] for folder in programs},
+            **{
+                f"pipeline {folder}": ["pipeline", str(folder / "classifier"), TEXT]
+                for folder in programs
+            },
             **word_jobs(llama),
         },
     )
@@ -156,12 +161,15 @@ def test_exports_answer_without_this_project(
     assert said["numbers"] == ids
     labels = predictor.inference.all_tasks[TASK]
     assert labels[said["page"]] == predictor.answer(TEXT, TASK).label
-    check_numbers(predictor, out, ids, {"peft", "transformers", "moved"})
+    check_numbers(predictor, out, ids, {"moved"})
     expected = pytest.approx(own_scores(predictor, TASK), abs=2e-4)
     assert said[str(moved)]["scores"] == expected
     for folder in (pooled, with_heads):
         predictor = load_predictor(find_adapter(folder / "run"))
         check_answer(predictor, TASK, said[str(folder / "mine")])
+        answer, found = predictor.answer(TEXT), said[f"pipeline {folder / 'mine'}"]
+        expected = (answer.label, pytest.approx(answer.probability, rel=1e-3))
+        assert (found["label"], found["score"]) == expected
     assert predictor.inference.names_weight == 0.5
     learnt = load_predictor(find_adapter(pooled / "run"))
     assert said[str(pooled / "mine")]["scores"] == pytest.approx(own_scores(learnt, TASK), abs=1e-3)
@@ -198,7 +206,7 @@ def check_words(place: Path, said: dict[str, Any]) -> None:
     asked = model.encode([Example(TEXT, "", target="x")], (), task.instruction)
     assert said["word writing"]["answer"] == model.write(asked)[0]
     config = json.loads((place / "mine" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(place / "base")
+    assert config["base_model_name_or_path"] == "../base"
     causal = predictor.inference.model.family == "causal-lm"
     assert config["task_type"] == ("CAUSAL_LM" if causal else "SEQ_2_SEQ_LM")
 
@@ -250,6 +258,31 @@ def test_an_export_says_what_it_is_and_who_reads_the_card_reads_the_weights(enco
     for folder in (encoder / "adapter", mine):
         modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
         assert modes == {(folder / "README.md").stat().st_mode & 0o777}
+
+
+def test_an_encoder_is_one_of_sentence_transformers_and_names_no_path(encoder, exported):
+    """As that library puts it together: modules one after another, here without it."""
+    mine, predictor = exported / "mine", load_predictor(find_adapter(encoder))
+    modules = json.loads((mine / "modules.json").read_text())
+    assert [m["type"].rpartition(".")[2] for m in modules] == [
+        "Transformer",
+        "Pooling",
+        "Normalize",
+    ]
+    assert all((mine / module["path"]).is_dir() for module in modules)
+    assert json.loads((mine / "1_Pooling/config.json").read_text())["pooling_mode_mean_tokens"]
+    folder = mine / modules[0]["path"]
+    tokens = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
+    with torch.no_grad():
+        states = AutoModel.from_pretrained(folder)(**tokens).last_hidden_state
+        labels = predictor.inference.all_tasks[TASK]
+        expected = predictor.model.embed(predictor.model.encode([Example(TEXT, labels[0])], labels))
+    vector = torch.nn.functional.normalize(states.mean(dim=1))
+    torch.testing.assert_close(vector, expected, rtol=0, atol=1e-5)
+    config = json.loads((mine / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    texts = [p for p in mine.rglob("*") if p.suffix in (".json", ".md", ".py", ".jinja")]
+    assert [p for p in texts if str(exported) in p.read_text() or "/work/" in p.read_text()] == []
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(encoder, tmp_path):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from client.local_training import class_sums
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, load_for_clients
 from deal_core.errors import UserError
-from deal_core.inference.folder import Written, find_adapter, read_inference
+from deal_core.inference.calibration import read_temperatures
+from deal_core.inference.folder import AdapterFolder, Written, find_adapter, read_inference
 from deal_core.inference.predictor import Predictor, load_predictor
 from deal_core.models.interface import Encoded
 from deal_core.training.evaluation import AnswerSpace, Scorer, count_both
@@ -29,7 +31,8 @@ from server.results import read_results
 from simulations import cli
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.accuracy import count_labels, read_label_counts
-from simulations.use.predict import PredictRequest, Score, predict
+from simulations.run.run_folder import record
+from simulations.use.predict import PredictRequest, Score, predict, with_columns
 from tests.architectures import CONFIGS, save
 from tests.simulations.runs import accuracy_of, at
 from tests.slow import slow_but
@@ -176,6 +179,8 @@ def test_the_counts_of_a_report_by_label_are_the_accuracy_of_the_results(run):
         own = counts.tasks[task]
         assert np.trace(own.counts) / np.sum(own.counts) == accuracy
         assert own.labels == results.labels[task]
+        assert own.calibration_error is not None
+        assert 0 <= own.calibration_error < 1
     assert read_label_counts(folder) == counts
 
 
@@ -191,11 +196,25 @@ def test_a_file_with_right_answers_has_the_accuracy_of_the_run(run, tmp_path):
     lines: list[str] = []
     asked = {"file": str(table), "column": "question", "label_column": "ward", "task": "surgery"}
     score = predict(PredictRequest(str(folder), **asked), lines.append)
-    assert score.right / score.labels == results.accuracy_matrix[-1][place]
-    assert score.line.endswith(f"({score.right} of {len(rows)} rows)")
+    right = round(len(rows) * results.accuracy_matrix[-1][place])
+    assert f"({right} of {len(rows)} rows)" in score.line
     found = [json.loads(line) for line in lines]
     assert [line["expected"] for line in found] == [row["ward"].strip() for row in rows]
-    assert sum(line["label"] == line["expected"] for line in found) == score.right
+    assert sum(line["label"] == line["expected"] for line in found) == right
+
+
+def test_texts_share_passes_and_their_answers_are_those_of_each_alone(run, predictor):
+    _, experiment = run
+    texts = [example.text for example in load_for_clients(experiment, "surgery").test]
+    for task in ("surgery", ""):
+        together = predictor.answers(texts, task)
+        for text, answer in zip(texts, together, strict=True):
+            alone = predictor.answer(text, task)
+            assert (answer.label, answer.task, answer.runner_up) == (
+                (alone.label, alone.task, alone.runner_up)
+            )
+            assert answer.probability == pytest.approx(alone.probability, abs=ROUNDING)
+    assert predictor.answers([]) == []
 
 
 def test_of_texts_that_are_written_the_overlap_is_told():
@@ -203,6 +222,37 @@ def test_of_texts_that_are_written_the_overlap_is_told():
     score.add(Written("t", "a b"), "a b c d")
     score.add(Written("t", "x"), "y")
     assert score.line == "ROUGE-L 33.3 % over 2 rows"
+
+
+def test_a_calibration_and_a_threshold(run, tmp_path):
+    """Columns that are not typed are the run's; a temperature stays in the folder."""
+    folder = Path(shutil.copytree(run[0] / "adapter", tmp_path / "run" / "adapter"))
+    columns = run[1].data.model_copy(update={"text_column": "question"})
+    record(at(run[1].model_copy(update={"data": columns}), tmp_path / "run"))
+    table = tmp_path / "tests.jsonl"
+    rows = [
+        {"question": example.text, "ward": example.label}
+        for example in load_for_clients(run[1], "surgery").train
+    ]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = PredictRequest(str(tmp_path / "run"), file=str(table), task="surgery")
+    told = replace(asked, label_column="ward")
+    typed = with_columns(replace(asked, column="a", pair_column="b"), AdapterFolder(folder))
+    assert (typed.column, typed.pair_column) == ("a", "b")
+    before: list[str] = []
+    assert "calibration error" in predict(told, before.append).line
+    said = predict(replace(told, calibrate=True), before.append).line
+    assert re.search(r"ECE\) [\d.]+ % before, [\d.]+ % with the temperature", said)
+    after: list[str] = []
+    predict(replace(asked, threshold=0.6), after.append)
+    first, last = ([json.loads(line) for line in each] for each in (before[: len(rows)], after))
+    assert len(first) == len(last)
+    for old, new in zip(first, last, strict=True):
+        unsure = new["label"] == "unsure"
+        assert (new["likeliest"] if unsure else new["label"]) == old["label"]
+        assert unsure == (new["probability"] < 0.6)
+    assert [old["probability"] for old in first] != [new["probability"] for new in last]
+    assert read_temperatures(AdapterFolder(folder)).keys() == {"surgery"}
 
 
 def test_only_the_adapter_folder_and_the_base_model_are_read(encoder, tmp_path, deal):
