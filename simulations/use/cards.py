@@ -24,7 +24,7 @@ PROMPTS = "prompts.json"
 """Task to the token ids of its prompt before and after a text, and of its answers."""
 PROGRAM = "answer.py"
 CLASSIFIER = "classifier"
-ENCODER = "0_Transformer"
+ENCODER = "sentence"
 HOLDS = {
     "adapter_model.safetensors": "what was learnt, as LoRA factors",
     "adapter_config.json": "settings of PEFT",
@@ -36,7 +36,7 @@ HOLDS = {
     "inference.json": "labels of all tasks in their order, and how texts are read",
     PROGRAM: "answers texts with this folder",
     CLASSIFIER: 'for `pipeline("text-classification", ..., trust_remote_code=True)`',
-    ENCODER: "base model and adapter as one, for `SentenceTransformer` of this folder",
+    ENCODER: "base model and adapter as one, for `SentenceTransformer`",
 }
 """File, or folder, of an export to what it holds."""
 

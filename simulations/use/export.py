@@ -206,8 +206,9 @@ def write_sentence_encoder(inference: Inference, to: Path) -> None:
     from peft import PeftModel
 
     merged = PeftModel.from_pretrained(plain_base(inference), str(to)).merge_and_unload()
-    save_base(inference, to / ENCODER, merged)
-    kinds = {ENCODER: "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
+    folder = to / ENCODER  # beside an adapter's settings the library would load the base model
+    save_base(inference, folder / "0_Transformer", merged)
+    kinds = {"0_Transformer": "Transformer", "1_Pooling": "Pooling", "2_Normalize": "Normalize"}
     modules = [
         {"idx": place, "name": str(place), "path": path, "type": f"{MODULES}.{kind}"}
         for place, (path, kind) in enumerate(kinds.items())
@@ -218,12 +219,12 @@ def write_sentence_encoder(inference: Inference, to: Path) -> None:
     files = {
         "modules.json": modules,
         "1_Pooling/config.json": pooling,
-        f"{ENCODER}/sentence_bert_config.json": read,
+        "0_Transformer/sentence_bert_config.json": read,
     }
-    (to / "2_Normalize").mkdir()
+    (folder / "2_Normalize").mkdir()
     for name, content in files.items():
-        (to / name).parent.mkdir(exist_ok=True)
-        (to / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def write_classifier(inference: Inference, to: Path) -> None:

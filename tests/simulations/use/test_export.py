@@ -263,15 +263,16 @@ def test_an_export_says_what_it_is_and_who_reads_the_card_reads_the_weights(enco
 def test_an_encoder_is_one_of_sentence_transformers_and_names_no_path(encoder, exported):
     """As that library puts it together: modules one after another, here without it."""
     mine, predictor = exported / "mine", load_predictor(find_adapter(encoder))
-    modules = json.loads((mine / "modules.json").read_text())
+    whole = mine / "sentence"
+    modules = json.loads((whole / "modules.json").read_text())
     assert [m["type"].rpartition(".")[2] for m in modules] == [
         "Transformer",
         "Pooling",
         "Normalize",
     ]
-    assert all((mine / module["path"]).is_dir() for module in modules)
-    assert json.loads((mine / "1_Pooling/config.json").read_text())["pooling_mode_mean_tokens"]
-    folder = mine / modules[0]["path"]
+    assert all((whole / module["path"]).is_dir() for module in modules)
+    assert json.loads((whole / "1_Pooling/config.json").read_text())["pooling_mode_mean_tokens"]
+    folder = whole / modules[0]["path"]
     tokens = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
     with torch.no_grad():
         states = AutoModel.from_pretrained(folder)(**tokens).last_hidden_state
