@@ -84,9 +84,10 @@ def make_results(
     plan: Plan,
     history: History,
     labels: Mapping[str, Sequence[str]] | None = None,
+    names: Sequence[str] = (),
 ) -> Results:
     """Return every measure of a whole run, from the plan and the counts in its history; ``labels``:
-    task to the names of its labels."""
+    task to the names of its labels; ``names``: of clients, by number."""
     tasks, data = list(plan.tasks), experiment.data
     stages = [Stage(rounds=n, work=plan.work(i)) for i, n in enumerate(plan.stages)]
     spans = metrics.spans(tasks, [stage.work for stage in stages])
@@ -115,7 +116,8 @@ def make_results(
         seconds={"total": sum(history.seconds.values()), **history.seconds},
         peak_rss_bytes=history.peak_rss_bytes,
         versions={name: version(name) for name in ("flwr", "torch", "transformers", "peft")},
-        labels={task: list(names) for task, names in (labels or {}).items()},
+        labels={task: list(own) for task, own in (labels or {}).items()},
+        names=list(names),
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit(),
     )

@@ -283,6 +283,8 @@ class Results(Measures):
     versions: dict[str, str]
     labels: dict[str, list[str]] = Field(default_factory=dict)
     """Task to the names of its labels, which are public; none: its answers are texts."""
+    names: list[str] = Field(default_factory=list)
+    """Of clients, by number: of sites, or of the partition column; empty: they have none."""
     finished: str = ""
     """When, UTC, ISO 8601."""
     commit: str = ""

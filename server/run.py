@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from deal_core.atomic_write import atomic_path
 from deal_core.config.experiment import Experiment
-from deal_core.data import open_source
+from deal_core.data import client_names, open_source
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes
 from deal_core.lora.arrays import from_arrays, to_arrays
@@ -92,18 +92,19 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
     plan = make_plan(experiment, tasks, roster.clients)
     clients = Clients(grid, experiment, roster, events)
     strategy = DealStrategy(clients, plan, checkpoint.state, checkpoint.history)
-    steps, done = strategy.steps, checkpoint.position
+    steps, done, names = strategy.steps, checkpoint.position, client_names(experiment)
     events.write(
         "run_started",
         tasks=tasks,
         clients=len(roster.clients),
-        sites=list(experiment.federation.sites),
+        sites=names,
         unit=mechanism.unit,
         unit_column=experiment.privacy.unit_column,
         assumes=whom_to_trust(experiment.privacy),
         stages=[
             {
                 "rounds": sum(step.kind == "round" and step.stage == stage for step in steps),
+                "learning": plan.stages[stage],
                 "tasks": list(plan.work(stage)),
             }
             for stage in range(len(plan.stages))
@@ -118,7 +119,7 @@ def _run(grid: Grid, experiment: Experiment, folder: RunFolder, events: EventLog
         save_checkpoint(folder.checkpoint, Checkpoint(position, strategy.state, strategy.history))
     spaces = task_spaces(experiment, plan.learnt(len(plan.stages) - 1))
     labels = {space.name: space.labels for space in spaces}
-    results = make_results(experiment, plan, strategy.history, labels)
+    results = make_results(experiment, plan, strategy.history, labels, names)
     inference = export_adapter(folder.adapter, strategy.state, experiment, spaces)
     write_card(folder.adapter, results, inference)
     write_results(folder.results, results)

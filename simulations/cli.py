@@ -298,25 +298,18 @@ def list_shipped() -> None:
             typer.echo(f"deal {verb.ljust(8)} {name.ljust(width)}  {description}")
 
 
-@ledger.command("show")
-def ledger_show(folder: StateFolder, disjoint_tasks: Disjoint = False) -> None:
-    """What was spent, on what, by which mechanism."""
-    from simulations.ledger_command import show
-
-    show(folder, wide_console(), disjoint_tasks)
-
-
 @ledger.command("verify")
 def ledger_verify(
     folder: Annotated[str, typer.Argument(help="A site's state directory.")] = "",
     certificate: Annotated[str, typer.Option(help="A file that `export` wrote.")] = "",
+    disjoint_tasks: Disjoint = False,
 ) -> None:
-    """Check that nothing was changed or taken away; or check a certificate."""
+    """Check that nothing was changed and say what was spent; or check a certificate."""
     from simulations.ledger_command import verify
 
     if not folder and not certificate:
         raise UserError("deal ledger verify: name a state directory, a --certificate, or both")
-    verify(folder, certificate, wide_console())
+    verify(folder, certificate, wide_console(), disjoint_tasks)
 
 
 @ledger.command("export")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,37 +19,19 @@ from deal_core.privacy.certificate import (
 from deal_core.privacy.events import assumed_honest, common_unit, composed, unit_text
 from deal_core.privacy.ledger import FILE, Entry, Ledger, LedgerError, LedgerUnusable
 from server.results import rounded_up
-from simulations.output.console import print_line, print_table
-from simulations.output.files import DASH, Table, write_file
+from simulations.output.console import print_line
+from simulations.output.files import write_file
 
 T = TypeVar("T")
-COLUMNS = ("task", "releases", "steps", "rate", "noise", "clip", "epsilon", "delta")
-"""Of the table of releases."""
 
 
-def show(folder: str, console: Console, disjoint_tasks: bool) -> None:
-    """Print what was spent, a row for each task of a run."""
-    entries = checked_entries(open_ledger(folder))
-    rows: list[tuple[str, ...]] = []
-    run = None
-    for own, figures in charges(entries):
-        event = own[0].event
-        if event.run != run:
-            run = event.run
-            rows.append((f"run {run}", *[""] * (len(COLUMNS) - 1)))
-        kind = "" if event.mechanism == "record" else f", {event.mechanism}"
-        rows.append((f"  {event.task or '(all)'}{kind}", *figures))
-    title = "Private releases; the epsilon of a row is that of the row alone"
-    print_table(console, Table(title, COLUMNS, tuple(rows)))
-    for line in _summary(entries, disjoint_tasks):
-        print_line(console, line)
-
-
-def verify(folder: str, certificate_file: str, console: Console) -> None:
-    """Check the chain of a ledger, or a certificate, and whether both say the same."""
+def verify(folder: str, certificate_file: str, console: Console, disjoint_tasks: bool) -> None:
+    """Check the chain of a ledger, or a certificate, or both; say what was spent."""
     if folder:
         entries = checked_entries(open_ledger(folder))
         print_line(console, f"ledger: {len(entries)} entries, the chain holds")
+        for line in _summary(entries, disjoint_tasks):
+            print_line(console, line)
     if not certificate_file:
         return
     said = check_certificate(_read_json(at_home(certificate_file)))
@@ -89,26 +70,6 @@ def _summary(entries: list[Entry], disjoint_tasks: bool) -> list[str]:
     if any(event.simulation_only for event in events):
         lines.append("simulation only: some noise came from a seed, so nothing is guaranteed")
     return lines
-
-
-def charges(entries: Sequence[Entry]) -> Iterator[tuple[list[Entry], tuple[str, ...]]]:
-    """Yield all releases of one kind for one task of one run, and their figures: how many there
-    are, steps, sampling rate, noise multiplier, clipping bound, epsilon of these alone, delta."""
-    kinds = groupby(entries, lambda each: (each.event.run, each.event.task, each.event.mechanism))
-    for own in (list(part) for _, part in kinds):
-        events = [entry.event for entry in own]
-        first, delta = events[0], min(event.delta for event in events)
-        figures: tuple[str, ...] = (DASH, DASH, "none", DASH, "no bound", DASH)
-        if first.protected:
-            figures = (
-                str(sum(event.steps for event in events)),
-                f"{first.sample_rate:.4g}",
-                f"{first.noise_multiplier:.4g}",
-                f"{first.max_grad_norm:g}",
-                rounded_up(composed(events, delta), 4),
-                rounded_up(delta, 3),
-            )
-        yield own, (str(len(own)), *figures)
 
 
 def _are_of(said: dict[str, Any], entries: list[Entry]) -> bool:

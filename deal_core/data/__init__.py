@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from deal_core.data.partition import PARTITIONERS, partition
 from deal_core.data.source import DataSource, Example, TaskData, declared_labels
-from deal_core.data.sources import SOURCES, load_for_clients, open_source, public_labels
+from deal_core.data.sources import (
+    SOURCES,
+    client_names,
+    load_for_clients,
+    open_source,
+    public_labels,
+)
 
 __all__ = [
     "PARTITIONERS",
@@ -12,6 +18,7 @@ __all__ = [
     "DataSource",
     "Example",
     "TaskData",
+    "client_names",
     "declared_labels",
     "load_for_clients",
     "open_source",

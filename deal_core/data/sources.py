@@ -112,3 +112,14 @@ def load_for_clients(experiment: Experiment, task: str) -> TaskData:
     if data.max_train:
         train = each_by_itself(train, task, data.max_train / max(1, len(train)))
     return replace(whole, train=train, test=stratified(test, data.max_test))
+
+
+def client_names(experiment: Experiment) -> list[str]:
+    """Return the names of a run's clients, by their numbers: those of the sites, or the values of
+    the partition column where each of them is one client; empty: clients have numbers alone."""
+    data, federation = experiment.data, experiment.federation
+    if federation.sites or data.partition.kind != "column" or data.source == "sites":
+        return list(federation.sites)
+    source = open_source(data, experiment.privacy.unit_column)
+    groups = source.load(source.task_names()[0]).groups
+    return list(groups) if len(groups) == federation.clients else []

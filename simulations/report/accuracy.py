@@ -26,7 +26,7 @@ from simulations.output.files import Table
 from simulations.report.blocks import Block, Heading, Text, percent, whole
 from simulations.report.record import Rows, RunRecord
 from simulations.run.run_folder import check_rows_same
-from simulations.run.summary import task_table
+from simulations.run.summary import ACCURACY, one_name, task_table
 
 FILE = "labels.json"
 NAMED_COLUMNS = 8
@@ -181,14 +181,14 @@ def accuracy_blocks(run: RunRecord) -> Iterator[Block]:
     if not run.matrix and not any(value is not None for value in run.zero_shot):
         yield Text("Nothing has been evaluated.", "warn")
         return
-    data = run.experiment.data
-    for name, measure in TEXT_MEASURES.items():
-        tasks = [t for t in run.tasks if t in data.generation and data.measure(t) == name]
-        if tasks:
-            yield Text(f"Answers are texts, measured by {measure.title}, in: {', '.join(tasks)}.")
-    yield _matrix(run, run.matrix, "Task-IL accuracy in %")
+    name = one_name(run.measured)
+    for measure in dict.fromkeys(run.measured):
+        own = [task for task, each in zip(run.tasks, run.measured, strict=True) if each == measure]
+        if measure != ACCURACY:
+            yield Text(f"Answers are texts, measured by {measure}, in: {', '.join(own)}.")
+    yield _matrix(run, run.matrix, f"Task-IL {name} in %")
     if run.class_il:
-        yield _matrix(run, run.class_il, "Class-IL accuracy in %")
+        yield _matrix(run, run.class_il, f"Class-IL {name} in %")
     if run.results and run.matrix:
         yield task_table(run.results)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 
 from client.egress import FIELDS
@@ -22,7 +23,7 @@ from deal_core.privacy.events import (
 )
 from deal_core.privacy.ledger import Entry, Ledger
 from server.results import rounded_up
-from simulations.ledger_command import charges, checked_entries, open_ledger, trusted
+from simulations.ledger_command import checked_entries, open_ledger, trusted
 from simulations.output.files import DASH, Table
 from simulations.report.blocks import (
     Block,
@@ -179,7 +180,11 @@ def _short(entries: list[Entry], site: SiteFile | None, ledger: Ledger) -> Itera
     unit = unit_text(*common_unit((event.unit, event.unit_column) for event in events))
     yield Tiles(
         (
-            ("Epsilon spent", at_most(epsilon, 4), f"at delta = {at_most(delta)}"),
+            (
+                "Epsilon of the protected releases alone" if unprotected else "Epsilon spent",
+                at_most(epsilon, 4),
+                f"at delta = {at_most(delta)}" + "; none of the others" * bool(unprotected),
+            ),
             ("Limit", *_limit(site, ledger)),
             ("Protects", f"one {unit}", "the unit of privacy"),
             *counts,
@@ -248,12 +253,32 @@ def _spent(entries: list[Entry]) -> Iterator[Block]:
         *("noise multiplier", "clipping bound", "epsilon, alone", "delta"),
     )
     rows = []
-    for own, figures in charges(entries):
+    for own, figures in _charges(entries):
         settings, _, named = own[0].event.run.partition(" ")
         place = (named or settings[:RUN_LETTERS], own[0].event.task or "all tasks")
         when = (each.time[:16].replace("T", " ") for each in (own[0], own[-1]))
         rows.append((*place, own[0].event.mechanism, *when, *figures))
     yield Table("Charges by run and task", columns, tuple(rows))
+
+
+def _charges(entries: Sequence[Entry]) -> Iterator[tuple[list[Entry], tuple[str, ...]]]:
+    """Yield all releases of one kind for one task of one run, and their figures: how many there
+    are, steps, sampling rate, noise multiplier, clipping bound, epsilon of these alone, delta."""
+    kinds = groupby(entries, lambda each: (each.event.run, each.event.task, each.event.mechanism))
+    for own in (list(part) for _, part in kinds):
+        events = [entry.event for entry in own]
+        first, delta = events[0], min(event.delta for event in events)
+        figures: tuple[str, ...] = (DASH, DASH, "none", DASH, "no bound", DASH)
+        if first.protected:
+            figures = (
+                str(sum(event.steps for event in events)),
+                f"{first.sample_rate:.4g}",
+                f"{first.noise_multiplier:.4g}",
+                f"{first.max_grad_norm:g}",
+                rounded_up(composed(events, delta), 4),
+                rounded_up(delta, 3),
+            )
+        yield own, (str(len(own)), *figures)
 
 
 def _left() -> Iterator[Block]:

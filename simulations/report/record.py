@@ -15,6 +15,7 @@ from server.measures import privacy_of
 from server.results import Privacy, Results, read_results, spending_in
 from simulations.run.run_folder import RECORD, recorded
 from simulations.run.run_log import RunLog
+from simulations.run.summary import measured_by
 
 Rows = Sequence[Sequence[float | None]]
 State = Literal["finished", "running", "stopped"]
@@ -34,6 +35,11 @@ class RunRecord:
     def tasks(self) -> list[str]:
         """In the stream's order."""
         return self.results.tasks if self.results else list(self.log.start["tasks"])
+
+    @property
+    def measured(self) -> list[str]:
+        """Of each task what its figures are."""
+        return measured_by(self.experiment, self.tasks)
 
     @property
     def stages(self) -> list[list[str]]:

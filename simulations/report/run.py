@@ -34,9 +34,9 @@ from simulations.report.blocks import (
 )
 from simulations.report.charts import Curve, lines
 from simulations.report.record import RunRecord, State
-from simulations.run.progress import IDLE
+from simulations.run.progress import IDLE, PHASES
 from simulations.run.run_log import Round, reason_in
-from simulations.run.summary import large_delta, privacy_text, unheard_text
+from simulations.run.summary import large_delta, one_name, privacy_text, unheard_text
 
 TONES: dict[State, Tone] = {"finished": "good", "running": "warn", "stopped": "bad"}
 FAULTS = {
@@ -55,7 +55,6 @@ FAULTS = {
     "run_stopped": "run stopped",
 }
 """Events that a reader asks after, in words."""
-PHASES = {"learn": "training", "prototypes": "sums", "probe": "sums"}
 HIDDEN = {*WHERE, "data.path", "data.files"}
 """Where files lie and how many threads there are: of the machine, and of no use elsewhere."""
 
@@ -117,12 +116,13 @@ def _summary(run: RunRecord) -> Iterator[Block]:
 def _tiles(run: RunRecord) -> Iterator[tuple[str, str, str]]:
     start, found = [value for value in run.zero_shot if value is not None], run.results
     zero_shot = percent(fmean(start) if start else None)
+    name = one_name(run.measured)
     if found is None:
         done = _so_far(run)
         note = f"{len(done)} of {len(run.tasks)} tasks learnt"
         tiles = [
-            ("Task-IL accuracy so far", f"{percent(fmean(done) if done else None)} %", note),
-            ("Zero-shot accuracy", f"{zero_shot} %", "before any training"),
+            (f"Task-IL {name} so far", f"{percent(fmean(done) if done else None)} %", note),
+            (f"Zero-shot {name}", f"{zero_shot} %", "before any training"),
             ("Rounds", f"{run.log.passed} of {run.log.planned}", ""),
         ]
     else:
@@ -130,9 +130,9 @@ def _tiles(run: RunRecord) -> Iterator[tuple[str, str, str]]:
         average = percent(among_all.average_accuracy if among_all else None)
         note = "by a client that is asked in every round"
         tiles = [
-            ("Task-IL accuracy", f"{percent(found.average_accuracy)} %", "average at the end"),
-            ("Class-IL accuracy", f"{average} %", "average at the end"),
-            ("Zero-shot accuracy", f"{zero_shot} %", "before any training"),
+            (f"Task-IL {name}", f"{percent(found.average_accuracy)} %", "average at the end"),
+            (f"Class-IL {name}", f"{average} %", "average at the end"),
+            (f"Zero-shot {name}", f"{zero_shot} %", "before any training"),
             ("Backward transfer", points(found.backward_transfer), "below 0: forgetting"),
             ("Forward transfer", points(found.forward_transfer), "on tasks not yet learnt"),
             ("Forgetting", percent(found.forgetting), "points from the best to the end"),
@@ -141,6 +141,10 @@ def _tiles(run: RunRecord) -> Iterator[tuple[str, str, str]]:
             ("Received per client", size(found.wire.received), note),
             ("Time", time(found.seconds.get("total")), ""),
         ]
+    if run.privacy.epsilon:
+        limit = decimal(run.experiment.privacy.target_epsilon, 4)
+        delta = f"of {limit} at delta = {at_most(run.privacy.delta)}, per {run.privacy.unit_text}"
+        tiles.insert(1, ("Epsilon spent", at_most(max(run.privacy.epsilon.values())), delta))
     yield from (tile for tile in tiles if not tile[1].startswith(DASH))
 
 
@@ -214,13 +218,13 @@ def _rounds(run: RunRecord) -> Iterator[Block]:
             from_zero=True,
         )
     columns = (
-        *("round", "stage", "phase", "tasks", "clients", "mean loss", "aggregation error"),
+        *("round", "stage", "phase", "tasks", "clients", "mean loss", "off the exact mean"),
         *("time", "sent per client", "received per client"),
     )
     yield Table("Every round that has ended", columns, tuple(map(_round, done)))
     yield Text(
-        "Aggregation error: relative difference of what the rule gives from the exact mean of the "
-        "updates; 0 where nothing is aggregated."
+        "Off the exact mean: relative difference of what the aggregation rule gives from the exact "
+        "mean of the updates; 0 where nothing is aggregated."
     )
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 
-from deal_core.metrics import average_accuracy, learning_accuracy, spans
+from deal_core.config.experiment import Experiment
+from deal_core.metrics import spans
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
-from server.results import Privacy, Results, read_results, rounded_up
+from server.results import Measures, Privacy, Results, read_results, rounded_up
 from simulations.output.console import print_line, print_table
 from simulations.output.files import Table, duration, signed
 
+ACCURACY = "accuracy"
 LARGE_DELTA = 0.1
 """Times the number of units; above it a run's report warns."""
 
@@ -26,43 +30,51 @@ def print_report(console: Console, folder: Path) -> None:
     results = read_results(folder)
     if results.accuracy_matrix:
         print_table(console, task_table(results))
-    lines = [*measures(results), ("results", str(RunFolder(folder).results)), *outcome(results)]
-    for name, value in lines:
+    for name, value in [*measures(results), ("results", str(RunFolder(folder).results))]:
         print_line(console, f"{name:<20}{value}")
+
+
+def measured_by(experiment: Experiment, tasks: Sequence[str]) -> list[str]:
+    """Return of each task what its figures are: ``accuracy``, or, where answers are texts, the
+    title of their measure."""
+    data = experiment.data
+    return [
+        TEXT_MEASURES[data.measure(task)].title if task in data.generation else ACCURACY
+        for task in tasks
+    ]
+
+
+def one_name(names: Sequence[str]) -> str:
+    """Return what figures of several tasks are together: their one measure, or ``score``."""
+    return names[0] if len(set(names)) == 1 else "score"
 
 
 def task_table(results: Results) -> Table:
     """Return a row for each task, in per cent; the report has the whole matrix."""
-    all_labels = results.class_incremental
-    stages = [list(stage.work) for stage in results.stages]
-    _, learnt = spans(results.tasks, stages)
-    columns = ["task", "zero-shot", "just learnt", "at the end", "since"]
-    columns += [] if all_labels is None else ["Class-IL"]
+    among_all, measured = results.class_incremental, measured_by(results.config, results.tasks)
+    mixed = len(set(measured)) > 1
+    _, learnt = spans(results.tasks, [list(stage.work) for stage in results.stages])
+    columns = ["task", *["measure"] * mixed, "zero-shot", "just learnt", "at the end", "since"]
+    columns += [] if among_all is None else ["Class-IL"]
     rows = []
     for j, task in enumerate(results.tasks):
         then, now = results.accuracy_matrix[learnt[j]][j], results.accuracy_matrix[-1][j]
-        cells = [f"{100 * share:.1f}" for share in (results.zero_shot[task], then, now)]
+        cells = [measured[j]] * mixed
+        cells += [f"{100 * share:.1f}" for share in (results.zero_shot[task], then, now)]
         cells += [signed(now - then)]
-        if all_labels is not None:
-            cells.append(f"{100 * all_labels.accuracy_matrix[-1][j]:.1f}")
+        if among_all is not None:
+            cells.append(f"{100 * among_all.accuracy_matrix[-1][j]:.1f}")
         rows.append((f"{j + 1} {task}", *cells))
-    return Table("Accuracy in %, and points since the task was learnt", tuple(columns), tuple(rows))
+    name = one_name(measured)
+    title = f"{name[0].upper()}{name[1:]} in %, and points since the task was learnt"
+    return Table(title, tuple(columns), tuple(rows))
 
 
 def measures(results: Results) -> list[tuple[str, str]]:
     """Return name and text of every measure."""
     by_client = "by a client that is asked in every round"
-    texts = {
-        own.title: ", ".join(
-            f"task {number} {task}"
-            for number, task in enumerate(results.tasks, start=1)
-            if results.measures.get(task) == name
-        )
-        for name, own in TEXT_MEASURES.items()
-    }
     rows = [
         *_accuracy(results),
-        *texts.items(),
         ("sent per client", f"{_size(sum(results.wire.bytes_up))} {by_client}"),
         ("received per client", f"{_size(results.wire.received)} {by_client}"),
         ("time", duration(results.seconds.get("total", 0.0))),
@@ -72,44 +84,47 @@ def measures(results: Results) -> list[tuple[str, str]]:
     return [row for row in rows if row[1]]
 
 
-def outcome(results: Results) -> list[tuple[str, str]]:
-    """Return what was learnt and what was forgotten, for who reads nothing else; nothing where
-    counts are missing."""
-    if results.backward_transfer is None or results.mean_zero_shot is None:
-        return []
-    if len(results.tasks) < 2:
-        return []
-    matrix, before = results.accuracy_matrix, 100 * results.mean_zero_shot
-    _, learnt = spans(results.tasks, [list(stage.work) for stage in results.stages])
-    then, now = 100 * learning_accuracy(matrix, learnt), 100 * average_accuracy(matrix)
-    return [
-        ("learnt", f"{then:.1f} % right when a task was just learnt; {before:.1f} % before"),
-        ("forgotten", f"{max(0.0, then - now):.1f} of these points by the end of the run"),
-    ]
-
-
 def _accuracy(results: Results) -> list[tuple[str, str]]:
-    average, zero_shot = results.average_accuracy, results.mean_zero_shot or 0.0
-    if average is None:
+    if results.average_accuracy is None:
         unknown = "clients keep their counts of right answers, or a sum of them was lost"
         return [("accuracy", f"not known: {unknown}")]
+    measured = measured_by(results.config, results.tasks)
+    start = [results.zero_shot[task] for task in results.tasks]
+    class_il = results.class_incremental
     return [
-        ("average accuracy", f"{100 * average:.1f} %"),
-        ("Class-IL accuracy", _class_il(results)),
-        ("zero-shot accuracy", f"{100 * zero_shot:.1f} %"),
-        *_transfer(results),
+        *_means("average {}", measured, results.accuracy_matrix[-1]),
+        *(_means("Class-IL {}", measured, class_il.accuracy_matrix[-1]) if class_il else ()),
+        *_means("zero-shot {}", measured, start),
+        *_transfer("", results),
+        *(_transfer("Class-IL ", class_il) if class_il else ()),
         ("counts", unheard_text(results)),
     ]
 
 
-def _transfer(results: Results) -> list[tuple[str, str]]:
-    backward, forward = results.backward_transfer, results.forward_transfer
-    if backward is None or forward is None or results.forgetting is None:
-        return [("transfer", "not known: no client was heard in all evaluations")]
+def _means(name: str, measured: Sequence[str], row: Sequence[float]) -> list[tuple[str, str]]:
+    """Return the mean of a row of the accuracy matrix by each measure; the tasks, where there are
+    several measures."""
+    found = []
+    for each in dict.fromkeys(measured):
+        own = [j for j, measure in enumerate(measured) if measure == each]
+        tasks = f" ({'task' if len(own) == 1 else 'tasks'} {', '.join(str(j + 1) for j in own)})"
+        text = f"{100 * fmean(row[j] for j in own):.1f} %"
+        found.append((name.format(each), text + tasks * (len(set(measured)) > 1)))
+    return found
+
+
+def _transfer(protocol: str, found: Measures) -> list[tuple[str, str]]:
+    backward, forward, forgotten = found.backward_transfer, found.forward_transfer, found.forgetting
+    if backward is None or forward is None or forgotten is None:
+        unknown = "not known: no client was heard in all evaluations"
+        return [] if protocol else [("transfer", unknown)]
+    text = f"{100 * forgotten:.1f} points"
+    if protocol:
+        return [(f"{protocol}transfer", f"backward {signed(backward)}, forgetting {text}")]
     return [
         ("backward transfer", f"{signed(backward)} points"),
         ("forward transfer", f"{signed(forward)} points"),
-        ("forgetting", f"{100 * results.forgetting:.1f} points"),
+        ("forgetting", text),
     ]
 
 
@@ -125,19 +140,6 @@ def unheard_text(results: Results) -> str:
     return (
         f"some are missing ({missing}): accuracies are of the clients heard then, transfer and "
         "forgetting of those heard always"
-    )
-
-
-def _class_il(results: Results) -> str:
-    found = results.class_incremental
-    if found is None:
-        return ""
-    text = f"{100 * found.average_accuracy:.1f} %"
-    if found.backward_transfer is None or found.forgetting is None:
-        return text
-    return (
-        f"{text}, backward transfer {signed(found.backward_transfer)}, "
-        f"forgetting {100 * found.forgetting:.1f} points"
     )
 
 

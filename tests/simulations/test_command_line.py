@@ -66,7 +66,7 @@ LONG = "a" * 300
 
 
 @pytest.mark.parametrize(
-    "words", [("predict", LONG, "text"), ("simulate", LONG), ("ledger", "show", LONG)]
+    "words", [("predict", LONG, "text"), ("simulate", LONG), ("ledger", "verify", LONG)]
 )
 def test_a_path_that_is_closed_is_one_line(
     words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -138,6 +138,8 @@ def test_what_left_unprotected_or_with_seeded_noise_cannot_be_missed(ledger: Led
     shown = page(ledger)
     assert "Simulation only" in shown.text
     assert "2 releases left without protection. For the records" in shown.text
+    assert "Epsilon of the protected releases alone" in shown.text
+    assert "Epsilon spent" not in shown.text
     assert "It is void for the records of 2 releases" in shown.text
     assert [row[-2] for row in shown.table("Charges")[3:5]] == ["no bound", "no bound"]
     assert "the counts left as they are" in shown.text

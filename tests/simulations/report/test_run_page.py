@@ -119,6 +119,7 @@ def test_no_epsilon_without_what_it_means(private: Path) -> None:
         f"epsilon <= {rounded_up(max(privacy.epsilon.values()), 3)} at delta = {delta} per record, "
         "over all rounds and tasks",
         f"assumed honest {privacy.assumes}",
+        f"Epsilon spent {rounded_up(max(privacy.epsilon.values()), 3)} of 8 at delta = {delta}",
         "Simulation only",
     ):
         assert part in shown.text
@@ -159,7 +160,7 @@ def test_a_run_that_stopped_early_says_so_and_shows_what_is_known(plain: Path, r
     assert "its process ended without a word" in page(plain).text
 
 
-def test_a_deployments_page_names_its_sites(plain: Path) -> None:
+def test_a_page_names_sites_and_values_of_a_column(plain: Path) -> None:
     path = RunFolder(plain).metrics
     names = ["north", "south", "<east>"]
     path.write_text(path.read_text().replace('"sites": []', f'"sites": {json.dumps(names)}'))
@@ -170,6 +171,7 @@ def test_a_deployments_page_names_its_sites(plain: Path) -> None:
     shown = page(plain)
     assert shown.text.startswith("a-run – Deployment – deal")
     assert [row[0] for row in shown.table("Each client; accuracies in %")[1:]] == names
+    assert {row[1] for row in shown.table("What went wrong")[1:]} == {"<east>"}
 
 
 EVENT = {"time": 1.0, "stage": 0, "phase": "learn", "server_round": 1, "round": 1}

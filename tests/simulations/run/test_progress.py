@@ -12,8 +12,10 @@ START = 1000.0
 TASKS = ["heart", "skin"]
 
 
-def round_events(task: int, number: int, start: float) -> list[dict[str, Any]]:
-    where = {"stage": task, "phase": "learn", "server_round": number}
+def round_events(
+    task: int, number: int, start: float, phase: str = "learn"
+) -> list[dict[str, Any]]:
+    where = {"stage": task, "phase": phase, "server_round": number}
     return [
         {"event": "round_started", "time": start, **where, "clients": 2},
         {"event": "client_finished", "time": start + 3, **where, "client": "0", "loss": 1.0},
@@ -40,7 +42,7 @@ def run_started(done: int = 0, stages: list[dict[str, Any]] | None = None) -> di
         "time": START,
         "tasks": TASKS,
         "clients": 2,
-        "stages": stages or [{"rounds": 2, "tasks": [task]} for task in TASKS],
+        "stages": stages or [{"rounds": 3, "learning": 2, "tasks": [task]} for task in TASKS],
         "resumed": done > 0,
         "done_rounds": done,
     }
@@ -51,14 +53,16 @@ FIRST_TASK = [
     evaluated(-1, START + 2, 0.2, 0.4),
     *round_events(0, 1, START + 2),
     *round_events(0, 2, START + 10),
+    *round_events(0, 3, START + 18, "prototypes"),
     evaluated(0, START + 20, 0.8, 0.3, class_incremental={"heart": 0.7, "skin": 0.1}),
     {"event": "stage_finished", "time": START + 20, "stage": 0},
 ]
 LINES = [
     "started: 2 tasks, 2 clients",
     "zero-shot accuracy 30.0 %",
-    "task 1/2 heart, round 1/2, 2/2 clients, 8.0 s, loss 1.500, aggregation error 0.25",
-    "task 1/2 heart, round 2/2, 2/2 clients, 8.0 s, loss 1.500, aggregation error 0.25",
+    "task 1/2 heart, round 1/2, 2/2 clients, 8.0 s, loss 1.500",
+    "task 1/2 heart, round 2/2, 2/2 clients, 8.0 s, loss 1.500",
+    "task 1/2 heart, class sums, 2/2 clients, 8.0 s, loss 1.500",
     "1 of 2 tasks learnt, accuracy so far 80.0 %, 70.0 % in Class-IL",
 ]
 
@@ -80,7 +84,7 @@ def test_there_is_one_line_a_round() -> None:
 
 def test_a_resumed_run_goes_on_counting() -> None:
     (line,) = Progress().hear(run_started(done=2))
-    assert line == "resumed after 2 of 4 rounds: 2 tasks, 2 clients"
+    assert line == "resumed after 2 of 6 rounds: 2 tasks, 2 clients"
 
 
 def test_where_clients_have_their_own_tasks_a_stage_is_named_and_a_task_learnt_at_its_end() -> None:
@@ -104,6 +108,26 @@ def test_what_is_lost_and_whose_weight_is_cut_is_told() -> None:
     damaged = {"event": "checkpoint_damaged", "time": START, "reason": "no file; start anew"}
     assert progress.hear(damaged) == ["resumed from the checkpoint before the last one: no file"]
     assert progress.hear({"event": "new", "time": START + 21}) == []
+
+
+def test_clients_have_the_names_of_their_sites_or_of_their_column() -> None:
+    progress = after([{**run_started(), "sites": ["Klinik München", "Süd"]}])
+    failed = {"event": "client_failed", "client": "0", "reason": "slow"}
+    assert progress.hear(failed) == ["client Klinik München left out: slow"]
+    idle = {"event": "client_idle", "client": "1", "code": "no-data"}
+    assert progress.hear(idle) == ["client Süd takes no part: no example of the task"]
+
+
+def test_what_an_epsilon_means_is_said_once_and_again_where_it_changes() -> None:
+    progress = after([{**run_started(), "unit": "record", "assumes": "nobody"}])
+    told = {"event": "client_finished", "client": "0", "epsilon": 1.234, "delta": 1e-5}
+    shown = []
+    for void in (False, False, True):
+        progress.hear({**told, "void": void})
+        shown.append(progress.hear(round_events(0, 1, START)[-1]))
+    assert [len(lines) for lines in shown] == [2, 1, 2]
+    assert all(lines[0].endswith("s, epsilon 1.24") for lines in shown)
+    assert "at delta 1e-05 per record, over all rounds and tasks so far" in shown[0][1]
 
 
 def test_numbers_for_people() -> None:
