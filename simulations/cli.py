@@ -363,10 +363,16 @@ def main() -> None:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:  # a path of the user's that no verb has expected to be closed to it
-        if error.filename is None and error.errno not in FULL:
+    except Exception as error:
+        from simulations.engines.plugins import own_fault
+
+        fault = own_fault(error)
+        # a path of the user's that no verb has expected to be closed to it
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in FULL):
+            fault = fault or closed(error)
+        if not fault:
             raise
-        print(f"error: {closed(error)}", file=sys.stderr)
+        print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -190,6 +190,9 @@ class Experiment(Table):
 
     description: str = ""
     """One line for people: `deal ls` shows it, nothing else reads it."""
+    plugins: tuple[str, ...] = ()
+    """Python files of one's own, relative to the experiment's: they add methods, rules, models or
+    sources to the registries (simulations with engine ``inprocess``)."""
     model: ModelConfig = ModelConfig()
     adapter: AdapterConfig = AdapterConfig()
     data: DataConfig = DataConfig()

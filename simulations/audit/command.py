@@ -18,13 +18,12 @@ from deal_core.privacy.events import unit_text
 from server.results import Strict, rounded_up
 from simulations.audit.claim import SIGNIFICANCE, LowerBound, claim_p_value, lower_bound
 from simulations.audit.run import Found, Training, carry_out
-from simulations.engines.interrupt import stoppable
+from simulations.engines.interrupt import STOPPED, stoppable
 from simulations.output.console import print_line, print_table, require_one_kind
 from simulations.output.files import DASH, Table, write_texts
 from simulations.run.check import preflight
 from simulations.run.experiment import Request, epsilons, load_experiment, named, with_budget
 from simulations.run.progress import told_to
-from simulations.run.simulate import STOPPED
 
 REFUTED = 1
 """Exit code where a claim has been shown to be wrong."""
@@ -82,7 +81,7 @@ def run_audit(request: AuditRequest, console: Console) -> int:
         preflight(trainings[0].experiment)
     found: dict[float, list[Found]] = {}
     try:
-        with stoppable():
+        with stoppable("the training at work ends, and nothing is kept"):
             for training in trainings:
                 epsilon = training.experiment.privacy.target_epsilon
                 print_line(console, f"epsilon {named(epsilon)}, {training.repeat + 1}")

@@ -21,11 +21,10 @@ from deal_core.errors import UserError, at_home
 from server.folder import Listener, RunFolder, plain_reason
 from simulations.deployment.service import filled
 from simulations.engines.flower import LOCAL, Tail, free_port, import_path, stop_all
-from simulations.engines.interrupt import deferred, stoppable, uninterrupted
+from simulations.engines.interrupt import STOPPED, deferred, stoppable, uninterrupted
 from simulations.output.console import print_line
 from simulations.output.files import toml_value
 from simulations.run.progress import told_to
-from simulations.run.simulate import STOPPED
 
 NAMES = ("north", "south", "west")
 """Of the sites; a demonstration has the first two or all."""
@@ -73,7 +72,7 @@ def run_demo(where: str, sites: int, console: Console, write_page: Callable[[Pat
     if folder.exists():
         raise UserError(f"--dir {where}: is there already; choose a new folder")
     try:
-        with stoppable():
+        with stoppable("server and sites end"):
             run = _run(folder, NAMES[:sites], console)
     except KeyboardInterrupt:
         print_line(console, f"stopped; nothing of it runs any more; {folder} may be removed")

@@ -1,29 +1,54 @@
-"""Ctrl-C and SIGTERM: one way to stop, and a moment in which nothing may interrupt."""
+"""Ctrl-C and SIGTERM: the first stops and says what it waits for, a second ends at once; and
+moments in which nothing may interrupt."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOPPED = 130
+"""Exit code of what was interrupted."""
+_came: list[int] = []
+"""Signals that have come since the last block began that is stoppable."""
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
-    """Within the block Ctrl-C and SIGTERM raise KeyboardInterrupt.
+def stoppable(waits: str) -> Iterator[None]:
+    """Within the block the first Ctrl-C or SIGTERM says what it ``waits`` for and raises
+    KeyboardInterrupt; a second ends this process and all that it has started.
 
     Also where Ctrl-C was ignored, as shells arrange for what they start in the background.
     """
-    with _handled(signal.default_int_handler, SIGNALS):
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _end_if_asked_twice(number)
+        os.write(2, f"\nstopping: {waits}; Ctrl-C again ends at once\n".encode())
+        raise KeyboardInterrupt
+
+    _came.clear()
+    with _handled(stop, SIGNALS):
         yield
+
+
+def _end_if_asked_twice(number: int, frame: FrameType | None = None) -> None:
+    _came.append(number)
+    if len(_came) > 1:
+        import psutil
+
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                process.kill()
+        os._exit(STOPPED)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Within the block both signals are ignored: what was started is being stopped."""
-    with _handled(signal.SIG_IGN, SIGNALS):
+    """Within the block what was started is being stopped: one signal is as good as none."""
+    with _handled(_end_if_asked_twice, SIGNALS):
         yield
 
 

@@ -16,7 +16,9 @@ from flwr.app import Context, Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import from_run_config
 from simulations.engines.interrupt import ignoring_ctrl_c
+from simulations.engines.plugins import load_plugins
 
 
 @contextmanager
@@ -200,4 +202,5 @@ def answer(request: Message, context: Context) -> Message:
     """In a worker: what the client says."""
     from client.app import app
 
+    load_plugins(from_run_config(context.run_config).plugins)
     return app(request, context)

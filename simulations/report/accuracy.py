@@ -21,6 +21,7 @@ from deal_core.inference.folder import AdapterFolder
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Strict, read_results
+from simulations.engines.plugins import load_plugins
 from simulations.output.console import stage_title
 from simulations.output.files import Table
 from simulations.report.blocks import Block, Heading, Text, percent, whole
@@ -95,6 +96,7 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
             f"{folder}: the texts of a deployment are at its sites, and stay there; "
             "leave out --labels"
         )
+    load_plugins(results.config.plugins)
     check_rows_same(results.config, folder, "--labels", "leave it out")
     from deal_core.data.sources import load_for_clients
     from deal_core.inference.calibration import confidences_and_hits, gap

@@ -11,6 +11,7 @@ from typing import Any
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError, at_home, nearest
+from simulations.engines.plugins import load_plugins
 from simulations.run.shipped import shipped_experiments
 
 
@@ -95,9 +96,12 @@ def with_absolute_paths(experiment: Experiment, folder: Path | None = None) -> E
 
 
 def with_absolute_inputs(experiment: Experiment, folder: Path | None = None) -> Experiment:
-    """Return the experiment with absolute paths of data and model: relative ones are of the working
-    directory, or, where nothing is there, of the ``folder`` of the experiment's file."""
+    """Return the experiment with absolute paths of plugins, which are loaded, data and model:
+    relative ones are of the working directory, or, where nothing is there, of the ``folder`` of the
+    experiment's file."""
     data, model = experiment.data, experiment.model
+    plugins = tuple(_resolved(path, folder) for path in experiment.plugins)
+    load_plugins(plugins)
     if data.path:
         data = data.model_copy(update={"path": _resolved(data.path, folder)})
     if data.hub:
@@ -107,7 +111,7 @@ def with_absolute_inputs(experiment: Experiment, folder: Path | None = None) -> 
         }
         data = data.model_copy(update={"hub": hub})
     model = model.model_copy(update={"name": _folder_or_name(model.name, folder)})
-    return experiment.model_copy(update={"data": data, "model": model})
+    return experiment.model_copy(update={"data": data, "model": model, "plugins": plugins})
 
 
 def _folder_or_name(path: str, folder: Path | None) -> str:

@@ -32,7 +32,9 @@ from simulations.run.quick_checks import Check, check_unit
 
 
 def check_method(experiment: Experiment) -> None:
-    """Look the method up."""
+    """Look the method up; sites run what is installed there."""
+    if experiment.plugins and experiment.data.source == "sites":
+        raise UserError("plugins: a site runs what is installed there; leave plugins out")
     method_of(experiment)
 
 

@@ -40,9 +40,11 @@ def check_engine(experiment: Experiment) -> None:
     """Look the engine up.
 
     Raises:
-        UserError: unknown name.
+        UserError: unknown name, or one whose processes read no plugin.
     """
     choose("run.engine", experiment.run.engine, ENGINES)
+    if experiment.plugins and experiment.run.engine != "inprocess":
+        raise UserError('plugins are read with run.engine = "inprocess"; leave them out, or set it')
 
 
 BY_TASK = ("labels", "generation", "measures", "instructions", "files")

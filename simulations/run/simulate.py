@@ -9,18 +9,17 @@ from pathlib import Path
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
-from deal_core.errors import choose
-from server.folder import Listener, RunFolder
+from deal_core.errors import UserError, choose
+from server.folder import OTHER_OUT, Listener, RunFolder, held
 from simulations.engines import ENGINES, warm_up
-from simulations.engines.interrupt import stoppable
+from simulations.engines.interrupt import STOPPED, stoppable
 from simulations.output.console import print_line
 from simulations.run.check import preflight
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.progress import told_to
 from simulations.run.run_folder import check_folder, claimed
 
-STOPPED = 130
-"""Exit code of a run that was interrupted."""
+WAITS = "the clients at work end what they do, then the report is written"
 
 
 def simulate(
@@ -42,8 +41,12 @@ def simulate(
     experiment = load_experiment(request)
     folder = Path(experiment.run.out)
     before = _events(folder)
+    check_folder(experiment)
+    if RunFolder(folder).results.exists():
+        print_line(console, f"{folder}: the run has finished, nothing is left to do")
+        return 0
     try:
-        with stoppable():
+        with stoppable(WAITS):
             with console.status("checking the experiment and its data"):
                 engine = prepare(experiment, lambda line: print_line(console, f"warning: {line}"))
             with claimed(experiment):
@@ -81,6 +84,8 @@ def prepare(
         UserError: bad input; nothing has started.
     """
     check_folder(experiment)
+    if held(RunFolder(Path(experiment.run.out)).launching):
+        raise UserError(f"{experiment.run.out}: another process is writing this run; {OTHER_OUT}")
     engine = choose("run.engine", experiment.run.engine, ENGINES)
     warm_up(experiment)
     preflight(experiment, warn)

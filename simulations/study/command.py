@@ -12,11 +12,10 @@ from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, at_home
-from simulations.engines.interrupt import stoppable
+from simulations.engines.interrupt import STOPPED, stoppable
 from simulations.engines.worker_pool import gpus_here
 from simulations.output.console import print_line, print_table, require_one_kind
 from simulations.output.files import Table, write_texts
-from simulations.run.simulate import STOPPED
 from simulations.study.budgets import budget_table, meanings
 from simulations.study.grid import Cell, chosen, default_settings, grid
 from simulations.study.results import (
@@ -190,7 +189,7 @@ def run_left(
             how = f"failed: {why}" if why else "finished"
             print_line(console, f"{done}/{len(left)} {name} {how}")
 
-        with stoppable():
+        with stoppable("the runs at work stop with their checkpoints"):
             run_all(left, jobs, started, ended)
     return failures
 

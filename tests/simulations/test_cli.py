@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import psutil
 import pytest
@@ -14,6 +17,7 @@ from server.folder import RunFolder
 from simulations import cli
 from simulations.run.shipped import shipped_experiments, shipped_studies
 from tests.forked import Forker
+from tests.simulations.report.html_page import EXAMPLES
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -95,6 +99,41 @@ def test_a_folder_that_holds_a_run(deal: Call, tmp_path: Path) -> None:
     folder.results.touch()
     assert "already holds a run" in refused(deal("simulate", "quickstart"))
     assert "no checkpoint" in refused(deal("simulate", "quickstart", "--resume"))
+
+
+FINISHED = """
+import sys
+from simulations.start import main
+
+try:
+    main()
+finally:
+    print("torch" in sys.modules)
+"""
+
+
+def test_a_finished_run_is_not_resumed_and_says_so_before_anything_large_loads(
+    tmp_path: Path,
+) -> None:
+    folder = shutil.copytree(EXAMPLES / "plain", tmp_path / "run")
+    RunFolder(folder).checkpoint.touch()
+    arguments = ["simulate", str(folder / "experiment.toml"), "--out", str(folder), "--resume"]
+    command = [sys.executable, "-c", FINISHED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said = f"{folder}: the run has finished, nothing is left to do"
+    assert done.stdout.splitlines() == [said, "False"]
+
+
+def test_ctrl_c_is_one_line_from_the_first_moment_on(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "simulations.start", "simulate", "quickstart"]
+    for moment in (0.3, 0.7, 1.2):
+        with subprocess.Popen(command, cwd=tmp_path, stdout=PIPE, stderr=STDOUT, text=True) as run:
+            time.sleep(moment)
+            run.send_signal(signal.SIGINT)
+            said, _ = run.communicate(timeout=60)
+        assert run.returncode == 130
+        assert "Traceback" not in said
+        assert "stop" in said
 
 
 def words(out: Path, *settings: str) -> list[str]:

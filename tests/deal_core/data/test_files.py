@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from deal_core.config.data import DataConfig, PartitionConfig, TaskColumns
-from deal_core.data import Example, TaskData, open_source
+from deal_core.config.experiment import Experiment, FederationConfig
+from deal_core.data import Example, TaskData, client_names, open_source
 from deal_core.data.files import FilesSource
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
@@ -105,6 +106,10 @@ def test_groups_are_those_of_all_tasks(tmp_path: Path) -> None:
     assert [example.group for example in task.train] == ["A", "B", "B"]
     assert task.groups == ("A", "B", "C")
     assert load(tmp_path).groups == ()
+    data = DataConfig(source="files", path=str(tmp_path), partition=by_ward)
+    for clients, names in ((3, ["A", "B", "C"]), (2, [])):  # of two some have several
+        federation = FederationConfig(clients=clients)
+        assert client_names(Experiment(data=data, federation=federation)) == names
     missing = error_of(tmp_path, partition=PartitionConfig(kind="column", column="wart"))
     assert "no column 'wart'" in missing
     assert "did you mean 'ward'?" in missing

@@ -218,7 +218,7 @@ from simulations.engines.worker_pool import Workers
 
 if __name__ == "__main__":
     PRELOADED.append("slow_import")
-    with stoppable(), worker_pool(Workers(2, 1, 0), 1, 1) as pool:
+    with stoppable("it"), worker_pool(Workers(2, 1, 0), 1, 1) as pool:
         print("waiting", flush=True)
         pool.submit(0, None, None).result()
 """
@@ -305,12 +305,44 @@ def test_each_process_is_shown_one_shown_gpu_that_torch_sees(gpus, shown, found)
     assert [shown_gpu(place, gpus, environment) for place in range(3)] == found
 
 
+STUBBORN = """
+import subprocess
+import sys
+import time
+from simulations.engines.interrupt import stoppable, uninterrupted
+
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+with stoppable("a child lets go"):
+    try:
+        print(child.pid, "ready", sep=chr(10), flush=True)
+        time.sleep(60)
+    finally:
+        with uninterrupted():
+            time.sleep(60)
+"""
+
+
+def test_a_signal_says_what_it_waits_for_and_a_second_one_ends_at_once(fork, tmp_path):
+    script = tmp_path / "stubborn.py"
+    script.write_text(STUBBORN)
+    with fork(str(script), own_session=True) as run:
+        wait_for(run, "ready")
+        run.send_signal(signal.SIGINT)
+        while "stopping: a child lets go; Ctrl-C again ends at once" not in run.stderr:
+            assert run.poll() is None, run.stderr
+            time.sleep(0.01)
+        run.send_signal(signal.SIGINT)
+        run.communicate()
+        assert run.returncode == 130
+        assert not psutil.pid_exists(int(run.stdout.split()[0]))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_for_the_end_of_the_block(number):
     done = []
 
     def start() -> None:
-        with stoppable():
+        with stoppable("it"):
             with deferred():
                 signal.raise_signal(number)
                 signal.raise_signal(number)
@@ -332,7 +364,7 @@ def test_what_is_started_in_the_block_hears_signals():
 
 def test_a_fault_in_the_block_is_told_and_the_signal_as_well():
     def start() -> None:
-        with stoppable(), deferred():
+        with stoppable("it"), deferred():
             signal.raise_signal(signal.SIGINT)
             raise ValueError("no")
 

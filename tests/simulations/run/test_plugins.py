@@ -1,0 +1,97 @@
+"""A method from one's own file: in every worker, and its faults in one line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from deal_core.methods import METHODS
+from server.results import read_results
+from simulations import cli
+from simulations.engines.plugins import load_plugins
+from simulations.run.preflight import check_method
+from simulations.run.quick_checks import check_engine
+from tests.sizes import QUIET, TINY
+
+PLUGIN = """
+from deal_core.baselines.sequential import Sequential
+from deal_core.methods import METHODS
+
+
+class Mine(Sequential):
+    def objective(self, model, state, task, data, cache):
+        {line}
+        return super().objective(model, state, task, data, cache)
+
+
+METHODS["{name}"] = lambda method, adapter: Mine(adapter)
+"""
+
+
+def simulated(
+    folder: Path, name: str, line: str, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> int:
+    """The exit code of the command on an experiment with such a plugin."""
+    (folder / f"{name}.py").write_text(PLUGIN.format(name=name, line=line))
+    (folder / "mine.toml").write_text(f'plugins = ["{name}.py"]\nmethod.name = "{name}"\n')
+    small = (*TINY, *QUIET, 'data.tasks=["surgery"]', "federation.rounds=1", "run.threads=1")
+    words = [w for each in (*small, f"run.workers={workers}") for w in ("--set", each)]
+    arguments = ["simulate", str(folder / "mine.toml"), "--out", str(folder / "run"), *words]
+    monkeypatch.setattr(sys, "argv", ["deal", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    METHODS.pop(name)  # type: ignore[attr-defined]
+    return int(stop.value.code or 0)
+
+
+def test_a_method_of_ones_own_file_runs_in_every_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert simulated(tmp_path, "mine_works", "pass", monkeypatch, workers=2) == 0
+    results = read_results(tmp_path / "run")
+    assert results.config.method.name == "mine_works"
+    assert results.wire.bytes_up[0] > 0
+
+
+def test_a_fault_at_a_client_is_one_line_with_its_place(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert simulated(tmp_path, "mine_fails", "1 / 0", monkeypatch, workers=1) == 2
+    told = [each for each in caplog.records if "mine_fails.py" in each.getMessage()]
+    assert [each.getMessage() for each in told] == [
+        f"{tmp_path / 'mine_fails.py'}:8: ZeroDivisionError: division by zero"
+    ]
+    assert "Traceback" not in caplog.text + capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("x = 1\nimport nothing_of_that_name\n", "plugin.py:2: ModuleNotFoundError: No module"),
+        ("def f(:\n", "plugin.py:1: SyntaxError"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "plugin.py").write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_plugins([str(tmp_path / "plugin.py")])
+    assert str(caught.value).startswith(f"{tmp_path}/{told}")
+    with pytest.raises(UserError, match="no such file"):
+        load_plugins([str(tmp_path / "none.py")])
+
+
+def test_no_site_and_no_other_engine_reads_a_plugin() -> None:
+    named = Experiment(plugins=("mine.py",))
+    at_sites = named.model_copy(update={"data": named.data.model_copy(update={"source": "sites"})})
+    with pytest.raises(UserError, match="a site runs what is installed there"):
+        check_method(at_sites)
+    flower = named.model_copy(update={"run": named.run.model_copy(update={"engine": "flower"})})
+    with pytest.raises(UserError, match="inprocess"):
+        check_engine(flower)
