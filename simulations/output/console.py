@@ -53,8 +53,9 @@ def print_table(console: Console, table: Table) -> None:
     for place, name in enumerate(table.columns):
         justify: JustifyMethod = "right" if table.is_number(place) else "left"
         made.add_column(Text(name), justify=justify, overflow="fold")
-    for row in table.rows:
-        made.add_row(*map(Text, row))
+    for y, row in enumerate(table.rows):
+        bold = ["bold" if (y, x) in table.best else "" for x in range(len(row))]
+        made.add_row(*map(Text, row, bold))
     console.print(made, width=min(NARROW, console.width))
 
 

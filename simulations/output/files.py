@@ -89,6 +89,8 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     shaded: bool = False
     """Cells are shares in per cent, and coloured by them on a page."""
+    best: frozenset[tuple[int, int]] = frozenset()
+    """Row and column of the cells that are shown in bold."""
 
     def is_number(self, place: int) -> bool:
         """Whether a column holds figures, which are aligned to the right."""

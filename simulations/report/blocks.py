@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,10 +62,16 @@ def time(seconds: float | None) -> str:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawing, as an address that holds it whole; a table on the page has its figures."""
+    """A drawing; a table on the page has its figures."""
 
     caption: str
-    address: str
+    drawn: Callable[[str], bytes]
+    """Its file in a format, ``svg`` or ``pdf``."""
+
+    @property
+    def address(self) -> str:
+        """Return an address that holds the drawing whole."""
+        return f"data:image/svg+xml;base64,{b64encode(self.drawn('svg')).decode()}"
 
 
 @dataclass(frozen=True)

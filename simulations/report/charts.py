@@ -1,13 +1,13 @@
-"""Drawings by matplotlib, each as one address that holds the whole SVG."""
+"""Drawings by matplotlib."""
 
 from __future__ import annotations
 
 import io
 import math
 import warnings
-from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -50,8 +50,8 @@ SETTINGS: Any = {
 """Of matplotlib."""
 
 
-def draw(height: float, paint: Callable[[Figure], None]) -> str:
-    """Return the address of a drawing that ``paint`` makes, ``height`` points high."""
+def draw(height: float, paint: Callable[[Figure], None], form: str) -> bytes:
+    """Return the file of a drawing that ``paint`` makes, ``height`` points high."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -61,8 +61,9 @@ def draw(height: float, paint: Callable[[Figure], None]) -> str:
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         canvas = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
         paint(canvas)
-        canvas.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
-    return f"data:image/svg+xml;base64,{b64encode(written.getvalue()).decode()}"
+        undated = {"svg": "Date", "pdf": "CreationDate"}[form]
+        canvas.savefig(written, format=form, metadata={undated: None, "Creator": None})
+    return written.getvalue()
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def dots(
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.set_xlabel(axis_name)
 
-    return Drawing(caption, draw(ROW_HEIGHT * len(rows) + FRAME_HEIGHT, paint))
+    return Drawing(caption, partial(draw, ROW_HEIGHT * len(rows) + FRAME_HEIGHT, paint))
 
 
 def _short(label: str, most: int = LABEL_LETTERS) -> str:
@@ -181,4 +182,4 @@ def lines(
     names = [name for name in (*(c.name for c in curves), *(label for _, label in levels)) if name]
     columns = 1 if any(len(name) > LABEL_LETTERS for name in names) else 2
     height = HEIGHT + LEGEND_HEIGHT * math.ceil(len(names) / columns)
-    return Drawing(caption, draw(height, paint))
+    return Drawing(caption, partial(draw, height, paint))

@@ -72,10 +72,16 @@ def compare(
 
 
 def write_report(folder: Path) -> Path:
-    """Return the path of ``report.html``, written anew. UserError: nothing to report here."""
+    """Return the path of ``report.html``, written anew, of a study with what a paper takes of it.
+    UserError: nothing to report here."""
     from simulations.report.blocks import render
 
-    write_texts(folder, {REPORT: render(page_of(folder))})
+    page = page_of(folder)
+    write_texts(folder, {REPORT: render(page)})
+    if page.source == "study.json":
+        from simulations.report.paper import write_paper
+
+        write_paper(folder, page)
     return folder / REPORT
 
 

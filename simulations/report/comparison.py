@@ -88,6 +88,9 @@ def _warn(runs: Mapping[str, Results], paths: Sequence[Path], console: Console) 
     rows = [rows_of([path]) for path in paths]
     for task in rows[0]:
         if len({each[task] for each in rows if task in each}) > 1:
-            warnings.append(f"Task '{task}' has other rows in one run than in another.")
+            warnings.append(
+                f"Task '{task}' has other rows in one run than in another, by other files or "
+                "settings of data: part of a difference in its accuracy may be theirs."
+            )
     for warning in warnings:
         print_line(console, f"warning: {warning}")

@@ -55,6 +55,8 @@ FAULTS = {
     "run_stopped": "run stopped",
 }
 """Events that a reader asks after, in words."""
+ROUNDING = 1e-6
+"""Relative differences below are of floating-point numbers, and shown as 0."""
 HIDDEN = {*WHERE, "data.path", "data.files"}
 """Where files lie and how many threads there are: of the machine, and of no use elsewhere."""
 
@@ -236,7 +238,7 @@ def _round(one: Round) -> tuple[str, ...]:
         ", ".join(one.tasks),
         f"{one.used} of {one.asked}",
         decimal(one.loss, 4),
-        decimal(one.error),
+        decimal(0.0 if one.error is not None and one.error < ROUNDING else one.error),
         time(one.seconds),
         size(one.bytes_up),
         size(one.bytes_down),

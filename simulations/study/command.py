@@ -119,7 +119,8 @@ def print_summary(console: Console, study: Study, results: StudyResults) -> None
         table = arms_table(study, results.cells)
         places = [i for i, name in enumerate(table.columns) if name in SHOWN]
         columns, *rows = (tuple(row[i] for i in places) for row in (table.columns, *table.rows))
-        print_table(console, Table(TITLE, columns, tuple(rows)))
+        best = frozenset((y, places.index(x)) for y, x in table.best if x in places)
+        print_table(console, Table(TITLE, columns, tuple(rows), best=best))
 
 
 def study_folder(name: str, out: str = "") -> Path:

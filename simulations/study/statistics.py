@@ -20,8 +20,9 @@ class Estimate:
     """A mean over ``n`` values.
 
     Attributes:
-        half_width: of the 95 % interval; None with one value, which says nothing of spread.
-        p_value: two-sided, of a true mean of 0; None with one value, or where all are equal.
+        half_width: of the 95 % interval; None with one value, or where all are equal, which say
+            nothing of spread.
+        p_value: two-sided, of a true mean of 0; None likewise.
     """
 
     mean: float
@@ -36,11 +37,11 @@ def estimate(values: Sequence[float]) -> Estimate:
     if n == 1:
         return Estimate(mean, None, None, n)
     error = stdev(values) / math.sqrt(n)
-    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
     # Rounding alone must not make equal values differ.
-    equal = error <= 1e-12 * max(abs(value) for value in values) or error == 0
-    p_value = None if equal else float(2 * stats.t.sf(abs(mean) / error, n - 1))
-    return Estimate(mean, half_width, p_value, n)
+    if error <= 1e-12 * max(abs(value) for value in values):
+        return Estimate(mean, None, None, n)
+    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    return Estimate(mean, half_width, float(2 * stats.t.sf(abs(mean) / error, n - 1)), n)
 
 
 def paired_difference(

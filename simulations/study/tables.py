@@ -29,8 +29,8 @@ more labels than before any."""
 EXPLANATION = (
     "Accuracies in %, transfer and forgetting in points: mean ± half width of the 95 % interval "
     "(Student's t over the n cells of different seed or order; a number in brackets: over so many "
-    "of them; one cell has no interval). It covers seeds and orders on these test rows, not which "
-    "test rows there are."
+    "of them; one cell, or equal ones, have no interval). It covers seeds and orders on these test "
+    "rows, not which test rows there are."
 )
 CLASS_IL_EXPLAINED = (
     "Class-IL: average accuracy among the labels of all tasks; all else is among those of the task."
@@ -44,11 +44,36 @@ def arms_table(study: Study, cells: Sequence[CellResult]) -> Table:
     names = measures_of(cells)
     start = estimate(zero_shots(cells))
     rows = [("zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(names) - 1))]
+    found = {}
     for arm, own in by_arm(study, cells).items():
-        figures = (estimated(m, [MEASURES[m](cell.outcome) for cell in own]) for m in names)
+        found[len(rows)] = arm, [[MEASURES[m](cell.outcome) for cell in own] for m in names]
+        figures = map(estimated, names, found[len(rows)][1])
         rows.append((study.label(arm), str(len(own)), *figures))
-    caption = "Arms and measures; accuracies in %, the others in points"
-    return Table(caption, ("arm", "n", *names), tuple(rows))
+    caption = (
+        "Arms and measures; accuracies in %, the others in points; the best contestant in bold"
+    )
+    return Table(caption, ("arm", "n", *names), tuple(rows), best=_best(study, names, found))
+
+
+def _best(
+    study: Study,
+    names: Sequence[str],
+    found: Mapping[int, tuple[str, Sequence[Sequence[float | None]]]],
+) -> frozenset[tuple[int, int]]:
+    """Return the cells of the best contestants: ``found`` has arm and values of each row. Of
+    forgetting less is better."""
+    best = set()
+    for place, name in enumerate(names):
+        means = {
+            row: fmean(value for value in values[place] if value is not None)
+            for row, (arm, values) in found.items()
+            if study.file.arms[arm].contestant and any(v is not None for v in values[place])
+        }
+        choose = min if name == "forgetting" else max
+        if len(means) > 1:
+            top = choose(means.values())
+            best |= {(row, place + 2) for row, mean in means.items() if mean == top}
+    return frozenset(best)
 
 
 def on_all_tests(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
@@ -64,16 +89,16 @@ def on_all_tests(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
 
 def class_il_table(study: Study, cells: Sequence[CellResult]) -> Table:
     """Return the Class-IL measures of every arm that has counted them."""
-    rows = []
+    rows, found, names = list[tuple[str, ...]](), {}, CLASS_IL_MEASURES
     for arm, own in by_arm(study, cells).items():
-        known = [found for c in own if (found := c.outcome.class_incremental) is not None]
+        known = [each for c in own if (each := c.outcome.class_incremental) is not None]
         if known:
-            figures = (
-                estimated(name, [getattr(each, name.replace(" ", "_")) for each in known])
-                for name in CLASS_IL_MEASURES
-            )
+            values = [[getattr(each, name.replace(" ", "_")) for each in known] for name in names]
+            found[len(rows)] = arm, values
+            figures = map(estimated, names, values)
             rows.append((study.label(arm), str(len(known)), *figures))
-    return Table("The same, Class-IL", ("arm", "n", *CLASS_IL_MEASURES), tuple(rows))
+    best = _best(study, names, found)
+    return Table("The same, Class-IL", ("arm", "n", *names), tuple(rows), best=best)
 
 
 def measures_of(cells: Sequence[CellResult]) -> list[str]:
@@ -115,8 +140,12 @@ def significance(study: Study, cells: Sequence[CellResult], name: str = TASK_IL)
     contestants = {arm: own for arm, own in accuracy.items() if arms[arm].contestant}
     others = {arm: own for arm, own in contestants.items() if arm != study.file.candidate}
     best, shared = best_of(others or contestants)
-    named = (best, study.file.baseline, study.file.candidate)
-    against = [arm for arm in dict.fromkeys(named) if arm in accuracy]
+    roles = {
+        "best baseline": best,
+        "baseline": study.file.baseline,
+        "candidate": study.file.candidate,
+    }
+    against = [arm for arm in dict.fromkeys(roles.values()) if arm in accuracy]
     if len(accuracy) < 2 or not against:
         yield "One arm alone: nothing to compare."
         return
@@ -132,7 +161,8 @@ def significance(study: Study, cells: Sequence[CellResult], name: str = TASK_IL)
             if found is not None:
                 compared |= {arm, other}
                 figures = (str(found.n), _points(found), _p_value(found))
-                rows.append((study.label(arm), study.label(other), *figures))
+                role = ", ".join(name for name, own in roles.items() if own == other)
+                rows.append((study.label(arm), f"{study.label(other)}: {role}", *figures))
     caption = f"Paired differences in {name}, in points"
     yield Table(caption, ("arm", "minus", "pairs", "difference", "p"), tuple(rows))
     alone = [study.label(arm) for arm in accuracy if arm not in compared]

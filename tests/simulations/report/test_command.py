@@ -105,7 +105,7 @@ def test_what_makes_runs_hard_to_compare_is_said(runs: list[Path]) -> None:
         (run / "rows.json").write_text(json.dumps(noted))
     said = called("compare", *runs)
     assert "same tasks in different orders" in said
-    assert f"Task '{one}' has other rows in one run than in another." in said
+    assert f"Task '{one}' has other rows in one run than in another, by other files" in said
     assert said.count("other rows") == len(others)
 
 

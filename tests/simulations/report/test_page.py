@@ -86,8 +86,8 @@ def test_lines_draw_all_curves_with_their_values(monkeypatch: pytest.MonkeyPatch
     text = drawn(lines("many", curves, ("x", "y")).address)
     assert all(name in text for name in names)
     figure = Figure()
-    monkeypatch.setattr(charts, "draw", lambda height, paint: paint(figure))
-    lines("it", curves[:1], ("x", "y"), levels=[(5.0, "five")])
+    monkeypatch.setattr(charts, "draw", lambda height, paint, form: paint(figure))
+    lines("it", curves[:1], ("x", "y"), levels=[(5.0, "five")]).drawn("svg")
     level, line = figure.axes[0].lines
     assert set(level.get_ydata()) == {5.0}
     np.testing.assert_equal(np.array(line.get_ydata(), float), [10.0, np.nan, 30.0])

@@ -3,6 +3,7 @@ own compare with the cells."""
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from simulations.audit.command import Audit, attack_table
 from simulations.output.files import Table
 from simulations.report.commands import write_report
+from simulations.report.paper import tex
 from simulations.study import tables
 from simulations.study.budgets import budget_table, meanings, sweep_text
 from simulations.study.results import CellResult, StudyResults
@@ -59,6 +61,30 @@ def test_a_study_has_all_its_tables(tmp_path: Path) -> None:
         *tables.significance(study, cells),
         *tables.significance(study, cells, tables.CLASS_IL),
     )
+
+
+def test_a_study_writes_what_a_paper_takes_of_it(tmp_path: Path) -> None:
+    folder = copied("all-labels-medmcqa", tmp_path)
+    write_report(folder)
+    study, results = read(folder)
+    made = tables.arms_table(study, results.standing)
+    lines = (folder / "paper/arms-and-measures.tex").read_text().splitlines()
+    assert [lines[place] for place in (2, 4, -2, -1)] == [
+        *(r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}")
+    ]
+    assert len(lines) == len(made.rows) + 7
+    for y, x in made.best:
+        cell = made.rows[y][x].replace("±", r"$\pm$")
+        assert rf"\textbf{{{cell}}}" in lines[5 + y]
+    assert tex("a_b & 50 % ± 1") == r"a\_b \& 50 \% $\pm$ 1"
+    with (folder / "paper/cells.csv").open(newline="") as file:
+        told = list(csv.DictReader(file))
+    assert [float(row["Task-IL accuracy"]) for row in told] == [
+        cell.outcome.average_accuracy for cell in results.standing
+    ]
+    drawn = sorted((folder / "paper").glob("task-il-accuracy-of-every-arm.*"))
+    assert [path.suffix for path in drawn] == [".pdf", ".svg"]
+    assert [path.read_bytes()[:5] for path in drawn] == [b"%PDF-", b"<?xml"]
 
 
 def test_a_study_of_settings_has_a_table_for_each(tmp_path: Path) -> None:

@@ -44,5 +44,5 @@ def test_what_cannot_be_said_is_none() -> None:
     assert (one.mean, one.half_width, one.p_value, one.n) == (0.5, None, None, 1)
     equal = paired_difference({0: 0.3, 1: 0.7}, {0: 0.3, 1: 0.7})
     assert equal is not None
-    assert (equal.mean, equal.half_width, equal.p_value) == (0.0, 0.0, None)
+    assert (equal.mean, equal.half_width, equal.p_value) == (0.0, None, None)
     assert paired_difference({0: 0.1}, {1: 0.1}) is None

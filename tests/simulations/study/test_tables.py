@@ -107,9 +107,18 @@ def test_arms_have_means_intervals_and_marks(study: Study) -> None:
     assert table["DEAL"][:3] == ["2", "78.5 ± 44.5", "-8.0 ± 25.4"]
     assert table["replay (not private)"][:3] == ["1", "85.0", "+0.0"]  # one cell: no interval
     assert table["joint (bound)"] == ["1", "90.0", "–", "–", "–", "90.0", "50.0"]
-    assert table["zero-shot (bound)"][:2] == ["2", "20.0 ± 0.0"]
+    assert table["zero-shot (bound)"][:2] == ["2", "20.0"]  # equal: no interval
     names = ["weak", "Good | old", "DEAL", "replay (not private)", "joint (bound)"]
     assert list(table)[1:] == names
+
+
+def test_the_best_contestant_is_in_bold_and_neither_bound_nor_reference(study: Study) -> None:
+    made = arms_table(study, CELLS)
+    bold = {(made.rows[y][0], made.columns[x]) for y, x in made.best}
+    assert ("DEAL", "Task-IL accuracy") in bold
+    assert ("DEAL", "forgetting") in bold  # of which less is better
+    assert not [row for row, _ in bold if "replay" in row or "bound" in row]
+    assert arms_table(study, CELLS[:1]).best == frozenset()  # one alone is no best
 
 
 def test_class_il_accuracy_stands_beside_where_it_is_known(study: Study) -> None:
@@ -143,7 +152,7 @@ def test_an_order_cannot_change_zero_shot(study: Study) -> None:
 def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study: Study) -> None:
     (text,), found = parts(study, CELLS)
     assert "have in common, is Good" in text
-    assert ("replay (not private)", "DEAL", "1", "+10.0", "–") in found
+    assert ("replay (not private)", "DEAL: candidate", "1", "+10.0", "–") in found
     assert not [row for row in found if row[1].startswith("replay") or "joint" in row[0]]
     # on the seed that both have, weak is ahead; its hard seed 1 is no fault of its own
     assert best_of({"weak": {0: 0.9, 1: 0.5}, "good": {0: 0.8}}) == ("weak", True)
@@ -151,8 +160,10 @@ def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study: Study) 
 
 def test_differences_are_paired_by_seed_order_and_precision(study: Study) -> None:
     # 0.75 - 0.70 and 0.82 - 0.75: 6 points, standard error 1, t(0.975, 1) = 12.706
-    assert ("DEAL", "Good | old", "2", "+6.0 ± 12.7", "0.105") in parts(study, CELLS)[1]
-    assert ("weak", "DEAL", "1", "-15.0", "–") in parts(study, CELLS[:3])[1]
+    assert ("DEAL", "Good | old: best baseline", "2", "+6.0 ± 12.7", "0.105") in parts(
+        study, CELLS
+    )[1]
+    assert ("weak", "DEAL: candidate", "1", "-15.0", "–") in parts(study, CELLS[:3])[1]
     assert parts(study, CELLS[:1]) == (["One arm alone: nothing to compare."], [])
     other = {"": {"train.precision": "bfloat16"}}
     mixed = [c.model_copy(update={"settings": other}) if c is CELLS[-1] else c for c in CELLS]
@@ -162,7 +173,7 @@ def test_differences_are_paired_by_seed_order_and_precision(study: Study) -> Non
         cell("good", 0, [[0.8, 0.3], [0.5, 0.8]], order="back"),
         cell("deal", 0, [[0.8, 0.3], [0.6, 0.8]], order="back"),
     ]
-    assert ("DEAL", "Good | old", "1", "+5.0", "–") in parts(study, cells)[1]
+    assert ("DEAL", "Good | old: best baseline", "1", "+5.0", "–") in parts(study, cells)[1]
 
 
 def test_class_il_differences_are_of_the_cells_that_have_counted_that(study: Study) -> None:
@@ -175,7 +186,8 @@ def test_class_il_differences_are_of_the_cells_that_have_counted_that(study: Stu
     values = {("deal", 0): 0.6, ("deal", 1): 0.7, ("good", 0): 0.5, ("weak", 0): 0.4}
     cells = [counted(c, values[c.arm, c.seed]) if (c.arm, c.seed) in values else c for c in CELLS]
     found = parts(study, cells, CLASS_IL)[1]
-    assert [row for row in found if row[0] == "DEAL"] == [("DEAL", "Good | old", "1", "+10.0", "–")]
+    best = ("DEAL", "Good | old: best baseline", "1", "+10.0", "–")
+    assert [row for row in found if row[0] == "DEAL"] == [best]
     assert not [row for row in found if "replay" in row[0]]
 
 
