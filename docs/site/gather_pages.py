@@ -16,12 +16,12 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import typer
+from configuration import configuration_page
 from latex2mathml.converter import convert
 from markdown_it import MarkdownIt
 from typer.cli import get_docs_for_click
 
 from simulations import cli
-from simulations.output.configuration import configuration_page
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = """\

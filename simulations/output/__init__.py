@@ -1,1 +1,1 @@
-"""Text for people: console, files, Markdown, TOML; nothing that computes."""
+"""Text for people: console, files, TOML; nothing that computes."""

@@ -1,4 +1,4 @@
-"""Text of figures, Markdown and TOML, and files that commands leave and read again."""
+"""Text of figures and TOML, and files that commands leave and read again."""
 
 from __future__ import annotations
 
@@ -99,11 +99,6 @@ class Table:
     def level(self, cell: str) -> str:
         """Return the class of a shaded cell's colour, ``h0`` to ``h9``; empty: it has none."""
         return f"h{min(9, int(float(cell) / 10))}" if self.shaded and cell != DASH else ""
-
-
-def row(*values: str) -> str:
-    """Return one line of a Markdown table; a bar within a value is escaped."""
-    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
 
 
 def toml_value(value: Any) -> str:

@@ -24,7 +24,7 @@ from deal_core.methods import METHODS
 from deal_core.models import FAMILIES
 from deal_core.protection import MECHANISMS
 from deal_core.wire.codec import CODECS
-from simulations.output.configuration import configuration_page
+from docs.site.configuration import configuration_page
 
 LARGEST = 90
 """Keys of an experiment: each costs a row in every table of what goes with what."""

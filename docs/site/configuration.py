@@ -1,6 +1,6 @@
 """The configuration reference, made from the models that check the files.
 
-``python -m simulations.output.configuration`` prints the page.
+``python docs/site/configuration.py`` prints the page.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from client.site_file import SiteFile
 from deal_core.config.data import Table
 from deal_core.config.experiment import Experiment
-from simulations.output.files import row, toml_value
+from simulations.output.files import toml_value
 
 INTRODUCTION = """\
 # Configuration
@@ -84,6 +84,11 @@ def plain_markdown(text: str) -> str:
     """Return a docstring on one line, its double backticks and Sphinx roles as code."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", " ".join(text.split()))
     return text.replace("``", "`")
+
+
+def row(*values: str) -> str:
+    """Return one line of a Markdown table; a bar within a value is escaped."""
+    return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
 
 
 def _parts(field: Schema) -> list[Schema]:
