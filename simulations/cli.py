@@ -249,30 +249,30 @@ def audit(
     ] = False,
 ) -> None:
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
-    console = wide_console()
-    if membership:
-        from simulations.audit.membership import membership_folder, run_membership
+    from simulations.audit.command import audit_folder, run_audit
 
-        folder = membership_folder(experiment, out)
+    console = wide_console()
+    folder = audit_folder("membership" if membership else "audit", experiment, out)
+    if membership:
+        from simulations.audit.membership import run_membership
+
         run_membership(experiment, folder, overrides or (), seed, client, console)
         report_after(folder, console)
         return
-    from simulations.audit.command import AuditRequest, audit_folder, run_audit
-
-    request = AuditRequest(
+    code = run_audit(
         experiment,
+        folder,
+        console,
         epsilon=epsilon,
-        out=out,
-        overrides=tuple(overrides or ()),
+        overrides=overrides or (),
         client=client,
         canaries=canaries,
         seed=seed,
         repetitions=repetitions,
         records=records,
     )
-    code = run_audit(request, console)
-    if (audit_folder(request) / "audit.json").is_file():
-        report_after(audit_folder(request), console)
+    if (folder / "audit.json").is_file():
+        report_after(folder, console)
     raise typer.Exit(code)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
@@ -50,23 +51,32 @@ NOBODY_ELSE = "against everybody but the site itself, the server included"
 """Whom a claim takes to be honest, where the noise is all the site's own."""
 
 
-@dataclass(frozen=True)
-class AuditRequest:
-    """The arguments of ``deal audit``, as its help says them."""
-
-    experiment: str
-    epsilon: str = "1,8"
-    out: str = ""
-    overrides: tuple[str, ...] = ()
-    client: int = 0
-    canaries: int = 2000
-    seed: int = 0
-    repetitions: int = 8
-    records: int = 32
-
-
-def run_audit(request: AuditRequest, console: Console) -> int:
+def run_audit(
+    name: str,
+    folder: Path,
+    console: Console,
+    *,
+    epsilon: str = "1,8",
+    overrides: Sequence[str] = (),
+    client: int = 0,
+    canaries: int = 2000,
+    seed: int = 0,
+    repetitions: int = 8,
+    records: int = 32,
+) -> int:
     """Train with canaries, and report.
+
+    Args:
+        name: a shipped experiment, or the path of a TOML file.
+        folder: gets ``audit.json``.
+        console: for people.
+        epsilon: budgets, separated by commas.
+        overrides: ``table.key=value``.
+        client: the site that is attacked.
+        canaries: gradients, as many as there is room for.
+        seed: of the canaries.
+        repetitions: trainings for every budget.
+        records: real ones of a task beside the canaries; 0: all.
 
     Returns:
         The exit code: 0; 1 where a claim is refuted; 130 where it was stopped.
@@ -74,63 +84,39 @@ def run_audit(request: AuditRequest, console: Console) -> int:
     Raises:
         UserError: bad input; nothing has started.
     """
-    out = audit_folder(request)
-    require_one_kind(out, "audit.json")
-    trainings = planned(request)
+    require_one_kind(folder, "audit.json")
+    base = load_experiment(Request(name, str(folder), tuple(overrides)))
+    budgets = epsilons(epsilon)
+    _check(name, base, client, budgets)
+    training = Training(base, client, _with_room(base, canaries), records, seed)
     with console.status("checking the experiment and its data"):
-        preflight(trainings[0].experiment)
+        preflight(with_budget(base, budgets[0]))
     found: dict[float, list[Found]] = {}
     try:
         with stoppable("the training at work ends, and nothing is kept"):
-            for training in trainings:
-                epsilon = training.experiment.privacy.target_epsilon
-                print_line(console, f"epsilon {named(epsilon)}, {training.repeat + 1}")
-                found.setdefault(epsilon, []).append(carry_out(training, told_to(console)))
+            for budget, repeat in product(budgets, range(repetitions)):
+                print_line(console, f"epsilon {named(budget)}, {repeat + 1}")
+                one = replace(training, experiment=with_budget(base, budget), repeat=repeat)
+                found.setdefault(budget, []).append(carry_out(one, told_to(console)))
     except KeyboardInterrupt:
         print_line(console, "stopped; nothing is kept")
         return STOPPED
     with console.status("judging"):
-        cells = [_judged(epsilon, own) for epsilon, own in found.items()]
-        audit = Audit(experiment=Path(request.experiment).stem, cells=cells)
-    write_texts(out, {"audit.json": audit.model_dump_json(indent=1) + "\n"})
+        cells = [_judged(budget, own) for budget, own in found.items()]
+        audit = Audit(experiment=Path(name).stem, cells=cells)
+    write_texts(folder, {"audit.json": audit.model_dump_json(indent=1) + "\n"})
     print_table(console, attack_table(audit))
     first = audit.cells[0].trainings[0]
     print_line(console, claims(first))
     if first.simulation_only:
         print_line(console, "Simulation only: the noise came from a seed.")
-    print_line(console, f"figures in {out / 'audit.json'}; report.html says how to read them")
+    print_line(console, f"figures in {folder / 'audit.json'}; report.html says how to read them")
     return REFUTED if any(cell.refuted for cell in audit.cells) else 0
 
 
-def audit_folder(request: AuditRequest) -> Path:
-    """Return the folder of an audit."""
-    stem = Path(request.experiment).stem
-    return at_home(request.out or f"runs/audit-{stem}").resolve()
-
-
-def planned(request: AuditRequest) -> list[Training]:
-    """Return all trainings: every budget, every repetition.
-
-    Raises:
-        UserError: bad input.
-    """
-    out = str(audit_folder(request))
-    base = load_experiment(Request(request.experiment, out, request.overrides))
-    budgets = epsilons(request.epsilon)
-    _check(request, base, budgets)
-    canaries = _with_room(base, request.canaries)
-    return [
-        Training(
-            with_budget(base, epsilon),
-            request.client,
-            canaries,
-            request.records,
-            request.seed,
-            repeat,
-        )
-        for epsilon in budgets
-        for repeat in range(request.repetitions)
-    ]
+def audit_folder(kind: str, name: str, out: str) -> Path:
+    """Return the folder of an audit's figures; ``kind`` names it where ``out`` does not."""
+    return at_home(out or f"runs/{kind}-{Path(name).stem}").resolve()
 
 
 def _with_room(experiment: Experiment, canaries: int) -> int:
@@ -147,16 +133,15 @@ def _with_room(experiment: Experiment, canaries: int) -> int:
     return max(2, min(canaries, min(rows, experiment.adapter.rank) * size // 2))
 
 
-def _check(request: AuditRequest, base: Experiment, budgets: Sequence[float]) -> None:
+def _check(name: str, base: Experiment, client: int, budgets: Sequence[float]) -> None:
     if math.inf in budgets:
         raise UserError(
             "--epsilon inf: without privacy there is no claim to test; "
-            f"deal audit {request.experiment} --membership tells who can be found"
+            f"deal audit {name} --membership tells who can be found"
         )
-    if not 0 <= request.client < base.federation.clients:
+    if not 0 <= client < base.federation.clients:
         raise UserError(
-            f"--client {request.client}: the experiment has clients 0 to "
-            f"{base.federation.clients - 1}"
+            f"--client {client}: the experiment has clients 0 to {base.federation.clients - 1}"
         )
     if base.stream.schedule != "synchronous":
         raise UserError(

@@ -25,7 +25,7 @@ from scipy.stats import bootstrap, rankdata
 from deal_core.config.experiment import Experiment, at_server
 from deal_core.data import Example, open_source
 from deal_core.deal.interface import Statistics, statistics_of
-from deal_core.errors import UserError, at_home
+from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.models import load_model
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT
@@ -99,11 +99,6 @@ class MembershipAudit(Strict):
     experiment: str
     directions: int
     told: list[Told]
-
-
-def membership_folder(experiment: str, out: str) -> Path:
-    """Return the folder of figures."""
-    return at_home(out or f"runs/membership-{Path(experiment).stem}").resolve()
 
 
 def run_membership(

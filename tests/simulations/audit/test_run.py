@@ -17,14 +17,11 @@ from simulations.audit.claim import Guesses, claim_p_value, lower_bound
 from simulations.audit.command import (
     Audit,
     AuditedCell,
-    AuditRequest,
     attack_table,
     claims,
-    planned,
     run_audit,
 )
 from simulations.audit.run import Found, Training, alone, carry_out, share_of
-from simulations.run.check import preflight
 
 AUDITED = (
     'data.tasks=["laboratory"]',
@@ -141,7 +138,7 @@ def test_the_command_refutes_too_little_noise_and_nothing_else(
     drawn = SeededNoise.normal
     monkeypatch.setattr(SeededNoise, "normal", lambda self, shape: scale * drawn(self, shape))
     out = tmp_path / "audit"
-    code = run_audit(AuditRequest("private-site", epsilon, str(out)), Console(file=io.StringIO()))
+    code = run_audit("private-site", out, Console(file=io.StringIO()), epsilon=epsilon)
     [cell] = Audit.model_validate_json((out / "audit.json").read_text()).cells
     assert cell.claimed <= float(epsilon)
     assert code == (1 if scale < 1 else 0)
@@ -172,16 +169,29 @@ def audited(monkeypatch, tmp_path, share: float, epsilon: str) -> tuple[int, str
         command, "carry_out", lambda training, listener: as_if_trained(training, share)
     )
     screen = Console(file=io.StringIO(), width=200)
-    code = run_audit(AuditRequest("quickstart", epsilon, str(tmp_path), repetitions=2), screen)
+    code = run_audit("quickstart", tmp_path, screen, epsilon=epsilon, repetitions=2)
     audit = Audit.model_validate_json((tmp_path / "audit.json").read_text())
     return code, screen.file.getvalue(), audit
 
 
-def test_every_budget_with_repetitions_of_one_site():
-    trainings = planned(AuditRequest("quickstart", "2,8", client=1, repetitions=2))
+def planned(monkeypatch, folder, name: str, epsilon: str, **asked) -> list[Training]:
+    """The trainings that the command asks for."""
+    trainings = []
+
+    def carry(training, listener):
+        trainings.append(training)
+        return as_if_trained(training, 0.5)
+
+    monkeypatch.setattr(command, "carry_out", carry)
+    run_audit(name, folder, Console(file=io.StringIO()), epsilon=epsilon, **asked)
+    return trainings
+
+
+def test_every_budget_with_repetitions_of_one_site(monkeypatch, tmp_path):
+    trainings = planned(monkeypatch, tmp_path, "quickstart", "1,8", client=1, repetitions=2)
     assert [(t.experiment.privacy.target_epsilon, t.repeat) for t in trainings] == [
-        (2.0, 0),
-        (2.0, 1),
+        (1.0, 0),
+        (1.0, 1),
         (8.0, 0),
         (8.0, 1),
     ]
@@ -193,16 +203,16 @@ def test_every_budget_with_repetitions_of_one_site():
         assert config.run.seed == 1  # noise of its own
 
 
-def test_noise_in_a_sum_is_attacked_through_the_sum_with_all_sites():
-    [training] = planned(AuditRequest("private", "8", client=3, repetitions=1))
+def test_noise_in_a_sum_is_attacked_through_the_sum_with_all_sites(monkeypatch, tmp_path):
+    asked = {"client": 3, "repetitions": 1}
+    [training] = planned(monkeypatch, tmp_path, "private", "8", **asked)
     # Two rows learn where a task has three labels; two of their 384 entries each are a canary's.
     assert training.canaries == 2 * 384 // 2
-    less = AuditRequest("private", "8", client=3, canaries=100, repetitions=1)
-    assert [t.canaries for t in planned(less)] == [100]
+    [less] = planned(monkeypatch, tmp_path, "private", "8", canaries=100, **asked)
+    assert less.canaries == 100
     with alone(training.experiment, 3) as config:
         assert config.federation.participants == ()
         assert config.aggregation.secure
-        preflight(config)
 
 
 def test_guesses_as_the_claims_allow_refute_nothing(monkeypatch, tmp_path):
@@ -236,11 +246,11 @@ def test_guesses_that_a_claim_does_not_allow_fail_the_command(monkeypatch, tmp_p
         ({"epsilon": "8,inf"}, "no claim to test"),
         ({"overrides": ("stream.schedule=per-client",)}, "synchronous"),
         ({"overrides": ("privacy.disjoint_tasks=true",)}, "canaries are in every task"),
-        ({"experiment": "private-sums"}, "'prototype' adds up embeddings"),
+        ({"name": "private-sums"}, "'prototype' adds up embeddings"),
     ],
 )
 def test_bad_input_is_refused_before_anything_starts(tmp_path, wrong, told):
-    request = AuditRequest(**{"experiment": "quickstart", "out": str(tmp_path / "out"), **wrong})
+    asked = {"name": "quickstart", "folder": tmp_path / "out", **wrong}
     with pytest.raises(UserError, match=told):
-        run_audit(request, Console(file=io.StringIO()))
+        run_audit(console=Console(file=io.StringIO()), **asked)
     assert not (tmp_path / "out").exists()
