@@ -76,6 +76,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def size(count: float | None) -> str:
+    """Return bytes in the unit that suits them."""
+    if count is None:
+        return DASH
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
 NUMBER = re.compile(rf"[-+−±×≥<≤ ]*\d.*|{DASH}|none|no bound")
 """What a column of figures has in its cells."""
 

@@ -43,16 +43,6 @@ def at_most(value: float | None, digits: int = 3) -> str:
     return DASH if value is None else rounded_up(value, digits)
 
 
-def size(count: float | None) -> str:
-    """Return bytes in the unit that suits them."""
-    if count is None:
-        return DASH
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count:.0f} B"
-
-
 def time(seconds: float | None) -> str:
     """Return seconds as a time for people; below ten with a digit after the point."""
     if seconds is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def simulate(
             write_page(folder)
         if not isinstance(stop, KeyboardInterrupt):
             raise
-        for line in stopped_lines(request, experiment):
+        for line in stopped_lines(RunFolder(folder)):
             print_line(console, line)
         return STOPPED
     from simulations.run.summary import print_report
@@ -92,19 +93,12 @@ def prepare(
     return engine
 
 
-def stopped_lines(request: Request, experiment: Experiment) -> list[str]:
+def stopped_lines(folder: RunFolder) -> list[str]:
     """Say what is left of an interrupted run, and with which command it goes on."""
-    folder = RunFolder(Path(experiment.run.out))
     if not folder.can_resume:
         return ["stopped before the first checkpoint; start again with the same command"]
-    command = ["deal", "simulate", request.experiment, "--out", experiment.run.out]
-    for override in request.overrides:
-        command += ["--set", override]
-    if request.seed is not None:
-        command += ["--seed", str(request.seed)]
-    if request.engine is not None:
-        command += ["--engine", request.engine]
+    typed = [word for word in sys.argv[1:] if word != "--resume"]
     return [
         f"stopped; the checkpoint is in {folder.path}; continue with",
-        f"  {shlex.join([*command, '--resume'])}",
+        f"  {shlex.join(['deal', *typed, '--resume'])}",
     ]

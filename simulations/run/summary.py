@@ -14,7 +14,7 @@ from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Measures, Privacy, Results, read_results, rounded_up
 from simulations.output.console import print_line, print_table
-from simulations.output.files import Table, duration, signed
+from simulations.output.files import Table, duration, signed, size
 
 ACCURACY = "accuracy"
 LARGE_DELTA = 0.1
@@ -75,8 +75,8 @@ def measures(results: Results) -> list[tuple[str, str]]:
     by_client = "by a client that is asked in every round"
     rows = [
         *_accuracy(results),
-        ("sent per client", f"{_size(sum(results.wire.bytes_up))} {by_client}"),
-        ("received per client", f"{_size(results.wire.received)} {by_client}"),
+        ("sent per client", f"{size(sum(results.wire.bytes_up))} {by_client}"),
+        ("received per client", f"{size(results.wire.received)} {by_client}"),
         ("time", duration(results.seconds.get("total", 0.0))),
         ("privacy", privacy_text(results.privacy)),
         ("warning", large_delta(results.privacy)),
@@ -162,9 +162,3 @@ def large_delta(privacy: Privacy) -> str:
         f"delta = {rounded_up(privacy.delta or 0.0, 3)} is large: {rounded_up(privacy.n_delta, 2)} "
         f"{privacy.unit}s of a client may be told outright; set privacy.target_delta"
     )
-
-
-def _size(count: float) -> str:
-    if count < 1e6:
-        return f"{count / 1e3:.1f} kB"
-    return f"{count / 1e6:.1f} MB"
