@@ -88,7 +88,7 @@ def run_checks(experiment: Experiment, with_rows: bool = True) -> Iterator[Findi
 
     yield from new((check_rows, *QUICK) if with_rows else QUICK)
     with without_collection():
-        from simulations.run.preflight import LONGER, NAMES, check_model
+        from simulations.run.model_checks import LONGER, NAMES, check_model
     yield from new(NAMES)
     if all(finding.kind != "error" for finding in found):
         yield from new(LONGER if with_rows else (check_model,))

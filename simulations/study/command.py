@@ -137,7 +137,7 @@ def check_left(left: dict[str, Experiment], console: Console) -> None:
     """
     with console.status("checking the study and its data"):
         from simulations.run.check import preflight
-        from simulations.run.preflight import check_names
+        from simulations.run.model_checks import check_names
 
         inputs = dict[tuple[str, ...], Experiment]()
         for each in left.values():

@@ -17,7 +17,7 @@ from deal_core.data.files import FilesSource
 from deal_core.errors import UserError
 from simulations import cli
 from simulations.importing import LAYOUTS, import_benchmark
-from simulations.run.data_checks import check_answers
+from simulations.run.model_checks import check_answers
 
 Import = Callable[..., tuple[Experiment, str]]
 

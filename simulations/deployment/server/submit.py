@@ -120,7 +120,7 @@ def check(experiment: Experiment) -> None:
             "gives no protection; leave it out, or set it to 'secure'"
         )
     from server.plan import make_plan
-    from simulations.run.preflight import check_names
+    from simulations.run.model_checks import check_names
 
     from_run_config(to_run_config(experiment))  # as the server will read it
     tasks = SitesSource(experiment.data).task_names()

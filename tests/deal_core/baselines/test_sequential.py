@@ -28,7 +28,7 @@ from deal_core.randomness import seeded
 from deal_core.training.batching import Cache
 from deal_core.training.loop import load_state
 from server.run import Checkpoint, History, load_checkpoint, save_checkpoint
-from simulations.run.preflight import check_aggregation
+from simulations.run.model_checks import check_aggregation
 
 BOTH = frozenset({"lora_A", "lora_B"})
 

@@ -11,9 +11,8 @@ import pytest
 
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from simulations.importing import INSTRUCTIONS, TRACE_ORDER
-from simulations.run.data_checks import check_data
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.preflight import check_names
+from simulations.run.model_checks import check_data, check_names
 from simulations.run.shipped import shipped_experiments
 
 APPENDIX = {

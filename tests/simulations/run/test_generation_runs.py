@@ -25,7 +25,7 @@ from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.accuracy import count_labels
 from simulations.run.check import preflight
-from simulations.run.preflight import check_statistics
+from simulations.run.model_checks import check_statistics
 from simulations.run.summary import measures
 from simulations.use.predict import Text, json_line
 from tests.architectures import CONFIGS, save

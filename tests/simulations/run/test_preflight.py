@@ -15,8 +15,7 @@ from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.models import max_positions
 from deal_core.protection import make_mechanism
-from simulations.run.data_checks import check_data, check_declared, check_text_lengths
-from simulations.run.preflight import check_names
+from simulations.run.model_checks import check_data, check_declared, check_names, check_text_lengths
 from tests.architectures import save
 from tests.simulations.run.secure_runs import POOLED
 from tests.simulations.runs import IN_SUM

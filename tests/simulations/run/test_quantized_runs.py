@@ -17,7 +17,7 @@ from deal_core.models import load_model
 from deal_core.randomness import seeded
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
-from simulations.run.preflight import check_names
+from simulations.run.model_checks import check_names
 from tests.deal_core.training.clipped import clipped_gradients
 from tests.simulations.runs import accuracy_of, at, learnt_adapter, same
 

@@ -17,7 +17,7 @@ from deal_core.training.text_overlap import rouge_l
 from server.results import read_results
 from server.run import load_checkpoint
 from simulations.engines.inprocess import run_inprocess
-from simulations.run.preflight import check_components
+from simulations.run.model_checks import check_components
 from simulations.use.export import ExportRequest, export
 from tests.simulations.run.test_generation_runs import CLASS_MEANS, experiment_of
 from tests.simulations.runs import accuracy_of, at
