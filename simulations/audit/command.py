@@ -64,19 +64,8 @@ def run_audit(
     repetitions: int = 8,
     records: int = 32,
 ) -> int:
-    """Train with canaries, and report.
-
-    Args:
-        name: a shipped experiment, or the path of a TOML file.
-        folder: gets ``audit.json``.
-        console: for people.
-        epsilon: budgets, separated by commas.
-        overrides: ``table.key=value``.
-        client: the site that is attacked.
-        canaries: gradients, as many as there is room for.
-        seed: of the canaries.
-        repetitions: trainings for every budget.
-        records: real ones of a task beside the canaries; 0: all.
+    """Train an experiment with canaries, and report into a folder; options are those of the command,
+    whose help says what they are.
 
     Returns:
         The exit code: 0; 1 where a claim is refuted; 130 where it was stopped.

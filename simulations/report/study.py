@@ -21,6 +21,7 @@ from simulations.report.charts import Curve, Dot, dots, lines
 from simulations.study import tables
 from simulations.study.budgets import (
     BUDGETS_EXPLAINED,
+    SHOWN,
     budget_table,
     by_epsilon,
     meanings,
@@ -29,13 +30,6 @@ from simulations.study.budgets import (
 from simulations.study.results import STUDY_JSON, CellResult, StudyResults
 from simulations.study.statistics import estimate
 from simulations.study.study_file import Study
-
-PANELS = {
-    tables.TASK_IL: f"{tables.TASK_IL} (%)",
-    tables.CLASS_IL: f"{tables.CLASS_IL} (%)",
-    "forgetting": "forgetting (points)",
-    "worst client": "worst client (%)",
-}
 
 
 def study_page(folder: Path) -> Page:
@@ -166,7 +160,8 @@ def _budgets(study: Study, cells: Sequence[CellResult]) -> Iterator[Block]:
         yield Text(text, "warn")
     yield Text(BUDGETS_EXPLAINED)
     arms = tables.by_arm(study, cells)
-    for measure, name in PANELS.items():
+    for measure in SHOWN:
+        name = f"{measure} ({'points' if measure == 'forgetting' else '%'})"
         curves, levels = [], []
         for arm, own in arms.items():
             label, found = study.label(arm), {}

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from flwr.app import (
     Array,
     ArrayRecord,
@@ -307,24 +306,3 @@ def test_a_fault_at_a_site_leaves_no_text(make_experiment, tmp_path, monkeypatch
     assert "client reports 'failed'" in log
     assert "gout" not in log
     assert "gout" in caplog.text  # the site's own log has it
-
-
-def test_the_exported_adapter_gives_the_global_model_in_plain_peft(finished):
-    """W0 + retained + current, loaded by a tool that knows nothing of this project."""
-    from peft import PeftModel
-    from transformers import AutoModel
-
-    from deal_core.data.embedded import asset_folder
-    from deal_core.lora.adapter import stack
-
-    experiment, folder = finished.experiment, finished.folder
-    shapes = adapter_shapes(experiment.model, experiment.adapter)
-    state = load_checkpoint(folder / "checkpoint.safetensors", shapes).state
-    whole = stack(state.parts())
-    base = AutoModel.from_pretrained(str(asset_folder("minilm")))
-    plain = PeftModel.from_pretrained(base, str(folder / "adapter"))
-    for name in shapes:
-        delta = plain.base_model.model.get_submodule(name).get_delta_weight("default")
-        f = whole.layers[name]
-        torch.testing.assert_close(delta, f.B @ f.A, rtol=0, atol=1e-5)
-        assert delta.abs().max() > 0
