@@ -64,8 +64,8 @@ def run_audit(
     repetitions: int = 8,
     records: int = 32,
 ) -> int:
-    """Train an experiment with canaries, and report into a folder; options are those of the command,
-    whose help says what they are.
+    """Train an experiment with canaries, and report into a folder; the help of the command says
+    what its options are.
 
     Returns:
         The exit code: 0; 1 where a claim is refuted; 130 where it was stopped.
