@@ -90,6 +90,8 @@ def _summary(study: Study, results: StudyResults) -> Iterator[Block]:
     yield Text(tables.EXPLANATION)
     if tables.CLASS_IL in tables.measures_of(results.standing):
         yield Text(tables.CLASS_IL_EXPLAINED)
+    if texts := tables.mixed_measures(results.standing):
+        yield Text(texts)
     if study.file.candidate:
         yield Text(
             f"The candidate, which is judged, is {study.label(study.file.candidate)}; it is never "

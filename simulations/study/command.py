@@ -28,7 +28,14 @@ from simulations.study.results import (
 )
 from simulations.study.runs import run_all, run_status
 from simulations.study.study_file import Study, load_study
-from simulations.study.tables import CLASS_IL, TASK_IL, arms_table, by_arm, setting_tables
+from simulations.study.tables import (
+    CLASS_IL,
+    TASK_IL,
+    arms_table,
+    by_arm,
+    mixed_measures,
+    setting_tables,
+)
 
 SHOWN = ("arm", "n", TASK_IL, CLASS_IL, "backward transfer", "forgetting")
 """Columns; the report has the others."""
@@ -121,6 +128,8 @@ def print_summary(console: Console, study: Study, results: StudyResults) -> None
         columns, *rows = (tuple(row[i] for i in places) for row in (table.columns, *table.rows))
         best = frozenset((y, places.index(x)) for y, x in table.best if x in places)
         print_table(console, Table(TITLE, columns, tuple(rows), best=best))
+    if texts := mixed_measures(results.cells):
+        print_line(console, texts)
 
 
 def study_folder(name: str, out: str = "") -> Path:

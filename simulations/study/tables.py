@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from statistics import fmean
 
@@ -74,6 +75,17 @@ def _best(
             top = choose(means.values())
             best |= {(row, place + 2) for row, mean in means.items() if mean == top}
     return frozenset(best)
+
+
+def mixed_measures(cells: Sequence[CellResult]) -> str:
+    """Return what accuracy is where answers of some tasks are texts; empty: none are."""
+    for settings in (own for cell in cells for own in cell.settings.values()):
+        if tasks := json.loads(str(settings.get("data.generation", "[]"))):
+            return (
+                f"Answers are texts in: {', '.join(tasks)}. Their figures are shares of overlap "
+                "with right texts, not of right answers; means over tasks mix both."
+            )
+    return ""
 
 
 def on_all_tests(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:

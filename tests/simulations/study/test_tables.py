@@ -14,6 +14,7 @@ from simulations.study.tables import (
     age_table,
     arms_table,
     best_of,
+    mixed_measures,
     setting_tables,
     significance,
 )
@@ -119,6 +120,14 @@ def test_the_best_contestant_is_in_bold_and_neither_bound_nor_reference(study: S
     assert ("DEAL", "forgetting") in bold  # of which less is better
     assert not [row for row, _ in bold if "replay" in row or "bound" in row]
     assert arms_table(study, CELLS[:1]).best == frozenset()  # one alone is no best
+
+
+def test_overlap_of_texts_is_not_passed_off_as_accuracy() -> None:
+    assert mixed_measures(CELLS) == ""
+    settings = {"": {"data.generation": '["notes"]'}}
+    assert "texts in: notes." in mixed_measures(
+        [CELLS[0].model_copy(update={"settings": settings})]
+    )
 
 
 def test_class_il_accuracy_stands_beside_where_it_is_known(study: Study) -> None:
