@@ -30,7 +30,7 @@ from deal_core.privacy.policy import Policy
 from deal_core.protection import common_noise_multiplier, make_mechanism, shares_of
 from server.results import read_results
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
-from simulations.ledger_command import show
+from simulations.ledger_command import verify
 from tests.ledger_events import ledger_event
 from tests.simulations.runs import IN_SUM, at, learnt_adapter, run_in_process
 
@@ -96,7 +96,7 @@ def test_whom_an_epsilon_counts_on_stands_beside_it_in_all_that_a_site_shows(fin
     signed = certificate(Ledger(folder))
     assert check_certificate(signed)["assumes"] == f"assumed honest: {trust}"
     out = StringIO()
-    show(str(folder), Console(file=out, width=200), False)
+    verify(str(folder), "", Console(file=out, width=200), False)
     assert trust in out.getvalue().replace("\n", " ")
     assert "nobody" not in out.getvalue()
 
