@@ -61,12 +61,12 @@ def _best(
     names: Sequence[str],
     found: Mapping[int, tuple[str, Sequence[Sequence[float | None]]]],
 ) -> frozenset[tuple[int, int]]:
-    """Return the cells of the best contestants: ``found`` has arm and values of each row. Of
-    forgetting less is better."""
+    """Return the cells of the best contestants, those alike as they are shown: ``found`` has arm
+    and values of each row. Of forgetting less is better."""
     best = set()
     for place, name in enumerate(names):
         means = {
-            row: fmean(value for value in values[place] if value is not None)
+            row: round(fmean(value for value in values[place] if value is not None), 3)
             for row, (arm, values) in found.items()
             if study.file.arms[arm].contestant and any(v is not None for v in values[place])
         }
@@ -110,7 +110,7 @@ def class_il_table(study: Study, cells: Sequence[CellResult]) -> Table:
             figures = map(estimated, names, values)
             rows.append((study.label(arm), str(len(known)), *figures))
     best = _best(study, names, found)
-    return Table("The same, Class-IL", ("arm", "n", *names), tuple(rows), best=best)
+    return Table("Class-IL measures", ("arm", "n", *names), tuple(rows), best=best)
 
 
 def measures_of(cells: Sequence[CellResult]) -> list[str]:
