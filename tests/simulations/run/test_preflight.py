@@ -31,7 +31,6 @@ OWN_ORDERS = ("stream.schedule=per-client", "federation.clients=3")
 REFUSED = [
     (("aggregation.rule=fedix",), r"unknown aggregation rule 'fedix'.*fedit"),
     (("model.family=decoder",), r"unknown model.family 'decoder'.*encoder-labels"),
-    (("wire.dtype=int4",), r"wire\.dtype"),
     (("method.name=ewc", "aggregation.rule=flora"), r"'flora' .* 'ewc'; use fedit, ffa$"),
     (("adapter.client_ranks=[2, 8]",), "cannot mix ranks"),
     (("adapter.client_ranks=[16]", "aggregation.rule=flora"), "from 1 to"),
