@@ -162,7 +162,7 @@ def read_secure(message: Message) -> bytes:
 def read_counts(
     message: Message, tasks: int, names: Sequence[str], shares: bool = False
 ) -> list[list[int | float]]:
-    """Return the counts of ``names`` (:func:`~deal_core.wire.counts.count_names`) per task, in the
+    """Return the counts of ``names`` (:func:`~deal_core.wire.records.count_names`) per task, in the
     order of the request; ``shares``: answers may be right in part, because some are texts.
 
     Raises:

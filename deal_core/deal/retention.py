@@ -26,7 +26,7 @@ NEGLIGIBLE = 1e-6
 
 
 def wavelet(S: Tensor, rank: int) -> Tensor:
-    """Return gains in (0, 1) that do not decrease with ``S``: values near the noise floor shrink,
+    """Return gains in [0, 1] that do not decrease with ``S``: values near the noise floor shrink,
     those far below it vanish.
 
     Large singular values hold what tasks taught, small ones what is redundant or noise. A few heat

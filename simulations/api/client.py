@@ -162,16 +162,23 @@ _ON_A_TRAINER = (
 
 
 def patch(trainer: Any, tasks: Mapping[str, Any]) -> DealClient:
-    """Return a client whose steps a Hugging Face ``Trainer`` takes: its arguments, optimiser,
-    scheduler and callbacks, with DEAL's objective as its loss. Without privacy.
+    """Return a client whose steps a Hugging Face ``Trainer`` takes: its arguments, with the
+    optimiser and scheduler that they name, and its callbacks, with DEAL's objective as its loss.
+    Without privacy.
 
     Args:
         trainer: its model and ``processing_class`` are the client's.
         tasks: as of :class:`DealClient`; they take the place of the trainer's own data sets.
 
     Raises:
-        UserError: no tokeniser, or a model that cannot be trained.
+        UserError: no tokeniser, an optimiser that is made already, or a model that cannot be
+            trained.
     """
+    if trainer.optimizer is not None:
+        raise UserError(
+            "patch: the trainer's optimiser is of other parameters than a round's; name it in "
+            "TrainingArguments(optim=...), or pass optimizer_cls_and_kwargs="
+        )
     if trainer.processing_class is None:
         raise UserError("patch: the trainer has no tokeniser; make it with processing_class=")
     return DealClient(trainer.model, trainer.processing_class, tasks, trainer=trainer)

@@ -398,6 +398,10 @@ def test_a_trainer_takes_the_steps_of_rounds(objects: Objects, tmp_path: Path) -
     assert not same(learnt_adapter(tmp_path / "run"), learnt_adapter(ours.folder))
     with pytest.raises(UserError, match="the trainer has no tokeniser"):
         patch(trainer_of((passed[0], None), tmp_path / "trainer", []), rows(0))
+    made = trainer_of(passed, tmp_path / "trainer", [])
+    made.optimizer = torch.optim.SGD(made.model.parameters(), 0.1)
+    with pytest.raises(UserError, match="the trainer's optimiser is of other parameters"):
+        patch(made, rows(0))
 
 
 def test_the_examples_of_the_nouns_run() -> None:
