@@ -9,7 +9,7 @@ from statistics import fmean
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
-from deal_core.metrics import spans
+from deal_core.metrics import learning_accuracy, spans
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Measures, Privacy, Results, read_results, rounded_up
@@ -80,8 +80,24 @@ def measures(results: Results) -> list[tuple[str, str]]:
         ("time", duration(results.seconds.get("total", 0.0))),
         ("privacy", privacy_text(results.privacy)),
         ("warning", large_delta(results.privacy)),
+        *_in_two_lines(results),
     ]
     return [row for row in rows if row[1]]
+
+
+def _in_two_lines(results: Results) -> list[tuple[str, str]]:
+    """Return what was learnt and what was forgotten, for who reads nothing else."""
+    if results.forgetting is None or len(results.tasks) < 2:
+        return []
+    _, learnt = spans(results.tasks, [list(stage.work) for stage in results.stages])
+    then = 100 * learning_accuracy(results.accuracy_matrix, learnt)
+    before, lost = 100 * fmean(results.zero_shot.values()), 100 * results.forgetting
+    several = len(set(measured_by(results.config, results.tasks))) > 1
+    mean = " (means over tasks of several measures)" * several
+    return [
+        ("learnt", f"{then:.1f} % when a task was just learnt, {before:.1f} % before{mean}"),
+        ("forgotten", f"{lost:.1f} points of the best that a task had, by the end of the run"),
+    ]
 
 
 def _accuracy(results: Results) -> list[tuple[str, str]]:
@@ -124,7 +140,6 @@ def _transfer(protocol: str, found: Measures) -> list[tuple[str, str]]:
     return [
         ("backward transfer", f"{signed(backward)} points"),
         ("forward transfer", f"{signed(forward)} points"),
-        ("forgetting", text),
     ]
 
 
