@@ -209,13 +209,14 @@ def sums_once(
     ``form``: all that decides how records are added up, but the records; and of how many equal
     shares the noise is one."""
     path = folder / f"{hashlib.sha256(task.encode()).hexdigest()[:32]}.npz"
-    if path.exists():
-        kept: dict[str, NDArray[Any]] = dict(np.load(path, allow_pickle=False))
-        return kept["sums"], (str(kept["made_as"]), int(kept["shares"]))
-    sums, buffer = make(), BytesIO()
-    np.savez(buffer, sums=sums, made_as=np.array(form[0]), shares=np.array(form[1]))
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    atomic_write(path, buffer.getvalue(), mode=OWNER_ALONE, for_good=True)
+    with alone(folder, "sums.lock"):  # two runs may ask at once, in two processes
+        if path.exists():
+            kept: dict[str, NDArray[Any]] = dict(np.load(path, allow_pickle=False))
+            return kept["sums"], (str(kept["made_as"]), int(kept["shares"]))
+        sums, buffer = make(), BytesIO()
+        np.savez(buffer, sums=sums, made_as=np.array(form[0]), shares=np.array(form[1]))
+        atomic_write(path, buffer.getvalue(), mode=OWNER_ALONE, for_good=True)
     return sums, form
 
 

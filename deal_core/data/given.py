@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import astuple, replace
 from typing import Any
 
 from deal_core.config.data import DataConfig
+from deal_core.data.rows import same_person, whole_characters
 from deal_core.data.source import Example, TaskData, limited
 from deal_core.errors import UserError
 
@@ -70,6 +72,36 @@ class GivenTasks:
         every = (row for both in self._tasks.values() for side in both for row in side)
         groups = tuple(sorted({row.group for row in every}))
         return limited(TaskData(task, labels, sides[0], sides[1], groups), self._config)
+
+
+def usable(tasks: Mapping[str, Sides], config: DataConfig) -> tuple[dict[str, Sides], Counter[str]]:
+    """Return the rows of the tasks that a site has declared which can be used, and of every task
+    how many cannot. As with a site's files each row is judged by itself: it has a text, a label of
+    its task or an answer, and, where ``data.id_column`` says that records have one, an id."""
+    left_out = Counter[str]()
+
+    def side(task: str, rows: tuple[Example, ...]) -> tuple[Example, ...]:
+        kept = tuple(row for row in rows if _can_be_used(row, config, task))
+        left_out.update({task: len(rows) - len(kept)} if len(kept) < len(rows) else {})
+        return tuple(replace(row, id=same_person(row.id)) if row.id else row for row in kept)
+
+    own = {task: sides for task, sides in tasks.items() if task in config.labels}
+    return {task: (side(task, a), side(task, b)) for task, (a, b) in own.items()}, left_out
+
+
+def _can_be_used(row: Example, config: DataConfig, task: str) -> bool:
+    labels = config.labels[task]
+    answer = row.label if labels else row.target or row.label
+    texts = (row.text, answer, row.id, row.unit, *row.references)
+    if not all(isinstance(each, str) for each in texts):
+        return False
+    try:
+        for each in texts:
+            whole_characters(each, task)
+    except UserError:
+        return False
+    filled = row.text.strip() and answer.strip() and (row.id.strip() or not config.id_column)
+    return bool(filled) and (not labels or row.label in labels)
 
 
 def read_rows(task: str, given: Any) -> Sides:

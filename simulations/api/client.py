@@ -13,13 +13,13 @@ from flwr.clientapp.typing import Mod
 
 from client.app import make_app, runtime_of
 from client.gate import NO_LIMITS, Refusal
-from client.identity import Client, file_of, status_reply
+from client.identity import Client, file_of, status_reply, write_log
 from client.resident_worker import INSIDE
 from client.runtime import ClientRuntime
 from client.site_file import SiteFile
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import EXPERIMENT, leaves
-from deal_core.data.given import GIVEN, keep_rows, read_rows
+from deal_core.data.given import GIVEN, keep_rows, read_rows, usable
 from deal_core.errors import UserError
 from deal_core.models.given import Loss, Predict, keep
 from simulations.api.nouns import (
@@ -80,7 +80,7 @@ class DealClient(ClientApp):
             raise UserError(f"RecordDP and a model with a loss of its own: {READS_SEVERAL}")
         if privacy is not None and trainer is not None:
             raise UserError(_ON_A_TRAINER)
-        self._runtimes: dict[str, ClientRuntime] = {}
+        self._runtimes: dict[tuple[str, str], ClientRuntime] = {}
         make_app(self._runtime, self._file, self)
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -129,7 +129,8 @@ class DealClient(ClientApp):
             return None
         policy, models = file.policy, {**file.models, self.model.name: ""}
         if self.privacy is not None:
-            policy = self.privacy.tightened(policy or WITHOUT_TABLE)
+            units = sum(len(train) for train, _ in self.rows.values())
+            policy = self.privacy.tightened(policy or WITHOUT_TABLE, units)
         if policy is not None:  # the layers of its own model may be adapted
             named = (*policy.target_modules, *self.model.adapter.get("target_modules", ()))
             policy = policy.model_copy(update={"target_modules": named})
@@ -138,21 +139,33 @@ class DealClient(ClientApp):
     def _runtime(self, client: Client) -> ClientRuntime:
         """The runtime of an experiment: model, method, rows."""
         self.require_allowed(client.asked)
-        together = client.asked.data.source.startswith(GIVEN)  # of simulate: with all other clients
+        # Of simulate, with the rows of all other clients; whose rows a site reads is its own word.
+        together = client.simulated and client.asked.data.source.startswith(GIVEN)
         if together and self._trainer is None:
             return runtime_of(client)
-        if client.settings not in self._runtimes:
+        place = client.settings, "" if client.file is None else client.file.model_dump_json()
+        if place not in self._runtimes:
             experiment, changes = client.experiment, dict[str, Any]()
             if client.simulated and self.privacy is not None:
                 changes["privacy"] = self.privacy.within(experiment.privacy)
             if not together:
-                source = keep_rows(self.rows)
+                source = keep_rows(self.rows if client.simulated else self._site_rows(client))
                 changes["data"] = experiment.data.model_copy(update={"source": source})
+            if not together and "privacy" in changes:  # the run's seed is the server's word
+                own = changes["privacy"].model_copy(update={"noise": "secure"})
+                changes["privacy"] = own
             runtime = ClientRuntime(experiment.model_copy(update=changes), whole=not together)
             if self._trainer is not None:
                 runtime.take_steps = partial(trainer_steps, self._trainer)
-            self._runtimes = {client.settings: runtime}
-        return self._runtimes[client.settings]
+            self._runtimes = {place: runtime}
+        return self._runtimes[place]
+
+    def _site_rows(self, client: Client) -> Mapping[str, Any]:
+        """The rows that a site can use; how many it cannot is in its log."""
+        found, left_out = usable(self.rows, client.experiment.data)
+        for task, number in left_out.items():
+            write_log(client.file, "rows_left_out", task=task, rows=number)
+        return found
 
 
 _ON_A_TRAINER = (

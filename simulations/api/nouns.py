@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
+from math import inf
 from typing import Any, Literal
 
 from deal_core.config.experiment import Experiment
@@ -14,7 +15,7 @@ from deal_core.methods import resolve_auto
 from deal_core.models import FAMILIES
 from deal_core.models.classifier import output_of
 from deal_core.models.given import GivenModel, Loss, Predict, copy_of, given
-from deal_core.privacy.policy import Policy
+from deal_core.privacy.policy import Policy, default_delta
 
 OWN_LOSS = "own-loss"
 READS_SEVERAL = "its loss may read several records at once, or keep some; leave loss= out"
@@ -66,6 +67,13 @@ class RecordDP:
     max_grad_norm: float = 1.0
     """Clipping bound of an example's gradient."""
 
+    def __post_init__(self) -> None:
+        above = 0 < self.epsilon < inf and 0 < self.max_grad_norm < inf
+        if not (above and 0 <= self.delta < 1):
+            raise UserError(
+                f"{self}: epsilon and max_grad_norm should be above 0, and delta from 0 to below 1"
+            )
+
     @property
     def settings(self) -> dict[str, Any]:
         """Dotted keys of an experiment to values."""
@@ -76,17 +84,21 @@ class RecordDP:
             "privacy.max_grad_norm": float(self.max_grad_norm),
         }
 
-    def tightened(self, policy: Policy) -> Policy:
-        """Return a policy that allows what both allow."""
-        return policy.model_copy(update={"mechanism": "record", **self._least("max", policy)})
+    def tightened(self, policy: Policy, units: int) -> Policy:
+        """Return a policy that allows what both allow, of a site with so many records: a delta of
+        its own takes the place of no smaller one, such as that which follows from their number."""
+        limits = {"mechanism": "record", **self._least("max", policy)}
+        if limits["max_delta"] and not policy.max_delta:
+            limits["max_delta"] = min(limits["max_delta"], default_delta(units))
+        return policy.model_copy(update=limits)
 
     def within(self, privacy: PrivacyConfig) -> PrivacyConfig:
         """Return what is asked, with no more than this budget."""
         return privacy.model_copy(update=self._least("target", privacy))
 
-    def _least(self, prefix: str, table: Policy | PrivacyConfig) -> dict[str, float]:
+    def _least(self, prefix: str, table: Policy | PrivacyConfig) -> dict[str, Any]:
         """Return the smaller of both budgets; 0 is no limit."""
-        found = {}
+        found = dict[str, Any]()
         for name, own in (("epsilon", self.epsilon), ("delta", self.delta)):
             limits = [each for each in (own, getattr(table, f"{prefix}_{name}")) if each]
             found[f"{prefix}_{name}"] = float(min(limits, default=0.0))

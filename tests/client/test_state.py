@@ -4,12 +4,13 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from client.state import RoundStore, TaskStore, forget, update_once
+from client.state import RoundStore, TaskStore, forget, sums_once, update_once
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.wire.instruction import Instruction
 
@@ -124,6 +125,23 @@ def test_of_some_that_are_asked_at_once_one_makes_the_answer(tmp_path: Path) -> 
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ask, range(4))) == [1.0] * 4
+    assert made == [1]
+
+
+def test_class_sums_that_two_runs_ask_for_at_once_are_given_once(tmp_path: Path) -> None:
+    """Else the server would have the same sums under two noises."""
+    made: list[int] = []
+
+    def slow() -> Any:
+        made.append(len(made) + 1)
+        time.sleep(0.2)
+        return np.full(3, made[-1], np.int64)
+
+    def ask(_: int) -> int:
+        return int(sums_once(tmp_path / "sums", "triage", ("form", 1), slow)[0][0])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(4))) == [1] * 4
     assert made == [1]
 
 

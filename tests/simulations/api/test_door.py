@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import EntryPoint
@@ -39,7 +40,7 @@ from simulations.api import (
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from tests.architectures import CONFIGS, LOADERS, save
-from tests.client.real_site import LABELS, RealSite, code, update
+from tests.client.real_site import LABELS, RealSite, asking, code, message_of, start, update
 from tests.client.real_site import rows as site_rows
 from tests.simulations.runs import at, finished, learnt_adapter, same
 
@@ -337,6 +338,106 @@ def test_a_site_keeps_its_gate_ledger_and_budget(bert: tuple[Any, Any], tmp_path
     assert len(site.events) == 1  # charged once
     other = DealClient(*bert, own, method="sequential")
     assert code(site.answer(asked, {}, app=other)) == "policy"
+
+
+OWN = {task: LABELS[task] for task in ("laboratory", "surgery")}
+
+
+def own_rows(count: int = 40) -> dict[str, Any]:
+    return {task: (site_rows(task, count), site_rows(task, count)) for task in OWN}
+
+
+def asked_of_a_site(bert: tuple[Any, Any], folder: Path, **privacy: Any) -> Any:
+    sites = {**SMALL, "federation.sites": ["north"], "federation.clients": 1}
+    made = DealStrategy(*bert, OWN, rounds=1, overrides=sites, privacy=RecordDP(**privacy))
+    return at(made.experiment, folder / "server")
+
+
+def test_a_demand_for_a_large_delta_loosens_no_site(bert: tuple[Any, Any], tmp_path: Path) -> None:
+    site = RealSite(tmp_path, 'mechanism = "record"\n')
+    asked = asked_of_a_site(bert, tmp_path, delta=0.05)
+    assert code(site.answer(asked, {}, app=DealClient(*bert, own_rows()))) == "policy"
+    app = DealClient(*bert, own_rows(), privacy=RecordDP(delta=0.05))
+    assert code(site.answer(asked, {}, app=app)) == "ok"
+    assert site.events[0].delta == 1e-3  # of 80 records
+
+
+@pytest.mark.parametrize(
+    "row",
+    [("one more case", "Oncology"), (" ", "Surgery"), ("half \ud800", "Surgery"), Example("a", "")],
+)
+def test_a_row_that_a_site_cannot_use_harms_itself_alone(
+    bert: tuple[Any, Any], tmp_path: Path, row: Any
+) -> None:
+    site, own = RealSite(tmp_path), own_rows()
+    own["surgery"] = ([*own["surgery"][0], row], own["surgery"][1])
+    asked = asked_of_a_site(bert, tmp_path)
+    assert code(site.answer(asked, {}, app=DealClient(*bert, own))) == "ok"
+    left_out = [line for line in site.log() if line["event"] == "rows_left_out"]
+    assert [(line["task"], line["rows"]) for line in left_out] == [("surgery", 1)]
+
+
+def test_disjoint_tasks_are_of_rows_that_say_whose_they_are(
+    bert: tuple[Any, Any], tmp_path: Path
+) -> None:
+    """Else two people with one text would decide which tasks the site refuses."""
+    site = RealSite(tmp_path, 'mechanism = "record"\ndisjoint_tasks = true\n')
+    asked, own = asked_of_a_site(bert, tmp_path), own_rows()
+    named = {
+        task: tuple(
+            [Example(*row, id=f"{task} {n}") for n, row in enumerate(side)] for side in both
+        )
+        for task, both in own.items()
+    }
+    named["surgery"][0].extend(Example(*row) for row in site_rows("surgery", 8))
+    assert code(site.answer(asked, {}, app=DealClient(*bert, named))) == "ok"
+    assert [line["rows"] for line in site.log() if line["event"] == "rows_left_out"] == [8]
+
+
+def test_whose_rows_a_site_reads_is_its_own_word(bert: tuple[Any, Any], tmp_path: Path) -> None:
+    site = RealSite(tmp_path)
+    asked = asked_of_a_site(bert, tmp_path)
+    data = asked.data.model_copy(update={"source": f"{GIVEN}0"})
+    asked = asked.model_copy(update={"data": data})
+    assert code(site.answer(asked, {}, app=DealClient(*bert, own_rows(24)))) == "ok"
+    (plan,) = site.ledger.plans().values()
+    assert [work["records"] for work in json.loads(plan)["work"]] == [24, 24]  # its files have 40
+
+
+def test_what_a_site_declares_holds_at_once(bert: tuple[Any, Any], tmp_path: Path) -> None:
+    site, app = RealSite(tmp_path), DealClient(*bert, own_rows())
+    asked = asked_of_a_site(bert, tmp_path)
+    assert code(site.answer(asked, {}, app=app)) == "ok"
+    RealSite(tmp_path, declared={"laboratory": LABELS["laboratory"]})
+    assert code(site.answer(asked, {"server_round": 2}, app=app)) == "policy"
+
+
+def test_a_client_that_demands_privacy_draws_its_noise_itself(
+    bert: tuple[Any, Any], tmp_path: Path
+) -> None:
+    """The server, which names the seed, could take seeded noise away."""
+    made = strategy(*bert, TASKS, privacy=RecordDP(delta=1e-3)).experiment
+    state = start(made)
+    found = []
+    for name in ("one", "two"):
+        app = DealClient(*bert, rows(0), privacy=RecordDP(delta=1e-3))
+        config: Any = to_run_config(at(made, tmp_path / name))
+        asks = asking(state).model_copy(update={"task": "words"})
+        with assume_identity(7, 1):
+            context = Context(7, 1, {"partition-id": 0}, RecordDict(), config)
+            reply = app(message_of(made, state, asks), context)
+        assert code(reply) == "ok"
+        assert reply.content["metrics"]["simulation_only"] == 0
+        found.append(update(reply))
+    assert not torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    "given", [{"epsilon": 0}, {"epsilon": float("nan")}, {"delta": 1}, {"max_grad_norm": 0}]
+)
+def test_a_demand_that_limits_nothing_is_none(given: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="epsilon and max_grad_norm should be above 0"):
+        RecordDP(**given)
 
 
 def test_the_settings_of_a_run_stay_what_its_first_message_said(bert: tuple[Any, Any]) -> None:
