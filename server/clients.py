@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite
 
 import torch
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
@@ -373,7 +374,8 @@ class Clients:
         for message in self.grid.pull_messages([*self.late]) if self.late else ():
             client, end = self.late.pop(message.metadata.reply_to_message_id, ("", 0.0))
             if client and not message.has_error():
-                seconds = max(0, round(message.metadata.created_at - end))
+                after = message.metadata.created_at - end  # the site's own word
+                seconds = max(0, round(after)) if isfinite(after) else 0
                 reason = f"answered {seconds} s after the deadline of {deadline:g} s"
                 self.event("reply_late", step, client=client, reason=reason)
 

@@ -8,12 +8,14 @@ import shutil
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
+from itertools import takewhile
 from pathlib import Path
 
 from client.site_file import read_site
 from deal_core.errors import UserError, at_home
-from deal_core.privacy.ledger import Ledger
+from deal_core.privacy.ledger import FILE, Ledger
 from simulations.deployment.server.folder import ServerFolder
+from simulations.ledger_command import trusted
 
 DATABASES = (".db", ".sqlite")
 MADE_AGAIN = (".lock", ".pid", ".log", ".log.1", ".secret", "-wal", "-shm")
@@ -21,6 +23,7 @@ MADE_AGAIN = (".lock", ".pid", ".log", ".log.1", ".secret", "-wal", "-shm")
 SECRETS = "secure-sum"
 NOT_KEPT = ("empty", "apps", "worker")
 """Folders that Flower or a site's worker fills."""
+RUNS = "runs"
 
 
 def backup_server(folder: ServerFolder, to: str) -> list[str]:
@@ -43,7 +46,13 @@ def backup_site(folder: Path, to: str) -> list[str]:
     own = {path.name: path for path in folder.iterdir() if path.is_file()}
     target = at_home(to).absolute()
     done = backup({**own, "state": state}, target)
-    entries = len(Ledger(target / "state").entries()) if (state / "ledger.sqlite").exists() else 0
+    entries = 0
+    if (state / FILE).exists():
+        try:
+            entries = len(trusted(Ledger(target / "state").entries))
+        except UserError:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
     return [
         f"{done}; its ledger is whole, with {entries} entries",
         f"to restore: copy it to {folder} (state: {state}); never put back a ledger older than the "
@@ -71,13 +80,16 @@ def backup(sources: Mapping[str, Path], to: Path) -> str:
         raise UserError(f"{to}: lies in what is copied; choose a folder elsewhere")
     shutil.rmtree(part, ignore_errors=True)
     count = size = 0
+    elsewhere: list[str] = []
     try:
         part.mkdir(mode=0o700, parents=True)
         for name, source in sources.items():
             # In the order of names: the head of a ledger, which may be behind it, comes first.
             for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
                 inside = path.relative_to(source)
-                if not path.is_file() or path.is_symlink() or left_out(inside):
+                if path.is_symlink() and path.is_dir() and not left_out(inside / "file"):
+                    elsewhere.append(str(path))
+                if not path.is_file() or left_out(inside):
                     continue
                 target = part / name / inside
                 target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -87,13 +99,16 @@ def backup(sources: Mapping[str, Path], to: Path) -> str:
     except (OSError, sqlite3.Error) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise UserError(f"{to}: cannot be written ({error})") from None
-    return f"copied {count} files, {size / 1e6:.1f} MB, to {to}; private keys are among them"
+    missing = f"; left out, as links to folders: {', '.join(elsewhere)}" if elsewhere else ""
+    done = f"copied {count} files, {size / 1e6:.1f} MB, to {to}; private keys are among them"
+    return done + missing
 
 
 def left_out(path: Path) -> bool:
     """Return whether a file is made anew by whoever needs it, or holds secrets of secure sums, with
     which a stolen copy could open what is masked."""
-    folders = {*path.parts[:-1]} & {*NOT_KEPT}
+    above = takewhile(RUNS.__ne__, path.parts[:-1])  # the server has named what is below
+    folders = {*above} & {*NOT_KEPT}
     return bool(folders) or path.name.endswith(MADE_AGAIN) or path.name.startswith(SECRETS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -78,7 +79,9 @@ def test_a_flood_of_second_replies_does_not_hold_a_round_up(now):
     assert [(reply.client, reply.fault) for reply in found] == [("1", ""), ("2", rounds.LATE)]
 
 
-def test_a_reply_after_the_deadline_is_named_in_the_next_round_and_dropped(now):
+@pytest.mark.parametrize(("after", "said"), [(271.0, 31), (-math.inf, 0), (math.nan, 0)])
+def test_a_reply_after_the_deadline_is_named_in_the_next_round_and_dropped(now, after, said):
+    """Whatever a site says of when that was."""
     config = Experiment(federation={"sites": ("north", "south"), "deadline_seconds": 240.0})
     with assume_identity(1, 1):
         requests = {k: Message(RecordDict(), int(k) + 1, "train") for k in "01"}
@@ -86,7 +89,7 @@ def test_a_reply_after_the_deadline_is_named_in_the_next_round_and_dropped(now):
     for name, request in requests.items():
         request.metadata.__dict__["_message_id"] = f"request of {name}"
     late.metadata.__dict__["_reply_to_message_id"] = "request of 0"
-    late.metadata.created_at = requests["0"].metadata.created_at + 271
+    late.metadata.created_at = requests["0"].metadata.created_at + after
     written: list[dict[str, object]] = []
 
     class Events:
@@ -106,4 +109,4 @@ def test_a_reply_after_the_deadline_is_named_in_the_next_round_and_dropped(now):
     list(clients.replies(sent, []))
     (event,) = written
     assert (event["event"], event["client"]) == ("reply_late", "0")
-    assert event["reason"] == "answered 31 s after the deadline of 240 s"
+    assert event["reason"] == f"answered {said} s after the deadline of 240 s"

@@ -15,7 +15,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.events import Budget
 from deal_core.privacy.ledger import FILE, Ledger, LedgerError
 from simulations.cli import app
-from simulations.deployment.backup import backup_server
+from simulations.deployment.backup import backup_server, backup_site
 from simulations.deployment.server.folder import ServerFolder, ServerSettings, init_server
 from simulations.deployment.site.folder import init_site
 from tests.ledger_events import ledger_event
@@ -41,7 +41,13 @@ def test_a_site_is_copied_while_it_is_written_and_an_older_ledger_is_refused(tmp
         for name in ("site.lock", "runs/one/secure-sum.json", "worker/output"):
             (folder / "state" / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / "state" / name).touch()
+        # The server names a run; one that is forgotten would be masked anew.
+        announced = folder / "state" / "runs" / "worker" / "announced"
+        announced.parent.mkdir()
+        announced.touch()
         said = deal("site", "backup", to, folder)
+    assert (to / "state" / "runs" / "worker" / "announced").exists()
+    shutil.rmtree(to / "state" / "runs")
     assert "its ledger is whole, with 2 entries" in said
     assert {path.name for path in (to / "state").rglob("*")} == {"ledger.head", FILE}
     assert stat.S_IMODE((to / "site.key").stat().st_mode) == 0o600
@@ -74,3 +80,22 @@ def test_a_server_is_copied_with_what_its_database_has_not_folded_in(tmp_path: P
     with closing(sqlite3.connect(copy.database)) as db:
         assert db.execute("SELECT name FROM nodes").fetchall() == [("north",)]
     assert not (server.path / "copy").exists()
+
+
+def test_what_lies_elsewhere_is_copied_or_named_and_a_broken_ledger_is_not_kept(tmp_path: Path):
+    folder, disk = tmp_path / "site", tmp_path / "disk"
+    (tmp_path / "data").mkdir()
+    init_site(folder, tmp_path / "data", "north")
+    charge(Ledger(disk), 1)
+    charge(Ledger(disk), 2)
+    for name in (FILE, "ledger.head"):
+        (folder / "state" / name).symlink_to(disk / name)
+    (folder / "state" / "runs").symlink_to(disk)
+    said = deal("site", "backup", tmp_path / "copy", folder)
+    assert "its ledger is whole, with 2 entries" in said
+    assert f"left out, as links to folders: {folder / 'state' / 'runs'}" in said
+    assert len(Ledger(tmp_path / "copy" / "state").events()) == 2
+    (disk / "ledger.head").write_text('{"seq": 3, "hash": "x"}')
+    with pytest.raises(UserError, match="the ledger cannot be trusted"):
+        backup_site(folder, str(tmp_path / "second"))
+    assert not (tmp_path / "second").exists()
