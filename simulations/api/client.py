@@ -22,6 +22,8 @@ from deal_core.config.run_config import EXPERIMENT, leaves
 from deal_core.data.given import GIVEN, keep_rows, read_rows, usable
 from deal_core.errors import UserError
 from deal_core.models.given import Loss, Predict, keep
+from deal_core.privacy.interface import Mechanism
+from deal_core.protection import make_mechanism
 from simulations.api.nouns import (
     OWN_LOSS,
     READS_SEVERAL,
@@ -151,10 +153,11 @@ class DealClient(ClientApp):
             if not together:
                 source = keep_rows(self.rows if client.simulated else self._site_rows(client))
                 changes["data"] = experiment.data.model_copy(update={"source": source})
-            if not together and "privacy" in changes:  # the run's seed is the server's word
-                own = changes["privacy"].model_copy(update={"noise": "secure"})
-                changes["privacy"] = own
-            runtime = ClientRuntime(experiment.model_copy(update=changes), whole=not together)
+            runtime = ClientRuntime(
+                experiment.model_copy(update=changes),
+                _own_noise if "privacy" in changes and not together else make_mechanism,
+                whole=not together,
+            )
             if self._trainer is not None:
                 runtime.take_steps = partial(trainer_steps, self._trainer)
             self._runtimes = {place: runtime}
@@ -166,6 +169,12 @@ class DealClient(ClientApp):
         for task, number in left_out.items():
             write_log(client.file, "rows_left_out", task=task, rows=number)
         return found
+
+
+def _own_noise(experiment: Experiment) -> Mechanism:
+    """The mechanism of a client that demands privacy: the seed of a run is the server's word."""
+    privacy = experiment.privacy.model_copy(update={"noise": "secure"})
+    return make_mechanism(experiment.model_copy(update={"privacy": privacy}))
 
 
 _ON_A_TRAINER = (

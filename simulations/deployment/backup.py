@@ -13,9 +13,8 @@ from pathlib import Path
 
 from client.site_file import read_site
 from deal_core.errors import UserError, at_home
-from deal_core.privacy.ledger import FILE, Ledger
+from deal_core.privacy.ledger import FILE, Ledger, LedgerError
 from simulations.deployment.server.folder import ServerFolder
-from simulations.ledger_command import trusted
 
 DATABASES = (".db", ".sqlite")
 MADE_AGAIN = (".lock", ".pid", ".log", ".log.1", ".secret", "-wal", "-shm")
@@ -49,10 +48,10 @@ def backup_site(folder: Path, to: str) -> list[str]:
     entries = 0
     if (state / FILE).exists():
         try:
-            entries = len(trusted(Ledger(target / "state").entries))
-        except UserError:
+            entries = len(Ledger(target / "state").entries())
+        except LedgerError as error:
             shutil.rmtree(target, ignore_errors=True)
-            raise
+            raise UserError(f"the ledger cannot be trusted: {error}") from None
     return [
         f"{done}; its ledger is whole, with {entries} entries",
         f"to restore: copy it to {folder} (state: {state}); never put back a ledger older than the "
