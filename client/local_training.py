@@ -197,7 +197,7 @@ class LocalTraining:
         met = {*instruction.seen, instruction.task}  # a task that returns was met before
         known = sum(1 for _ in takewhile(met.__contains__, past_tasks))
         store = RoundStore(folder, instruction.stage, instruction.server_round)
-        seen = list(map(runtime.labels, instruction.seen))
+        seen = tuple(map(runtime.labels, instruction.seen))
         asks = map(runtime.instruction, instruction.seen)
         return LocalTask(
             labels=self.data.labels,

@@ -81,11 +81,12 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
     learn = partial(local_update, granted, maskable.sites if maskable is not None else 0)
     instruction = granted.instruction
     if client.simulated:
-        update = learn()
-    else:  # also one that was charged before leaves with the figures that may leave today alone
+        kept = learn()
+    else:
         kept = update_once(client.folder, client.as_of_today(granted.name), instruction, learn)
-        figures = figures_allowed(kept.figures, client.policy, granted.masked)
-        update = replace(kept, figures=figures)
+    # One that was charged before, too, leaves with the figures that may leave today alone.
+    figures = figures_allowed(kept.figures, client.policy, granted.masked)
+    update = replace(kept, figures=figures)
     masked = None
     if maskable is not None:
         masked = maskable.masked(summed_arrays(granted, update, maskable.layout))

@@ -81,6 +81,7 @@ def blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_ten_lines_of_the_page_in_an_empty_file(fork: Forker, tmp_path: Path) -> None:
     here = str(asset_folder("minilm"))
     lines = blocks()[0].replace("sentence-transformers/all-MiniLM-L6-v2", here)

@@ -27,7 +27,7 @@ from simulations.report.accuracy import count_labels
 from simulations.run.check import preflight
 from simulations.run.model_checks import check_statistics
 from simulations.run.summary import measures
-from simulations.use.predict import Text, json_line
+from simulations.use.predict import PredictRequest, Text, line_of
 from tests.architectures import CONFIGS, save
 from tests.simulations.runs import accuracy_of, at, learnt_adapter
 from tests.sizes import QUIET
@@ -115,7 +115,8 @@ def test_predictions_and_the_report_are_those_of_the_evaluation(finished):
     ]
     assert fmean(shares) == pytest.approx(found[-1][0], abs=1e-9)
     assert accuracy_of(predictor, experiment, "colours") == found[-1][1]
-    assert set(json.loads(json_line(Text("abc", None), written[0]))) == {"text", "task", "answer"}
+    line = line_of(Text("abc", None), written[0], PredictRequest(str(folder)))
+    assert set(json.loads(line)) == {"text", "task", "answer"}
     with pytest.raises(UserError, match="name it with --task"):
         predictor.answer("abc")
     counted = count_labels(folder, lambda task: None)
