@@ -119,7 +119,7 @@ class RecordMechanism:
         arrays = load(kept)
         if FAILED in arrays:
             raise TrainingFailed("a private training has failed, and so has one on noise alone")
-        return LocalUpdate(arrays, self._figures(ask, site, plan, event, budget))
+        return LocalUpdate(arrays, self._figures(site, plan, event, budget))
 
     def _charged(
         self, made: LocalUpdate, ask: UpdateRequest, site: Site, event: LedgerEvent, budget: Budget
@@ -129,12 +129,7 @@ class RecordMechanism:
         return site.ledger().charge(event, budget, ask.request, answer)
 
     def _figures(
-        self,
-        ask: UpdateRequest,
-        site: Site,
-        plan: PrivacyPlan,
-        event: LedgerEvent,
-        budget: Budget,
+        self, site: Site, plan: PrivacyPlan, event: LedgerEvent, budget: Budget
     ) -> dict[str, float]:
         """Return what goes with an update: of rates, noise and steps, not of data."""
         events = site.ledger().events()
