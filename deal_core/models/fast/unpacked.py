@@ -12,12 +12,8 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from shutil import rmtree
 
-from filelock import FileLock
-
-from deal_core.data.embedded import cache_folder, sha256_of
-from deal_core.errors import UserError
+from deal_core.data.embedded import cache_folder, made_once, sha256_of
 
 WORDS = "words"
 """Folder of the tokeniser and the configuration."""
@@ -39,37 +35,17 @@ def unpacked(gguf: Path, dtype: str = "") -> Path:
     named = [sha256_of(gguf), *map(version, READERS)]
     key = hashlib.sha256(" ".join(named).encode()).hexdigest()[:40]
     folder = cache_folder("models") / key / (dtype or WORDS)
-    try:
-        if not folder.exists():
-            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with FileLock(f"{folder}.lock"):
-                if not folder.exists():
-                    _make(gguf, folder, dtype)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise UserError(
-            f"{folder}: the embedded model cannot be unpacked there ({error}); make room, or name "
-            "another folder in XDG_CACHE_HOME"
-        ) from None
-    return folder
+    return made_once(folder, lambda beside: _in_a_process(gguf, beside, dtype))
 
 
-def _make(gguf: Path, folder: Path, dtype: str) -> None:
-    """Write beside, then rename: a folder that is there is whole."""
-    beside = folder.with_name(f"{folder.name}.{os.getpid()}.writing")
-    try:
-        subprocess.run(
-            [sys.executable, "-P", "-m", __name__, str(gguf), str(beside), dtype],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=True,
-        )
-        for path in beside.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        beside.replace(folder)
-    finally:
-        rmtree(beside, ignore_errors=True)
+def _in_a_process(gguf: Path, folder: Path, dtype: str) -> None:
+    subprocess.run(
+        [sys.executable, "-P", "-m", __name__, str(gguf), str(folder), dtype],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
 
 
 def unpack(gguf: Path, folder: Path, dtype: str) -> None:
