@@ -23,7 +23,6 @@ from deal_core.methods import is_class_incremental
 from deal_core.models import has_label_logits
 from deal_core.models.generating import GeneratingModel
 from deal_core.privacy.events import CLEAR_COUNTS, unprotected_event
-from deal_core.training.batching import Cache
 from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
@@ -37,7 +36,7 @@ from deal_core.training.evaluation import (
     route,
     text_shares,
 )
-from deal_core.training.loop import load_state
+from deal_core.training.loop import Cache, load_state
 from deal_core.training.text_overlap import TEXT_MEASURES, TextMeasure
 from deal_core.wire.records import CORRECT, CORRECT_ALL, EXAMPLES
 

@@ -40,8 +40,13 @@ from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.interface import LocalUpdate, RecordId, UpdateRequest
 from deal_core.privacy.policy import BudgetSpent, OutsidePlan, Policy
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
-from deal_core.training.loop import Gradients, NonPrivateGradients, load_state, run_local_steps
+from deal_core.training.loop import (
+    Cache,
+    Gradients,
+    NonPrivateGradients,
+    load_state,
+    run_local_steps,
+)
 from deal_core.wire.adapter_record import BOTH, EXACT, pack_update, selected
 from deal_core.wire.codec import WireArrays
 from deal_core.wire.instruction import Instruction

@@ -32,10 +32,9 @@ from deal_core.privacy.dpsgd import Sampled
 from deal_core.privacy.events import GROUP
 from deal_core.privacy.interface import Mechanism, RecordId, rehearsing
 from deal_core.protection import make_mechanism
-from deal_core.training.batching import Cache
 from deal_core.training.evaluation import base_embeddings, embeddings_alone
 from deal_core.training.hardware import compute_dtype, keep_memory
-from deal_core.training.loop import Objective, run_local_steps
+from deal_core.training.loop import Cache, Objective, run_local_steps
 from deal_core.training.public_subspace import Subspace
 
 ObjectiveOf = Callable[[LocalTask, Sequence[Encoded], Cache], Objective]

@@ -45,8 +45,7 @@ from deal_core.lora.payload import PREFIX, factor_of
 from deal_core.lora.state import State, start_of
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
-from deal_core.training.loop import Objective, Parametrization
+from deal_core.training.loop import Cache, Objective, Parametrization
 
 SMALLEST = 1e-6
 """Of a squared width: a flat spectrum has no width of its own."""

@@ -40,8 +40,7 @@ from deal_core.lora.state import State, start_of
 from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache, within_budget
-from deal_core.training.loop import Objective
+from deal_core.training.loop import Cache, Objective, within_budget
 
 BOTH = frozenset({"lora_A", "lora_B"})
 TOKENS = 2048

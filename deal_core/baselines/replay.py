@@ -17,8 +17,7 @@ from deal_core.lora.adapter import fingerprint
 from deal_core.lora.state import State
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
-from deal_core.training.loop import Objective
+from deal_core.training.loop import Cache, Objective
 
 SHARE = 0.1
 """Of a client's examples of every earlier task that it keeps, rounded up."""

@@ -25,8 +25,7 @@ from deal_core.lora.adapter import (
 from deal_core.lora.attach import CURRENT, lora_layers
 from deal_core.lora.state import State, continued, drop_task_start, snapshot_task_start
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.training.batching import Cache
-from deal_core.training.loop import Objective
+from deal_core.training.loop import Cache, Objective
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ from deal_core.lora.attach import at_task_start
 from deal_core.lora.state import State
 from deal_core.models.generating import GeneratingModel, word_losses
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.training.batching import Cache, contained, evaluation_batches
-from deal_core.training.loop import Objective
+from deal_core.training.loop import Cache, Objective, contained, evaluation_batches
 
 Teacher = Callable[[Sequence[int]], list[Tensor]]
 """Positions in the client's data to each example's logits, ``(rows, classes)``."""

@@ -16,8 +16,7 @@ from deal_core.data.public import public_texts
 from deal_core.lora.state import State
 from deal_core.models import embedding_size
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.training.batching import Cache
-from deal_core.training.loop import Objective
+from deal_core.training.loop import Cache, Objective
 from deal_core.training.public_subspace import Subspace, public_subspace
 from deal_core.wire.heads import ROUNDED_AT
 from deal_core.wire.instruction import LEARN

@@ -41,8 +41,7 @@ from deal_core.errors import choose
 from deal_core.lora.adapter import fingerprint, orthogonal_init, stack, zero_adapter
 from deal_core.lora.state import State, continued, drop_task_start, snapshot_task_start
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.training.batching import Cache
-from deal_core.training.loop import Objective
+from deal_core.training.loop import Cache, Objective
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ from deal_core.lora.adapter import (
 )
 from deal_core.lora.state import State
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.training.batching import Cache
-from deal_core.training.loop import Objective
+from deal_core.training.loop import Cache, Objective
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from deal_core.models import load_model, skeleton
 from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, LanguageModel, text_alone
 from deal_core.models.loading import best_device
-from deal_core.training.batching import evaluation_batches
 from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
@@ -37,7 +36,7 @@ from deal_core.training.evaluation import (
     route,
 )
 from deal_core.training.hardware import compute_dtype
-from deal_core.training.loop import load_state
+from deal_core.training.loop import evaluation_batches, load_state
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from deal_core.lora.attach import base_only
 from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.training.batching import contained, evaluation_batches
+from deal_core.training.loop import contained, evaluation_batches
 from deal_core.training.text_overlap import TEXT_MEASURES, TextMeasure
 
 NO_ANSWER = -1e12

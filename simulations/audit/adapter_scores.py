@@ -17,7 +17,7 @@ from deal_core.lora.attach import base_only
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.interface import LocalUpdate, Train, UpdateRequest
 from deal_core.protection import make_mechanism
-from deal_core.training.batching import evaluation_batches
+from deal_core.training.loop import evaluation_batches
 from deal_core.wire.instruction import LEARN
 from server.folder import Listener
 from simulations.audit.canaries import Scores

@@ -18,8 +18,7 @@ from deal_core.methods import METHODS, make_method
 from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
-from deal_core.training.loop import Objective, load_state, train
+from deal_core.training.loop import Cache, Objective, load_state, train
 
 FACTORS = ("lora_A", "lora_B")
 SHAPES = {"first": (40, 50), "second": (60, 40)}

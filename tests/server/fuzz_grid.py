@@ -17,7 +17,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
+from deal_core.training.loop import Cache
 from deal_core.wire.adapter_record import pack_update
 from server.folder import RunFolder
 from server.run import load_checkpoint

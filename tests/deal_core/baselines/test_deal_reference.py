@@ -35,12 +35,7 @@ from deal_core.lora.attach import CURRENT, factors_in, lora_layers, read, set_tr
 from deal_core.lora.payload import PREFIX, factor_of
 from deal_core.lora.state import State, start_of
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
-from deal_core.training.loop import (
-    load_state,
-    mean_gradient,
-    train,
-)
+from deal_core.training.loop import Cache, load_state, mean_gradient, train
 
 LABELS = ("Anatomy", "Surgery")
 DATA = [

@@ -19,8 +19,7 @@ from deal_core.lora.state import State, snapshot_task_start
 from deal_core.methods import make_method
 from deal_core.models import load_model
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
-from deal_core.training.loop import load_state
+from deal_core.training.loop import Cache, load_state
 from tests.architectures import model_config, save
 
 LABELS = ("Anatomy", "Surgery")

@@ -25,8 +25,7 @@ from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
-from deal_core.training.loop import load_state
+from deal_core.training.loop import Cache, load_state
 from server.run import Checkpoint, History, load_checkpoint, save_checkpoint
 from simulations.run.model_checks import check_aggregation
 

@@ -24,8 +24,7 @@ from deal_core.lora.state import State
 from deal_core.methods import make_method
 from deal_core.models import load_model
 from deal_core.privacy import dpsgd
-from deal_core.training.batching import Cache
-from deal_core.training.loop import load_state
+from deal_core.training.loop import Cache, load_state
 from tests.architectures import EXAMPLES as FOUR
 from tests.architectures import LABELS
 

@@ -17,8 +17,7 @@ from deal_core.lora.state import State, snapshot_task_start
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
-from deal_core.training.loop import load_state, mean_gradient
+from deal_core.training.loop import Cache, load_state, mean_gradient
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 BOTH = frozenset({"lora_A", "lora_B"})

@@ -19,8 +19,7 @@ from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, st
 from deal_core.lora.state import State, drop_task_start, snapshot_task_start, start_of
 from deal_core.methods import make_method
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
-from deal_core.training.loop import load_state
+from deal_core.training.loop import Cache, load_state
 
 LABELS = ("Anatomy", "Surgery")
 SEEN = ("Dental", "Skin", "Eye")

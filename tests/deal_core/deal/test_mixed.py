@@ -13,8 +13,7 @@ from deal_core.lora.state import State
 from deal_core.methods import METHODS, make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.training.batching import Cache
-from deal_core.training.loop import load_state
+from deal_core.training.loop import Cache, load_state
 
 OF_SUMS = ("linear-probe", "prototype")
 """Methods that train nothing."""

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
-from deal_core.training.batching import training_batches, within_budget
+from deal_core.training.loop import training_batches, within_budget
 
 LENGTHS = st.lists(st.integers(1, 600), max_size=120)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from deal_core.models.interface import Encoded
-from deal_core.training.batching import contained
 from deal_core.training.evaluation import (
     NO_ANSWER,
     answer_space,
@@ -18,6 +17,7 @@ from deal_core.training.evaluation import (
     by_names_told,
     count_both,
 )
+from deal_core.training.loop import contained
 
 LEARNT = {"heart": ("old", "new"), "skin": ("rash", "old")}
 

@@ -12,9 +12,8 @@ from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.attach import lora_layers, merge, set_trainable, write
 from deal_core.lora.state import State
 from deal_core.methods import make_method
-from deal_core.training.batching import Cache
 from deal_core.training.hardware import compute_dtype
-from deal_core.training.loop import load_state, mean_gradient
+from deal_core.training.loop import Cache, load_state, mean_gradient
 
 LABELS = ("Anatomy", "Surgery")
 DATA = [
