@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from deal_core.aggregation.cosine_norm import cosine_norm
 from deal_core.aggregation.rule import (
     BOTH,
     LORA_A,
@@ -29,6 +28,7 @@ from deal_core.aggregation.rule import (
     check_update,
 )
 from deal_core.aggregation.running import ErrorMeter, FactorMean, ProductSum, head
+from deal_core.aggregation.screen import cosine_norm
 from deal_core.config.experiment import AggregationConfig
 from deal_core.errors import choose
 from deal_core.lora.adapter import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deal_core.aggregation.cosine_norm import LONGEST, change_norms, inner, left_out
 from deal_core.aggregation.rule import BOTH, LORA_A, LORA_B, ClientUpdate
 from deal_core.aggregation.rules import AGGREGATION_RULES, make_rule
+from deal_core.aggregation.screen import LONGEST, change_norms, inner, left_out
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
 from tests.deal_core.aggregation.updates import (

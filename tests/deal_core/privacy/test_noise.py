@@ -9,9 +9,8 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest, norm
 
-from deal_core.privacy.discrete_gaussian import discrete_gaussian
 from deal_core.privacy.distributed_noise import density_gap
-from deal_core.privacy.noise import SecureNoise, SeededNoise
+from deal_core.privacy.noise import SecureNoise, SeededNoise, discrete_gaussian
 from deal_core.randomness import seeded
 
 SOURCES = [SecureNoise, lambda: SeededNoise(seeded("noise"))]
