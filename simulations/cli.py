@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args, get_type_hints
 
 import click
 import typer
+from typer.models import ArgumentInfo
 
 from deal_core.errors import UserError
 from simulations.deployment.commands import add_to
-from simulations.output.console import wide_console, with_argument_help
+from simulations.output import wide_console
 from simulations.report.commands import add_report_commands, report_after
 from simulations.run.shipped import (
     descriptions,
@@ -345,6 +347,20 @@ add_to(app, INSTITUTIONS)
 def command() -> click.Command:
     """Return ``deal`` as click knows it, every argument with its text."""
     return with_argument_help(typer.main.get_command(app))
+
+
+def with_argument_help(command: click.Command) -> click.Command:
+    """Return the command; its arguments, and those of all commands below it, have the texts of
+    their ``Annotated[..., typer.Argument(help=...)]``."""
+    for below in getattr(command, "commands", {}).values():
+        with_argument_help(below)
+    arguments = [p for p in command.params if isinstance(p, click.Argument)]
+    if arguments and command.callback is not None:
+        hints = get_type_hints(inspect.unwrap(command.callback), include_extras=True)
+        for argument in arguments:
+            told = [e for e in get_args(hints[str(argument.name)]) if isinstance(e, ArgumentInfo)]
+            argument.help = told[0].help if told else None
+    return command
 
 
 def closed(error: OSError) -> str:

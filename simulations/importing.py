@@ -13,8 +13,7 @@ from rich.console import Console
 
 from deal_core.data.files import task_folders
 from deal_core.errors import UserError, choose, nearest
-from simulations.output.console import print_line
-from simulations.output.files import toml_lines, toml_value, write_texts
+from simulations.output import print_line, toml_lines, toml_value, write_texts
 
 INSTRUCTIONS: Mapping[str, str] = {
     "NLI": 'What is the logical relationship between the "sentence 1" and the "sentence 2"? '

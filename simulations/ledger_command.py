@@ -19,8 +19,7 @@ from deal_core.privacy.certificate import (
 from deal_core.privacy.events import assumed_honest, common_unit, composed, unit_text
 from deal_core.privacy.ledger import FILE, Entry, Ledger, LedgerError, LedgerUnusable
 from server.results import rounded_up
-from simulations.output.console import print_line
-from simulations.output.files import write_file
+from simulations.output import print_line, write_file
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from typing import Any
 from client.site_file import SiteFile
 from deal_core.config.data import Table
 from deal_core.config.experiment import Experiment
-from simulations.output.files import toml_value
+from simulations.output import toml_value
 
 INTRODUCTION = """\
 # Configuration

@@ -21,7 +21,7 @@ from deal_core.models.given import keep
 from server.folder import Listener
 from server.results import Results, read_results
 from simulations.api.nouns import read_model
-from simulations.output.files import toml_value
+from simulations.output import toml_value
 from simulations.run.experiment import (
     Request,
     completed,

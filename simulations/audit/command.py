@@ -20,8 +20,7 @@ from server.results import Strict, rounded_up
 from simulations.audit.claim import SIGNIFICANCE, LowerBound, claim_p_value, lower_bound
 from simulations.audit.run import Found, Training, carry_out
 from simulations.engines.interrupt import STOPPED, stoppable
-from simulations.output.console import print_line, print_table, require_one_kind
-from simulations.output.files import DASH, Table, write_texts
+from simulations.output import DASH, Table, print_line, print_table, require_one_kind, write_texts
 from simulations.run.check import preflight
 from simulations.run.experiment import Request, epsilons, load_experiment, named, with_budget
 from simulations.run.progress import told_to

@@ -36,8 +36,7 @@ from server.results import Strict
 from simulations.audit.adapter_scores import adapter_scores
 from simulations.audit.canaries import Scores
 from simulations.audit.run import DELTA
-from simulations.output.console import print_line, print_table, require_one_kind
-from simulations.output.files import DASH, Table, write_texts
+from simulations.output import DASH, Table, print_line, print_table, require_one_kind, write_texts
 from simulations.run.check import preflight
 from simulations.run.expected_membership import expected_auc
 from simulations.run.experiment import Request, load_experiment, with_budget

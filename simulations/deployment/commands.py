@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from deal_core.errors import at_home
-from simulations.output.console import wide_console
+from simulations.output import wide_console
 
 server = typer.Typer(help="The coordinating server of several institutions.", no_args_is_help=True)
 site = typer.Typer(help="One institution's own side.", no_args_is_help=True)

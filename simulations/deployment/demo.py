@@ -22,8 +22,7 @@ from server.folder import Listener, RunFolder, plain_reason
 from simulations.deployment.service import filled
 from simulations.engines.flower import LOCAL, Tail, free_port, import_path, stop_all
 from simulations.engines.interrupt import STOPPED, deferred, stoppable, uninterrupted
-from simulations.output.console import print_line
-from simulations.output.files import toml_value
+from simulations.output import print_line, toml_value
 from simulations.run.progress import told_to
 
 NAMES = ("north", "south", "west")

@@ -27,7 +27,7 @@ from deal_core.errors import UserError
 from server.folder import Listener, RunEvent, RunFolder, plain_reason
 from simulations.engines.interrupt import uninterrupted
 from simulations.engines.worker_pool import Workers, as_run_by, this_machine
-from simulations.output.files import toml_lines
+from simulations.output import toml_lines
 
 LOCAL = "127.0.0.1"
 CODE = Path(__file__).resolve().parents[2]

@@ -22,8 +22,7 @@ from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Strict, read_results
 from simulations.engines.plugins import load_plugins
-from simulations.output.console import stage_title
-from simulations.output.files import Table
+from simulations.output import Table, stage_title
 from simulations.report.blocks import Block, Heading, Text, percent, whole
 from simulations.report.record import Rows, RunRecord
 from simulations.run.run_folder import check_rows_same

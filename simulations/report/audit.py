@@ -8,7 +8,7 @@ from pathlib import Path
 
 from simulations.audit import membership
 from simulations.audit.command import EXPLANATION, Audit, attack_table, claims, meaning
-from simulations.output.files import read_stored
+from simulations.output import read_stored
 from simulations.report.blocks import Block, Page, Section, Text
 
 FILE = "audit.json"

@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from server.results import rounded_up
-from simulations.output.files import DASH, Table, duration, signed
+from simulations.output import DASH, Table, duration, signed
 
 HERE = Path(__file__).parent
 Tone = Literal["", "good", "warn", "bad"]

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deal_core.errors import UserError, at_home
-from simulations.output.console import print_line, wide_console
-from simulations.output.files import write_texts
+from simulations.output import print_line, wide_console, write_texts
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -12,8 +12,7 @@ from rich.console import Console
 from deal_core.config.run_config import leaves
 from deal_core.errors import UserError, at_home
 from server.results import Results, read_results
-from simulations.output.console import print_line, print_table
-from simulations.output.files import DASH, Table
+from simulations.output import DASH, Table, print_line, print_table
 from simulations.report.blocks import at_most, percent, points, time
 from simulations.report.run import HIDDEN, shown
 from simulations.run.run_folder import rows_of

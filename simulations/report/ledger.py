@@ -24,7 +24,7 @@ from deal_core.privacy.events import (
 from deal_core.privacy.ledger import Entry, Ledger
 from server.results import rounded_up
 from simulations.ledger_command import checked_entries, open_ledger, trusted
-from simulations.output.files import DASH, Table
+from simulations.output import DASH, Table
 from simulations.report.blocks import (
     Block,
     Bullets,

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 from deal_core.atomic_write import atomic_write
-from simulations.output.files import Table, read_stored, write_texts
+from simulations.output import Table, read_stored, write_texts
 from simulations.report.blocks import Drawing, Page
 from simulations.study.results import STUDY_JSON, CellResult, StudyResults
 from simulations.study.tables import MEASURES

@@ -14,7 +14,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import WHERE, leaves
 from server.folder import RunEvent
 from server.results import extent
-from simulations.output.files import DASH, Table, size
+from simulations.output import DASH, Table, size
 from simulations.report.accuracy import accuracy_blocks, label_blocks
 from simulations.report.blocks import (
     Block,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from simulations.output.files import DASH, read_stored
+from simulations.output import DASH, read_stored
 from simulations.report.blocks import (
     Block,
     Bullets,

@@ -11,7 +11,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError
 from deal_core.installed import without_collection
-from simulations.output.console import print_line
+from simulations.output import print_line
 from simulations.run.experiment import find_experiment, own_folder, with_absolute_inputs
 from simulations.run.quick_checks import QUICK, Check, Finding, check_rows, warning
 

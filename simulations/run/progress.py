@@ -12,8 +12,7 @@ from deal_core.metrics import in_turn, spans
 from deal_core.privacy.events import unit_text
 from server.folder import site_name
 from server.results import EARLIER, VOID, extent, rounded_up, whole_trust
-from simulations.output.console import print_line
-from simulations.output.files import DASH
+from simulations.output import DASH, print_line
 
 RunEvent = Mapping[str, Any]
 

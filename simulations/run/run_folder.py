@@ -19,7 +19,7 @@ from deal_core.config.run_config import WHERE, Value, flatten, leaves
 from deal_core.data import TaskData, load_for_clients, open_source
 from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock
-from simulations.output.files import read_stored, toml_lines
+from simulations.output import read_stored, toml_lines
 
 RECORD = "experiment.toml"
 """The whole experiment, beside the results; it can be run again as it is."""

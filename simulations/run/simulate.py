@@ -14,7 +14,7 @@ from deal_core.errors import UserError, choose
 from server.folder import OTHER_OUT, Listener, RunFolder, held
 from simulations.engines import ENGINES, warm_up
 from simulations.engines.interrupt import STOPPED, stoppable
-from simulations.output.console import print_line
+from simulations.output import print_line
 from simulations.run.check import preflight
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.progress import told_to

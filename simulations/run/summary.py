@@ -13,8 +13,7 @@ from deal_core.metrics import learning_accuracy, spans
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Measures, Privacy, Results, read_results, rounded_up
-from simulations.output.console import print_line, print_table
-from simulations.output.files import Table, duration, signed, size
+from simulations.output import Table, duration, print_line, print_table, signed, size
 
 ACCURACY = "accuracy"
 LARGE_DELTA = 0.1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from server.results import Privacy, extent, rounded_up
-from simulations.output.files import DASH, Table
+from simulations.output import DASH, Table
 from simulations.run.experiment import budget_setting, epsilons, named
 from simulations.study.outcome import Outcome
 from simulations.study.results import CellResult

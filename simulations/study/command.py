@@ -14,8 +14,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, at_home
 from simulations.engines.interrupt import STOPPED, stoppable
 from simulations.engines.worker_pool import gpus_here
-from simulations.output.console import print_line, print_table, require_one_kind
-from simulations.output.files import Table, write_texts
+from simulations.output import Table, print_line, print_table, require_one_kind, write_texts
 from simulations.study.budgets import budget_table, meanings
 from simulations.study.grid import Cell, chosen, default_settings, grid
 from simulations.study.results import (

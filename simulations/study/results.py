@@ -12,7 +12,7 @@ from deal_core.config.run_config import Value
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import Privacy, Strict, read_results
-from simulations.output.files import read_stored
+from simulations.output import read_stored
 from simulations.run.run_folder import AUTO, PRECISION, rows_of
 from simulations.study.grid import (
     CELLS,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from statistics import fmean
 
-from simulations.output.files import DASH, Table, duration, signed
+from simulations.output import DASH, Table, duration, signed
 from simulations.study.outcome import Outcome
 from simulations.study.results import CellResult
 from simulations.study.statistics import Estimate, estimate, paired_difference

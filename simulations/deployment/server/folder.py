@@ -33,7 +33,7 @@ from simulations.deployment.keys import (
 )
 from simulations.deployment.service import filled, require_idle, service_unit, supervise
 from simulations.engines.flower import CONNECTION, LOCAL, FlowerHome, program
-from simulations.output.files import toml_lines
+from simulations.output import toml_lines
 
 HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*")
 WAIT_SECONDS = 60.0

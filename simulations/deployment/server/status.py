@@ -21,8 +21,7 @@ from simulations.deployment.keys import expiring
 from simulations.deployment.server.folder import ServerFolder, registered
 from simulations.deployment.server.submit import flower_status, run_folder, starts
 from simulations.engines.flower import CONNECTION
-from simulations.output.console import print_line, print_table
-from simulations.output.files import Table
+from simulations.output import Table, print_line, print_table
 from simulations.run.run_folder import recorded
 from simulations.run.run_log import RunLog, round_of
 

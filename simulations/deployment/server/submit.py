@@ -17,7 +17,7 @@ from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock, read_events
 from simulations.deployment.server.folder import ServerFolder, registered
 from simulations.engines.flower import BUNDLE, CONNECTION
-from simulations.output.files import toml_lines
+from simulations.output import toml_lines
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.run_folder import check_folder, record, recorded, write_settings
 

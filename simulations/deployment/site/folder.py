@@ -33,7 +33,7 @@ from simulations.deployment.keys import (
 )
 from simulations.deployment.service import filled, require_idle, service_unit, supervise
 from simulations.engines.flower import FlowerHome
-from simulations.output.files import toml_value
+from simulations.output import toml_value
 
 MODULE = "simulations.deployment.site.programs"
 IN_USE = "Failed to activate SuperNode"

@@ -33,7 +33,7 @@ from flwr.supercore.run import Run
 from client.site_file import NODE_KEY, read_site
 from simulations.deployment.keys import write_secret
 from simulations.engines.flower import BUNDLE, LOCAL, free_port
-from simulations.output.files import toml_value
+from simulations.output import toml_value
 
 if TYPE_CHECKING:
     from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult

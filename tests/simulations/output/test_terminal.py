@@ -10,8 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from simulations.cli import app
-from simulations.output.console import FIGURES, NARROW, print_table
-from simulations.output.files import Table
+from simulations.output import FIGURES, NARROW, Table, print_table
 from simulations.study.command import print_summary
 from simulations.study.results import StudyResults
 from simulations.study.study_file import Study

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from simulations.audit.command import Audit, attack_table
-from simulations.output.files import Table
+from simulations.output import Table
 from simulations.report.commands import write_report
 from simulations.report.paper import tex
 from simulations.study import tables

@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from simulations.output.files import duration, signed
+from simulations.output import duration, signed
 from simulations.run.progress import Progress, told_to
 
 START = 1000.0

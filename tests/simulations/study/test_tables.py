@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from deal_core.errors import UserError
-from simulations.output.files import Table
+from simulations.output import Table
 from simulations.study.outcome import Measures, Outcome
 from simulations.study.results import CellResult, require_same_rows
 from simulations.study.study_file import Study, StudyFile, load_study

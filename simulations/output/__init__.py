@@ -1,1 +1,0 @@
-"""Text for people: console, files, TOML; nothing that computes."""
