@@ -18,7 +18,7 @@ from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.randomness import seeded
 from deal_core.training.hardware import threads
-from deal_core.wire.adapter_record import EXACT, selected, unpack_update
+from deal_core.wire.tensors import EXACT, selected, unpack
 from measuring import Figures, Row, measured
 from server.wire import as_record
 
@@ -52,7 +52,7 @@ def compare(name: str, clients: int, rank: int, width: int) -> Row:
 
     def updates(count: int) -> Iterator[ClientUpdate]:
         for k in range(count):
-            adapter = unpack_update(pool[k % len(pool)], EXACT, before, rule.trained)
+            adapter = unpack(pool[k % len(pool)], EXACT, before, rule.trained)
             yield ClientUpdate(str(k), adapter, 100.0 + k % 7)
 
     def aggregated(count: int) -> Aggregate:

@@ -47,10 +47,9 @@ from deal_core.training.loop import (
     load_state,
     run_local_steps,
 )
-from deal_core.wire.adapter_record import BOTH, EXACT, pack_update, selected
-from deal_core.wire.codec import WireArrays
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import CLASS_SUMS, EXAMPLES
+from deal_core.wire.tensors import BOTH, EXACT, WireArrays, pack_update, selected
 
 
 def local_update(granted: ClientRequest, sites: int = 0) -> LocalUpdate:

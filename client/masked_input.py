@@ -26,7 +26,6 @@ from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum import site_round
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.messages import MaskRequest
-from deal_core.wire.adapter_record import EXACT
 from deal_core.wire.records import count_names
 from deal_core.wire.secure_layout import (
     LOSS,
@@ -36,6 +35,7 @@ from deal_core.wire.secure_layout import (
     statistics_layout,
     within_bounds,
 )
+from deal_core.wire.tensors import EXACT
 
 
 @dataclass(frozen=True)

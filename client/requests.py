@@ -34,10 +34,9 @@ from deal_core.lora.payload import (
 from deal_core.lora.state import State
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import figures_allowed
-from deal_core.wire.adapter_record import require_bounded, unpack
-from deal_core.wire.heads import read_heads, tasks_in
 from deal_core.wire.instruction import LEARN, RECORD, Instruction, read_instruction
 from deal_core.wire.records import REPLY, SECURE, record_digest
+from deal_core.wire.tensors import read_heads, require_bounded, tasks_in, unpack
 
 
 def evaluation_reply(message: Message, client: Client, runtime: ClientRuntime) -> Message:

@@ -34,8 +34,8 @@ from deal_core.protection import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.training.hardware import threads
-from deal_core.wire.adapter_record import require_bounded
 from deal_core.wire.instruction import LEARN, Instruction
+from deal_core.wire.tensors import require_bounded
 from server import wire
 from server.class_sums import ClassSums, PublicLabels, clients_to_ask, tasks_to_sum
 from server.clients import Clients, instruction_of

@@ -31,7 +31,6 @@ from deal_core.protection import sum_deviation, sum_terms
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.training.hardware import threads
-from deal_core.wire.adapter_record import unpack_update
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import SECURE
 from deal_core.wire.secure_layout import (
@@ -40,6 +39,7 @@ from deal_core.wire.secure_layout import (
     mean_loss,
     without_loss,
 )
+from deal_core.wire.tensors import unpack
 from server import wire
 from server.clients import Clients, Reply, Sent
 from server.plan import Step
@@ -180,7 +180,7 @@ class Updates(Summation):
             raise PayloadError("a record of another kind than expected")
         dtype, before = self.clients.experiment.wire.dtype, self._before[client]
         record = message.content.array_records[LORA]
-        update = ClientUpdate(client, unpack_update(record, dtype, before, self.trained), weight)
+        update = ClientUpdate(client, unpack(record, dtype, before, self.trained), weight)
         if self._alike and weight != 1:
             raise PayloadError("num_examples is not 1, the weight of every client here")
         with threads(1):

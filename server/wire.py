@@ -15,6 +15,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.deal.interface import statistics_of
 from deal_core.installed import package_digest
 from deal_core.lora.adapter import nonzero_rank, padded, split
+from deal_core.lora.arrays import to_arrays
 from deal_core.lora.payload import (
     HEADS,
     LORA,
@@ -28,11 +29,9 @@ from deal_core.lora.state import State
 from deal_core.methods import method_of
 from deal_core.randomness import seeded
 from deal_core.secure_sum.messages import ProtocolError, UsedUpdate
-from deal_core.wire.adapter_record import pack, unpack
-from deal_core.wire.codec import WireArrays
-from deal_core.wire.heads import pack_heads, read_heads
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import BLAMES, EXAMPLES, REPLY, SECURE, record_digest
+from deal_core.wire.tensors import WireArrays, encode, pack_heads, read_heads, unpack
 from server.results import Spending, spending_in
 
 F = TypeVar("F")
@@ -91,7 +90,9 @@ def packed(
     sent = {LORA: state.current, RETAINED: split(state.retained, rank)[0]}
     if state.residual is not None:
         sent[RESIDUAL] = state.residual
-    records = {name: as_record(pack(each, dtype, generator)) for name, each in sent.items()}
+    records = {
+        name: as_record(encode(dtype, to_arrays(each), generator)) for name, each in sent.items()
+    }
     arrived = {name: unpack(record, dtype, sent[name]) for name, record in records.items()}
     if heads:
         statistics = statistics_of(method_of(experiment))
@@ -110,7 +111,7 @@ def packed(
     for own_rank in ranks - {state.current.rank}:
         scaling = experiment.adapter.lora_alpha / own_rank
         current = starting_adapter(decoded.current, own_rank, scaling)
-        record = as_record(pack(current, dtype, seeded(*where)))
+        record = as_record(encode(dtype, to_arrays(current), seeded(*where)))
         own = replace(decoded, current=unpack(record, dtype, current))
         smaller[own_rank] = replace(full, records={**records, LORA: record}, state=own)
     return replace(full, smaller=smaller)

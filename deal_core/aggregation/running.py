@@ -53,7 +53,7 @@ def one_vector(tensors: Sequence[Tensor]) -> Tensor:
     """Return the tensors one after the other.
 
     A view where they lie so in one piece of memory already, as those that
-    :func:`~deal_core.wire.adapter_record.unpack_update` decodes: one pass over it costs half of
+    :func:`~deal_core.wire.tensors.unpack` decodes: one pass over it costs half of
     many small ones. Otherwise a copy.
     """
     first = tensors[0]

@@ -18,9 +18,9 @@ from deal_core.models import embedding_size
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.training.loop import Cache, Objective
 from deal_core.training.public_subspace import Subspace, public_subspace
-from deal_core.wire.heads import ROUNDED_AT
 from deal_core.wire.instruction import LEARN
 from deal_core.wire.secure_layout import CLASS_SUMS
+from deal_core.wire.tensors import ROUNDED_AT
 
 Tensors = dict[str, Tensor]
 

@@ -23,7 +23,7 @@ from deal_core.data import PARTITIONERS, SOURCES
 from deal_core.methods import METHODS
 from deal_core.models import FAMILIES
 from deal_core.protection import MECHANISMS
-from deal_core.wire.codec import CODECS
+from deal_core.wire.tensors import CODECS
 from docs.site.configuration import configuration_page
 
 LARGEST = 90

@@ -18,7 +18,7 @@ from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.randomness import seeded
 from deal_core.training.loop import Cache
-from deal_core.wire.adapter_record import pack_update
+from deal_core.wire.tensors import pack_update
 from server.folder import RunFolder
 from server.run import load_checkpoint
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid

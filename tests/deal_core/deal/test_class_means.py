@@ -13,7 +13,7 @@ from deal_core.deal.class_means import COUNT, SCALE, SUM, whole_heads
 from deal_core.deal.interface import statistics_of
 from deal_core.randomness import seeded
 from deal_core.training.public_subspace import principal
-from deal_core.wire.heads import pack_heads, read_heads
+from deal_core.wire.tensors import pack_heads, read_heads
 from tests.deal_core.deal.sums import (
     LABELS,
     SIZE,

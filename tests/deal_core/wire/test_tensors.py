@@ -1,7 +1,9 @@
-"""Adapters on the wire: round trips, unbiased rounding, error feedback, refusal of all else."""
+"""Adapters and label heads on the wire: round trips, unbiased rounding, error feedback, refusal of
+all else."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -11,23 +13,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from deal_core.aggregation.running import one_vector
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, zero_adapter
 from deal_core.lora.arrays import by_key, from_arrays, to_arrays, with_factors
 from deal_core.lora.payload import PREFIX, PayloadError, factor_of
 from deal_core.randomness import seeded
-from deal_core.wire.adapter_record import (
+from deal_core.wire.tensors import (
     BOTH,
+    CODECS,
     EXACT,
     encode,
-    pack,
+    pack_heads,
     pack_update,
+    read_heads,
     selected,
+    tasks_in,
     unpack,
-    unpack_update,
 )
-from deal_core.wire.codec import CODECS
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 KEY = f"{PREFIX}first.lora_B.weight"
@@ -80,14 +85,14 @@ def one(dtype: str, array: np.ndarray, factor: str, seed: int = 0) -> np.ndarray
 @pytest.mark.parametrize("trained", TRAINED)
 def test_only_the_trained_factors_travel_and_come_back(dtype, bound, trained, drawn):
     before, other = drawn(1), drawn(2)
-    down = unpack(record(pack(before, dtype, seeded(1))), dtype, before)
+    down = unpack(record(sent(before, dtype, BOTH)), dtype, before)
     assert relative_difference(down, before) <= bound + 1e-12
     after = with_factors(
         before, {k: v for k, v in by_key(other).items() if factor_of(k) in trained}
     )
     encoded, _ = pack_update(after, before, dtype, trained, {}, seeded(2))
     assert {key.removesuffix(".scale") for key in encoded} == selected(after, trained).keys()
-    up = unpack_update(record(encoded), dtype, before, trained)
+    up = unpack(record(encoded), dtype, before, trained)
     assert relative_difference(up, after) <= bound + 1e-12
     pairs = [(up.layers[n], before.layers[n]) for n in SHAPES]
     kept = [(a.A, b.A) for a, b in pairs] if "lora_A" not in trained else []
@@ -125,7 +130,7 @@ def test_a_change_that_overflows_is_refused(drawn):
     huge = Adapter({n: LoraFactors(f.A, f.B * 0 + 3e38) for n, f in before.layers.items()}, 2.0)
     encoded, _ = pack_update(huge, zero_adapter(SHAPES, 3, 2.0), "int8", ONLY_B, {}, seeded(0))
     with pytest.raises(PayloadError, match=r"first\.lora_B.*not finite"):
-        unpack_update(record(encoded), "int8", huge, ONLY_B)
+        unpack(record(encoded), "int8", huge, ONLY_B)
 
 
 def matrices(low, high):
@@ -155,7 +160,7 @@ def test_error_feedback_makes_the_average_over_rounds_exact(drawn):
     for seed in range(1, 101):
         after = with_b_of(drawn(seed), before)
         encoded, lost = pack_update(after, before, "int8", ONLY_B, lost, source)
-        up = unpack_update(record(encoded), "int8", before, ONLY_B)
+        up = unpack(record(encoded), "int8", before, ONLY_B)
         start = before.layers["first"].B
         total_in = total_in + (after.layers["first"].B - start).numpy()
         total_out = total_out + (up.layers["first"].B - start).numpy()
@@ -212,7 +217,7 @@ MUTATIONS = {
 def test_a_mutated_message_is_refused(dtype, mutation, drawn):
     message = MUTATIONS[mutation](sent(drawn(1), dtype))
     with pytest.raises(PayloadError):
-        unpack_update(record(message), dtype, drawn(1), ONLY_B)
+        unpack(record(message), dtype, drawn(1), ONLY_B)
 
 
 BYTES = {
@@ -230,7 +235,7 @@ def test_bytes_that_are_not_those_of_the_header_are_refused(fault, drawn):
     message = record(sent(drawn(1), "float32"))
     message[KEY] = BYTES[fault](message[KEY])
     with pytest.raises(PayloadError):
-        unpack_update(message, "float32", drawn(1), ONLY_B)
+        unpack(message, "float32", drawn(1), ONLY_B)
 
 
 @pytest.mark.parametrize("dtype", CODECS)
@@ -239,10 +244,10 @@ def test_bytes_that_are_not_those_of_the_header_are_refused(fault, drawn):
 def test_another_codec_or_other_factors_are_refused(dtype, other, trained, drawn):
     message = record(sent(drawn(1), dtype))
     if (dtype, trained) == (other, ONLY_B):
-        unpack_update(message, other, drawn(1), trained)
+        unpack(message, other, drawn(1), trained)
     else:
         with pytest.raises(PayloadError):
-            unpack_update(message, other, drawn(1), trained)
+            unpack(message, other, drawn(1), trained)
 
 
 @pytest.mark.parametrize("dtype", CODECS)
@@ -260,7 +265,7 @@ def test_what_is_not_finite_is_neither_sent_nor_taken(dtype, value, drawn):
     message[key] = message[key].copy()
     message[key].ravel()[1] = bad
     with pytest.raises(PayloadError, match="finite"):
-        unpack_update(record(message), dtype, drawn(1), ONLY_B)
+        unpack(record(message), dtype, drawn(1), ONLY_B)
 
 
 def test_int8_refuses_codes_and_scales_that_nobody_sends(drawn):
@@ -271,7 +276,7 @@ def test_int8_refuses_codes_and_scales_that_nobody_sends(drawn):
     over[KEY + ".scale"][0] = 3e38
     for bad in (low, negative, over):
         with pytest.raises(PayloadError):
-            unpack_update(record(bad), "int8", drawn(1), ONLY_B)
+            unpack(record(bad), "int8", drawn(1), ONLY_B)
 
 
 @pytest.mark.parametrize("shape", [(12, 3), (3, 12), (12, 3, 1)])
@@ -283,7 +288,7 @@ def test_a_refusal_never_repeats_a_value(shape, cut, drawn):
     broken[KEY] = wire(values)
     broken[KEY].data = broken[KEY].data[:cut]
     with pytest.raises(PayloadError) as refusal:
-        unpack_update(broken, "float32", drawn(1), ONLY_B)
+        unpack(broken, "float32", drawn(1), ONLY_B)
     assert "nan" not in str(refusal.value)
     assert "123456" not in str(refusal.value)
 
@@ -301,8 +306,104 @@ def test_random_bytes_in_place_of_an_array_never_pass_as_something_else(data):
         for key, h in headers.items()
     }
     try:
-        found = unpack_update(record(message), dtype, like, ONLY_B).layers["q"].B
+        found = unpack(record(message), dtype, like, ONLY_B).layers["q"].B
     except PayloadError:
         return
     assert found.shape == (6, 3)
     assert bool(found.isfinite().all())
+
+
+SIZE = 24
+Arrays = dict[str, np.ndarray]
+
+
+def heads() -> dict[str, Tensor]:
+    """Of few values and of large ones; with a huge bias, and a row of zeros."""
+    generator = seeded("heads")
+    large = 30 * torch.randn(4, SIZE + 1, generator=generator)
+    large[1, -1] = -1e9
+    large[2, :-1] = 0.0
+    return {"skin": large, "eye": torch.randn(3, SIZE + 1, generator=generator)}
+
+
+def shapes(own: dict[str, Tensor]) -> dict[str, tuple[int, int]]:
+    return {task: (head.shape[0], head.shape[1]) for task, head in own.items()}
+
+
+def travelled(own: dict[str, Tensor], rounded: bool) -> dict[str, Tensor]:
+    return read_heads(record(pack_heads(own, rounded)), shapes(own), rounded)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_shapes_and_order_of_the_tasks_are_those_that_were_sent(rounded):
+    arrays = pack_heads(heads(), rounded)
+    assert tasks_in(record(arrays), rounded) == ("skin", "eye")
+    found = travelled(heads(), rounded)
+    assert shapes(found) == shapes(heads())
+    assert all(head.dtype == torch.float32 for head in found.values())
+
+
+def test_exact_heads_arrive_to_the_bit():
+    assert all(torch.equal(head, heads()[task]) for task, head in travelled(heads(), False).items())
+
+
+def test_rounded_weights_are_within_half_a_step_of_their_row_and_biases_are_exact():
+    found = travelled(heads(), True)
+    for task, head in heads().items():
+        assert torch.equal(found[task][..., -1], head[..., -1])
+        largest = head[..., :-1].abs().amax(dim=-1, keepdim=True)
+        assert bool(((found[task] - head)[..., :-1].abs() <= 1.0001 * largest / 254).all())
+    again = travelled(found, True)
+    for task, head in found.items():  # what was rounded once stays, but for float32
+        torch.testing.assert_close(again[task], head, rtol=1e-6, atol=0)
+
+
+def test_a_rounded_head_costs_a_quarter_and_scores_nearly_the_same():
+    own = heads()
+    size = {rounded: sum(a.nbytes for a in pack_heads(own, rounded).values()) for rounded in (0, 1)}
+    assert size[1] < 0.4 * size[0]  # of so short rows scales and biases are a good part
+    x = normalize(torch.randn(500, SIZE, generator=seeded("x")), dim=1)
+    exact, near = (x @ each["eye"][:, :-1].T for each in (own, travelled(own, True)))
+    assert 0 < float((near - exact).std()) < 0.01 * float(exact.std())
+
+
+def changed(key: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:
+    return lambda arrays: {**arrays, key: change(arrays[key])}
+
+
+def without(key: str) -> Callable[[Arrays], Arrays]:
+    return lambda arrays: {k: v for k, v in arrays.items() if k != key}
+
+
+BAD: dict[str, tuple[bool, Callable[[Arrays], Arrays]]] = {
+    "a label more": (False, changed("eye", lambda a: np.concatenate([a, a[:1]]))),
+    "float64": (False, changed("eye", lambda a: a.astype(np.float64))),
+    "not finite": (False, changed("eye", lambda a: np.full_like(a, np.nan))),
+    "huge": (False, changed("eye", lambda a: np.full_like(a, 1e11))),
+    "no biases": (True, without("bias/eye")),
+    "no scales": (True, without("eye.scale")),
+    "weights of float32": (True, changed("eye", lambda a: a.astype(np.float32))),
+    "a row that no code makes": (True, changed("eye", lambda a: a // 2)),
+    "a code out of range": (True, changed("eye", lambda a: np.full_like(a, -128))),
+    "codes without a scale": (True, changed("eye.scale", lambda a: 0 * a)),
+    "one code fewer": (True, changed("eye", lambda a: a[:, :-1])),
+    "a negative scale": (True, changed("eye.scale", lambda a: -a)),
+    "an infinite scale": (True, changed("eye.scale", lambda a: np.full_like(a, np.inf))),
+    "a huge scale": (True, changed("eye.scale", lambda a: np.full_like(a, 1e9))),
+    "a huge bias": (True, changed("bias/eye", lambda a: np.full_like(a, -1e11))),
+    "a key too many": (True, lambda arrays: {**arrays, "nose": arrays["eye"]}),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_is_no_head_is_refused(kind):
+    rounded, spoil = BAD[kind]
+    spoilt = record(spoil(pack_heads(heads(), rounded)))
+    with pytest.raises(PayloadError):
+        read_heads(spoilt, shapes(heads()), rounded)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_a_message_does_not_choose_the_form(rounded):
+    with pytest.raises(PayloadError):
+        read_heads(record(pack_heads(heads(), not rounded)), shapes(heads()), rounded)
