@@ -1,5 +1,5 @@
-"""The installation: its digest, which both sides of a run must have in common, and the import of
-large libraries in less time."""
+"""The installation: its digest, which both sides of a run must have in common, whether its packages
+are those that would be imported, and the import of large libraries in less time."""
 
 from __future__ import annotations
 
@@ -8,23 +8,45 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+
+from deal_core.errors import UserError
 
 PACKAGES = ("client", "deal_core", "server")
 """What the two sides of a run make of each other's messages."""
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @cache
 def package_digest() -> str:
     """Return the SHA-256 over the names and the bytes of the installed modules, as hexadecimal
     digits: two installations with equal digests run the same code."""
-    root, found = Path(__file__).resolve().parents[1], hashlib.sha256()
+    found = hashlib.sha256()
     for package in PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
+        for path in sorted((ROOT / package).rglob("*.py")):
             content = path.read_bytes()
-            name = path.relative_to(root).as_posix()
+            name = path.relative_to(ROOT).as_posix()
             found.update(f"{name} {len(content)}\n".encode() + content)
     return found.hexdigest()
+
+
+def require_own_packages() -> None:
+    """Check that the packages of this installation would be imported, and no others of the same
+    generic names; none is imported.
+
+    Raises:
+        UserError: another one comes first, or one is missing.
+    """
+    for name in PACKAGES:
+        spec = find_spec(name)
+        places = [*(spec.submodule_search_locations or ()), spec.origin or ""] if spec else [""]
+        if not places[0] or Path(places[0]).resolve() != ROOT / name:
+            raise UserError(
+                f"the name '{name}' means {places[0] or 'nothing'} here, and not {ROOT / name}; "
+                "start deal from another folder, take that one out of PYTHONPATH, or uninstall the "
+                "other package"
+            )
 
 
 @contextmanager

@@ -13,15 +13,10 @@ import typer
 from typer.models import ArgumentInfo
 
 from deal_core.errors import UserError
+from deal_core.installed import require_own_packages
 from simulations.deployment.commands import add_to
-from simulations.output import wide_console
+from simulations.output import descriptions, shipped_experiments, shipped_studies, wide_console
 from simulations.report.commands import add_report_commands, report_after
-from simulations.run.shipped import (
-    descriptions,
-    require_own_packages,
-    shipped_experiments,
-    shipped_studies,
-)
 
 app = typer.Typer(
     name="deal",
@@ -380,7 +375,7 @@ def main() -> None:
             print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        from simulations.engines.plugins import own_fault
+        from simulations.engines import own_fault
 
         fault = own_fault(error)
         # a path of the user's that no verb has expected to be closed to it

@@ -1,11 +1,12 @@
-"""What people read of the command: lines and tables of a terminal, text of figures, TOML, and files
-that commands leave and read again. Nothing that computes."""
+"""What people read of the command: lines and tables of a terminal, text of figures, TOML, files that
+commands leave and read again, and those that are shipped. Nothing that computes."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,3 +209,26 @@ def require_one_kind(out: Path, own: str) -> None:
     for file, kind in FIGURES.items():
         if file != own and (out / file).exists():
             raise UserError(f"{out}: holds {kind}; name another --out")
+
+
+def shipped_experiments() -> dict[str, Path]:
+    """Return name to file, sorted by name."""
+    return _files("experiments")
+
+
+def shipped_studies() -> dict[str, Path]:
+    """Return name to file, sorted by name."""
+    return _files("studies")
+
+
+def _files(folder: str) -> dict[str, Path]:
+    paths = (Path(__file__).parent / folder).glob("*.toml")
+    return {path.stem: path for path in sorted(paths, key=lambda path: path.stem)}
+
+
+def descriptions(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return name to its one-line purpose."""
+    return {
+        name: str(tomllib.loads(path.read_text(encoding="utf-8")).get("description", ""))
+        for name, path in files.items()
+    }

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.clientapp.typing import Mod
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from client.app import make_app, runtime_of
 from client.gate import NO_LIMITS, Refusal
@@ -17,13 +20,16 @@ from client.identity import Client, file_of, status_reply, write_log
 from client.resident_worker import INSIDE
 from client.runtime import ClientRuntime
 from client.site_file import SiteFile
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, TrainConfig
 from deal_core.config.run_config import EXPERIMENT, leaves
 from deal_core.data.given import GIVEN, keep_rows, read_rows, usable
 from deal_core.errors import UserError
+from deal_core.lora.attach import set_trainable
 from deal_core.models.given import Loss, Predict, keep
+from deal_core.models.interface import LanguageModel
 from deal_core.privacy.interface import Mechanism
 from deal_core.protection import make_mechanism
+from deal_core.training.loop import Gradients, NonPrivateGradients, Objective, TrainReport
 from simulations.api.nouns import (
     OWN_LOSS,
     READS_SEVERAL,
@@ -33,7 +39,6 @@ from simulations.api.nouns import (
     read_model,
     require_possible,
 )
-from simulations.api.trainer import trainer_steps
 
 WITHOUT_TABLE = NO_LIMITS.model_copy(update={"metrics": "clear", "share_num_examples": True})
 """The policy of a site whose ``site.toml`` has none: it does what is asked."""
@@ -204,3 +209,46 @@ def patch(trainer: Any, tasks: Mapping[str, Any]) -> DealClient:
     if trainer.processing_class is None:
         raise UserError("patch: the trainer has no tokeniser; make it with processing_class=")
     return DealClient(trainer.model, trainer.processing_class, tasks, trainer=trainer)
+
+
+def trainer_steps(
+    trainer: Any,
+    model: LanguageModel,
+    objective: Objective,
+    gradients: Gradients,
+    trained: frozenset[str],
+    config: TrainConfig,
+) -> TrainReport:
+    """Return the report of the trainer's own epochs on the positions of the client's data, in the
+    place of :func:`~deal_core.training.loop.run_local_steps`.
+
+    Raises:
+        UserError: the method moves other parameters than a trainer finds in the model.
+    """
+    assert isinstance(gradients, NonPrivateGradients)
+    if hasattr(objective, "parametrization"):
+        raise UserError("a Trainer cannot train this method; leave trainer= out")
+    data, order = gradients.data, gradients.generator
+    set_trainable(model.module, trained)
+
+    def compute_loss(_: Any, inputs: dict[str, Tensor], *args: Any, **more: Any) -> Tensor:
+        loss = objective.example_losses(inputs["positions"].tolist()).mean()
+        penalty = objective.penalty()
+        return loss if penalty is None else loss + penalty
+
+    def rows() -> DataLoader[Any]:
+        return DataLoader(
+            range(len(data)),  # type: ignore[arg-type]
+            batch_size=trainer.args.per_device_train_batch_size,
+            shuffle=True,
+            generator=order,
+            collate_fn=lambda batch: {"positions": torch.tensor(batch)},
+        )
+
+    trainer.model = trainer.model_wrapped = model.module
+    trainer.optimizer = trainer.lr_scheduler = None  # they start anew in every round
+    trainer.compute_loss, trainer.get_train_dataloader = compute_loss, rows
+    trainer.model_accepts_loss_kwargs = False  # the loss is a mean, whatever is accumulated
+    done = trainer.train()
+    model.module.eval()
+    return TrainReport(done.global_step, done.training_loss)

@@ -29,8 +29,7 @@ from simulations.run.experiment import (
     own_folder,
     with_absolute_inputs,
 )
-from simulations.run.run_folder import claimed
-from simulations.run.simulate import prepare
+from simulations.run.simulate import claimed, prepare
 from simulations.use.predict import typed_texts
 
 

@@ -40,8 +40,7 @@ from simulations.api.runs import Config, Run, experiment, placed
 from simulations.engines.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from simulations.run.experiment import Request
-from simulations.run.run_folder import claimed
-from simulations.run.simulate import prepare
+from simulations.run.simulate import claimed, prepare
 
 Tasks = Mapping[str, Sequence[str]]
 """Name of a task, in their order, to its labels; none: its answers are texts."""

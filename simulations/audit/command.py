@@ -19,11 +19,11 @@ from deal_core.privacy.events import unit_text
 from server.results import Strict, rounded_up
 from simulations.audit.claim import SIGNIFICANCE, LowerBound, claim_p_value, lower_bound
 from simulations.audit.run import Found, Training, carry_out
-from simulations.engines.interrupt import STOPPED, stoppable
+from simulations.engines import STOPPED, stoppable
 from simulations.output import DASH, Table, print_line, print_table, require_one_kind, write_texts
 from simulations.run.check import preflight
 from simulations.run.experiment import Request, epsilons, load_experiment, named, with_budget
-from simulations.run.progress import told_to
+from simulations.run.run_log import told_to
 
 REFUTED = 1
 """Exit code where a claim has been shown to be wrong."""

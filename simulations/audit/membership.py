@@ -38,9 +38,9 @@ from simulations.audit.canaries import Scores
 from simulations.audit.run import DELTA
 from simulations.output import DASH, Table, print_line, print_table, require_one_kind, write_texts
 from simulations.run.check import preflight
-from simulations.run.expected_membership import expected_auc
+from simulations.run.data_checks import expected_auc
 from simulations.run.experiment import Request, load_experiment, with_budget
-from simulations.run.progress import told_to
+from simulations.run.run_log import told_to
 
 FILE = "membership.json"
 EXPLANATION = (

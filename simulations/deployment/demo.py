@@ -20,10 +20,10 @@ from deal_core.data import open_source, partition
 from deal_core.errors import UserError, at_home
 from server.folder import Listener, RunFolder, plain_reason
 from simulations.deployment.service import filled
+from simulations.engines import STOPPED, deferred, stoppable, uninterrupted
 from simulations.engines.flower import LOCAL, Tail, free_port, import_path, stop_all
-from simulations.engines.interrupt import STOPPED, deferred, stoppable, uninterrupted
 from simulations.output import print_line, toml_value
-from simulations.run.progress import told_to
+from simulations.run.run_log import told_to
 
 NAMES = ("north", "south", "west")
 """Of the sites; a demonstration has the first two or all."""

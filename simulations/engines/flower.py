@@ -25,7 +25,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from server.folder import Listener, RunEvent, RunFolder, plain_reason
-from simulations.engines.interrupt import uninterrupted
+from simulations.engines import uninterrupted
 from simulations.engines.worker_pool import Workers, as_run_by, this_machine
 from simulations.output import toml_lines
 

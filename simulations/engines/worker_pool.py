@@ -17,8 +17,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.run_config import from_run_config
-from simulations.engines.interrupt import ignoring_ctrl_c
-from simulations.engines.plugins import load_plugins
+from simulations.engines import ignoring_ctrl_c, load_plugins
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from server.results import Results, read_results
 from simulations.output import DASH, Table, print_line, print_table
 from simulations.report.blocks import at_most, percent, points, time
 from simulations.report.run import HIDDEN, shown
-from simulations.run.run_folder import rows_of
+from simulations.run.simulate import rows_of
 
 COLUMNS = ("run", "Task-IL", "Class-IL", "backward", "forgot", "worst", "epsilon", "time")
 

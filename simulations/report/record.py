@@ -13,8 +13,8 @@ from deal_core.errors import UserError
 from server.folder import RunFolder, held, read_events
 from server.measures import privacy_of
 from server.results import Privacy, Results, read_results, spending_in
-from simulations.run.run_folder import RECORD, recorded
 from simulations.run.run_log import RunLog
+from simulations.run.simulate import RECORD, recorded
 from simulations.run.summary import measured_by
 
 Rows = Sequence[Sequence[float | None]]

@@ -33,8 +33,7 @@ from simulations.report.blocks import (
 )
 from simulations.report.charts import Curve, lines
 from simulations.report.record import RunRecord, State
-from simulations.run.progress import IDLE, PHASES
-from simulations.run.run_log import Round, reason_in
+from simulations.run.run_log import IDLE, PHASES, Round, reason_in
 from simulations.run.summary import large_delta, one_name, privacy_text, unheard_text
 
 TONES: dict[State, Tone] = {"finished": "good", "running": "warn", "stopped": "bad"}

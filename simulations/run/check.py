@@ -88,10 +88,12 @@ def run_checks(experiment: Experiment, with_rows: bool = True) -> Iterator[Findi
 
     yield from new((check_rows, *QUICK) if with_rows else QUICK)
     with without_collection():
-        from simulations.run.model_checks import LONGER, NAMES, check_model
+        from simulations.run.data_checks import check_data, check_membership, check_text_lengths
+        from simulations.run.model_checks import NAMES, check_model
     yield from new(NAMES)
     if all(finding.kind != "error" for finding in found):
-        yield from new(LONGER if with_rows else (check_model,))
+        longer = (check_data, check_model, check_text_lengths, check_membership)
+        yield from new(longer if with_rows else (check_model,))
 
 
 def _findings_of(check: Check, experiment: Experiment) -> Iterator[Finding]:

@@ -11,8 +11,8 @@ from typing import Any
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError, at_home, nearest
-from simulations.engines.plugins import load_plugins
-from simulations.run.shipped import shipped_experiments
+from simulations.engines import load_plugins
+from simulations.output import shipped_experiments
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,7 @@
-"""Checks of names, rules and sums, and of data that clients can read, divide and answer; torch is
-imported here. Every check raises a ``UserError`` with the place and the cure, or gives findings."""
+"""Checks of names, rules and sums, and of what must go together; torch is imported here. Each
+raises a ``UserError`` with the place and the cure."""
 
 from __future__ import annotations
-
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from statistics import median
-from typing import Any
 
 from client.gate import Asked, require
 from deal_core.aggregation.rules import (
@@ -16,29 +11,23 @@ from deal_core.aggregation.rules import (
     make_rule,
 )
 from deal_core.config.experiment import AggregationConfig, Experiment
-from deal_core.data import TaskData, load_for_clients, open_source, partition
 from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError
 from deal_core.lora.kinds import kind_of, rule_of
 from deal_core.methods import FEWEST_IN_SUM, RULES, method_of, texts_at_once
 from deal_core.models import (
     adapter_shapes,
-    check_label_tokens,
     check_weights,
     decodes_apart,
     has_label_logits,
     max_positions,
 )
-from deal_core.models.loading import check_bits, pretrained
-from deal_core.models.prompt import INSTRUCTION, read_template
-from deal_core.privacy.events import unit_of
-from deal_core.privacy.policy import require_delta
-from deal_core.protection import class_sum_noise, make_mechanism
+from deal_core.models.loading import check_bits
+from deal_core.models.prompt import read_template
+from deal_core.protection import make_mechanism
 from deal_core.secure_sum.terms import LEAST_SITES
 from server.folder import check_tracker
-from server.plan import make_plan
-from simulations.run.expected_membership import expected_auc
-from simulations.run.quick_checks import Check, Finding, check_unit, warning
+from simulations.run.quick_checks import Check
 
 OWN_ANSWERS = frozenset({"medmcqa", "embedded", "hub"})
 """Sources that know the labels of their tasks."""
@@ -76,28 +65,6 @@ def check_declared(experiment: Experiment) -> None:
         )
 
 
-def check_data(experiment: Experiment) -> None:
-    """Plan who works on which task; read and divide every task as the clients do."""
-    source = open_source(experiment.data, experiment.privacy.unit_column)
-    clients = [str(number) for number in range(experiment.federation.clients)]
-    make_plan(experiment, source.task_names(), clients)
-    privacy, units = experiment.privacy, Counter[int]()
-    for name in source.task_names():
-        task = load_for_clients(experiment, name)
-        check_label_tokens(experiment.model, task.labels)
-        divided = partition(task, experiment.data.partition, len(clients), experiment.run.seed)
-        for client, own in enumerate(divided):
-            units[client] += own.units(bool(privacy.unit_column))
-        if not task.test:
-            problem = "no test row; add some, or leave the task out"
-            if task.held_out:
-                share = f"data.split = {experiment.data.split:g}"
-                problem = f"{share} leaves no test row; raise it, or add a test file"
-            raise UserError(f"task '{name}': {problem}")
-    if privacy.mechanism == "record":
-        require_delta(privacy.target_delta, max(units.values()), unit_of(privacy))
-
-
 def check_answers(experiment: Experiment) -> None:
     """A text-generation task needs a generative model, and every prompt a place for the text."""
     model, texts = experiment.model, experiment.data.generation
@@ -124,106 +91,6 @@ def check_lengths(experiment: Experiment) -> None:
             f"train.max_length = {text}{written}: the model reads {positions} tokens; "
             "lower train.max_length"
         )
-
-
-LOOKED_AT = 400
-"""Examples of a task, at equal distances: to tokenise all would take too long."""
-FEW = 8
-"""Tokens of a text below which it says nothing."""
-MANY = 0.1
-"""Share of cut texts from which it is worth a line."""
-
-
-def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
-    """Yield a warning for tasks of which many texts are cut at ``train.max_length``, for those of
-    which some answers are cut at ``model.max_new_tokens``, and for those whose prompt does not fit
-    beside a text of ``train.max_length``; an error where it does not fit beside one that is there.
-    """
-    from transformers import AutoTokenizer
-
-    model, longest = experiment.model, experiment.train.max_length
-    tokenizer, generative = pretrained(AutoTokenizer, model.name), not has_label_logits(model)
-    positions = max_positions(model) if generative else 0  # of a GGUF file that takes seconds
-    source = open_source(experiment.data)
-    for name in source.task_names():
-        task = source.load(name)
-        examples = task.train[:: max(1, -(-len(task.train) // LOOKED_AT))]
-        texts = token_counts(tokenizer, [example.text for example in examples])
-        cut = sum(count > longest for count in texts)
-        if cut > MANY * len(texts):
-            yield warning(
-                f"task '{name}': {cut} of {len(texts)} texts looked at have more than "
-                f"train.max_length = {longest} tokens (up to {max(texts)}); the rest is cut off"
-            )
-        targets = [example.target for example in examples]
-        answers = token_counts(tokenizer, targets if name in experiment.data.generation else ())
-        cut = sum(count > model.max_new_tokens for count in answers)
-        if cut:  # from the first on: nothing says that what is cut has ended
-            yield warning(
-                f"task '{name}': {cut} of {len(answers)} answers looked at have more than "
-                f"model.max_new_tokens = {model.max_new_tokens} tokens (up to {max(answers)}); the "
-                f"rest is neither learnt nor written; set model.max_new_tokens to {max(answers)}"
-            )
-        if generative:
-            there = min(longest, max(texts, default=0))
-            yield from _prompt(experiment, tokenizer, positions, task, there)
-
-
-def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:
-    """Return the number of tokens of each text, marks of the tokeniser left out."""
-    if not texts:
-        return []
-    ids = tokenizer(list(texts), add_special_tokens=False, truncation=False, verbose=False)
-    return [len(each) for each in ids["input_ids"]]
-
-
-def _prompt(
-    experiment: Experiment, tokenizer: Any, positions: int, task: TaskData, there: int
-) -> Iterator[Finding]:
-    """``there``: tokens that are read of the longest text looked at."""
-    model, text = experiment.model, experiment.train.max_length
-    instruction = experiment.data.instructions.get(task.name, INSTRUCTION)
-    around = read_template(model.template).around(instruction, task.labels)
-    beside = sum(token_counts(tokenizer, around))
-    answer = max(token_counts(tokenizer, task.labels), default=model.max_new_tokens)
-    room = positions - beside - (0 if decodes_apart(model) else answer)
-    if positions and text > room:
-        cure = f"lower train.max_length to {room}"
-        if room < FEW:
-            cure = "shorten its instruction or its labels, or choose another model"
-        yield Finding(
-            f"task '{task.name}': its prompt has {beside} tokens, and with train.max_length = "
-            f"{text} and an answer of {answer} that is more than the {positions} that the model "
-            f"reads; {cure}",
-            kind="error" if there > room else "warning",
-        )
-
-
-def check_membership(experiment: Experiment) -> Iterator[Finding]:
-    """Yield a note for an experiment with class sums: the area under the curve of the best attack
-    on the sum over sites, for the smallest label and the median one."""
-    statistics = statistics_of(method_of(experiment))
-    if statistics is None or statistics.exact is not None:
-        return
-    source, counts = open_source(experiment.data), Counter[tuple[str, str]]()
-    names = source.task_names()
-    for task in map(source.load, names):
-        counts.update((task.name, each.label) for each in task.train if each.label)
-    if not counts:
-        return
-    clients = len(experiment.federation.sites) or experiment.federation.clients
-    multiplier, _ = class_sum_noise(experiment, statistics, clients, len(names))
-    directions = statistics.size(experiment.model)
-    sizes = {"smallest": min(counts.values()), "median": int(median(counts.values()))}
-    told = [
-        f"{expected_auc(size, directions, multiplier):.2f} for the {which} label ({size} records)"
-        for which, size in sizes.items()
-    ]
-    yield Finding(
-        "class sums, against the server and the sites that may collude: expected AUC of the best "
-        f"membership attack {', '.join(told)}; 0.5 is chance; deal audit --membership measures it",
-        kind="note",
-    )
 
 
 def check_method(experiment: Experiment) -> None:
@@ -426,14 +293,6 @@ NAMES: tuple[Check, ...] = (
     check_tracker,
 )
 """Names, and what must go together."""
-LONGER: tuple[Check, ...] = (
-    check_unit,
-    check_data,
-    check_model,
-    check_text_lengths,
-    check_membership,
-)
-"""What takes longer, of an experiment in which nothing else is wrong."""
 
 
 def check_names(experiment: Experiment) -> None:

@@ -1,4 +1,4 @@
-"""What a check finds, and checks that need no torch: rows, odd settings, the unit of privacy."""
+"""What a check finds, and checks that need no torch: of rows, and of odd settings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Literal
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.privacy import PrivacyConfig
-from deal_core.data import TaskData, load_for_clients, open_source, partition
+from deal_core.data import TaskData, open_source
 from deal_core.data.files import FilesSource
-from deal_core.data.identifiers import repeated_identifiers
 from deal_core.data.rows import folded
 from deal_core.errors import UserError, choose, nearest
 from simulations.engines import ENGINES
@@ -250,35 +249,6 @@ def _number_labels(task: TaskData, experiment: Experiment) -> Iterator[str]:
         yield (
             f"its labels are numbers ({shown}{more}), and the model reads labels as words; set "
             f"data.{source}.{task.name}.label_text to their names"
-        )
-
-
-def check_unit(experiment: Experiment) -> Iterator[Finding]:
-    """Yield warnings about records of one person where mechanism ``record`` protects them.
-
-    Raises:
-        UserError: the data cannot be read or divided.
-    """
-    if experiment.privacy.mechanism != "record":
-        return
-    if not experiment.privacy.unit_column:
-        found = repeated_identifiers(experiment.data)
-        yield from (warning(identifier_warning(*each, "privacy.unit_column")) for each in found)
-        return
-    clients_of = defaultdict(set)
-    for name in open_source(experiment.data).task_names():
-        task = load_for_clients(experiment, name)
-        yield from map(warning, both_sides_warning(task))
-        count, seed = experiment.federation.clients, experiment.run.seed
-        for client, share in enumerate(partition(task, experiment.data.partition, count, seed)):
-            for example in share.train:
-                clients_of[example.unit].add(client)
-    several = sum(len(clients) > 1 for clients in clients_of.values())
-    if several:
-        yield warning(
-            f"{several} of {len(clients_of)} groups have records at more than one client: "
-            'each epsilon is of what its client has; data.partition.kind = "iid" keeps a group at '
-            "one client in all tasks"
         )
 
 

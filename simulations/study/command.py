@@ -12,7 +12,7 @@ from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, at_home
-from simulations.engines.interrupt import STOPPED, stoppable
+from simulations.engines import STOPPED, stoppable
 from simulations.engines.worker_pool import gpus_here
 from simulations.output import Table, print_line, print_table, require_one_kind, write_texts
 from simulations.study.budgets import budget_table, meanings

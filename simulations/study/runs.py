@@ -15,9 +15,9 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
-from simulations.engines.interrupt import deferred, uninterrupted
+from simulations.engines import deferred, uninterrupted
 from simulations.engines.worker_pool import gpus_here, shown_gpu
-from simulations.run.run_folder import RECORD, check_same, claimed, recorded
+from simulations.run.simulate import RECORD, check_same, claimed, recorded
 from simulations.study.grid import precise
 
 LOG = "log.txt"

@@ -14,8 +14,8 @@ from deal_core.config.data import Table
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_tables, read_toml
 from deal_core.errors import UserError, at_home, choose
+from simulations.output import shipped_experiments, shipped_studies
 from simulations.run.experiment import budget_setting, epsilons, find_file
-from simulations.run.shipped import shipped_experiments, shipped_studies
 from simulations.study.outcome import BOUNDS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

@@ -16,7 +16,7 @@ from deal_core.data.rows import Columns, shaped, to_text, whole_characters
 from deal_core.data.tables import READERS, read_lines, read_table
 from deal_core.errors import UserError, at_home, nearest
 from deal_core.inference.folder import AdapterFolder, Answer, Written, find_adapter, read_inference
-from simulations.run.run_folder import recorded
+from simulations.run.simulate import recorded
 
 DIGITS = 6
 """Of a probability: what differs beyond them is rounding of the machine."""

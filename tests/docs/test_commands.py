@@ -18,8 +18,8 @@ from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from simulations import cli
 from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.site.check import check_site
+from simulations.output import shipped_experiments
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.shipped import shipped_experiments
 from simulations.study.study_file import load_study
 from tests.docs.pages import PAGES, ROOT, commands, fences
 

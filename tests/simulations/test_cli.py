@@ -15,7 +15,7 @@ import pytest
 
 from server.folder import RunFolder
 from simulations import cli
-from simulations.run.shipped import shipped_experiments, shipped_studies
+from simulations.output import shipped_experiments, shipped_studies
 from tests.forked import Forker
 from tests.simulations.report.html_page import EXAMPLES
 

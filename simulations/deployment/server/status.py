@@ -22,8 +22,8 @@ from simulations.deployment.server.folder import ServerFolder, registered
 from simulations.deployment.server.submit import flower_status, run_folder, starts
 from simulations.engines.flower import CONNECTION
 from simulations.output import Table, print_line, print_table
-from simulations.run.run_folder import recorded
 from simulations.run.run_log import RunLog, round_of
+from simulations.run.simulate import recorded
 
 KILLED = "its process has ended without a word: the server was killed or restarted"
 ANSWERS = {"client_finished": "replied", "client_idle": "declined", "client_failed": "failed"}

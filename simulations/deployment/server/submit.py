@@ -19,7 +19,7 @@ from simulations.deployment.server.folder import ServerFolder, registered
 from simulations.engines.flower import BUNDLE, CONNECTION
 from simulations.output import toml_lines
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.run_folder import check_folder, record, recorded, write_settings
+from simulations.run.simulate import check_folder, record, recorded, write_settings
 
 STARTS = "starts.jsonl"
 """In the run folder: Flower's id of the run, one line for each time that it was started."""

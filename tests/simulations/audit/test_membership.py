@@ -32,7 +32,7 @@ from simulations.audit.membership import (
     true_positive_rate,
 )
 from simulations.report.commands import write_report
-from simulations.run.expected_membership import expected_auc
+from simulations.run.data_checks import expected_auc
 from simulations.run.experiment import Request, load_experiment
 from tests.conftest import load_once
 from tests.slow import slow_but

@@ -47,7 +47,7 @@ from simulations.deployment.server.folder import (
 from simulations.deployment.server.status import RunState, next_step, status
 from simulations.deployment.server.submit import STARTS, check, resume, run_folder, stop, submit
 from simulations.deployment.site.folder import agreed_labels, init_site
-from simulations.run.run_folder import record, recorded
+from simulations.run.simulate import record, recorded
 from tests.simulations.deployment.short_experiment import experiment_file
 from tests.simulations.deployment.site_data import LABELS
 

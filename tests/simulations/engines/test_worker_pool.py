@@ -18,8 +18,8 @@ from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
+from simulations.engines import deferred, stoppable
 from simulations.engines.inprocess import run_inprocess
-from simulations.engines.interrupt import deferred, stoppable
 from simulations.engines.worker_pool import WorkerPool, Workers, divide, shown_gpu
 from tests.conftest import SHORT
 from tests.forked import Forker, Process
@@ -213,7 +213,7 @@ while not here.with_name("go").exists():
 """
 POOL = """
 from simulations.engines.worker_pool import PRELOADED
-from simulations.engines.interrupt import stoppable
+from simulations.engines import stoppable
 from simulations.engines.worker_pool import worker_pool
 from simulations.engines.worker_pool import Workers
 
@@ -310,7 +310,7 @@ STUBBORN = """
 import subprocess
 import sys
 import time
-from simulations.engines.interrupt import stoppable, uninterrupted
+from simulations.engines import stoppable, uninterrupted
 
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 with stoppable("a child lets go"):

@@ -15,7 +15,7 @@ from flwr.app import Array, Message
 from server.folder import RunFolder
 from server.results import Results, write_results
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
-from simulations.run.run_folder import RECORD, record
+from simulations.run.simulate import RECORD, record
 from tests.conftest import experiment_with
 from tests.simulations.runs import at, run_in_process
 from tests.sizes import TWO_LAYERS

@@ -19,7 +19,7 @@ from simulations.report.accuracy import (
     count_labels,
 )
 from simulations.report.commands import write_report
-from simulations.run.run_folder import write_row_hashes
+from simulations.run.simulate import write_row_hashes
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage
 
 COUNTS = TaskCounts(labels=["cat", "dog", "bird"], counts=[[3, 1, 0], [2, 4, 0], [0, 0, 0]])

@@ -17,6 +17,7 @@ from rich.console import Console
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.data import Example, TaskData
 from deal_core.errors import UserError
+from simulations.output import shipped_experiments
 from simulations.run.check import check, findings
 from simulations.run.experiment import Request
 from simulations.run.quick_checks import (
@@ -27,7 +28,6 @@ from simulations.run.quick_checks import (
     grouped,
     odd_rows,
 )
-from simulations.run.shipped import shipped_experiments
 from simulations.run.simulate import simulate
 
 ROOT = Path(__file__).parents[3]

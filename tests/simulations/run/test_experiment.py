@@ -9,8 +9,9 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.errors import UserError
 from server.folder import RunFolder
+from simulations.output import descriptions, shipped_experiments
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.run_folder import (
+from simulations.run.simulate import (
     RECORD,
     check_folder,
     check_rows_same,
@@ -19,7 +20,6 @@ from simulations.run.run_folder import (
     rows_of,
     write_row_hashes,
 )
-from simulations.run.shipped import descriptions, shipped_experiments
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.run.shipped import ROOT, require_own_packages
+from deal_core.installed import ROOT, require_own_packages
 
 
 def test_here_they_are_our_own() -> None:

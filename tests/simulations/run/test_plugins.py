@@ -12,7 +12,7 @@ from deal_core.errors import UserError
 from deal_core.methods import METHODS
 from server.results import read_results
 from simulations import cli
-from simulations.engines.plugins import load_plugins
+from simulations.engines import load_plugins
 from simulations.run.model_checks import check_method
 from simulations.run.quick_checks import check_engine
 from tests.sizes import QUIET, TINY

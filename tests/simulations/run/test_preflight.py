@@ -15,7 +15,8 @@ from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.models import max_positions
 from deal_core.protection import make_mechanism
-from simulations.run.model_checks import check_data, check_declared, check_names, check_text_lengths
+from simulations.run.data_checks import check_data, check_text_lengths
+from simulations.run.model_checks import check_declared, check_names
 from tests.architectures import save
 from tests.simulations.run.secure_runs import POOLED
 from tests.simulations.runs import IN_SUM
@@ -111,7 +112,7 @@ def test_deal_goes_without_the_class_sums_of_two_clients(make_experiment):
 def test_a_task_that_no_client_meets_is_found_before_the_start(make_experiment):
     orders = 'stream.orders={0=["surgery"], 1=["surgery"], 2=[]}'
     with pytest.raises(UserError, match="no client meets the task 'laboratory'"):
-        check_data(make_experiment(*OWN_ORDERS, orders))
+        list(check_data(make_experiment(*OWN_ORDERS, orders)))
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.ledger_command import verify
 from simulations.run.check import preflight
-from simulations.run.progress import Progress
-from simulations.run.quick_checks import check_unit
+from simulations.run.data_checks import check_data
+from simulations.run.run_log import Progress
 from simulations.run.summary import privacy_text
 from tests.simulations.runs import at, no_number, run_in_process
 from tests.sizes import TINY, TWO_LAYERS
@@ -256,7 +256,7 @@ def test_ledgers_are_of_the_groups_that_each_client_has(grouped):
 
 
 def warned(experiment) -> list[str]:
-    return [finding.text for finding in check_unit(experiment)]
+    return [finding.text for finding in check_data(experiment)]
 
 
 def test_a_column_that_repeats_is_warned_of_where_records_are_the_unit(settings):

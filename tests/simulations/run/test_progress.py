@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from simulations.output import duration, signed
-from simulations.run.progress import Progress, told_to
+from simulations.run.run_log import Progress, told_to
 
 START = 1000.0
 TASKS = ["heart", "skin"]

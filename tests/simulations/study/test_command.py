@@ -22,7 +22,7 @@ from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
-from simulations.run.run_folder import claimed, record, recorded
+from simulations.run.simulate import claimed, record, recorded
 from simulations.study.command import fitting, run_study
 from simulations.study.grid import grid
 from simulations.study.results import StudyResults

@@ -25,8 +25,7 @@ from deal_core.lora.attach import base_only
 from deal_core.models.encoder import LOGIT_SCALE
 from deal_core.training.evaluation import base_embeddings
 from simulations.use import answer as program
-from simulations.use.cards import write_program, write_prompts
-from simulations.use.export import ExportRequest, export
+from simulations.use.export import ExportRequest, export, write_program, write_prompts
 from tests.architectures import save
 from tests.simulations.runs import finished
 from tests.simulations.use.conftest import LEARNING
