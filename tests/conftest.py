@@ -140,12 +140,7 @@ def tiny_causal(folder: Path, kind: str) -> Path:
     """Save a random Llama or GPT-2 of a few thousand weights with a word-level tokeniser."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import (
-        AutoModelForCausalLM,
-        GPT2Config,
-        LlamaConfig,
-        PreTrainedTokenizerFast,
-    )
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
     words = "Classify the text . Answer with one of options Options : , Text red blue green a b c d"
     vocabulary = {word: i for i, word in enumerate(["<unk>", "<s>", *words.split()])}

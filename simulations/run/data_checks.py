@@ -34,12 +34,7 @@ from deal_core.privacy.events import unit_of
 from deal_core.privacy.policy import require_delta
 from deal_core.protection import class_sum_noise
 from server.plan import make_plan
-from simulations.run.quick_checks import (
-    Finding,
-    both_sides_warning,
-    identifier_warning,
-    warning,
-)
+from simulations.run.quick_checks import Finding, both_sides_warning, identifier_warning, warning
 
 
 def check_data(experiment: Experiment) -> Iterator[Finding]:

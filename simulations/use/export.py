@@ -6,26 +6,34 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoTokenizer
 
 from deal_core.config.experiment import AdapterConfig
+from deal_core.data import Example
 from deal_core.errors import UserError, at_home, choose
-from deal_core.inference.folder import (
-    AdapterFolder,
-    Inference,
-    TaskSpace,
-    find_adapter,
-    read_inference,
+from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
+from deal_core.inference.predictor import as_evaluated, checked_adapter, read_adapter, read_heads
+from deal_core.lora.arrays import to_arrays
+from deal_core.lora.kinds import KINDS
+from deal_core.models import auto_class, family_of, load_model
+from deal_core.models.generating import greedy_settings
+from deal_core.models.loading import (
+    EMBEDDED,
+    TO_THE_BIT,
+    pretrained,
+    quiet,
+    upstream_of,
+    with_revision,
 )
-from deal_core.models.loading import EMBEDDED, TO_THE_BIT, quiet, upstream_of, with_revision
+from deal_core.training.evaluation import base_embeddings
 from server.export import with_base, with_use
-
-if TYPE_CHECKING:
-    from deal_core.models.prompt import PromptTokens
 
 BASE = "base"
 """Folder of an embedded base model beside the adapter: it is on no hub, or not as it was used."""
@@ -75,8 +83,6 @@ def export(request: ExportRequest) -> list[str]:
         UserError: no adapter, a damaged one, a folder that is not empty, or a base model that is
             another or cannot be loaded. Nothing is left in the folder.
     """
-    from deal_core.inference.predictor import checked_adapter, read_heads
-
     source = find_adapter(at_home(request.folder))
     inference = read_inference(source)
     if request.base:
@@ -85,47 +91,28 @@ def export(request: ExportRequest) -> list[str]:
     to = at_home(request.to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to}: is there already; choose another --to")
-    to = to.resolve()
+    to, there = to.resolve(), to.exists()
     adapted = checked_adapter(source, inference, inference.model)[1]
     read_heads(source)
-    with emptied_on_failure(to):
-        return _write(source, inference, adapted, to)
-
-
-@contextmanager
-def emptied_on_failure(to: Path) -> Iterator[None]:
-    """Leave nothing in a new folder where the block fails, so that the same command can be tried
-    again.
-
-    Raises:
-        UserError: in the place of an ``OSError``.
-    """
-    there = to.exists()
     to.mkdir(parents=True, exist_ok=True)
     try:
-        yield
-    except BaseException as error:
+        return _write(source, inference, adapted, to)
+    except BaseException as error:  # nothing is left, so that the same command can be tried again
         shutil.rmtree(to, ignore_errors=True)
         if there:
             to.mkdir()
-        if isinstance(error, OSError):
-            why = f"cannot be written ({error.strerror or error})"
-            raise UserError(
-                f"{to}: {why}; see that the disk has room, or choose another --to"
-            ) from None
-        raise
+        if not isinstance(error, OSError):
+            raise
+        why = f"cannot be written ({error.strerror or error})"
+        raise UserError(
+            f"{to}: {why}; see that the disk has room, or choose another --to"
+        ) from None
 
 
 def _write(
     source: AdapterFolder, inference: Inference, adapted: AdapterConfig, to: Path
 ) -> list[str]:
     """Return what has been written into the empty folder ``to``."""
-    from safetensors.torch import save_file
-
-    from deal_core.inference.predictor import read_adapter
-    from deal_core.lora.kinds import KINDS
-    from deal_core.models import family_of
-
     for file in (source.inference, source.weights, source.heads):
         if file.exists():
             shutil.copyfile(file, to / file.name)
@@ -169,13 +156,6 @@ def _write(
 
 def _write_components(source: AdapterFolder, inference: Inference, to: Path, base: str) -> None:
     """Write each component as an adapter that PEFT loads."""
-    import torch
-    from peft import LoraConfig
-    from safetensors.torch import save_file
-
-    from deal_core.inference.predictor import as_evaluated, read_adapter
-    from deal_core.lora.arrays import to_arrays
-
     state = as_evaluated(read_adapter(source), inference)
     (to / source.weights.name).unlink()
     for place in range(len(state.components)):
@@ -205,20 +185,11 @@ def local_base(inference: Inference, to: Path) -> str:
 
 def plain_base(inference: Inference) -> Any:
     """Return the base model in float32, as transformers has it."""
-    import torch
-
-    from deal_core.models import auto_class
-    from deal_core.models.loading import pretrained
-
     return pretrained(auto_class(inference.model), inference.model.name, dtype=torch.float32)
 
 
 def save_base(inference: Inference, to: Path, model: Any) -> None:
     """Write a model, and the tokeniser of the base model."""
-    from transformers import AutoTokenizer
-
-    from deal_core.models.loading import pretrained
-
     tokenizer = pretrained(AutoTokenizer, inference.model.name)
     with quiet():
         model.save_pretrained(to)
@@ -228,8 +199,6 @@ def save_base(inference: Inference, to: Path, model: Any) -> None:
 def write_sentence_encoder(inference: Inference, to: Path) -> None:
     """Write an encoder with its adapter merged, and how sentence-transformers puts a vector
     together: the mean over tokens, as a unit vector."""
-    from peft import PeftModel
-
     merged = PeftModel.from_pretrained(plain_base(inference), str(to)).merge_and_unload()
     folder = to / ENCODER  # beside an adapter's settings the library would load the base model
     save_base(inference, folder / "0_Transformer", merged)
@@ -255,10 +224,6 @@ def write_sentence_encoder(inference: Inference, to: Path) -> None:
 def write_classifier(inference: Inference, to: Path) -> None:
     """Write what a pipeline of transformers loads: labels of all tasks learnt, the tokeniser and
     a class that answers with the program of the export."""
-    from transformers import AutoTokenizer
-
-    from deal_core.models.loading import pretrained
-
     folder, learnt = to / CLASSIFIER, inference.learnt or inference.all_tasks
     labels = [label for own in learnt.values() for label in own]
     folder.mkdir()
@@ -284,12 +249,6 @@ def write_classifier(inference: Inference, to: Path) -> None:
 def write_labels(inference: Inference, adapted: AdapterConfig, to: Path) -> None:
     """Write task to the unit vectors of its label names by the frozen base model, ``(labels,
     hidden)``, float32, where a text's vector is compared with them."""
-    from safetensors.torch import save_file
-
-    from deal_core.data import Example
-    from deal_core.models import load_model
-    from deal_core.training.evaluation import base_embeddings
-
     if inference.pooling == "none":
         return
     whole = inference.model.model_copy(update={"bits": 0})  # as the folder's user loads it
@@ -307,34 +266,24 @@ def write_prompts(inference: Inference, to: Path) -> None:
     Raises:
         UserError: the tokeniser cannot be loaded.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    from deal_core.models import family_of
-    from deal_core.models.loading import pretrained
-
     model = inference.model
     make = family_of(model).prompts
     if make is None:
         return
     tokenizer, config = pretrained(AutoTokenizer, model.name), pretrained(AutoConfig, model.name)
     prompts = make(tokenizer, config, model, inference.max_length)
-    entries = {task.name: task_entry(task, prompts, inference) for task in inference.tasks}
+    entries = {}
+    for task in inference.tasks:
+        around = prompts.prompt((), task.labels, task.instruction)
+        entries[task.name] = {
+            "before": list(around.tokens[: around.shared]),
+            "after": list(around.tokens[around.shared :]),
+            "max_length": inference.max_length,
+            "labels": dict(zip(task.labels, map(list, prompts.scored(task.labels)), strict=True)),
+            "start": list(prompts.start),
+            "writing": greedy_settings(prompts),
+        }
     (to / PROMPTS).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-
-
-def task_entry(task: TaskSpace, prompts: PromptTokens, inference: Inference) -> dict[str, Any]:
-    """Return what a task's entry says: ids around a text, those of each label, how to write."""
-    from deal_core.models.generating import greedy_settings
-
-    around = prompts.prompt((), task.labels, task.instruction)
-    return {
-        "before": list(around.tokens[: around.shared]),
-        "after": list(around.tokens[around.shared :]),
-        "max_length": inference.max_length,
-        "labels": dict(zip(task.labels, map(list, prompts.scored(task.labels)), strict=True)),
-        "start": list(prompts.start),
-        "writing": greedy_settings(prompts),
-    }
 
 
 def write_program(to: Path, base: str, revision: str) -> None:
@@ -352,22 +301,17 @@ def write_program(to: Path, base: str, revision: str) -> None:
 
 
 def write_card(source: AdapterFolder, inference: Inference, to: Path) -> None:
-    """Write the card of a complete export ``to``, where the run's folder has one."""
+    """Write the card of a complete export ``to``, with a table of its files, where the run's folder
+    has one."""
     if not source.card.exists():
         return
-    task = inference.tasks[0].name
-    card, use = source.card.read_text(encoding="utf-8"), f"{contents(to)}\n\n"
+    use, task = "| in this folder | |\n|---|---|\n", inference.tasks[0].name
+    for name, meaning in HOLDS.items():
+        if (to / name).exists():
+            use += f"| `{name}{'/' if (to / name).is_dir() else ''}` | {meaning} |\n"
+    card, use = source.card.read_text(encoding="utf-8"), f"{use}\n"
     use += f'Without this project: `python {PROGRAM} {task} "a text"`.'
     told = "" if inference.pooling == "mean" else f" --task {task}"
     use += f' With it: `deal predict . "a text"{told}`.'
     card = with_use(with_base(card, f"{BASE}/") if (to / BASE).is_dir() else card, use)
     (to / source.card.name).write_text(card, encoding="utf-8")
-
-
-def contents(to: Path) -> str:
-    """Return a table of the files that are in the folder."""
-    lines = ["| in this folder | |", "|---|---|"]
-    for name, meaning in HOLDS.items():
-        if (to / name).exists():
-            lines.append(f"| `{name}{'/' if (to / name).is_dir() else ''}` | {meaning} |")
-    return "\n".join(lines)

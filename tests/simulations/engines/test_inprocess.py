@@ -10,13 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    MetricRecord,
-)
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError

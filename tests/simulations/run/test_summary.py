@@ -20,13 +20,7 @@ from server.results import (
     Wire,
     write_results,
 )
-from simulations.run.summary import (
-    large_delta,
-    measures,
-    print_report,
-    privacy_text,
-    task_table,
-)
+from simulations.run.summary import large_delta, measures, print_report, privacy_text, task_table
 
 
 def results(**changes: Any) -> Results:
