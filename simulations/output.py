@@ -1,5 +1,5 @@
-"""What people read of the command: lines and tables of a terminal, text of figures, TOML, files that
-commands leave and read again, and those that are shipped. Nothing that computes."""
+"""What people read of the command: lines and tables of a terminal, text of figures, TOML, files
+that commands leave and read again, and those that are shipped. Nothing that computes."""
 
 from __future__ import annotations
 
