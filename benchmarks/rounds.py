@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from measuring import Contestant, Figures, Window
-from server.clients import collect
+from server.wire import collect
 from simulations.api import run
 from simulations.engines.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.engines.worker_pool import assume_identity

@@ -161,17 +161,18 @@ def guarded(
         started, file = time.monotonic(), None
         try:
             file = find_file(context)
-            if needs_model and file is not None and not in_time(file, message):
-                return status_reply(message, "failed")
-            if needs_model and file is not None and worker.INSIDE not in context.node_config:
-                try:
-                    reply = worker.ask(file, message, context)
-                except Exception as error:  # this process does the work
-                    log_fault(message, error, file, file.site.name)
-                    reply = None
-                if reply is not None:
-                    return reply
-            write_log(file, "arrived", message)
+            if file is not None:
+                if needs_model and not in_time(file, message):
+                    return status_reply(message, "failed")
+                if needs_model and worker.INSIDE not in context.node_config:
+                    try:
+                        reply = worker.ask(file, message, context)
+                    except Exception as error:  # this process does the work
+                        log_fault(message, error, file, file.site.name)
+                        reply = None
+                    if reply is not None:
+                        return reply
+                write_log(file, "arrived", message)
             client = client_of(context, file)
             reply = check_reply(answer(message, client), message, client.masked_only)
         except Exception as error:
@@ -179,11 +180,12 @@ def guarded(
             if isinstance(error, ProtocolError) and code == ProtocolError.code:
                 return status_reply(message, code, error.site.hex())
             return status_reply(message, code)
-        ended, seconds = reply.content.config_records[STATUS]["code"], time.monotonic() - started
-        late = -worker.time_left(message)
-        after = {"seconds_after_deadline": late} if needs_model and late > 0 else {}
-        write_log(file, "answered", message, code=ended, seconds=seconds, **after)
-        TOOK[message.metadata.message_type] = seconds
+        if file is not None:
+            ended, taken = reply.content.config_records[STATUS]["code"], time.monotonic() - started
+            late = -worker.time_left(message) if needs_model else 0.0
+            after = {"seconds_after_deadline": late} if late > 0 else {}
+            write_log(file, "answered", message, code=ended, seconds=taken, **after)
+            TOOK[message.metadata.message_type] = taken
         return reply
 
     return handler

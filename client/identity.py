@@ -224,14 +224,10 @@ def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
     )
 
 
-def write_log(
-    file: SiteFile | None, event: str, message: Message | None = None, **fields: Any
-) -> None:
+def write_log(file: SiteFile, event: str, message: Message | None = None, **fields: Any) -> None:
     """Append one event, about a request, to the site's own log, one JSON object a line, which is
-    never sent; nothing where the client is simulated. A log that cannot be written stops nothing:
-    the line then goes to the output of the process."""
-    if file is None:
-        return
+    never sent. A log that cannot be written stops nothing: the line then goes to the output of the
+    process."""
     if message is not None:
         records = message.content.config_records if message.has_content() else {}
         instruction: Mapping[str, Any] = records.get("instruction", {})

@@ -103,7 +103,9 @@ def read_request(message: Message, client: Client, runtime: ClientRuntime) -> Cl
     if RECORD not in content.config_records:
         raise PayloadError("no instruction")
     instruction = read_instruction(dict(content.config_records[RECORD]))
-    phase, config = runtime.phase(instruction.phase), runtime.experiment
+    if instruction.phase not in runtime.phases:
+        raise PayloadError(f"instruction: no phase {instruction.phase[:40]!r}")
+    phase, config = runtime.phases[instruction.phase], runtime.experiment
     if instruction.task:  # sums over records always leave in a secure sum
         masked = config.aggregation.secure or phase.statistics is not None
     else:
@@ -137,20 +139,15 @@ def read_request(message: Message, client: Client, runtime: ClientRuntime) -> Cl
     state: State = runtime.latest.get_or_compute("state", (basis, raw), decode)
     if sent is not None:
         save_retained(client.folder, sent)
-    name = request_name(message, instruction, client.run)
-    return ClientRequest(client, runtime, instruction, phase, state, name, masked)
-
-
-def request_name(message: Message, instruction: Instruction, run: str) -> str:
-    """Return a name for all that is asked: equal only for what is the same to the byte, in one run
-    (other settings make another answer)."""
+    # Equal only for what is the same to the byte, in one run: other settings make another answer.
     hashed = hashlib.blake2b(digest_size=32)
-    hashed.update(json.dumps(run).encode())
+    hashed.update(json.dumps(client.run).encode())
     hashed.update(json.dumps(instruction.to_config(), sort_keys=True).encode())
-    for name, record in sorted(message.content.array_records.items()):
+    for name, record in sorted(content.array_records.items()):
         if name != RETAINED:  # the instruction names it
             hashed.update(f"{name} {record_digest(record)} ".encode())
-    return hashed.hexdigest()
+    named = hashed.hexdigest()
+    return ClientRequest(client, runtime, instruction, phase, state, named, masked)
 
 
 def _state(

@@ -22,7 +22,6 @@ from deal_core.data.partition import partition
 from deal_core.deal.distillation import CACHED_FLOATS
 from deal_core.deal.interface import LocalTask, Phase, Statistics, phases_of, statistics_of
 from deal_core.lora.attach import at_task_start, read, set_trainable
-from deal_core.lora.payload import PayloadError
 from deal_core.methods import method_of
 from deal_core.models import embedding_size, load_model
 from deal_core.models.generating import GeneratingModel
@@ -122,14 +121,9 @@ class ClientRuntime:
         return read(self.model.module).shapes
 
     @cached_property
-    def _phases(self) -> dict[str, Phase]:
+    def phases(self) -> dict[str, Phase]:
+        """Name to phase of the experiment's method."""
         return phases_of(method_of(self.experiment))
-
-    def phase(self, name: str) -> Phase:
-        """Return a phase of the method, or raise a PayloadError: it has none of this name."""
-        if name not in self._phases:
-            raise PayloadError(f"instruction: no phase {name[:40]!r}")
-        return self._phases[name]
 
     @cached_property
     def statistics(self) -> Statistics | None:

@@ -175,7 +175,7 @@ def update_once(
     """Return a site's answer to a request: the one that is kept, or what ``make`` gives, which is
     on disk before it is returned. One at a time: of two that are asked the same at once, the
     second gets what the first has made. What ``make`` raises is not kept; ``request`` names all
-    that is asked (:func:`client.requests.request_name`)."""
+    that is asked (``ClientRequest.name``)."""
     path = folder / f"update-{instruction.stage}-{instruction.server_round}.safetensors"
     with alone(folder, "updates.lock"):
         arrays, said = _read(path)

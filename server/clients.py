@@ -7,7 +7,7 @@ across runs and restarts, node ids need not be.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from deal_core.aggregation.rule import NUMERICAL, AggregationFailed, one_line
 from deal_core.config.experiment import Experiment, FederationConfig
 from deal_core.errors import UserError
-from deal_core.lora.payload import RETAINED, PayloadError
+from deal_core.lora.payload import RETAINED
 from deal_core.lora.state import State
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.training.hardware import threads
@@ -30,96 +30,10 @@ from server import wire
 from server.folder import EventLog
 from server.plan import Step
 from server.results import Spending
+from server.wire import ABSENT, LATE, Reply
 
-LATE, ABSENT = "no reply before the deadline", "not connected"
 CONNECT_SECONDS = 120.0
 """How long a run, and each of its rounds, waits for clients that are not connected, at most."""
-POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One client's answer: a message, or the reason why there is none."""
-
-    client: str
-    message: Message | None
-    fault: str = ""
-
-    def answered(self) -> Message:
-        """Return the message, or raise a PayloadError with the reason why there is none."""
-        if self.message is None:
-            raise PayloadError(self.fault)
-        return self.message
-
-
-def push(grid: Grid, requests: Mapping[str, Message]) -> dict[str, str]:
-    """Send requests, client name to message; return message id to client, of those sent."""
-    sent = list(grid.push_messages(list(requests.values()))) if requests else []
-    return {number: name for name, number in zip(requests, sent, strict=True) if number}
-
-
-def pull(grid: Grid, ids: Collection[str], deadline_seconds: float) -> Iterator[Message]:
-    """Yield each message as it arrives, until every id is answered; some may be added meanwhile.
-
-    The deadline ends the wait for those that are silent. What is there when the server looks is
-    taken: a machine that was suspended, or computes all clients itself, loses no client by it.
-    """
-    answered, end, quiet = set[str](), time.monotonic() + deadline_seconds, False
-    while waiting := [each for each in ids if each not in answered]:
-        silent = True
-        for message in grid.pull_messages(waiting):
-            number = message.metadata.reply_to_message_id
-            if number in waiting and number not in answered:  # a further reply does not count
-                silent = False
-                answered.add(number)
-            yield message
-        if silent and quiet and time.monotonic() >= end:
-            break
-        quiet = silent
-        if silent:
-            time.sleep(POLL_SECONDS)
-
-
-def matched(
-    ids: dict[str, str],
-    messages: Iterable[Message],
-    again: Callable[[str, Message], Mapping[str, str]] = lambda client, message: {},
-    drop: Callable[[str], object] = lambda client: None,
-) -> Iterator[Reply]:
-    """Yield the replies in ``messages`` to the requests of these ids, exactly one per client: the
-    silent come last, with a fault. A reply to a request of an earlier round is not seen at all.
-
-    Args:
-        ids: of messages that are on their way, to the client.
-        messages: as they arrive.
-        again: from a client and its reply to the id of another request, whose reply counts; empty:
-            this one counts.
-        drop: hears of the client of a reply beyond that.
-    """
-    waiting = dict.fromkeys(ids.values())
-    for message in messages:
-        client = ids.get(message.metadata.reply_to_message_id)
-        if client is not None and client not in waiting:
-            drop(client)
-        elif client is not None and (more := again(client, message)):
-            ids.update(more)
-        elif client is not None:
-            del waiting[client]
-            failed = message.has_error()
-            fault = f"flower error {message.error.code}" if failed else ""
-            yield Reply(client, None if failed else message, fault)
-    for client in waiting:
-        yield Reply(client, None, LATE)
-
-
-def collect(
-    grid: Grid, requests: Mapping[str, Message], deadline_seconds: float
-) -> Iterator[Reply]:
-    """Send requests, and yield the replies as they arrive: see :func:`pull` and :func:`matched`."""
-    ids = push(grid, requests)
-    for name in requests.keys() - set(ids.values()):  # the node is gone since it was looked up
-        yield Reply(name, None, ABSENT)
-    yield from matched(ids, pull(grid, ids, deadline_seconds))
 
 
 @dataclass(frozen=True)
@@ -142,7 +56,7 @@ class Roster:
             found = {name: node for name, node in self.connected().items() if name in wanted}
             if len(found) >= min(least, len(wanted)) or time.monotonic() >= end:
                 return found
-            time.sleep(POLL_SECONDS)
+            time.sleep(wire.POLL_SECONDS)
 
 
 def find_roster(grid: Grid, config: FederationConfig) -> Roster:
@@ -205,13 +119,13 @@ def find_clients(grid: Grid, expected: int, deadline_seconds: float) -> dict[str
                 f"only {len(nodes)} of {expected} clients are connected after "
                 f"{deadline_seconds:g} s; start the others or lower federation.clients"
             )
-        time.sleep(POLL_SECONDS)
+        time.sleep(wire.POLL_SECONDS)
     kind = f"{MessageType.QUERY}.hello"
     requests = {
         str(node): Message(RecordDict({"hello": ConfigRecord()}), node, kind) for node in nodes
     }
     found: dict[int, int] = {}
-    for reply in collect(grid, requests, max(1.0, end - time.monotonic())):
+    for reply in wire.collect(grid, requests, max(1.0, end - time.monotonic())):
         try:
             said = reply.answered().content.config_records["site"]["client"]
             number = int(said)  # type: ignore[arg-type]
@@ -276,8 +190,8 @@ class Clients:
     """Client to the digest of the retained adapter that it has; who is not in it is sent it."""
     late: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Number of a site's request that had no reply in time, to the site and its deadline."""
-    refusing: set[str] = field(default_factory=set)
-    """Clients whose policy refused the experiment when they were asked last."""
+    refuses: dict[str, bool] = field(default_factory=dict)
+    """Client to whether its policy refused the experiment when it was asked last."""
 
     def ask(
         self,
@@ -311,7 +225,7 @@ class Clients:
                 content[SECURE] = secure[name]
             # No site begins to work on it after the deadline; a late reply says how late it is.
             ttl = deadline + LATE_SECONDS
-            sent.requests[name] = Message(content, nodes[name], wire.kind_of(each), ttl=ttl)
+            sent.requests[name] = Message(content, nodes[name], state.kind, ttl=ttl)
             sent.bytes += wire.payload_bytes(content)
         return sent
 
@@ -320,20 +234,13 @@ class Clients:
         and dropped. Who lacks the retained adapter is sent it, once, and has the rest of the time.
         ``messages``: what arrives of requests that Flower's own loop has sent; None: they are sent
         now."""
+        step, deadline = sent.step, self.experiment.federation.deadline_seconds
+        end, resent = time.monotonic() + deadline, set[str]()
+        if self.late:
+            self._told_late(step)
 
         def drop(client: str) -> None:
-            self.event("reply_dropped", sent.step, client=client, reason="a second reply")
-
-        self._told_late(sent.step)
-        if messages is not None:
-            ids = {each.metadata.message_id: name for name, each in sent.requests.items()}
-            yield from self._absent(sent, ids)
-            yield from (self._timed(sent, ids, r) for r in matched(ids, messages, drop=drop))
-            return
-        deadline, resent = self.experiment.federation.deadline_seconds, set[str]()
-        end, ids = time.monotonic() + deadline, push(self.grid, sent.requests)
-        for client in ids.values():
-            self.holding.pop(client, None)
+            self.event("reply_dropped", step, client=client, reason="a second reply")
 
         def again(client: str, message: Message) -> Mapping[str, str]:
             code = wire.status(message) if message.has_content() else ""
@@ -344,44 +251,44 @@ class Clients:
             if code != wire.LACKS_RETAINED or client in resent or left <= 0:
                 return {}
             resent.add(client)
-            self.event("resent", sent.step, client=client)
-            first = sent.requests[client]
-            records = sent.packed.of(sent.instructions[client].rank).records
-            whole = RecordDict({**first.content, **records})
+            self.event("resent", step, client=client)
+            first, rank = sent.requests[client], sent.instructions[client].rank
+            whole = RecordDict({**first.content, **sent.packed.of(rank).records})
             sent.bytes += wire.payload_bytes(whole)
             node, kind = first.metadata.dst_node_id, first.metadata.message_type
             more = Message(whole, node, kind, ttl=left + LATE_SECONDS)
-            return push(self.grid, {client: more})
+            return wire.push(self.grid, {client: more})
 
-        yield from self._absent(sent, ids)
-        arriving = matched(ids, pull(self.grid, ids, deadline), again, drop)
-        yield from (self._timed(sent, ids, reply) for reply in arriving)
-
-    def _timed(self, sent: Sent, ids: Mapping[str, str], reply: Reply) -> Reply:
-        """Return a reply; of one that is missing the deadline is said, and its number is kept."""
-        if reply.fault != LATE:
-            return reply
-        deadline = self.experiment.federation.deadline_seconds
-        if self.experiment.federation.sites:
-            number = [number for number, name in ids.items() if name == reply.client][-1]
-            begun = sent.requests[reply.client].metadata.created_at
-            self.late[number] = reply.client, begun + deadline
-        return Reply(reply.client, None, f"{LATE} of {deadline:g} s")
+        if messages is not None:
+            ids = {each.metadata.message_id: name for name, each in sent.requests.items()}
+            arriving = wire.matched(ids, messages, drop)
+        else:
+            ids = wire.push(self.grid, sent.requests)
+            for client in ids.values():
+                self.holding.pop(client, None)
+            arriving = wire.matched(ids, wire.pull(self.grid, ids, deadline), drop, again)
+        reached = set(ids.values())
+        yield from (Reply(name, None, ABSENT) for name in sent.instructions if name not in reached)
+        for reply in arriving:
+            if reply.fault != LATE:
+                yield reply
+                continue
+            if self.experiment.federation.sites:
+                number = [number for number, name in ids.items() if name == reply.client][-1]
+                begun = sent.requests[reply.client].metadata.created_at
+                self.late[number] = reply.client, begun + deadline
+            yield Reply(reply.client, None, f"{LATE} of {deadline:g} s")
 
     def _told_late(self, step: Step) -> None:
         """Log which sites have answered after a deadline; what they have sent is dropped."""
         deadline = self.experiment.federation.deadline_seconds
-        for message in self.grid.pull_messages([*self.late]) if self.late else ():
+        for message in self.grid.pull_messages([*self.late]):
             client, end = self.late.pop(message.metadata.reply_to_message_id, ("", 0.0))
             if client and not message.has_error():
                 after = message.metadata.created_at - end  # the site's own word
                 seconds = max(0, round(after)) if isfinite(after) else 0
                 reason = f"answered {seconds} s after the deadline of {deadline:g} s"
                 self.event("reply_late", step, client=client, reason=reason)
-
-    def _absent(self, sent: Sent, ids: Mapping[str, str]) -> Iterator[Reply]:
-        reached = set(ids.values())
-        return (Reply(name, None, ABSENT) for name in sent.instructions if name not in reached)
 
     def require_quorum(self, valid: int, asked: int, step: Step) -> None:
         """Check that enough of those who were ``asked`` gave a valid reply.
@@ -396,10 +303,6 @@ class Clients:
                 f"clients gave a valid reply, the quorum is {needed:g}; the checkpoint before it "
                 "stands, continue with --resume (metrics.jsonl has the reasons)"
             )
-
-    def record_refusal(self, client: str, refuses: bool) -> None:
-        """Note whether a client's policy refuses the experiment."""
-        (self.refusing.add if refuses else self.refusing.discard)(client)
 
     def record_fault(
         self, client: str, step: Step, fault: Exception, spent: Spending | None = None

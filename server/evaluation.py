@@ -24,11 +24,12 @@ from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import EXAMPLES, count_names
 from deal_core.wire.secure_layout import counts_layout
 from server import wire
-from server.clients import Clients, Reply, Sent, instruction_of
+from server.clients import Clients, Sent, instruction_of
 from server.measures import EVERYBODY, RIGHT_ALL, pooled
 from server.plan import Step
 from server.results import Counts, History
 from server.secure_aggregation import SecureAggregation, Sums
+from server.wire import Reply
 
 ROWS_CAP = 2
 """Test rows of one site that count, in medians of the others'."""

@@ -35,10 +35,10 @@ from deal_core.models.given import GIVEN, given
 from deal_core.models.loading import TO_THE_BIT, pinned, upstream_of, with_revision
 from deal_core.training.text_overlap import TEXT_MEASURES
 from deal_core.wire.records import DIGEST, RECORD, digest_of, read_folder
-from server.clients import Reply, Roster, collect
+from server.clients import Roster
 from server.folder import EventLog
 from server.results import VOID, Measures, Results, rounded_up
-from server.wire import status
+from server.wire import Reply, collect, status
 
 KIND = f"{MessageType.QUERY}.adapter"
 SECONDS = 120.0

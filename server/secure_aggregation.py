@@ -33,7 +33,7 @@ from deal_core.secure_sum.server_round import ServerRound
 from deal_core.secure_sum.terms import LEAST_SITES, RoundTerms, threshold
 from deal_core.wire.records import ANNOUNCEMENTS, NAMES, REQUEST, RUN, SECURE
 from server import wire
-from server.clients import Clients, collect
+from server.clients import Clients
 from server.plan import Step
 
 REPLY_SECONDS = 60.0
@@ -329,15 +329,15 @@ class SecureAggregation:
         for name in records.keys() - requests.keys():
             self._fault(step, leg, name, UserError("not connected"))
         replies: dict[str, bytes] = {}
-        for reply in collect(self.clients.grid, requests, seconds):
+        for reply in wire.collect(self.clients.grid, requests, seconds):
             client = reply.client
             try:
                 replies[client] = wire.read_secure(reply.answered())
                 if tasks is not None:
-                    self.clients.record_refusal(client, False)
+                    self.clients.refuses[client] = False
             except wire.ClientSkipped as reason:
                 if tasks is not None:
-                    self.clients.record_refusal(client, reason.code == wire.BY_POLICY)
+                    self.clients.refuses[client] = reason.code == wire.BY_POLICY
                     self.idle.setdefault(tasks[client], set()).add(client)
                 self.clients.event("client_idle", step, client=client, code=reason.code)
             except ValueError as fault:

@@ -20,10 +20,9 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from deal_core.aggregation.rule import AggregationFailed, require_finite
 from deal_core.aggregation.rules import make_rule
 from deal_core.config.experiment import Experiment, counts_in_sum
-from deal_core.deal.interface import Statistics, phases_after, phases_of
+from deal_core.deal.interface import phases_after, phases_of
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Shapes, is_nonzero, zero_adapter
 from deal_core.lora.arrays import to_arrays
@@ -35,7 +34,6 @@ from deal_core.randomness import seeded
 from deal_core.secure_sum.messages import ProtocolError
 from deal_core.training.hardware import threads
 from deal_core.wire.instruction import LEARN, Instruction
-from deal_core.wire.tensors import require_bounded
 from server import wire
 from server.class_sums import ClassSums, PublicLabels, clients_to_ask, tasks_to_sum
 from server.clients import Clients, instruction_of
@@ -58,7 +56,7 @@ class DealStrategy(Strategy):
         self.state, self.history = state, history or History()
         self._method = method_of(clients.experiment)
         self._mechanism = make_mechanism(clients.experiment)
-        self._phases = phases_of(self._method)
+        self._sums = {name: each.statistics for name, each in phases_of(self._method).items()}
         self.steps = schedule(plan.stages, phases_after(self._method))
         self._labels = PublicLabels(clients.experiment, plan.tasks)
         # Secure sums keep in the run's folder what they must not lose.
@@ -147,7 +145,7 @@ class DealStrategy(Strategy):
         self._require_participants(step)
         clients.require_quorum(valid, len(sent.instructions) - summation.idle, step)
         before = self.state
-        statistics, state, aggregate = self._statistics(step), before, None
+        statistics, state, aggregate = self._sums[step.phase], before, None
         if statistics is None:  # as the clients decode it where they train it
             arrived = sent.packed.state
             if state.components:  # which are not sent to be learnt beside
@@ -156,7 +154,7 @@ class DealStrategy(Strategy):
             state = replace(arrived, heads=state.heads)
         with clients.may_be_lost("round_lost", step), threads(1):
             after, added = summation.finish(state)
-            state, aggregate = sendable(after), added
+            state, aggregate = wire.sendable(after), added
         self.state = state
         sizes, excluded = summation.sizes, aggregate.excluded if aggregate else ()
         exact = None if statistics is None else 0.0  # sums are; none where lost
@@ -180,7 +178,7 @@ class DealStrategy(Strategy):
     def _keep_what_helps(self, step: Step, before: State) -> None:
         """Go back to the state before the round where most clients say that the class means which
         are new in it make answers worse."""
-        statistics, new = self._statistics(step), self.state.heads.keys() - before.heads
+        statistics, new = self._sums[step.phase], self.state.heads.keys() - before.heads
         alone = statistics is None or not statistics.names
         if alone or not new or self.clients.experiment.privacy.mechanism != "none":
             return
@@ -234,12 +232,9 @@ class DealStrategy(Strategy):
     def _ask(self, step: Step, state: State) -> Evaluation:
         """An evaluation of a state, with its requests."""
         tasks, learnt = self.plan.tasks, self.plan.learnt(step.stage)
+        evaluation = Evaluation(self.clients, step, tasks, learnt)
         if counts_in_sum(self.clients.experiment):
-            evaluation: Evaluation = MaskedEvaluation(
-                self.clients, step, tasks, learnt, secure=self._secure
-            )
-        else:
-            evaluation = Evaluation(self.clients, step, tasks, learnt)
+            evaluation = MaskedEvaluation(self.clients, step, tasks, learnt, secure=self._secure)
         evaluation.ask(without_zeros(state))
         return evaluation
 
@@ -263,7 +258,8 @@ class DealStrategy(Strategy):
             UserError: all refuse.
         """
         learners = self.plan.learners
-        if self._statistics(step) is None and learners and learners <= self.clients.refusing:
+        refuse = bool(learners) and all(map(self.clients.refuses.get, learners))
+        if refuse and self._sums[step.phase] is None:
             raise UserError(
                 f"{step.kind} {step.server_round} of stage {step.stage}: all clients that train "
                 f"({len(learners)}) refuse the experiment by their policy; deal site check "
@@ -271,12 +267,9 @@ class DealStrategy(Strategy):
                 "--resume"
             )
 
-    def _statistics(self, step: Step) -> Statistics | None:
-        return self._phases[step.phase].statistics
-
     def _summation(self, step: Step) -> Summation:
         """What the round adds up."""
-        clients, plan, statistics = self.clients, self.plan, self._statistics(step)
+        clients, plan, statistics = self.clients, self.plan, self._sums[step.phase]
         experiment, stream = clients.experiment, len(plan.tasks)
         if statistics is not None:
             classes = {task: statistics.classes(own) for task, own in self._labels.of.items()}
@@ -322,7 +315,7 @@ class DealStrategy(Strategy):
     def _shown(self, step: Step) -> State:
         """Return what clients need of the state: adapters unless sums are of the frozen model, and
         label heads for gradients of them."""
-        statistics, state = self._statistics(step), self.state
+        statistics, state = self._sums[step.phase], self.state
         if statistics is None:
             return replace(state.view(None), heads={})
         nothing = zero_adapter(state.current.shapes, 1, self.clients.experiment.adapter.lora_alpha)
@@ -333,7 +326,7 @@ class DealStrategy(Strategy):
         self, step: Step, shown: State, summation: Summation
     ) -> dict[str, Instruction]:
         """Client to what it is asked to learn, or to add up, of the state ``shown`` to it."""
-        plan, adds = self.plan, self._statistics(step) is not None
+        plan, adds = self.plan, self._sums[step.phase] is not None
         trained = tuple(sorted(summation.trained))
         common = instruction_of(step, shown).model_copy(update={"trained": trained})
         met, future = plan.met(step.stage, step.server_round), plan.future(step.stage)
@@ -387,7 +380,7 @@ class DealStrategy(Strategy):
         """Return the state after a change that reads no reply, or the one before where the numbers
         fail."""
         with self.clients.may_be_lost("step_lost", step), threads(1):
-            return sendable(change())
+            return wire.sendable(change())
         return self.state
 
 
@@ -396,21 +389,3 @@ def start_state(experiment: Experiment, shapes: Shapes) -> State:
     adapter = experiment.adapter
     current = zero_adapter(shapes, adapter.rank, adapter.lora_alpha / adapter.rank)
     return State(current, zero_adapter(shapes, adapter.retained_rank))
-
-
-def sendable(state: State) -> State:
-    """Return the state itself: no client would refuse it.
-
-    Raises:
-        AggregationFailed: some number of it is not finite, or too large for a model.
-    """
-    require_finite("the current adapter", state.current)
-    require_finite("the retained adapter", state.retained)
-    require_finite("the residual", state.residual)
-    for name, part in (("a head", state.heads), ("a sum", state.sums)):
-        if any(not bool(value.isfinite().all()) for value in part.values()):
-            raise AggregationFailed(f"{name} is not finite")
-    for adapter in (state.current, state.retained, state.residual):
-        if adapter is not None:
-            require_bounded(adapter)
-    return state

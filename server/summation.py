@@ -41,10 +41,11 @@ from deal_core.wire.secure_layout import (
 )
 from deal_core.wire.tensors import unpack
 from server import wire
-from server.clients import Clients, Reply, Sent
+from server.clients import Clients, Sent
 from server.plan import Step
 from server.results import Spending
 from server.secure_aggregation import SecureAggregation, Sums
+from server.wire import Reply
 
 NOISE_PER_EXAMPLE = 1.8e-2
 """Of a step at the server: noise of the mean gradient, in clipping bounds, times the learning rate,
@@ -110,13 +111,13 @@ class Summation:
             self.add(client, message, figures["num_examples"])
         except wire.ClientSkipped as reason:
             self.idle += 1
-            clients.record_refusal(client, reason.code == wire.BY_POLICY)
+            clients.refuses[client] = reason.code == wire.BY_POLICY
             self.skipped(client, reason)
         except NUMERICAL as fault:
             clients.record_fault(client, step, fault, spent)
             self.failed(reply)
         else:
-            clients.record_refusal(client, False)
+            clients.refuses[client] = False
             clients.event("client_finished", step, client=client, task=instruction.task, **figures)
             self.settle()
 

@@ -1,15 +1,18 @@
-"""Flower records to the project's own types and back, with the checks of the server's side."""
+"""Messages to clients, and their replies: sent, collected, and read, with the server's checks."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence, Set
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
 
+from deal_core.aggregation.rule import AggregationFailed, require_finite
 from deal_core.aggregation.rules import starting_adapter
 from deal_core.config.experiment import Experiment
 from deal_core.deal.interface import statistics_of
@@ -31,7 +34,14 @@ from deal_core.randomness import seeded
 from deal_core.secure_sum.messages import ProtocolError, UsedUpdate
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import BLAMES, EXAMPLES, REPLY, SECURE, record_digest
-from deal_core.wire.tensors import WireArrays, encode, pack_heads, read_heads, unpack
+from deal_core.wire.tensors import (
+    WireArrays,
+    encode,
+    pack_heads,
+    read_heads,
+    require_bounded,
+    unpack,
+)
 from server.results import Spending, spending_in
 
 F = TypeVar("F")
@@ -43,6 +53,8 @@ NO_COUNTS = frozenset({"withheld", BY_POLICY})
 LACKS_RETAINED = "resend"
 HAS_RETAINED = frozenset({"ok"}) | NO_PART | NO_COUNTS
 """What the code of a reply tells of the retained adapter, which is sent once."""
+LATE, ABSENT = "no reply before the deadline", "not connected"
+POLL_SECONDS = 0.2
 OPTIONAL = frozenset({"loss", "seconds"}) | Spending.model_fields.keys()
 """Figures that a client may keep to itself, or does not have."""
 
@@ -56,12 +68,98 @@ class ClientSkipped(Exception):
 
 
 @dataclass(frozen=True)
+class Reply:
+    """One client's answer: a message, or the reason why there is none."""
+
+    client: str
+    message: Message | None
+    fault: str = ""
+
+    def answered(self) -> Message:
+        """Return the message, or raise a PayloadError with the reason why there is none."""
+        if self.message is None:
+            raise PayloadError(self.fault)
+        return self.message
+
+
+def push(grid: Grid, requests: Mapping[str, Message]) -> dict[str, str]:
+    """Send requests, client name to message; return message id to client, of those sent."""
+    sent = list(grid.push_messages(list(requests.values()))) if requests else []
+    return {number: name for name, number in zip(requests, sent, strict=True) if number}
+
+
+def pull(grid: Grid, ids: Collection[str], deadline_seconds: float) -> Iterator[Message]:
+    """Yield each message as it arrives, until every id is answered; some may be added meanwhile.
+
+    The deadline ends the wait for those that are silent. What is there when the server looks is
+    taken: a machine that was suspended, or computes all clients itself, loses no client by it.
+    """
+    answered, end, quiet = set[str](), time.monotonic() + deadline_seconds, False
+    while waiting := [each for each in ids if each not in answered]:
+        silent = True
+        for message in grid.pull_messages(waiting):
+            number = message.metadata.reply_to_message_id
+            if number in waiting and number not in answered:  # a further reply does not count
+                silent = False
+                answered.add(number)
+            yield message
+        if silent and quiet and time.monotonic() >= end:
+            break
+        quiet = silent
+        if silent:
+            time.sleep(POLL_SECONDS)
+
+
+def matched(
+    ids: dict[str, str],
+    messages: Iterable[Message],
+    drop: Callable[[str], object] = lambda client: None,
+    again: Callable[[str, Message], Mapping[str, str]] = lambda client, message: {},
+) -> Iterator[Reply]:
+    """Yield the replies in ``messages`` to the requests of these ids, exactly one per client: the
+    silent come last, with a fault. A reply to a request of an earlier round is not seen at all.
+
+    Args:
+        ids: of messages that are on their way, to the client.
+        messages: as they arrive.
+        drop: hears of the client of a reply beyond that.
+        again: from a client and its reply to the id of another request, whose reply counts; empty:
+            this one counts.
+    """
+    waiting = dict.fromkeys(ids.values())
+    for message in messages:
+        client = ids.get(message.metadata.reply_to_message_id)
+        if client is not None and client not in waiting:
+            drop(client)
+        elif client is not None and (more := again(client, message)):
+            ids.update(more)
+        elif client is not None:
+            del waiting[client]
+            failed = message.has_error()
+            fault = f"flower error {message.error.code}" if failed else ""
+            yield Reply(client, None if failed else message, fault)
+    for client in waiting:
+        yield Reply(client, None, LATE)
+
+
+def collect(
+    grid: Grid, requests: Mapping[str, Message], deadline_seconds: float
+) -> Iterator[Reply]:
+    """Send requests, and yield the replies as they arrive: see :func:`pull` and :func:`matched`."""
+    ids = push(grid, requests)
+    for name in requests.keys() - set(ids.values()):  # the node is gone since it was looked up
+        yield Reply(name, None, ABSENT)
+    yield from matched(ids, pull(grid, ids, deadline_seconds))
+
+
+@dataclass(frozen=True)
 class Outgoing:
     """A state on its way to the clients.
 
     Attributes:
         records: what travels.
         state: as the clients decode it; after a lossy format the server goes on from this.
+        kind: Flower's type of the messages that carry it.
         retained_rank: rows of the record of the retained adapter; its others are 0.
         digest: of that record.
         smaller: rank to the same, for clients whose own adapter has a smaller one.
@@ -69,6 +167,7 @@ class Outgoing:
 
     records: dict[str, ArrayRecord]
     state: State
+    kind: str
     retained_rank: int
     digest: str
     smaller: Mapping[int, Outgoing] = field(default_factory=dict)
@@ -85,7 +184,8 @@ def packed(
     formats that round draw by what is asked. Rows of the retained adapter that are zero do not
     travel."""
     dtype, rank, heads = experiment.wire.dtype, nonzero_rank(state.retained), state.heads
-    where = (experiment.run.seed, "downlink", kind_of(asked), asked.stage, asked.server_round)
+    kind = MessageType.TRAIN if asked.task else MessageType.EVALUATE  # which is of no one task
+    where = (experiment.run.seed, "downlink", kind, asked.stage, asked.server_round)
     generator = seeded(*where)
     sent = {LORA: state.current, RETAINED: split(state.retained, rank)[0]}
     if state.residual is not None:
@@ -107,7 +207,7 @@ def packed(
         retained=padded(arrived[RETAINED], state.retained.rank),
         residual=arrived.get(RESIDUAL),
     )
-    full, smaller = Outgoing(records, decoded, rank, record_digest(records[RETAINED])), {}
+    full, smaller = Outgoing(records, decoded, kind, rank, record_digest(records[RETAINED])), {}
     for own_rank in ranks - {state.current.rank}:
         scaling = experiment.adapter.lora_alpha / own_rank
         current = starting_adapter(decoded.current, own_rank, scaling)
@@ -117,9 +217,22 @@ def packed(
     return replace(full, smaller=smaller)
 
 
-def kind_of(instruction: Instruction) -> str:
-    """Flower's type of the message that carries it: who has no task is asked to evaluate."""
-    return MessageType.TRAIN if instruction.task else MessageType.EVALUATE
+def sendable(state: State) -> State:
+    """Return the state itself: no client would refuse it.
+
+    Raises:
+        AggregationFailed: some number of it is not finite, or too large for a model.
+    """
+    require_finite("the current adapter", state.current)
+    require_finite("the retained adapter", state.retained)
+    require_finite("the residual", state.residual)
+    for name, part in (("a head", state.heads), ("a sum", state.sums)):
+        if any(not bool(value.isfinite().all()) for value in part.values()):
+            raise AggregationFailed(f"{name} is not finite")
+    for adapter in (state.current, state.retained, state.residual):
+        if adapter is not None:
+            require_bounded(adapter)
+    return state
 
 
 def read_figures(
@@ -132,7 +245,7 @@ def read_figures(
         PayloadError: an error code, another record, a wrong round, or figures that cannot be.
         ClientSkipped: the client takes no part.
     """
-    content = _contents(message, NO_PART, {"status", name, "metrics"})
+    content = _content(message, NO_PART, {"status", name, "metrics"})
     answered = _fields(content.config_records, "status", {"code", *PLACE})
     for key in PLACE:
         if answered[key] != getattr(instruction, key):
@@ -153,8 +266,8 @@ def read_figures(
 
 def read_secure(message: Message) -> bytes:
     """Return a site's reply of a secure sum, or raise a PayloadError, or ClientSkipped."""
-    _require_ok(status(message), NO_PART | NO_COUNTS)
-    reply = _fields(message.content.config_records, SECURE, {REPLY})[REPLY]
+    content = _content(message, NO_PART | NO_COUNTS)
+    reply = _fields(content.config_records, SECURE, {REPLY})[REPLY]
     if not isinstance(reply, bytes):
         raise PayloadError("secure: no bytes")
     return reply
@@ -170,7 +283,7 @@ def read_counts(
         PayloadError: an error code, or counts that cannot be.
         ClientSkipped: the client keeps them to itself.
     """
-    content = _contents(message, NO_COUNTS, {"status", "metrics"})
+    content = _content(message, NO_COUNTS, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
     figures: Mapping[str, object] = _fields(content.metric_records, "metrics", set(names))
     columns: list[list[int | float]] = []
@@ -191,7 +304,7 @@ def read_counts(
 
 def read_verdict(message: Message) -> bool:
     """Return whether a client's answers are worse with class means; or raise, as above."""
-    content = _contents(message, NO_COUNTS, {"status", "metrics"})
+    content = _content(message, NO_COUNTS, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
     worse = _fields(content.metric_records, "metrics", {WORSE})[WORSE]
     if isinstance(worse, bool) or worse not in (0, 1):
@@ -219,16 +332,14 @@ def blamed(message: Message | None) -> bytes:
         return b""
 
 
-def _contents(message: Message, idle: Set[str], names: set[str]) -> RecordDict:
-    """The records of a reply that reports success, and no others."""
-    _require_ok(status(message), idle)
-    if set(message.content) != names:
-        raise PayloadError(f"records other than {', '.join(sorted(names))}")
-    return message.content
+def _content(message: Message, idle: Set[str], names: Set[str] | None = None) -> RecordDict:
+    """Return the records of a reply that reports success: these ``names``, and no others.
 
-
-def _require_ok(code: str, idle: Set[str]) -> None:
-    """Check that a reply reports success; ``idle``: codes by which its client takes no part."""
+    Raises:
+        ClientSkipped: a code of ``idle``, by which the client takes no part.
+        PayloadError: any other code, or record.
+    """
+    code = status(message)
     if code in idle:
         raise ClientSkipped(code)
     if code == "version":
@@ -238,6 +349,9 @@ def _require_ok(code: str, idle: Set[str]) -> None:
         )
     if code != "ok":
         raise PayloadError(f"client reports {code[:40]!r}")
+    if names is not None and set(message.content) != names:
+        raise PayloadError(f"records other than {', '.join(sorted(names))}")
+    return message.content
 
 
 def _fields(

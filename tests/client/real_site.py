@@ -35,7 +35,7 @@ from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import LATE_SECONDS
 from server.strategy import start_state
-from server.wire import kind_of, packed
+from server.wire import packed
 from simulations.engines.worker_pool import assume_identity
 from tests.run_configs import placed
 
@@ -119,7 +119,7 @@ class RealSite:
         """What it makes of one request, without Flower."""
         client = self.client(experiment)
         runtime = runtime or ClientRuntime(client.experiment, whole=True)
-        phase, state = runtime.phase(instruction.phase), state or start(experiment)
+        phase, state = runtime.phases[instruction.phase], state or start(experiment)
         request = ClientRequest(client, runtime, instruction, phase, state, "x")
         authorize(request.asked())
         return local_update(request, sites)
@@ -153,7 +153,7 @@ def message_of(
     retained = {"retained_digest": sent.digest, "retained_rows": sent.retained_rank}
     asked = ConfigRecord(instruction.model_copy(update=retained).to_config())
     content = RecordDict({**sent.records, "instruction": asked})
-    return Message(content, node, kind or kind_of(instruction), ttl=2 * LATE_SECONDS)
+    return Message(content, node, kind or sent.kind, ttl=2 * LATE_SECONDS)
 
 
 def asking(state: State) -> Instruction:

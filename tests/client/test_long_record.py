@@ -120,7 +120,7 @@ def test_sums_of_no_record_need_the_memory_of_the_longest(small_machine, tmp_pat
     nothing = NoisySum((), (), 3, **hidden, noise=SecureNoise())
     state = State(*[zero_adapter({"layer": (4, 4)}, 1)] * 2)
     asked_for = ClientRequest(
-        Client(0, tmp_path, runtime.experiment), runtime, asks, runtime.phase("learn"), state
+        Client(0, tmp_path, runtime.experiment), runtime, asks, runtime.phases["learn"], state
     )
     with pytest.raises(OutOfMemory):
         class_sums(asked_for, statistics, nothing, ())

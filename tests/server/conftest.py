@@ -12,14 +12,15 @@ import pytest
 def now(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The server's clock: waiting takes no time, and computing takes none of it. Where a module has
     a ``HASTE``, a sleep lasts so many times as long."""
-    from server import clients
+    from server import clients, wire
 
     now, haste = [0.0], getattr(request.module, "HASTE", 1.0)
     clock = SimpleNamespace(
         monotonic=lambda: now[0],
         sleep=lambda seconds: now.__setitem__(0, now[0] + haste * seconds),
     )
-    monkeypatch.setattr(clients, "time", clock)
+    for module in (clients, wire):
+        monkeypatch.setattr(module, "time", clock)
     return now
 
 

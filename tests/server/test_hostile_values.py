@@ -24,7 +24,7 @@ from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from server.folder import RunFolder
 from server.run import Checkpoint, load_checkpoint, run
-from server.strategy import sendable
+from server.wire import sendable
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from server import clients as rounds
+from server import clients, wire
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 
@@ -39,8 +39,8 @@ def test_a_machine_that_sleeps_through_a_deadline_loses_nobody(now, silent):
         requests = {
             str(k): Message(RecordDict(), FIRST_CLIENT_NODE + k, "train") for k in range(CLIENTS)
         }
-        found = {reply.client: reply.fault for reply in rounds.collect(grid, requests, 60.0)}
-    assert found == {str(k): rounds.LATE if str(k) in silent else "" for k in range(CLIENTS)}
+        found = {reply.client: reply.fault for reply in wire.collect(grid, requests, 60.0)}
+    assert found == {str(k): wire.LATE if str(k) in silent else "" for k in range(CLIENTS)}
 
 
 def test_a_client_beyond_those_of_the_experiment_is_named(now):
@@ -53,11 +53,11 @@ def test_a_client_beyond_those_of_the_experiment_is_named(now):
 
     with assume_identity(1, 1):
         grid = InProcessGrid(app, {}, 3)
-        assert list(rounds.find_clients(grid, 3, 60.0)) == ["0", "1", "2"]
+        assert list(clients.find_clients(grid, 3, 60.0)) == ["0", "1", "2"]
         with pytest.raises(
             UserError, match=r"client '2' is connected, and .* is 2 \(from 0\); raise"
         ):
-            rounds.find_clients(grid, 2, 60.0)
+            clients.find_clients(grid, 2, 60.0)
 
 
 def test_a_flood_of_second_replies_does_not_hold_a_round_up(now):
@@ -74,9 +74,9 @@ def test_a_flood_of_second_replies_does_not_hold_a_round_up(now):
         def pull_messages(self, message_ids):
             return [flood]
 
-    found = list(rounds.collect(Flooded(), requests, 60.0))  # type: ignore[arg-type]
+    found = list(wire.collect(Flooded(), requests, 60.0))  # type: ignore[arg-type]
     assert 60 <= now[0] < 62
-    assert [(reply.client, reply.fault) for reply in found] == [("1", ""), ("2", rounds.LATE)]
+    assert [(reply.client, reply.fault) for reply in found] == [("1", ""), ("2", wire.LATE)]
 
 
 @pytest.mark.parametrize(("after", "said"), [(271.0, 31), (-math.inf, 0), (math.nan, 0)])
@@ -101,12 +101,12 @@ def test_a_reply_after_the_deadline_is_named_in_the_next_round_and_dropped(now, 
             return [late] if "request of 0" in message_ids else []
 
     step = SimpleNamespace(round=1, stage=0, phase="learn", server_round=1)
-    sent = rounds.Sent(step, None, dict.fromkeys("01"), requests)  # type: ignore[arg-type]
-    clients = rounds.Clients(Later(), config, None, Events())  # type: ignore[arg-type]
-    found = list(clients.replies(sent, []))
+    sent = clients.Sent(step, None, dict.fromkeys("01"), requests)  # type: ignore[arg-type]
+    asking = clients.Clients(Later(), config, None, Events())  # type: ignore[arg-type]
+    found = list(asking.replies(sent, []))
     assert {reply.fault for reply in found} == {"no reply before the deadline of 240 s"}
     assert written == []
-    list(clients.replies(sent, []))
+    list(asking.replies(sent, []))
     (event,) = written
     assert (event["event"], event["client"]) == ("reply_late", "0")
     assert event["reason"] == f"answered {said} s after the deadline of 240 s"

@@ -86,7 +86,7 @@ def test_a_server_that_ends_when_the_sum_is_known_and_not_kept_gets_it_again(
     experiment, whole, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr("server.strategy.sendable", lambda state: exec("raise KeyboardInterrupt"))
+        patch.setattr("server.wire.sendable", lambda state: exec("raise KeyboardInterrupt"))
         with pytest.raises(KeyboardInterrupt):
             rounds(experiment, tmp_path / "run")
     assert same(rounds(experiment, tmp_path / "run", last=2), whole)

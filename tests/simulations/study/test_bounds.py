@@ -89,7 +89,7 @@ def start_of_task(runtime: ClientRuntime) -> State:
 
 def update_of(runtime: ClientRuntime, number: int, folder: Path, begun: State):
     client = Client(number, folder, runtime.experiment)
-    phase = runtime.phase(ALL_AT_ONCE.phase)
+    phase = runtime.phases[ALL_AT_ONCE.phase]
     request = ClientRequest(client, runtime, ALL_AT_ONCE, phase, begun)
     authorize(request.asked())
     return local_update(request)
