@@ -173,7 +173,7 @@ class LocalTraining:
             units = len(groups)
             expected = np.array([max(1, round(gradients.sample_rate * units))], np.int64)
             total = {**gradients.total(runtime.model.module, made), EXAMPLES: expected}
-            return _taken(total, started, num_examples=1.0)
+            return LocalUpdate(total, {"num_examples": 1.0, "seconds": time.monotonic() - started})
         config = runtime.experiment
         seed = config.run.seed, "train", client, instruction.stage, instruction.server_round
         steps: Gradients | None = gradients
@@ -185,8 +185,9 @@ class LocalTraining:
         if gradients is not None:
             probes = runtime.probes(tuple(task.labels), task.instruction)
             gradients.finished(runtime.model, task.labels, probes)
-        encoded = self._encoded(trained)
-        return _taken(encoded, started, num_examples=len(data), loss=report.loss)
+        encoded, seconds = self._encoded(trained), time.monotonic() - started
+        figures = {"num_examples": len(data), "loss": report.loss, "seconds": seconds}
+        return LocalUpdate(encoded, figures)
 
     def _task(self) -> LocalTask:
         """What the client knows of the task, of earlier tasks, and of earlier rounds."""
@@ -232,10 +233,6 @@ class LocalTraining:
             tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in lost.items()}
             self.unsaved.append(partial(store.save, basis, tensors))
         return encoded
-
-
-def _taken(arrays: Mapping[str, NDArray[Any]], started: float, **figures: float) -> LocalUpdate:
-    return LocalUpdate(arrays, {**figures, "seconds": time.monotonic() - started})
 
 
 def _digest(arrays: Mapping[str, NDArray[np.float32]]) -> str:
@@ -316,7 +313,7 @@ def class_sums(
         sums, given = sums_once(Path(client.file.site.state) / "sums", task, form, add)
         require(granted.asked(task=task, given=given, wanted=form), "given sums")
         found[name] = sums
-    return _taken(found, started, num_examples=1.0)
+    return LocalUpdate(found, {"num_examples": 1.0, "seconds": time.monotonic() - started})
 
 
 def _form(runtime: ClientRuntime, statistics: Statistics, labels: Sequence[str]) -> str:
@@ -343,4 +340,5 @@ def exact_sums(
         embedded = EmbeddedTask(vectors, targets, len(own.labels), granted.state.heads.get(task))
         sums = statistics.exact.collect(embedded)
         found |= {f"{place}.{name}": value.numpy() for name, value in sums.items()}
-    return _taken(found, started, num_examples=sum(len(own.data) for own in tasks))
+    examples = sum(len(own.data) for own in tasks)
+    return LocalUpdate(found, {"num_examples": examples, "seconds": time.monotonic() - started})

@@ -30,7 +30,6 @@ from server import wire
 from server.folder import EventLog
 from server.plan import Step
 from server.results import Spending
-from server.wire import ABSENT, LATE, Reply
 
 CONNECT_SECONDS = 120.0
 """How long a run, and each of its rounds, waits for clients that are not connected, at most."""
@@ -229,7 +228,9 @@ class Clients:
             sent.bytes += wire.payload_bytes(content)
         return sent
 
-    def replies(self, sent: Sent, messages: Iterable[Message] | None = None) -> Iterator[Reply]:
+    def replies(
+        self, sent: Sent, messages: Iterable[Message] | None = None
+    ) -> Iterator[wire.Reply]:
         """Yield one reply per client, the absent first; what comes beyond that is named in the log
         and dropped. Who lacks the retained adapter is sent it, once, and has the rest of the time.
         ``messages``: what arrives of requests that Flower's own loop has sent; None: they are sent
@@ -268,16 +269,18 @@ class Clients:
                 self.holding.pop(client, None)
             arriving = wire.matched(ids, wire.pull(self.grid, ids, deadline), drop, again)
         reached = set(ids.values())
-        yield from (Reply(name, None, ABSENT) for name in sent.instructions if name not in reached)
+        yield from (
+            wire.Reply(name, None, wire.ABSENT) for name in sent.instructions if name not in reached
+        )
         for reply in arriving:
-            if reply.fault != LATE:
+            if reply.fault != wire.LATE:
                 yield reply
                 continue
             if self.experiment.federation.sites:
                 number = [number for number, name in ids.items() if name == reply.client][-1]
                 begun = sent.requests[reply.client].metadata.created_at
                 self.late[number] = reply.client, begun + deadline
-            yield Reply(reply.client, None, f"{LATE} of {deadline:g} s")
+            yield wire.Reply(reply.client, None, f"{wire.LATE} of {deadline:g} s")
 
     def _told_late(self, step: Step) -> None:
         """Log which sites have answered after a deadline; what they have sent is dropped."""

@@ -29,7 +29,6 @@ from server.measures import EVERYBODY, RIGHT_ALL, pooled
 from server.plan import Step
 from server.results import Counts, History
 from server.secure_aggregation import SecureAggregation, Sums
-from server.wire import Reply
 
 ROWS_CAP = 2
 """Test rows of one site that count, in medians of the others'."""
@@ -72,7 +71,7 @@ class Evaluation:
         asked = dict.fromkeys(self.clients.roster.clients, self.instruction(state))
         self.sent = self.clients.ask(self.step, state, asked)
 
-    def hear(self, reply: Reply) -> None:
+    def hear(self, reply: wire.Reply) -> None:
         """Take the counts of a reply."""
         client, sent = reply.client, self.sent
         try:
@@ -157,7 +156,7 @@ class MaskedEvaluation(Evaluation):
             own = self.secure.masked_input_requests(self._held)
             self.sent = self.clients.ask(self.step, state, dict.fromkeys(own, asked), secure=own)
 
-    def hear(self, reply: Reply) -> None:
+    def hear(self, reply: wire.Reply) -> None:
         """Take a client's masked counts, if it gives any."""
         client = reply.client
         try:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Collection, Mapping
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -289,11 +288,6 @@ class Results(Measures):
     """When, UTC, ISO 8601."""
     commit: str = ""
     """Of this project, where the server ran from a checkout of it (``-dirty``: with changes)."""
-
-    @property
-    def mean_zero_shot(self) -> float | None:
-        """Accuracy before any training, mean over tasks; None: not known."""
-        return fmean(self.zero_shot.values()) if self.zero_shot else None
 
     @property
     def worst_client(self) -> tuple[str, float] | None:

@@ -115,7 +115,12 @@ class DealStrategy(Strategy):
             return []
         tasks = sorted(set(summation.asked.values()), key=self.plan.tasks.index)
         clients.event("round_started", step, clients=len(summation.asked), tasks=tasks)
-        shown = self._shown(step)
+        statistics, shown = self._sums[step.phase], replace(self.state.view(None), heads={})
+        if statistics is not None:  # sums of the frozen model; gradients of label heads need these
+            shapes, alpha = self.state.current.shapes, clients.experiment.adapter.lora_alpha
+            nothing, heads = zero_adapter(shapes, 1, alpha), self.state.heads
+            heads = {} if statistics.once else heads
+            shown = replace(self.state, current=nothing, residual=None, heads=heads)
         try:
             sent = summation.open(self.state, shown, self._instructions(step, shown, summation))
         except ProtocolError as fault:
@@ -311,16 +316,6 @@ class DealStrategy(Strategy):
         generator = seeded(experiment.run.seed, "sample", step.stage, step.server_round)
         order = torch.randperm(len(names), generator=generator)[:wanted].tolist()
         return {names[i]: eligible[names[i]] for i in sorted(order)}
-
-    def _shown(self, step: Step) -> State:
-        """Return what clients need of the state: adapters unless sums are of the frozen model, and
-        label heads for gradients of them."""
-        statistics, state = self._sums[step.phase], self.state
-        if statistics is None:
-            return replace(state.view(None), heads={})
-        nothing = zero_adapter(state.current.shapes, 1, self.clients.experiment.adapter.lora_alpha)
-        heads = {} if statistics.once else state.heads
-        return replace(state, current=nothing, residual=None, heads=heads)
 
     def _instructions(
         self, step: Step, shown: State, summation: Summation

@@ -45,7 +45,6 @@ from server.clients import Clients, Sent
 from server.plan import Step
 from server.results import Spending
 from server.secure_aggregation import SecureAggregation, Sums
-from server.wire import Reply
 
 NOISE_PER_EXAMPLE = 1.8e-2
 """Of a step at the server: noise of the mean gradient, in clipping bounds, times the learning rate,
@@ -99,7 +98,7 @@ class Summation:
         self.sent = self.clients.ask(self.step, shown, instructions, share, self.secure_requests)
         return self.sent
 
-    def hear(self, reply: Reply) -> None:
+    def hear(self, reply: wire.Reply) -> None:
         """Take a reply; a bad one costs its sender the round."""
         client, clients, step, spent = reply.client, self.clients, self.step, None
         instruction = self.sent.instructions[client]
@@ -136,7 +135,7 @@ class Summation:
         """Log that a client takes no part."""
         self.clients.event("client_idle", self.step, client=client, code=reason.code)
 
-    def failed(self, reply: Reply) -> None:
+    def failed(self, reply: wire.Reply) -> None:
         """Note whether a client could not take part by what another one sent."""
 
     def close(self) -> int:
@@ -260,7 +259,7 @@ class MaskedSum(Summation):
         """Count on it no more, as well."""
         self.secure.sits_out(self.step, client, self.asked[client], reason)
 
-    def failed(self, reply: Reply) -> None:
+    def failed(self, reply: wire.Reply) -> None:
         """It may refuse the round because of another site's part in it."""
         client, task = reply.client, self.asked[reply.client]
         blames = self.secure.note_blame(self.step, self.held, client, reply.message, task)

@@ -259,27 +259,22 @@ def _npy_header(header: Header) -> bytes:
     return buffer.getvalue()[: -header.nbytes]
 
 
-def pack_heads(heads: Mapping[str, Tensor], rounded: bool = False) -> dict[str, NDArray[Any]]:
+def pack_heads(heads: Mapping[str, Tensor], rounded: bool = False) -> WireArrays:
     """Return label heads, task to ``(labels, size + 1)``, as they travel; ``rounded``: weights of
     each row as whole multiples of its largest / 127, (M48)."""
-    packed: dict[str, NDArray[Any]] = {}
+    packed: WireArrays = {}
     for task, head in heads.items():
         if not rounded:
             packed[task] = np.ascontiguousarray(head.float().numpy())
             continue
-        codes, scale = by_rows(head[:, :-1].double())
+        values = head[:, :-1].double()
+        largest = values.abs().amax(dim=1)
+        scale = torch.where(largest < LEAST, 0.0, largest / LEVELS).float()
+        steps = values / torch.where(scale > 0, scale, 1.0).double()[:, None]
+        codes = (steps * (scale > 0)[:, None]).round().clamp(-LEVELS, LEVELS).to(torch.int8)
         packed[BIAS + task] = np.ascontiguousarray(head[:, -1].float().numpy())
-        packed[task], packed[task + SCALE] = codes, scale
+        packed[task], packed[task + SCALE] = np.ascontiguousarray(codes.numpy()), scale.numpy()
     return packed
-
-
-def by_rows(values: Tensor) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return codes and scales: every row as whole multiples of its largest absolute value / 127."""
-    largest = values.abs().amax(dim=1)
-    scale = torch.where(largest < LEAST, 0.0, largest / LEVELS).float()
-    steps = values / torch.where(scale > 0, scale, 1.0).double()[:, None]
-    codes = (steps * (scale > 0)[:, None]).round().clamp(-LEVELS, LEVELS).to(torch.int8)
-    return np.ascontiguousarray(codes.numpy()), scale.numpy()
 
 
 def read_heads(
@@ -293,16 +288,26 @@ def read_heads(
             that is not finite or out of bounds, or what no code makes.
     """
     expected: dict[str, Header] = {}
-    for task, shape in shapes.items():
-        expected |= _headers(task, shape, rounded)
+    for task, (labels, entries) in shapes.items():
+        if rounded:
+            expected[task] = Header("int8", (labels, entries - 1))
+            expected[BIAS + task] = expected[task + SCALE] = Header("float32", (labels,))
+        else:
+            expected[task] = Header("float32", (labels, entries))
     arrays = checked_arrays(record, expected)
     for key, array in arrays.items():
         if not np.isfinite(array).all():
             raise PayloadError(f"{key[:80]}: a value is not finite")
-    heads = {task: _head(arrays, task, rounded) for task in shapes}
-    for task, head in heads.items():
+    heads = {}
+    for task in shapes:
+        head = torch.from_numpy(arrays[task].copy())
+        if rounded:
+            weights = _from_rows(head.double(), arrays[task + SCALE]).float()
+            bias = torch.from_numpy(arrays[BIAS + task].copy())
+            head = torch.cat([weights, bias[:, None]], dim=1)
         if head.numel() and not float(head.abs().max()) <= LARGEST_HEAD:
             raise PayloadError(f"heads: a value of {task[:80]!r} is out of bounds")
+        heads[task] = head
     return heads
 
 
@@ -313,34 +318,14 @@ def tasks_in(record: Mapping[str, WireArray], rounded: bool = False) -> tuple[st
     return tuple(key.removeprefix(BIAS) for key in record if key.startswith(BIAS))
 
 
-def _headers(task: str, shape: tuple[int, int], rounded: bool) -> dict[str, Header]:
-    if not rounded:
-        return {task: Header("float32", shape)}
-    labels, entries = shape
-    return {
-        BIAS + task: Header("float32", (labels,)),
-        task: Header("int8", (labels, entries - 1)),
-        task + SCALE: Header("float32", (labels,)),
-    }
-
-
-def _head(arrays: Mapping[str, NDArray[Any]], task: str, rounded: bool) -> Tensor:
-    if not rounded:
-        return torch.from_numpy(arrays[task].copy())
-    weights = _from_rows(arrays[task], arrays[task + SCALE]).float()
-    bias = torch.from_numpy(arrays[BIAS + task].copy())
-    return torch.cat([weights, bias[:, None]], dim=1)
-
-
-def _from_rows(sent: NDArray[Any], scales: NDArray[Any]) -> Tensor:
-    """Return what :func:`by_rows` rounded, float64."""
-    if (sent < -LEVELS).any():
+def _from_rows(codes: Tensor, scales: NDArray[Any]) -> Tensor:
+    """The weights that were rounded by rows, float64."""
+    if bool((codes < -LEVELS).any()):
         raise PayloadError("a code is out of range")
-    codes, scale = torch.from_numpy(sent.copy()).double(), torch.from_numpy(scales.copy()).double()
+    scale = torch.from_numpy(scales.copy()).double()
     if bool((scale < 0).any()):
         raise PayloadError("a scale is negative")
-    if not torch.equal(
-        codes.abs().amax(dim=1), torch.where(scale > 0, float(LEVELS), 0.0).double()
-    ):
+    largest = torch.where(scale > 0, float(LEVELS), 0.0).double()
+    if not torch.equal(codes.abs().amax(dim=1), largest):
         raise PayloadError("a scale is not that of its row")
     return codes * scale[:, None]
