@@ -66,26 +66,19 @@ def test_another_site_has_noise_of_its_own(tmp_path):
     assert (found[0] != found[1]).mean() > 0.9
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
+def test_it_gives_no_sums_of_another_form(tmp_path):
+    """Nor what it gave, where units or noise are not those that the others now count on, or the
+    directions are of other texts."""
+    site = site_of(tmp_path)
+    given(site)
+    for setting in (
         "method.prototype.directions=5",
         "method.prototype.layers=2",
         "privacy.max_grad_norm=0.5",
         "method.prototype.noise_multiplier=5",
-    ],
-)
-def test_it_gives_no_sums_of_another_form(tmp_path, setting):
-    """Nor what it gave, where units or noise are not those that the others now count on."""
-    site = site_of(tmp_path)
-    given(site)
-    with pytest.raises(Refusal):
-        given(site, setting)
-
-
-def test_it_gives_no_sums_in_directions_of_other_texts(tmp_path):
-    site = site_of(tmp_path)
-    given(site)
+    ):
+        with pytest.raises(Refusal):
+            given(site, setting)
     (tmp_path / "public.txt").write_text(PUBLIC.replace("things", "people and their dogs"))
     with pytest.raises(Refusal):
         given(site)

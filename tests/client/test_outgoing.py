@@ -141,7 +141,7 @@ def test_what_a_handler_makes_is_looked_at_before_it_leaves(tmp_path, monkeypatc
         return reply
 
     monkeypatch.setattr(wire, "update_reply", chatty)
-    reply = RealSite(tmp_path).answer(asked(), {})
+    reply = RealSite(tmp_path, 'mechanism = "none"\n').answer(asked("privacy.mechanism=none"), {})
     assert (code(reply), set(reply.content)) == ("refused", {"status"})
 
 

@@ -39,15 +39,6 @@ def read(monkeypatch) -> list[int]:
     return seen
 
 
-def test_an_honest_request_is_answered_and_charged(site):
-    """The attacks below fail for their own reasons, not because nothing works here."""
-    reply = site.answer(asked(), {})
-    assert code(reply) == "ok"
-    assert [(event.task, event.delta) for event in site.events] == [("surgery", 1e-4)]
-    assert certificate(site.ledger)["statement"]["n_delta"] == pytest.approx(120 * 1e-4)
-    assert set(reply.content) == {"status", "lora", "metrics"}
-
-
 @pytest.mark.slow
 def test_a_second_run_of_the_same_settings_is_planned_on_its_own(tmp_path):
     """It spends on top of the first, and its noise is solved for that."""
@@ -64,8 +55,9 @@ def test_a_second_run_of_the_same_settings_is_planned_on_its_own(tmp_path):
 
 
 def test_what_the_site_changes_in_its_file_makes_no_request_new(tmp_path):
-    """Asked again after its data have moved, it gives what it charged, and pays once."""
-    experiment = asked()
+    """Asked again after its data have moved, it gives what it charged, and pays once. The server
+    may ask for a smaller delta."""
+    experiment = asked("privacy.target_delta=1e-5")
     first = RealSite(tmp_path).answer(experiment, {})
     (tmp_path / "data").rename(tmp_path / "moved")
     moved = RealSite(tmp_path, data_lines='id_column = "text"\n')
@@ -75,6 +67,7 @@ def test_what_the_site_changes_in_its_file_makes_no_request_new(tmp_path):
     again = moved.answer(experiment, {})
     assert torch.equal(update(first), update(again))
     assert len(moved.events) == len(moved.ledger.plans()) == 1
+    assert moved.events[0].delta == pytest.approx(1e-5)
 
 
 @pytest.mark.slow
@@ -122,9 +115,14 @@ def test_every_record_is_read_at_most_once_a_step(site, read, monkeypatch):
     assert (site.events, read) == ([], [])
 
 
-def test_more_records_than_were_planned_are_not_read(site, read):
-    """The plan's rate and number of steps are those of so many records."""
-    assert code(site.answer(asked(), {})) == "ok"
+def test_an_honest_request_is_charged_and_more_records_than_were_planned_are_not_read(site, read):
+    """The plan's rate and number of steps are those of so many records; and the attacks fail for
+    their own reasons, not because nothing works here."""
+    reply = site.answer(asked(), {})
+    assert code(reply) == "ok"
+    assert [(event.task, event.delta) for event in site.events] == [("surgery", 1e-4)]
+    assert certificate(site.ledger)["statement"]["n_delta"] == pytest.approx(120 * 1e-4)
+    assert set(reply.content) == {"status", "lora", "metrics"}
     more = RealSite(site.folder, data={**site.data, "surgery": rows("surgery", 400)})
     from client.app import _runtime
 
@@ -186,11 +184,6 @@ def test_another_run_gets_an_answer_of_its_own(site, other, run):
         assert code(second) == "budget-spent"
 
 
-def test_the_server_may_ask_for_a_smaller_delta(site):
-    site.answer(asked("privacy.target_delta=1e-5"), {})
-    assert site.events[0].delta == pytest.approx(1e-5)
-
-
 @pytest.mark.parametrize("asks", slow_but(["0.9", "0.001"], "0.001"))
 def test_a_delta_that_is_large_for_the_number_of_records_is_refused(tmp_path, site, asks):
     """120 records: 0.001 of each is 0.12; a site that names it itself takes part."""
@@ -220,19 +213,11 @@ def test_unprotected_releases_are_in_the_ledger(tmp_path):
     assert "void" in statement["composed_over"]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (("adapter.rank=64",), "policy"),
-        (('adapter.target_modules=["0.attention.output.dense"]',), "policy"),
-        (("adapter.rank=16",), "ok"),
-    ],
-)
-def test_an_unprotected_update_carries_only_so_much(tmp_path, overrides, expected):
+def test_an_unprotected_update_carries_only_so_much(tmp_path):
     site = RealSite(tmp_path, policy='metrics = "none"\n')
-    experiment = asked(NONE, *overrides)
-    assert code(site.answer(experiment, {})) == expected
-    assert len(site.events) == (expected == "ok")
+    for more in ("adapter.rank=64", 'adapter.target_modules=["0.attention.output.dense"]'):
+        assert code(site.answer(asked(NONE, more), {})) == "policy"
+    assert site.events == []
 
 
 def test_an_unprotected_update_is_of_many_records_or_none(tmp_path):

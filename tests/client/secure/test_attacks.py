@@ -3,6 +3,7 @@ leaves that site out. Shown to work where sites mask an update as often as they 
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,9 +71,10 @@ class FirstRound:
         return self.keys.site(str(number))
 
 
-@pytest.fixture
-def first(tmp_path: Path, monkeypatch) -> FirstRound:
-    sites, totals, grids = make_sites(tmp_path), [], []
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory, one_model) -> FirstRound:
+    path = tmp_path_factory.mktemp("honest")
+    sites, totals, grids = make_sites(path), [], []
     total = SecureAggregation.unmask
 
     def noted(self, step, held):
@@ -85,16 +87,27 @@ def first(tmp_path: Path, monkeypatch) -> FirstRound:
             super().__init__(*arguments, **named)
             grids.append(self)
 
-    monkeypatch.setattr(SecureAggregation, "unmask", noted)
     experiment = asked_for()
-    ran = rounds(experiment, tmp_path / RUN, grid_of=grid_of(sites, Kept))
-    (record,) = (tmp_path / RUN / "secure").glob("*.round")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SecureAggregation, "unmask", noted)
+        ran = rounds(experiment, path / RUN, grid_of=grid_of(sites, Kept))
+    (record,) = (path / RUN / "secure").glob("*.round")
     held = ServerRound.from_bytes(record.read_bytes())
     layout = layout_of(experiment, ran.state.current, TRAINED, gradients=False, basis="")
-    keys = ChannelKeys(tmp_path / RUN / "secure" / "keys.json", RUN)
-    again = SiteGrid(make_app(), to_run_config(experiment), len(sites), sites=sites)
-    again.asked = grids[0].asked
-    return FirstRound(sites, ran, layout.decode(totals[0]), held, again, keys)
+    keys = ChannelKeys(path / RUN / "secure" / "keys.json", RUN)
+    return FirstRound(sites, ran, layout.decode(totals[0]), held, grids[0], keys)
+
+
+@pytest.fixture
+def first(honest: FirstRound, tmp_path: Path) -> FirstRound:
+    """After the honest round, with the sites' folders as it left them."""
+    sites = []
+    for site in honest.sites:
+        shutil.copytree(site.folder, tmp_path / site.name)
+        sites.append(replace(site, folder=tmp_path / site.name))
+    again = SiteGrid(make_app(), to_run_config(asked_for()), len(sites), sites=sites)
+    again.asked = dict(honest.grid.asked)
+    return replace(honest, sites=sites, grid=again)
 
 
 def asked(first: FirstRound, number: int, leg: str, content: RecordDict) -> Message:

@@ -53,8 +53,15 @@ def play(tmp_path: Path) -> Callable[..., Ran]:
     return run
 
 
-def test_sites_that_know_each_other_send_nothing_but_masked_vectors(sites, play):
-    ran = play(sites)
+def test_sites_that_know_each_other_send_nothing_but_masked_vectors(sites, play, monkeypatch):
+    """Of as many as policies and experiment ask for; rounding does not follow from the run's seed,
+    which is the server's word."""
+    drawn = []
+    monkeypatch.setattr("client.masked_input.seeded_numpy", lambda *given: drawn.append(given))
+    for site in sites:
+        site.write(pins(sites, site), OPEN + "min_cohort = 4\n")
+    ran = play(sites, "aggregation.min_cohort=4")
+    assert drawn == []
     assert ran.told("summed", "sites") == [4]
     assert {key.partition(".")[0] for key in ran.seen} == {"status", "secure", "metrics"}
     assert ran.told("client_failed", "client") == []
@@ -119,12 +126,6 @@ def test_a_site_whose_policy_asks_for_more_takes_no_part(sites, play, policy, as
     assert ran.told("summed", "sites") == [3]
     assert reason in north.errors()[0]
     assert not north.trained()
-
-
-def test_a_policy_that_asks_for_as_many_as_the_experiment_is_met(sites, play):
-    for site in sites:
-        site.write(pins(sites, site), OPEN + "min_cohort = 4\n")
-    assert play(sites, "aggregation.min_cohort=4").told("summed", "sites") == [4]
 
 
 @pytest.mark.parametrize("leg", ["mask", "confirm", "unmask"])
@@ -356,14 +357,6 @@ def test_a_run_of_another_name_is_not_announced_for(sites, tmp_path):
         (reply,) = grid.send_and_receive([Message(record, node, "query.announce")])
     assert reply.content["status"]["code"] == "refused"
     assert len(NAMES) == len(sites)
-
-
-def test_the_rounding_of_a_real_site_does_not_follow_from_the_runs_seed(sites, play, monkeypatch):
-    """The seed is the server's word."""
-    drawn = []
-    monkeypatch.setattr("client.masked_input.seeded_numpy", lambda *given: drawn.append(given))
-    assert play(sites).told("summed", "sites") == [4]
-    assert drawn == []
 
 
 def test_a_record_that_is_no_request_is_refused_and_changes_nothing(sites, play):
