@@ -36,7 +36,7 @@ def tiny_app(
     app = ClientApp()
     learning = SimpleNamespace(statistics=None)
     runtime = SimpleNamespace(
-        experiment=experiment, shapes=shapes, latest=Cache(), phase=lambda name: learning
+        experiment=experiment, shapes=shapes, latest=Cache(), phases={"learn": learning}
     )
 
     def read(message: Message, context: Context) -> ClientRequest:
