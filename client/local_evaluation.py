@@ -23,19 +23,7 @@ from deal_core.methods import is_class_incremental
 from deal_core.models import has_label_logits
 from deal_core.models.generating import GeneratingModel
 from deal_core.privacy.events import CLEAR_COUNTS, unprotected_event
-from deal_core.training.evaluation import (
-    AnswerSpace,
-    Scorer,
-    answer_space,
-    by_heads,
-    by_name,
-    by_names_told,
-    count_both,
-    count_correct,
-    finite_scores,
-    route,
-    text_shares,
-)
+from deal_core.training import evaluation as scoring
 from deal_core.training.loop import Cache, load_state
 from deal_core.training.text_overlap import TEXT_MEASURES, TextMeasure
 from deal_core.wire.records import CORRECT, CORRECT_ALL, EXAMPLES
@@ -98,11 +86,11 @@ def right_answers(
         load_state(runtime.model, state.view(state.place_of(task)))
         if learnt is None and task not in state.heads:
             measure = TEXT_MEASURES[runtime.experiment.data.measure(task)]
-            return count_correct(runtime.model, share.test, share.labels, measure), 0
+            return scoring.count_correct(runtime.model, share.test, share.labels, measure), 0
         spaces = {name: runtime.labels(name) for name in learnt or ()}
-        space = answer_space(task, share.labels, spaces)
+        space = scoring.answer_space(task, share.labels, spaces)
         score = _scorer(runtime, task, share, state, space, learnt)
-        return count_both(score, share.test, space)
+        return scoring.count_both(score, share.test, space)
 
     if not share.test:
         return 0, 0
@@ -133,17 +121,19 @@ def _routed(
         labels, items = runtime.labels(other), [share.test[place] for place in places]
         prompts = model.asked(items, labels, runtime.instruction(other))
         asked = [replace(p, right=right[n]) for p, n in zip(prompts, places, strict=True)]
-        score = by_name(model, asked, labels)
+        score = scoring.by_name(model, asked, labels)
         if labels and other in state.heads:
-            space, head = answer_space(other, labels, {}), {other: state.heads[other]}
-            score = by_heads(vectors[list(places)], space, head, score, weight)
+            space, head = scoring.answer_space(other, labels, {}), {other: state.heads[other]}
+            score = scoring.by_heads(vectors[list(places)], space, head, score, weight)
 
         def answer(batch: Sequence[int]) -> list[str]:
             if not labels:
                 return model.write([asked[k] for k in batch])
-            return [labels[place] for place in finite_scores(score, batch).argmax(1).tolist()]
+            return [
+                labels[place] for place in scoring.finite_scores(score, batch).argmax(1).tolist()
+            ]
 
-        return text_shares(answer, asked, measure)
+        return scoring.text_shares(answer, asked, measure)
 
     parts = state.view(state.place_of(task)).parts()
     changing = [each for each in parts if any(f.B.any() for f in each.layers.values())]
@@ -154,7 +144,7 @@ def _routed(
     if task not in heads:
         return math.fsum(told), 0.0
     found, elsewhere = list(told), dict[str, list[int]]()
-    for place, other in enumerate(route(vectors, heads)):
+    for place, other in enumerate(scoring.route(vectors, heads)):
         if other != task:
             elsewhere.setdefault(other, []).append(place)
     for other, places in elsewhere.items():
@@ -168,21 +158,21 @@ def _scorer(
     task: str,
     share: ClientTask,
     state: State,
-    space: AnswerSpace,
+    space: scoring.AnswerSpace,
     learnt: Sequence[str] | None,
-) -> Scorer:
+) -> scoring.Scorer:
     """Return scores by the names of labels; by heads where the task has one, with the names beside
     them if the method says so. A task that has been learnt and has none is answered by those of
     others where nobody tells the task, as by :class:`~deal_core.inference.predictor.Predictor`."""
-    names = by_name(runtime.model, share.test, [label for _, label in space.columns])
+    names = scoring.by_name(runtime.model, share.test, [label for _, label in space.columns])
     statistics, headless = runtime.statistics, task not in state.heads
     among_heads = task in (learnt or ()) and any(other in state.heads for other in learnt or ())
     if statistics is None or (headless and not among_heads):
         return names
     vectors = runtime.vectors(share, "test", statistics)
     weight = statistics.names_weight(runtime.model.has_label_logits)
-    scores = by_heads(vectors, space, state.heads, names, weight)
-    return by_names_told(names, scores, space) if headless else scores
+    scores = scoring.by_heads(vectors, space, state.heads, names, weight)
+    return scoring.by_names_told(names, scores, space) if headless else scores
 
 
 def verdict(granted: ClientRequest) -> bool:
@@ -234,8 +224,8 @@ def _routed_worse(runtime: ClientRuntime, client: int, state: State, new: Sequen
             continue
         held = replace(share, test=share.held, cache=Cache())
         vectors = runtime.vectors(held, "test", runtime.statistics)
-        own = route(vectors, state.heads).count(task)
-        own -= route(vectors, before).count(task) if before else 0
+        own = scoring.route(vectors, state.heads).count(task)
+        own -= scoring.route(vectors, before).count(task) if before else 0
         if -own > len(held.test) / 2 + math.sqrt(len(held.test)) / 2:
             return True
         gained += own

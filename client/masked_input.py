@@ -26,15 +26,8 @@ from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum import site_round
 from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.messages import MaskRequest
+from deal_core.wire import secure_layout
 from deal_core.wire.records import count_names
-from deal_core.wire.secure_layout import (
-    LOSS,
-    counts_layout,
-    layout_of,
-    loss_values,
-    statistics_layout,
-    within_bounds,
-)
 from deal_core.wire.tensors import EXACT
 
 
@@ -100,12 +93,12 @@ def maskable_update(granted: ClientRequest, message: Message) -> Maskable:
             statistics.shapes(statistics.classes(runtime.labels(task)), config.model)
             for task in tasks
         ]
-        layout = statistics_layout(config, shapes, basis)
+        layout = secure_layout.statistics_layout(config, shapes, basis)
     elif config.wire.dtype != EXACT:
         raise PayloadError(f"secure: wire.dtype '{config.wire.dtype}' is not summed")
     else:
         trained = frozenset(instruction.trained)
-        layout = layout_of(config, state.current, trained, at_server(config), basis)
+        layout = secure_layout.layout_of(config, state.current, trained, at_server(config), basis)
     return _maskable(granted, message, layout, place)
 
 
@@ -114,7 +107,9 @@ def maskable_counts(granted: ClientRequest, message: Message) -> Maskable:
     config, instruction = granted.runtime.experiment, granted.instruction
     basis = sum_terms(config, granted.client.asked.model.name, instruction, granted.state)
     names = count_names(is_class_incremental(config))
-    layout = counts_layout(names, len(instruction.tasks), config.federation.clients, basis)
+    layout = secure_layout.counts_layout(
+        names, len(instruction.tasks), config.federation.clients, basis
+    )
     return _maskable(granted, message, layout, f"evaluate {instruction.stage}")
 
 
@@ -149,7 +144,7 @@ def summed_arrays(
     start = to_arrays(granted.state.current)
     change = {key: np.asarray(each, np.float64) - start[key] for key, each in update.arrays.items()}
     bounds = {field.name: field.largest for field in layout.fields}
-    values = within_bounds(change, max(bounds[key] for key in change))
-    if LOSS not in bounds:
+    values = secure_layout.within_bounds(change, max(bounds[key] for key in change))
+    if secure_layout.LOSS not in bounds:
         return values
-    return {**values, **loss_values(update.figures.get("loss"))}
+    return {**values, **secure_layout.loss_values(update.figures.get("loss"))}

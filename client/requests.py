@@ -23,14 +23,7 @@ from client.secure_legs import secure_reply
 from client.state import forget, load_retained, save_retained, update_once
 from deal_core.config.experiment import counts_in_sum
 from deal_core.lora.adapter import Adapter, padded, zero_adapter
-from deal_core.lora.payload import (
-    HEADS,
-    LORA,
-    RESIDUAL,
-    RETAINED,
-    WORSE,
-    PayloadError,
-)
+from deal_core.lora.payload import HEADS, LORA, RESIDUAL, RETAINED, WORSE, PayloadError
 from deal_core.lora.state import State
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import figures_allowed

@@ -26,12 +26,7 @@ from deal_core.config.experiment import Experiment, fewest_in_sum, may_take_sums
 from deal_core.lora.payload import PayloadError
 from deal_core.secure_sum import site_round
 from deal_core.secure_sum.keys import Pins, fingerprint, site_of, site_of_fingerprint
-from deal_core.secure_sum.messages import (
-    ConfirmRequest,
-    ProtocolError,
-    UnmaskRequest,
-    UnpinnedPeer,
-)
+from deal_core.secure_sum.messages import ConfirmRequest, ProtocolError, UnmaskRequest, UnpinnedPeer
 from deal_core.secure_sum.site_state import SiteState, UsedUpdates, meet_peers, open_run
 from deal_core.secure_sum.terms import LEAST_SITES, SitePolicy
 from deal_core.wire.records import ANNOUNCEMENTS, NAMES, REPLY, REQUEST, RUN, SECURE

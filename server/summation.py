@@ -33,12 +33,7 @@ from deal_core.secure_sum.server_round import ServerRound
 from deal_core.training.hardware import threads
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import SECURE
-from deal_core.wire.secure_layout import (
-    EXAMPLES,
-    layout_of,
-    mean_loss,
-    without_loss,
-)
+from deal_core.wire.secure_layout import EXAMPLES, layout_of, mean_loss, without_loss
 from deal_core.wire.tensors import unpack
 from server import wire
 from server.clients import Clients, Sent

@@ -19,12 +19,7 @@ from deal_core.deal.interface import TaskDataset
 from deal_core.errors import UserError
 from deal_core.models.interface import Encoded
 from deal_core.privacy.ledger import Ledger
-from deal_core.privacy.policy import (
-    Policy,
-    default_delta,
-    figures_allowed,
-    require_delta,
-)
+from deal_core.privacy.policy import Policy, default_delta, figures_allowed, require_delta
 from deal_core.protection import make_mechanism
 from deal_core.wire.instruction import Instruction
 from server.results import read_results

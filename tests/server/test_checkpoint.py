@@ -9,14 +9,7 @@ import torch
 from deal_core.errors import UserError
 from deal_core.lora.state import State
 from server.folder import previous_checkpoint
-from server.run import (
-    VERSION,
-    Checkpoint,
-    History,
-    load_checkpoint,
-    load_latest,
-    save_checkpoint,
-)
+from server.run import VERSION, Checkpoint, History, load_checkpoint, load_latest, save_checkpoint
 
 SHAPES = {"first": (12, 20), "second": (30, 16)}
 

@@ -7,12 +7,7 @@ import pytest
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
-from server.measures import (
-    EVERYBODY,
-    clients_that_spend,
-    commit,
-    make_results,
-)
+from server.measures import EVERYBODY, clients_that_spend, commit, make_results
 from server.plan import Plan
 from server.results import (
     EARLIER,

@@ -30,14 +30,7 @@ from server.secure_aggregation import ChannelKeys, SecureAggregation
 from server.strategy import start_state
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from simulations.engines.worker_pool import assume_identity
-from tests.client.secure.sites import (
-    RUN,
-    SecureSite,
-    SiteGrid,
-    asked_for,
-    grid_of,
-    make_sites,
-)
+from tests.client.secure.sites import RUN, SecureSite, SiteGrid, asked_for, grid_of, make_sites
 from tests.simulations.run.secure_runs import Ran, rounds
 
 pytestmark = pytest.mark.usefixtures("one_model")

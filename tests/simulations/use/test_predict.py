@@ -112,7 +112,6 @@ def finished(experiment: Experiment, keeping: bool = False) -> EvaluationAnswers
         patch.setattr("server.strategy.found_worse", lambda *given: False)
         if keeping:
             patch.setattr("client.local_training.class_sums", kept)
-        patch.setattr("client.local_evaluation.count_both", answers.count_both)
         patch.setattr("deal_core.training.evaluation.count_both", answers.count_both)
         run_inprocess(experiment, lambda event: None)
     return answers
