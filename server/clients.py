@@ -171,11 +171,6 @@ class Sent:
     bytes: int = 0
     """Of all that is sent."""
 
-    @property
-    def bytes_down(self) -> float:
-        """What a client is sent, mean over the clients that are asked."""
-        return self.bytes / max(1, len(self.requests))
-
 
 @dataclass(frozen=True)
 class Clients:

@@ -166,7 +166,7 @@ class DealStrategy(Strategy):
         figures: dict[str, float | None] = {
             "aggregation_error": aggregate.error if aggregate else exact,
             "bytes_up": sum(sizes.values()) / max(1, len(sizes)),
-            "bytes_down": sent.bytes_down,
+            "bytes_down": sent.bytes / max(1, len(sent.requests)),
         }
         seconds = time.monotonic() - summation.started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
@@ -251,7 +251,7 @@ class DealStrategy(Strategy):
                 evaluation.hear(reply)
         history = evaluation.finish(self.history)
         if sent is not None:
-            figures = {"evaluation_bytes_down": sent.bytes_down}
+            figures = {"evaluation_bytes_down": sent.bytes / max(1, len(sent.requests))}
         seconds = time.monotonic() - evaluation.started
         self.history = history.appended("evaluate", seconds, **figures)
 
