@@ -21,8 +21,7 @@ from server.run import run
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
-from tests.server.mutations import COUNTS, INT8, MUTATIONS
-from tests.server.spoil import TEXT
+from tests.server.spoil import COUNTS, INT8, MUTATIONS, TEXT
 
 HASTE = 1e4
 """Silence lasts until the deadline."""
