@@ -38,6 +38,7 @@ from server.strategy import start_state
 from server.wire import packed
 from simulations.engines.worker_pool import assume_identity
 from tests.run_configs import placed
+from tests.sizes import TWO_LAYERS
 
 Row = tuple[str, str]
 """Text and label."""
@@ -86,7 +87,8 @@ class RealSite:
         (self.folder / "site.toml").write_text(
             '[site]\nname = "north"\n[server]\naddress = "127.0.0.1:1"\n'
             f'[data]\npath = "data"\n{ids}{self.data_lines}{table}\n'
-            f'[compute]\ndevice = "cpu"\nthreads = 1\n[policy]\n{self.policy}'
+            f'[compute]\ndevice = "cpu"\nthreads = 1\n[policy]\n'
+            f"{TWO_LAYERS.removeprefix('adapter.')}\n{self.policy}"
         )
 
     @property
@@ -207,6 +209,11 @@ def asked(*overrides: str, labels: Mapping[str, Sequence[str]] = LABELS) -> Expe
     tables = apply_overrides({}, given)
     tables["data"] = {**tables["data"], "labels": {t: list(names) for t, names in labels.items()}}
     return parse_experiment(tables, "test")
+
+
+def small(*overrides: str, labels: Mapping[str, Sequence[str]] = LABELS) -> Experiment:
+    """The same with two layers adapted, where it does not matter how many are."""
+    return asked(TWO_LAYERS, *overrides, labels=labels)
 
 
 def code(reply: Message) -> str:

@@ -10,7 +10,8 @@ from client.state import RoundStore
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from deal_core.privacy.ledger import Ledger
-from tests.client.real_site import RealSite, asked, code, start
+from tests.client.real_site import RealSite, code, start
+from tests.client.real_site import small as asked
 
 pytestmark = pytest.mark.usefixtures("one_model")
 

@@ -13,7 +13,8 @@ from client.app import _runtime
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import composed
 from deal_core.privacy.policy import Policy
-from tests.client.real_site import LABELS, RealSite, asked, code, start
+from tests.client.real_site import LABELS, RealSite, code, start
+from tests.client.real_site import small as asked
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")

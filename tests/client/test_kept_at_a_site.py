@@ -14,7 +14,8 @@ from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from deal_core.methods import make_method
 from deal_core.randomness import seeded
-from tests.client.real_site import LABELS, RealSite, asked, code, rows, start, update
+from tests.client.real_site import LABELS, RealSite, code, rows, start, update
+from tests.client.real_site import small as asked
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")

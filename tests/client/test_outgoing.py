@@ -9,7 +9,8 @@ from client import requests as wire
 from client.egress import FIELDS, check_reply
 from deal_core.lora.payload import PayloadError
 from simulations.engines.worker_pool import assume_identity
-from tests.client.real_site import LABELS, RealSite, asked, code
+from tests.client.real_site import LABELS, RealSite, code
+from tests.client.real_site import small as asked
 
 KEY = "base_model.model.layer.lora_B.weight"
 SUMS = Array(np.zeros(4))

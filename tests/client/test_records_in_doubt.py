@@ -7,7 +7,8 @@ import torch
 
 from deal_core.privacy import record as record_mechanism
 from deal_core.privacy.dpsgd import PrivateGradients
-from tests.client.real_site import LABELS, RealSite, asked, code, rows, start
+from tests.client.real_site import LABELS, RealSite, code, rows, start
+from tests.client.real_site import small as asked
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")

@@ -14,7 +14,8 @@ from deal_core.privacy import record as record_mechanism
 from deal_core.privacy.certificate import certificate, check_certificate
 from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import composed
-from tests.client.real_site import LABELS, RealSite, asked, code, rows, update
+from tests.client.real_site import LABELS, RealSite, code, rows, update
+from tests.client.real_site import small as asked
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
