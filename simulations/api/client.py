@@ -170,6 +170,7 @@ class DealClient(ClientApp):
 
     def _site_rows(self, client: Client) -> Mapping[str, Any]:
         """The rows that a site can use; how many it cannot is in its log."""
+        assert client.file is not None
         found, left_out = usable(self.rows, client.experiment.data)
         for task, number in left_out.items():
             write_log(client.file, "rows_left_out", task=task, rows=number)
