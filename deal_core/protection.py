@@ -171,16 +171,9 @@ def check_steps_at_server(experiment: Experiment) -> None:
     if not at_server(experiment):
         return
     shares_of(experiment)
-    wrong = [f'train.step = "server": {cure}' for bad, cure in _step_conditions(experiment) if bad]
-    if wrong:
-        raise UserError(*wrong)
-
-
-def _step_conditions(experiment: Experiment) -> list[tuple[bool, str]]:
-    """Whether something is wrong, and what to do about it."""
     method, federation = experiment.method, experiment.federation
     sums = sums_in_place_of_steps(experiment) is not None
-    return [
+    cures = [
         (
             not experiment.aggregation.secure,
             "gradients are added up before anybody sees them; set aggregation.secure to true",
@@ -218,6 +211,9 @@ def _step_conditions(experiment: Experiment) -> list[tuple[bool, str]]:
             "sequential, and method.update.lambda1 and lambda2 to 0; or method.name to prototype",
         ),
     ]
+    wrong = [f'train.step = "server": {cure}' for bad, cure in cures if bad]
+    if wrong:
+        raise UserError(*wrong)
 
 
 def run_schedule(experiment: Experiment, records: Mapping[str, int]) -> RunSchedule:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
 
 from deal_core.aggregation.rule import (
     BOTH,
@@ -156,7 +155,7 @@ def rounded(adapter: Adapter) -> Adapter:
     return Adapter(layers, adapter.scaling)
 
 
-class OneFactorRound:
+class _OneFactor:
     """``B = sum_i p_i B_i``, ``A`` unchanged: exact, linear, half the bytes; or the reverse.
 
     The other factor is common to all clients, so the mean is exact: ``sum_i p_i s B_i A =
@@ -164,48 +163,40 @@ class OneFactorRound:
     the float64 sum, so the error needs no sketch. What it costs is capacity: the update stays in
     the row space of the first ``A`` (the column space of ``B``). Constant memory, a pass over the
     bytes per client. Source: Sun et al., ICLR 2024, arXiv 2403.12313 (FFA-LoRA).
-
-    ``factor`` is trained; ``finish``: from the exact mean adapter, whose trained factor is float64,
-    to the next current one.
     """
 
-    def __init__(
-        self, before: Adapter, factor: str, finish: Callable[[Adapter], Adapter] = rounded
-    ) -> None:
-        self._before, self._factor, self._finish = before, factor, finish
+    def __init__(self, before: Adapter, factor: str) -> None:
+        self._before, self._factor = before, factor
         self._mean = FactorMean()
 
     def add(self, update: ClientUpdate) -> None:
-        """See :class:`~deal_core.aggregation.rule.Aggregation`."""
         check_update(update, self._before, frozenset({self._factor}), mixed_ranks=False)
         factors = [update.adapter.layers[name] for name in self._before.layers]
         trained = [f.B if self._factor == LORA_B else f.A for f in factors]
         self._mean.add(trained, update.weight)
 
     def finish(self) -> Aggregate:
-        """See :class:`~deal_core.aggregation.rule.Aggregation`."""
-        ideal = self._replaced(dict(zip(self._before.layers, self._mean.mean(), strict=True)))
-        current = self._finish(ideal)
-        return Aggregate(current, None, relative_difference(current, ideal))
-
-    def _replaced(self, mean: Mapping[str, Tensor]) -> Adapter:
         on_b = self._factor == LORA_B
         layers = {
-            name: LoraFactors(start.A, mean[name]) if on_b else LoraFactors(mean[name], start.B)
-            for name, start in self._before.layers.items()
+            name: LoraFactors(start.A, mean) if on_b else LoraFactors(mean, start.B)
+            for (name, start), mean in zip(
+                self._before.layers.items(), self._mean.mean(), strict=True
+            )
         }
-        return Adapter(layers, self._before.scaling)
+        ideal = Adapter(layers, self._before.scaling)
+        current = rounded(ideal)
+        return Aggregate(current, None, relative_difference(current, ideal))
 
 
 AGGREGATION_RULES: dict[str, Rule] = {
     "fedit": Rule(BOTH, _FedIt),
-    "ffa": Rule(frozenset({LORA_B}), lambda before: OneFactorRound(before, LORA_B)),
+    "ffa": Rule(frozenset({LORA_B}), lambda before: _OneFactor(before, LORA_B)),
     "flora": Rule(BOTH, _Flora, mixed_ranks=True),
     "fedex": Rule(BOTH, _FedEx),
 }
 """``aggregation.rule`` to rule. Inexact: ``fedit``."""
 RULES_OF_KINDS: dict[str, Rule] = {
-    "ffa-a": Rule(frozenset({LORA_A}), lambda before: OneFactorRound(before, LORA_A)),
+    "ffa-a": Rule(frozenset({LORA_A}), lambda before: _OneFactor(before, LORA_A)),
 }
 """Name to rule of kinds of adapter that have one of their own (``adapter.kind``)."""
 MEANS_OF_FACTORS = frozenset({"fedit", "ffa", "ffa-a"})
@@ -249,9 +240,11 @@ def residual_of(spectra: Mapping[str, Spectrum]) -> Adapter | None:
 def starting_adapter(current: Adapter, rank: int, scaling: float) -> Adapter:
     """Return what a client of its own rank starts from: the best ``rank`` part of ``current``.
 
-    As FlexLoRA redistributes (Bai et al., NeurIPS 2024, arXiv 2402.11505), on factors. ``A`` has
-    orthonormal rows; where ``current`` has fewer directions than ``rank`` (zero of them in a new
-    adapter), rows of ``current.A`` with zero columns of ``B`` fill up.
+    As FlexLoRA redistributes (Bai et al., NeurIPS 2024, arXiv 2402.11505), on factors:
+    ``A = Vh[:r]`` has orthonormal rows, and ``B = U[:, :r] diag(S[:r]) / scaling``. The singular
+    values go to ``B`` whole: were they shared, a new adapter (``S = 0``) would have ``A = B = 0``
+    and never learn. Where ``current`` has fewer directions than ``rank``, rows of ``current.A``
+    with zero columns of ``B`` fill up: exact, and still trainable. Float32.
 
     ``rank`` is the client's ``r_i`` (the server's own: the same product), and ``scaling`` its
     ``lora_alpha / r_i``.
@@ -263,22 +256,9 @@ def starting_adapter(current: Adapter, rank: int, scaling: float) -> Adapter:
         raise ValueError(f"client rank {rank}: the server's adapter has rank {current.rank}")
     layers = {}
     for name, factors in current.layers.items():
-        parts = strong_part(spectrum(factors, current.scaling), NEGLIGIBLE)
-        layers[name] = orthonormal(parts, scaling, LoraFactors(factors.A[:rank], factors.B))
+        held = head(strong_part(spectrum(factors, current.scaling), NEGLIGIBLE), rank)
+        missing = rank - held.S.numel()
+        left = held.U * (held.S / scaling)
+        a = torch.cat([held.Vh.float(), factors.A[rank - missing : rank].float()])
+        layers[name] = LoraFactors(a, torch.nn.functional.pad(left, (0, missing)).float())
     return Adapter(layers, scaling)
-
-
-def orthonormal(parts: Spectrum, scaling: float, start: LoraFactors) -> LoraFactors:
-    """Return factors of ``start``'s rank ``r`` with orthonormal rows in ``A``, float32.
-
-    ``A = Vh[:r]``, ``B = U[:, :r] diag(S[:r]) / scaling``, so that ``scaling * B A`` is the best
-    rank-``r`` part. The singular values go to ``B`` whole: were they shared, a new adapter
-    (``S = 0``) would have ``A = B = 0`` and never learn. Directions that the spectrum lacks
-    keep the rows of ``start.A`` and get a zero column in ``B``: exact, and still trainable.
-    """
-    rank = start.A.shape[0]
-    held = head(parts, rank)
-    missing = rank - held.S.numel()
-    left = held.U * (held.S / scaling)
-    a = torch.cat([held.Vh.float(), start.A[rank - missing :].float()])
-    return LoraFactors(a, torch.nn.functional.pad(left, (0, missing)).float())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -292,11 +293,6 @@ class Kept:
         return kept
 
 
-_adapters: dict[type[Kept], TypeAdapter[Any]] = {}
-
-
+@cache
 def _adapter(kind: type[Kept]) -> TypeAdapter[Any]:
-    """Return what reads and writes records of a kind; made once."""
-    if kind not in _adapters:
-        _adapters[kind] = TypeAdapter(kind)
-    return _adapters[kind]
+    return TypeAdapter(kind)

@@ -14,18 +14,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from deal_core.secure_sum.keys import (
-    Words,
-    add_masks,
-    commitment,
-    fingerprint,
-    mask_private_key,
-    pair_mask_key,
-    public_half,
-    ring_type,
-    self_mask_key,
-    usable,
-)
+from deal_core.secure_sum import keys
+from deal_core.secure_sum.keys import Words, fingerprint
 from deal_core.secure_sum.messages import (
     BelowThreshold,
     Confirmed,
@@ -81,7 +71,7 @@ def add_prepared(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
     position, message = held.terms.position(site), Prepared.from_bytes(reply)
     others = len(held.terms.cohort) - 1
     _check_reply(held, site, message, len(message.encrypted_shares), others)
-    if not usable(message.mask_key):
+    if not keys.usable(message.mask_key):
         raise ProtocolError(f"the mask key of site {fingerprint(site)} is no X25519 key", site)
     if _is_known(site, message, held.prepared.get(position), held.members is None):
         return held
@@ -115,7 +105,7 @@ def add_masked(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
     if own in held.masked or _is_known(site, message, None, held.survivors is None):
         return held
     total, more = (
-        np.frombuffer(w, ring_type(held.terms.bits)) for w in (held.total, message.words)
+        np.frombuffer(w, keys.ring_type(held.terms.bits)) for w in (held.total, message.words)
     )
     masked = tuple(sorted((*held.masked, own)))
     return replace(held, total=(total + more).tobytes(), masked=masked)
@@ -200,8 +190,8 @@ def unmasked_sum(held: ServerRound) -> Words:
                 raise
             continue
         break
-    total = np.frombuffer(held.total, ring_type(held.terms.bits)).copy()
-    add_masks(total, taken, added)
+    total = np.frombuffer(held.total, keys.ring_type(held.terms.bits)).copy()
+    keys.add_masks(total, taken, added)
     return total
 
 
@@ -215,14 +205,14 @@ def _mask_keys(held: ServerRound, answers: Sequence[int]) -> tuple[list[bytes], 
         prepared = held.prepared[member]
         seed = combine(weights, [held.unmasked[at].shares[place] for at in answers])
         if member in survivors:
-            _check_secret(held, member, commitment(seed, context) == prepared.commitment)
-            added.append(self_mask_key(seed, context))
+            _check_secret(held, member, keys.commitment(seed, context) == prepared.commitment)
+            added.append(keys.self_mask_key(seed, context))
             continue
-        private = mask_private_key(seed, context)
-        _check_secret(held, member, public_half(private) == prepared.mask_key)
+        private = keys.mask_private_key(seed, context)
+        _check_secret(held, member, keys.public_half(private) == prepared.mask_key)
         for survivor in survivors:
             public = held.prepared[survivor].mask_key
-            key = pair_mask_key(private, public, context, member, survivor)
+            key = keys.pair_mask_key(private, public, context, member, survivor)
             (added if survivor < member else taken).append(key)
     return added, taken
 

@@ -10,21 +10,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hmac import compare_digest
 
-from deal_core.secure_sum.keys import (
-    add_masks,
-    agreement_tag,
-    commitment,
-    decrypt_shares,
-    encrypt_shares,
-    fingerprint,
-    mask_private_key,
-    pair_mask_key,
-    public_half,
-    self_mask_key,
-)
+from deal_core.secure_sum import keys
+from deal_core.secure_sum.keys import fingerprint
 from deal_core.secure_sum.layout import Encoded
 from deal_core.secure_sum.messages import (
     BelowThreshold,
@@ -39,15 +29,18 @@ from deal_core.secure_sum.messages import (
     positions_from,
 )
 from deal_core.secure_sum.shamir import SECRET_BYTES, split
-from deal_core.secure_sum.site_state import (
-    Answer,
-    SiteRound,
-    SiteState,
-    answer,
-    check_turn,
-    stored_reply,
-)
+from deal_core.secure_sum.site_state import Answered, SiteRound, SiteState
 from deal_core.secure_sum.terms import RoundTerms, SitePolicy
+
+LEGS = ("prepare", "mask", "confirm", "unmask")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The state to keep, and then the reply to send."""
+
+    state: SiteState
+    reply: bytes
 
 
 def prepare(
@@ -75,18 +68,18 @@ def prepare(
     _check_new_round(state, terms)
     own, context, sites = terms.position(state.site), terms.context, len(terms.cohort)
     mask_seed, self_seed = random_bytes(SECRET_BYTES), random_bytes(SECRET_BYTES)
-    mask_key = public_half(mask_private_key(mask_seed, context))
+    mask_key = keys.public_half(keys.mask_private_key(mask_seed, context))
     of_mask_seed = split(mask_seed, terms.threshold, sites, random_bytes)
     of_self_seed = split(self_seed, terms.threshold, sites, random_bytes)
     shares = [first + second for first, second in zip(of_mask_seed, of_self_seed, strict=True)]
     encrypted = tuple(
-        encrypt_shares(state.channel(peer), context, own, position, mask_key, shares[position])
+        keys.encrypt_shares(state.channel(peer), context, own, position, mask_key, shares[position])
         for position, peer in enumerate(terms.cohort)
         if position != own
     )
-    prepared = Prepared(context, mask_key, commitment(self_seed, context), encrypted)
+    prepared = Prepared(context, mask_key, keys.commitment(self_seed, context), encrypted)
     fresh = SiteRound(terms, mask_seed, self_seed, shares[own])
-    return answer(state, fresh, "prepare", request, prepared.to_bytes())
+    return _answer(state, fresh, "prepare", request, prepared.to_bytes())
 
 
 def require_maskable(state: SiteState, request: bytes) -> None:
@@ -125,11 +118,11 @@ def mask(state: SiteState, request: bytes, encoded: Encoded) -> Answer:
     own, words = terms.position(state.site), encoded.words.copy()
     later = [key for peer, key in pairs.items() if peer > own]
     earlier = [key for peer, key in pairs.items() if peer < own]
-    add_masks(words, [self_mask_key(current.self_seed, terms.context), *later], earlier)
+    keys.add_masks(words, [keys.self_mask_key(current.self_seed, terms.context), *later], earlier)
     shares = tuple(share for _, share in sorted(opened.items()))
     changed = replace(current, mask_seed=b"", self_seed=b"", own_shares=b"", shares=shares)
     reply = Masked(terms.context, words.tobytes()).to_bytes()
-    return answer(state, changed, "mask", request, reply)
+    return _answer(state, changed, "mask", request, reply)
 
 
 def confirm(state: SiteState, request: bytes) -> Answer:
@@ -144,16 +137,16 @@ def confirm(state: SiteState, request: bytes) -> Answer:
         return Answer(state, reply)
     message = ConfirmRequest.from_bytes(request)
     current = state.round_of(message.context)
-    check_turn(current, "confirm")
+    _check_turn(current, "confirm")
     terms, own = current.terms, current.terms.position(state.site)
     others = [peer for peer in _checked_survivors(current, message.survivors, own) if peer != own]
     channels = [state.channel(terms.cohort[peer]) for peer in others]
     tags = tuple(
-        agreement_tag(channel, terms.context, own, peer, message.survivors)
+        keys.agreement_tag(channel, terms.context, own, peer, message.survivors)
         for peer, channel in zip(others, channels, strict=True)
     )
     changed = replace(current, survivors=message.survivors)
-    return answer(state, changed, "confirm", request, Confirmed(terms.context, tags).to_bytes())
+    return _answer(state, changed, "confirm", request, Confirmed(terms.context, tags).to_bytes())
 
 
 def unmask(state: SiteState, request: bytes) -> Answer:
@@ -172,7 +165,7 @@ def unmask(state: SiteState, request: bytes) -> Answer:
         return Answer(state, reply)
     message = UnmaskRequest.from_bytes(request)
     current = state.round_of(message.context)
-    check_turn(current, "unmask")
+    _check_turn(current, "unmask")
     terms, own = current.terms, current.terms.position(state.site)
     survivors = _checked_survivors(current, message.survivors, own)
     _check_agreement(state, current, message, own)
@@ -181,7 +174,37 @@ def unmask(state: SiteState, request: bytes) -> Answer:
         for position, both in zip(_members(current), current.shares, strict=True)
     )
     changed = replace(current, shares=(), survivors=message.survivors)
-    return answer(state, changed, "unmask", request, Unmasked(terms.context, revealed).to_bytes())
+    return _answer(state, changed, "unmask", request, Unmasked(terms.context, revealed).to_bytes())
+
+
+def stored_reply(state: SiteState, leg: str, request: bytes) -> bytes | None:
+    """Return the reply that this very request has had in this leg; None: it is new."""
+    for each in state.rounds:
+        for answered in each.answered:
+            if (answered.leg, answered.request) == (leg, request):
+                return answered.reply
+    return None
+
+
+def _check_turn(current: SiteRound, leg: str) -> None:
+    """Accept a new request of a leg whose turn it is.
+
+    Raises:
+        ProtocolError: the leg is over, or comes later.
+    """
+    number, done = current.terms.number, len(current.answered)
+    if leg in LEGS[:done]:
+        raise ProtocolError(
+            f"round {number}: this site has answered another request to {leg}, and answers one"
+        )
+    if LEGS[done] != leg:
+        raise ProtocolError(f"round {number}: {LEGS[done]} comes before {leg}")
+
+
+def _answer(state: SiteState, changed: SiteRound, leg: str, request: bytes, reply: bytes) -> Answer:
+    """Return the state in which a leg of this round is over."""
+    answered = (*changed.answered, Answered(leg, request, reply))
+    return Answer(state.with_round(replace(changed, answered=answered)), reply)
 
 
 def _check_new_round(state: SiteState, terms: RoundTerms) -> None:
@@ -236,7 +259,7 @@ def _check_agreement(
     told = 1
     for position, tag in zip(confirmers, message.tags, strict=True):
         channel = state.channel(terms.cohort[position])
-        expected = agreement_tag(channel, terms.context, position, own, message.survivors)
+        expected = keys.agreement_tag(channel, terms.context, position, own, message.survivors)
         told += compare_digest(tag, expected)
     if told < terms.threshold:
         raise BelowThreshold(
@@ -256,22 +279,24 @@ def _opened(
     """
     message = MaskRequest.from_bytes(request)
     current = state.round_of(message.context)
-    check_turn(current, "mask")
+    _check_turn(current, "mask")
     terms, own = current.terms, current.terms.position(state.site)
     members = positions_from(message.members, len(terms.cohort))
     _check_enough(terms, members, own, "prepared")
     peers = [position for position in members if position != own]
     if not len(peers) == len(message.mask_keys) == len(message.encrypted_shares):
         raise ProtocolError("a mask request has not one key and the shares of each member")
-    private = mask_private_key(current.mask_seed, terms.context)
+    private = keys.mask_private_key(current.mask_seed, terms.context)
     pairs, shares = dict[int, bytes](), {own: current.own_shares}
     received = zip(peers, message.mask_keys, message.encrypted_shares, strict=True)
     for position, key, encrypted in received:
         peer = terms.cohort[position]
         try:
             channel = state.channel(peer)
-            shares[position] = decrypt_shares(channel, terms.context, position, own, key, encrypted)
-            pairs[position] = pair_mask_key(private, key, terms.context, own, position)
+            shares[position] = keys.decrypt_shares(
+                channel, terms.context, position, own, key, encrypted
+            )
+            pairs[position] = keys.pair_mask_key(private, key, terms.context, own, position)
         except ProtocolError as error:
             raise ProtocolError(f"site {fingerprint(peer)}: {error}", peer) from None
     return replace(current, members=message.members), pairs, shares

@@ -27,8 +27,6 @@ from deal_core.secure_sum.keys import (
 from deal_core.secure_sum.messages import KEY_BYTES, Kept, ProtocolError, UsedUpdate
 from deal_core.secure_sum.terms import RoundTerms
 
-LEGS = ("prepare", "mask", "confirm", "unmask")
-
 
 @dataclass(frozen=True)
 class Answered:
@@ -153,44 +151,6 @@ def channel_key(state: SiteState, peer: bytes, public: bytes) -> bytes:
     ends = sorted([(state.site, public_half(state.channel_private)), (peer, public)])
     secret = shared_secret(state.channel_private, public)
     return derive(secret, "channel", state.run.encode(), *(part for end in ends for part in end))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The state to keep, and then the reply to send."""
-
-    state: SiteState
-    reply: bytes
-
-
-def stored_reply(state: SiteState, leg: str, request: bytes) -> bytes | None:
-    """Return the reply that this very request has had in this leg; None: it is new."""
-    for each in state.rounds:
-        for answered in each.answered:
-            if (answered.leg, answered.request) == (leg, request):
-                return answered.reply
-    return None
-
-
-def check_turn(current: SiteRound, leg: str) -> None:
-    """Accept a new request of a leg whose turn it is.
-
-    Raises:
-        ProtocolError: the leg is over, or comes later.
-    """
-    number, done = current.terms.number, len(current.answered)
-    if leg in LEGS[:done]:
-        raise ProtocolError(
-            f"round {number}: this site has answered another request to {leg}, and answers one"
-        )
-    if LEGS[done] != leg:
-        raise ProtocolError(f"round {number}: {LEGS[done]} comes before {leg}")
-
-
-def answer(state: SiteState, changed: SiteRound, leg: str, request: bytes, reply: bytes) -> Answer:
-    """Return the state in which a leg of this round is over."""
-    answered = (*changed.answered, Answered(leg, request, reply))
-    return Answer(state.with_round(replace(changed, answered=answered)), reply)
 
 
 @dataclass(frozen=True)

@@ -146,21 +146,6 @@ def load_state(model: LanguageModel, state: State) -> None:
     write(model.module, state.current)
 
 
-def train(
-    model: LanguageModel,
-    objective: Objective,
-    data: Sequence[Encoded],
-    trained: frozenset[str],
-    epochs: int,
-    config: TrainConfig,
-    generator: torch.Generator,
-) -> TrainReport:
-    """Return the report of ``epochs`` of :func:`run_local_steps` on ordinary gradients, in an order
-    that the generator draws. Without data nothing happens."""
-    gradients = NonPrivateGradients(data, epochs, config, generator)
-    return run_local_steps(model, objective, gradients, trained, config)
-
-
 def run_local_steps(
     model: LanguageModel,
     objective: Objective,

@@ -18,7 +18,13 @@ from deal_core.methods import METHODS, make_method
 from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
-from deal_core.training.loop import Cache, Objective, load_state, train
+from deal_core.training.loop import (
+    Cache,
+    NonPrivateGradients,
+    Objective,
+    load_state,
+    run_local_steps,
+)
 
 FACTORS = ("lora_A", "lora_B")
 SHAPES = {"first": (40, 50), "second": (60, 40)}
@@ -229,7 +235,8 @@ def test_equal_seeds_give_equal_updates_of_the_factors_that_learn(minilm, name, 
     for _ in range(2):
         objective, data = second_task(minilm, name)
         before = read(minilm.module)
-        report = train(minilm, objective, data, frozenset(trained), 2, TrainConfig(), seeded(0))
+        gradients = NonPrivateGradients(data, 2, TrainConfig(), seeded(0))
+        report = run_local_steps(minilm, objective, gradients, frozenset(trained), TrainConfig())
         after.append(read(minilm.module))
         assert report.steps == 2
     for layer, f in after[0].layers.items():

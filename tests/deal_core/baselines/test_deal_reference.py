@@ -35,7 +35,13 @@ from deal_core.lora.attach import CURRENT, factors_in, lora_layers, read, set_tr
 from deal_core.lora.payload import PREFIX, factor_of
 from deal_core.lora.state import State, start_of
 from deal_core.randomness import seeded
-from deal_core.training.loop import Cache, load_state, mean_gradient, train
+from deal_core.training.loop import (
+    Cache,
+    NonPrivateGradients,
+    load_state,
+    mean_gradient,
+    run_local_steps,
+)
 
 LABELS = ("Anatomy", "Surgery")
 DATA = [
@@ -87,7 +93,8 @@ def one_round(
     """The state that an average over one client is."""
     built = objective(minilm, state, round_state, **keys)
     config = TrainConfig(batch_size=2)
-    train(minilm, built, data(minilm), trained, epochs, config, seeded("train"))
+    gradients = NonPrivateGradients(data(minilm), epochs, config, seeded("train"))
+    run_local_steps(minilm, built, gradients, trained, config)
     return replace(state, current=read(minilm.module))
 
 

@@ -8,7 +8,8 @@ import pytest
 from deal_core.secure_sum import server_round, site_round
 from deal_core.secure_sum.messages import ProtocolError, UsedUpdate
 from deal_core.secure_sum.server_round import ServerRound, unmasked_sum
-from deal_core.secure_sum.site_state import SiteState, UsedUpdates, stored_reply
+from deal_core.secure_sum.site_round import stored_reply
+from deal_core.secure_sum.site_state import SiteState, UsedUpdates
 from deal_core.secure_sum.terms import SitePolicy
 from tests.deal_core.secure_sum.rounds import (
     LEGS,
