@@ -29,13 +29,7 @@ from typing import Any
 
 from deal_core.atomic_write import atomic_write
 from deal_core.errors import UserError
-from deal_core.privacy.events import (
-    RECORD,
-    Budget,
-    LedgerEvent,
-    require_standing,
-    require_within,
-)
+from deal_core.privacy.events import RECORD, Budget, LedgerEvent, require_standing, require_within
 
 FILE = "ledger.sqlite"
 LOOK = "see who may enter and write the folder, and that the disk has room"

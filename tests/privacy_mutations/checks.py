@@ -24,38 +24,18 @@ from deal_core.lora.attach import learning_factors, set_trainable
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy import dpsgd
 from deal_core.privacy import noise as noise_module
-from deal_core.privacy.dpsgd import (
-    Groups,
-    PrivateGradients,
-    clipped_gradients,
-    require_sampled,
-)
-from deal_core.privacy.interface import (
-    LocalUpdate,
-    RecordId,
-    Site,
-    UpdateRequest,
-)
+from deal_core.privacy.dpsgd import PrivateGradients, clipped_gradients, require_sampled
+from deal_core.privacy.interface import LocalUpdate, RecordId, Site, UpdateRequest
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import BudgetSpent, OutsidePlan
 from deal_core.protection import make_mechanism
 from deal_core.randomness import seeded
 from deal_core.training.loop import run_local_steps
-from tests.deal_core.privacy.silence import Silence
+from tests.deal_core.privacy.record_requests import ask
+from tests.deal_core.privacy.steps import LABELS, Silence, dealt, gradients, texts
 
-LABELS = ["red", "green", "blue"]
 B_ONLY = frozenset({"lora_B"})
 RECORDS = 48
-
-
-def texts(count: int = RECORDS) -> list[Encoded]:
-    """Short texts of different lengths over the tiny model's words."""
-    generator = seeded("mutation texts")
-    lengths = torch.randint(3, 9, (count,), generator=generator).tolist()
-    return [
-        Encoded((1, *torch.randint(3, 20, (n,), generator=generator).tolist()), i % 3)
-        for i, n in enumerate(lengths)
-    ]
 
 
 ROUNDED = 1 + 1e-5
@@ -63,22 +43,15 @@ ROUNDED = 1 + 1e-5
 
 
 def source(data: Sequence[Encoded], noise: object, **changes: object) -> PrivateGradients:
-    """Private gradients as the mechanism makes them."""
-    given = {
-        "sample_rate": 0.25,
-        "noise_multiplier": 1.3,
-        "max_grad_norm": 0.7,
-        "steps": 40,
-        "expected_batch": 12,
-    }
-    ids = [RecordId("task", row) for row in range(len(data))]
-    return PrivateGradients(data=data, record_ids=ids, noise=noise, **{**given, **changes})
+    """Private gradients of 40 steps, of a quarter of the records in the mean."""
+    given = {"sample_rate": 0.25, "steps": 40, "expected_batch": 12}
+    return gradients(data, noise, **{**given, **changes})
 
 
-def released(model: LanguageModel, gradients: PrivateGradients, batch: list[int]) -> dict:
+def released(model: LanguageModel, steps: PrivateGradients, batch: list[int]) -> dict:
     """What a step hands to the optimiser, by factor, float64."""
     set_trainable(model.module, B_ONLY)
-    gradients.accumulate(model.module, Plain(model, LABELS, gradients.data), batch)
+    steps.accumulate(model.module, Plain(model, LABELS, steps.data), batch)
     factors = learning_factors(model.module)
     taken = {name: factor.grad.double().clone() for name, factor in factors.items()}
     for factor in factors.values():
@@ -94,19 +67,16 @@ def check_rate_of_every_step(model: LanguageModel) -> None:
     """A training takes, in each of its steps, a sample of the rate that is charged."""
     sizes: list[list[int]] = []
     for repeat in range(4):
-        noise = noise_module.SeededNoise(seeded("rate", repeat))
-        gradients = source(texts(), noise)
+        steps = source(texts(RECORDS), noise_module.SeededNoise(seeded("rate", repeat)))
         taken: list[int] = []
 
         def counted(module, objective, examples, *rest, taken=taken):
             taken.append(len(examples))
-            return clipped_gradients(module, objective, examples[:1], *rest)  # one tells no less
+            return clipped_gradients(module, objective, examples[:0], *rest)  # none tells no less
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dpsgd, "clipped_gradients", counted)
-            run_local_steps(
-                model, Plain(model, LABELS, gradients.data), gradients, B_ONLY, TrainConfig()
-            )
+            run_local_steps(model, Plain(model, LABELS, steps.data), steps, B_ONLY, TrainConfig())
         sizes.append(taken)
     drawn = np.array(sizes, float)
     assert drawn.shape == (4, 40)
@@ -118,14 +88,14 @@ def check_rate_of_every_step(model: LanguageModel) -> None:
 
 def check_neighbours(model: LanguageModel) -> None:
     """One record among many moves the sum by at most the clipping bound, exactly."""
-    data = texts(20)
+    data, everybody = texts(12), list(range(12))
     alone = source(data, Silence(), max_grad_norm=10.0, expected_batch=1)
-    norms = sorted(float(flat(released(model, alone, [i])).norm()) for i in range(20))
-    for bound in (norms[0] / 10, norms[10], 2 * norms[-1]):
+    norms = sorted(float(flat(released(model, alone, [i])).norm()) for i in everybody)
+    for bound in (norms[0] / 10, norms[6], 2 * norms[-1]):
         quiet = source(data, Silence(), max_grad_norm=bound, expected_batch=1, sample_rate=1.0)
-        whole = flat(released(model, quiet, list(range(20))))
-        for left_out in range(0, 20, 3):
-            batch = [i for i in range(20) if i != left_out]
+        whole = flat(released(model, quiet, everybody))
+        for left_out in range(0, 12, 4):
+            batch = [i for i in everybody if i != left_out]
             without = flat(released(model, quiet, batch))
             assert float((whole - without).norm()) <= bound * ROUNDED
     # and below the bound a gradient is what it is: nothing else clips
@@ -208,25 +178,23 @@ def check_key(model: LanguageModel) -> None:
 
 def group_source(sizes: Sequence[int], noise: object, **changes: object) -> PrivateGradients:
     """Private gradients of groups of these sizes; records of a group lie apart."""
-    order = [(place, number) for number, size in enumerate(sizes) for place in range(size)]
-    numbers = [number for _, number in sorted(order)]
+    numbers = dealt(sizes)
     given = {"sample_rate": 1.0, "expected_batch": 1, **changes}
-    return source(texts(len(numbers)), noise, groups=Groups(numbers), **given)
+    return source(texts(len(numbers)), noise, groups=numbers, **given)
 
 
 def check_group_neighbours(model: LanguageModel) -> None:
-    """A group more, of 1 or of 50 records, moves the sum by at most the clipping bound, exactly."""
+    """A group more, of 1 or of 20 records, moves the sum by at most the clipping bound, exactly."""
     others = (3, 1, 7, 2)
-    for size in (1, 2, 50):
-        for bound in (1e-3, 0.05):
-            quiet = group_source((*others, size), Silence(), max_grad_norm=bound)
-            sums = [
-                flat(released(model, quiet, quiet.groups.batch(drawn)))
-                for drawn in ([0, 1, 2, 3, 4], [0, 1, 2, 3], [4], [])
-            ]
-            assert float((sums[0] - sums[1]).norm()) <= bound * ROUNDED
-            assert float(sums[2].norm()) <= bound * ROUNDED
-            assert not sums[3].any()
+    for size, bound in ((1, 0.05), (20, 1e-3), (20, 0.05)):
+        quiet = group_source((*others, size), Silence(), max_grad_norm=bound)
+        sums = [
+            flat(released(model, quiet, quiet.groups.batch(drawn)))
+            for drawn in ([0, 1, 2, 3, 4], [0, 1, 2, 3], [4], [])
+        ]
+        assert float((sums[0] - sums[1]).norm()) <= bound * ROUNDED
+        assert float(sums[2].norm()) <= bound * ROUNDED
+        assert not sums[3].any()
     # and below the bound a group's gradient is the mean of its records': nothing else clips
     wide = group_source((3, 1, 7, 2), Silence(), max_grad_norm=10.0)
     members = wide.groups.members[2]
@@ -240,12 +208,12 @@ def check_group_samples(model: LanguageModel) -> None:
     """Groups are drawn whole, each by itself, at the rate that is charged, whatever their size."""
     sizes = [1, 1, 1, 1, 8, 2, 1, 3] * 4
     noise = noise_module.SeededNoise(seeded("group rate"))
-    gradients = group_source(sizes, noise, sample_rate=0.25, steps=1500)
+    steps = group_source(sizes, noise, sample_rate=0.25, steps=1500)
     drawn = np.zeros((1500, len(sizes)))
-    for step, batch in enumerate(gradients.batches()):
-        require_sampled(batch, gradients.record_ids, gradients.groups, 0.25)
-        taken = {gradients.groups.numbers[i] for i in batch}
-        assert sorted(batch) == sorted(i for n in taken for i in gradients.groups.members[n])
+    for step, batch in enumerate(steps.batches()):
+        require_sampled(batch, steps.record_ids, steps.groups, 0.25)
+        taken = {steps.groups.numbers[i] for i in batch}
+        assert sorted(batch) == sorted(i for n in taken for i in steps.groups.members[n])
         drawn[step, list(taken)] = 1
     error = 5 * math.sqrt(0.25 * 0.75 / 1500)
     assert np.abs(drawn.mean(axis=0) - 0.25).max() < error
@@ -257,25 +225,18 @@ def check_units_apart(model: LanguageModel, folder: Path) -> None:
     """What is charged says whose it is, and records and groups are never added up."""
     by_group = experiment("privacy.unit_column=patient", "privacy.target_epsilon=50.0")
     by_record = experiment("privacy.target_epsilon=50.0")
-    site = site_in(folder)
-
-    def grouped(server_round: int) -> UpdateRequest:
-        whole = asked("task0", server_round)
-        numbers = [row // 3 for row in range(225)]
-        counts = {task: count // 3 for task, count in TASKS.items()}
-        site_units = sum(counts.values())
-        return replace(whole, groups=numbers, units=lambda: counts, site_units=lambda: site_units)
-
-    make_mechanism(by_group).update(grouped(1), site, made)
+    site, groups = site_in(folder), {"task0": 50, "task1": 5}
+    make_mechanism(by_group).update(ask("task0", 1, groups, each=3), site, made)
     (event,) = site.ledger().events()
     assert (event.unit, event.unit_column) == ("group", "patient")
-    assert event.sample_rate == 16 / 75
+    assert event.sample_rate == 16 / 50
     with pytest.raises(OutsidePlan):
         make_mechanism(by_record).update(asked("task0", 2), site, made)
     assert len(site.ledger().events()) == 1
 
 
-TASKS = {"task0": 225, "task1": 40}
+TASKS = {"task0": 150, "task1": 16}
+"""Of the second all records are in every batch: a plan is solved sooner."""
 
 
 def experiment(*overrides: str):
@@ -283,20 +244,8 @@ def experiment(*overrides: str):
     return parse_experiment(apply_overrides({}, [*given, *overrides]), "test")
 
 
-def asked(task: str, server_round: int, records: int | None = None) -> UpdateRequest:
-    count = TASKS[task] if records is None else records
-    return UpdateRequest(
-        request=f"{task} {server_round}",
-        client="0",
-        task=task,
-        phase="learn",
-        stage=int(task[-1]),
-        server_round=server_round,
-        data=[Encoded((1, 2), 0)] * count,
-        record_ids=[RecordId(task, row) for row in range(count)],
-        units=lambda: TASKS,
-        site_units=lambda: sum(TASKS.values()),
-    )
+def asked(task: str, server_round: int) -> UpdateRequest:
+    return ask(task, server_round, TASKS)
 
 
 def site_in(folder: Path) -> Site:
@@ -370,11 +319,11 @@ def check_planned_records(model: LanguageModel, folder: Path) -> None:
     mechanism.update(asked("task0", 1), site, made)
     honest = asked("task0", 2)
     twice = replace(honest, record_ids=[honest.record_ids[0]] * len(honest.record_ids))
-    more = asked("task0", 2, records=400)
-    foreign = replace(honest, record_ids=[RecordId("task1", row) for row in range(225)])
-    for ask in (twice, more, foreign):
+    more = ask("task0", 2, {**TASKS, "task0": 400})
+    foreign = replace(honest, record_ids=[RecordId("task1", row) for row in range(150)])
+    for other in (twice, more, foreign):
         with pytest.raises(OutsidePlan, match=r"twice|are planned|another task"):
-            mechanism.update(ask, site, _not_trained)
+            mechanism.update(other, site, _not_trained)
 
 
 def _not_trained(gradients: object) -> LocalUpdate:

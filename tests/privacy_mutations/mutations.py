@@ -275,7 +275,7 @@ def charged_after_it_has_left(patch: Patch) -> None:
 
 @weakens("groups: clipped record by record", checks.check_group_neighbours)
 def groups_clipped_record_by_record(patch: Patch) -> None:
-    """The guarantee of a record, told as one of a group: fifty records move the sum fifty-fold."""
+    """The guarantee of a record, told as a group's: twenty records move the sum twenty-fold."""
     original = dpsgd.clipped_gradients
 
     def by_record(module, objective, examples, groups, bound, step):

@@ -23,35 +23,33 @@ def adapter(generator, rank=3, scaling=2.0, size=1.0, shapes=SHAPES):
     return Adapter(layers, scaling)
 
 
+def moved_by(before, trained, *steps):
+    """The adapter after steps, each a factor and a direction."""
+    layers = {}
+    for name, start in before.layers.items():
+        own = [(size, step.layers[name]) for size, step in steps]
+        layers[name] = LoraFactors(
+            start.A + sum(size * f.A for size, f in own) if LORA_A in trained else start.A,
+            start.B + sum(size * f.B for size, f in own) if LORA_B in trained else start.B,
+        )
+    return Adapter(layers, before.scaling)
+
+
 def replies(before, trained, generator, count, size=0.1):
     """Clients that agree on a direction and differ by noise."""
-    common, updates = adapter(generator), []
-    for k in range(count):
-        noise = adapter(generator, size=size)
-        layers = {}
-        for name, start in before.layers.items():
-            step, own = common.layers[name], noise.layers[name]
-            layers[name] = LoraFactors(
-                start.A + step.A + own.A if LORA_A in trained else start.A,
-                start.B + step.B + own.B if LORA_B in trained else start.B,
-            )
-        updates.append(ClientUpdate(f"c{k}", Adapter(layers, before.scaling), 1.0 + k))
-    return updates
+    common = adapter(generator)
+    noises = [adapter(generator, size=size) for _ in range(count)]
+    moved = [moved_by(before, trained, (1.0, common), (1.0, noise)) for noise in noises]
+    return [ClientUpdate(f"c{k}", each, 1.0 + k) for k, each in enumerate(moved)]
 
 
 def skewed(before, trained, generator, count=10, size=0.4):
     """Honest clients of two kinds, whose changes are opposed, each with noise of its own."""
     common, updates = adapter(generator), []
     for k in range(count):
-        noise, side = adapter(generator, size=size / 2), size * (-1) ** k
-        layers = {}
-        for name, start in before.layers.items():
-            lean, own = common.layers[name], noise.layers[name]
-            layers[name] = LoraFactors(
-                start.A + side * lean.A + own.A if LORA_A in trained else start.A,
-                start.B + side * lean.B + own.B if LORA_B in trained else start.B,
-            )
-        updates.append(ClientUpdate(f"c{k}", Adapter(layers, before.scaling), 1.0 + k))
+        lean, noise = size * (-1) ** k, adapter(generator, size=size / 2)
+        moved = moved_by(before, trained, (lean, common), (1.0, noise))
+        updates.append(ClientUpdate(f"c{k}", moved, 1.0 + k))
     return updates
 
 

@@ -19,18 +19,8 @@ from deal_core.privacy.accountant import (
     renyi,
     with_steps_added,
 )
-from deal_core.privacy.events import (
-    SET_ASIDE,
-    Budget,
-    BudgetSpent,
-    composed,
-    require_within,
-)
-from deal_core.privacy.plan import (
-    PrivacyPlan,
-    ReleaseSchedule,
-    solve_noise_multiplier,
-)
+from deal_core.privacy.events import SET_ASIDE, Budget, BudgetSpent, composed, require_within
+from deal_core.privacy.plan import PrivacyPlan, ReleaseSchedule, solve_noise_multiplier
 from deal_core.privacy.policy import Policy
 from tests.ledger_events import ledger_event
 from tests.slow import slow_but
@@ -77,7 +67,7 @@ def test_equals_opacus_prv_within_one_percent(events):
     accountant.history = [(multiplier, rate, steps) for rate, multiplier, steps in events]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = accountant.get_epsilon(DELTA, eps_error=0.005)
+        expected = accountant.get_epsilon(DELTA, eps_error=0.02)
     assert epsilon_of(spent(events), DELTA) == pytest.approx(expected, rel=0.01)
 
 
@@ -171,7 +161,7 @@ def of_the_better_choice(first: DpEvent, choices: list[DpEvent], epsilon: float)
 def second_steps(first: DpEvent, epsilon: float, whole) -> list[DpEvent]:
     """One step after the first, of a low rate or of rate 1, each as large as the budget lets it."""
     found = []
-    for rate in (1.0, 0.3, 0.02):
+    for rate in (1.0, 0.02):
 
         def spent(sigma: float, rate: float = rate) -> float:
             return whole([first, DpEvent(rate, sigma, 1)])

@@ -14,24 +14,17 @@ from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.errors import UserError
 from deal_core.privacy.certificate import certificate, check_certificate
 from deal_core.privacy.dpsgd import PrivateGradients
-from deal_core.privacy.events import (
-    SET_ASIDE,
-    MixedUnits,
-    composed,
-    unprotected_event,
-)
-from deal_core.privacy.interface import (
-    LocalUpdate,
-    Site,
-    UpdateRequest,
-)
+from deal_core.privacy.events import SET_ASIDE, MixedUnits, composed, unprotected_event
+from deal_core.privacy.interface import LocalUpdate, Site, UpdateRequest
 from deal_core.privacy.policy import OutsidePlan, Policy, default_delta
 from deal_core.protection import make_mechanism
 from tests.deal_core.privacy import record_requests
 from tests.deal_core.privacy.record_requests import Maker
 from tests.slow import slow_but
 
-GROUPS = {"task0": 120, "task1": 60}
+FEW = {"task0": 16, "task1": 12}
+"""Groups of a task, all in every batch: a plan is solved at once."""
+SAMPLED = {"task0": 120, "task1": 60}
 EACH = 4
 """Records of a group."""
 
@@ -41,21 +34,23 @@ def experiment(*overrides: str):
     return parse_experiment(apply_overrides({}, [*given, *overrides]), "test")
 
 
-def ask(task: str, server_round: int, request: str = "", each: int = EACH) -> UpdateRequest:
-    return record_requests.ask(task, server_round, GROUPS, request, each)
+def ask(
+    task: str, server_round: int, request: str = "", each: int = EACH, groups=FEW
+) -> UpdateRequest:
+    return record_requests.ask(task, server_round, groups, request, each)
 
 
 def ask_of_records(task: str, server_round: int, request: str = "") -> UpdateRequest:
     """The same of single records."""
-    records = {name: EACH * count for name, count in GROUPS.items()}
+    records = {name: EACH * count for name, count in FEW.items()}
     return record_requests.ask(task, server_round, records, request)
 
 
-def whole_run(site: Site, *overrides: str) -> Maker:
+def whole_run(site: Site, *overrides: str, groups=FEW) -> Maker:
     mechanism, make = make_mechanism(experiment(*overrides)), Maker()
-    for task in GROUPS:
+    for task in groups:
         for server_round in (1, 2, 3):
-            mechanism.update(ask(task, server_round), site, make)
+            mechanism.update(ask(task, server_round, groups=groups), site, make)
     return make
 
 
@@ -65,18 +60,19 @@ def test_epsilon_by_group_is_that_of_another_accountant(site, target):
     from opacus.accountants import PRVAccountant
 
     site = replace(site, policy=Policy(max_delta=1e-3))
-    make = whole_run(site, f"privacy.target_epsilon={target}.0", "privacy.target_delta=1e-3")
+    given = f"privacy.target_epsilon={target}.0", "privacy.target_delta=1e-3"
+    make = whole_run(site, *given, groups=SAMPLED)
     events, other = site.ledger().events(), PRVAccountant()
     assert len({event.noise_multiplier for event in events}) == 1
-    for count in GROUPS.values():
+    for count in SAMPLED.values():
         steps = 3 * math.ceil(count / 16)
         other.history.append((events[0].noise_multiplier, 16 / count, steps))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = other.get_epsilon((1 - SET_ASIDE) * 1e-3, eps_error=0.002)
+        theirs = other.get_epsilon((1 - SET_ASIDE) * 1e-3, eps_error=0.01)
     assert composed(events, 1e-3) == pytest.approx(theirs, rel=0.01)
     for event, source in zip(events, make.seen, strict=True):
-        count = GROUPS[event.task]
+        count = SAMPLED[event.task]
         assert (event.sample_rate, event.steps) == (16 / count, math.ceil(count / 16))
         assert (source.sample_rate, source.steps) == (event.sample_rate, event.steps)
         assert source.expected_batch == 16
@@ -89,9 +85,9 @@ def test_rate_and_delta_are_of_groups(site):
     make = Maker()
     mechanism = make_mechanism(experiment("privacy.sample_rate=0.25"))
     figures = mechanism.update(ask("task1", 1), site, make).figures
-    assert figures["delta"] == default_delta(180) == 1e-4
-    assert figures["n_delta"] == pytest.approx(180e-4)
-    assert make.seen[0].expected_batch == 15  # of 60 groups
+    assert figures["delta"] == default_delta(28) == 1e-3
+    assert figures["n_delta"] == pytest.approx(28e-3)
+    assert make.seen[0].expected_batch == 3  # of 12 groups
     assert site.ledger().events()[0].steps == 4
 
 
@@ -102,8 +98,8 @@ def test_how_many_records_a_group_has_is_no_part_of_the_plan(site):
     mechanism.update(ask("task0", 2, each=9), site, make)
     first, second = (replace(event, server_round=0) for event in site.ledger().events())
     assert first == second
-    more = replace(ask("task0", 3), groups=list(range(480)))
-    with pytest.raises(OutsidePlan, match="480 groups, but 120 are planned"):
+    more = replace(ask("task0", 3), groups=list(range(64)))
+    with pytest.raises(OutsidePlan, match="64 groups, but 16 are planned"):
         mechanism.update(more, site, make)
 
 
@@ -180,7 +176,7 @@ def test_the_certificate_names_unit_and_column(site):
     statement = check_certificate(signed)
     assert (statement["unit"], statement["unit_column"]) == ("group", "patient")
     assert {event["unit"] for event in statement["events"]} == {"group"}
-    assert statement["epsilon"] == composed(site.ledger().events(), 1e-4)
+    assert statement["epsilon"] == composed(site.ledger().events(), 1e-3)
 
 
 def test_disjoint_tasks_are_compared_by_group(site):

@@ -14,17 +14,13 @@ import pytest
 
 from deal_core.errors import UserError
 from deal_core.privacy.accountant import DpEvent, epsilon_of
-from deal_core.privacy.events import (
-    SET_ASIDE,
-    Budget,
-    BudgetSpent,
-    composed,
-    unprotected_event,
-)
+from deal_core.privacy.events import SET_ASIDE, Budget, BudgetSpent, composed, unprotected_event
 from deal_core.privacy.ledger import KEPT_ANSWERS, Ledger, LedgerError
 from tests.ledger_events import ledger_event
 
 EVENT = ledger_event()
+ALWAYS = ledger_event(sample_rate=1.0)
+"""Composed sooner."""
 WIDE = Budget(100.0, 1e-4)
 
 
@@ -198,13 +194,13 @@ def _charge_many(folder, budget, name):
     ledger = Ledger(folder)
     for n in range(20):
         try:
-            ledger.charge(EVENT, budget, f"{name}-{n}", b"x")
+            ledger.charge(ALWAYS, budget, f"{name}-{n}", b"x")
         except BudgetSpent:
             return
 
 
 def test_processes_that_charge_at_the_same_time_keep_the_budget(ledger):
-    budget = Budget(composed([replace(EVENT, steps=70)], 1e-4), 1e-4)
+    budget = Budget(composed([replace(ALWAYS, steps=70)], 1e-4), 1e-4)
     context = multiprocessing.get_context("spawn")
     workers = [
         context.Process(target=_charge_many, args=(ledger.folder, budget, name)) for name in "ab"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from deal_core.config.privacy import PrivacyConfig
+from deal_core.config.run_config import run_name
 from deal_core.errors import UserError
 from deal_core.methods import METHODS
 from deal_core.privacy.events import Budget, composed, unprotected_event
@@ -21,22 +24,26 @@ from deal_core.privacy.policy import (
     Policy,
     default_delta,
     figures_allowed,
+    terms,
 )
 from deal_core.protection import READ_BATCHES_ALONE, UNPROTECTED, make_mechanism
-from tests.deal_core.privacy.record_requests import RECORDS, TASKS, Maker, ask, experiment
+from tests.deal_core.privacy.record_requests import FEW, TASKS, Maker, ask, experiment
 
 BOTH = frozenset({"lora_A", "lora_B"})
+SAMPLED = {"task0": 160, "task1": 160, "task2": 32}
+UNITS = sum(FEW.values())
+DELTA = default_delta(UNITS)
 
 
 def test_a_whole_run_spends_its_budget_and_not_more(site):
     """epsilon = 3 over 4 rounds and 3 tasks; one that is solved for each round is spent in each."""
     mechanism, make = make_mechanism(experiment()), Maker()
     told = [
-        mechanism.update(ask(task, n), site, make).figures["epsilon"]
+        mechanism.update(ask(task, n, SAMPLED), site, make).figures["epsilon"]
         for task in TASKS
         for n in range(1, 5)
     ]
-    delta = default_delta(sum(RECORDS.values()))
+    delta = default_delta(sum(SAMPLED.values()))
     spent = composed(site.ledger().events(), delta)
     assert 2.99 < spent <= 3.0
     assert told[-1] == spent
@@ -46,7 +53,7 @@ def test_a_whole_run_spends_its_budget_and_not_more(site):
     assert all(source.expected_batch == 32 for source in make.seen)
     assert all(source.steps == math.ceil(1 / source.sample_rate) for source in make.seen)
     with pytest.raises(BudgetSpent):
-        mechanism.update(ask("task2", 5), site, make)
+        mechanism.update(ask("task2", 5, SAMPLED), site, make)
     assert len(make.seen) == 12  # refused before anything was trained
 
 
@@ -59,7 +66,7 @@ def test_the_past_of_the_ledger_counts(site):
         for n in (1, 2):
             second.update(ask(task, n, request=f"second {task} {n}"), site, make)
     assert make.seen[-1].noise_multiplier > make.seen[0].noise_multiplier
-    assert composed(site.ledger().events(), default_delta(sum(RECORDS.values()))) <= 3.0
+    assert composed(site.ledger().events(), DELTA) <= 3.0
     smaller = make_mechanism(experiment("privacy.target_epsilon=1.0"))
     with pytest.raises(BudgetSpent):
         smaller.update(ask("task0", 1, request="third"), site, make)
@@ -93,11 +100,11 @@ def test_a_crash_before_the_charge_costs_nothing_and_releases_nothing(site):
 def test_only_public_figures_go_with_an_update(site):
     figures = make_mechanism(experiment()).update(ask("task0", 1), site, Maker()).figures
     assert figures.keys() == {"num_examples", "epsilon", "delta", "n_delta", "simulation_only"}
-    assert figures["num_examples"] == 1.0  # not 225
+    assert figures["num_examples"] == 1.0  # not 32
 
 
 def test_a_site_without_records_of_a_task_answers_like_others(site):
-    records = {**RECORDS, "task1": 0}
+    records = {**FEW, "task1": 0}
     make = Maker()
     made = make_mechanism(experiment()).update(ask("task1", 1, records), site, make)
     assert made.figures["num_examples"] == 1.0
@@ -121,12 +128,10 @@ def test_a_real_site_never_seeds(site, noise, simulated):
 def test_a_policy_only_tightens(site):
     tight = replace(site, policy=Policy(max_epsilon=1.0, max_delta=1e-5))
     mechanism = make_mechanism(experiment())
-    plan = mechanism._solve([], RECORDS, sum(RECORDS.values()), tight)
+    plan = mechanism._solve([], FEW, UNITS, tight)
     assert (plan.epsilon, plan.delta) == (1.0, 1e-5)
-    loose = mechanism._solve(
-        [], RECORDS, sum(RECORDS.values()), replace(site, policy=Policy(max_epsilon=50.0))
-    )
-    assert (loose.epsilon, loose.delta) == (3.0, default_delta(sum(RECORDS.values())))
+    loose = mechanism._solve([], FEW, UNITS, replace(site, policy=Policy(max_epsilon=50.0)))
+    assert (loose.epsilon, loose.delta) == (3.0, DELTA)
 
 
 def told(site, seed: int = 0) -> dict[str, float]:
@@ -179,15 +184,15 @@ def test_one_factor_a_round():
 
 def test_disjoint_tasks_compose_in_parallel_once_their_ids_are_checked(site):
     parallel = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
-    mechanism, make, alike = make_mechanism(experiment()), Maker(), dict.fromkeys(TASKS, 225)
+    mechanism, make = make_mechanism(experiment()), Maker()
     for task in ("task0", "task1"):
         for n in range(1, 5):
-            mechanism.update(ask(task, n, alike), parallel, make)
-    sequential = mechanism._solve([], alike, sum(alike.values()), site).noise_multiplier
+            mechanism.update(ask(task, n), parallel, make)
+    sequential = mechanism._solve([], FEW, UNITS, site).noise_multiplier
     assert make.seen[0].noise_multiplier < 0.8 * sequential
-    events, delta = site.ledger().events(), default_delta(3 * 225)
-    assert composed(events, delta, disjoint_tasks=True) <= 3.0 < composed(events, delta)
-    shared = replace(ask("task2", 1, alike), ids=lambda: ["new", "task0 7"])
+    events = site.ledger().events()
+    assert composed(events, DELTA, disjoint_tasks=True) <= 3.0 < composed(events, DELTA)
+    shared = replace(ask("task2", 1), ids=lambda: ["new", "task0 7"])
     with pytest.raises(OutsidePlan):
         mechanism.update(shared, parallel, make)
     assert len(make.seen) == 8
@@ -195,20 +200,18 @@ def test_disjoint_tasks_compose_in_parallel_once_their_ids_are_checked(site):
 
 def test_no_experiment_can_declare_a_real_sites_tasks_disjoint(site):
     mechanism = make_mechanism(experiment("privacy.disjoint_tasks=true"))
-    sequential = make_mechanism(experiment())._solve([], RECORDS, sum(RECORDS.values()), site)
+    sequential = make_mechanism(experiment())._solve([], FEW, UNITS, site)
     for policy in (None, Policy(metrics="clear")):
         real = replace(site, policy=policy, simulated=False)
-        assert mechanism._solve([], RECORDS, sum(RECORDS.values()), real) == sequential
-    simulated = mechanism._solve(
-        [], RECORDS, sum(RECORDS.values()), replace(site, policy=None, simulated=True)
-    )
+        assert mechanism._solve([], FEW, UNITS, real) == sequential
+    simulated = mechanism._solve([], FEW, UNITS, replace(site, policy=None, simulated=True))
     assert simulated.disjoint_tasks
     assert simulated.noise_multiplier < sequential.noise_multiplier
 
 
 def test_tasks_that_were_never_compared_do_not_compose_in_parallel(site):
     """An earlier run had declared nothing: its records may be in any task."""
-    make, delta = Maker(), default_delta(3 * 225)
+    make, delta = Maker(), DELTA
     first = make_mechanism(experiment("run.seed=1", "privacy.target_epsilon=1.0"))
     for n in range(1, 4):
         first.update(ask("task0", n), site, make)
@@ -241,7 +244,7 @@ def test_a_policy_that_tightens_during_a_run_holds_at_once(site):
     mechanism, make = make_mechanism(experiment()), Maker()
     for n in range(1, 4):
         mechanism.update(ask("task0", n), site, make)
-    spent = composed(site.ledger().events(), default_delta(sum(RECORDS.values())))
+    spent = composed(site.ledger().events(), DELTA)
     tighter = replace(site, policy=Policy(max_epsilon=spent))
     with pytest.raises(BudgetSpent):
         mechanism.update(ask("task0", 4), tighter, make)
@@ -249,7 +252,7 @@ def test_a_policy_that_tightens_during_a_run_holds_at_once(site):
 
 
 def test_fewer_records_than_a_batch_are_all_in_every_batch_and_the_divisor_stays(site):
-    make, records = Maker(), {"task0": 10, "task1": 500}
+    make, records = Maker(), {"task0": 10, "task1": 32}
     make_mechanism(experiment()).update(ask("task0", 1, records), site, make)
     source = make.seen[0]
     assert [len(batch) for batch in source.batches()] == [10]
@@ -279,3 +282,27 @@ def test_a_kept_update_tells_the_spending_of_today(tmp_path):
     again = mechanism.update(ask("task0", 1), site, Maker())
     assert first.figures["epsilon"] < later.figures["epsilon"] == again.figures["epsilon"]
     assert len(site.ledger().events()) == 2
+
+
+def test_a_largest_delta_takes_the_place_of_the_default_also_where_it_is_larger():
+    asks = PrivacyConfig(mechanism="record", target_delta=0.01)
+    assert terms(asks, Policy(max_delta=0.005), 1000)[1] == 0.005
+    for policy in (None, Policy()):
+        with pytest.raises(UserError, match=r"too large for 1000 records.*0\.0001 or less"):
+            terms(asks, policy, 1000)
+
+
+@pytest.mark.parametrize("units", [0, 1, 2, 9, 10, 11, 99, 100, 1000, 1001, 123456, 10**7])
+def test_the_default_delta_times_the_number_of_records_is_a_tenth_at_most(units):
+    delta = default_delta(units)
+    assert units * delta <= 0.1 < 10 * max(units, 2) * delta + 1e-12
+    terms(PrivacyConfig(mechanism="record", target_delta=delta), None, units)
+
+
+def test_the_name_is_the_whole_digest_and_another_for_other_settings(make_experiment):
+    names = {
+        run_name(make_experiment(*changed))
+        for changed in ((), ("run.seed=1",), ("train.learning_rate=0.02",), ("adapter.rank=4",))
+    }
+    assert len(names) == 4
+    assert all(re.fullmatch("[0-9a-f]{64}", name) for name in names)

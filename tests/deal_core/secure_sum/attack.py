@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,11 +56,6 @@ def attacked(
     if ("mask", site) not in round_.received:
         round_.reply("mask", site, server_round.mask_request(round_.held, site))
     return round_
-
-
-def stream_of(key: bytes) -> object:
-    """AES-256-CTR, as the project has it."""
-    return AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=0)
 
 
 def weak_key(number: int) -> bytes:
@@ -150,6 +146,15 @@ def colluding_seed(round_: Round, position: int) -> bytes:
     return seeded_bytes(round_.seed, round_.terms.number, *site[:4])(16)
 
 
+@functools.cache
+def weak_streams(bits: int, itemsize: int) -> np.ndarray:
+    """The first words of all streams whose seeds have so many bits, ``(streams, words)``."""
+    plain = bytes(WORDS * itemsize)
+    keys = (weak_key(number) for number in range(1 << bits))
+    ciphers = (AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=0) for key in keys)
+    return np.stack([np.frombuffer(each.encrypt(plain), f"<u{itemsize}") for each in ciphers])
+
+
 def search(words: Words, signs: Sequence[int], largest: int) -> Words | None:
     """Try all seeds of :data:`UNKNOWN_BITS` bits in all for the masks that are left.
 
@@ -158,16 +163,7 @@ def search(words: Words, signs: Sequence[int], largest: int) -> Words | None:
     """
     if not signs:
         return words[:WORDS] if is_small(words[None, :WORDS], largest)[0] else None
-    bits = UNKNOWN_BITS // len(signs)
-    streams = np.stack(
-        [
-            np.frombuffer(
-                stream_of(weak_key(number)).encrypt(bytes(WORDS * words.itemsize)),  # type: ignore[attr-defined]
-                words.dtype,
-            )
-            for number in range(1 << bits)
-        ]
-    )
+    streams = weak_streams(UNKNOWN_BITS // len(signs), words.itemsize)
     rest = words[None, :WORDS]
     for sign in signs:
         masks = streams if sign > 0 else np.negative(streams)

@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from deal_core.secure_sum import server_round, site_round
 from deal_core.secure_sum.keys import fingerprint
 from deal_core.secure_sum.layout import Layout, SumField
 from deal_core.secure_sum.messages import Confirmed, Masked, Prepared, Unmasked
-from deal_core.secure_sum.server_round import open_round, unmasked_sum
 from deal_core.secure_sum.site_state import meet_peers, open_run
-from deal_core.secure_sum.terms import RoundTerms, SitePolicy
+from deal_core.secure_sum.terms import RoundTerms
+from tests.deal_core.secure_sum.rounds import Round
 
 RUN = "known answers"
 VALUES = ([1, -2, 3, 4], [10, 20, -30, 40], [100, 200, 300, -400])
 LAYOUT = Layout((SumField("x", (4,), 1000),), 32, 3)
-POLICY = SitePolicy(min_cohort=2)
+GENERATOR = np.random.default_rng(0)
 
 
 def draws(label: str) -> Callable[[int], bytes]:
@@ -45,36 +44,24 @@ def known_answers() -> dict[str, Any]:
     random = {k: draws(f"site {k}") for k in keys}
     opened = {k: open_run(RUN, keys[k], random[k]) for k in keys}
     announced = [state.announcement for state in opened.values()]
-    states = {k: meet_peers(state, announced, None) for k, state in opened.items()}
-    order = sorted(states, key=lambda k: states[k].site)
-    cohort = tuple(states[k].site for k in order)
+    number = {state.site: k for k, state in opened.items()}
+    cohort = tuple(sorted(number))
+    order = [number[site] for site in cohort]
     terms = RoundTerms(RUN, 7, cohort, 0, 2, 32, 4, LAYOUT.digest)
-    held, answers = open_round(terms), {}
-    for k in order:
-        answers[k] = site_round.prepare(states[k], terms.to_bytes(), POLICY, random[k])
-        held = server_round.add_prepared(held, states[k].site, answers[k].reply)
-    prepared = {k: Prepared.from_bytes(answers[k].reply) for k in order}
-    seeds = {k: answers[k].state.rounds[0] for k in order}
-    held = server_round.close_prepared(held)
-    here, generator = order[:2], np.random.default_rng(0)
-    for k in here:
-        encoded = LAYOUT.encode({"x": VALUES[k]}, generator)
-        request = server_round.mask_request(held, states[k].site)
-        answers[k] = site_round.mask(answers[k].state, request, encoded)
-        held = server_round.add_masked(held, states[k].site, answers[k].reply)
-    masked = {k: Masked.from_bytes(answers[k].reply).words for k in here}
-    held = server_round.close_masked(held)
-    for k in here:
-        request = server_round.confirm_request(held, states[k].site)
-        answers[k] = site_round.confirm(answers[k].state, request)
-        held = server_round.add_confirmed(held, states[k].site, answers[k].reply)
-    tags = {k: Confirmed.from_bytes(answers[k].reply).tags for k in here}
-    held = server_round.close_confirmed(held)
-    for k in here:
-        request = server_round.unmask_request(held, states[k].site)
-        answers[k] = site_round.unmask(answers[k].state, request)
-        held = server_round.add_unmasked(held, states[k].site, answers[k].reply)
-    total = unmasked_sum(held)
+    round_ = Round(
+        terms,
+        {site: meet_peers(opened[number[site]], announced, None) for site in cohort},
+        {site: LAYOUT.encode({"x": VALUES[number[site]]}, GENERATOR) for site in cohort},
+        {"mask": [2]},
+        draw=lambda site: random[number[site]],
+    )
+    round_.prepare()
+    seeds = {number[site]: state.rounds[0] for site, state in round_.states.items()}
+    total = round_.total("mask")
+    said = {(leg, number[site]): reply for (leg, site), reply in round_.received.items()}
+    prepared = {k: Prepared.from_bytes(said["prepare", k]) for k in order}
+    tags = {k: Confirmed.from_bytes(said["confirm", k]).tags for k in order[:2]}
+    here = order[:2]
     return {
         "run": RUN,
         "terms": terms.to_bytes().hex(),
@@ -82,9 +69,9 @@ def known_answers() -> dict[str, Any]:
         "sites": [
             {
                 "identity private scalar": k + 1,
-                "fingerprint": fingerprint(states[k].site),
+                "fingerprint": fingerprint(opened[k].site),
                 "announcement sha256": hashlib.sha256(opened[k].announcement).hexdigest(),
-                "channel private": states[k].channel_private.hex(),
+                "channel private": opened[k].channel_private.hex(),
                 "mask seed": seeds[k].mask_seed.hex(),
                 "self seed": seeds[k].self_seed.hex(),
                 "mask key": prepared[k].mask_key.hex(),
@@ -94,10 +81,10 @@ def known_answers() -> dict[str, Any]:
             }
             for k in order
         ],
-        "masked": [masked[k].hex() for k in here],
+        "masked": [Masked.from_bytes(said["mask", k]).words.hex() for k in here],
         "tags": [[tag.hex() for tag in tags[k]] for k in here],
         "unmasked": [
-            [share.hex() for share in Unmasked.from_bytes(answers[k].reply).shares] for k in here
+            [share.hex() for share in Unmasked.from_bytes(said["unmask", k]).shares] for k in here
         ],
         "sum": LAYOUT.decode(total)["x"].tolist(),
     }

@@ -7,6 +7,7 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partialmethod
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,7 +20,8 @@ from deal_core.secure_sum.site_state import SiteState, meet_peers, open_run
 from deal_core.secure_sum.terms import RoundTerms, SitePolicy
 
 RUN = "run-1"
-LEGS = ("prepare", "mask", "confirm", "unmask")
+DONE = {"prepare": "prepared", "mask": "masked", "confirm": "confirmed", "unmask": "unmasked"}
+LEGS = tuple(DONE)
 LEAST = 2
 """min_cohort of the sites here, but where it is what a test is about."""
 States = Mapping[bytes, SiteState]
@@ -94,6 +96,7 @@ class Round:
         held: the server's own record.
         sent: (leg, site) -> request.
         received: (leg, site) -> reply.
+        draw: site -> its random bytes; None: from the seed.
     """
 
     terms: RoundTerms
@@ -102,6 +105,7 @@ class Round:
     absent: Absent = field(default_factory=dict)
     policy: SitePolicy = field(default_factory=lambda: SitePolicy(min_cohort=LEAST))
     seed: int = 0
+    draw: Callable[[bytes], Callable[[int], bytes]] | None = None
 
     def __post_init__(self) -> None:
         self.held = open_round(self.terms)
@@ -109,39 +113,31 @@ class Round:
         self.received: dict[tuple[str, bytes], bytes] = {}
         self.gone: set[int] = set()
 
-    def prepare(self) -> None:
-        for site in self.here("prepare"):
-            self.reply("prepare", site, self.terms.to_bytes())
-            self.take(server_round.add_prepared, "prepare", site)
-        self.keep(server_round.close_prepared(self.held))
+    def run(self, leg: str) -> None:
+        """One leg: all who are there answer, and the server takes what they say."""
+        done = DONE[leg]
+        for site in self.here(leg):
+            request = self.terms.to_bytes()
+            if leg != "prepare":
+                request = getattr(server_round, f"{leg}_request")(self.held, site)
+            reply = self.reply(leg, site, request)
+            self.keep(getattr(server_round, f"add_{done}")(self.held, site, reply))
+        if leg != "unmask":
+            self.keep(getattr(server_round, f"close_{done}")(self.held))
 
-    def mask(self) -> None:
-        for site in self.here("mask"):
-            self.reply("mask", site, server_round.mask_request(self.held, site))
-            self.take(server_round.add_masked, "mask", site)
-        self.keep(server_round.close_masked(self.held))
-
-    def confirm(self) -> None:
-        for site in self.here("confirm"):
-            self.reply("confirm", site, server_round.confirm_request(self.held, site))
-            self.take(server_round.add_confirmed, "confirm", site)
-        self.keep(server_round.close_confirmed(self.held))
-
-    def unmask(self) -> None:
-        for site in self.here("unmask"):
-            self.reply("unmask", site, server_round.unmask_request(self.held, site))
-            self.take(server_round.add_unmasked, "unmask", site)
+    prepare, mask = partialmethod(run, "prepare"), partialmethod(run, "mask")
+    confirm, unmask = partialmethod(run, "confirm"), partialmethod(run, "unmask")
 
     def until(self, leg: str) -> Round:
         """Run the legs before one; those who are gone when it begins are taken out."""
         for name in itertools.takewhile(lambda each: each != leg, LEGS):
-            getattr(self, name)()
+            self.run(name)
         return self
 
     def total(self, leg: str = "prepare") -> Words:
         """Run it all, or what is left of it from a leg on."""
         for name in LEGS[LEGS.index(leg) :]:
-            getattr(self, name)()
+            self.run(name)
         return unmasked_sum(self.held)
 
     def forked(self, absent: Absent) -> Round:
@@ -161,7 +157,8 @@ class Round:
         """Ask one site, keep its state as its disk would."""
         state = self.states[site]
         if leg == "prepare":
-            draw = seeded_bytes(self.seed, self.terms.number, *site[:4])
+            seeded = seeded_bytes(self.seed, self.terms.number, *site[:4])
+            draw = self.draw(site) if self.draw else seeded
             answer = site_round.prepare(state, request, self.policy, draw)
         elif leg == "mask":
             answer = site_round.mask(state, request, self.encoded[site])
@@ -171,9 +168,6 @@ class Round:
         self.sent[leg, site] = request
         self.received[leg, site] = answer.reply
         return answer.reply
-
-    def take(self, add: Callable[..., ServerRound], leg: str, site: bytes) -> None:
-        self.keep(add(self.held, site, self.received[leg, site]))
 
     def keep(self, held: ServerRound) -> None:
         self.held = ServerRound.from_bytes(held.to_bytes())

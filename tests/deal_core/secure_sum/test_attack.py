@@ -29,15 +29,7 @@ from tests.deal_core.secure_sum.attack import (
     weak_key,
     weak_number,
 )
-from tests.deal_core.secure_sum.rounds import (
-    Absent,
-    Round,
-    first,
-    integers,
-    met,
-    terms_of,
-    vectors,
-)
+from tests.deal_core.secure_sum.rounds import Absent, Round, first, integers, met, terms_of, vectors
 from tests.slow import slow_but
 
 PATTERNS: dict[str, tuple[int, Absent, int]] = {
@@ -152,7 +144,7 @@ def test_the_bytes_of_a_masked_vector_are_uniform_also_with_known_masks_taken_aw
 def test_what_else_the_server_holds_of_a_site_is_uniform():
     """Boxes, tags, keys and commitments; shares that were revealed; of many rounds."""
     data = {leg: bytearray() for leg in ("prepare", "confirm", "unmask")}
-    for number in range(1, 150):
+    for number in range(1, 75):
         round_ = attacked({"mask": [3]}, number=number, seed=number)
         for leg, held in data.items():
             reply = round_.received[leg, round_.terms.cohort[TARGET]]

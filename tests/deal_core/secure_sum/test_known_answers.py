@@ -13,11 +13,7 @@ import numpy as np
 import pytest
 from Crypto.Cipher import AES
 from Crypto.Hash import SHA256
-from Crypto.Protocol.DH import (
-    import_x25519_private_key,
-    import_x25519_public_key,
-    key_agreement,
-)
+from Crypto.Protocol.DH import import_x25519_private_key, import_x25519_public_key, key_agreement
 from Crypto.Protocol.KDF import HKDF
 from Crypto.Protocol.SecretSharing import Shamir
 from Crypto.Util import Counter

@@ -112,34 +112,21 @@ def spoilt_mask_requests(round_: Round, earlier: Round, site: bytes) -> list[tup
     good = MaskRequest.from_bytes(server_round.mask_request(round_.held, site))
     old = MaskRequest.from_bytes(server_round.mask_request(earlier.held, site))
     other = MaskRequest.from_bytes(server_round.mask_request(round_.held, round_.terms.cohort[1]))
-    four, two = positions_bytes([1, 2, 3, 4]), positions_bytes([0, 1])
-    return [
-        (request.to_bytes(), line)
-        for request, line in [
-            (
-                replace(
-                    good, encrypted_shares=(old.encrypted_shares[0], *good.encrypted_shares[1:])
-                ),
-                "do not open",
-            ),
-            (
-                replace(good, mask_keys=old.mask_keys, encrypted_shares=old.encrypted_shares),
-                "do not open",
-            ),
-            (replace(good, encrypted_shares=good.encrypted_shares[::-1]), "do not open"),
-            (replace(good, encrypted_shares=other.encrypted_shares), "do not open"),
-            (replace(good, mask_keys=(old.mask_keys[0], *good.mask_keys[1:])), "do not open"),
-            (replace(good, mask_keys=(bytes(32), *good.mask_keys[1:])), "do not open"),
-            (replace(good, members=four), "not among those who prepared"),
-            (replace(good, members=two), "2 of 5 sites prepared, below the 3"),
-            (replace(good, members=positions_bytes([0, 7])), "not in the cohort"),
-            (
-                replace(good, encrypted_shares=good.encrypted_shares[:-1]),
-                "one key and the shares of each member",
-            ),
-            (replace(good, context=bytes(32)), "prepared no round with these terms"),
-        ]
+    shares, keys = good.encrypted_shares, good.mask_keys
+    changes = [
+        ({"encrypted_shares": (old.encrypted_shares[0], *shares[1:])}, "do not open"),
+        ({"mask_keys": old.mask_keys, "encrypted_shares": old.encrypted_shares}, "do not open"),
+        ({"encrypted_shares": shares[::-1]}, "do not open"),
+        ({"encrypted_shares": other.encrypted_shares}, "do not open"),
+        ({"mask_keys": (old.mask_keys[0], *keys[1:])}, "do not open"),
+        ({"mask_keys": (bytes(32), *keys[1:])}, "do not open"),
+        ({"members": positions_bytes([1, 2, 3, 4])}, "not among those who prepared"),
+        ({"members": positions_bytes([0, 1])}, "2 of 5 sites prepared, below the 3"),
+        ({"members": positions_bytes([0, 7])}, "not in the cohort"),
+        ({"encrypted_shares": shares[:-1]}, "one key and the shares of each member"),
+        ({"context": bytes(32)}, "prepared no round with these terms"),
     ]
+    return [(replace(good, **changed).to_bytes(), line) for changed, line in changes]
 
 
 def test_replayed_shares_shares_of_another_round_and_exchanged_mask_keys():

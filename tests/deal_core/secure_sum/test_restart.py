@@ -12,6 +12,7 @@ from deal_core.secure_sum.site_round import stored_reply
 from deal_core.secure_sum.site_state import SiteState, UsedUpdates
 from deal_core.secure_sum.terms import SitePolicy
 from tests.deal_core.secure_sum.rounds import (
+    DONE,
     LEGS,
     Round,
     first,
@@ -86,9 +87,7 @@ def test_a_server_that_starts_again_takes_the_same_replies_again(finished, leg):
 def test_a_reply_that_comes_twice_counts_once(finished):
     held = finished.held
     for (leg, site), reply in finished.received.items():
-        add = {"prepare": "add_prepared", "mask": "add_masked", "confirm": "add_confirmed",
-               "unmask": "add_unmasked"}[leg]  # fmt: skip
-        held = getattr(server_round, add)(held, site, reply)
+        held = getattr(server_round, f"add_{DONE[leg]}")(held, site, reply)
     assert held.to_bytes() == finished.held.to_bytes()
     closed = server_round.close_masked(server_round.close_prepared(held))
     assert server_round.close_confirmed(closed).to_bytes() == held.to_bytes()

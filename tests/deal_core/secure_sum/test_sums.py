@@ -67,7 +67,7 @@ def test_any_number_may_drop_out_up_to_the_threshold_before_and_after_masking(si
         assert len(after.held.unmasked) == sites - dropped
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_whoever_is_gone_in_whichever_leg(data):
     sites = data.draw(st.integers(2, 12))

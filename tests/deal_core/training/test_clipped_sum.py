@@ -66,7 +66,7 @@ def test_rounding_does_not_take_a_gradient_past_its_bound():
 def test_among_sums_that_float32_would_round_one_still_adds_no_more():
     """Half of the others end near a power of two, where float32 rounds differently on both sides:
     there one gradient moves a sum in float32 by several bounds."""
-    count, up, down = 8192, 0.51 * 2.0**-11, -0.49 * 2.0**-11
+    count, up, down = 1024, 0.51 * 2.0**-14, -0.49 * 2.0**-14
     others = [torch.full((1, 1), 0.999)] * count
     others += [torch.full((1, 1), value) for _ in range(count // 2) for value in (up, down)]
     ours = torch.full((1, 1), 0.6)
@@ -120,17 +120,17 @@ def test_a_record_adds_the_same_whoever_else_is_drawn(collapsed):
     adapter that is what the gradient consists of."""
     set_trainable(collapsed.module, frozenset({"lora_B"}))
     words = ["ward", "fever at night", "pain", "no change since Monday", "a longer note of the day"]
-    texts = [f"{words[n % 5]} {words[n % 3]} {n}" for n in range(24)]
+    texts = [f"{words[n % 5]} {words[n % 3]} {n}" for n in range(12)]
     data = [Encoded(tuple(ids), n % 3) for n, ids in enumerate(collapsed.tokens(texts))]
     objective = Plain(collapsed, LABELS, data)
     step = 2.0**-BITS
 
     def of(examples: list[int]) -> ClippedSum:
-        return clipped_gradients(collapsed.module, objective, examples, range(24), 0.9, step)
+        return clipped_gradients(collapsed.module, objective, examples, range(12), 0.9, step)
 
-    whole = of(list(range(24)))
-    for left_out in (0, 11, 23):
-        rest = of([n for n in range(24) if n != left_out])
+    whole = of(list(range(12)))
+    for left_out in (0, 7):
+        rest = of([n for n in range(12) if n != left_out])
         alone = of([left_out])
         for key, moved in difference(whole, rest).items():
             assert torch.equal(moved, alone.total[key])

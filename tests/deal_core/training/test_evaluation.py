@@ -1,4 +1,5 @@
-"""Scores of names and of heads, and written texts: counted as by hand."""
+"""Scores of names and of heads, and written texts: counted as by hand; and, where each is computed
+with alone, a text that fails changes nothing about the others."""
 
 from __future__ import annotations
 
@@ -9,16 +10,25 @@ import pytest
 import torch
 from torch import Tensor
 
+from deal_core.config.experiment import AdapterConfig, ModelConfig
+from deal_core.data import Example
+from deal_core.deal.distillation import make_teacher
+from deal_core.models import embedding_size, load_model
 from deal_core.models.interface import Encoded
 from deal_core.training.evaluation import (
     NO_ANSWER,
     answer_space,
+    base_embeddings,
     by_heads,
     by_names_told,
     count_both,
+    embeddings_alone,
 )
 from deal_core.training.loop import contained
+from deal_core.training.text_overlap import exact_match, rouge_1, rouge_l, words
 
+NAMES = ("heart", "skin")
+SENTENCES = ("a beat", "a rash that itches", "a valve")
 LEARNT = {"heart": ("old", "new"), "skin": ("rash", "old")}
 
 
@@ -114,3 +124,78 @@ def test_a_failure_about_one_record_stands_in_the_sites_log_alone(caplog):
     assert [r.exc_info is not None for r in caplog.records] == [True]
     with pytest.raises(IndexError, match="9 tokens"):
         contained(fail, alone=False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(ModelConfig(), AdapterConfig(rank=2), 16)
+
+
+@pytest.fixture(scope="module")
+def data(model):
+    return model.encode([Example(text, NAMES[n % 2]) for n, text in enumerate(SENTENCES)], NAMES)
+
+
+def failing_on(monkeypatch: pytest.MonkeyPatch, model, name: str, tokens) -> None:
+    """One method of the model fails where one text is among those it is asked about."""
+    real = getattr(model, name)
+
+    def asked(batch, *others):
+        if any(item.tokens == tokens for item in batch):
+            raise IndexError("too long")
+        return real(batch, *others)
+
+    monkeypatch.setattr(model, name, asked)
+
+
+def test_an_embedding_that_fails_is_no_number(model, data, monkeypatch):
+    size = embedding_size(ModelConfig(), 2)
+    whole = embeddings_alone(model, data, 2, size)
+    torch.testing.assert_close(whole, base_embeddings(model, data, 2), rtol=0, atol=1e-5)
+    failing_on(monkeypatch, model, "embed", data[1].tokens)
+    found = embeddings_alone(model, data, 2, size)
+    assert found[1].isnan().all()
+    assert torch.equal(found[[0, 2]], whole[[0, 2]])
+    assert embeddings_alone(model, data[1:2], 2, size).isnan().all()
+    with pytest.raises(IndexError):
+        base_embeddings(model, data, 2)
+
+
+def test_a_teacher_that_fails_on_one_answers_about_the_others(model, data, monkeypatch):
+    whole = make_teacher(model, data, NAMES, [NAMES], alone=True)
+    failing_on(monkeypatch, model, "forward_train", data[1].tokens)
+    found = make_teacher(model, data, NAMES, [NAMES], alone=True)
+    for place in (0, 2):
+        assert torch.equal(found([place])[0], whole([place])[0])
+    with pytest.raises(KeyError):
+        found([1])
+    with pytest.raises(IndexError):
+        make_teacher(model, data, NAMES, [NAMES])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Hello, world_1: x2!", ["hello", "world_1", "x2"]),
+        ("Größe: 3 µm", ["größe", "3", "µm"]),
+        ("यह की", ["यह", "की"]),  # vowel signs belong to their word
+        ("cafe\u0301 caf\u00e9", ["caf\u00e9", "caf\u00e9"]),
+        ("北京 X1です", ["北", "京", "x1", "で", "す"]),
+        ("ไทย", ["ไ", "ท", "ย"]),
+        ("서울은 수도", ["서울은", "수도"]),
+        ("…", []),
+        ("I am happy ☺\ufe0f, yes ✔\ufe0f", ["i", "am", "happy", "yes"]),
+    ],
+)
+def test_words(text, expected):
+    assert words(text) == expected
+
+
+def test_marks_make_words_differ():
+    assert not exact_match("यह की", ["यह का"])
+    assert exact_match("Cafe\u0301!", ["caf\u00e9"])
+
+
+def test_texts_without_spaces_overlap_by_letters():
+    assert rouge_l("北京是首都", ["北京是中国的首都"]) == pytest.approx(2 * 5 / (5 + 8))
+    assert rouge_1("都首", ["首都"]) == 1.0 > rouge_l("都首", ["首都"])
