@@ -17,7 +17,6 @@ import numpy as np
 from deal_core.secure_sum import keys
 from deal_core.secure_sum.keys import Words, fingerprint
 from deal_core.secure_sum.messages import (
-    BelowThreshold,
     Confirmed,
     ConfirmRequest,
     Kept,
@@ -80,7 +79,7 @@ def add_prepared(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
 
 def close_prepared(held: ServerRound) -> ServerRound:
     """Return the round with its members fixed: those who have prepared."""
-    _check_enough(held, len(held.prepared), held.terms.least, "prepared")
+    held.terms.require_enough(len(held.prepared), "prepared", held.terms.least)
     return held if held.members is not None else replace(held, members=tuple(sorted(held.prepared)))
 
 
@@ -113,7 +112,7 @@ def add_masked(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
 
 def close_masked(held: ServerRound) -> ServerRound:
     """Return the round with its survivors fixed: those whose masked vectors are in the total."""
-    _check_enough(held, len(held.masked), held.terms.least, "survived")
+    held.terms.require_enough(len(held.masked), "survived", held.terms.least)
     return held if held.survivors is not None else replace(held, survivors=held.masked)
 
 
@@ -135,7 +134,7 @@ def add_confirmed(held: ServerRound, site: bytes, reply: bytes) -> ServerRound:
 
 def close_confirmed(held: ServerRound) -> ServerRound:
     """Return the round with those fixed whose tags are passed on."""
-    _check_enough(held, len(held.confirmed), held.terms.threshold, "confirmed")
+    held.terms.require_enough(len(held.confirmed), "confirmed", held.terms.threshold)
     if held.confirmers is not None:
         return held
     return replace(held, confirmers=tuple(sorted(held.confirmed)))
@@ -175,11 +174,7 @@ def unmasked_sum(held: ServerRound) -> Words:
         ProtocolError: the shares put together are not what a site has committed to.
     """
     answers, needed = sorted(held.unmasked), held.terms.threshold
-    if len(answers) < needed:
-        raise BelowThreshold(
-            f"round {held.terms.number}: {len(answers)} of {len(held.terms.cohort)} sites revealed "
-            f"their shares, below the threshold of {needed}: the round ends without a sum"
-        )
+    held.terms.require_enough(len(answers), "revealed their shares", needed)
     windows = 1 if len(answers) == needed else len(answers)
     for start in range(windows):
         window = [answers[(start + k) % len(answers)] for k in range(needed)]
@@ -245,14 +240,6 @@ def _is_known(
     if before is None and not is_open:
         raise ProtocolError(f"the reply of site {fingerprint(site)} came too late", site)
     return before is not None
-
-
-def _check_enough(held: ServerRound, number: int, least: int, what: str) -> None:
-    if number < least:
-        raise BelowThreshold(
-            f"round {held.terms.number}: {number} of {len(held.terms.cohort)} sites {what}, below "
-            f"the {least} that a sum needs: the round ends without one"
-        )
 
 
 def _check_secret(held: ServerRound, member: int, fits: bool) -> None:

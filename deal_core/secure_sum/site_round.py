@@ -17,7 +17,6 @@ from deal_core.secure_sum import keys
 from deal_core.secure_sum.keys import fingerprint
 from deal_core.secure_sum.layout import Encoded
 from deal_core.secure_sum.messages import (
-    BelowThreshold,
     Confirmed,
     ConfirmRequest,
     Masked,
@@ -261,11 +260,7 @@ def _check_agreement(
         channel = state.channel(terms.cohort[position])
         expected = keys.agreement_tag(channel, terms.context, position, own, message.survivors)
         told += compare_digest(tag, expected)
-    if told < terms.threshold:
-        raise BelowThreshold(
-            f"round {terms.number}: {told} sites were told the same survivors, "
-            f"below the {terms.threshold} that a sum needs"
-        )
+    terms.require_enough(told, "were told the same survivors", terms.threshold)
 
 
 def _opened(
@@ -305,8 +300,4 @@ def _opened(
 def _check_enough(terms: RoundTerms, positions: tuple[int, ...], own: int, what: str) -> None:
     if own not in positions:
         raise ProtocolError(f"round {terms.number}: this site is not among those who {what}")
-    if len(positions) < terms.least:
-        raise BelowThreshold(
-            f"round {terms.number}: {len(positions)} of {len(terms.cohort)} sites {what}, "
-            f"below the {terms.least} that a sum needs"
-        )
+    terms.require_enough(len(positions), what, terms.least)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Self
 
 from deal_core.secure_sum.keys import SITE_BYTES, fingerprint
-from deal_core.secure_sum.messages import Message, ProtocolError, UnpinnedPeer
+from deal_core.secure_sum.messages import BelowThreshold, Message, ProtocolError, UnpinnedPeer
 
 RINGS = (32, 64)
 """Bits of a word: sums are taken modulo 2 to this power."""
@@ -60,6 +60,14 @@ class RoundTerms(Message):
     def context(self) -> bytes:
         """Digest of all terms, 32 bytes."""
         return hashlib.sha256(self.to_bytes()).digest()
+
+    def require_enough(self, sites: int, what: str, least: int) -> None:
+        """Check that at least so many sites have done what a sum needs; else BelowThreshold."""
+        if sites < least:
+            raise BelowThreshold(
+                f"round {self.number}: {sites} of {len(self.cohort)} sites {what}, below the "
+                f"{least} that a sum needs: the round ends without one"
+            )
 
     def position(self, site: bytes) -> int:
         """Return the number of a site; ProtocolError where it is not in the cohort."""

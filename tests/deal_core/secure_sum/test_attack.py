@@ -210,6 +210,6 @@ def test_without_agreement_a_lying_server_gets_the_sum_of_fewer_than_the_thresho
 
 
 def test_with_agreement_the_same_server_gets_nothing(ten_sites):
-    with pytest.raises(ProtocolError, match="1 sites were told the same survivors"):
+    with pytest.raises(ProtocolError, match="1 of 10 sites were told the same survivors"):
         different_views(ten_sites)
     assert not any(leg == "unmask" for leg, _ in ten_sites.received)

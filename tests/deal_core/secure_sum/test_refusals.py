@@ -217,11 +217,17 @@ def test_tags_that_do_not_fit():
     site = round_.terms.cohort[0]
     good = UnmaskRequest.from_bytes(server_round.unmask_request(round_.held, site))
     for request, line in [
-        (replace(good, tags=good.tags[::-1]), "1 sites were told the same survivors, below"),
-        (replace(good, tags=(bytes(16),) * 3 + good.tags[3:]), "2 sites were told"),
+        (replace(good, tags=good.tags[::-1]), "1 of 5 sites were told the same"),
+        (replace(good, tags=(bytes(16),) * 3 + good.tags[3:]), "2 of 5 sites were"),
         (replace(good, tags=good.tags[:-1]), "one tag for each site"),
-        (replace(good, confirmers=positions_bytes([1]), tags=good.tags[:1]), "2 sites were told"),
-        (replace(good, confirmers=b"", tags=()), "1 sites were told the same survivors, below"),
+        (
+            replace(good, confirmers=positions_bytes([1]), tags=good.tags[:1]),
+            "2 of 5 sites were told",
+        ),
+        (
+            replace(good, confirmers=b"", tags=()),
+            "1 of 5 sites were told the same",
+        ),
         (replace(good, confirmers=positions_bytes([0, 1, 2, 3])), "confirms that is no other"),
     ]:
         refused("unmask", round_.states[site], request.to_bytes(), line)
