@@ -242,19 +242,17 @@ def left_out(
     if not any(agreement.values()) or 2 * len(turned) >= len(updates):  # the start tells nothing
         known = distrusted & agreement.keys()
         turned = set(known) if 2 * len(known) < len(updates) else set()
-    lengths = {u.client: math.hypot(*change_norms(u.adapter, before).values()) for u in updates}
+    lengths = {update.client: change_norm(update.adapter, before) for update in updates}
     bound = LONGEST * statistics.median(lengths.values())
     if bound == 0:  # most have not moved, as where a task has one label: no measure
         return frozenset(turned)
     return frozenset(turned | {client for client, length in lengths.items() if length > bound})
 
 
-def change_norms(adapter: Adapter, before: Adapter) -> dict[str, float]:
-    """Return ``||s_i B_i A_i - s B A||_F`` of every layer: what the client changed in the round.
-
-    Computed on factors, any rank. Raises KeyError when the layers differ.
-    """
-    return {name: math.sqrt(square_norm(_change(adapter, before, name))) for name in before.layers}
+def change_norm(adapter: Adapter, before: Adapter) -> float:
+    """Return ``||s_i B_i A_i - s B A||_F`` over all layers, computed on factors of any rank."""
+    changes = (_change(adapter, before, name) for name in before.layers)
+    return math.hypot(*(math.sqrt(square_norm(change)) for change in changes))
 
 
 def _change(adapter: Adapter, before: Adapter, name: str) -> LoraFactors:
