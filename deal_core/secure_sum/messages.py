@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -293,6 +292,11 @@ class Kept:
         return kept
 
 
-@cache
+_adapters: dict[type[Kept], TypeAdapter[Any]] = {}
+
+
 def _adapter(kind: type[Kept]) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    """Return what reads and writes records of a kind; made once."""
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]
