@@ -282,7 +282,8 @@ def check_ledger(model: LanguageModel, folder: Path) -> None:
     other = PRVAccountant()
     for event in events:
         other.history.append((event.noise_multiplier, event.sample_rate, event.steps))
-    assert other.get_epsilon(events[0].delta) <= 3.0 * 1.01
+    with np.errstate(divide="ignore"):  # of records that are in every batch
+        assert other.get_epsilon(events[0].delta) <= 3.0 * 1.01
     with pytest.raises(BudgetSpent):
         mechanism.update(asked("task1", 3), site, make)
     assert len(site.ledger().events()) == 4
