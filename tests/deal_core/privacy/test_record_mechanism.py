@@ -136,7 +136,8 @@ def test_a_policy_only_tightens(site):
 
 def told(site, seed: int = 0) -> dict[str, float]:
     """The figures beside the first update of a run."""
-    mechanism = make_mechanism(experiment("federation.rounds=1", f"run.seed={seed}"))
+    budget = f"privacy.target_epsilon={3 + 3 * seed}"
+    mechanism = make_mechanism(experiment("federation.rounds=1", f"run.seed={seed}", budget))
     return mechanism.update(ask("task0", 1, request=f"seed {seed}"), site, Maker()).figures
 
 
@@ -230,7 +231,7 @@ def test_tasks_that_were_never_compared_do_not_compose_in_parallel(site):
 
 def test_who_takes_the_declaration_back_tells_what_all_tasks_cost(site):
     declared = replace(site, policy=Policy(disjoint_tasks=True, metrics="clear"))
-    mechanism, make = make_mechanism(experiment()), Maker()
+    mechanism, make = make_mechanism(experiment("federation.rounds=8")), Maker()
     first = mechanism.update(ask("task0", 1), declared, make).figures
     assert first["disjoint_tasks"] == 1.0
     second = mechanism.update(
