@@ -155,7 +155,7 @@ def rounded(adapter: Adapter) -> Adapter:
     return Adapter(layers, adapter.scaling)
 
 
-class _OneFactor:
+class OneFactorRound:
     """``B = sum_i p_i B_i``, ``A`` unchanged: exact, linear, half the bytes; or the reverse.
 
     The other factor is common to all clients, so the mean is exact: ``sum_i p_i s B_i A =
@@ -163,19 +163,26 @@ class _OneFactor:
     the float64 sum, so the error needs no sketch. What it costs is capacity: the update stays in
     the row space of the first ``A`` (the column space of ``B``). Constant memory, a pass over the
     bytes per client. Source: Sun et al., ICLR 2024, arXiv 2403.12313 (FFA-LoRA).
+
+    ``factor`` is trained; ``finish``: from the exact mean adapter, whose trained factor is float64,
+    to the next current one (a rule of one's own: docs/extending.md).
     """
 
-    def __init__(self, before: Adapter, factor: str) -> None:
-        self._before, self._factor = before, factor
+    def __init__(
+        self, before: Adapter, factor: str, finish: Callable[[Adapter], Adapter] = rounded
+    ) -> None:
+        self._before, self._factor, self._finish = before, factor, finish
         self._mean = FactorMean()
 
     def add(self, update: ClientUpdate) -> None:
+        """See :class:`~deal_core.aggregation.rule.Aggregation`."""
         check_update(update, self._before, frozenset({self._factor}), mixed_ranks=False)
         factors = [update.adapter.layers[name] for name in self._before.layers]
         trained = [f.B if self._factor == LORA_B else f.A for f in factors]
         self._mean.add(trained, update.weight)
 
     def finish(self) -> Aggregate:
+        """See :class:`~deal_core.aggregation.rule.Aggregation`."""
         on_b = self._factor == LORA_B
         layers = {
             name: LoraFactors(start.A, mean) if on_b else LoraFactors(mean, start.B)
@@ -184,19 +191,19 @@ class _OneFactor:
             )
         }
         ideal = Adapter(layers, self._before.scaling)
-        current = rounded(ideal)
+        current = self._finish(ideal)
         return Aggregate(current, None, relative_difference(current, ideal))
 
 
 AGGREGATION_RULES: dict[str, Rule] = {
     "fedit": Rule(BOTH, _FedIt),
-    "ffa": Rule(frozenset({LORA_B}), lambda before: _OneFactor(before, LORA_B)),
+    "ffa": Rule(frozenset({LORA_B}), lambda before: OneFactorRound(before, LORA_B)),
     "flora": Rule(BOTH, _Flora, mixed_ranks=True),
     "fedex": Rule(BOTH, _FedEx),
 }
 """``aggregation.rule`` to rule. Inexact: ``fedit``."""
 RULES_OF_KINDS: dict[str, Rule] = {
-    "ffa-a": Rule(frozenset({LORA_A}), lambda before: _OneFactor(before, LORA_A)),
+    "ffa-a": Rule(frozenset({LORA_A}), lambda before: OneFactorRound(before, LORA_A)),
 }
 """Name to rule of kinds of adapter that have one of their own (``adapter.kind``)."""
 MEANS_OF_FACTORS = frozenset({"fedit", "ffa", "ffa-a"})
