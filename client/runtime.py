@@ -140,7 +140,7 @@ class ClientRuntime:
         """All tasks of the run, and no others: what a request may name."""
         return open_source(self.experiment.data).task_names()
 
-    @property
+    @cached_property
     def grouped(self) -> bool:
         """Whether groups of records are protected, and not each by itself."""
         return self.mechanism.unit == GROUP
