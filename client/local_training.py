@@ -160,14 +160,13 @@ class LocalTraining:
             assert isinstance(gradients, NoisySum)
             return class_sums(granted, statistics, gradients, tasks)
         started, trained = time.monotonic(), frozenset(instruction.trained)
-        objective = partial(granted.phase.objective, runtime.model, granted.state)
-        client, task = str(granted.client.number), self._task()
-        cache: Cache = runtime.learning.get_or_compute(client, instruction.task, Cache)
+        objective, client = granted.phase.objective, str(granted.client.number)
+        data = data if gradients is None else gradients.data
+        task = self._task(data)
         load_state(runtime.model, granted.state)
         if gradients is not None:
             runtime.rehearse_gradients(objective, task, trained, gradients)
-            data = gradients.data
-        made = objective(task, data, cache)
+        made = objective(task)
         if isinstance(gradients, NoisySum):
             groups = set(self.data.train_groups) if runtime.grouped else self.data.train
             units = len(groups)
@@ -189,7 +188,7 @@ class LocalTraining:
         figures = {"num_examples": len(data), "loss": report.loss, "seconds": seconds}
         return LocalUpdate(encoded, figures)
 
-    def _task(self) -> LocalTask:
+    def _task(self, data: Sequence[Encoded]) -> LocalTask:
         """What the client knows of the task, of earlier tasks, and of earlier rounds."""
         runtime, instruction, client = (
             self.granted.runtime,
@@ -205,6 +204,9 @@ class LocalTraining:
         seen = tuple(map(runtime.labels, instruction.seen))
         asks = map(runtime.instruction, instruction.seen)
         return LocalTask(
+            model=runtime.model,
+            state=self.granted.state,
+            data=data,
             labels=self.data.labels,
             seen=seen,
             past=TaskHistory(shares, TaskStore(folder), known) if shares else None,
@@ -214,6 +216,7 @@ class LocalTraining:
             prompts=[TaskPrompt(*each) for each in zip(seen, asks, strict=True)],
             protected=protected,
             instruction=runtime.instruction(instruction.task),
+            cache=runtime.learning.get_or_compute(str(client.number), instruction.task, Cache),
         )
 
     def _encoded(self, trained: frozenset[str]) -> WireArrays:

@@ -36,7 +36,6 @@ from deal_core.training.hardware import compute_dtype, keep_memory
 from deal_core.training.loop import Cache, Objective, run_local_steps
 from deal_core.training.public_subspace import Subspace
 
-ObjectiveOf = Callable[[LocalTask, Sequence[Encoded], Cache], Objective]
 HELD_BACK = 10
 """One training record in so many is held back where class means are checked with it; none of
 fewer."""
@@ -189,7 +188,7 @@ class ClientRuntime:
 
     def rehearse_gradients(
         self,
-        objective: ObjectiveOf,
+        objective: Callable[[LocalTask], Objective],
         task: LocalTask,
         trained: frozenset[str],
         gradients: Sampled,
@@ -200,8 +199,8 @@ class ClientRuntime:
         has too little memory, it dies here. The model holds the adapters of the round.
 
         Args:
-            objective: what is differentiated, over some data of a task.
-            task: what the client knows of the task.
+            objective: what is differentiated, of a task.
+            task: the one at hand.
             trained: factors that learn, from now on.
             gradients: of the mechanism.
 
@@ -214,21 +213,25 @@ class ClientRuntime:
             labels = tuple(task.labels)
             longest = self.longest(labels, task.instruction)
             probes = [*self.probes(labels, task.instruction), *longest]
-            alone = replace(task, past=None, round_state=None)
+            alone = replace(task, data=probes, cache=Cache(), past=None, round_state=None)
             set_trainable(module, trained)
-            gradients.rehearse(module, objective(alone, probes, Cache()), len(probes))
+            gradients.rehearse(module, objective(alone), len(probes))
             asked = () if model.has_label_logits else task.prompts
             for prompt in asked:  # a text is asked about under one of them, whichever it is
-                under = replace(alone, seen=(prompt.labels,), prompts=(prompt,))
-                gradients.rehearse(module, objective(under, longest, Cache()), len(longest))
+                under = replace(
+                    alone, data=longest, cache=Cache(), seen=(prompt.labels,), prompts=(prompt,)
+                )
+                gradients.rehearse(module, objective(under), len(longest))
                 if prompt.labels or not isinstance(model, GeneratingModel):
                     continue
                 texts = self.longest((), prompt.instruction)
                 # The teacher's answer to a constant text may be short, and to a record so long.
                 with at_task_start(module):
                     model.written(texts, to_the_end=True)
-                writing = replace(under, labels=(), instruction=prompt.instruction)
-                gradients.rehearse(module, objective(writing, texts, Cache()), len(texts))
+                writing = replace(
+                    under, data=texts, cache=Cache(), labels=(), instruction=prompt.instruction
+                )
+                gradients.rehearse(module, objective(writing), len(texts))
             del room
 
     def rehearse_embeddings(self, task: str, layers: int) -> None:

@@ -43,9 +43,8 @@ from deal_core.lora.arrays import by_key, with_factors
 from deal_core.lora.attach import factors_in
 from deal_core.lora.payload import PREFIX, factor_of
 from deal_core.lora.state import State, start_of
-from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.randomness import seeded
-from deal_core.training.loop import Cache, Objective, Parametrization
+from deal_core.training.loop import Objective, Parametrization
 
 SMALLEST = 1e-6
 """Of a squared width: a flat spectrum has no width of its own."""
@@ -88,23 +87,16 @@ class DealReference(HeldStart):
         made = {k: m.factor() for k, m in fresh_maps(held.current, self.config).items()}
         return replace(held, current=with_factors(held.current, made))
 
-    def objective(
-        self,
-        model: LanguageModel,
-        state: State,
-        task: LocalTask,
-        data: Sequence[Encoded],
-        cache: Cache,
-    ) -> Objective:
+    def objective(self, task: LocalTask) -> Objective:
         """Return ``CE + lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b``; plain in the first
         task."""
-        losses = plain(model, task, data)
-        start = start_of(state).current
+        losses = plain(task)
+        start = start_of(task.state).current
         if not is_nonzero(start):
             return losses
         fresh = fresh_maps(start, self.config)
-        basis = fingerprint(state.retained)
-        maps = carried_maps(fresh, task.round_state, basis, model.device)
+        basis = fingerprint(task.state.retained)
+        maps = carried_maps(fresh, task.round_state, basis, task.model.device)
         return Mapped(losses, maps, self.config, task.round_state, basis)
 
 

@@ -40,7 +40,7 @@ from deal_core.lora.state import State, start_of
 from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.randomness import seeded
-from deal_core.training.loop import Cache, Objective, within_budget
+from deal_core.training.loop import Objective, within_budget
 
 BOTH = frozenset({"lora_A", "lora_B"})
 TOKENS = 2048
@@ -53,21 +53,15 @@ class Ewc(HeldStart):
 
     weight: float
 
-    def objective(
-        self,
-        model: LanguageModel,
-        state: State,
-        task: LocalTask,
-        data: Sequence[Encoded],
-        cache: Cache,
-    ) -> Objective:
+    def objective(self, task: LocalTask) -> Objective:
         """Return ``CE + weight / 2 * sum F (theta - theta*)^2``; plain while ``theta*`` knows no
         task of the client."""
-        learning = plain(model, task, data)
+        learning = plain(task)
         if task.past is None or not task.past.known:
             return learning
-        fisher = importance(model, state, task.past)
-        start = by_key(start_of(state).current)
+        model = task.model
+        fisher = importance(model, task.state, task.past)
+        start = by_key(start_of(task.state).current)
         anchor = {key: factor.to(model.device) for key, factor in start.items()}
         return Penalised(learning, lambda: anchored(model.module, fisher, anchor, self.weight))
 

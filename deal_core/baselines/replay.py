@@ -14,10 +14,9 @@ from deal_core.baselines.sequential import Sequential
 from deal_core.deal.interface import LocalTask, TaskHistory
 from deal_core.deal.objective import Placed, losses_by_task, plain
 from deal_core.lora.adapter import fingerprint
-from deal_core.lora.state import State
-from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.models.interface import LanguageModel
 from deal_core.randomness import seeded
-from deal_core.training.loop import Cache, Objective
+from deal_core.training.loop import Objective
 
 SHARE = 0.1
 """Of a client's examples of every earlier task that it keeps, rounded up."""
@@ -40,25 +39,18 @@ class Replay(Sequential):
     share: float = SHARE
     """Of earlier examples that is kept."""
 
-    def objective(
-        self,
-        model: LanguageModel,
-        state: State,
-        task: LocalTask,
-        data: Sequence[Encoded],
-        cache: Cache,
-    ) -> Objective:
+    def objective(self, task: LocalTask) -> Objective:
         """Return ``CE(new) + CE(old)``; plain in the first task, or where nothing is kept."""
-        learning = plain(model, task, data)
+        learning = plain(task)
         old = kept_examples(task.past, self.share) if task.past is not None else []
         if task.past is None or not old:
             return learning
         # Other partners in every round, also where what is learnt goes into the residual.
-        moved = [each for each in (state.current, state.residual) if each is not None]
+        moved = [each for each in (task.state.current, task.state.residual) if each is not None]
         generator = seeded("replay", *map(fingerprint, moved))
-        partners = paired(old, len(data), generator)
+        partners = paired(old, len(task.data), generator)
         labels = [share().labels for share in task.past.shares]
-        return Replayed(model, learning, labels, partners)
+        return Replayed(task.model, learning, labels, partners)
 
 
 @dataclass(frozen=True)

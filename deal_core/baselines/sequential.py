@@ -24,8 +24,7 @@ from deal_core.lora.adapter import (
 )
 from deal_core.lora.attach import CURRENT, lora_layers
 from deal_core.lora.state import State, continued, drop_task_start, snapshot_task_start
-from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.training.loop import Cache, Objective
+from deal_core.training.loop import Objective
 
 
 @dataclass(frozen=True)
@@ -49,16 +48,9 @@ class Sequential:
         """Keep everything as it is."""
         return state
 
-    def objective(
-        self,
-        model: LanguageModel,
-        state: State,
-        task: LocalTask,
-        data: Sequence[Encoded],
-        cache: Cache,
-    ) -> Objective:
+    def objective(self, task: LocalTask) -> Objective:
         """Cross-entropy."""
-        return plain(model, task, data)
+        return plain(task)
 
 
 @dataclass(frozen=True)
@@ -89,17 +81,10 @@ class Lwf(HeldStart):
 
     distillation: DistillationConfig
 
-    def objective(
-        self,
-        model: LanguageModel,
-        state: State,
-        task: LocalTask,
-        data: Sequence[Encoded],
-        cache: Cache,
-    ) -> Objective:
+    def objective(self, task: LocalTask) -> Objective:
         """Return ``CE + weight * KL(model at the start of the task || model)`` over earlier
         labels."""
-        return distilled(model, state, task, data, cache, self.distillation, 0.0, False)
+        return distilled(task, self.distillation, 0.0, False)
 
 
 @dataclass(frozen=True)
@@ -135,18 +120,11 @@ class OLora(Sequential):
         nothing = zero_adapter(current.shapes, current.rank, current.scaling)
         return State(nothing, in_use(stack(state.parts())))
 
-    def objective(
-        self,
-        model: LanguageModel,
-        state: State,
-        task: LocalTask,
-        data: Sequence[Encoded],
-        cache: Cache,
-    ) -> Objective:
+    def objective(self, task: LocalTask) -> Objective:
         """Return ``CE + weight * ||A_earlier A^T||_F^2``."""
-        learning = plain(model, task, data)
-        earlier = {n: f.A.to(model.device) for n, f in state.retained.layers.items()}
-        return Penalised(learning, lambda: overlap(model.module, earlier, self.weight))
+        model, retained = task.model, task.state.retained
+        earlier = {n: f.A.to(model.device) for n, f in retained.layers.items()}
+        return Penalised(plain(task), lambda: overlap(model.module, earlier, self.weight))
 
 
 def in_use(adapter: Adapter) -> Adapter:

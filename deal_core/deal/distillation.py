@@ -23,10 +23,9 @@ from deal_core.deal.interface import LocalTask, TaskPrompt
 from deal_core.deal.objective import plain
 from deal_core.lora.adapter import fingerprint
 from deal_core.lora.attach import at_task_start
-from deal_core.lora.state import State
 from deal_core.models.generating import GeneratingModel, word_losses
 from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.training.loop import Cache, Objective, contained, evaluation_batches
+from deal_core.training.loop import Objective, contained, evaluation_batches
 
 Teacher = Callable[[Sequence[int]], list[Tensor]]
 """Positions in the client's data to each example's logits, ``(rows, classes)``."""
@@ -35,32 +34,26 @@ CACHED_FLOATS = 2**25
 
 
 def distilled(
-    model: LanguageModel,
-    state: State,
-    task: LocalTask,
-    data: Sequence[Encoded],
-    cache: Cache,
-    config: DistillationConfig,
-    future: float,
-    earlier_prompts: bool,
+    task: LocalTask, config: DistillationConfig, future: float, earlier_prompts: bool
 ) -> Objective:
     """Return the objective (M6): cross-entropy and distillation over labels of other tasks.
 
     Where there is no other task, or the weights are 0, it is plain cross-entropy. A model without
     label logits distils words, with ``config.weight``, where there is an earlier task.
 
-    The model holds ``state`` already, whose task began with ``base + retained``; ``future`` weighs
-    labels of future tasks, and ``earlier_prompts``: a generating model's teacher is asked with the
-    prompts of earlier tasks. The cache keeps its answers while ``retained`` and the labels stay.
+    The task began with ``base + retained``; ``future`` weighs labels of future tasks, and
+    ``earlier_prompts``: a generating model's teacher is asked with the prompts of earlier tasks.
+    The cache keeps its answers while ``retained`` and the labels stay.
     """
-    if isinstance(model, GeneratingModel):
-        return words_distilled(model, state, task, data, cache, config, earlier_prompts)
+    if isinstance(task.model, GeneratingModel):
+        return words_distilled(task.model, task, config, earlier_prompts)
     choices = _choices(task, config, future)
     if not choices:
-        return plain(model, task, data)
+        return plain(task)
+    model, data = task.model, task.data
     spaces = [space for space, _ in choices]
-    basis = f"{fingerprint(state.retained)} {spaces} {len(data)}"
-    teacher: Teacher = cache.get_or_compute(
+    basis = f"{fingerprint(task.state.retained)} {spaces} {len(data)}"
+    teacher: Teacher = task.cache.get_or_compute(
         "teacher", basis, lambda: make_teacher(model, data, task.labels, spaces, task.protected)
     )
     return Distilled(model, task.labels, spaces, [weight for _, weight in choices], data, teacher)
@@ -68,28 +61,25 @@ def distilled(
 
 def words_distilled(
     model: GeneratingModel,
-    state: State,
     task: LocalTask,
-    data: Sequence[Encoded],
-    cache: Cache,
     config: DistillationConfig,
     earlier_prompts: bool = True,
 ) -> Objective:
     """Return :class:`WordsDistilled`; plain cross-entropy where there is no earlier task, or the
     weight is 0. The cache keeps the teacher's answers while ``retained`` and the prompts stay the
     same."""
-    learning = plain(model, task, data)
+    learning, data = plain(task), task.data
     earlier = task.prompts if earlier_prompts else task.seen
     if not earlier or not config.weight or task.joint_tasks:
         return learning
-    basis = f"{fingerprint(state.retained)} {task.prompts} {task.labels} {len(data)}"
+    basis = f"{fingerprint(task.state.retained)} {task.prompts} {task.labels} {len(data)}"
 
     def asked() -> tuple[Sequence[Encoded | None], WordTeacher]:
         if earlier_prompts:
             return ask(model, data, task.prompts, alone=task.protected)
         return data, word_teacher(model, data, task.labels, task.protected)
 
-    items, teacher = cache.get_or_compute("words", basis, asked)
+    items, teacher = task.cache.get_or_compute("words", basis, asked)
     labels = () if earlier_prompts else task.labels
     return WordsDistilled(model, learning, items, labels, teacher, config.weight)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -82,8 +82,13 @@ class TaskPrompt:
 
 @dataclass(frozen=True)
 class LocalTask:
-    """What a client knows of the task at hand."""
+    """The task at hand in one round of a client: what it computes with, and what it knows."""
 
+    model: LanguageModel
+    """Holds ``state`` already."""
+    state: State
+    data: Sequence[Encoded]
+    """The client's own training examples."""
     labels: Sequence[str]
     """Its public label space."""
     seen: Sequence[Sequence[str]]
@@ -104,14 +109,11 @@ class LocalTask:
     """Single records are: nothing discrete may be decided about several together."""
     instruction: str = ""
     """What the prompt of the task asks for; empty: the usual."""
+    cache: Cache = field(default_factory=Cache)
+    """What follows from the data and is kept from round to round."""
 
 
-MakeObjective = Callable[[LanguageModel, State, LocalTask, Sequence[Encoded], Cache], Objective]
-
-
-def no_objective(
-    model: LanguageModel, state: State, task: LocalTask, data: Sequence[Encoded], cache: Cache
-) -> Objective:
+def no_objective(task: LocalTask) -> Objective:
     """The objective of a phase in which nothing is trained."""
     raise NotImplementedError("nothing is trained in a phase of statistics")
 
@@ -229,7 +231,7 @@ class Phase:
     name: str
     rounds: int
     """Per task."""
-    objective: MakeObjective = no_objective
+    objective: Callable[[LocalTask], Objective] = no_objective
     """Client, once a round: as :meth:`Method.objective`."""
     statistics: Statistics | None = None
     """What is added up; then nothing is trained. None: the objective is minimised."""
@@ -280,12 +282,5 @@ class Method(Protocol):
     def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """Server, after the last round of a stage, that of its last phase."""
 
-    def objective(
-        self,
-        model: LanguageModel,
-        state: State,
-        task: LocalTask,
-        data: Sequence[Encoded],
-        cache: Cache,
-    ) -> Objective:
-        """Client, once a round: ``model`` holds ``state`` already."""
+    def objective(self, task: LocalTask) -> Objective:
+        """Client, once a round."""

@@ -40,8 +40,7 @@ from deal_core.deal.routed import RoutedDeal
 from deal_core.errors import choose
 from deal_core.lora.adapter import fingerprint, orthogonal_init, stack, zero_adapter
 from deal_core.lora.state import State, continued, drop_task_start, snapshot_task_start
-from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.training.loop import Cache, Objective
+from deal_core.training.loop import Objective
 
 
 @dataclass(frozen=True)
@@ -76,27 +75,21 @@ class Deal:
             state, current=current, retained=retained, residual=None, num_reference_directions=0
         )
 
-    def objective(
-        self,
-        model: LanguageModel,
-        state: State,
-        task: LocalTask,
-        data: Sequence[Encoded],
-        cache: Cache,
-    ) -> Objective:
+    def objective(self, task: LocalTask) -> Objective:
         """Return the formula at the top of this file."""
         config = self.method.distillation
-        losses = distilled(model, state, task, data, cache, config, config.future_weight, True)
+        losses = distilled(task, config, config.future_weight, True)
         if not (self.method.update.lambda1 or self.method.update.lambda2):
             return losses
-        device = next(model.module.parameters()).device
-        anchors: dict[str, Anchor] = cache.get_or_compute(
-            "anchors", fingerprint(state.retained), lambda: make_anchors(state.retained, device)
+        module, retained = task.model.module, task.state.retained
+        device = next(module.parameters()).device
+        anchors: dict[str, Anchor] = task.cache.get_or_compute(
+            "anchors", fingerprint(retained), lambda: make_anchors(retained, device)
         )
-        beside = beside_current(state, device)
+        beside = beside_current(task.state, device)
 
         def price() -> Tensor:
-            update = live_update(model.module, beside)
+            update = live_update(module, beside)
             return update_penalty(update, anchors, self.method.update)
 
         return Penalised(losses, price)

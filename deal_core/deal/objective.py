@@ -18,12 +18,12 @@ Placed = tuple[int, Encoded]
 """Which of several tasks, by its position among them, and the example."""
 
 
-def plain(model: LanguageModel, task: LocalTask, data: Sequence[Encoded]) -> Objective:
+def plain(task: LocalTask) -> Objective:
     """Return cross-entropy on one task, or on several at once."""
     if not task.joint_tasks:
-        return Plain(model, task.labels, data)
+        return Plain(task.model, task.labels, task.data)
     examples = [(n, example) for n, share in enumerate(task.joint_tasks) for example in share.data]
-    return Mixed(model, [share.labels for share in task.joint_tasks], examples)
+    return Mixed(task.model, [share.labels for share in task.joint_tasks], examples)
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ from deal_core.lora.adapter import (
     zero_adapter,
 )
 from deal_core.lora.state import State
-from deal_core.models.interface import Encoded, LanguageModel
-from deal_core.training.loop import Cache, Objective
+from deal_core.training.loop import Objective
 
 
 @dataclass(frozen=True)
@@ -69,16 +68,9 @@ class RoutedDeal:
         current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
         return replace(holding(state, kept), current=current, residual=None)
 
-    def objective(
-        self,
-        model: LanguageModel,
-        state: State,
-        task: LocalTask,
-        data: Sequence[Encoded],
-        cache: Cache,
-    ) -> Objective:
+    def objective(self, task: LocalTask) -> Objective:
         """Return cross-entropy: what is apart needs no teacher."""
-        return plain(model, task, data)
+        return plain(task)
 
 
 def _scaled(adapter: Adapter, scaling: float) -> Adapter:

@@ -92,15 +92,17 @@ def test_it_is_rehearsed_with_the_words_of_the_task_and_of_earlier_ones(
     labels = runtime.labels("laboratory")
     asks = {task: runtime.instruction(task) for task in ("surgery", "skin")}
     prompts = [TaskPrompt(runtime.labels(task), words) for task, words in asks.items()]
-    task = LocalTask(labels, (), prompts=prompts, instruction=runtime.instruction("laboratory"))
+    model, own = runtime.model, runtime.instruction("laboratory")
+    state = State(*[zero_adapter({"layer": (4, 4)}, 1)] * 2)
+    task = LocalTask(model, state, (), labels, (), prompts=prompts, instruction=own)
 
     class Gradients:
         def rehearse(self, module, objective, probes):
             lengths.append(max(len(objective.data[n].tokens) for n in range(probes)))
 
-    def objective(local, data, cache):
-        asks = local.prompts if len(local.prompts) == 1 else ()
-        texts = [runtime.model.answered(data, p.labels, p.instruction) for p in asks]
+    def objective(local):
+        asks, data = local.prompts if len(local.prompts) == 1 else (), local.data
+        texts = [model.answered(data, p.labels, p.instruction) for p in asks]
         return SimpleNamespace(data=[item for own in texts for item in own] or data)
 
     runtime.rehearse_gradients(objective, task, frozenset({"lora_B"}), Gradients())

@@ -19,7 +19,6 @@ from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
 from deal_core.training.loop import (
-    Cache,
     NonPrivateGradients,
     Objective,
     load_state,
@@ -208,9 +207,9 @@ def second_task(minilm, name: str) -> tuple[Objective, list[Encoded]]:
     state = built.begin_task(built.end_task(is_nonzero), seeded(1))
     load_state(minilm, state)
     share = TaskDataset(OLD_LABELS, minilm.encode(OLD, OLD_LABELS))
-    task = LocalTask(LABELS, (OLD_LABELS,), TaskHistory([lambda: share], NothingKept(), 1))
     data = minilm.encode(DATA, LABELS)
-    return built.objective(minilm, state, task, data, Cache()), data
+    past = TaskHistory([lambda: share], NothingKept(), 1)
+    return built.objective(LocalTask(minilm, state, data, LABELS, (OLD_LABELS,), past)), data
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -36,7 +36,6 @@ from deal_core.lora.payload import PREFIX, factor_of
 from deal_core.lora.state import State, start_of
 from deal_core.randomness import seeded
 from deal_core.training.loop import (
-    Cache,
     NonPrivateGradients,
     load_state,
     mean_gradient,
@@ -77,8 +76,8 @@ def begun(shapes) -> State:
 
 def objective(minilm, state: State, round_state=None, **keys: float) -> Mapped:
     load_state(minilm, state)
-    task = LocalTask(LABELS, (("Dental",),), None, round_state)
-    found = made(**keys).objective(minilm, state, task, data(minilm), Cache())
+    task = LocalTask(minilm, state, data(minilm), LABELS, (("Dental",),), round_state=round_state)
+    found = made(**keys).objective(task)
     assert isinstance(found, Mapped)
     return found
 
@@ -102,7 +101,7 @@ def test_the_first_task_is_plain_and_a_later_one_begins_with_drawn_maps(minilm, 
     method, empty = made(), State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
     first = method.begin_task(empty, seeded(0))
     load_state(minilm, first)
-    plain = method.objective(minilm, first, LocalTask(LABELS, ()), data(minilm), Cache())
+    plain = method.objective(LocalTask(minilm, first, data(minilm), LABELS, ()))
     assert plain.penalty() is None
     assert not isinstance(plain, Mapped)
     before = spread(shapes, 1)

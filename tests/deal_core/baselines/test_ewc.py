@@ -19,7 +19,7 @@ from deal_core.lora.state import State, snapshot_task_start
 from deal_core.methods import make_method
 from deal_core.models import load_model
 from deal_core.randomness import seeded
-from deal_core.training.loop import Cache, load_state
+from deal_core.training.loop import load_state
 from tests.architectures import model_config, save
 
 LABELS = ("Anatomy", "Surgery")
@@ -140,10 +140,10 @@ def objective(minilm, state, kept, shares, weight=1000.0, known=None):
     method = MethodConfig.model_validate({"name": "ewc", "ewc": {"weight": weight}})
     known = len(shares) if known is None else known
     past = TaskHistory([lambda share=share: share for share in shares], kept, known)
-    task = LocalTask(LABELS, (EARLIER,), past)
     data = minilm.encode(DATA, LABELS)
+    task = LocalTask(minilm, state, data, LABELS, (EARLIER,), past)
     built = make_method(method, AdapterConfig())
-    return built.objective(minilm, state, task, data, Cache()), data
+    return built.objective(task), data
 
 
 def test_it_is_measured_at_the_start_of_the_task_in_any_round(minilm, start, second_task):

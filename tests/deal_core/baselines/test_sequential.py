@@ -25,7 +25,7 @@ from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
-from deal_core.training.loop import Cache, load_state
+from deal_core.training.loop import load_state
 from server.run import Checkpoint, History, load_checkpoint, save_checkpoint
 from simulations.run.model_checks import check_aggregation
 
@@ -196,10 +196,10 @@ def old_shares(minilm) -> list[TaskDataset]:
 
 
 def objective(minilm, state, shares, **settings):
-    task = LocalTask(LABELS, (FIRST, SECOND), past(shares))
     data = minilm.encode(DATA, LABELS)
+    task = LocalTask(minilm, state, data, LABELS, (FIRST, SECOND), past(shares))
     built = Replay(AdapterConfig(), **settings)
-    return built.objective(minilm, state, task, data, Cache()), data
+    return built.objective(task), data
 
 
 def test_losses_are_those_of_single_examples_each_in_its_own_label_space(minilm, start, old_shares):

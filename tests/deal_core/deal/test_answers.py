@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import kl_div, log_softmax
@@ -65,8 +67,8 @@ def test_a_record_adds_the_same_to_the_bit_whoever_else_is_there(
         model, state = loaded(folder, adapter, random_adapter)
         set_trainable(model.module, frozenset({"lora_B"}))
         data = model.encode([examples[place] for place in places], LABELS)
-        task = LocalTask(LABELS, (), prompts=EARLIER, protected=True)
-        objective = words_distilled(model, state, task, data, Cache(), DistillationConfig())
+        task = LocalTask(model, state, data, LABELS, (), prompts=EARLIER, protected=True)
+        objective = words_distilled(model, task, DistillationConfig())
         places = list(range(len(data)))
         return dpsgd.clipped_gradients(model.module, objective, places, places, 0.9, 2.0**-40).total
 
@@ -103,13 +105,13 @@ def test_who_else_is_there_does_not_decide_under_which_prompt_a_text_is_asked_ab
     model, state = model
     data = model.encode(EXAMPLES, LABELS)
     config = DistillationConfig()
-    task = LocalTask(LABELS, (), prompts=EARLIER)
-    whole = words_distilled(model, state, task, data, Cache(), config)
+    task = LocalTask(model, state, data, LABELS, (), prompts=EARLIER)
+    whole = words_distilled(model, task, config)
     with torch.no_grad():
         losses = whole.example_losses(range(len(data)))
         for n in range(len(data)):
             fewer = [*data[:n], *data[n + 1 :]]
-            rest = words_distilled(model, state, task, fewer, Cache(), config)
+            rest = words_distilled(model, replace(task, data=fewer, cache=Cache()), config)
             torch.testing.assert_close(
                 rest.example_losses(range(len(fewer))),
                 torch.cat([losses[:n], losses[n + 1 :]]),
@@ -151,8 +153,8 @@ def test_the_loss_is_that_of_the_task_and_a_divergence_at_the_words_of_these_ans
     model, state = model
     data = model.encode(EXAMPLES, LABELS)
     config = DistillationConfig(weight=0.7)
-    task = LocalTask(LABELS, (EARLIER[0].labels,), prompts=EARLIER[:1])
-    objective = words_distilled(model, state, task, data, Cache(), config)
+    task = LocalTask(model, state, data, LABELS, (EARLIER[0].labels,), prompts=EARLIER[:1])
+    objective = words_distilled(model, task, config)
     with torch.no_grad():
         found = objective.example_losses(range(len(data)))
         plain = Plain(model, LABELS, data).example_losses(range(len(data)))
@@ -193,8 +195,8 @@ def test_protected_records_are_asked_about_one_by_one(model, monkeypatch):
 
     monkeypatch.setattr(type(model), "answered", answered)
     data = model.encode(EXAMPLES, LABELS)
-    task = LocalTask(LABELS, (), prompts=EARLIER, protected=True)
-    words_distilled(model, state, task, data, Cache(), DistillationConfig())
+    task = LocalTask(model, state, data, LABELS, (), prompts=EARLIER, protected=True)
+    words_distilled(model, task, DistillationConfig())
     assert sizes == [1] * len(data)
 
 
@@ -202,9 +204,9 @@ def test_lwf_distils_the_words_of_the_tasks_own_answers(model, small_adapter):
     """(M18): with the prompt and the answer of the task at hand."""
     model, state = model
     data = model.encode(EXAMPLES, LABELS)
-    task = LocalTask(LABELS, (EARLIER[0].labels,), prompts=EARLIER[:1])
+    task = LocalTask(model, state, data, LABELS, (EARLIER[0].labels,), prompts=EARLIER[:1])
     method = make_method(MethodConfig(name="lwf"), small_adapter)
-    objective = method.objective(model, state, task, data, Cache())
+    objective = method.objective(task)
     with torch.no_grad():
         found = objective.example_losses(range(len(data)))
         for n, item in enumerate(data):
@@ -216,5 +218,5 @@ def test_lwf_distils_the_words_of_the_tasks_own_answers(model, small_adapter):
             assert expected > 1e-4
             plain = Plain(model, LABELS, data).example_losses([n])[0]
             torch.testing.assert_close(found[n], plain + expected, rtol=1e-4, atol=1e-5)
-    first = method.objective(model, state, LocalTask(LABELS, ()), data, Cache())
+    first = method.objective(LocalTask(model, state, data, LABELS, ()))
     assert isinstance(first, Plain)

@@ -151,10 +151,8 @@ def objective_of(minilm, state: State, cache: Cache) -> tuple[Penalised, list]:
     method = MethodConfig.model_validate({"update": {"lambda1": 100.0, "lambda2": 0.001}})
     load_state(minilm, state)
     data = minilm.encode(DATA, LABELS)
-    objective = make_method(method, AdapterConfig()).objective(
-        minilm, state, LocalTask(LABELS, (SEEN,)), data, cache
-    )
-    return objective, data
+    task = LocalTask(minilm, state, data, LABELS, (SEEN,), cache=cache)
+    return make_method(method, AdapterConfig()).objective(task), data
 
 
 def moved(state: State, random_adapter) -> State:

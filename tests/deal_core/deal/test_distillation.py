@@ -19,7 +19,7 @@ from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, st
 from deal_core.lora.state import State, drop_task_start, snapshot_task_start, start_of
 from deal_core.methods import make_method
 from deal_core.randomness import seeded
-from deal_core.training.loop import Cache, load_state
+from deal_core.training.loop import load_state
 
 LABELS = ("Anatomy", "Surgery")
 SEEN = ("Dental", "Skin", "Eye")
@@ -119,8 +119,8 @@ def test_what_tasks_to_come_choose_between_weighs_as_told_but_for_what_is_known(
     state = built.begin_task(after_one_task, seeded(0))
     load_state(minilm, state)
     data = minilm.encode(DATA, LABELS)
-    task = LocalTask(LABELS, seen, future=lambda: AHEAD)
-    objective = built.objective(minilm, state, task, data, Cache())
+    task = LocalTask(minilm, state, data, LABELS, seen, future=lambda: AHEAD)
+    objective = built.objective(task)
     assert dict(zip(objective.spaces, objective.weights, strict=True)) == choices
 
 
@@ -130,11 +130,10 @@ def test_in_the_first_task_the_base_model_speaks_for_tasks_to_come(minilm, shape
     empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
     begun = built.begin_task(empty, seeded(0))
     moved = replace(begun, current=learnt_adapter(random_adapter, shapes, 4))
-    task = LocalTask(LABELS, (), future=lambda: (SEEN,))
-    check_losses(minilm, built, task, start=empty, now=moved, alone=moved, weight=0.7)
+    check_losses(minilm, built, (), (SEEN,), start=empty, now=moved, alone=moved, weight=0.7)
 
 
-def check_losses(minilm, method, task, start: State, now: State, alone: State, weight: float):
+def check_losses(minilm, method, seen, to_come, start: State, now: State, alone: State, weight):
     """``CE + weight * T^2 KL`` at temperature 2 over ``SEEN``, of the model ``now``, which
     ``alone`` is as well, from the model ``start``."""
     data = minilm.encode(DATA, LABELS)
@@ -142,7 +141,7 @@ def check_losses(minilm, method, task, start: State, now: State, alone: State, w
     with torch.no_grad():
         teacher = minilm.scores(data, SEEN)
     load_state(minilm, now)
-    objective = method.objective(minilm, now, task, data, Cache())
+    objective = method.objective(LocalTask(minilm, now, data, LABELS, seen, future=lambda: to_come))
     with torch.no_grad():
         losses = objective.example_losses(range(len(data)))
         load_state(minilm, alone)
@@ -202,8 +201,8 @@ def test_the_teacher_is_asked_task_by_task(minilm, one_task_learnt):
     seen = (("Dental", "Skin"), ("Eye",))
     data = minilm.encode(DATA, LABELS)
     to_come = (("Ear",),)  # none of its business
-    task = LocalTask(LABELS, seen, future=lambda: to_come)
-    objective = built.objective(minilm, state, task, data, Cache())
+    task = LocalTask(minilm, state, data, LABELS, seen, future=lambda: to_come)
+    objective = built.objective(task)
     assert objective.spaces == list(seen)
 
 
@@ -213,5 +212,6 @@ def test_lwf_has_the_start_as_teacher_in_any_round(minilm, one_task_learnt, rand
     begun = built.begin_task(one_task_learnt, seeded(0))
     later = replace(begun, current=learnt_adapter(random_adapter, shapes, 4))
     alone = State(later.current, one_task_learnt.retained)
-    task = LocalTask(LABELS, (SEEN,))
-    check_losses(minilm, built, task, start=one_task_learnt, now=later, alone=alone, weight=1.0)
+    check_losses(
+        minilm, built, (SEEN,), (), start=one_task_learnt, now=later, alone=alone, weight=1.0
+    )

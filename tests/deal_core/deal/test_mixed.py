@@ -13,7 +13,7 @@ from deal_core.lora.state import State
 from deal_core.methods import METHODS, make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from deal_core.training.loop import Cache, load_state
+from deal_core.training.loop import load_state
 
 OF_SUMS = ("linear-probe", "prototype")
 """Methods that train nothing."""
@@ -40,8 +40,8 @@ def test_tasks_learnt_at_once_are_a_first_task_in_every_method(minilm, shares, n
     state = method.begin_task(empty, seeded(0))
     load_state(minilm, state)
     data = [example for share in shares for example in share.data]
-    task = LocalTask(shares[0].labels, (), joint_tasks=shares)
-    objective = method.objective(minilm, state, task, data, Cache())
+    task = LocalTask(minilm, state, data, shares[0].labels, (), joint_tasks=shares)
+    objective = method.objective(task)
     order = [3, 0, 2, 1]
     with torch.no_grad():
         found = objective.example_losses(order)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -20,7 +22,6 @@ from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
 from deal_core.training.hardware import compute_dtype
 from deal_core.training.loop import (
-    Cache,
     load_state,
     mean_gradient,
     training_batches,
@@ -53,8 +54,8 @@ def test_cutting_a_batch_into_passes_changes_only_rounding(minilm, shapes, rando
     for tokens in (10_000, 1):
         load_state(minilm, state)
         set_trainable(minilm.module, frozenset({"lora_A", "lora_B"}))
-        task = LocalTask(LABELS, (("Dental", "Skin"),))
-        objective = method.objective(minilm, state, task, data, Cache())
+        task = LocalTask(minilm, state, data, LABELS, (("Dental", "Skin"),))
+        objective = method.objective(task)
         loss = mean_gradient(objective, data, range(4), tokens)
         found.append((loss, gradients(minilm)))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
@@ -127,14 +128,13 @@ def test_the_teacher_is_asked_once_for_all_rounds_and_again_when_its_basis_chang
     method = make_method(MethodConfig(), AdapterConfig())
     state = random_state(shapes, random_adapter, residual=False)
     load_state(minilm, state)
-    data, cache = minilm.encode(DATA, LABELS), Cache()
-    task = LocalTask(LABELS, (("Dental",),))
+    task = LocalTask(minilm, state, minilm.encode(DATA, LABELS), LABELS, (("Dental",),))
     for _ in range(3):
-        method.objective(minilm, state, task, data, cache)
+        method.objective(task)
     assert len(asked) == 1
-    other = State(state.current, random_adapter(shapes, 16, 0.003, 9))
-    method.objective(minilm, other, task, data, cache)
-    method.objective(minilm, other, LocalTask(LABELS, (("Dental", "Skin"),)), data, cache)
+    task = replace(task, state=State(state.current, random_adapter(shapes, 16, 0.003, 9)))
+    method.objective(task)
+    method.objective(replace(task, seen=(("Dental", "Skin"),)))
     assert len(asked) == 3
 
 

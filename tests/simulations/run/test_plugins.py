@@ -23,9 +23,9 @@ from deal_core.methods import METHODS
 
 
 class Mine(Sequential):
-    def objective(self, model, state, task, data, cache):
+    def objective(self, task):
         {line}
-        return super().objective(model, state, task, data, cache)
+        return super().objective(task)
 
 
 METHODS["{name}"] = lambda method, adapter: Mine(adapter)
