@@ -34,7 +34,7 @@ from client.identity import (
 )
 from client.site_file import SiteFile
 from client.state import store_adapter
-from deal_core.config.run_config import EXPERIMENT, from_run_config
+from deal_core.config.file import EXPERIMENT, from_run_config
 from deal_core.installed import without_collection
 from deal_core.lora.payload import PayloadError
 from deal_core.secure_sum.messages import ProtocolError

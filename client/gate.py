@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deal_core.config.method import OWN_MEMORY
+from deal_core.config.experiment import OWN_MEMORY
 from deal_core.data.source import named_tasks
 from deal_core.errors import UserError
 from deal_core.installed import package_digest

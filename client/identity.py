@@ -24,7 +24,7 @@ from client.site_file import NAME, NODE_KEY, SiteFile, read_site, site_files
 from client.state import RetainedMissing, folder_of
 from deal_core.atomic_write import rotated
 from deal_core.config.experiment import Experiment, RunConfig
-from deal_core.config.run_config import EXPERIMENT, PACKAGE, as_text, from_run_config, run_name
+from deal_core.config.file import EXPERIMENT, PACKAGE, as_text, from_run_config, run_name
 from deal_core.data.source import named_tasks
 from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError

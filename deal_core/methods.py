@@ -10,8 +10,7 @@ from deal_core.baselines.ewc import Ewc
 from deal_core.baselines.frozen import linear_probe, prototype
 from deal_core.baselines.replay import Replay
 from deal_core.baselines.sequential import Lwf, OLora, Sequential, Slao
-from deal_core.config.experiment import AdapterConfig, Experiment
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import AdapterConfig, Experiment, MethodConfig
 from deal_core.deal.interface import Method, statistics_of
 from deal_core.deal.method import make_deal
 from deal_core.errors import choose

@@ -10,7 +10,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import PACKAGE, from_run_config
+from deal_core.config.file import PACKAGE, from_run_config
 from deal_core.errors import UserError
 from deal_core.installed import package_digest
 from server.folder import Listener

@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.file import flatten
 from deal_core.errors import UserError
 
 OTHER_OUT = "wait until it has ended, or choose another --out"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import Value, to_run_config
+from deal_core.config.file import Value, to_run_config
 
 
 def placed(experiment: Experiment, out: str | Path) -> dict[str, Value]:

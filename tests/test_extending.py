@@ -16,8 +16,7 @@ import torch
 
 from deal_core.aggregation.rule import LORA_B, ClientUpdate, finished
 from deal_core.aggregation.rules import AGGREGATION_RULES, make_rule
-from deal_core.config.experiment import AggregationConfig
-from deal_core.config.method import RetentionConfig
+from deal_core.config.experiment import AggregationConfig, RetentionConfig
 from deal_core.deal.retention import retain
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, spectrum
 from server.results import Results, read_results

@@ -18,8 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import PrototypeConfig
+from deal_core.config.experiment import AdapterConfig, PrototypeConfig
 from deal_core.deal.class_means import class_statistics
 from deal_core.deal.interface import (
     EmbeddedTask,

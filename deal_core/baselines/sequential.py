@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import DistillationConfig
+from deal_core.config.experiment import AdapterConfig, DistillationConfig
 from deal_core.deal.distillation import distilled
 from deal_core.deal.interface import LocalTask, Phase
 from deal_core.deal.objective import Penalised, plain

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from deal_core.config.method import PrototypeConfig
+from deal_core.config.experiment import PrototypeConfig
 from deal_core.deal.interface import Phase, Statistics, SumContext, Tensors
 from deal_core.lora.state import State
 from deal_core.models.fast.prompt_forest import QUARTER

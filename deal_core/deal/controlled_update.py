@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deal_core.config.method import UpdateConfig
+from deal_core.config.experiment import UpdateConfig
 from deal_core.lora.adapter import Adapter, LoraFactors, spectrum, strong_part
 from deal_core.lora.attach import CURRENT, lora_layers
 from deal_core.lora.state import State

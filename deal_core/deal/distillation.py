@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
-from deal_core.config.method import DistillationConfig
+from deal_core.config.experiment import DistillationConfig
 from deal_core.deal.interface import LocalTask, TaskPrompt
 from deal_core.deal.objective import plain
 from deal_core.lora.adapter import fingerprint

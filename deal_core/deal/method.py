@@ -22,8 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig
 from deal_core.deal.class_means import sum_phases
 from deal_core.deal.controlled_update import (
     Anchor,

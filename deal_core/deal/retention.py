@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from deal_core.config.method import RetentionConfig
+from deal_core.config.experiment import RetentionConfig
 from deal_core.errors import choose
 from deal_core.lora.adapter import Adapter, Spectrum, refactor, spectrum, strong_part
 

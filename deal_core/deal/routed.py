@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig
 from deal_core.deal.components import Kept, fitted, holding, kept_components
 from deal_core.deal.interface import LocalTask, Phase
 from deal_core.deal.objective import plain

@@ -21,7 +21,7 @@ from client.resident_worker import INSIDE
 from client.runtime import ClientRuntime
 from client.site_file import SiteFile
 from deal_core.config.experiment import Experiment, TrainConfig
-from deal_core.config.run_config import EXPERIMENT, leaves
+from deal_core.config.file import EXPERIMENT, leaves
 from deal_core.data.given import GIVEN, keep_rows, read_rows, usable
 from deal_core.errors import UserError
 from deal_core.lora.attach import set_trainable

@@ -18,8 +18,7 @@ from safetensors.numpy import load_file
 
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import parse_tables
-from deal_core.config.run_config import EXPERIMENT, to_run_config
+from deal_core.config.file import EXPERIMENT, parse_tables, to_run_config
 from deal_core.data import Example
 from deal_core.data.given import Sides, keep_rows
 from deal_core.errors import UserError

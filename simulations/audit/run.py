@@ -16,7 +16,7 @@ from typing import Any
 from client.app import make_app
 from client.runtime import ClientRuntime
 from deal_core.config.experiment import Experiment, at_server
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.data import TaskData, load_for_clients, open_source
 from deal_core.data.partition import partition
 from deal_core.errors import UserError

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.errors import UserError
 from server.folder import Listener, RunEvent, RunFolder, plain_reason
 from simulations.engines import uninterrupted

@@ -16,7 +16,7 @@ from flwr.app import Context, Message
 from flwr.supercore.task_identity import TaskIdentity
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import from_run_config
+from deal_core.config.file import from_run_config
 from simulations.engines import ignoring_ctrl_c, load_plugins
 
 

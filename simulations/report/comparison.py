@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deal_core.config.run_config import leaves
+from deal_core.config.file import leaves
 from deal_core.errors import UserError, at_home
 from server.results import Results, read_results
 from simulations.output import DASH, Table, print_line, print_table

@@ -11,7 +11,7 @@ from typing import Any
 
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import WHERE, leaves
+from deal_core.config.file import WHERE, leaves
 from server.folder import RunEvent
 from server.results import extent
 from simulations.output import DASH, Table, size

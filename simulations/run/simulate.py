@@ -16,10 +16,8 @@ from pydantic import RootModel
 from rich.console import Console
 
 from deal_core.atomic_write import atomic_write
-from deal_core.config.experiment import Experiment
-from deal_core.config.file import parse_experiment, read_toml
-from deal_core.config.method import READ_BY
-from deal_core.config.run_config import WHERE, Value, flatten, leaves
+from deal_core.config.experiment import READ_BY, Experiment
+from deal_core.config.file import WHERE, Value, flatten, leaves, parse_experiment, read_toml
 from deal_core.data import TaskData, load_for_clients, open_source
 from deal_core.errors import UserError, choose
 from server.folder import OTHER_OUT, Listener, RunFolder, exclusive_lock, held

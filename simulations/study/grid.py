@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import apply_overrides, overlaid, parse_experiment, read_toml
-from deal_core.config.run_config import WHERE, Value, flatten
+from deal_core.config.file import (
+    WHERE,
+    Value,
+    apply_overrides,
+    flatten,
+    overlaid,
+    parse_experiment,
+    read_toml,
+)
 from deal_core.data import open_source
 from deal_core.errors import UserError
 from simulations.run.experiment import (

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from deal_core import metrics
 from deal_core.config.data import StreamConfig
-from deal_core.config.experiment import Experiment
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import Experiment, MethodConfig
 from deal_core.errors import UserError
 from server.results import ClientResult, Results, Strict
 

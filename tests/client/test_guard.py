@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from client.app import make_app
 from client.state import RetainedMissing, load_retained, save_retained
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes

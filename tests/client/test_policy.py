@@ -14,7 +14,7 @@ from client.identity import Client
 from client.local_training import worked_on
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.deal.interface import TaskDataset
 from deal_core.errors import UserError
 from deal_core.models.interface import Encoded

@@ -20,8 +20,7 @@ from client.gate import Refusal
 from client.identity import Client, as_the_site_decides, client_of, file_of
 from client.site_file import NODE_KEY, read_site
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import parse_experiment
-from deal_core.config.run_config import PACKAGE
+from deal_core.config.file import PACKAGE, parse_experiment
 from deal_core.errors import UserError
 from simulations.engines.worker_pool import assume_identity
 from tests.run_configs import placed

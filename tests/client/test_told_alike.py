@@ -14,8 +14,7 @@ from flwr.app import Array, Context, Message
 from safetensors.numpy import load_file
 
 from client.gate import Asked, require
-from deal_core.config.experiment import AdapterConfig, Experiment
-from deal_core.config.method import OWN_MEMORY, MethodConfig
+from deal_core.config.experiment import OWN_MEMORY, AdapterConfig, Experiment, MethodConfig
 from deal_core.errors import UserError
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.payload import LORA

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from deal_core.aggregation.rules import starting_adapter
-from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask, Method, TaskDataset, TaskHistory, statistics_of
 from deal_core.errors import UserError

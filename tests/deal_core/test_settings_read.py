@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import READ_BY, MethodConfig
+from deal_core.config.experiment import READ_BY, AdapterConfig, MethodConfig
 from deal_core.deal.interface import phases_of
 from deal_core.methods import METHODS, make_method
 

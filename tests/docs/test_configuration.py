@@ -13,12 +13,12 @@ from deal_core.config.data import DataConfig, PartitionConfig, Table
 from deal_core.config.experiment import (
     AggregationConfig,
     Experiment,
+    MethodConfig,
     ModelConfig,
     PrivacyConfig,
     WireConfig,
 )
-from deal_core.config.method import MethodConfig
-from deal_core.config.run_config import flatten
+from deal_core.config.file import flatten
 from deal_core.data import PARTITIONERS, SOURCES
 from deal_core.methods import METHODS
 from deal_core.models import FAMILIES

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Message
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from server.folder import RunFolder

@@ -17,7 +17,7 @@ from flwr.app import Message
 from deal_core.aggregation.rule import Aggregate
 from deal_core.aggregation.rules import AGGREGATION_RULES, ROBUST_RULES
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.models import adapter_shapes

@@ -8,7 +8,7 @@ import torch
 from flwr.serverapp.strategy import Strategy
 
 from deal_core.aggregation.rule import Aggregate
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.lora.adapter import Adapter, relative_difference, stack, zero_adapter
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes

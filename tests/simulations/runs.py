@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from client.app import make_app
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.data import load_for_clients
 from deal_core.inference.predictor import Predictor
 from server.results import Results

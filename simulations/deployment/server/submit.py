@@ -10,8 +10,13 @@ from typing import Any
 
 from client.site_file import NAME
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import apply_overrides, parse_experiment
-from deal_core.config.run_config import PATIENCE, from_run_config, to_run_config
+from deal_core.config.file import (
+    PATIENCE,
+    apply_overrides,
+    from_run_config,
+    parse_experiment,
+    to_run_config,
+)
 from deal_core.data.sources import SitesSource
 from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock, read_events

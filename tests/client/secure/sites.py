@@ -16,8 +16,7 @@ from flwr.proto.node_pb2 import NodeInfo
 from client.resident_worker import INSIDE
 from client.site_file import NODE_KEY
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import apply_overrides, parse_experiment
-from deal_core.config.run_config import from_run_config
+from deal_core.config.file import apply_overrides, from_run_config, parse_experiment
 from deal_core.privacy.ledger import Ledger
 from simulations.deployment.keys import KeyPair, fingerprint_of_line, make_key_pair, write_secret
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid

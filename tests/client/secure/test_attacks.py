@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from client import local_training as training
 from client.app import make_app
 from client.secure_legs import SecureStore
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.lora.arrays import from_arrays
 from deal_core.lora.payload import LORA
 from deal_core.models import adapter_shapes

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.app import make_app
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.errors import UserError
 from deal_core.privacy.ledger import Ledger
 from deal_core.secure_sum.keys import announce, public_half

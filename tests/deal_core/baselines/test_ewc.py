@@ -7,8 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from deal_core.baselines.ewc import anchored, drawn_labels, fisher_diagonal
-from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, zero_adapter

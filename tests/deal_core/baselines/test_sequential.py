@@ -12,8 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from deal_core.baselines.replay import Replay, kept_examples, paired
 from deal_core.baselines.sequential import in_use, overlap
-from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory
 from deal_core.errors import UserError

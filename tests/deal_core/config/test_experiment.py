@@ -7,8 +7,15 @@ from typing import Any
 import pytest
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import apply_overrides, parse_experiment, read_toml
-from deal_core.config.run_config import EXPERIMENT, flatten, from_run_config, to_run_config
+from deal_core.config.file import (
+    EXPERIMENT,
+    apply_overrides,
+    flatten,
+    from_run_config,
+    parse_experiment,
+    read_toml,
+    to_run_config,
+)
 from deal_core.errors import UserError
 
 ROOT = Path(__file__).parents[3]

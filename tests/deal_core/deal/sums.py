@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deal_core.config.experiment import Experiment
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import Experiment, MethodConfig
 from deal_core.deal.class_means import COUNT, SUM
 from deal_core.deal.interface import EmbeddedTask, Statistics, SumContext
 from deal_core.lora.adapter import zero_adapter

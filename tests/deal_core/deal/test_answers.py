@@ -9,8 +9,7 @@ import torch
 from torch.nn.functional import kl_div, log_softmax
 from transformers import AutoTokenizer
 
-from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.config.method import DistillationConfig, MethodConfig
+from deal_core.config.experiment import AdapterConfig, DistillationConfig, MethodConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.deal.distillation import (
     ask,

@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig
 from deal_core.deal.components import (
     THINNEST,
     Kept,

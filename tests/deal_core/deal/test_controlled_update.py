@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.config.method import MethodConfig, UpdateConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig, ModelConfig, UpdateConfig
 from deal_core.data import Example
 from deal_core.deal.controlled_update import Anchor, layer_penalty, make_anchors, update_penalty
 from deal_core.deal.interface import LocalTask

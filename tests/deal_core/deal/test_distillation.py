@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from deal_core.config.experiment import AdapterConfig
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig
 from deal_core.data import Example
 from deal_core.deal.distillation import distillation_losses
 from deal_core.deal.interface import LocalTask

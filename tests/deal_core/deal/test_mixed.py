@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask, TaskDataset
 from deal_core.lora.adapter import zero_adapter

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deal_core.config.method import MethodConfig, RetentionConfig
+from deal_core.config.experiment import MethodConfig, RetentionConfig
 from deal_core.deal import retention as wavelet
 from deal_core.deal.retention import RETENTIONS, kernel_mean, noise_floor, retain, shrinkage
 from deal_core.errors import UserError

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from deal_core.config.file import run_name
 from deal_core.config.privacy import PrivacyConfig
-from deal_core.config.run_config import run_name
 from deal_core.errors import UserError
 from deal_core.methods import METHODS
 from deal_core.privacy.events import Budget, composed, unprotected_event

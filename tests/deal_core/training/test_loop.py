@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deal_core.config.experiment import AdapterConfig, TrainConfig
-from deal_core.config.method import MethodConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.deal.distillation import make_teacher
 from deal_core.deal.interface import LocalTask

@@ -18,7 +18,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 from peft import IA3Config, LoraConfig, get_peft_model
 
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.data import Example, load_for_clients, partition
 from deal_core.data.embedded import asset_folder
 from deal_core.methods import method_of

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from client.site_file import read_site
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import run_name
+from deal_core.config.file import run_name
 from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock
 from simulations.cli import app

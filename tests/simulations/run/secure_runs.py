@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from client.app import make_app
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.lora.arrays import to_arrays
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes

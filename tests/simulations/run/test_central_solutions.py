@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
 from deal_core.baselines.frozen import RIDGE, ROUNDS
-from deal_core.config.method import PrototypeConfig
+from deal_core.config.experiment import PrototypeConfig
 from deal_core.data import open_source
 from deal_core.deal.class_means import SCALE
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT

@@ -20,7 +20,7 @@ from safetensors.numpy import load
 from client.app import make_app
 from client.site_file import NODE_KEY
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.models import adapter_shapes
 from deal_core.privacy.ledger import Ledger
 from deal_core.randomness import seeded

@@ -11,7 +11,7 @@ import pytest
 from client import local_training as work
 from client.app import make_app
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.data import open_source, partition
 from deal_core.deal.interface import LocalTask
 from deal_core.methods import METHODS
