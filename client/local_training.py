@@ -32,8 +32,8 @@ from deal_core.deal.interface import (
     Tensors,
 )
 from deal_core.deal.objective import under_all_labels
-from deal_core.lora.arrays import learnt_shapes
 from deal_core.lora.attach import read
+from deal_core.lora.state import learnt_shapes
 from deal_core.models.interface import Encoded
 from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.dpsgd import PrivateGradients

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from client.identity import ClientRequest
 from client.secure_legs import SecureStore, conditions, request_of
 from deal_core.config.experiment import at_server
-from deal_core.lora.arrays import to_arrays
 from deal_core.lora.payload import PayloadError
+from deal_core.lora.state import to_arrays
 from deal_core.methods import is_class_incremental
 from deal_core.privacy.interface import LocalUpdate
 from deal_core.protection import sum_terms

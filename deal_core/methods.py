@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from deal_core.baselines.deal_reference import DealReference
-from deal_core.baselines.ewc import Ewc
 from deal_core.baselines.frozen import linear_probe, prototype
-from deal_core.baselines.replay import Replay
+from deal_core.baselines.memory import Ewc, Replay
 from deal_core.baselines.sequential import Lwf, OLora, Sequential, Slao
 from deal_core.config.experiment import AdapterConfig, Experiment, MethodConfig
 from deal_core.deal.interface import Method, statistics_of

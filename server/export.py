@@ -25,14 +25,12 @@ from deal_core.deal.interface import statistics_of
 from deal_core.errors import choose
 from deal_core.inference.folder import AdapterFolder, ComponentRows, Inference, TaskSpace
 from deal_core.lora.adapter import Adapter, is_nonzero, nonzero_rank, split, stack, zero_adapter
-from deal_core.lora.arrays import to_arrays
 from deal_core.lora.kinds import KINDS, kind_of, rule_of
 from deal_core.lora.payload import PayloadError
-from deal_core.lora.state import State
+from deal_core.lora.state import State, to_arrays
 from deal_core.methods import KEEP_TEXTS, method_of
 from deal_core.models import family_of, has_label_logits
-from deal_core.models.given import GIVEN, given
-from deal_core.models.loading import TO_THE_BIT, pinned, upstream_of, with_revision
+from deal_core.models.loading import GIVEN, TO_THE_BIT, given, pinned, upstream_of, with_revision
 from deal_core.training.text_overlap import TEXT_MEASURES
 from deal_core.wire.records import DIGEST, RECORD, digest_of, read_folder
 from server.clients import Roster

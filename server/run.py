@@ -22,9 +22,8 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import client_names, open_source
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, Shapes
-from deal_core.lora.arrays import from_arrays, to_arrays
 from deal_core.lora.payload import HEADS, LORA, RESIDUAL, RETAINED, SUMS
-from deal_core.lora.state import Component, State
+from deal_core.lora.state import Component, State, from_arrays, to_arrays
 from deal_core.methods import method_of
 from deal_core.models import adapter_shapes
 from deal_core.privacy.distributed_noise import whom_to_trust

@@ -25,9 +25,8 @@ from deal_core.config.experiment import Experiment, counts_in_sum
 from deal_core.deal.interface import phases_after, phases_of
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Shapes, is_nonzero, zero_adapter
-from deal_core.lora.arrays import to_arrays
 from deal_core.lora.kinds import kind_of, rule_of
-from deal_core.lora.state import State
+from deal_core.lora.state import State, to_arrays
 from deal_core.methods import method_of
 from deal_core.protection import make_mechanism
 from deal_core.randomness import seeded

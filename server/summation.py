@@ -23,9 +23,8 @@ from deal_core.aggregation.rule import (
 from deal_core.aggregation.screen import Limits, Screen, Verdict
 from deal_core.config.experiment import Experiment, at_server
 from deal_core.lora.adapter import compress, stack
-from deal_core.lora.arrays import changed
 from deal_core.lora.payload import LORA, PayloadError
-from deal_core.lora.state import State
+from deal_core.lora.state import State, changed
 from deal_core.privacy.distributed_noise import grid_step
 from deal_core.protection import sum_deviation, sum_terms
 from deal_core.secure_sum.layout import Layout

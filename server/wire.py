@@ -18,7 +18,6 @@ from deal_core.config.experiment import Experiment
 from deal_core.deal.interface import statistics_of
 from deal_core.installed import package_digest
 from deal_core.lora.adapter import nonzero_rank, padded, split
-from deal_core.lora.arrays import to_arrays
 from deal_core.lora.payload import (
     HEADS,
     LORA,
@@ -28,7 +27,7 @@ from deal_core.lora.payload import (
     WORSE,
     PayloadError,
 )
-from deal_core.lora.state import State
+from deal_core.lora.state import State, to_arrays
 from deal_core.methods import method_of
 from deal_core.randomness import seeded
 from deal_core.secure_sum.messages import ProtocolError, UsedUpdate

@@ -39,10 +39,9 @@ from deal_core.baselines.sequential import HeldStart
 from deal_core.deal.interface import LocalTask, RoundState, Tensors
 from deal_core.deal.objective import plain
 from deal_core.lora.adapter import Adapter, fingerprint, is_nonzero
-from deal_core.lora.arrays import by_key, with_factors
 from deal_core.lora.attach import factors_in
 from deal_core.lora.payload import PREFIX, factor_of
-from deal_core.lora.state import State, start_of
+from deal_core.lora.state import State, by_key, start_of, with_factors
 from deal_core.randomness import seeded
 from deal_core.training.loop import Objective, Parametrization
 

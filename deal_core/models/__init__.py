@@ -19,13 +19,17 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import choose
 from deal_core.lora.attach import attach, lora_layers
 from deal_core.models.causal import CausalLM, causal_prompts
-from deal_core.models.classifier import SequenceClassifier, with_head
-from deal_core.models.encoder import load_encoder
+from deal_core.models.encoder import SequenceClassifier, load_encoder, load_own_loss, with_head
 from deal_core.models.generating import load_generating
-from deal_core.models.given import GIVEN, copy_of, given
 from deal_core.models.interface import LanguageModel
-from deal_core.models.loading import EMBEDDED, pretrained, require_fixed_places
-from deal_core.models.own_loss import load_own_loss
+from deal_core.models.loading import (
+    EMBEDDED,
+    GIVEN,
+    copy_of,
+    given,
+    pretrained,
+    require_fixed_places,
+)
 from deal_core.models.prompt import PromptTokens, require_distinct
 from deal_core.models.seq2seq import Seq2SeqLM, seq2seq_prompts
 

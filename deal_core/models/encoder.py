@@ -1,19 +1,17 @@
-"""Family ``encoder-labels``: text and label names meet in one embedding space.
-
-``score(text, label) = logit_scale * cos(pool(model(text)), pool(base(label)))`` (M2). The label
-side is the frozen base model without adapters, so all tasks share one label space, there is
-no head that grows, and accuracy before any training (zero-shot) is a fair start.
-"""
+"""Families that score any number of labels in one forward pass: ``encoder-labels``,
+``sequence-classification`` and ``own-loss``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 from peft import TaskType
-from torch import Tensor
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
@@ -31,7 +29,7 @@ from deal_core.models.interface import (
     embedding_of,
     last_layers,
 )
-from deal_core.models.loading import load_base_model, pretrained
+from deal_core.models.loading import given, load_base_model, pretrained
 from deal_core.models.prompt import words
 
 ALONE_TOLERANCE = 0.05
@@ -43,7 +41,13 @@ MOST = 200_000
 
 
 class EncoderLabels(LanguageModel):
-    """Any Hugging Face encoder with mean pooling over the real tokens."""
+    """Family ``encoder-labels``: text and label names meet in one embedding space.
+
+    ``score(text, label) = logit_scale * cos(pool(model(text)), pool(base(label)))`` (M2), with mean
+    pooling over the real tokens of any Hugging Face encoder. The label side is the frozen base
+    model without adapters, so all tasks share one label space, there is no head that grows, and
+    accuracy before any training (zero-shot) is a fair start.
+    """
 
     has_label_logits = True
 
@@ -180,3 +184,111 @@ def reads_alone(base: Any) -> bool:
         return False
     error = (beside - alone).norm(dim=1) / alone.float().norm(dim=1)
     return bool(error.max() < ALONE_TOLERANCE)
+
+
+class SequenceClassifier(EncoderLabels):
+    """Family ``sequence-classification``: a transformers model whose head has an output for every
+    label of the stream, by the names in its configuration (``label2id``). Linear layers of the head
+    are adapted beside those of the encoder. Embeddings are the mean states below the head."""
+
+    def __init__(self, base: Any, tokenizer: Any, adapter: AdapterConfig, max_length: int) -> None:
+        super().__init__(base, tokenizer, with_head(base, adapter), max_length)
+        self._encoder = base.base_model
+        self._outputs: dict[str, int] = dict(base.config.label2id)
+
+    def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
+        """Return logits, ``(batch, labels)``, float32."""
+        ids, mask = self._padded([item.tokens for item in batch])
+        logits: Tensor = self.module(input_ids=ids, attention_mask=mask.long()).logits
+        columns = [output_of(label, self._outputs) for label in labels]
+        return logits.float()[:, columns]
+
+
+def output_of(label: str, outputs: Mapping[str, int]) -> int:
+    """Return the place of a label's output in the head; UserError where it has none."""
+    if label not in outputs:
+        raise UserError(
+            f"label '{label}' has no output in the model's head ({', '.join([*outputs][:5])}, ...);"
+            " load the model with label2id and id2label of all labels of the stream"
+        )
+    return outputs[label]
+
+
+def with_head(base: Any, adapter: AdapterConfig) -> AdapterConfig:
+    """Return the settings with the layers that are adapted by default, and those of the head."""
+    usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(base.config.model_type, ())
+    chosen = adapter.target_modules or tuple(usual)
+    inside = f"{base.base_model_prefix}."
+    head = [
+        name
+        for name, layer in base.named_modules()
+        if isinstance(layer, nn.Linear) and not name.startswith(inside)
+    ]
+    return adapter.model_copy(update={"target_modules": tuple(dict.fromkeys([*chosen, *head]))})
+
+
+@dataclass(frozen=True)
+class OwnExample(Encoded):
+    """An example as the functions get it; its tokens are for batches of similar length."""
+
+    example: Example | None = None
+
+
+class OwnLoss(LanguageModel):
+    """Family ``own-loss``: a model that a program passes with ``loss(model, examples)`` and
+    ``predict(model, examples, labels)``. What lies between is not known: it has no logits to
+    distil, no embedding for class means, and nothing that keeps the loss of one record apart from
+    others under a privacy mechanism."""
+
+    has_label_logits = True
+
+    def __init__(self, base: Any, model: ModelConfig, adapter: AdapterConfig, longest: int) -> None:
+        super().__init__(base, adapter, TaskType.FEATURE_EXTRACTION)
+        passed = given(model.name)
+        assert passed.functions is not None
+        self._loss, self._predict = passed.functions
+        self._tokenizer, self._longest = passed.tokenizer, longest
+
+    def encode(
+        self, examples: Sequence[Example], labels: Sequence[str], instruction: str = ""
+    ) -> list[Encoded]:
+        """Tokenise, to know lengths."""
+        texts = [example.text for example in examples]
+        ids = self._tokenizer(texts, truncation=True, max_length=self._longest) if texts else {}
+        return [
+            OwnExample(tuple(tokens), labels.index(example.label), example=example)
+            for tokens, example in zip(ids.get("input_ids", ()), examples, strict=True)
+        ]
+
+    def forward_train(
+        self, batch: Sequence[Encoded], labels: Sequence[str], seen: Sequence[Sequence[str]]
+    ) -> ForwardOutput:
+        """Return the losses of the function."""
+        losses = self._loss(self.module, _examples(batch))
+        if losses.shape != (len(batch),):
+            raise UserError(
+                f"loss: gives a tensor of shape {tuple(losses.shape)} for {len(batch)} examples; "
+                f"return one loss for each, ({len(batch)},)"
+            )
+        return ForwardOutput(losses, losses.new_zeros(len(batch), 0), [])
+
+    def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
+        """Return nothing: it has no embedding."""
+        raise UserError("a model with a loss of its own has no embedding")
+
+    def scores(self, batch: Sequence[Encoded], labels: Sequence[str]) -> Tensor:
+        """Return 1 for the label that the function answers with, and 0 for the others."""
+        answers = self._predict(self.module, _examples(batch), list(labels))
+        rows = [[float(label == answer) for label in labels] for answer in answers]
+        return torch.tensor(rows).reshape(len(batch), len(labels))
+
+
+def _examples(batch: Sequence[Encoded]) -> list[Any]:
+    return [item.example for item in batch if isinstance(item, OwnExample)]
+
+
+def load_own_loss(
+    model: ModelConfig, adapter: AdapterConfig, max_length: int, dtype: torch.dtype
+) -> OwnLoss:
+    """Return the model, with the attention that it came with; UserError where none was passed."""
+    return OwnLoss(load_base_model(None, model, dtype), model, adapter, max_length)

@@ -32,8 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deal_core.config.privacy import PrivacyConfig
-from deal_core.lora.attach import learning_factors
-from deal_core.lora.per_example import ExampleLosses
+from deal_core.lora.attach import ExampleLosses, learning_factors
 from deal_core.privacy.dpsgd import Groups, Sampled, clipping_bound, require_sampled
 from deal_core.privacy.noise import discrete_gaussian
 from deal_core.privacy.policy import Policy, in_sum

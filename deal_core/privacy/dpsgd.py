@@ -28,9 +28,17 @@ import torch
 from scipy.special import bdtrc
 from torch import Tensor, nn
 
-from deal_core.lora.attach import CURRENT, learning_factors, lora_layers, read, write
+from deal_core.lora.attach import (
+    CURRENT,
+    ExampleLosses,
+    Gradient,
+    gradient_alone,
+    learning_factors,
+    lora_layers,
+    read,
+    write,
+)
 from deal_core.lora.linear import adapted_forward
-from deal_core.lora.per_example import ExampleLosses, Gradient, gradient_alone
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.interface import Probes, RecordId, UpdateRequest
 from deal_core.privacy.noise import NoiseSource

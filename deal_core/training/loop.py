@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deal_core.config.experiment import TrainConfig
-from deal_core.lora.attach import merge, set_trainable, write
-from deal_core.lora.per_example import ExampleLosses
+from deal_core.lora.attach import ExampleLosses, merge, set_trainable, write
 from deal_core.lora.state import State
 from deal_core.models.interface import Encoded, LanguageModel
 

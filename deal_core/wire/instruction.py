@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from deal_core.lora.arrays import to_arrays
 from deal_core.lora.payload import PayloadError
-from deal_core.lora.state import Component, State
+from deal_core.lora.state import Component, State, to_arrays
 
 LEARN = "learn"
 """The first phase of every task."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter
-from deal_core.lora.arrays import learnt_shapes
+from deal_core.lora.state import learnt_shapes
 from deal_core.secure_sum.layout import COVERED, Layout, SumField, finest_scale
 
 EXAMPLES = "examples"

@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deal_core.lora.adapter import Adapter
-from deal_core.lora.arrays import learnt_shapes, to_arrays, with_factors
 from deal_core.lora.payload import Arrays, Header, PayloadError, WireArray, check_headers, factor_of
+from deal_core.lora.state import learnt_shapes, to_arrays, with_factors
 
 WireArrays = dict[str, NDArray[Any]]
 """Wire name to array: float32, or int8 and float32 scales."""

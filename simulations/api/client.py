@@ -25,8 +25,8 @@ from deal_core.config.file import EXPERIMENT, leaves
 from deal_core.data.given import GIVEN, keep_rows, read_rows, usable
 from deal_core.errors import UserError
 from deal_core.lora.attach import set_trainable
-from deal_core.models.given import Loss, Predict, keep
 from deal_core.models.interface import LanguageModel
+from deal_core.models.loading import Loss, Predict, keep
 from deal_core.privacy.interface import Mechanism
 from deal_core.protection import make_mechanism
 from deal_core.training.loop import Gradients, NonPrivateGradients, Objective, TrainReport

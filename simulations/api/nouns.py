@@ -13,8 +13,8 @@ from deal_core.config.privacy import PrivacyConfig
 from deal_core.errors import UserError
 from deal_core.methods import resolve_auto
 from deal_core.models import FAMILIES
-from deal_core.models.classifier import output_of
-from deal_core.models.given import GivenModel, Loss, Predict, copy_of, given
+from deal_core.models.encoder import output_of
+from deal_core.models.loading import GivenModel, Loss, Predict, copy_of, given
 from deal_core.privacy.policy import Policy, default_delta
 
 OWN_LOSS = "own-loss"

@@ -17,7 +17,7 @@ from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError, at_home
 from deal_core.inference.folder import Answer, Written, find_adapter
 from deal_core.inference.predictor import Predictor, load_predictor
-from deal_core.models.given import keep
+from deal_core.models.loading import keep
 from server.folder import Listener
 from server.results import Results, read_results
 from simulations.api.nouns import read_model

@@ -24,7 +24,7 @@ from deal_core.data.given import Sides, keep_rows
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.models import adapter_shapes
-from deal_core.models.given import GivenModel, Loss, Predict, keep
+from deal_core.models.loading import GivenModel, Loss, Predict, keep
 from server import run as server_run
 from server.app import with_run_folder
 from server.clients import Clients, find_roster

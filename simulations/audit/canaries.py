@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deal_core.errors import UserError
-from deal_core.lora.attach import learning_factors
-from deal_core.lora.per_example import ExampleLosses
+from deal_core.lora.attach import ExampleLosses, learning_factors
 from deal_core.randomness import seeded
 
 ENTRY = 1 / math.sqrt(2)

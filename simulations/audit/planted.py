@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deal_core.config.experiment import Experiment
-from deal_core.lora.attach import learning_factors
+from deal_core.lora.attach import ExampleLosses, learning_factors
 from deal_core.lora.payload import PREFIX
-from deal_core.lora.per_example import ExampleLosses
 from deal_core.models.interface import Encoded
 from deal_core.privacy.distributed_noise import NoisySum, grid_step
 from deal_core.privacy.dpsgd import PrivateGradients

@@ -20,8 +20,8 @@ from deal_core.data import Example
 from deal_core.errors import UserError, at_home, choose
 from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
 from deal_core.inference.predictor import as_evaluated, checked_adapter, read_adapter, read_heads
-from deal_core.lora.arrays import to_arrays
 from deal_core.lora.kinds import KINDS
+from deal_core.lora.state import to_arrays
 from deal_core.models import auto_class, family_of, load_model
 from deal_core.models.generating import greedy_settings
 from deal_core.models.loading import (

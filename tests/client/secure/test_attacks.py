@@ -16,8 +16,8 @@ from client import local_training as training
 from client.app import make_app
 from client.secure_legs import SecureStore
 from deal_core.config.file import to_run_config
-from deal_core.lora.arrays import from_arrays
 from deal_core.lora.payload import LORA
+from deal_core.lora.state import from_arrays
 from deal_core.models import adapter_shapes
 from deal_core.protection import sum_terms
 from deal_core.secure_sum import server_round as legs

@@ -30,10 +30,9 @@ from deal_core.config.experiment import AdapterConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
-from deal_core.lora.arrays import by_key
 from deal_core.lora.attach import CURRENT, factors_in, lora_layers, read, set_trainable
 from deal_core.lora.payload import PREFIX, factor_of
-from deal_core.lora.state import State, start_of
+from deal_core.lora.state import State, by_key, start_of
 from deal_core.randomness import seeded
 from deal_core.training.loop import (
     NonPrivateGradients,

@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from deal_core.baselines.ewc import anchored, drawn_labels, fisher_diagonal
+from deal_core.baselines.memory import anchored, drawn_labels, fisher_diagonal
 from deal_core.config.experiment import AdapterConfig, MethodConfig
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, zero_adapter
-from deal_core.lora.arrays import by_key
 from deal_core.lora.attach import factors_in, read, set_trainable
 from deal_core.lora.payload import factor_of
-from deal_core.lora.state import State, snapshot_task_start
+from deal_core.lora.state import State, by_key, snapshot_task_start
 from deal_core.methods import make_method
 from deal_core.models import load_model
 from deal_core.randomness import seeded

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from deal_core.baselines.replay import Replay, kept_examples, paired
+from deal_core.baselines.memory import Replay, kept_examples, paired
 from deal_core.baselines.sequential import in_use, overlap
 from deal_core.config.experiment import AdapterConfig, MethodConfig, ModelConfig
 from deal_core.data import Example

@@ -7,8 +7,8 @@ import torch
 
 from deal_core.config.experiment import AdapterConfig, MethodConfig, ModelConfig, UpdateConfig
 from deal_core.data import Example
-from deal_core.deal.controlled_update import Anchor, layer_penalty, make_anchors, update_penalty
 from deal_core.deal.interface import LocalTask
+from deal_core.deal.method import Anchor, layer_penalty, make_anchors, update_penalty
 from deal_core.deal.objective import Penalised
 from deal_core.lora.adapter import Adapter, LoraFactors, compress, zero_adapter
 from deal_core.lora.attach import CURRENT, lora_layers, set_trainable

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from deal_core.lora.attach import learning_factors
-from deal_core.lora.per_example import ExampleLosses
+from deal_core.lora.attach import ExampleLosses, learning_factors
 from deal_core.privacy import dpsgd
 
 FINE = 2.0**-40

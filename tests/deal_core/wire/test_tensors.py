@@ -18,8 +18,8 @@ from torch.nn.functional import normalize
 
 from deal_core.aggregation.running import one_vector
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, zero_adapter
-from deal_core.lora.arrays import by_key, from_arrays, to_arrays, with_factors
 from deal_core.lora.payload import PREFIX, PayloadError, factor_of
+from deal_core.lora.state import by_key, from_arrays, to_arrays, with_factors
 from deal_core.randomness import seeded
 from deal_core.wire.tensors import (
     BOTH,

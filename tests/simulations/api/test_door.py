@@ -22,7 +22,7 @@ from deal_core.config.file import to_run_config
 from deal_core.data import Example, load_for_clients, partition
 from deal_core.data.embedded import asset_folder
 from deal_core.methods import method_of
-from deal_core.models.given import GIVEN
+from deal_core.models.loading import GIVEN
 from server.results import read_results
 from simulations.api import (
     Deal,

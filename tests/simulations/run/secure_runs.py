@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from client.app import make_app
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
-from deal_core.lora.arrays import to_arrays
-from deal_core.lora.state import State
+from deal_core.lora.state import State, to_arrays
 from deal_core.models import adapter_shapes
 from server.run import load_latest, run
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, Interceptor
