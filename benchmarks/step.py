@@ -17,7 +17,7 @@ from torch import nn
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
-from deal_core.data.embedded import TASKS, EmbeddedTasks
+from deal_core.data.embedded_tasks import TASKS, EmbeddedTasks
 from deal_core.deal.objective import Plain
 from deal_core.lora.adapter import orthogonal_init, zero_adapter
 from deal_core.lora.attach import read, write

@@ -21,7 +21,7 @@ from client.gate import require
 from client.identity import ClientRequest
 from client.runtime import ClientRuntime, ClientTask
 from client.state import RoundStore, TaskStore, sums_once
-from deal_core.data.public import public_texts, texts_digest
+from deal_core.data import public_texts, texts_digest
 from deal_core.deal.interface import (
     EmbeddedTask,
     LocalTask,

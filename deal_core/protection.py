@@ -11,7 +11,7 @@ from functools import partial
 
 from deal_core.config.experiment import Experiment, at_server, may_take_sums
 from deal_core.config.file import run_name
-from deal_core.data.public import public_texts, texts_digest
+from deal_core.data import public_texts, texts_digest
 from deal_core.data.source import named_tasks
 from deal_core.deal.interface import Statistics, phases_of, statistics_of, sums_beside_learning
 from deal_core.errors import UserError, choose

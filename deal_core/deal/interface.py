@@ -11,8 +11,8 @@ from torch import Tensor
 
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import ModelConfig
+from deal_core.data import public_texts
 from deal_core.data.embedded import cache_folder
-from deal_core.data.public import public_texts
 from deal_core.lora.state import State
 from deal_core.models import embedding_size
 from deal_core.models.interface import Encoded, LanguageModel
@@ -216,7 +216,7 @@ class Statistics:
         of all tasks, of texts that are answers none.
 
         Raises:
-            UserError: as :func:`~deal_core.data.public.public_texts`.
+            UserError: as :func:`~deal_core.data.public_texts`.
         """
         texts = public_texts(data, spaces)
         first = () if self.routes else next(space for space in spaces if space)

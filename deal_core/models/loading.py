@@ -22,11 +22,10 @@ import torch
 from torch import nn
 
 from deal_core.config.experiment import ModelConfig
-from deal_core.data.embedded import asset_folder
+from deal_core.data.embedded import asset_folder, unpacked
 from deal_core.data.hub import reach_hub
 from deal_core.errors import UserError, nearest
 from deal_core.lora.linear import compute_whole
-from deal_core.models.fast.unpacked import unpacked
 
 EMBEDDED = "embedded:"
 UPSTREAM = {

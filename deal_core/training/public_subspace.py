@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from deal_core.atomic_write import atomic_write
-from deal_core.data import Example
-from deal_core.data.public import texts_digest
+from deal_core.data import Example, texts_digest
 from deal_core.models.interface import Encoded, LanguageModel, text_alone
 from deal_core.training.evaluation import base_embeddings
 

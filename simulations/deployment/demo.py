@@ -16,7 +16,8 @@ from pathlib import Path
 from rich.console import Console
 
 from deal_core.config.data import DataConfig, PartitionConfig
-from deal_core.data import open_source, partition
+from deal_core.data import open_source
+from deal_core.data.partition import partition
 from deal_core.errors import UserError, at_home
 from server.folder import Listener, RunFolder, plain_reason
 from simulations.deployment.service import filled

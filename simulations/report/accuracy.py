@@ -97,7 +97,7 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
         )
     load_plugins(results.config.plugins)
     check_rows_same(results.config, folder, "--labels", "leave it out")
-    from deal_core.data.sources import load_for_clients
+    from deal_core.data import load_for_clients
     from deal_core.inference.calibration import confidences_and_hits, gap
     from deal_core.inference.folder import Answer, Written
     from deal_core.inference.predictor import load_predictor

@@ -19,7 +19,8 @@ from deal_core.config.experiment import (
     WireConfig,
 )
 from deal_core.config.file import flatten
-from deal_core.data import PARTITIONERS, SOURCES
+from deal_core.data import SOURCES
+from deal_core.data.partition import PARTITIONERS
 from deal_core.methods import METHODS
 from deal_core.models import FAMILIES
 from deal_core.protection import MECHANISMS

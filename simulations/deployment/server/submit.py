@@ -17,7 +17,7 @@ from deal_core.config.file import (
     parse_experiment,
     to_run_config,
 )
-from deal_core.data.sources import SitesSource
+from deal_core.data import SitesSource
 from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock, read_events
 from simulations.deployment.server.folder import ServerFolder, registered

@@ -18,8 +18,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from client.site_file import NAME, SiteFile, read_site, site_files
 from deal_core.config.experiment import Experiment, ModelConfig
+from deal_core.data import SitesSource
 from deal_core.data.files import SiteSource
-from deal_core.data.sources import SitesSource
 from deal_core.data.tables import READERS
 from deal_core.errors import UserError
 from deal_core.installed import package_digest

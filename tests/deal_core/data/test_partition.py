@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deal_core.config.data import PartitionConfig
-from deal_core.data import PARTITIONERS, Example, TaskData, partition
+from deal_core.data import Example, TaskData
+from deal_core.data.partition import PARTITIONERS, partition
 from deal_core.errors import UserError
 
 SETTINGS = settings(max_examples=15, deadline=None)

@@ -9,9 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.quantization_config import GgufConfig
 
-from deal_core.data.embedded import asset_folder, cache_folder
+from deal_core.data.embedded import asset_folder, cache_folder, unpacked
 from deal_core.errors import UserError
-from deal_core.models.fast.unpacked import unpacked
 from deal_core.models.loading import pretrained
 
 NAME = "embedded:smollm2"

@@ -9,8 +9,7 @@ from torch.nn.functional import normalize
 
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.data import public
-from deal_core.data.public import public_texts
+from deal_core.data import public_texts
 from deal_core.errors import UserError
 from deal_core.models import load_model
 from deal_core.randomness import seeded
@@ -114,7 +113,7 @@ def test_public_texts_are_embedded_ones_or_names_of_labels(monkeypatch):
     def missing(name: str) -> None:
         raise UserError("not installed")
 
-    monkeypatch.setattr(public, "asset_folder", missing)
+    monkeypatch.setattr("deal_core.data.asset_folder", missing)
     assert public_texts(DataConfig(), SPACES) == ("Heart", "Eye", "Skin")
 
 

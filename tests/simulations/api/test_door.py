@@ -19,8 +19,9 @@ from flwr.serverapp.strategy import Strategy
 from peft import IA3Config, LoraConfig, get_peft_model
 
 from deal_core.config.file import to_run_config
-from deal_core.data import Example, load_for_clients, partition
+from deal_core.data import Example, load_for_clients
 from deal_core.data.embedded import asset_folder
+from deal_core.data.partition import partition
 from deal_core.methods import method_of
 from deal_core.models.loading import GIVEN
 from server.results import read_results

@@ -12,7 +12,8 @@ from client import local_training as work
 from client.app import make_app
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
-from deal_core.data import open_source, partition
+from deal_core.data import open_source
+from deal_core.data.partition import partition
 from deal_core.deal.interface import LocalTask
 from deal_core.methods import METHODS
 from deal_core.wire.instruction import Instruction, read_instruction

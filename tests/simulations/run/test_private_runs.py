@@ -11,7 +11,8 @@ import pytest
 from flwr.app import Array, Message
 from rich.console import Console
 
-from deal_core.data import load_for_clients, partition
+from deal_core.data import load_for_clients
+from deal_core.data.partition import partition
 from deal_core.errors import UserError
 from deal_core.privacy.events import Budget, composed
 from deal_core.privacy.ledger import Ledger

@@ -1,13 +1,22 @@
-"""Four tasks that write, made of one installed package of texts: what a group of hospitals may want
-of a small language model.
+"""Tasks made of the embedded data.
 
-``medicines``: the medicines that a sentence names. MedQA (MIT), as RABBITS marks them: its second
-copy of a question has the trade names of the same medicines.
-``passage-answer``: the answer to a question, in the words of a sentence. NarrativeQA (Apache-2.0):
-questions with an answer that the summary holds, with the sentence that has it.
-``specialty``: the specialty of an exam question, in words. MedMCQA (Apache-2.0).
-``research-question``: the question that a paper asks, from the abstract that answers it. PubMedQA
-(MIT); its answers yes, no and maybe are not used.
+MedMCQA, the default: route a medical exam question to its specialty. 7,140 questions in 18
+specialties, grouped into five tasks. Each task mixes frequent and rare specialties; a specialty is
+capped at 600 questions, because Dental alone (2,500) would swamp its task. Left out: questions of
+unknown specialty, the specialties below 60 questions (Psychiatry, Orthopaedics), and repeats.
+
+Four tasks that write, what a group of hospitals may want of a small language model:
+
+* ``medicines``: the medicines that a sentence names. MedQA (MIT), as RABBITS marks them: its second
+  copy of a question has the trade names of the same medicines.
+* ``passage-answer``: the answer to a question, in the words of a sentence. NarrativeQA
+  (Apache-2.0): questions with an answer that the summary holds, with the sentence that has it.
+* ``specialty``: the specialty of an exam question, in words. MedMCQA (Apache-2.0).
+* ``research-question``: the question that a paper asks, from the abstract that answers it. PubMedQA
+  (MIT); its answers yes, no and maybe are not used.
+
+One example in five, of each specialty and of each task that writes, is for testing; the split is
+the same on every machine.
 """
 
 from __future__ import annotations
@@ -22,8 +31,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from deal_core.data.source import Example
-from deal_core.errors import UserError
+from deal_core.config.data import DataConfig
+from deal_core.data.embedded import asset_folder
+from deal_core.data.source import Example, TaskData, limited, select_tasks
+from deal_core.errors import UserError, choose
 
 CAP = 600
 """Most questions of a specialty: one alone has 2,500."""
@@ -169,3 +180,69 @@ def _sentences(text: str) -> list[str]:
 
 def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower()))
+
+
+TASKS: Mapping[str, tuple[str, ...]] = {
+    "basic-science": ("Anatomy", "Biochemistry", "Physiology"),
+    "laboratory": ("Forensic Medicine", "Microbiology", "Pathology", "Pharmacology"),
+    "medicine": ("Medicine", "Pediatrics", "Skin", "Social Preventive Medicine"),
+    "surgery": ("Anaesthesia", "Gynaecology Obstetrics", "Radiology", "Surgery"),
+    "head-and-neck": ("Dental", "ENT", "Ophthalmology"),
+}
+"""Task to its labels, in the order the tasks are learnt."""
+TEST_SHARE = 5
+"""One example in this many is for testing."""
+
+
+class EmbeddedTasks:
+    """Sources ``medmcqa``, five tasks with labels, and ``embedded``, the same and four tasks that
+    write; ``data.path`` and the column keys do not matter."""
+
+    def __init__(self, config: DataConfig, unit_column: str = "") -> None:
+        if unit_column:
+            raise UserError(
+                f"privacy.unit_column = '{unit_column}' needs rows with columns, and data.source "
+                f"'{config.source}' has none; use files or hub, or leave it empty"
+            )
+        self._config = config
+
+    def task_names(self) -> tuple[str, ...]:
+        """Return ``data.tasks``, or all."""
+        more = tuple(WRITTEN) if self._config.source == "embedded" else ()
+        return select_tasks((*TASKS, *more), self._config.tasks, "task")
+
+    def load(self, task: str) -> TaskData:
+        """Return a task; at least 60 and at most 600 questions per label before limits.
+
+        Raises:
+            UserError: unknown task, the data package is missing or incomplete, or
+                one that writes is not in ``data.generation``, or another is.
+        """
+        embedded = self._config.source == "embedded"
+        writes = embedded and task in WRITTEN
+        if embedded and writes != (task in self._config.generation):
+            cure = (
+                f'its answers are texts; add it to data.generation = ["{task}"]'
+                if writes
+                else "its answers are labels; leave data.generation"
+            )
+            raise UserError(f"task '{task}': {cure}")
+        if writes:
+            examples = written_examples(task, asset_folder("public"))
+            cut = len(examples) // TEST_SHARE
+            return limited(TaskData(task, (), examples[cut:], examples[:cut]), self._config)
+        labels = choose("task", task, TASKS)
+        questions = questions_by_specialty(asset_folder("medmcqa"))
+        train: list[Example] = []
+        test: list[Example] = []
+        for label in labels:
+            texts = sorted(questions[label], key=by_hash)[:CAP]
+            cut = len(texts) // TEST_SHARE
+            test += [Example(text, label) for text in texts[:cut]]
+            train += [Example(text, label) for text in texts[cut:]]
+        return limited(TaskData(task, labels, _mixed(train), _mixed(test)), self._config)
+
+
+def _mixed(examples: list[Example]) -> tuple[Example, ...]:
+    # A second hash: in the order of the first, the cap and the split would show.
+    return tuple(sorted(examples, key=lambda example: by_hash(f"mixed {example.text}")))
