@@ -98,9 +98,8 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
     load_plugins(results.config.plugins)
     check_rows_same(results.config, folder, "--labels", "leave it out")
     from deal_core.data import load_for_clients
-    from deal_core.inference.calibration import confidences_and_hits, gap
     from deal_core.inference.folder import Answer, Written
-    from deal_core.inference.predictor import load_predictor
+    from deal_core.inference.predictor import confidences_and_hits, gap, load_predictor
 
     predictor = load_predictor(AdapterFolder(RunFolder(folder).adapter))
     found = LabelCounts()

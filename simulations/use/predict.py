@@ -131,7 +131,7 @@ def calibrated(folder: AdapterFolder, task: str, score: Score) -> str:
     Raises:
         UserError: too few rows have a label as right answer.
     """
-    from deal_core.inference.calibration import calibrate, write_temperature
+    from deal_core.inference.predictor import calibrate, write_temperature
 
     known = [place for place, target in enumerate(score.targets) if target >= 0]
     if len(known) < FEW_ROWS:
@@ -312,7 +312,7 @@ class Score:
     @property
     def line(self) -> str:
         """For people: the share of right labels, and how well probabilities fit it; or ROUGE-L."""
-        from deal_core.inference.calibration import confidences_and_hits, gap
+        from deal_core.inference.predictor import confidences_and_hits, gap
 
         if self.overlaps:
             mean = 100 * sum(self.overlaps) / len(self.overlaps)

@@ -16,8 +16,7 @@ from client.gate import Asked, Refusal, require
 from client.site_file import SiteFile, read_site, site_files
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment, counts_in_sum
-from deal_core.data.files import FilesSource, SiteSource
-from deal_core.data.identifiers import repeated_identifiers
+from deal_core.data.files import FilesSource, SiteSource, repeated_identifiers
 from deal_core.data.source import split_off_each
 from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError

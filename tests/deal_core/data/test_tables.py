@@ -14,8 +14,7 @@ import pytest
 
 from deal_core.config.data import DataConfig
 from deal_core.data import read_public
-from deal_core.data.files import SiteSource
-from deal_core.data.identifiers import repeated_identifiers
+from deal_core.data.files import SiteSource, repeated_identifiers
 from deal_core.data.rows import Columns, to_example
 from deal_core.data.source import Example
 from deal_core.data.tables import read_table

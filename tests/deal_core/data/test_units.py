@@ -12,7 +12,7 @@ import pytest
 
 from deal_core.config.data import DataConfig, PartitionConfig
 from deal_core.data import Example, TaskData, load_for_clients, open_source
-from deal_core.data.identifiers import looks_like_identifier, repeated_identifiers
+from deal_core.data.files import looks_like_identifier, repeated_identifiers
 from deal_core.data.partition import partition
 from deal_core.data.rows import folded
 from deal_core.data.source import each_by_itself

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deal_core.inference.calibration import best_temperature, confidences_and_hits, gap
+from deal_core.inference.predictor import best_temperature, confidences_and_hits, gap
 
 
 def test_a_temperature_undoes_scores_that_are_too_large_by_a_factor():

@@ -22,9 +22,8 @@ from client.local_training import class_sums
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, load_for_clients
 from deal_core.errors import UserError
-from deal_core.inference.calibration import read_temperatures
 from deal_core.inference.folder import AdapterFolder, Written, find_adapter, read_inference
-from deal_core.inference.predictor import Predictor, load_predictor
+from deal_core.inference.predictor import Predictor, load_predictor, read_temperatures
 from deal_core.models.interface import Encoded
 from deal_core.training.evaluation import AnswerSpace, Scorer, count_both
 from server.results import read_results
