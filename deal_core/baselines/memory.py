@@ -15,7 +15,7 @@ from deal_core.baselines.sequential import HeldStart, Sequential
 from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory, Tensors
 from deal_core.deal.objective import Penalised, Placed, Plain, losses_by_task, plain
 from deal_core.lora.adapter import fingerprint
-from deal_core.lora.attach import learning_factors, merge, set_trainable, squared_gradients, write
+from deal_core.lora.attach import example_gradient, learning_factors, merge, set_trainable, write
 from deal_core.lora.state import State, by_key, start_of
 from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, LanguageModel
@@ -106,7 +106,10 @@ def fisher_diagonal(model: LanguageModel, share: TaskDataset, seed: str) -> Tens
     passes = within_budget(share.data, ordered, TOKENS)
     expected = drawn_labels(model, share, passes, seeded("fisher", seed))
     objective = Plain(model, share.labels, expected)
-    sums = squared_gradients(model.module, objective, range(len(expected)))
+    sums = {key: torch.zeros_like(own) for key, own in learning_factors(model.module).items()}
+    for example in range(len(expected)):
+        for key, gradient in example_gradient(model.module, objective, example).items():
+            sums[key] += gradient.square()
     return {key: total.cpu() / max(1, len(share.data)) for key, total in sums.items()}
 
 

@@ -135,9 +135,6 @@ def client_names(experiment: Experiment) -> list[str]:
     return list(groups) if len(groups) == federation.clients else []
 
 
-KEY = "data.public_path"
-
-
 def public_texts(config: DataConfig, labels: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Return public texts: of the file ``data.public_path``; else embedded ones, none of which is a
     text of an embedded task; where these are not installed, the names of all ``labels``.
@@ -162,10 +159,12 @@ def read_public(name: str, config: DataConfig) -> list[str]:
     """
     path = at_home(name)
     if not path.is_file():
-        raise UserError(f"{KEY}: {path}: no such file; every client needs it at this path")
+        raise UserError(
+            f"data.public_path: {path}: no such file; every client needs it at this path"
+        )
     texts = list(dict.fromkeys(_texts(path, config)))
     if not texts:
-        raise UserError(f"{path}: holds no texts; add some or choose another {KEY}")
+        raise UserError(f"{path}: holds no texts; add some or choose another data.public_path")
     return texts
 
 

@@ -296,9 +296,9 @@ def split_files(folder: Path, split: str) -> list[Path]:
         raise UserError(f"{folder}: cannot be read ({error.strerror})") from None
 
 
-# Columns that look as if they said whose a record is, and name somebody more than once. Where such a
-# column is there and single records are protected, an epsilon of one record is not one of a person.
-# Nobody is asked to take the hint: it is a guess from names of columns.
+# Columns that look as if they said whose a record is, and name somebody more than once: where
+# single records are protected, an epsilon of one record is then not one of a person. A hint,
+# guessed from names of columns.
 PEOPLE = (
     *("patient", "person", "subject", "user", "member", "customer", "client", "case", "author"),
     *("speaker", "participant", "individual", "household"),

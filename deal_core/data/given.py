@@ -12,14 +12,10 @@ from typing import Any
 
 from deal_core.config.data import DataConfig
 from deal_core.data.rows import same_person, whole_characters
-from deal_core.data.source import Example, TaskData, limited
+from deal_core.data.source import Example, Sides, TaskData, limited
 from deal_core.errors import UserError
 
 GIVEN = "given:"
-Sides = tuple[tuple[Example, ...], tuple[Example, ...]]
-"""Training and test rows."""
-
-
 _known: dict[str, Mapping[str, Sides]] = {}
 
 

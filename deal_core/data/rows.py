@@ -123,7 +123,7 @@ def to_example(
             group=_identity(row, columns.group) if columns.group else "",
             id=same_person(_identity(row, columns.id)) if columns.id else "",
             target="" if columns.label else _filled(row, columns.target, EmptyRow),
-            references=_references(row, columns),
+            references=_listed(row, columns.references),
             unit=same_person(_identity(row, columns.unit)) if columns.unit else "",
         )
     except UserError as error:
@@ -168,22 +168,14 @@ def to_text(row: Mapping[str, Any], columns: Columns) -> str:
         UserError: as :func:`to_example`, without the place.
     """
     text = _filled(row, columns.text, EmptyRow)
-    if columns.pair:
-        pair = row.get(columns.pair)  # a row may have none, or several
-        values = pair if isinstance(pair, list) else [pair]
-        texts = (_as_text({columns.pair: value}, columns.pair) for value in values)
-        text = "\n".join([text, *filter(None, texts)])
-    return text
+    return "\n".join([text, *_listed(row, columns.pair)])
 
 
-def _references(row: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
-    """Return further right answers; a row may have none."""
-    if not columns.references:
-        return ()
-    listed = row.get(columns.references)
+def _listed(row: Mapping[str, Any], column: str) -> tuple[str, ...]:
+    """Return the texts of a column of which a row may have none, or several."""
+    listed = row.get(column) if column else None
     values = listed if isinstance(listed, list) else [listed]
-    texts = (_as_text({columns.references: value}, columns.references) for value in values)
-    return tuple(text for text in texts if text)
+    return tuple(filter(None, (_as_text({column: value}, column) for value in values)))
 
 
 def _identity(row: Mapping[str, Any], column: str) -> str:

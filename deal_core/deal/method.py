@@ -88,7 +88,9 @@ class Deal:
         anchors: dict[str, Anchor] = task.cache.get_or_compute(
             "anchors", fingerprint(retained), lambda: make_anchors(retained, device)
         )
-        beside = beside_current(task.state, device)
+        changed = task.state.delta_since_task_start()
+        layers = {} if changed is None else changed.layers
+        beside = {n: LoraFactors(f.A.to(device), f.B.to(device)) for n, f in layers.items()}
 
         def price() -> Tensor:
             update = live_update(module, beside)
@@ -166,14 +168,6 @@ def layer_penalty(update: LoraFactors, anchor: Anchor, config: UpdateConfig) -> 
     free = update.A - along @ anchor.V.T
     free_size = ((update.B.T @ update.B) * (free @ free.T)).sum().clamp(min=0.0)  # rounding
     return config.lambda1 * (weights * interference).sum() + config.lambda2 * free_size
-
-
-def beside_current(state: State, device: torch.device) -> dict[str, LoraFactors]:
-    """Return layer name to factors of what changed beside the current adapter, scaling included."""
-    beside = state.delta_since_task_start()
-    if beside is None:
-        return {}
-    return {n: LoraFactors(f.A.to(device), f.B.to(device)) for n, f in beside.layers.items()}
 
 
 def live_update(module: nn.Module, beside: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:

@@ -27,7 +27,13 @@ from deal_core.config.experiment import AdapterConfig
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, split, stack, zero_adapter
 from deal_core.lora.kinds import kind_of
-from deal_core.lora.linear import WeightState, adapted_forward, frozen_states
+from deal_core.lora.linear import (
+    MergedStates,
+    QuantizedStates,
+    WeightState,
+    adapted_forward,
+    is_quantized,
+)
 from deal_core.lora.payload import PREFIX
 
 CURRENT = "current"
@@ -59,7 +65,8 @@ def attach(base: nn.Module, config: AdapterConfig, task_type: TaskType) -> PeftM
     _require_own_weights(base, layers)
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
     for layer in layers.values():
-        layer.weights = frozen_states(layer)
+        quantized = is_quantized(layer.base_layer)
+        layer.weights = QuantizedStates(layer) if quantized else MergedStates(layer)
         layer.forward = partial(adapted_forward, layer, CURRENT)
     write(model, zero_adapter(shapes, config.rank, config.lora_alpha / config.rank))
     set_trainable(model, frozenset({"lora_A", "lora_B"}))
@@ -306,14 +313,3 @@ def gradient_alone(module: nn.Module, objective: ExampleLosses, example: int) ->
         return example_gradient(module, objective, example)
     except Exception:
         return {}
-
-
-def squared_gradients(
-    module: nn.Module, objective: ExampleLosses, examples: Iterable[int]
-) -> dict[str, Tensor]:
-    """Return ``sum_i g_i^2``, entry by entry, of every factor that learns; nothing is clipped."""
-    sums = {key: torch.zeros_like(factor) for key, factor in learning_factors(module).items()}
-    for example in examples:
-        for key, gradient in example_gradient(module, objective, example).items():
-            sums[key] += gradient.square()
-    return sums

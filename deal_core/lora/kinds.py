@@ -29,16 +29,12 @@ BeginTask = Callable[[Adapter, Tensor, Tensor], Adapter]
 earlier ones, ``(labels, d)``, to what the task begins with."""
 
 
-def add_nothing(base: nn.Module) -> None:
-    """Leave the base model as it is."""
-
-
 @dataclass(frozen=True)
 class AdapterKind:
     """One kind of adapter.
 
     Attributes:
-        add_layers: gives the base model the layers that it lacks.
+        add_layers: gives the base model the layers that it lacks; nothing where it lacks none.
         target_modules: what is adapted; empty: ``adapter.target_modules``.
         rule: the aggregation rule that it needs; empty: ``aggregation.rule``.
         begin_task: server, at the start of a stage; None: as the method leaves it.
@@ -46,7 +42,7 @@ class AdapterKind:
             is LoRA on the base model's own layers, which PEFT alone loads.
     """
 
-    add_layers: Callable[[nn.Module], None] = add_nothing
+    add_layers: Callable[[nn.Module], None] = lambda base: None
     target_modules: tuple[str, ...] = ()
     rule: str = ""
     begin_task: BeginTask | None = None

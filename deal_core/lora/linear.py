@@ -110,11 +110,6 @@ WeightState = Literal["pretrained", "task_start", "current"]
 without the part of the retained adapter that only shows the start."""
 
 
-def frozen_states(layer: Any) -> MergedStates | QuantizedStates:
-    """Return those of a PEFT layer, as its base layer was loaded."""
-    return QuantizedStates(layer) if is_quantized(layer.base_layer) else MergedStates(layer)
-
-
 class MergedStates:
     """Three whole weights, in which all is merged once instead of being multiplied in every pass.
 

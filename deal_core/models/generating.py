@@ -132,7 +132,7 @@ class GeneratingModel(LanguageModel):
     ) -> list[Encoded]:
         """Return the same texts under the prompt of another task, each with the answer that the
         model gives now, the end included: its best label; where there are none, what it writes."""
-        asked = [self._prompts.prompt(item.text, labels, instruction) for item in batch]
+        asked = self.asked(batch, labels, instruction)
         if labels:
             with torch.no_grad():
                 best = self.scores(asked, labels).argmax(dim=1).tolist()
