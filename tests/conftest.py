@@ -189,7 +189,7 @@ def make_causal() -> Callable[[Path, str], Path]:
     return tiny_causal
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def small_adapter() -> AdapterConfig:
     return AdapterConfig(rank=4, retained_rank=6, lora_alpha=8.0)
 

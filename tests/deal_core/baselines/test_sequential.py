@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from deal_core.baselines.memory import Replay, kept_examples, paired
 from deal_core.baselines.sequential import in_use, overlap
-from deal_core.config.experiment import AdapterConfig, MethodConfig, ModelConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory
 from deal_core.errors import UserError
@@ -21,7 +21,6 @@ from deal_core.lora.adapter import zero_adapter as zeros
 from deal_core.lora.attach import CURRENT, lora_layers, set_trainable
 from deal_core.lora.state import State
 from deal_core.methods import make_method
-from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
 from deal_core.training.loop import load_state
@@ -183,8 +182,7 @@ def numbered(count: int, first: int = 0) -> TaskDataset:
 
 
 @pytest.fixture(scope="module")
-def start() -> State:
-    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
+def start(shapes) -> State:
     empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
     return make_method(MethodConfig(name="replay"), AdapterConfig()).begin_task(empty, seeded(0))
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deal_core.config.experiment import AdapterConfig, MethodConfig, ModelConfig, UpdateConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig, UpdateConfig
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask
 from deal_core.deal.method import Anchor, layer_penalty, make_anchors, update_penalty
@@ -14,7 +14,6 @@ from deal_core.lora.adapter import Adapter, LoraFactors, compress, zero_adapter
 from deal_core.lora.attach import CURRENT, lora_layers, set_trainable
 from deal_core.lora.state import State, snapshot_task_start
 from deal_core.methods import make_method
-from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training.loop import Cache, load_state, mean_gradient
 
@@ -132,9 +131,8 @@ DATA = [
 
 
 @pytest.fixture(scope="module")
-def second_task(random_adapter) -> State:
+def second_task(shapes, random_adapter) -> State:
     """Something is retained, and the task begins, afresh: the adapter is the change."""
-    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
     retained = random_adapter(shapes, 16, 1.0, 1)
     small = {n: LoraFactors(f.A, 0.003 * f.B) for n, f in retained.layers.items()}
     state = State(zero_adapter(shapes, 8, 2.0), Adapter(small))

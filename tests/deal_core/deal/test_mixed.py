@@ -4,13 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from deal_core.config.experiment import AdapterConfig, MethodConfig, ModelConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask, TaskDataset
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
 from deal_core.methods import METHODS, make_method
-from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from deal_core.training.loop import load_state
 
@@ -31,9 +30,8 @@ def shares(minilm) -> list[TaskDataset]:
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in OF_SUMS])
-def test_tasks_learnt_at_once_are_a_first_task_in_every_method(minilm, shares, name):
+def test_tasks_learnt_at_once_are_a_first_task_in_every_method(minilm, shapes, shares, name):
     """Cross-entropy of every example in its own label space, whatever the batch."""
-    shapes = adapter_shapes(ModelConfig(), AdapterConfig())
     method = make_method(MethodConfig(name=name), AdapterConfig())
     empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
     state = method.begin_task(empty, seeded(0))

@@ -15,7 +15,7 @@ from deal_core.lora.attach import read, write
 from deal_core.models import adapter_shapes, auto_class, embedding_size, load_model
 from deal_core.models.fast.attention import attention, register_attention
 from deal_core.training.evaluation import base_embeddings
-from tests.architectures import CONFIGS, OF_ATTENTION, REFUSED, WORKING, model_config, save
+from tests.architectures import OF_ATTENTION, REFUSED, WORKING, model_config, save
 
 LABELS = ("red", "blue_green", "green")
 EXAMPLES = [
@@ -87,7 +87,7 @@ def test_an_attention_that_cannot_be_replaced_is_refused_in_one_line(name, tmp_p
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", [name for name in WORKING if CONFIGS[name][0] == "causal-lm"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_an_attention_that_overlooks_how_prompts_lie_is_refused(name, tmp_path, monkeypatch):
     config = model_config(save(tmp_path, name), name)
     adapter = AdapterConfig()
@@ -133,30 +133,27 @@ def test_a_model_of_another_family_is_refused_in_one_line(name, family, tmp_path
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_an_embedding_is_the_mean_of_a_texts_states_whatever_adapter_there_is(
-    case, random_adapter, layers
-):
+def test_an_embedding_is_the_mean_of_a_texts_states_whatever_adapter_there_is(case, random_adapter):
     """The oracle: transformers alone, a text at a time, within its whole prompt."""
     model, config, _ = case
     before = read(model.module)
     write(model.module, random_adapter(before.shapes, 4, 0.3, 5))
     data = model.encode(EXAMPLES, LABELS)
-    found = base_embeddings(model, data, layers)
+    found = {layers: base_embeddings(model, data, layers) for layers in (1, 3)}
     write(model.module, before)
-    assert found.shape == (len(data), embedding_size(config, layers))
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(len(data)))
     base = auto_class(config).from_pretrained(config.name).eval()
     reader = base.get_encoder() if config.family == "seq2seq-lm" else base
-    for item, vector in zip(data, found, strict=True):
+    for place, item in enumerate(data):
         with torch.no_grad():
             ids = torch.tensor([item.tokens])
             states = reader(input_ids=ids, output_hidden_states=True).hidden_states
         text = slice(item.shared, item.shared + len(item.text) if item.text else None)
-        pooled = [normalize(s[0, text].mean(0), dim=0) for s in states[1:][: -layers - 1 : -1]]
-        pairs = [sum(pooled[i : i + 2]) for i in range(0, len(pooled), 2)]
-        expected = torch.cat([normalize(pair, dim=0) for pair in pairs]) / len(pairs) ** 0.5
-        torch.testing.assert_close(vector, expected, rtol=0, atol=1e-4)
+        for layers, vectors in found.items():
+            pooled = [normalize(s[0, text].mean(0), dim=0) for s in states[1:][: -layers - 1 : -1]]
+            pairs = [sum(pooled[i : i + 2]) for i in range(0, len(pooled), 2)]
+            expected = torch.cat([normalize(pair, dim=0) for pair in pairs]) / len(pairs) ** 0.5
+            torch.testing.assert_close(vectors[place], expected, rtol=0, atol=1e-4)
+            assert vectors.shape == (len(data), embedding_size(config, layers))
 
 
 @pytest.mark.parametrize("name", ["llama", "t5"])

@@ -37,7 +37,7 @@ def config(request, make_causal, tmp_path_factory) -> ModelConfig:
     return model_config(save(folder, request.param), request.param, max_new_tokens=4)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(config, small_adapter):
     return load_model(config, small_adapter, 32)
 
@@ -208,8 +208,11 @@ def test_writing_repeats_the_head_for_no_text(model):
     """The last states of prompts are a view with gaps: a product with one takes the matrix once for
     every text, which in bfloat16 is a copy of 54 MB each in the embedded model."""
     head, laid_out = model.module.get_output_embeddings(), []
-    head.register_forward_pre_hook(lambda _, states: laid_out.append(states[0].is_contiguous()))
+    hook = head.register_forward_pre_hook(
+        lambda _, states: laid_out.append(states[0].is_contiguous())
+    )
     model.write(model.encode([Example("a b", "", target="a"), Example("d", "", target="a")], ()))
+    hook.remove()
     assert laid_out
     assert all(laid_out)
 

@@ -84,26 +84,30 @@ def test_every_prompt_and_answer_is_read_as_if_it_were_alone(model):
         check(model, decode(model.get_decoder(), forest)[0], ROWS)
 
 
-def test_what_the_lower_layers_made_once_serves_any_forest(model):
+def lower_layers(model, below: int) -> LowerLayers:
     decoder = model.get_decoder()
     layers = next(m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList))
-    lower = LowerLayers(decoder, list(layers), 2)
+    return LowerLayers(decoder, list(layers), below)
+
+
+def test_what_the_lower_layers_made_once_serves_any_forest(model):
+    decoder, lower = model.get_decoder(), lower_layers(model, 2)
     for rows in (ROWS[:2], ROWS, ROWS[::-1]):
         forest, _ = plant(rows)
         with torch.no_grad(), lower.replaced(lower.states(forest)):
             states = decode(decoder, forest)[0]
         check(model, states, rows)
     passes = []
-    layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
+    hook = lower.layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
     lower.states(plant(ROWS)[0])
+    hook.remove()
     assert not passes
 
 
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
 def test_what_prompts_begin_with_has_a_pass_of_its_own(model, monkeypatch):
     """It serves every text: none may leave the rounding of a pass with itself in it."""
-    decoder = model.get_decoder()
-    layers = next(m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList))
-    lower, passes = LowerLayers(decoder, list(layers), 2), []
+    lower, passes = lower_layers(model, 2), []
     carried = LowerLayers._pass
 
     def noted(self, rows):
@@ -119,6 +123,7 @@ def test_what_prompts_begin_with_has_a_pass_of_its_own(model, monkeypatch):
     assert passes == [[alone], [PromptRow(head, first)], [PromptRow(head, second)]]
 
 
+@pytest.mark.parametrize("model", ["llama", "gemma3"], indirect=True)
 def test_gradients_reach_what_is_shared(model):
     """The sum over separate prompts, through a head that they have in common."""
     embedding = model.get_input_embeddings().weight
@@ -139,10 +144,9 @@ def test_gradients_reach_what_is_shared(model):
     embedding.grad = None
 
 
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
 def test_a_bounded_store_forgets_what_was_used_longest_ago(model, monkeypatch):
-    decoder = model.get_decoder()
-    layers = next(m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList))
-    lower = LowerLayers(decoder, list(layers), 1)
+    decoder, lower = model.get_decoder(), lower_layers(model, 1)
     monkeypatch.setattr("deal_core.models.fast.lower_layers.CACHED_BYTES", 1500)
     for token in range(20):
         row = PromptRow((), (token, token + 1))
