@@ -109,13 +109,17 @@ def auto_class(model: ModelConfig) -> Any:
 
 def skeleton(model: ModelConfig) -> Any:
     """Return the base model without weights (meta device): enough to know its layers."""
-    from transformers import AutoConfig
-
     if model.name.startswith(GIVEN):
         return copy_of(given(model.name).base, "meta")
-    config = pretrained(AutoConfig, model.name)
+    config = _config(model)
     with torch.device("meta"):
         return auto_class(model).from_config(config)
+
+
+def _config(model: ModelConfig) -> Any:
+    from transformers import AutoConfig
+
+    return pretrained(AutoConfig, model.name)
 
 
 def check_weights(model: ModelConfig) -> None:
@@ -150,18 +154,13 @@ def check_label_tokens(model: ModelConfig, labels: Sequence[str]) -> None:
 def max_positions(model: ModelConfig) -> int:
     """Return how many tokens the model can read at once, 0 where nothing bounds them; no weights
     are read."""
-    from transformers import AutoConfig
-
-    config = pretrained(AutoConfig, model.name).get_text_config()
-    return int(getattr(config, "max_position_embeddings", 0) or 0)
+    return int(getattr(_config(model).get_text_config(), "max_position_embeddings", 0) or 0)
 
 
 def embedding_size(model: ModelConfig, layers: int = 1) -> int:
     """Return the length of a text's embedding of so many of the last layers, or of all where there
     are fewer; no weights are read. Of an encoder-decoder they are the encoder's."""
-    from transformers import AutoConfig
-
-    whole = pretrained(AutoConfig, model.name)
+    whole = _config(model)
     config = whole.get_text_config(encoder=True if whole.is_encoder_decoder else None)
     size: int = config.hidden_size * math.ceil(min(max(layers, 1), config.num_hidden_layers) / 2)
     return size

@@ -8,7 +8,7 @@ text (:mod:`deal_core.models.fast.lower_layers`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import TaskType
@@ -53,14 +53,12 @@ class CausalLM(GeneratingModel):
     def own_logits(self, item: Encoded) -> Tensor:
         """Return the logits that the model itself gives to the words of an answer."""
         ids = torch.tensor([[*item.tokens, *item.answer[:-1]]], device=self.device)
-        base = cast(Any, self.module.get_base_model())
-        logits: Tensor = base(input_ids=ids, use_cache=False).logits
+        logits: Tensor = self._base(input_ids=ids, use_cache=False).logits
         return logits[0, len(item.tokens) - 1 :]
 
     def _continued(self, batch: Sequence[Encoded], least: int | None) -> Tensor:
         ids, real = self._padded([item.tokens for item in batch], left=True)
-        base = cast(Any, self.module.get_base_model())
-        whole: Tensor = base.generate(
+        whole: Tensor = self._base.generate(
             input_ids=ids, attention_mask=real.long(), min_new_tokens=least
         )
         return whole[:, ids.shape[1] :]

@@ -28,6 +28,7 @@ from deal_core.models.interface import (
     Memo,
     embedding_of,
     last_layers,
+    padded,
 )
 from deal_core.models.loading import given, load_base_model, pretrained
 from deal_core.models.prompt import words
@@ -105,13 +106,7 @@ class EncoderLabels(LanguageModel):
             return [self._embed([ids])[0].float().cpu() for ids in token_ids]
 
     def _padded(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Return ids, and which of them are of a text, ``(texts, longest)`` each."""
-        longest = max(len(ids) for ids in token_ids)
-        pad = self._tokenizer.pad_token_id or 0
-        ids = torch.tensor([[*ids, *[pad] * (longest - len(ids))] for ids in token_ids])
-        lengths = torch.tensor([len(ids) for ids in token_ids])
-        mask = torch.arange(longest)[None, :] < lengths[:, None]
-        return ids.to(self.device), mask.to(self.device)
+        return padded(token_ids, self._tokenizer.pad_token_id or 0, self.device)
 
     def _embed(self, token_ids: Sequence[Sequence[int]], layers: int = 1) -> Tensor:
         """Return unit vectors of mean-pooled token states."""

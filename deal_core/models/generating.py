@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import TaskType
@@ -24,7 +24,7 @@ from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.models.fast.attention import register_attention
 from deal_core.models.fast.prompt_forest import Tokens
-from deal_core.models.interface import Encoded, ForwardOutput, LanguageModel, embedding_of
+from deal_core.models.interface import Encoded, ForwardOutput, LanguageModel, embedding_of, padded
 from deal_core.models.loading import load_base_model, pretrained
 from deal_core.models.prompt import PromptTokens
 
@@ -41,7 +41,7 @@ class GeneratingModel(LanguageModel):
         from transformers import GenerationConfig
 
         super().__init__(base, adapter, task_type)
-        self._decoder = base.get_decoder()
+        self._base, self._decoder = base, base.get_decoder()
         self._head = base.get_output_embeddings()
         self._prompts = prompts
         greedy = greedy_settings(prompts)
@@ -152,22 +152,13 @@ class GeneratingModel(LanguageModel):
     def written(self, batch: Sequence[Encoded], to_the_end: bool = False) -> list[Tokens]:
         """Return the answers' tokens, the end included where there was one; ``to_the_end``: none
         before as many words as there may be."""
-        base = cast(Any, self.module.get_base_model())
-        least = base.generation_config.max_new_tokens if to_the_end else None
+        least = self._base.generation_config.max_new_tokens if to_the_end else None
         with torch.no_grad():
             rows: list[list[int]] = self._continued(batch, least).tolist()
         return [self._prompts.until_end(row) for row in rows]
 
     def _padded(self, rows: Sequence[Tokens], *, left: bool = False) -> tuple[Tensor, Tensor]:
-        """Return ids and which of them are of a row, ``(rows, longest)`` each; ``left``: padding
-        stands before them."""
-        lengths = torch.tensor([len(row) for row in rows])
-        longest, pad = int(lengths.max()), self._prompts.padding
-        gaps = [[pad] * (longest - len(row)) for row in rows]
-        ids = [[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, gaps, strict=True)]
-        place = torch.arange(longest)[None, :]
-        real = place >= longest - lengths[:, None] if left else place < lengths[:, None]
-        return torch.tensor(ids).to(self.device), real.to(self.device)
+        return padded(rows, self._prompts.padding, self.device, left=left)
 
     def embed(self, batch: Sequence[Encoded], layers: int = 1) -> Tensor:
         """Return unit vectors of the texts, each read within its prompt, ``(batch, parts *

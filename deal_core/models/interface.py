@@ -118,6 +118,20 @@ class LanguageModel(ABC):
         """Return ``(batch, len(labels))``, float32; the largest score is the answer."""
 
 
+def padded(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device, *, left: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return ids, and which of them are of a row, ``(rows, longest)`` each; ``left``: padding
+    stands before them."""
+    lengths = torch.tensor([len(row) for row in rows])
+    longest = int(lengths.max())
+    gaps = [[pad] * (longest - len(row)) for row in rows]
+    ids = [[*gap, *row] if left else [*row, *gap] for row, gap in zip(rows, gaps, strict=True)]
+    place = torch.arange(longest)[None, :]
+    real = place >= longest - lengths[:, None] if left else place < lengths[:, None]
+    return torch.tensor(ids).to(device), real.to(device)
+
+
 def embedding_of(pooled: Sequence[Tensor]) -> Tensor:
     """Return unit vectors, ``(texts, parts * hidden)``: of each pair of neighbouring layers the
     mean, side by side. ``pooled`` are mean states of the texts in each layer, the last layer first,

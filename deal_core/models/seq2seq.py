@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import TaskType
@@ -125,8 +125,7 @@ class Seq2SeqLM(GeneratingModel):
 
     def own_logits(self, item: Encoded) -> Tensor:
         """Return the logits that the model itself gives to the words of an answer."""
-        base = cast(Any, self.module.get_base_model())
-        logits: Tensor = base(
+        logits: Tensor = self._base(
             input_ids=torch.tensor([item.tokens], device=self.device),
             decoder_input_ids=torch.tensor([self._start + item.answer[:-1]], device=self.device),
             use_cache=False,
@@ -135,8 +134,7 @@ class Seq2SeqLM(GeneratingModel):
 
     def _continued(self, batch: Sequence[Encoded], least: int | None) -> Tensor:
         ids, real = self._padded([item.tokens for item in batch])
-        base = cast(Any, self.module.get_base_model())
-        whole: Tensor = base.generate(
+        whole: Tensor = self._base.generate(
             input_ids=ids,
             attention_mask=real.long(),
             min_new_tokens=least,

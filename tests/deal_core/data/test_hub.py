@@ -3,11 +3,12 @@ from __future__ import annotations
 import gc
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request
 
 import pytest
 from huggingface_hub import constants
@@ -196,23 +197,6 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.fixture
-def answering() -> Iterator[str]:
-    class Refusing(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_error(404)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
 def use(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -235,8 +219,12 @@ def test_a_hub_that_keeps_silent_costs_seconds_once(
     assert "\n" not in f"{model.value}{data.value}"
 
 
-def test_any_answer_is_one(answering: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, answering)
+def test_any_answer_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(request: Request, timeout: float) -> None:
+        raise HTTPError(request.full_url, 404, "no such page", Message(), None)
+
+    use(monkeypatch, "http://127.0.0.1:1")
+    monkeypatch.setattr(libraries, "urlopen", refused)
     libraries.reach_hub()
     assert not constants.HF_HUB_OFFLINE
 

@@ -11,7 +11,7 @@ from deal_core.data import Example, TaskData
 from deal_core.data.partition import PARTITIONERS, partition
 from deal_core.errors import UserError
 
-SETTINGS = settings(max_examples=15, deadline=None)
+SETTINGS = settings(max_examples=8, deadline=None)
 
 
 def make_task(train: list[int], test: list[int], name: str = "task", groups: int = 8) -> TaskData:
