@@ -201,19 +201,16 @@ class LinearProbe(Frozen):
         return replace(state, heads=heads)
 
 
-def linear_probe(
-    adapter: AdapterConfig, rounds: int = ROUNDS, ridge: float = RIDGE, layers: int = 1
-) -> LinearProbe:
-    """Return the method with so many rounds of exact gradients a task, on embeddings of so many of
-    the model's last layers."""
+def linear_probe(adapter: AdapterConfig, rounds: int = ROUNDS, ridge: float = RIDGE) -> LinearProbe:
+    """Return the method with so many rounds of exact gradients a task."""
     once = ExactSums(
         lambda labels, size: {COUNT: (labels,), MOMENT: ((size + 1) * (size + 2) // 2,)},
         collect_moment,  # of a symmetric moment the upper triangle
         check_moment,
     )
-    first = Statistics(absorb_moment, True, layers, exact=once)
+    first = Statistics(absorb_moment, True, exact=once)
     absorb = partial(absorb_gradient, ridge=ridge)
-    further = Statistics(absorb, False, layers, exact=ExactSums(shapes, collect, check))
+    further = Statistics(absorb, False, exact=ExactSums(shapes, collect, check))
     learn = Phase(LEARN, 0, statistics=first)
     probe = Phase("probe", rounds, statistics=further)
     return LinearProbe(adapter, (learn, probe))

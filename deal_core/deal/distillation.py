@@ -28,7 +28,8 @@ from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.training.loop import Objective, contained, evaluation_batches
 
 Teacher = Callable[[Sequence[int]], list[Tensor]]
-"""Positions in the client's data to each example's logits, ``(rows, classes)``."""
+"""Positions in the client's data to each example's logits, ``(rows, classes)``, or to the states
+that logits follow from."""
 CACHED_FLOATS = 2**25
 """What the teacher may keep for one client's task (128 MB); beyond, it answers batch by batch."""
 
@@ -126,7 +127,7 @@ class Distilled(Objective):
         learnt = self.model.forward_train(items, self.labels, self.spaces)
         teacher_logits = torch.cat(self.teacher(batch))
         kept = distillation_losses(
-            learnt.distillation_logits, teacher_logits, learnt.spaces, TEMPERATURE, self.weights
+            learnt.distillation_logits, teacher_logits, learnt.spaces, self.weights
         )
         return learnt.example_losses + kept
 
@@ -135,7 +136,6 @@ def distillation_losses(
     student: Tensor,
     teacher: Tensor,
     spaces: Sequence[int],
-    temperature: float,
     weights: Sequence[float],
 ) -> Tensor:
     """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))`` of each row of logits,
@@ -143,7 +143,7 @@ def distillation_losses(
     classes each. The teacher is constant.
 
     0 where there are no classes, or where both agree; what the logits of one space have in common
-    is free. Large ``T`` compares whole rankings, 1 the probabilities.
+    is free. ``T`` is ``TEMPERATURE``.
 
     Source: docs/method.md (M16), (M18); Hinton et al. 2015 (T^2 keeps the gradient's size); Li &
     Hoiem 2016 (LwF: each earlier task has a softmax of its own).
@@ -152,12 +152,12 @@ def distillation_losses(
     parts = (torch.split(logits, list(spaces), dim=1) for logits in (student, teacher.detach()))
     for share, own, wanted in zip(weights, *parts, strict=True):
         divergence = divergence + share * kl_div(
-            log_softmax(own / temperature, dim=1),
-            log_softmax(wanted / temperature, dim=1),
+            log_softmax(own / TEMPERATURE, dim=1),
+            log_softmax(wanted / TEMPERATURE, dim=1),
             reduction="none",
             log_target=True,
         ).sum(dim=1)
-    return temperature**2 * divergence
+    return TEMPERATURE**2 * divergence
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class WordTeacher:
     to what each example's logits follow from, ``(words, hidden)``."""
 
     model: GeneratingModel
-    states: Callable[[Sequence[int]], list[Tensor]]
+    states: Teacher
 
     def logits(self, states: Tensor) -> Tensor:
         """Return those that follow from states, ``(words, vocabulary)``."""
@@ -193,8 +193,7 @@ def make_teacher(
             return [ask([i])[0] for i in batch]
         return list(torch.split(learnt.distillation_logits, 1))
 
-    known = _kept(data, ask, alone)
-    return ask if known is None else lambda batch: [known[i] for i in batch]
+    return _remembered(data, ask, alone)
 
 
 def word_teacher(
@@ -212,15 +211,12 @@ def word_teacher(
             found, words = model.word_states([data[i] for i in batch], labels)
         return list(torch.split(found, words))
 
-    known = None if alone else _kept(data, ask)
-    return WordTeacher(model, ask if known is None else lambda batch: [known[i] for i in batch])
+    return WordTeacher(model, ask if alone else _remembered(data, ask))
 
 
-def _kept(
-    data: Sequence[Encoded], ask: Callable[[Sequence[int]], list[Tensor]], alone: bool = False
-) -> dict[int, Tensor] | None:
-    """Return what is answered about each example, asked in batches, or about each by itself, and
-    then nothing about one that cannot be asked about; None where it does not fit into memory."""
+def _remembered(data: Sequence[Encoded], ask: Teacher, alone: bool = False) -> Teacher:
+    """Return what tells the answers about all examples, asked now, in batches or about each by
+    itself; ``ask`` itself where they do not fit into memory."""
     answers: dict[int, Tensor] = {}
     floats = 0
     for batch in evaluation_batches(data, alone):
@@ -230,8 +226,8 @@ def _kept(
         answers.update(zip(batch, found, strict=True))
         floats += sum(answer.numel() for answer in found)
         if floats * len(data) > CACHED_FLOATS * len(answers):
-            return None
-    return answers
+            return ask
+    return lambda batch: [answers[i] for i in batch]
 
 
 def ask(
@@ -302,7 +298,7 @@ class WordsDistilled(Objective):
     def _divergence(self, states: Tensor, teacher_states: Tensor) -> Tensor:
         """Return that of each word, ``(words,)``."""
         student, teacher = self.model.word_logits(states), self.teacher.logits(teacher_states)
-        return distillation_losses(student, teacher, [student.shape[1]], TEMPERATURE, [1.0])
+        return distillation_losses(student, teacher, [student.shape[1]], [1.0])
 
     def penalty(self) -> Tensor | None:
         """Return that of the task at hand."""

@@ -18,7 +18,7 @@ from peft import TaskType
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import choose
 from deal_core.lora.attach import attach, lora_layers
-from deal_core.models.causal import CausalLM, causal_prompts
+from deal_core.models.decoders import CausalLM, Seq2SeqLM, causal_prompts, seq2seq_prompts
 from deal_core.models.encoder import SequenceClassifier, load_encoder, load_own_loss, with_head
 from deal_core.models.generating import load_generating
 from deal_core.models.interface import LanguageModel
@@ -31,7 +31,6 @@ from deal_core.models.loading import (
     require_fixed_places,
 )
 from deal_core.models.prompt import PromptTokens, require_distinct
-from deal_core.models.seq2seq import Seq2SeqLM, seq2seq_prompts
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.models import check_label_tokens, load_model
-from deal_core.models.causal import causal_prompts
+from deal_core.models.decoders import causal_prompts
 from deal_core.models.prompt import dummy_prefix
 from tests.architectures import EXAMPLES, LABELS, model_config, save
 
@@ -82,8 +82,8 @@ def test_scores_are_length_normalised_log_likelihoods(model, config, monkeypatch
     batch = model.encode(EXAMPLES, LABELS)
     with torch.no_grad():
         scores = model.scores(batch, LABELS)
-        for family in ("causal", "seq2seq"):  # small passes change nothing
-            monkeypatch.setattr(f"deal_core.models.{family}.SCORING_TOKENS", 1)
+        # Small passes change nothing.
+        monkeypatch.setattr("deal_core.models.decoders.SCORING_TOKENS", 1)
         torch.testing.assert_close(model.scores(batch, LABELS), scores, rtol=0, atol=1e-5)
     for i, item in enumerate(batch):
         for j, label in enumerate(LABELS):
@@ -220,7 +220,7 @@ def test_writing_repeats_the_head_for_no_text(model):
 @pytest.mark.parametrize("config", ["t5", "bart"], indirect=True)
 def test_a_text_is_read_once_for_all_its_labels(model, monkeypatch):
     batch = model.encode(EXAMPLES, LABELS)
-    monkeypatch.setattr("deal_core.models.seq2seq.SCORING_TOKENS", 1)
+    monkeypatch.setattr("deal_core.models.decoders.SCORING_TOKENS", 1)
     base, seen = model.module.get_base_model(), []
     keys = ("EncDecAttention.k", "encoder_attn.k_proj")
     cross = [module for name, module in base.named_modules() if name.endswith(keys)]
@@ -246,6 +246,6 @@ def test_the_prompt_stands_between_what_the_tokeniser_puts_around_a_text(model, 
 
 @pytest.mark.parametrize("config", ["t5"], indirect=True)
 def test_words_with_other_scores_are_refused(config, small_adapter, monkeypatch):
-    monkeypatch.setattr("deal_core.models.seq2seq.state_factor", lambda base: 1.0)
+    monkeypatch.setattr("deal_core.models.decoders.state_factor", lambda base: 1.0)
     with pytest.raises(UserError, match="seq2seq-lm cannot follow"):
         load_model(config, small_adapter, 32)

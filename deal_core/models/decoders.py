@@ -1,7 +1,10 @@
-"""Family ``seq2seq-lm``: an encoder reads the prompt, a decoder says the answer.
+"""Families that answer in words: ``causal-lm``, a decoder alone, and ``seq2seq-lm``, an encoder
+that reads the prompt and a decoder that says the answer.
 
-To score labels a text is read once, and what the decoder takes from it is made once for all its
-labels.
+What is read twice is computed once. Prompts of a task begin alike, a text has several labels
+(:mod:`deal_core.models.fast.prompt_forest`), and what lies below the first adapted layer never
+changes (:mod:`deal_core.models.fast.lower_layers`); an encoder reads a text once, and what the
+decoder takes from it is made once for all its labels.
 """
 
 from __future__ import annotations
@@ -17,13 +20,150 @@ from peft import TaskType
 from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
-from deal_core.models.fast.prompt_forest import QUARTER, Tokens, quarter_layer
+from deal_core.models.fast.lower_layers import LowerLayers, first_adapted
+from deal_core.models.fast.prompt_forest import (
+    QUARTER,
+    PromptForest,
+    PromptRow,
+    Tokens,
+    decode,
+    decode_layers,
+    plant,
+    quarter_layer,
+)
 from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, last_layers
 from deal_core.models.prompt import PromptTokens, prompt_tokens
 
 SCORING_TOKENS = 4096
-"""Most tokens of texts, once for every label, in one scoring pass: bounds memory, not results."""
+"""Most tokens in one scoring pass, of an encoder-decoder those of texts once for every label:
+bounds memory, not results."""
+
+
+def causal_prompts(
+    tokenizer: Any, config: Any, model: ModelConfig, max_length: int
+) -> PromptTokens:
+    """Return what makes the prompts of ``model``, whose own settings, ``config``, do not matter."""
+    mark = tokenizer.bos_token_id
+    opening = () if mark is None else (mark,)
+    return prompt_tokens(tokenizer, model, max_length, (opening, ()), gap=" ")
+
+
+class CausalLM(GeneratingModel):
+    """A Hugging Face decoder-only model whose attention can be replaced."""
+
+    def __init__(self, base: Any, adapter: AdapterConfig, prompts: PromptTokens) -> None:
+        super().__init__(base, adapter, TaskType.CAUSAL_LM, prompts)
+        self._head.register_forward_pre_hook(_without_gaps)
+        layers, below = first_adapted(self.module)
+        self._lower = LowerLayers(self._decoder, layers, below) if below else None
+
+    def own_logits(self, item: Encoded) -> Tensor:
+        """Return the logits that the model itself gives to the words of an answer."""
+        ids = torch.tensor([[*item.tokens, *item.answer[:-1]]], device=self.device)
+        logits: Tensor = self._base(input_ids=ids, use_cache=False).logits
+        return logits[0, len(item.tokens) - 1 :]
+
+    def _continued(self, batch: Sequence[Encoded], least: int | None) -> Tensor:
+        ids, real = self._padded([item.tokens for item in batch], left=True)
+        whole: Tensor = self._base.generate(
+            input_ids=ids, attention_mask=real.long(), min_new_tokens=least
+        )
+        return whole[:, ids.shape[1] :]
+
+    def likelihoods(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
+        """Return mean log-likelihood per answer token, ``(batch, answers)``, float32."""
+        branches = tuple(answer[:-1] for answer in answers)
+        rows = self._rows(batch, [()] * len(batch), branches)
+        parts: list[Tensor] = []
+        for part in _rows_within(rows, SCORING_TOKENS):
+            forest, place = plant(part)
+            states = self._states(forest)
+            parts += [self._likelihoods(states, forest, row, answers) for row in place]
+        return torch.stack(parts)
+
+    def _likelihoods(
+        self, states: Tensor, forest: PromptForest, row: int, answers: Sequence[Tokens]
+    ) -> Tensor:
+        """Mean log-likelihood of each answer below one text, ``(answers,)``."""
+        places = [forest.predicting(row, branch) for branch in range(len(answers))]
+        first = places[0][0]  # the end of the body; its branches follow
+        below = states[first : first + 1 + sum(map(len, forest.rows[row].branches))]
+        logits = self.word_logits(below)
+        index = torch.tensor([place - first for each in places for place in each])
+        tokens = torch.tensor([token for answer in answers for token in answer])
+        likelihood = logits[index, tokens] - logits.logsumexp(dim=1)[index]
+        parts = torch.split(likelihood, [len(answer) for answer in answers])
+        return torch.stack([part.mean() for part in parts])
+
+    def keep_nothing(self) -> None:
+        """Keep nothing of a prompt when its pass is over."""
+        if self._lower is not None:
+            self._lower.keeps = False
+
+    def answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
+        """Return the states that predict the words of the answers, ``(words, hidden)``."""
+        rows = self._rows(batch, [answer[:-1] for answer in answers])
+        forest, place = plant(rows)
+        states = self._states(forest)
+        index: list[int] = []
+        for row, answer in zip(place, answers, strict=True):
+            end = forest.starts[row] + forest.rows[row].below
+            index += range(end - len(answer), end)
+        return states[torch.tensor(index, device=states.device)]
+
+    def _rows(
+        self,
+        batch: Sequence[Encoded],
+        answers: Sequence[Tokens],
+        branches: tuple[Tokens, ...] = (),
+    ) -> list[PromptRow]:
+        """Lay out prompts; one alone shares nothing."""
+        rows = []
+        for item, answer in zip(batch, answers, strict=True):
+            shared = min(item.shared, len(item.tokens) - 1) if len(batch) > 1 else 0
+            rest = (*item.tokens[shared:], *answer)
+            rows.append(PromptRow(item.tokens[:shared], rest, branches))
+        return rows
+
+    def pooled(self, batch: Sequence[Encoded], layers: int) -> list[Tensor]:
+        """Return the mean states of the texts in the last layers, the last one first, ``(batch,
+        hidden)`` each, float32. Nothing that follows a text changes its states. They are asked for
+        once, so the layers below the first adapted one keep nothing of them."""
+        forest, place = plant(self._rows(batch, [()] * len(batch)))
+        parts = []
+        for row, item in zip(place, batch, strict=True):
+            start = forest.starts[row] - len(forest.rows[row].head)
+            parts.append(slice(start + item.place.start, start + item.place.stop))
+        found = decode_layers(self._decoder, forest, layers)
+        return [torch.stack([s[0, part].float().mean(0) for part in parts]) for s in found]
+
+    def _states(self, forest: PromptForest) -> Tensor:
+        """Return the last states of all tokens of a forest, ``(tokens, hidden)``."""
+        if self._lower is None:
+            return decode(self._decoder, forest)[0]
+        with self._lower.replaced(self._lower.states(forest)):
+            return decode(self._decoder, forest)[0]
+
+
+def _without_gaps(head: Any, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return the states, laid out anew where they are a view with gaps. The last ones of prompts
+    are, which an answer is written to: the product would take a copy of the head for each."""
+    return tuple(each.contiguous() for each in states)
+
+
+def _rows_within(rows: Sequence[PromptRow], tokens: int) -> list[list[PromptRow]]:
+    """Rows in parts of so many tokens."""
+    parts: list[list[PromptRow]] = []
+    taken = 0
+    for row in rows:
+        if parts and taken + row.below <= tokens:
+            parts[-1].append(row)
+            taken += row.below
+        else:
+            parts.append([row])
+            taken = len(row.head) + row.below
+    return parts
 
 
 ReadTexts = tuple[Tensor, Tensor]
@@ -50,7 +190,7 @@ class Seq2SeqLM(GeneratingModel):
 
     def likelihoods(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
         """Return mean log-likelihood per answer token, ``(batch, answers)``, float32."""
-        parts = _within(batch, len(answers))
+        parts = _texts_within(batch, len(answers))
         return torch.cat([self._likelihoods(part, answers) for part in parts])
 
     def _likelihoods(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
@@ -143,7 +283,7 @@ class Seq2SeqLM(GeneratingModel):
         return whole[:, len(self._start) :]
 
 
-def _within(batch: Sequence[Encoded], labels: int) -> list[list[Encoded]]:
+def _texts_within(batch: Sequence[Encoded], labels: int) -> list[list[Encoded]]:
     """Prompts in parts of so many tokens, once for every label."""
     parts: list[list[Encoded]] = []
     longest = 0
