@@ -22,8 +22,9 @@ from statistics import median
 from typing import Any
 
 from deal_core.config.experiment import Experiment
-from deal_core.data import TaskData, load_for_clients, open_source, partition
+from deal_core.data import TaskData, load_for_clients, open_source
 from deal_core.data.files import repeated_identifiers
+from deal_core.data.partition import partition
 from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError
 from deal_core.methods import method_of
