@@ -1,30 +1,18 @@
-"""Baseline ``deal-reference``: DEAL as its authors' second code release reads the paper.
+"""Baseline ``deal-reference``: DEAL as its authors' second code release reads the paper
+(docs/deal-reference.md says what follows from it).
 
 From the second task on, both factors of every layer are replaced for good by what a gate on their
-spectrum and an MLP make of them (:class:`FactorMap`). The factors
-as the task began are fixed; gates and MLPs alone learn. Their loss is
+spectrum and an MLP make of them (:class:`FactorMap`). The factors as the task began are fixed;
+gates and MLPs alone learn, at a price (:func:`penalty`). The first task is plain LoRA. Sources:
+DEAL, arXiv 2509.18942, eq. 8 to 12 and algorithm 1; what the paper leaves open is that release's:
+one layer, ReLU on the spectrum, MLPs on the columns with ``max(128, min(n, 512))`` hidden units,
+Kaiming weights and zero biases drawn anew in every task.
 
-    ``CE + lambda1 sum |theta_1|^a + lambda2 sum |theta_2|^b``,
-
-``theta_1`` all that the gates learn (centres, logarithms of squared widths, gains), ``theta_2``
-all that the MLPs learn: sums, not means, towards 0. The first task is plain LoRA. Sources: DEAL,
-arXiv 2509.18942, eq. 8 to 12 and algorithm 1; what the paper leaves open is that release's: 4
-kernels, one layer, ReLU on the spectrum, MLPs on the columns with ``max(128, min(n, 512))`` hidden
-units, Kaiming weights and zero biases drawn anew in every task, ``a = 5``, ``b = 2``.
-
-A drawn MLP is no identity, so a task begins with a model that has lost what it knew, and the gates
-pass weak directions better than strong ones: ``deal`` is the method made well-posed.
-
-Other than there, because it is federated:
-
-* Only factors travel. The server makes the factors that a task begins with, from MLPs that are
-  drawn from a seed, the same in every task; clients draw the same ones.
-* Averaged factors are the factors of no gate and MLP. A client goes on with its own, which it
-  keeps on its disk, and holds the difference fixed in a round: ``received + map(now) - map(as the
-  round began)``. With one client there is no difference.
-* The factors of a task's end are the last average, not a map's.
-* Steps, learning rate and batches are the experiment's; the optimiser's moments begin anew in every
-  round. (There: 1e-5, one epoch.) Computed in float32, with one SVD a task.
+In the federation only factors travel. The server makes those that a task begins with, from MLPs
+drawn from a seed; clients draw the same ones. A client goes on with its own maps, which it keeps on
+its disk, and holds the difference to the average fixed in a round: ``received + map(now) - map(as
+the round began)``. The factors of a task's end are the last average, not a map's. Computed in
+float32, with one SVD a task.
 """
 
 from __future__ import annotations
