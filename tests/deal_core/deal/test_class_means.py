@@ -1,4 +1,4 @@
-"""Label heads from class sums, against formulas."""
+"""Label heads from class sums, against formulas; where sums are taken, and where they are not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from flwr.app import Array, ArrayRecord
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from deal_core.deal.class_means import COUNT, SCALE, SUM, whole_heads
-from deal_core.deal.interface import statistics_of
+from deal_core.config.experiment import Experiment
+from deal_core.config.file import apply_overrides, parse_experiment
+from deal_core.deal.class_means import COUNT, PROTOTYPES, SCALE, SUM, whole_heads
+from deal_core.deal.interface import phases_of, statistics_of
+from deal_core.methods import method_of, resolve_auto
 from deal_core.randomness import seeded
 from deal_core.training.public_subspace import principal
 from deal_core.wire.tensors import pack_heads, read_heads
@@ -149,3 +152,50 @@ def test_nothing_that_is_zero_travels_at_a_larger_rank_than_one():
     assert method.begin_task(state, seeded(1)) is state
     assert statistics_of(method) is not None
     assert statistics_of(method_with(name="lwf")) is None
+
+
+def experiment(*overrides: str) -> Experiment:
+    return parse_experiment(apply_overrides({}, overrides), "test")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "",
+        "aggregation.secure=true",
+        "aggregation.robust=cosine-norm",
+        "stream.schedule=per-client stream.consolidate_every=9",
+        "stream.schedule=joint",
+        "train.step=server",
+        "privacy.mechanism=record",
+    ],
+)
+def test_by_default_it_is_one_round_after_learning(setting):
+    phases = phases_of(method_of(experiment("federation.clients=3", *setting.split())), 3)
+    assert list(phases) == ["learn", PROTOTYPES]
+    assert phases[PROTOTYPES].rounds == 1
+    statistics = phases[PROTOTYPES].statistics
+    assert statistics is not None
+    assert (statistics.layers, statistics.names, statistics.once) == (4, True, True)
+    assert [statistics.names_weight(logits) for logits in (True, False)] == [0.5, 1.0]
+    assert (statistics.directions, statistics.noise_multiplier, statistics.exact) == (
+        256,
+        0.61,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "federation.clients=2",
+        "privacy.mechanism=record stream.schedule=per-client",
+        "privacy.mechanism=record stream.schedule=joint",
+        'model.family=causal-lm data.generation=["task"] stream.schedule=joint',
+        "method.prototype.enabled=off",
+    ],
+)
+def test_where_no_sums_can_leave_it_is_off(setting):
+    config = experiment("federation.clients=3", *setting.split())
+    assert resolve_auto(config).prototype.enabled == "off"
+    assert statistics_of(method_of(config)) is None
