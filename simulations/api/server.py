@@ -20,7 +20,8 @@ from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import EXPERIMENT, parse_tables, to_run_config
 from deal_core.data import Example
-from deal_core.data.given import Sides, keep_rows
+from deal_core.data.given import keep_rows
+from deal_core.data.source import Sides
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.models import adapter_shapes
