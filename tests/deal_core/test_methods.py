@@ -223,6 +223,11 @@ def test_equal_seeds_give_equal_updates_of_the_factors_that_learn(minilm, shapes
     for _ in range(2):
         objective, data = second_task(minilm, shapes, name)
         before = read(minilm.module)
+        with torch.no_grad():
+            together = objective.example_losses(range(len(data)))
+            alone = torch.cat([objective.example_losses([i]) for i in range(len(data))])
+        assert together.shape == (len(data),)
+        torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
         gradients = NonPrivateGradients(data, 2, TrainConfig(), seeded(0))
         report = run_local_steps(minilm, objective, gradients, frozenset(trained), TrainConfig())
         after.append(read(minilm.module))
