@@ -16,6 +16,7 @@ from tests.deal_core.aggregation.updates import (
     delta,
     delta_of,
     dense,
+    moved_by,
     replies,
     run,
     skewed,
@@ -54,6 +55,24 @@ def test_turned_updates_of_skewed_clients_are_left_out_and_all_others_stay(train
     # no reference among the clients themselves: honest ones oppose each other
     moves = [delta_of(u.adapter) - delta_of(before) for u in honest[:2]]
     assert torch.cosine_similarity(*moves, dim=0) < -0.3
+
+
+@pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
+def test_two_turned_of_ten_leave_the_mean_of_the_eight_others(rule):
+    generator = torch.Generator().manual_seed(14)
+    before = adapter(generator)
+    made = make_rule(AggregationConfig(rule=rule, robust="cosine-norm"))
+    trained = made.trained
+    near = moved_by(before, trained, (0.3, adapter(generator)))
+    honest = [ClientUpdate(f"c{k}", near, 1.0 + k) for k in range(10)]
+    bad = [turned(u, trained) if k in (2, 7) else u for k, u in enumerate(honest)]
+    aggregation = made.begin(before)
+    for update in bad:
+        aggregation.add(update)
+    result = aggregation.finish()
+    assert result.excluded == ("c2", "c7")
+    target = delta_of(near)
+    assert (delta(result) - target).norm() < 1e-5 * target.norm()
 
 
 @pytest.mark.parametrize("new", [False, True])
