@@ -20,9 +20,8 @@ from deal_core.config.experiment import AggregationConfig, RetentionConfig
 from deal_core.deal.retention import retain
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, spectrum
 from server.results import Results, read_results
-from simulations.engines.inprocess import run_inprocess
-from tests.simulations.runs import at, learnt_adapter
-from tests.sizes import TINY
+from tests.simulations.runs import learnt_adapter, simulated
+from tests.sizes import TINY, TWO_LAYERS
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -77,7 +76,7 @@ def results(make_experiment, tmp_path) -> Callable[..., tuple[Results, dict[str,
 
     def run(*overrides: str) -> tuple[Results, dict[str, np.ndarray]]:
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        run_inprocess(at(make_experiment(*overrides), folder), lambda event: None)
+        simulated(make_experiment(*overrides), folder)
         return read_results(folder), learnt_adapter(folder)
 
     return run
@@ -88,15 +87,13 @@ def test_a_method(added, results, monkeypatch):
     one_round = (*TINY, 'data.tasks=["surgery"]', "federation.rounds=1")
     several_steps = (*one_round, "train.batch_size=2")  # in the first one nothing has moved yet
     _, near = results("method.name=fedprox", *several_steps)
-    _, free = results("method.name=sequential", *several_steps)
     monkeypatch.setattr(module, "MU", 0.0)
-    _, same = results("method.name=fedprox", *several_steps)
+    _, free = results("method.name=fedprox", *several_steps)
     lengths = [
         sum(float(np.square(value).sum()) for key, value in adapter.items() if "lora_B" in key)
-        for adapter in (near, free, same)
+        for adapter in (near, free)
     ]
     assert lengths[0] < lengths[1]  # lora_B starts at 0: the term keeps it small
-    assert lengths[2] == lengths[1]
 
 
 def test_a_retention(added, random_adapter):
@@ -135,7 +132,7 @@ def test_an_aggregation_rule(added, random_adapter):
 
 def test_a_model_family(added, results):
     added("A model family")
-    short = ("data.max_test=32", "federation.rounds=1", "data.max_train=4")
+    short = ("data.max_test=32", "federation.rounds=1", "data.max_train=4", TWO_LAYERS)
     prefixed, _ = results("model.family=query-encoder", 'data.tasks=["laboratory"]', *short)
     plain, _ = results('data.tasks=["laboratory"]', *short)
     assert prefixed.zero_shot != plain.zero_shot  # the prefix is seen
@@ -149,7 +146,7 @@ def test_a_data_source(added, results, tmp_path):
     added("A data source")
     root = tmp_path / "data"
     for task, labels in COLOURS.items():
-        for split, count in (("train", 12), ("test", 4)):
+        for split, count in (("train", 4), ("test", 2)):
             for label in labels:
                 folder = root / task / split / label
                 folder.mkdir(parents=True)
@@ -157,7 +154,8 @@ def test_a_data_source(added, results, tmp_path):
                     text = f"{split} note {number}: the door was painted {label} last year"
                     (folder / f"{number}.txt").write_text(text, encoding="utf-8")
     learnt, _ = results(
-        "data.source=text-folders", f'data.path="{root}"', 'data.tasks=["warm", "cold"]'
+        *("data.source=text-folders", f'data.path="{root}"', 'data.tasks=["warm", "cold"]'),
+        *(TWO_LAYERS, "federation.rounds=1"),
     )
     assert learnt.tasks == ["warm", "cold"]
     assert learnt.average_accuracy == 1.0  # the label stands in the text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
+import pytest
 from flwr.app import Array, Message
 from safetensors.numpy import load_file
 
@@ -15,6 +17,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
 from deal_core.data import load_for_clients
 from deal_core.inference.predictor import Predictor
+from server.folder import Listener, RunEvent
 from server.results import Results
 from server.run import run
 from simulations.engines.inprocess import (
@@ -48,10 +51,24 @@ def at(experiment: Experiment, folder: Path, **run_keys: object) -> Experiment:
     return experiment.model_copy(update={"run": changed})
 
 
-def finished(folder: Path, experiment: Experiment) -> Path:
+def simulated(
+    experiment: Experiment, folder: Path, listen: Listener = lambda event: None, **run_keys: object
+) -> Path:
     """The folder of the run, once it has ended."""
-    run_inprocess(at(experiment, folder), lambda event: None)
+    run_inprocess(at(experiment, folder, **run_keys), listen)
     return folder
+
+
+def stopped(experiment: Experiment, folder: Path, at_event: Callable[[RunEvent], bool]) -> None:
+    """Run until the first event of a kind, where Ctrl-C ends it."""
+
+    def listen(event: RunEvent) -> None:
+        if at_event(event):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulated(experiment, folder, listen)
+    assert not (folder / "results.json").exists()
 
 
 def run_in_process(

@@ -43,7 +43,7 @@ from simulations.engines.worker_pool import assume_identity
 from tests.architectures import CONFIGS, LOADERS, save
 from tests.client.real_site import LABELS, RealSite, asking, code, message_of, start, update
 from tests.client.real_site import rows as site_rows
-from tests.simulations.runs import at, finished, learnt_adapter, same
+from tests.simulations.runs import at, learnt_adapter, same, simulated
 
 pytestmark = pytest.mark.filterwarnings("ignore:task")  # those of tests are small
 
@@ -99,8 +99,9 @@ def run_of(
     )
 
 
-@pytest.mark.parametrize("privacy", [None, RecordDP(epsilon=8, delta=1e-3)], ids=["open", "dp"])
-@pytest.mark.parametrize("name", ["bert", "llama", "t5"])
+@pytest.mark.parametrize(
+    ("name", "privacy"), [("bert", None), ("llama", RecordDP(epsilon=8, delta=1e-3)), ("t5", None)]
+)
 def test_a_model_that_is_passed_is_federated(
     objects: Objects, tmp_path: Path, name: str, privacy: RecordDP | None
 ) -> None:
@@ -124,17 +125,18 @@ def test_the_door_learns_what_the_command_learns_to_the_bit(tmp_path: Path) -> N
     """The quickstart with few rows, class means included."""
     few = {
         "data.tasks": ["laboratory", "surgery"],
-        "data.max_train": 48,
-        "data.max_test": 24,
+        "data.max_train": 24,
+        "data.max_test": 12,
         "federation.clients": 3,
         "federation.rounds": 1,
-        "train.max_length": 16,
+        "train.max_length": 8,
+        "adapter.first_layer": 4,
         "method.prototype.directions": 0,
         "run.threads": 1,
         "run.workers": 1,
     }
     config = experiment("quickstart", few)
-    finished(tmp_path / "command", config)
+    simulated(config, tmp_path / "command")
     shares = {
         task: partition(load_for_clients(config, task), config.data.partition, 3, config.run.seed)
         for task in config.data.tasks
@@ -496,8 +498,7 @@ def test_a_trainer_takes_the_steps_of_rounds(objects: Objects, tmp_path: Path) -
     )
     assert steps == [1, 2] * 4  # two clients, two tasks, eight rows in batches of four
     assert done.results.aggregation_error
-    ours = run_of(passed, tmp_path / "ours")
-    assert not same(learnt_adapter(tmp_path / "run"), learnt_adapter(ours.folder))
+    assert any(value.any() for key, value in learnt_adapter(done.folder).items() if "lora_B" in key)
     with pytest.raises(UserError, match="the trainer has no tokeniser"):
         patch(trainer_of((passed[0], None), tmp_path / "trainer", []), rows(0))
     made = trainer_of(passed, tmp_path / "trainer", [])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,8 @@ import simulations.api as api
 from deal_core.config.experiment import Experiment
 from simulations.api import UserError, experiment, load_run, run
 from simulations.api.runs import placed
-from simulations.engines.inprocess import run_inprocess
 from simulations.run.experiment import Request, load_experiment
 from simulations.use.predict import PredictRequest, predict
-from tests.simulations.runs import at, learnt_adapter, same
 from tests.sizes import TINY
 
 Make = Callable[..., Experiment]
@@ -27,18 +27,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:task")  # those of tests are sma
 
 
 @pytest.fixture(scope="module")
-def finished(make_experiment: Make, tmp_path_factory: pytest.TempPathFactory) -> api.Run:
-    return run(make_experiment(*TINY), out=tmp_path_factory.mktemp("runs") / "one")
+def played(
+    make_experiment: Make, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[api.Run, list[str], str]:
+    """A run, its events, and what was printed."""
+    events: list[str] = []
+    with redirect_stdout(StringIO()) as printed, redirect_stderr(printed):
+        done = run(
+            make_experiment(*TINY),
+            out=tmp_path_factory.mktemp("runs") / "one",
+            listener=lambda event: events.append(str(event["event"])),
+        )
+    return done, events, printed.getvalue()
 
 
-def test_it_is_the_run_of_the_engine(
-    finished: api.Run, make_experiment: Make, tmp_path: Path
-) -> None:
-    run_inprocess(at(make_experiment(*TINY), tmp_path / "two"), lambda event: None)
-    assert same(learnt_adapter(finished.folder), learnt_adapter(tmp_path / "two"))
-    other = load_run(tmp_path / "two").results
-    assert finished.results.accuracy_matrix == other.accuracy_matrix
-    assert finished.results.config.run.out == str(finished.folder)
+@pytest.fixture
+def finished(played: tuple[api.Run, list[str], str]) -> api.Run:
+    return played[0]
 
 
 def test_it_answers_as_the_command_does(finished: api.Run) -> None:
@@ -75,17 +80,15 @@ def test_data_beside_an_experiment_file_are_found_as_by_the_command(tmp_path: Pa
 
 
 def test_events_come_and_nothing_is_printed(
-    make_experiment: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    played: tuple[api.Run, list[str], str], make_experiment: Make
 ) -> None:
-    events: list[str] = []
-    short = make_experiment(*TINY, "data.tasks=['surgery']", "federation.rounds=1")
-    run(short, out=tmp_path, listener=lambda event: events.append(str(event["event"])))
-    assert events[0] == "run_started"
-    assert events[-1] == "run_finished"
-    assert capfd.readouterr() == ("", "")
+    done, events, printed = played
+    assert (events[0], events[-1], printed) == ("run_started", "run_finished", "")
+    assert done.results.config.run.out == str(done.folder)
     with pytest.raises(UserError, match="already holds a run"):
-        run(short, out=tmp_path)
-    assert run(short, out=tmp_path, resume=True).results.tasks == ["surgery"]
+        run(make_experiment(*TINY), out=done.folder)
+    again = run(make_experiment(*TINY), out=done.folder, resume=True)
+    assert again.results == done.results
 
 
 def test_an_experiment_comes_from_a_name_a_file_tables_or_an_experiment(tmp_path: Path) -> None:

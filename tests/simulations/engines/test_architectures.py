@@ -21,10 +21,9 @@ from deal_core.models import adapter_shapes
 from deal_core.protection import MECHANISMS
 from server.results import read_results
 from server.run import load_checkpoint
-from simulations.engines.inprocess import run_inprocess
 from simulations.use.export import ExportRequest, export
 from tests.architectures import CONFIGS, LOADERS, WORKING, save
-from tests.simulations.runs import at, learnt_adapter
+from tests.simulations.runs import learnt_adapter, simulated
 from tests.slow import slow_but
 
 PRIVATE = {"none": (), "record": ("train.batch_size=4",)}
@@ -62,7 +61,7 @@ def run_of(make_experiment, tmp_path, name: str, rule: str, mechanism: str):
         f"privacy.mechanism={mechanism}",
         *PRIVATE[mechanism],
     )
-    run_inprocess(at(experiment, tmp_path / "run"), lambda event: None)
+    simulated(experiment, tmp_path / "run")
     return experiment, folder
 
 

@@ -19,11 +19,10 @@ from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines import deferred, stoppable
-from simulations.engines.inprocess import run_inprocess
 from simulations.engines.worker_pool import WorkerPool, Workers, divide, shown_gpu
 from tests.conftest import SHORT
 from tests.forked import Forker, Process
-from tests.simulations.runs import IN_SUM, at
+from tests.simulations.runs import IN_SUM, simulated
 from tests.sizes import QUIET, TINY
 from tests.slow import slow_but
 
@@ -121,7 +120,7 @@ def runs(request, make_experiment, fork, tmp_path_factory) -> tuple[Path, Path]:
     """The same experiment in this process, and in another one with two workers."""
     settings = ("federation.clients=3", *KINDS[request.param], *TINY)
     alone = tmp_path_factory.mktemp("alone")
-    run_inprocess(at(make_experiment(*settings), alone), lambda event: None)
+    simulated(make_experiment(*settings), alone)
     together = tmp_path_factory.mktemp("together")
     with run_of(fork, together, *SHORT, *settings, "run.workers=2") as run:
         assert run.wait() == 0, run.stderr

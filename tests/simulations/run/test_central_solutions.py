@@ -22,9 +22,8 @@ from deal_core.deal.class_means import SCALE
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT
 from deal_core.training.evaluation import base_embeddings
 from deal_core.training.public_subspace import Subspace, principal, text_vectors
-from simulations.engines.inprocess import run_inprocess
 from tests.conftest import load_once
-from tests.simulations.runs import at, learnt_adapter
+from tests.simulations.runs import learnt_adapter, simulated
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -88,7 +87,7 @@ def learnt(make_experiment, tmp_path):
 
     def run(split: str, *overrides: str) -> list[Floats]:
         experiment = make_experiment(*EXACT, *SPLITS[split], *overrides)
-        run_inprocess(at(experiment, tmp_path), lambda event: None)
+        simulated(experiment, tmp_path)
         heads = learnt_adapter(tmp_path)
         return [heads[task].astype(np.float64) for task in experiment.data.tasks]
 

@@ -14,9 +14,8 @@ from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
 from deal_core.training.evaluation import base_embeddings
 from server.results import read_results
-from simulations.engines.inprocess import run_inprocess
 from tests.conftest import load_once
-from tests.simulations.runs import at, learnt_adapter
+from tests.simulations.runs import learnt_adapter, simulated
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -102,7 +101,7 @@ def test_both_matrices_are_those_of_the_answers(make_experiment, folder, tmp_pat
         "federation.rounds=1",
         "train.precision=float32",
     )
-    run_inprocess(at(experiment, tmp_path), lambda event: None)
+    simulated(experiment, tmp_path)
     results, learnt = read_results(tmp_path), learnt_adapter(tmp_path)
     assert results.class_incremental is not None
     for j, task in enumerate(TEXTS):

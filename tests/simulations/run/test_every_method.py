@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 
 from deal_core.config.experiment import Experiment
 from deal_core.methods import METHODS
+from server.folder import RunEvent
 from server.results import read_results
-from simulations.engines.inprocess import run_inprocess
 from tests.registered import register
-from tests.simulations.runs import at, learnt_adapter, same
+from tests.simulations.runs import learnt_adapter, same, simulated, stopped
 from tests.sizes import QUIET, TINY, TWO_LAYERS
 from tests.slow import slow_but
 
@@ -55,7 +55,7 @@ def whole_run(make_experiment, tmp_path_factory):
                 *TINY,
             )
             folder = tmp_path_factory.mktemp(name)
-            run_inprocess(at(experiment, folder), lambda event: None)
+            simulated(experiment, folder)
             finished[name] = experiment, folder
         return finished[name]
 
@@ -66,18 +66,15 @@ def whole_run(make_experiment, tmp_path_factory):
 def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, tmp_path, name):
     experiment, folder = whole_run(name)
     assert len(read_results(folder).accuracy_matrix) == 2
-    ended = 0
+    ended: list[str] = []
 
-    def interrupt(event: dict) -> None:
-        nonlocal ended
-        ended += event["event"] in {"round_finished", "stage_finished"}
-        if ended >= STEPS.get(name, 4) and event["event"] == "client_finished":
-            raise KeyboardInterrupt
+    def in_use(event: RunEvent) -> bool:
+        if event["event"] in {"round_finished", "stage_finished"}:
+            ended.append(event["event"])
+        return len(ended) >= STEPS.get(name, 4) and event["event"] == "client_finished"
 
-    with pytest.raises(KeyboardInterrupt):
-        run_inprocess(at(experiment, tmp_path), interrupt)
-    assert not (tmp_path / "results.json").exists()
-    run_inprocess(at(experiment, tmp_path, resume=True), lambda event: None)
+    stopped(experiment, tmp_path, in_use)
+    simulated(experiment, tmp_path, resume=True)
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
 
 
@@ -86,12 +83,12 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, t
 def test_sites_learn_and_measure_what_simulated_clients_do(whole_run, tmp_path, monkeypatch, name):
     experiment, folder = whole_run(name)
     register(monkeypatch)
-    run_inprocess(at(experiment, tmp_path), lambda event: None)
+    simulated(experiment, tmp_path)
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
-    simulated, sites = read_results(folder), read_results(tmp_path)
-    assert sites.accuracy_matrix == simulated.accuracy_matrix
-    assert sites.class_incremental == simulated.class_incremental
-    assert sites.per_client == simulated.per_client
+    clients, sites = read_results(folder), read_results(tmp_path)
+    assert sites.accuracy_matrix == clients.accuracy_matrix
+    assert sites.class_incremental == clients.class_incremental
+    assert sites.per_client == clients.per_client
 
 
 @pytest.mark.slow
@@ -103,16 +100,14 @@ def test_a_new_run_in_an_old_folder_begins_anew(whole_run, tmp_path):
         site = tmp_path / "sites" / str(client) / kept.parent.name
         site.mkdir(parents=True)
         shutil.copy(kept, site / "task-1.safetensors")
-    run_inprocess(at(experiment, tmp_path), lambda event: None)
+    simulated(experiment, tmp_path)
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
 
 
 @pytest.fixture
 def run_with(make_experiment, tmp_path):
     def run(name, *overrides):
-        folder = tmp_path / name
-        run_inprocess(make_experiment(f'run.out="{folder}"', *overrides), lambda event: None)
-        return folder
+        return simulated(make_experiment(*overrides), tmp_path / name)
 
     return run
 

@@ -182,21 +182,6 @@ def test_who_sits_out_of_an_evaluation_has_answered(tmp_path, make_experiment):
             legs.share_keys(step, everyone, None)
 
 
-def test_counts_do_not_leave_beside_a_mask():
-    """Whoever puts them into the reply: the last look at it keeps them."""
-    told = RecordDict(
-        {
-            "status": ConfigRecord({"code": "ok"}),
-            "metrics": MetricRecord({CORRECT: [1], EXAMPLES: [2]}),
-        }
-    )
-    asked = RecordDict({"secure": ConfigRecord({"request": b""})})
-    with assume_identity(1, 1):
-        request = Message(asked, 1, "evaluate")
-        with pytest.raises(PayloadError, match="in a secure sum alone"):
-            check_reply(Message(told, reply_to=request), request)
-
-
 @pytest.mark.slow
 def test_no_loss_is_summed_under_a_mechanism(make_experiment, tmp_path):
     protected = ("privacy.mechanism=record", "privacy.target_epsilon=8")
@@ -207,19 +192,23 @@ def test_no_loss_is_summed_under_a_mechanism(make_experiment, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metrics", "masked", "kept"),
+    ("metrics", "masked", "left"),
     [
-        ("clear", False, False),
-        ("clear", True, False),
-        ("summed", True, False),
-        ("summed", False, True),
-        ("none", True, True),
+        ("", True, {"num_examples": 7.0, "loss": 1.5, "seconds": 2.0}),
+        ("clear", False, {"num_examples": 7.0, "loss": 1.5, "seconds": 2.0}),
+        ("clear", True, {"num_examples": 7.0, "loss": 1.5}),
+        ("summed", True, {"num_examples": 7.0, "loss": 1.5}),
+        ("summed", False, {"num_examples": 1.0}),
+        ("none", True, {"num_examples": 7.0}),
+        ("none", False, {"num_examples": 1.0}),
     ],
 )
-def test_a_site_lets_its_loss_go_as_its_policy_says(metrics, masked, kept):
-    figures = {"num_examples": 7.0, "loss": 1.5}
-    left = figures_allowed(figures, Policy(metrics=metrics), masked)
-    assert ("loss" not in left) == kept
+def test_figures_leave_as_the_policy_of_a_site_says(metrics, masked, left):
+    """Under a mask the number of examples goes into the sum, and no more."""
+    policy = Policy(metrics=metrics) if metrics else None
+    assert (
+        figures_allowed({"num_examples": 7.0, "loss": 1.5, "seconds": 2.0}, policy, masked) == left
+    )
 
 
 def summed(losses: list[float | None], bits: int = 32) -> dict[str, NDArray[Any]]:
@@ -260,24 +249,23 @@ def test_a_mean_that_no_losses_can_have_is_not_told(forged):
     assert mean_loss({"x": np.zeros(2)}, 2) is None
 
 
-def test_under_a_mask_the_number_of_examples_goes_into_the_sum_and_no_more():
-    figures = {"num_examples": 7.0, "loss": 1.5, "seconds": 2.0}
-    none = Policy(metrics="none")
-    assert figures_allowed(figures, none, masked=True) == {"num_examples": 7.0}
-    assert figures_allowed(figures, none, masked=False) == {"num_examples": 1.0}
-    assert figures_allowed(figures, None, masked=True) == figures
-
-
 @pytest.mark.parametrize(
-    "figures", [{"loss": 1.0}, {"seconds": 1.0}, {"num_examples": 89.0}, {"num_examples": 89.0001}]
+    ("kind", "figures"),
+    [
+        ("evaluate", {CORRECT: [1], EXAMPLES: [2]}),
+        ("train", {"loss": 1.0}),
+        ("train", {"seconds": 1.0}),
+        ("train", {"num_examples": 89.0}),
+        ("train", {"num_examples": 89.0001}),
+    ],
 )
-def test_figures_of_an_update_do_not_leave_beside_a_mask(figures):
+def test_figures_do_not_leave_beside_a_mask(kind, figures):
     """Whoever puts them into the reply: the last look at it keeps them."""
     told = RecordDict({"status": ConfigRecord({"code": "ok"}), "metrics": MetricRecord(figures)})
     asked = RecordDict({"secure": ConfigRecord({"request": b""})})
     with assume_identity(1, 1):
-        request = Message(asked, 1, "train")
+        request = Message(asked, 1, kind)
         with pytest.raises(PayloadError, match="in a secure sum alone"):
             check_reply(Message(told, reply_to=request), request)
-        plain = Message(RecordDict({"x": ConfigRecord({})}), 1, "train")
+        plain = Message(RecordDict({"x": ConfigRecord({})}), 1, kind)
         assert check_reply(Message(told, reply_to=plain), plain)

@@ -1,4 +1,5 @@
-"""Runs in which one task chooses a label and another writes a text, in both families that write."""
+"""Runs in which one task chooses a label and another writes a text, in both families that write;
+and in which each task keeps an adapter of its own, and a router chooses among them."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+import torch
 
 from client.runtime import ClientRuntime
 from deal_core.config.file import parse_experiment
@@ -18,18 +20,21 @@ from deal_core.data import Example, open_source
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import load_predictor
+from deal_core.lora.state import Component
 from deal_core.methods import resolve_auto
+from deal_core.models import adapter_shapes
 from deal_core.training.evaluation import count_correct
 from deal_core.training.text_overlap import TEXT_MEASURES, rouge_l
 from server.results import read_results
-from simulations.engines.inprocess import run_inprocess
+from server.run import load_checkpoint
 from simulations.report.accuracy import count_labels
 from simulations.run.check import preflight
-from simulations.run.model_checks import check_statistics
+from simulations.run.model_checks import check_components, check_statistics
 from simulations.run.summary import measures
+from simulations.use.export import ExportRequest, export
 from simulations.use.predict import PredictRequest, Text, line_of
 from tests.architectures import CONFIGS, save
-from tests.simulations.runs import accuracy_of, at, learnt_adapter
+from tests.simulations.runs import accuracy_of, at, learnt_adapter, simulated
 from tests.sizes import QUIET
 from tests.slow import slow_but
 
@@ -92,7 +97,7 @@ def finished(request, experiment_of, tmp_path_factory, sums_of_all_records):
     """With class means beside words; nothing has labels when the first stage ends."""
     folder = tmp_path_factory.mktemp(request.param)
     experiment = at(experiment_of(request.param, *CLASS_MEANS), folder)
-    run_inprocess(experiment, lambda event: None)
+    simulated(experiment, folder)
     return experiment, folder
 
 
@@ -132,7 +137,7 @@ def test_class_means_train_nothing(finished, experiment_of, tmp_path):
     method = experiment.method
     off = method.prototype.model_copy(update={"enabled": "off"})
     without = method.model_copy(update={"prototype": off})
-    run_inprocess(at(experiment.model_copy(update={"method": without}), tmp_path), lambda e: None)
+    simulated(experiment.model_copy(update={"method": without}), tmp_path)
     parts, more = learnt_adapter(tmp_path), learnt_adapter(folder)
     assert set(more) - set(parts) == {"colours"}
     assert all(np.array_equal(value, more[part]) for part, value in parts.items())
@@ -146,7 +151,7 @@ def test_class_means_train_nothing(finished, experiment_of, tmp_path):
 def test_answers_that_are_texts_are_learnt(experiment_of, tmp_path, name):
     order = 'data.tasks=["colours", "words"]'
     experiment = experiment_of(name, "federation.rounds=5", order)
-    run_inprocess(at(experiment, tmp_path / "run"), lambda event: None)
+    simulated(experiment, tmp_path / "run")
     results = read_results(tmp_path / "run")
     found = np.array(results.accuracy_matrix)
     assert found[1, 1] > results.zero_shot["words"] + 0.2
@@ -156,7 +161,7 @@ def test_answers_that_are_texts_are_learnt(experiment_of, tmp_path, name):
 @pytest.mark.parametrize("name", slow_but(["llama", "t5"], "t5"))
 def test_and_records_are_protected(experiment_of, tmp_path, name):
     private = experiment_of(name, "privacy.mechanism=record")
-    run_inprocess(at(private, tmp_path), lambda event: None)
+    simulated(private, tmp_path)
     results = read_results(tmp_path)
     assert np.isfinite(np.array(results.accuracy_matrix)).all()
     assert len(results.privacy.epsilon) == 2
@@ -207,3 +212,82 @@ def test_class_means_of_labels_and_texts_at_once_are_refused_or_left_out(experim
     auto = ("method.prototype.enabled=auto", "federation.clients=3")
     found = [resolve_auto(experiment_of("llama", *each)) for each in (auto, (*auto, joint[1]))]
     assert [each.prototype.enabled for each in found] == ["on", "off"]
+
+
+APART = ("method.retention.apart=true", *CLASS_MEANS)
+"""An adapter for each task, and a router among them."""
+
+
+@pytest.fixture(scope="module")
+def routed(experiment_of, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("routed")
+    experiment = at(experiment_of("llama", *APART), folder)
+    simulated(experiment, folder)
+    return experiment, folder
+
+
+def test_what_a_task_taught_stays_as_it_was(routed):
+    """With the task named nothing changes after its stage."""
+    results = read_results(routed[1])
+    assert results.accuracy_matrix[1][0] == results.accuracy_matrix[0][0]
+    assert results.forgetting == 0.0
+
+
+def test_a_routed_prediction_is_that_of_the_evaluation(routed):
+    experiment, folder = routed
+    predictor, results = load_predictor(find_adapter(folder)), read_results(folder)
+    texts = open_source(experiment.data).load("words").test
+    told = [predictor.answer(each.text, "words").answer for each in texts]
+    shares = [rouge_l(a, (e.target, *e.references)) for a, e in zip(told, texts, strict=True)]
+    assert fmean(shares) == pytest.approx(results.accuracy_matrix[-1][0], abs=1e-9)
+    assert accuracy_of(predictor, experiment, "colours") == results.accuracy_matrix[-1][1]
+    # Both tasks have the same texts: the router takes each for one of them, and says which.
+    untold = [predictor.answer(each.text) for each in texts]
+    assert {each.task for each in untold} <= {"words", "colours"}
+    answers = [each.answer if each.task == "words" else each.label for each in untold]
+    shares = [rouge_l(a, (e.target, *e.references)) for a, e in zip(answers, texts, strict=True)]
+    assert results.class_incremental is not None
+    found = results.class_incremental.accuracy_matrix[-1][0]
+    assert fmean(shares) == pytest.approx(found, abs=1e-9)
+
+
+def test_a_checkpoint_keeps_components(routed):
+    experiment, folder = routed
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    state = load_checkpoint(folder / "checkpoint.safetensors", shapes).state
+    assert state.components == (Component(("words",), 4), Component(("colours",), 4))
+    assert state.retained.rank == 8
+    assert state.heads.keys() == {"words", "colours"}
+    assert state.heads["words"].shape[0] == 1
+
+
+def test_peft_answers_with_a_component_as_the_run_does(routed, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    experiment, folder = routed
+    export(ExportRequest(str(folder), str(tmp_path / "out")))
+    predictor = load_predictor(find_adapter(folder))
+    predictor.answer("a b", "colours")  # its component is in the model
+    base = AutoModelForCausalLM.from_pretrained(experiment.model.name, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, str(tmp_path / "out" / "component-2"))
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        theirs = model(input_ids=ids).logits
+        hidden = predictor.model.module.get_base_model().model  # ours reads rows of a forest
+    delta = predictor.state.view(1).retained
+    layer, factors = next(iter(delta.layers.items()))
+    weight = dict(hidden.named_modules())[layer.removeprefix("model.")].base_layer.weight
+    plain = AutoModelForCausalLM.from_pretrained(experiment.model.name, dtype=torch.float32)
+    before = dict(plain.named_modules())[layer].weight
+    assert torch.allclose(weight, before + factors.B @ factors.A, atol=1e-6)
+    with torch.no_grad():
+        assert not torch.allclose(theirs, plain(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(
+    "overrides", [("method.name=lwf",), ("stream.schedule=joint", "data.generation=[]")]
+)
+def test_what_does_not_go_with_components_is_refused(experiment_of, overrides):
+    with pytest.raises(UserError, match=r"retention\.apart"):
+        check_components(experiment_of("llama", *APART, *overrides))

@@ -17,8 +17,7 @@ import pytest
 from deal_core.privacy.events import composed
 from deal_core.privacy.ledger import FILE, Ledger
 from server.results import read_results
-from simulations.engines.inprocess import run_inprocess
-from tests.simulations.runs import at
+from tests.simulations.runs import at, simulated
 from tests.sizes import ENOUGH_TO_LEARN
 
 KILLS = 20
@@ -66,7 +65,7 @@ def test_killed_at_twenty_random_moments_the_ledger_stays_true(make_experiment, 
         *ENOUGH_TO_LEARN,  # so that a round lasts long enough to be killed in
     )
     events: list[dict] = []
-    run_inprocess(at(experiment, tmp_path / "whole"), events.append)
+    simulated(experiment, tmp_path / "whole", events.append)
     took = events[-1]["time"] - events[0]["time"]
     whole = read_results(tmp_path / "whole").privacy
     folder, notes = tmp_path / "killed", tmp_path / "released"

@@ -19,9 +19,9 @@ from deal_core.methods import METHODS
 from deal_core.wire.instruction import Instruction, read_instruction
 from server.results import read_results
 from server.run import run
-from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, run_inprocess
+from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
 from simulations.engines.worker_pool import assume_identity
-from tests.simulations.runs import learnt_adapter, run_in_process, same
+from tests.simulations.runs import learnt_adapter, run_in_process, same, simulated, stopped
 from tests.sizes import QUIET, TINY
 from tests.slow import slow_but
 
@@ -143,7 +143,7 @@ def whole_run(make_experiment, tmp_path_factory):
     def run_of(name: str) -> Path:
         if name not in finished:
             folder = finished[name] = tmp_path_factory.mktemp(name)
-            run_inprocess(per_client(make_experiment, folder, *tiny(name)), lambda event: None)
+            simulated(per_client(make_experiment, folder, *tiny(name)), folder)
         return finished[name]
 
     return run_of
@@ -179,12 +179,12 @@ def test_class_means_are_those_of_all_tasks_at_once_whatever_the_orders(
     asked += (f"method.name={method}", "method.prototype.enabled=on")
     events: list[dict] = []
     own = per_client(make_experiment, tmp_path / "own", *asked, EVERYBODY, *settings)
-    run_inprocess(own, events.append)
+    simulated(own, tmp_path / "own", events.append)
     joint = make_experiment(
-        *(f'run.out="{tmp_path / "joint"}"', *asked, "federation.clients=3"),
+        *(*asked, "federation.clients=3"),
         *("stream.schedule=joint", "federation.rounds=1"),
     )
-    run_inprocess(joint, lambda event: None)
+    simulated(joint, tmp_path / "joint")
     heads, expected = learnt_adapter(tmp_path / "own"), learnt_adapter(tmp_path / "joint")
     for task in ("laboratory", "surgery"):
         np.testing.assert_allclose(heads[task], expected[task], rtol=1e-4, atol=1e-4)
@@ -195,36 +195,30 @@ def test_class_means_are_those_of_all_tasks_at_once_whatever_the_orders(
 def test_a_task_of_two_clients_has_no_class_means_and_the_run_goes_on(own_orders, tmp_path):
     """Of the sum over two, each knows the other's part, also where a third is in the round."""
     events: list[dict] = []
-    run_inprocess(own_orders(*tiny("prototype"), *QUIET), events.append)
+    simulated(own_orders(*tiny("prototype"), *QUIET), tmp_path, events.append)
     left_out = [event["task"] for event in events if event["event"] == "sums_left_out"]
     assert {L, S} <= set(left_out)
     assert events[-1]["event"] == "run_finished"
     assert not (tmp_path / "adapter" / "heads.safetensors").exists()
 
 
-def same_ends(one: Path, two: Path) -> bool:
-    return same(learnt_adapter(one), learnt_adapter(two))
-
-
 @pytest.mark.parametrize("name", slow_but(["deal", "ewc"], "deal"))
-def test_stopped_within_a_stage_and_resumed_equals_a_whole_run(own_orders, whole_run, name):
+def test_stopped_within_a_stage_and_resumed_equals_a_whole_run(
+    own_orders, whole_run, tmp_path, name
+):
     """And equal seeds give equal runs; these two keep something at the client."""
     place = None
 
-    def interrupt(event: dict) -> None:
+    def within(event: dict) -> bool:
         nonlocal place
         if event["event"] == "round_started":
             place = event["stage"], event["server_round"]
-        if event["event"] == "client_finished" and place == (0, 2):
-            raise KeyboardInterrupt
+        return event["event"] == "client_finished" and place == (0, 2)
 
-    with pytest.raises(KeyboardInterrupt):
-        run_inprocess(own_orders(*tiny(name)), interrupt)
-    folder = Path(own_orders().run.out)
-    assert not (folder / "results.json").exists()
-    run_inprocess(own_orders(*tiny(name), "run.resume=true"), lambda event: None)
-    assert same_ends(folder, whole_run(name))
-    assert read_results(folder).per_client == read_results(whole_run(name)).per_client
+    stopped(own_orders(*tiny(name)), tmp_path, within)
+    simulated(own_orders(*tiny(name)), tmp_path, resume=True)
+    assert same(learnt_adapter(tmp_path), learnt_adapter(whole_run(name)))
+    assert read_results(tmp_path).per_client == read_results(whole_run(name)).per_client
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from flwr.app import Context, RecordDict
 
 from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import to_run_config
 from deal_core.errors import UserError
 from deal_core.methods import METHODS
 from server.results import read_results
 from simulations import cli
 from simulations.engines import load_plugins
+from simulations.engines.worker_pool import answer
 from simulations.run.model_checks import check_method
 from simulations.run.quick_checks import check_engine
 from tests.sizes import QUIET, TINY
@@ -48,6 +51,7 @@ def simulated(
     return int(stop.value.code or 0)
 
 
+@pytest.mark.slow
 def test_a_method_of_ones_own_file_runs_in_every_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +59,15 @@ def test_a_method_of_ones_own_file_runs_in_every_worker(
     results = read_results(tmp_path / "run")
     assert results.config.method.name == "mine_works"
     assert results.wire.bytes_up[0] > 0
+
+
+def test_a_worker_reads_the_plugins_of_its_run_before_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(PLUGIN.format(name="mine_read", line="pass"))
+    config = to_run_config(Experiment(plugins=(str(tmp_path / "mine.py"),)))
+    monkeypatch.setattr("client.app.app", lambda *asked: METHODS.pop("mine_read"))
+    assert answer(None, Context(1, 1, {}, RecordDict(), config)) is not None
 
 
 def test_a_fault_at_a_client_is_one_line_with_its_place(

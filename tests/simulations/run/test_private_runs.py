@@ -17,13 +17,12 @@ from deal_core.errors import UserError
 from deal_core.privacy.events import Budget, composed
 from deal_core.privacy.ledger import Ledger
 from server.results import read_results
-from simulations.engines.inprocess import run_inprocess
 from simulations.ledger_command import verify
 from simulations.run.check import preflight
 from simulations.run.data_checks import check_data
 from simulations.run.run_log import Progress
 from simulations.run.summary import privacy_text
-from tests.simulations.runs import at, no_number, run_in_process
+from tests.simulations.runs import at, no_number, run_in_process, simulated, stopped
 from tests.sizes import TINY, TWO_LAYERS
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -135,14 +134,12 @@ def test_stopped_after_the_charge_and_resumed_spends_what_it_would_have(finished
     """The update was charged, the answer was lost with the server: it is sent again, for free."""
     experiment, folder, _, _ = finished
 
-    def stop(event: dict) -> None:
-        if event["event"] == "client_finished" and event["server_round"] == 2:
-            raise KeyboardInterrupt
+    def in_round_two(event: dict) -> bool:
+        return event["event"] == "client_finished" and event["server_round"] == 2
 
-    with pytest.raises(KeyboardInterrupt):
-        run_inprocess(at(experiment, tmp_path), stop)
+    stopped(experiment, tmp_path, in_round_two)
     assert len(Ledger(tmp_path / "sites" / "0").events()) == 2
-    run_inprocess(at(experiment, tmp_path, resume=True), lambda event: None)
+    simulated(experiment, tmp_path, resume=True)
     assert read_results(tmp_path).privacy == read_results(folder).privacy
     for client in "01":
         assert len(Ledger(tmp_path / "sites" / client).events()) == 4
@@ -155,7 +152,7 @@ def test_a_site_whose_budget_is_spent_takes_no_part_and_the_others_go_on(finishe
     for number, event in enumerate([*past, past[0]]):
         spent.charge(event, Budget(100.0, event.delta), f"earlier {number}", b"")
     events: list[dict] = []
-    run_inprocess(at(experiment, tmp_path), events.append)
+    simulated(experiment, tmp_path, events.append)
     idle = [e for e in events if e["event"] == "client_idle"]
     assert {(e["client"], e["code"]) for e in idle} == {("1", "budget-spent")}
     assert len(idle) == 4

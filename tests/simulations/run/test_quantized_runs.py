@@ -16,10 +16,9 @@ from deal_core.lora.attach import read, set_trainable, write
 from deal_core.models import load_model
 from deal_core.randomness import seeded
 from server.results import read_results
-from simulations.engines.inprocess import run_inprocess
 from simulations.run.model_checks import check_names
 from tests.deal_core.training.clipped import clipped_gradients
-from tests.simulations.runs import accuracy_of, at, learnt_adapter, same
+from tests.simulations.runs import accuracy_of, learnt_adapter, same, simulated
 
 pytest.importorskip("bitsandbytes")
 WORDS = ("model.max_new_tokens=6", "train.max_length=24")
@@ -43,7 +42,7 @@ def small(make_experiment, make_causal, tmp_path_factory):
 def test_a_run_learns_repeats_itself_and_is_predicted_from(small, name, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
-        run_inprocess(at(small[name], folder), lambda event: None)
+        simulated(small[name], folder)
     found = read_results(first)
     assert found.accuracy_matrix == read_results(second).accuracy_matrix
     learnt = learnt_adapter(first)

@@ -172,13 +172,6 @@ def test_below_the_threshold_a_round_is_lost_and_the_run_goes_on(short, tmp_path
     assert changed_at_all(after) > 0
 
 
-@pytest.mark.slow
-def test_a_round_with_fewer_clients_than_the_quorum_stops_as_any_round_does(short, tmp_path):
-    asked = ("federation.clients=4", "federation.deadline_seconds=0.3")
-    with pytest.raises(ValueError, match="the quorum is"):
-        rounds(short(*asked), tmp_path, lost(*(("prepare", client) for client in "012")))
-
-
 def test_what_the_server_holds_of_clients_are_words_of_the_ring(short, tmp_path):
     """Two runs of the same seed give the same model, and every masked vector is another."""
     vectors: dict[str, list[bytes]] = {"one": [], "two": []}

@@ -1,5 +1,5 @@
-"""Rules and wire formats in whole runs: bytes as sent, exactness as measured, resume; the retained
-adapter, which changes once a stage, is sent to a client once."""
+"""Rules and wire formats in whole runs: bytes as sent, exactness as measured; the retained adapter,
+which changes once a stage, is sent to a client once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import shutil
 import pytest
 
 from server.results import read_results
-from simulations.engines.inprocess import run_inprocess
-from tests.simulations.runs import gain, learnt_adapter, same
-from tests.sizes import ENOUGH_TO_LEARN, TINY, TWO_LAYERS
+from tests.simulations.runs import learnt_adapter, same, simulated
+from tests.sizes import TINY, TWO_LAYERS
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -20,10 +19,8 @@ pytestmark = pytest.mark.usefixtures("one_model")
 @pytest.fixture
 def run_with(make_experiment, tmp_path):
     def run(*overrides, name="run", listener=lambda event: None):
-        folder = tmp_path / name
-        experiment = make_experiment(f'run.out="{folder}"', TWO_LAYERS, *overrides)
-        run_inprocess(experiment, listener)
-        return experiment, folder
+        experiment = make_experiment(TWO_LAYERS, *overrides)
+        return experiment, simulated(experiment, tmp_path / name, listener)
 
     return run
 
@@ -48,34 +45,6 @@ def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_with):
     assert wide.evaluation_bytes_down[-1] == row + retained
     spent = sum(narrow.bytes_up) + narrow.received
     assert spent < 0.35 * (sum(wide.bytes_up) + wide.received)
-
-
-@pytest.mark.slow
-def test_a_lossy_format_keeps_server_and_clients_together(run_with):
-    """Server and clients go on from the same numbers, so exact rules stay exact."""
-    _, folder = run_with("aggregation.rule=fedex", "wire.dtype=int8", *ENOUGH_TO_LEARN)
-    results = read_results(folder)
-    assert max(results.aggregation_error) < 1e-5
-    assert gain(results) > 0
-
-
-@pytest.mark.slow
-def test_resume_finds_the_error_feedback_again(run_with):
-    """With ffa the basis stays, so what int8 lost in one round is made good in the next."""
-    settings = ("aggregation.rule=ffa", "wire.dtype=int8", 'data.tasks=["surgery"]', *TINY)
-    _, whole = run_with(*settings, name="whole")
-    seen = 0
-
-    def interrupt(event):
-        nonlocal seen
-        seen += event["event"] == "client_finished"
-        if seen == 3 and event["event"] == "client_finished":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_with(*settings, name="parts", listener=interrupt)
-    _, parts = run_with(*settings, "run.resume=true", name="parts")
-    assert same(learnt_adapter(whole), learnt_adapter(parts))
 
 
 def test_clients_of_their_own_ranks(run_with):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from simulations.use.export import ExportRequest, export
-from tests.simulations.runs import finished
+from tests.simulations.runs import simulated
 
 LEARNING = (
     *("federation.rounds=1", "train.learning_rate=1e-2", "method.name=sequential"),
@@ -17,7 +17,7 @@ LEARNING = (
 
 @pytest.fixture(scope="package")
 def encoder(tmp_path_factory, make_experiment) -> Path:
-    return finished(tmp_path_factory.mktemp("encoder"), make_experiment(*LEARNING))
+    return simulated(make_experiment(*LEARNING), tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="package")
@@ -25,6 +25,6 @@ def pooled(tmp_path_factory, make_experiment) -> Path:
     """A folder with the run of a map behind the pooling (``run``), and its export (``mine``)."""
     folder = tmp_path_factory.mktemp("pooled")
     settings = ("adapter.kind=pooled", "federation.rounds=1", "train.learning_rate=1")
-    run = finished(folder / "run", make_experiment(*settings, "train.precision=float32"))
+    run = simulated(make_experiment(*settings, "train.precision=float32"), folder / "run")
     export(ExportRequest(str(run), str(folder / "mine")))
     return folder

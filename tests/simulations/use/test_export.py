@@ -27,7 +27,7 @@ from deal_core.training.evaluation import base_embeddings
 from simulations.use import answer as program
 from simulations.use.export import ExportRequest, export, write_program, write_prompts
 from tests.architectures import save
-from tests.simulations.runs import finished
+from tests.simulations.runs import simulated
 from tests.simulations.use.conftest import LEARNING
 from tests.sizes import QUIET, TWO_LAYERS
 
@@ -53,7 +53,7 @@ def worded(name: str, folder: Path, make_causal, make_experiment) -> Path:
     family = "causal-lm" if causal else "seq2seq-lm"
     means = ("method.name=deal", "method.prototype.enabled=on", "federation.clients=3", *QUIET)
     settings = (f"model.family={family}", f'model.name="{base}"', *LEARNING, *means)
-    run = finished(folder / "run", make_experiment(*settings))
+    run = simulated(make_experiment(*settings), folder / "run")
     export(ExportRequest(str(run), str(folder / "mine")))
     inference = read_inference(find_adapter(run))
     texts = inference.tasks[0].model_copy(update={"labels": ()})
@@ -71,7 +71,7 @@ def with_heads(tmp_path_factory, make_experiment) -> Path:
     folder = tmp_path_factory.mktemp("heads")
     means = ("method.prototype.enabled=on", "federation.clients=3", *QUIET)
     settings = (*means, "federation.rounds=1", "train.precision=float32", TWO_LAYERS)
-    run = finished(folder / "run", make_experiment(*settings))
+    run = simulated(make_experiment(*settings), folder / "run")
     export(ExportRequest(str(run), str(folder / "mine")))
     return folder
 
@@ -230,7 +230,7 @@ def test_the_program_knows_the_scale_and_the_base_model(tmp_path):
 def test_a_gguf_becomes_ordinary_safetensors(tmp_path, make_experiment):
     settings = ("model.family=causal-lm", "model.name=embedded:smollm2", "train.max_length=8")
     sizes = ('data.tasks=["surgery"]', "data.max_train=4", "data.max_test=4", "adapter.rank=2")
-    run = finished(tmp_path / "run", make_experiment(*settings, *sizes, *LEARNING))
+    run = simulated(make_experiment(*settings, *sizes, *LEARNING), tmp_path / "run")
     export(ExportRequest(str(run), str(tmp_path / "mine")))
     predictor = load_predictor(find_adapter(run))
     ids = token_ids(predictor, "surgery")

@@ -28,12 +28,11 @@ from deal_core.models.interface import Encoded
 from deal_core.training.evaluation import AnswerSpace, Scorer, count_both
 from server.results import read_results
 from simulations import cli
-from simulations.engines.inprocess import run_inprocess
 from simulations.report.accuracy import count_labels, read_label_counts
 from simulations.run.simulate import record
 from simulations.use.predict import PredictRequest, Score, predict, with_columns
 from tests.architectures import CONFIGS, save
-from tests.simulations.runs import accuracy_of, at
+from tests.simulations.runs import accuracy_of, at, simulated
 from tests.slow import slow_but
 
 TASKS = ("laboratory", "surgery")
@@ -112,7 +111,7 @@ def finished(experiment: Experiment, keeping: bool = False) -> EvaluationAnswers
         if keeping:
             patch.setattr("client.local_training.class_sums", kept)
         patch.setattr("deal_core.training.evaluation.count_both", answers.count_both)
-        run_inprocess(experiment, lambda event: None)
+        simulated(experiment, Path(experiment.run.out))
     return answers
 
 
@@ -286,8 +285,7 @@ def causal(tmp_path_factory, make_causal, make_experiment) -> tuple[Path, Experi
     folder = tmp_path_factory.mktemp("run")
     settings = ("model.family=causal-lm", f'model.name="{base}"', "federation.rounds=1")
     experiment = at(make_experiment(*settings, "train.learning_rate=0.05"), folder)
-    run_inprocess(experiment, lambda event: None)
-    return folder, experiment
+    return simulated(experiment, folder), experiment
 
 
 def test_a_causal_model_is_told_the_task(causal, deal):
@@ -299,7 +297,7 @@ def test_a_causal_model_is_told_the_task(causal, deal):
     assert told == read_results(folder).accuracy_matrix[-1]
 
 
-@pytest.fixture(scope="module", params=["llama", "t5"])
+@pytest.fixture(scope="module", params=slow_but(["llama", "t5"], "llama"))
 def colours(request, tmp_path_factory, make_experiment) -> tuple[Predictor, Experiment, Any]:
     """A model that answers in words, on labels that are words to it: what a run has learnt, the
     run, and what its evaluations answered."""
