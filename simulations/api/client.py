@@ -112,15 +112,12 @@ class DealClient(ClientApp):
         Raises:
             Refusal: it is not; one line.
         """
-        wanted, asked = (
-            {"model.name": self.model.name} | method_settings(self.method),
-            leaves(experiment),
-        )
+        wanted = {"model.name": self.model.name} | method_settings(self.method)
         wanted |= {} if self.privacy is None else {"privacy.mechanism": "record"}
         for key, own in wanted.items():
-            if asked[key] != own:
+            if (asked := leaves(experiment)[key]) != own:
                 raise Refusal(
-                    "policy", f"{key} is '{asked[key]}', and this client's '{own}'; make them equal"
+                    "policy", f"{key} is '{asked}', and this client's '{own}'; make them equal"
                 )
         if self._trainer is not None and experiment.privacy.mechanism != "none":
             raise Refusal("policy", _ON_A_TRAINER)
@@ -156,7 +153,12 @@ class DealClient(ClientApp):
             if client.simulated and self.privacy is not None:
                 changes["privacy"] = self.privacy.within(experiment.privacy)
             if not together:
-                source = keep_rows(self.rows if client.simulated else self._site_rows(client))
+                rows: Mapping[str, Any] = self.rows
+                if client.file is not None:  # a site's, whose log says how many it cannot use
+                    rows, left_out = usable(rows, experiment.data)
+                    for task, number in left_out.items():
+                        write_log(client.file, "rows_left_out", task=task, rows=number)
+                source = keep_rows(rows)
                 changes["data"] = experiment.data.model_copy(update={"source": source})
             runtime = ClientRuntime(
                 experiment.model_copy(update=changes),
@@ -167,14 +169,6 @@ class DealClient(ClientApp):
                 runtime.take_steps = partial(trainer_steps, self._trainer)
             self._runtimes = {place: runtime}
         return self._runtimes[place]
-
-    def _site_rows(self, client: Client) -> Mapping[str, Any]:
-        """The rows that a site can use; how many it cannot is in its log."""
-        assert client.file is not None
-        found, left_out = usable(self.rows, client.experiment.data)
-        for task, number in left_out.items():
-            write_log(client.file, "rows_left_out", task=task, rows=number)
-        return found
 
 
 def _own_noise(experiment: Experiment) -> Mechanism:

@@ -89,7 +89,11 @@ class InProcessGrid(Grid):
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = uuid4().hex
-            self._pending.append((message, self._started(message)))
+            running, node = None, message.metadata.dst_node_id
+            if self._pool is not None:
+                context = self._context(node)
+                running = self._pool.submit(node - FIRST_CLIENT_NODE, message, context)
+            self._pending.append((message, running))
             ids.append(message.metadata.message_id)
         return ids
 
@@ -118,12 +122,6 @@ class InProcessGrid(Grid):
         """Run all requests at once; there is nothing to wait for."""
         ids = set(self.push_messages(messages))
         return [reply for _ in range(len(ids)) for reply in self.pull_messages(ids)]
-
-    def _started(self, request: Message) -> Future[Message] | None:
-        if self._pool is None:
-            return None
-        context = self._context(request.metadata.dst_node_id)
-        return self._pool.submit(context.node_id - FIRST_CLIENT_NODE, request, context)
 
     def _execute(self, request: Message) -> Message:
         context = self._context(request.metadata.dst_node_id)

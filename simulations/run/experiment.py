@@ -77,14 +77,15 @@ def completed(
 ) -> Experiment:
     """Return the experiment with folder, seed and engine as requested, and absolute paths. ``name``
     is that of the run folder, where none is given; ``folder``: see :func:`with_absolute_inputs`."""
-    changes: dict[str, Any] = {"resume": request.resume}
-    if request.seed is not None:
-        changes["seed"] = request.seed
-    if request.engine is not None:
-        changes["engine"] = request.engine
-    seed = changes.get("seed", experiment.run.seed)
-    changes["out"] = request.out or experiment.run.out or f"runs/{name}-seed{seed}"
-    run = experiment.run.model_copy(update=changes)
+    run = experiment.run
+    seed = run.seed if request.seed is None else request.seed
+    changes = {
+        "resume": request.resume,
+        "seed": seed,
+        "engine": run.engine if request.engine is None else request.engine,
+        "out": request.out or run.out or f"runs/{name}-seed{seed}",
+    }
+    run = run.model_copy(update=changes)
     return with_absolute_paths(experiment.model_copy(update={"run": run}), folder)
 
 

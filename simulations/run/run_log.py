@@ -51,7 +51,15 @@ class RunLog:
 
     def __init__(self, events: Iterable[RunEvent]) -> None:
         """Take events in their order."""
-        self.events = _last_played(events)
+        starts, last, kept = 0, dict[RoundKey, int](), []
+        for event in events:
+            starts += event["event"] == "run_started"
+            if "server_round" in event:
+                last[round_of(event)] = starts
+            kept.append((starts, event))
+        self.events = [
+            e for start, e in kept if "server_round" not in e or start == last[round_of(e)]
+        ]
 
     def of(self, *kinds: str) -> list[RunEvent]:
         """Return the events of some kinds."""
@@ -140,16 +148,6 @@ class RunLog:
     def passed(self) -> int:
         """Rounds that have ended or were skipped."""
         return len(self.done) + len(self.of("round_skipped"))
-
-
-def _last_played(events: Iterable[RunEvent]) -> list[RunEvent]:
-    starts, last, kept = 0, {}, []
-    for event in events:
-        starts += event["event"] == "run_started"
-        if "server_round" in event:
-            last[round_of(event)] = starts
-        kept.append((starts, event))
-    return [e for start, e in kept if "server_round" not in e or start == last[round_of(e)]]
 
 
 def round_of(event: RunEvent) -> RoundKey:
