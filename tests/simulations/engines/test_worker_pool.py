@@ -161,10 +161,9 @@ def run_of(fork: Forker, folder: Path, *settings: str) -> Process:
 
 
 def start_run(fork: Forker, folder: Path) -> Process:
-    settings = ['data.tasks=["surgery"]', "data.max_train=100", "data.max_test=20"]
-    settings += ["train.max_length=16", "federation.clients=2", "run.workers=2"]
-    settings += ["federation.rounds=500"]  # it cannot end before it is killed
-    return run_of(fork, folder, *settings)
+    settings = ('data.tasks=["surgery"]', "federation.clients=2", "run.workers=2", *TINY)
+    # It cannot end before it is killed.
+    return run_of(fork, folder, *settings, "federation.rounds=500")
 
 
 def wait_for(run: Process, line: str) -> None:

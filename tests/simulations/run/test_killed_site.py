@@ -100,6 +100,8 @@ def site(make_experiment, tmp_path: Path) -> Path:
         "privacy.mechanism=record",
         "train.precision=float32",
         "train.batch_size=4",
+        "train.max_length=8",
+        "adapter.first_layer=4",
         'run.out="/srv/server/runs/run-1"',
     )
     for server_round, name in ((1, "first"), (2, "second")):

@@ -36,7 +36,7 @@ from tests.simulations.runs import IN_SUM, at, learnt_adapter, run_in_process
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
-FEW = ("data.max_train=12", "data.max_test=4")
+FEW = ("data.max_train=12", "data.max_test=4", "train.max_length=8")
 
 
 class LoseOneUpdate:

@@ -8,16 +8,17 @@ import pytest
 
 from simulations.use.export import ExportRequest, export
 from tests.simulations.runs import simulated
+from tests.sizes import TWO_LAYERS
 
 LEARNING = (
     *("federation.rounds=1", "train.learning_rate=1e-2", "method.name=sequential"),
-    "train.precision=float32",
+    *("train.precision=float32", "data.max_test=4"),
 )
 
 
 @pytest.fixture(scope="package")
 def encoder(tmp_path_factory, make_experiment) -> Path:
-    return simulated(make_experiment(*LEARNING), tmp_path_factory.mktemp("encoder"))
+    return simulated(make_experiment(*LEARNING, TWO_LAYERS), tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="package")
@@ -25,6 +26,7 @@ def pooled(tmp_path_factory, make_experiment) -> Path:
     """A folder with the run of a map behind the pooling (``run``), and its export (``mine``)."""
     folder = tmp_path_factory.mktemp("pooled")
     settings = ("adapter.kind=pooled", "federation.rounds=1", "train.learning_rate=1")
-    run = simulated(make_experiment(*settings, "train.precision=float32"), folder / "run")
+    own = ("train.precision=float32", "data.max_test=4")
+    run = simulated(make_experiment(*settings, *own), folder / "run")
     export(ExportRequest(str(run), str(folder / "mine")))
     return folder
