@@ -67,6 +67,12 @@ def test_of_equal_scores_the_first_column_wins():
     assert count_both(scorer([[0.5, 0.1, 0.1, 0.5]]), examples(0), own) == (1, 1)
 
 
+def test_labels_of_equal_name_in_two_tasks_are_one_class():
+    own = answer_space("heart", LEARNT["heart"], LEARNT)
+    rows = [[0.2, 0.1, 0.1, 0.5], [0.2, 0.1, 0.5, 0.1]]  # the other task's "old", and its "rash"
+    assert count_both(scorer(rows), examples(0, 0), own) == (2, 1)
+
+
 def test_scores_that_are_no_numbers_are_no_answer():
     """Else a model that gives none would be right wherever the first label is."""
     nan = float("nan")
