@@ -11,6 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from deal_core.installed import require_own_packages
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("server", "client", "deal_core", "simulations")
 HEAVY = {"torch", "flwr", "transformers", "peft", "ray", "datasets", "pandas", "scipy", "pydantic"}
@@ -24,6 +28,26 @@ def test_the_packages_are_those_of_this_checkout() -> None:
         assert Path(found) == ROOT / name / "__init__.py"
     # tests/server/__init__.py would be imported as server.
     assert list((ROOT / "tests").rglob("__init__.py")) == []
+    require_own_packages()
+
+
+@pytest.mark.parametrize("place", ["server/__init__.py", "client.py"])
+def test_the_command_says_which_package_is_in_the_way(tmp_path: Path, place: str) -> None:
+    name, other = place.partition("/")[0], tmp_path / place
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("raise SystemExit('imported')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "simulations.cli", "ls"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    stem = name.removesuffix(".py")
+    assert line.startswith(f"error: the name '{stem}' means {tmp_path / name} here, and not ")
 
 
 def test_the_command_starts_light() -> None:

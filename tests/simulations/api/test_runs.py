@@ -23,7 +23,10 @@ Make = Callable[..., Experiment]
 ROOT = Path(__file__).parents[3]
 TEXTS = ["Which drug reverses heparin?", "Image of a broken bone"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:task")  # those of tests are small
+pytestmark = [
+    pytest.mark.usefixtures("one_model"),
+    pytest.mark.filterwarnings("ignore:task"),  # those of tests are small
+]
 
 
 @pytest.fixture(scope="module")

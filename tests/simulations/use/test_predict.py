@@ -35,6 +35,8 @@ from tests.architectures import CONFIGS, save
 from tests.simulations.runs import accuracy_of, at, simulated
 from tests.slow import slow_but
 
+pytestmark = pytest.mark.usefixtures("one_model")
+
 TASKS = ("laboratory", "surgery")
 COLOURS = {"a": "red", "b": "green", "c": "blue"}
 HEADS = (
