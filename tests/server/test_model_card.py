@@ -8,7 +8,7 @@ from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.inference.folder import Inference, TaskSpace
 from server.export import as_text, hub_name, model_card
 from server.results import Privacy
-from tests.simulations.run.test_summary import results
+from tests.simulations.run.test_run_log import results
 
 SPACES = (TaskSpace(name="heart", labels=("old", "a|b")), TaskSpace(name="skin", labels=("rash",)))
 PRIVATE = Privacy(

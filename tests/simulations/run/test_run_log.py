@@ -1,12 +1,30 @@
+"""What people read of a run: line by line while it goes on, and on one screen at its end."""
+
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
+from deal_core.config.data import DataConfig
+from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
+from server.folder import RunFolder
+from server.results import (
+    ClassIncremental,
+    ClientResult,
+    Privacy,
+    Results,
+    Stage,
+    Wire,
+    write_results,
+)
 from simulations.output import duration, signed
 from simulations.run.run_log import Progress, told_to
+from simulations.run.summary import large_delta, measures, print_report, privacy_text, task_table
 
 START = 1000.0
 TASKS = ["heart", "skin"]
@@ -134,3 +152,112 @@ def test_numbers_for_people() -> None:
     times = [duration(s) for s in (0.4, 59, 130, 3 * 3600 + 301)]
     assert times == ["0 s", "59 s", "2 min 10 s", "3 h 5 min"]
     assert [signed(-0.0002), signed(-0.0006)] == ["+0.0", "-0.1"]
+
+
+def results(**changes: Any) -> Results:
+    fields: dict[str, Any] = {
+        "config": Experiment(),
+        "engine": "inprocess",
+        "seed": 0,
+        "tasks": ["heart", "skin"],
+        "stages": [Stage(rounds=2, work={"heart": ["0"]}), Stage(rounds=2, work={"skin": ["0"]})],
+        "accuracy_matrix": [[0.8, 0.25], [0.6, 0.9]],
+        "zero_shot": {"heart": 0.2, "skin": 0.3},
+        "average_accuracy": 0.75,
+        "backward_transfer": -0.2,
+        "forward_transfer": -0.05,
+        "forgetting": 0.2,
+        "per_client": {
+            "0": client(0.9),
+            "1": client(0.6),
+            "2": client(None),
+        },
+        "privacy": Privacy(mechanism="none"),
+        "wire": Wire(bytes_up=[1000.0, 2000.0], bytes_down=[2.5e6, 2.5e6]),
+        "aggregation_error": [0.1, 0.2],
+        "seconds": {"total": 130.0},
+        "peak_rss_bytes": 1,
+        "versions": {"flwr": "1.42.0"},
+    }
+    return Results(**{**fields, **changes})
+
+
+def client(average: float | None) -> ClientResult:
+    return ClientResult(accuracy_matrix=[], average_accuracy=average, test_examples=[])
+
+
+def among_all() -> ClassIncremental:
+    return ClassIncremental(
+        accuracy_matrix=[[0.8, 0.05], [0.35, 0.55]],
+        zero_shot={"heart": 0.2, "skin": 0.3},
+        average_accuracy=0.45,
+        backward_transfer=-0.45,
+        forward_transfer=-0.25,
+        forgetting=0.4,
+        per_client={"0": client(0.5), "1": client(0.4)},
+    )
+
+
+def test_accuracy_and_overlap_of_texts_are_never_one_figure() -> None:
+    assert task_table(results()).caption.startswith("Accuracy in %")
+    written = Experiment(data=DataConfig(generation=("skin",)))
+    mixed = results(config=written, class_incremental=among_all())
+    table, told = task_table(mixed), dict(measures(mixed))
+    assert table.caption.startswith("Score in %")
+    assert [row[:2] for row in table.rows] == [("1 heart", "accuracy"), ("2 skin", "ROUGE-L")]
+    assert told["average accuracy"] == "60.0 % (task 1)"
+    assert told["average ROUGE-L"] == "90.0 % (task 2)"
+    assert told["Class-IL ROUGE-L"] == "55.0 % (task 2)"
+    assert told["zero-shot accuracy"] == "20.0 % (task 1)"
+    both = results(config=Experiment(data=DataConfig(generation=("heart", "skin"))))
+    assert dict(measures(both))["average ROUGE-L"] == "75.0 %"
+    assert task_table(both).caption.startswith("ROUGE-L in %")
+
+
+def test_a_run_ends_with_a_row_for_each_task_its_measures_and_its_place(tmp_path: Path) -> None:
+    write_results(RunFolder(tmp_path).results, results(class_incremental=among_all()))
+    output = io.StringIO()
+    print_report(Console(file=output, width=160), tmp_path)
+    assert max(map(len, output.getvalue().partition("average")[0].splitlines())) <= 80
+    lines = [" ".join(line.split()) for line in output.getvalue().splitlines()]
+    assert "1 heart 20.0 80.0 60.0 -20.0 35.0" in lines
+    assert "2 skin 30.0 90.0 90.0 +0.0 55.0" in lines
+    assert "average accuracy 75.0 %" in lines
+    assert "Class-IL accuracy 45.0 %" in lines
+    assert "Class-IL transfer backward -45.0, forgetting 40.0 points" in lines
+    assert lines[-3:] == [
+        "learnt 85.0 % when a task was just learnt, 25.0 % before",
+        "forgotten 20.0 points of the best that a task had, by the end of the run",
+        f"results {tmp_path / 'results.json'}",
+    ]
+
+
+def test_the_measures_are_those_of_the_file() -> None:
+    shown = dict(measures(results()))
+    assert shown["zero-shot accuracy"] == "25.0 %"
+    assert shown["backward transfer"] == "-20.0 points"
+    assert shown["forward transfer"] == "-5.0 points"
+    assert shown["sent per client"] == "3.0 kB by a client that is asked in every round"
+    assert shown["received per client"] == "5.0 MB by a client that is asked in every round"
+    assert shown["time"] == "2 min 10 s"
+
+
+def test_an_epsilon_is_never_shown_without_delta_and_unit() -> None:
+    spent = {"0": 1.5, "1": 2.25}
+    whole = Privacy(mechanism="record", unit="record", delta=1e-5, epsilon=spent)
+    assert "epsilon <= 2.25 at delta = 1e-05 per record" in privacy_text(whole)
+    for part in ({"delta": None}, {"unit": None}, {"epsilon": {}}):
+        assert "epsilon" not in privacy_text(whole.model_copy(update=part))
+
+
+def test_an_unfinished_run_has_no_report(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has not finished"):
+        print_report(Console(file=io.StringIO()), tmp_path)
+
+
+def test_a_large_delta_is_warned_of():
+    told = Privacy(mechanism="record", unit="record", delta=0.1, n_delta=4.0, epsilon={"0": 1.0})
+    assert "4 records of a client may be told outright" in large_delta(told)
+    assert "at delta = 0.1 (n delta <= 4) per record" in privacy_text(told)
+    assert large_delta(told.model_copy(update={"n_delta": 0.1})) == ""
+    assert large_delta(Privacy(mechanism="none")) == ""
