@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Callable, Generator, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from deal_core.config.experiment import AdapterConfig, Experiment, ModelConfig
 from deal_core.config.file import apply_overrides, parse_experiment
 from tests.forked import Forker
+from tests.sizes import ENCODER, save_encoder
 
 if TYPE_CHECKING:
     from deal_core.lora.adapter import Adapter, Shapes
@@ -75,6 +77,14 @@ def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(own))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_encoder() -> Iterator[None]:
+    """The model of :data:`tests.sizes.TINY`."""
+    save_encoder()
+    yield
+    shutil.rmtree(ENCODER.parent)
 
 
 @pytest.fixture(scope="session", autouse=True)

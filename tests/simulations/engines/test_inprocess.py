@@ -263,4 +263,4 @@ def test_a_fault_at_all_sites_leaves_no_text_and_stops_the_run_which_can_go_on(
     assert "gout" not in log
     assert "gout" in caplog.text  # the site's own log has it
     simulated(experiment, tmp_path, resume=True)
-    assert read_results(tmp_path).average_accuracy > 0
+    assert read_results(tmp_path).average_accuracy is not None

@@ -21,7 +21,7 @@ from server.run import load_latest, run
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, Interceptor
 from simulations.engines.worker_pool import assume_identity
 from tests.simulations.runs import at
-from tests.sizes import TWO_LAYERS
+from tests.sizes import TINY_MODEL
 
 EXAMPLES = 15
 """Of all clients together, ``data.max_train``: as many at each of three or five, as all weigh the
@@ -35,7 +35,7 @@ SHORT = (
     "privacy.metrics=none",
     'data.partition.kind="iid"',
     "aggregation.secure=true",
-    TWO_LAYERS,
+    *TINY_MODEL,
 )
 POOLED = ("adapter.kind=pooled", "adapter.target_modules=[]", "adapter.first_layer=0")
 LEGS = ("announce", "prepare", "mask", "confirm", "unmask")

@@ -18,7 +18,7 @@ from server.folder import RunEvent
 from server.results import read_results
 from tests.registered import register
 from tests.simulations.runs import learnt_adapter, same, simulated, stopped
-from tests.sizes import QUIET, TINY, TWO_LAYERS
+from tests.sizes import QUIET, TINY, TWO_LAYERS, WIDTH
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -167,7 +167,7 @@ def run_of(make_experiment, tmp_path):
     return run
 
 
-LAYERS, WIDTH, RANK = 2, 384, 8
+LAYERS, RANK = 2, 8
 
 
 @pytest.mark.slow
@@ -176,13 +176,14 @@ def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_of):
     _, small = run_of("aggregation.rule=ffa", "wire.dtype=int8", name="small")
     wide, narrow = read_results(exact).wire, read_results(small).wire
     header = 128  # numpy's own, one for each array
-    factor = WIDTH * RANK
+    width = 384
+    factor = width * RANK
     assert wide.bytes_up == [LAYERS * 2 * (4 * factor + header)] * 4
     assert narrow.bytes_up == [LAYERS * (factor + 4 * RANK + 2 * header)] * 4
-    row = LAYERS * 2 * (4 * WIDTH + header)  # nothing is retained yet: once, one row of zeros
+    row = LAYERS * 2 * (4 * width + header)  # nothing is retained yet: once, one row of zeros
     current = LAYERS * 2 * (4 * factor + header)
     assert wide.bytes_down == [current + row, *[current] * 3]
-    retained = LAYERS * 2 * (4 * WIDTH * 2 * RANK + header)  # two tasks
+    retained = LAYERS * 2 * (4 * width * 2 * RANK + header)  # two tasks
     assert wide.evaluation_bytes_down[0] == row
     assert wide.evaluation_bytes_down[-1] == row + retained
     spent = sum(narrow.bytes_up) + narrow.received

@@ -33,10 +33,11 @@ from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from simulations.ledger_command import verify
 from tests.ledger_events import ledger_event
 from tests.simulations.runs import IN_SUM, at, learnt_adapter, run_in_process
+from tests.sizes import TINY_MODEL
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
-FEW = ("data.max_train=12", "data.max_test=4", "train.max_length=8")
+FEW = ("data.max_train=12", "data.max_test=4", "train.max_length=8", TINY_MODEL[0])
 
 
 class LoseOneUpdate:
