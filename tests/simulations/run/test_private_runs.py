@@ -23,7 +23,7 @@ from simulations.run.data_checks import check_data
 from simulations.run.run_log import Progress
 from simulations.run.summary import privacy_text
 from tests.simulations.runs import at, no_number, run_in_process, simulated, stopped
-from tests.sizes import TINY, TWO_LAYERS
+from tests.sizes import TINY, TINY_MODEL
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -197,7 +197,7 @@ def settings(make_experiment, data):
             "data.partition.kind=iid",
             "data.max_test=8",
             "train.max_length=8",
-            TWO_LAYERS,
+            *TINY_MODEL,
             *overrides,
         )
 
