@@ -34,7 +34,7 @@ def save_encoder(folder: Path = ENCODER) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     letters = string.ascii_lowercase + string.digits
-    special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]"}
+    special = {part: f"[{part.upper()}]" for part in ("pad", "unk", "cls", "sep", "mask")}
     words = [*special.values(), *letters, *(f"##{letter}" for letter in letters)]
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
