@@ -91,7 +91,7 @@ def test_events_come_and_nothing_is_printed(
     with pytest.raises(UserError, match="already holds a run"):
         run(make_experiment(*TINY), out=done.folder)
     again = run(make_experiment(*TINY), out=done.folder, resume=True)
-    assert again.results == done.results
+    assert again.results.accuracy_matrix == done.results.accuracy_matrix
 
 
 def test_an_experiment_comes_from_a_name_a_file_tables_or_an_experiment(tmp_path: Path) -> None:
