@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Context, RecordDict
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import to_run_config
+from deal_core.config.file import to_run_config
 from deal_core.errors import UserError
 from deal_core.methods import METHODS
 from server.results import read_results

@@ -30,7 +30,7 @@ from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
-FEW = ("data.max_train=12", "data.max_test=4", "train.max_length=8")
+FEW = ("data.max_train=12", "data.max_test=4")
 PLAIN = (*FEW, "federation.clients=3", "federation.rounds=1")
 SECURE = (*PLAIN, "aggregation.secure=true")
 PROTOTYPE = ("method.name=prototype",)
