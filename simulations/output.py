@@ -70,8 +70,16 @@ DASH = "–"
 """In the place of a figure that there is not."""
 
 
-def signed(difference: float) -> str:
-    """Return points with their sign: ``+1.5``."""
+def percent(share: float | None) -> str:
+    """Return a share of 0 to 1 in per cent, without the sign; a dash where there is none."""
+    return DASH if share is None else f"{100 * share:.1f}"
+
+
+def signed(difference: float | None) -> str:
+    """Return a difference of shares in points with their sign: ``+1.5``; a dash where there is
+    none."""
+    if difference is None:
+        return DASH
     return f"{round(100 * difference, 1) + 0.0:+.1f}"  # + 0.0: no minus before a zero
 
 

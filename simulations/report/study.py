@@ -19,17 +19,9 @@ from simulations.report.blocks import (
 )
 from simulations.report.charts import Curve, Dot, dots, lines
 from simulations.study import tables
-from simulations.study.budgets import (
-    BUDGETS_EXPLAINED,
-    SHOWN,
-    budget_table,
-    by_epsilon,
-    meanings,
-    sweep_text,
-)
+from simulations.study.grid import Study
 from simulations.study.results import STUDY_JSON, CellResult, StudyResults
 from simulations.study.statistics import estimate
-from simulations.study.study_file import Study
 
 
 def study_page(folder: Path) -> Page:
@@ -160,14 +152,14 @@ def _budgets(study: Study, cells: Sequence[CellResult]) -> Iterator[Block]:
     if any(cell.privacy and cell.privacy.simulation_only for cell in cells):
         text = "Simulation only: the noise came from a seed, so nothing is guaranteed."
         yield Text(text, "warn")
-    yield Text(BUDGETS_EXPLAINED)
+    yield Text(tables.BUDGETS_EXPLAINED)
     arms = tables.by_arm(study, cells)
-    for measure in SHOWN:
+    for measure in tables.BUDGET_MEASURES:
         name = f"{measure} ({'points' if measure == 'forgetting' else '%'})"
         curves, levels = [], []
         for arm, own in arms.items():
             label, found = study.label(arm), {}
-            for epsilon, under in by_epsilon(study, own).items():
+            for epsilon, under in tables.by_epsilon(study, own).items():
                 known = [v for c in under if (v := tables.MEASURES[measure](c.outcome)) is not None]
                 if known:
                     found[epsilon] = estimate(known)
@@ -181,6 +173,6 @@ def _budgets(study: Study, cells: Sequence[CellResult]) -> Iterator[Block]:
             caption = f"{name[0].upper()}{name[1:]} against epsilon, means with 95 % intervals."
             yield lines(caption, curves, ("epsilon", name), levels=levels, budgets=True)
     for arm, own in arms.items():
-        yield budget_table(study, study.label(arm), own)
-        yield from map(Text, meanings(own))
-    yield Text(sweep_text(cells))
+        yield tables.budget_table(study, arm, own)
+        yield from map(Text, tables.meanings(own))
+    yield Text(tables.sweep_text(cells))

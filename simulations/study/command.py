@@ -1,37 +1,43 @@
-"""``deal study``: runs what is left of a grid, and shows what it found in 80 columns."""
+"""``deal study``: runs what is left of a grid, a process for each run and several at a time, and
+shows what it found in 80 columns."""
 
 from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, at_home
-from simulations.engines import STOPPED, stoppable
-from simulations.engines.worker_pool import gpus_here
-from simulations.output import Table, print_line, print_table, require_one_kind, write_texts
-from simulations.study.budgets import budget_table, meanings
-from simulations.study.grid import Cell, chosen, default_settings, grid
+from server.folder import RunFolder
+from server.results import read_results
+from simulations.engines.interrupt import STOPPED, deferred, stoppable, uninterrupted
+from simulations.engines.worker_pool import gpus_here, shown_gpu
+from simulations.output import Table, print_line, print_table, require_one_kind
+from simulations.run.run_folder import RECORD, check_same, claimed, recorded
+from simulations.study.grid import Study, chosen, grid, load_study, precise
 from simulations.study.results import (
     STUDY_JSON,
     StudyResults,
-    collect,
     finished,
     require_kept,
-    require_same_rows,
+    write_study,
 )
-from simulations.study.runs import run_all, run_status
-from simulations.study.study_file import Study, load_study
 from simulations.study.tables import (
     CLASS_IL,
     TASK_IL,
     arms_table,
+    budget_table,
     by_arm,
+    meanings,
     mixed_measures,
     setting_tables,
 )
@@ -43,6 +49,11 @@ INPUTS = {"data", "stream", "federation", "model", "adapter"}
 """Tables of an experiment that say what is read and built."""
 FAILED = 1
 """Exit code of a study in which a run failed."""
+LOG = "log.txt"
+"""What the process of a run said, in the run's folder."""
+POLL_SECONDS = 0.2
+PATIENCE_SECONDS = 30.0
+"""For a process that was asked to stop."""
 
 
 def run_study(
@@ -87,17 +98,17 @@ def run_study(
     require_kept(folder)
     if left:
         check_left(left, console)
-    results = write(study, folder, cells)
+    results = write_study(study, folder, cells)
     failures: dict[str, str] = {}
     if left:
         at_once = jobs or fitting(list(left.values()), os.cpu_count() or 1, gpus_here())
         print_line(console, f"{len(left)} runs left, {at_once} at a time, in {folder}")
         try:
-            failures = run_left(left, at_once, lambda: write(study, folder, cells), console)
+            failures = run_left(left, at_once, lambda: write_study(study, folder, cells), console)
         except KeyboardInterrupt:
             print_line(console, f"stopped; continue with\n  {shlex.join(['deal', *sys.argv[1:]])}")
             return STOPPED
-        results = write(study, folder, cells)
+        results = write_study(study, folder, cells)
     print_summary(console, study, results)
     told = {each.name for each in results.cells}
     for cell in cells:
@@ -116,7 +127,7 @@ def print_summary(console: Console, study: Study, results: StudyResults) -> None
         return
     if study.file.epsilons:
         for arm, own in by_arm(study, results.cells).items():
-            print_table(console, budget_table(study, study.label(arm), own))
+            print_table(console, budget_table(study, arm, own))
             for meaning in meanings(own):
                 print_line(console, meaning)
     elif len(study.file.settings) > 1:
@@ -162,60 +173,118 @@ def check_left(left: dict[str, Experiment], console: Console) -> None:
 
 
 def run_left(
-    left: dict[str, Experiment], jobs: int, renew: Callable[[], object], console: Console
+    left: Mapping[str, Experiment], jobs: int, renew: Callable[[], object], console: Console
 ) -> dict[str, str]:
-    """Run what is left, ``jobs`` at a time; ``renew`` writes the figures after every run that
-    finished.
+    """Run what is left, in its order, ``jobs`` at a time; one that fails stops no other.
+
+    Interrupted, it stops what is at work (each leaves its checkpoint) before it returns. Of
+    several GPUs each of the runs side by side has one.
+
+    Args:
+        left: name to complete experiment.
+        jobs: processes at a time, at least 1.
+        renew: writes the figures after every run that finished.
+        console: for people.
 
     Returns:
         Run and reason of every failure.
     """
+    waiting, places, gpus = deque(left), dict[str, int](), gpus_here()
+    working: dict[str, subprocess.Popen[bytes]] = {}
     failures: dict[str, str] = {}
-    working: list[str] = []
-    done = 0
-    with console.status("starting") as status:
 
-        def show() -> None:
-            waiting = len(left) - done - len(working)
-            status.update(f"{done} done, {waiting} waiting; at work: {', '.join(working)}")
+    def ended(name: str, why: str) -> None:
+        try:
+            if not why:
+                renew()
+        except UserError as error:  # it stops no other run
+            why = str(error)
+        if why:
+            failures[name] = why
+        done = len(left) - len(waiting) - len(working)
+        how = f"failed: {why}" if why else "finished"
+        print_line(console, f"{done}/{len(left)} {name} {how}")
 
-        def started(name: str) -> None:
-            working.append(name)
-            show()
-
-        def ended(name: str, why: str) -> None:
-            nonlocal done
-            working.remove(name)
-            done += 1
-            show()
-            try:
-                if not why:
-                    renew()
-            except UserError as error:  # it stops no other run
-                why = str(error)
-            if why:
-                failures[name] = why
-            how = f"failed: {why}" if why else "finished"
-            print_line(console, f"{done}/{len(left)} {name} {how}")
-
-        with stoppable("the runs at work stop with their checkpoints"):
-            run_all(left, jobs, started, ended)
+    stops = stoppable("the runs at work stop with their checkpoints")
+    with console.status("starting") as status, stops:
+        try:
+            while waiting or working:
+                while waiting and len(working) < jobs:
+                    name = waiting.popleft()
+                    places[name] = min(set(range(jobs)) - {places[each] for each in working})
+                    try:
+                        with deferred():
+                            working[name] = start(left[name], shown_gpu(places[name], gpus))
+                    except UserError as error:
+                        ended(name, str(error))
+                status.update(f"{len(waiting)} waiting; at work: {', '.join(working)}")
+                time.sleep(POLL_SECONDS)
+                for name in [name for name, run in working.items() if run.poll() is not None]:
+                    code = working.pop(name).returncode
+                    ended(name, "" if code == 0 else reason(Path(left[name].run.out), code))
+        finally:
+            with uninterrupted():
+                stop(list(working.values()))
     return failures
 
 
-def write(study: Study, out: Path, cells: Sequence[Cell]) -> StudyResults:
-    """Return what has finished, written as ``study.json``. UserError: on different rows."""
-    results = StudyResults(
-        study=study.name,
-        description=study.file.description,
-        wanted=len(cells),
-        defaults=default_settings(),
-        cells=collect(cells),
-        file=study.file,
-    )
-    require_same_rows(results.cells)
-    write_texts(out, {STUDY_JSON: results.model_dump_json(indent=1) + "\n"})
-    return results
+def run_status(experiment: Experiment) -> Literal["new", "started", "finished"]:
+    """Return how far a run in its folder has come. UserError: it has other settings."""
+    folder = RunFolder(Path(experiment.run.out))
+    cure = "set it back, remove that folder, or choose another --out"
+    if folder.results.exists():
+        check_same(experiment, read_results(folder.path).config, "study", cure)
+        return "finished"
+    if folder.can_resume:
+        check_same(experiment, recorded(folder.path), "study", cure)
+        return "started"
+    return "new"
+
+
+def start(experiment: Experiment, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Return ``deal simulate`` on the experiment, started: this very code, in a process of its own
+    that Ctrl-C at the terminal does not reach; a run that was stopped continues."""
+    folder = Path(experiment.run.out)
+    resume = run_status(experiment) == "started"
+    run = experiment.run.model_copy(update={"resume": resume})
+    wanted = experiment if resume else precise(experiment)
+    with claimed(wanted.model_copy(update={"run": run})):
+        pass  # written where no other process is at work; the run claims it for itself
+    command = [sys.executable, "-P", "-m", "simulations.cli", "simulate", str(folder / RECORD)]
+    command += ["--out", str(folder), *(["--resume"] if resume else [])]
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    with (folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)},
+            start_new_session=True,
+        )
+
+
+def reason(folder: Path, code: int) -> str:
+    """Return why a run failed, on one line: its last words, and where the rest is."""
+    log = folder / LOG
+    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    said = lines[-1].strip().removeprefix("error: ") if lines else "it said nothing"
+    killed = f"killed by signal {-code}; " if code < 0 else ""
+    return f"{killed}{said} (see {log})"
+
+
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask processes to stop, and end those that do not."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def fitting(runs: Sequence[Experiment], cores: int, gpus: int) -> int:

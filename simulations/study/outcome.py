@@ -214,24 +214,16 @@ class Bound:
 
     parts: Callable[[Experiment, Sequence[str]], Parts]
     """An experiment, and the tasks of its stream, to ordinary experiments."""
-    combine: Callable[[Sequence[Results]], Outcome]
+    combine: Callable[[Sequence[Results]], Outcome] = lambda parts: outcome(parts[0])
     """The results of the parts, in their order, to one outcome."""
     ordered: bool = False
     """Whether the order of the tasks changes it."""
 
 
-def _of_one(results: Sequence[Results]) -> Outcome:
-    return outcome(results[0])
-
-
 def _joint(schedule: Literal["joint", "joint-all-labels"]) -> Bound:
     """All tasks at once: what there is to learn if nothing can be forgotten."""
     stream = StreamConfig(schedule=schedule)
-
-    def parts(experiment: Experiment, tasks: Sequence[str]) -> Parts:
-        return {"": _plain(experiment).model_copy(update={"stream": stream})}
-
-    return Bound(parts, _of_one)
+    return Bound(lambda one, tasks: {"": _plain(one).model_copy(update={"stream": stream})})
 
 
 def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:
@@ -259,7 +251,7 @@ def _changed(experiment: Experiment, table: str, **keys: Any) -> Experiment:
 
 
 BOUNDS: Mapping[str, Bound] = {
-    "": Bound(lambda experiment, tasks: {"": experiment}, _of_one, ordered=True),
+    "": Bound(lambda experiment, tasks: {"": experiment}, ordered=True),
     "joint": _joint("joint"),
     "joint-all-labels": _joint("joint-all-labels"),
     "per-task": Bound(_per_task, together),

@@ -1,30 +1,31 @@
-"""``study.json``: what all finished cells of a study found."""
+"""``study.json``: what all finished cells of a study found, read from their runs and written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field
 
-from deal_core.config.file import Value
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import Value
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import Privacy, Strict, read_results
-from simulations.output import read_stored
-from simulations.run.simulate import AUTO, PRECISION, rows_of
+from simulations.output import read_stored, write_texts
+from simulations.run.run_folder import AUTO, PRECISION, rows_of
 from simulations.study.grid import (
     CELLS,
     Cell,
+    Study,
+    StudyFile,
     cell_name,
-    default_settings,
     places,
     precise,
     settings_of,
 )
 from simulations.study.outcome import BOUNDS, CountsKept, Outcome
-from simulations.study.study_file import StudyFile
 
 STUDY_JSON = "study.json"
 
@@ -53,7 +54,7 @@ class CellResult(Strict):
 
     @property
     def name(self) -> str:
-        """As of its :class:`~simulations.study.grid.Cell`."""
+        """Also of its folder."""
         return cell_name(self.arm, self.order, self.setting, self.seed)
 
 
@@ -83,14 +84,24 @@ def finished(cell: Cell) -> bool:
     return all(RunFolder(Path(run.run.out)).results.exists() for run in cell.runs.values())
 
 
-def collect(cells: Sequence[Cell]) -> list[CellResult]:
-    """Return what the finished cells found, but for those whose clients kept their counts."""
+def write_study(study: Study, out: Path, cells: Sequence[Cell]) -> StudyResults:
+    """Return what the finished cells found, but for those whose clients kept their counts; written
+    as ``study.json``. UserError: on different rows."""
     found = []
-    for cell in cells:
-        if finished(cell):
-            with suppress(CountsKept):
-                found.append(_read(cell))
-    return found
+    for cell in filter(finished, cells):
+        with suppress(CountsKept):
+            found.append(_read(cell))
+    require_same_rows(found)
+    results = StudyResults(
+        study=study.name,
+        description=study.file.description,
+        wanted=len(cells),
+        defaults=settings_of(Experiment()),
+        cells=found,
+        file=study.file,
+    )
+    write_texts(out, {STUDY_JSON: results.model_dump_json(indent=1) + "\n"})
+    return results
 
 
 def require_kept(out: Path) -> None:
@@ -107,13 +118,15 @@ def require_kept(out: Path) -> None:
 def _read(cell: Cell) -> CellResult:
     from deal_core.methods import resolve_auto
 
-    parts = {part: read_results(Path(run.run.out)) for part, run in cell.runs.items()}
-    usual = default_settings()
+    folders = {part: Path(run.run.out) for part, run in cell.runs.items()}
+    parts = {part: read_results(folder) for part, folder in folders.items()}
+    usual = settings_of(Experiment())
     settings: dict[str, dict[str, Value]] = {}
     for part, found in parts.items():
         decided = found.config.model_copy(update={"method": resolve_auto(found.config)})
         own = settings_of(precise(decided))
         settings[part] = {key: value for key, value in own.items() if value != usual.get(key)}
+    spent = [found.privacy for found in parts.values() if found.privacy.mechanism != "none"]
     return CellResult(
         arm=cell.arm,
         order=cell.order,
@@ -122,10 +135,8 @@ def _read(cell: Cell) -> CellResult:
         bound=cell.bound,
         settings=settings,
         outcome=BOUNDS[cell.bound].combine(list(parts.values())),
-        rows=rows_of(Path(run.run.out) for run in cell.runs.values()),
-        privacy=next(
-            (p for each in parts.values() if (p := each.privacy).mechanism != "none"), None
-        ),
+        rows=rows_of(folders.values()),
+        privacy=spent[0] if spent else None,
     )
 
 
@@ -137,7 +148,12 @@ def require_same_rows(cells: Iterable[CellResult]) -> None:
     """Raise UserError where a task had other rows in one cell of a seed than in another."""
     seen: dict[tuple[object, ...], tuple[str, str]] = {}
     for cell in cells:
-        asked = _asked_of_data(next(iter(cell.settings.values()), {}))
+        settings = sorted(next(iter(cell.settings.values()), {}).items())
+        asked = tuple(
+            (key, str(value))
+            for key, value in settings
+            if key.startswith("data.") and not key.startswith(ROWS_DO_NOT_DEPEND_ON)
+        )
         for task, rows in cell.rows.items():
             known, name = seen.setdefault((cell.seed, asked, task), (rows, cell.name))
             if known != rows:
@@ -146,11 +162,3 @@ def require_same_rows(cells: Iterable[CellResult]) -> None:
                     "so their accuracies cannot be compared; put the data back and remove the "
                     f"folder of {cell.name}, or choose another --out"
                 )
-
-
-def _asked_of_data(settings: Mapping[str, Value]) -> tuple[tuple[str, str], ...]:
-    return tuple(
-        (key, str(value))
-        for key, value in sorted(settings.items())
-        if key.startswith("data.") and not key.startswith(ROWS_DO_NOT_DEPEND_ON)
-    )

@@ -1,16 +1,20 @@
-"""The tables of a study. Accuracies in per cent, differences in points."""
+"""The tables of a study, and what a study with ``epsilons`` shows of accuracy against the privacy
+budget. Accuracies in per cent, differences in points."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from statistics import fmean
 
-from simulations.output import DASH, Table, duration, signed
+from server.results import Privacy, extent, rounded_up
+from simulations.output import DASH, Table, duration, percent, signed
+from simulations.run.experiment import budget_setting, epsilons, named
+from simulations.study.grid import Study
 from simulations.study.outcome import Outcome
 from simulations.study.results import CellResult
 from simulations.study.statistics import Estimate, estimate, paired_difference
-from simulations.study.study_file import Study
 
 TASK_IL = "Task-IL accuracy"
 CLASS_IL = "Class-IL accuracy"
@@ -36,6 +40,18 @@ EXPLANATION = (
 CLASS_IL_EXPLAINED = (
     "Class-IL: average accuracy among the labels of all tasks; all else is among those of the task."
 )
+BUDGETS_EXPLAINED = (
+    "Epsilon: the budget of a run. Gain retained: of the gain over zero-shot of the same seeds "
+    "without privacy. Spent: the largest epsilon of a client's ledger in any seed, over all rounds "
+    "and tasks."
+)
+MEANS_APART = (
+    "Class means answer as well where there is no privacy, from class sums with less noise "
+    '(method.prototype.enabled = "auto"): of the gain without privacy a part is theirs, and of '
+    "what is lost a part is not that of the steps."
+)
+BUDGET_MEASURES = (TASK_IL, CLASS_IL, "forgetting", "worst client")
+"""Columns of a table of budgets."""
 Part = str | Table
 """A paragraph, or a table."""
 
@@ -44,7 +60,7 @@ def arms_table(study: Study, cells: Sequence[CellResult]) -> Table:
     """Return every arm's measures; first what the model knew before anything was learnt."""
     names = measures_of(cells)
     start = estimate(zero_shots(cells))
-    rows = [("zero-shot (bound)", str(start.n), _accuracy(start), *[DASH] * (len(names) - 1))]
+    rows = [("zero-shot (bound)", str(start.n), shown(start), *[DASH] * (len(names) - 1))]
     found = {}
     for arm, own in by_arm(study, cells).items():
         found[len(rows)] = arm, [[MEASURES[m](cell.outcome) for cell in own] for m in names]
@@ -95,7 +111,7 @@ def on_all_tests(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
         everywhere = estimate([c.outcome.on_all_tests or 0.0 for c in own])
         yield (
             f"{study.label(arm)}: above, each client's model on its own tests; on everybody's "
-            f"tests {_accuracy(everywhere)} %."
+            f"tests {shown(everywhere)} %."
         )
 
 
@@ -134,9 +150,8 @@ def estimated(name: str, values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return DASH
-    form = _points if name.endswith("transfer") else _accuracy
     of_some = f" ({len(known)})" if len(known) < len(values) else ""
-    return form(estimate(known)) + of_some
+    return shown(estimate(known), signed if name.endswith("transfer") else percent) + of_some
 
 
 def significance(study: Study, cells: Sequence[CellResult], name: str = TASK_IL) -> Iterator[Part]:
@@ -172,7 +187,9 @@ def significance(study: Study, cells: Sequence[CellResult], name: str = TASK_IL)
             found = paired_difference(ours, accuracy[other]) if other != arm else None
             if found is not None:
                 compared |= {arm, other}
-                figures = (str(found.n), _points(found), _p_value(found))
+                p = found.p_value
+                chance = DASH if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001"
+                figures = (str(found.n), shown(found, signed), chance)
                 role = ", ".join(name for name, own in roles.items() if own == other)
                 rows.append((study.label(arm), f"{study.label(other)}: {role}", *figures))
     caption = f"Paired differences in {name}, in points"
@@ -207,8 +224,8 @@ def age_table(study: Study, cells: Sequence[CellResult]) -> Table | None:
             for j, learnt in enumerate(found.learnt):
                 for age, row in enumerate(found.accuracy_matrix[learnt:]):
                     aged.setdefault(age, []).append(row[j])
-        shown = (_percent(fmean(aged[age])) if age in aged else DASH for age in ages)
-        rows.append((study.label(arm), *shown))
+        means = (percent(fmean(aged[age]) if age in aged else None) for age in ages)
+        rows.append((study.label(arm), *means))
     caption = "Accuracy on a task by the tasks learnt since, in %"
     columns = ("tasks learnt since", "0", *(f"+{age}" for age in ages[1:]))
     return Table(caption, columns, tuple(rows))
@@ -243,10 +260,10 @@ def setting_tables(study: Study, cells: Sequence[CellResult]) -> tuple[Table, Ta
             reached.setdefault(cell.setting, []).append(cell.outcome.average_accuracy)
         found = {name: estimate(reached[name]) for name in settings if name in reached}
         top = max(found, key=lambda name: found[name].mean)
-        figures = (_accuracy(found[top]), str(found[top].n), str(len(found)))
+        figures = (shown(found[top]), str(found[top].n), str(len(found)))
         best.append((study.label(arm), top, *figures))
-        shown = (_accuracy(found[name]) if name in found else DASH for name in settings)
-        every.append((study.label(arm), *shown))
+        means = (shown(found[name]) if name in found else DASH for name in settings)
+        every.append((study.label(arm), *means))
     columns = ("arm", "setting", TASK_IL, "n", "settings tried")
     return (
         Table("Best setting of every arm", columns, tuple(best)),
@@ -265,23 +282,86 @@ def pair(cell: CellResult) -> Hashable:
     return (cell.seed, cell.order, cell.precision)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
+def shown(found: Estimate, form: Callable[[float], str] = percent) -> str:
+    """Return a mean, and half the width of its interval where it has one."""
+    half = "" if found.half_width is None else f" ± {100 * found.half_width:.1f}"
+    return form(found.mean) + half
 
 
-def _accuracy(found: Estimate) -> str:
-    return _percent(found.mean) + _half_width(found)
+def by_epsilon(study: Study, cells: Sequence[CellResult]) -> dict[float, list[CellResult]]:
+    """Return budget to the cells under it, the smallest first; infinity is without privacy."""
+    settings = {epsilon: budget_setting(epsilon)[0] for epsilon in epsilons(study.file.epsilons)}
+    found = {e: [c for c in cells if c.setting == name] for e, name in settings.items()}
+    return {epsilon: own for epsilon, own in found.items() if own}
 
 
-def _points(found: Estimate) -> str:
-    return signed(found.mean) + _half_width(found)
+def budget_table(study: Study, arm: str, cells: Sequence[CellResult]) -> Table:
+    """Return the measures of one arm under every budget."""
+    rows = []
+    under = by_epsilon(study, cells)
+    free = {(c.seed, c.order): c.outcome for c in under.get(math.inf, [])}
+    for epsilon, own in under.items():
+        spent = [value for c in own if c.privacy for value in c.privacy.epsilon.values()]
+        figures = (
+            "inf (no privacy)" if math.isinf(epsilon) else named(epsilon),
+            str(len(own)),
+            *(
+                estimated(name, [MEASURES[name](c.outcome) for c in own])
+                for name in BUDGET_MEASURES
+            ),
+            estimated("share", [_gain(c.outcome, free.get((c.seed, c.order))) for c in own]),
+            rounded_up(max(spent), 3) if spent else DASH,
+        )
+        rows.append(figures)
+    columns = ("epsilon", "n", *BUDGET_MEASURES, "gain retained", "spent")
+    caption = f"{study.label(arm)} under each budget; accuracies in %"
+    return Table(caption, columns, tuple(rows))
 
 
-def _half_width(found: Estimate) -> str:
-    return "" if found.half_width is None else f" ± {100 * found.half_width:.1f}"
+def _gain(private: Outcome, free: Outcome | None) -> float | None:
+    """Return the share of the gain retained (M37); None: there is nothing to compare with."""
+    if free is None:
+        return None
+    start = fmean(free.zero_shot.values())
+    best = free.average_accuracy - start
+    return (private.average_accuracy - start) / best if best > 0 else None
 
 
-def _p_value(found: Estimate) -> str:
-    if found.p_value is None:
-        return DASH
-    return "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"
+def _private(cells: Sequence[CellResult]) -> list[Privacy]:
+    return [cell.privacy for cell in cells if cell.privacy and cell.privacy.epsilon]
+
+
+def meanings(cells: Sequence[CellResult]) -> list[str]:
+    """Return what the epsilons that one arm has spent mean, each meaning once, and what else its
+    gain is due to."""
+    texts = []
+    for privacy in _private(cells):
+        seeded = "; simulation only: the noise came from a seed" if privacy.simulation_only else ""
+        texts.append(
+            f"Spent: epsilon at delta = {rounded_up(privacy.delta or 0.0, 2)} per "
+            f"{privacy.unit_text}, over {extent(privacy.disjoint_tasks)}; {privacy.trust}{seeded}."
+        )
+    settings = [next(iter(cell.settings.values())) for cell in cells]
+    deal = (own.get("method.name", "deal") == "deal" for own in settings)
+    means = (own.get("method.prototype.enabled") == "on" for own in settings)
+    apart = len(set(map(all, zip(deal, means, strict=True)))) > 1
+    return [*dict.fromkeys(texts), *[MEANS_APART] * apart]
+
+
+def sweep_text(cells: Sequence[CellResult]) -> str:
+    """Return what the choice of a budget would cost, if it were made on real data."""
+    private = _private(cells)
+    if not private:
+        return "No private run has finished: there is nothing to compose."
+    epsilon = rounded_up(math.fsum(max(each.epsilon.values()) for each in private), 3)
+    delta = rounded_up(math.fsum(each.delta or 0.0 for each in private), 3)
+    text = (
+        f"Every run is a release of its own. On the same real data the {len(private)} private runs "
+        f"of this sweep would together spend at most epsilon = {epsilon} at delta = {delta} per "
+        f"{private[0].unit_text}: what each spends, added up."
+    )
+    if free := len(cells) - len(private):
+        text += (
+            f" The {free} runs without privacy protect nothing: with them, no epsilon holds at all."
+        )
+    return f"{text} So choose a budget on public data."

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from simulations.cli import app
 from simulations.output import FIGURES, NARROW, Table, print_table
 from simulations.study.command import print_summary
+from simulations.study.grid import Study
 from simulations.study.results import StudyResults
-from simulations.study.study_file import Study
 from tests.stored_results import RESULTS
 
 WIDE = 200

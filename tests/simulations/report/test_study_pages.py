@@ -13,9 +13,9 @@ from simulations.output import Table
 from simulations.report.commands import write_report
 from simulations.report.paper import tex
 from simulations.study import tables
-from simulations.study.budgets import budget_table, meanings, sweep_text
+from simulations.study.grid import Study, StudyFile, load_study
 from simulations.study.results import CellResult, StudyResults
-from simulations.study.study_file import Study, StudyFile, load_study
+from simulations.study.tables import budget_table, meanings, sweep_text
 from tests.simulations.report.html_page import HtmlPage
 from tests.simulations.study.test_budgets import CELLS
 from tests.stored_results import RESULTS

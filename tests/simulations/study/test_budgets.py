@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from server.results import Privacy
-from simulations.study.budgets import budget_table, meanings, sweep_text
+from simulations.study.grid import Study, load_study
 from simulations.study.results import CellResult
-from simulations.study.study_file import Study, load_study
+from simulations.study.tables import budget_table, meanings, sweep_text
 from tests.simulations.study.test_tables import cell, rows
 
 PRIVATE = Privacy(

@@ -24,9 +24,8 @@ from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.simulate import claimed, record, recorded
 from simulations.study.command import fitting, run_study
-from simulations.study.grid import grid
+from simulations.study.grid import grid, load_study
 from simulations.study.results import StudyResults
-from simulations.study.study_file import load_study
 from tests.forked import Forker
 
 STUDY = """
@@ -97,7 +96,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, fork: Forker) -> Iterator[tup
     kill_midway(runs_of(folder)["deal"])
     with pytest.MonkeyPatch.context() as patch:
         names = {**vars(subprocess), "Popen": without_broken(fork)}
-        patch.setattr("simulations.study.runs.subprocess", SimpleNamespace(**names))
+        patch.setattr("simulations.study.command.subprocess", SimpleNamespace(**names))
         yield folder, *call(folder, jobs=2)
 
 

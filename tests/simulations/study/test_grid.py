@@ -6,9 +6,8 @@ import pytest
 
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.errors import UserError
-from simulations.output import descriptions, shipped_experiments, shipped_studies
-from simulations.study.grid import Cell, chosen, grid
-from simulations.study.study_file import Study, load_study
+from simulations.run.shipped import descriptions, shipped_experiments, shipped_studies
+from simulations.study.grid import Cell, Study, chosen, grid, load_study
 
 STUDY = """
 description = "test"

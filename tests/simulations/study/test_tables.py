@@ -6,9 +6,9 @@ import pytest
 
 from deal_core.errors import UserError
 from simulations.output import Table
+from simulations.study.grid import Study, StudyFile, load_study
 from simulations.study.outcome import Measures, Outcome
 from simulations.study.results import CellResult, require_same_rows
-from simulations.study.study_file import Study, StudyFile, load_study
 from simulations.study.tables import (
     CLASS_IL,
     age_table,
