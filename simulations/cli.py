@@ -302,7 +302,7 @@ def ledger_verify(
     disjoint_tasks: Disjoint = False,
 ) -> None:
     """Check that nothing was changed and say what was spent; or check a certificate."""
-    from simulations.ledger_command import verify
+    from simulations.report.ledger import verify
 
     if not folder and not certificate:
         raise UserError("deal ledger verify: name a state directory, a --certificate, or both")
@@ -316,7 +316,7 @@ def ledger_export(
     disjoint_tasks: Disjoint = False,
 ) -> None:
     """Write a signed certificate of all that was spent."""
-    from simulations.ledger_command import export
+    from simulations.report.ledger import export
 
     export(folder, out, wide_console(), disjoint_tasks)
 

@@ -97,7 +97,7 @@ def _check_figures(statement: Mapping[str, Any], listed: Sequence[Mapping[str, A
     try:
         placed = [{k: v for k, v in e.items() if k not in PLACE} for e in listed]
         events = [LedgerEvent(**fields) for fields in placed]
-        meant = _meaning(events, statement["disjoint_tasks"])
+        meant = meaning_of(events, statement["disjoint_tasks"])
         said = {name: statement[name] for name in meant}
         both = said["epsilon"], meant["epsilon"]
         if None not in both and abs(both[0] - both[1]) <= ROUNDING:
@@ -109,12 +109,25 @@ def _check_figures(statement: Mapping[str, Any], listed: Sequence[Mapping[str, A
             raise UserError(f"certificate: its '{name}' is not what its events say")
 
 
+def _statement(entries: list[Entry], disjoint_tasks: bool, units: int) -> dict[str, Any]:
+    meaning = meaning_of([entry.event for entry in entries], disjoint_tasks)
+    return {
+        "version": VERSION,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        **meaning,
+        "n_delta": units * meaning["delta"] if units and meaning["delta"] else None,
+        "disjoint_tasks": disjoint_tasks,
+        "head": entries[-1].hash,
+        "events": told_events(entries),
+    }
+
+
 def told_events(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     """Return entries of a ledger as a statement tells them: number, time, and all of the event."""
     return [{"seq": entry.seq, "time": entry.time, **asdict(entry.event)} for entry in entries]
 
 
-def _meaning(events: Sequence[LedgerEvent], disjoint_tasks: bool) -> dict[str, Any]:
+def meaning_of(events: Sequence[LedgerEvent], disjoint_tasks: bool) -> dict[str, Any]:
     """Return what follows from the events: epsilon and delta of those that are protected (None:
     none is), how many there are and are not; unit, extent, trust, and if it is nothing."""
     protected = [event for event in events if event.protected]

@@ -54,7 +54,7 @@ def report(
         found = at_home(name).resolve()
         folder = found.parent if found.is_file() else found
         if labels:
-            from simulations.report.accuracy import count_labels
+            from simulations.report.labels import count_labels
 
             with console.status("loading the model") as status:
                 count_labels(folder, lambda task: status.update(f"answering the texts of {task}"))
@@ -65,7 +65,7 @@ def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Two run folders or more.")],
 ) -> None:
     """Print finished runs side by side: measures, and the settings that differ."""
-    from simulations.report.comparison import compare
+    from simulations.report.record import compare
 
     compare(runs, wide_console())
 
@@ -78,7 +78,7 @@ def write_report(folder: Path) -> Path:
     page = page_of(folder)
     write_texts(folder, {REPORT: render(page)})
     if page.source == "study.json":
-        from simulations.report.paper import write_paper
+        from simulations.report.study import write_paper
 
         write_paper(folder, page)
     return folder / REPORT
@@ -86,10 +86,9 @@ def write_report(folder: Path) -> Path:
 
 def page_of(folder: Path) -> Page:
     """Return the page of a study, an audit, or a run. UserError: the folder is none of them."""
-    from simulations.report.audit import audit_page, membership_page
     from simulations.report.record import is_run, read_run
     from simulations.report.run import run_page
-    from simulations.report.study import study_page
+    from simulations.report.study import audit_page, membership_page, study_page
 
     pages = {
         "study.json": study_page,

@@ -1,30 +1,27 @@
-"""A site's ledger as one document for its data protection officer, in plain English."""
+"""A site's book of private releases, read: ``deal ledger`` checks and certifies it, and
+``deal report --privacy`` makes one page of it for the data protection officer, in plain English."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
 
 from client.egress import FIELDS
 from client.site_file import SiteFile, read_site
-from deal_core.privacy.certificate import composed_over
-from deal_core.privacy.events import (
-    CLEAR_COUNTS,
-    KEEPER_ALONE,
-    assumed_honest,
-    common_unit,
-    composed,
-    unit_text,
-)
-from deal_core.privacy.ledger import Entry, Ledger
+from deal_core.errors import UserError, at_home
+from deal_core.privacy.certificate import certificate, check_certificate, meaning_of, told_events
+from deal_core.privacy.events import CLEAR_COUNTS, KEEPER_ALONE, composed, unit_text
+from deal_core.privacy.ledger import FILE, Entry, Ledger, LedgerError, LedgerUnusable
 from server.results import rounded_up
-from simulations.ledger_command import checked_entries, open_ledger, trusted
-from simulations.output import DASH, Table
+from simulations.output import DASH, Table, print_line, write_file
 from simulations.report.blocks import (
     Block,
     Bullets,
@@ -39,19 +36,14 @@ from simulations.report.blocks import (
     whole,
 )
 
+T = TypeVar("T")
 SITE_FILE = "site.toml"
 COMPUTED = {
     "record": "A small adapter of a language model was trained here on the site's records. The "
     "influence of each record on a step was cut to a bound, and noise was added, before anything "
     "left. What left is the noised adapter.",
-    "client": "A small adapter of a language model was trained here. Its whole update was cut to a "
-    "bound and noise was added, before it left.",
-    "counts": "Right answers of the model on the site's test records were counted. Noise was added "
-    "to the counts before they left.",
     "none": "A small adapter of a language model was trained here on the site's records, or what "
     "the model makes of them was summed. No noise was added: what left may tell of single records.",
-    "trusted-server": "A small adapter of a language model was trained here and left without "
-    "noise: the server was trusted to add it.",
     "clear-counts": "Right answers of the model on the site's test records were counted, and the "
     "counts left as they are.",
 }
@@ -93,6 +85,85 @@ LARGEST_TOLD = 20.0
 """An epsilon whose factor of chances, some 485 million, still says something."""
 
 
+def verify(folder: str, certificate_file: str, console: Console, disjoint_tasks: bool) -> None:
+    """Check the chain of a ledger, or a certificate, or both; say what was spent."""
+    if folder:
+        entries = trusted(open_ledger(folder).entries)
+        print_line(console, f"ledger: {len(entries)} entries, the chain holds")
+        for line in _summary(entries, disjoint_tasks):
+            print_line(console, line)
+    if not certificate_file:
+        return
+    said = check_certificate(_read_json(at_home(certificate_file)))
+    print_line(console, f"certificate: signature good, {said['entries']} entries")
+    if folder:
+        first = entries[: said["entries"]]
+        same = first and said["events"] == told_events(first) and said["head"] == first[-1].hash
+        if not same:
+            raise UserError(
+                f"{certificate_file}: is not of the ledger in {folder}; name the folder that it "
+                "was made from, or none"
+            )
+
+
+def export(folder: str, out: str, console: Console, disjoint_tasks: bool) -> None:
+    """Write a signed certificate. UserError: the ledger is empty or cannot be trusted."""
+    ledger = open_ledger(folder)
+    signed = trusted(lambda: certificate(ledger, disjoint_tasks))
+    path = write_file(out, json.dumps(signed, indent=1) + "\n")
+    print_line(console, f"{path}: {signed['statement']['entries']} entries, signed")
+
+
+def _summary(entries: list[Entry], disjoint_tasks: bool) -> Iterator[str]:
+    if not entries:
+        yield "nothing was spent"
+        return
+    spent = meaning_of([entry.event for entry in entries], disjoint_tasks)
+    if spent["epsilon"] is None:
+        number = spent["unprotected"]
+        yield f"{number} releases left without protection: no epsilon holds for them"
+    else:
+        delta, unit = rounded_up(spent["delta"], 3), unit_text(spent["unit"], spent["unit_column"])
+        said = f"epsilon {rounded_up(spent['epsilon'], 4)} at delta = {delta} per {unit}"
+        yield f"{said}, over {spent['composed_over']}"
+        yield spent["assumes"]
+    if spent["simulation_only"]:
+        yield "simulation only: some noise came from a seed, so nothing is guaranteed"
+
+
+def open_ledger(folder: str) -> Ledger:
+    """Return the ledger in a state directory. UserError: there is none."""
+    path = at_home(folder)
+    if not (path / FILE).exists():
+        raise UserError(
+            f"{folder}: no {FILE} here; name a site's state directory (in a simulation: "
+            "RUN/sites/CLIENT)"
+        )
+    return Ledger(path)
+
+
+def trusted(read: Callable[[], T]) -> T:
+    """Return what is read of a ledger. UserError: it cannot be read, or not trusted."""
+    try:
+        return read()
+    except LedgerUnusable as error:
+        raise UserError(str(error)) from None
+    except LedgerError as error:
+        raise UserError(f"the ledger cannot be trusted: {error}") from None
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); name a file of deal ledger export"
+        ) from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is no certificate; name a file of deal ledger export")
+    return found
+
+
 def ledger_page(folder: str) -> Page:
     """Return the page of the ledger in a state directory, after a check of all of it.
 
@@ -101,7 +172,7 @@ def ledger_page(folder: str) -> Page:
             cannot be used.
     """
     ledger = open_ledger(folder)
-    entries, site = checked_entries(ledger), _site(ledger.folder)
+    entries, site = trusted(ledger.entries), _site(ledger.folder)
     sections = {
         "In short": _short(entries, site, ledger),
         "What was computed here": _computed(entries, site),
@@ -153,9 +224,10 @@ def _short(entries: list[Entry], site: SiteFile | None, ledger: Ledger) -> Itera
     if not entries:
         yield Text("The ledger is empty: nothing that it keeps account of has left this site.")
         return
-    events = [entry.event for entry in entries if entry.event.protected]
-    unprotected = len(entries) - len(events)
-    if any(entry.event.simulation_only for entry in entries):
+    disjoint = bool(site and site.policy and site.policy.disjoint_tasks)
+    spent = meaning_of([entry.event for entry in entries], disjoint)
+    epsilon, delta, unprotected = spent["epsilon"], spent["delta"], spent["unprotected"]
+    if spent["simulation_only"]:
         yield Text(
             "Simulation only: some noise came from a seed. Who knows the seed can take it off, so "
             "nothing of what follows is guaranteed. At a real site noise never comes from a seed.",
@@ -171,31 +243,21 @@ def _short(entries: list[Entry], site: SiteFile | None, ledger: Ledger) -> Itera
         ("Releases", whole(len(entries)), "each is a line of the ledger"),
         ("Without protection", whole(unprotected), ""),
     )
-    if not events:
+    if epsilon is None:
         yield Tiles(counts)
         return
-    disjoint = bool(site and site.policy and site.policy.disjoint_tasks)
-    delta = min(event.delta for event in events)
-    epsilon = composed(events, delta, disjoint)
-    unit = unit_text(*common_unit((event.unit, event.unit_column) for event in events))
-    yield Tiles(
-        (
-            (
-                "Epsilon of the protected releases alone" if unprotected else "Epsilon spent",
-                at_most(epsilon, 4),
-                f"at delta = {at_most(delta)}" + "; none of the others" * bool(unprotected),
-            ),
-            ("Limit", *_limit(site, ledger)),
-            ("Protects", f"one {unit}", "the unit of privacy"),
-            *counts,
-        )
-    )
+    unit = unit_text(spent["unit"], spent["unit_column"])
+    name = "Epsilon of the protected releases alone" if unprotected else "Epsilon spent"
+    note = f"at delta = {at_most(delta)}" + "; none of the others" * bool(unprotected)
+    limit = ("Limit", *_limit(site, ledger))
+    protects = ("Protects", f"one {unit}", "the unit of privacy")
+    yield Tiles(((name, at_most(epsilon, 4), note), limit, protects, *counts))
     yield Text(
         f"All protected releases together have spent epsilon = {at_most(epsilon, 4)} at delta = "
-        f"{at_most(delta)} per {unit}. It is composed over {composed_over(disjoint, unprotected)}."
+        f"{at_most(delta)} per {unit}. It is composed over {spent['composed_over']}."
     )
     yield Text(in_chances(epsilon, delta, unit))
-    trust = assumed_honest(events)
+    trust = spent["assumes"]
     yield Text(
         "It holds against everybody but the keeper of this ledger. At a site, that is everybody "
         "outside of the site: the server, the other sites, who reads the network, and who is given "
@@ -242,7 +304,6 @@ def _spent(entries: list[Entry]) -> Iterator[Block]:
     if not entries:
         yield Text("Nothing.")
         return
-
     yield Text(
         "A row is all releases of one kind for one task of one run. The epsilon of a row is that "
         "of the row alone; rows do not simply add up, and the total above is composed from all of "
@@ -252,20 +313,11 @@ def _spent(entries: list[Entry]) -> Iterator[Block]:
         *("run", "task", "kind", "from", "to", "releases", "steps", "sampling rate"),
         *("noise multiplier", "clipping bound", "epsilon, alone", "delta"),
     )
-    rows = []
-    for own, figures in _charges(entries):
-        settings, _, named = own[0].event.run.partition(" ")
-        place = (named or settings[:RUN_LETTERS], own[0].event.task or "all tasks")
-        when = (each.time[:16].replace("T", " ") for each in (own[0], own[-1]))
-        rows.append((*place, own[0].event.mechanism, *when, *figures))
-    yield Table("Charges by run and task", columns, tuple(rows))
-
-
-def _charges(entries: Sequence[Entry]) -> Iterator[tuple[list[Entry], tuple[str, ...]]]:
-    """Yield all releases of one kind for one task of one run, and their figures: how many there
-    are, steps, sampling rate, noise multiplier, clipping bound, epsilon of these alone, delta."""
     kinds = groupby(entries, lambda each: (each.event.run, each.event.task, each.event.mechanism))
-    for own in (list(part) for _, part in kinds):
+    rows = []
+    for (run, task, kind), own in ((key, list(part)) for key, part in kinds):
+        settings, _, named = run.partition(" ")
+        when = (each.time[:16].replace("T", " ") for each in (own[0], own[-1]))
         events = [entry.event for entry in own]
         first, delta = events[0], min(event.delta for event in events)
         figures: tuple[str, ...] = (DASH, DASH, "none", DASH, "no bound", DASH)
@@ -278,7 +330,9 @@ def _charges(entries: Sequence[Entry]) -> Iterator[tuple[list[Entry], tuple[str,
                 rounded_up(composed(events, delta), 4),
                 rounded_up(delta, 3),
             )
-        yield own, (str(len(own)), *figures)
+        place = (named or settings[:RUN_LETTERS], task or "all tasks", kind)
+        rows.append((*place, *when, str(len(own)), *figures))
+    yield Table("Charges by run and task", columns, tuple(rows))
 
 
 def _left() -> Iterator[Block]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from statistics import fmean, pstdev
-from typing import Any
 
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import WHERE, leaves
 from server.folder import RunEvent
 from server.results import extent
-from simulations.output import DASH, Table, size
-from simulations.report.accuracy import accuracy_blocks, label_blocks
+from simulations.output import DASH, Table, percent, signed, size, stage_title
 from simulations.report.blocks import (
     Block,
+    Curve,
     Facts,
     Page,
     Section,
@@ -26,15 +23,22 @@ from simulations.report.blocks import (
     Tone,
     at_most,
     decimal,
-    percent,
-    points,
+    lines,
     time,
     whole,
 )
-from simulations.report.charts import Curve, lines
-from simulations.report.record import RunRecord, State
-from simulations.run.run_log import IDLE, PHASES, Round, reason_in
-from simulations.run.summary import large_delta, one_name, privacy_text, unheard_text
+from simulations.report.labels import label_blocks
+from simulations.report.record import Rows, RunRecord, State, settings_text
+from simulations.run.progress import IDLE, PHASES
+from simulations.run.run_log import Round, reason_in
+from simulations.run.summary import (
+    ACCURACY,
+    large_delta,
+    one_name,
+    privacy_text,
+    task_table,
+    unheard_text,
+)
 
 TONES: dict[State, Tone] = {"finished": "good", "running": "warn", "stopped": "bad"}
 FAULTS = {
@@ -55,8 +59,8 @@ FAULTS = {
 """Events that a reader asks after, in words."""
 ROUNDING = 1e-6
 """Relative differences below are of floating-point numbers, and shown as 0."""
-HIDDEN = {*WHERE, "data.path", "data.files"}
-"""Where files lie and how many threads there are: of the machine, and of no use elsewhere."""
+NAMED_COLUMNS = 8
+"""Up to so many tasks a matrix names them in its columns; beyond, it has their numbers."""
 
 
 def run_page(run: RunRecord) -> Page:
@@ -133,8 +137,8 @@ def _tiles(run: RunRecord) -> Iterator[tuple[str, str, str]]:
             (f"Task-IL {name}", f"{percent(found.average_accuracy)} %", "average at the end"),
             (f"Class-IL {name}", f"{average} %", "average at the end"),
             (f"Zero-shot {name}", f"{zero_shot} %", "before any training"),
-            ("Backward transfer", points(found.backward_transfer), "below 0: forgetting"),
-            ("Forward transfer", points(found.forward_transfer), "on tasks not yet learnt"),
+            ("Backward transfer", signed(found.backward_transfer), "below 0: forgetting"),
+            ("Forward transfer", signed(found.forward_transfer), "on tasks not yet learnt"),
             ("Forgetting", percent(found.forgetting), "points from the best to the end"),
             ("Worst client", f"{percent(worst[1])} %", f"client {run.log.name(worst[0])}"),
             ("Sent per client", size(sum(found.wire.bytes_up)), note),
@@ -153,6 +157,34 @@ def _so_far(run: RunRecord) -> list[float]:
     _, learnt = metrics.spans(run.tasks, run.stages)
     last = zip(run.matrix[-1], learnt, strict=True) if run.matrix else ()
     return [value for value, i in last if value is not None and i < len(run.matrix)]
+
+
+def _accuracy(run: RunRecord) -> Iterator[Block]:
+    """Yield the accuracy matrix in both protocols, and at the end what was kept of every task."""
+    if not run.matrix and not any(value is not None for value in run.zero_shot):
+        yield Text("Nothing has been evaluated.", "warn")
+        return
+    name = one_name(run.measured)
+    for measure in dict.fromkeys(run.measured):
+        own = [task for task, each in zip(run.tasks, run.measured, strict=True) if each == measure]
+        if measure != ACCURACY:
+            yield Text(f"Answers are texts, measured by {measure}, in: {', '.join(own)}.")
+    yield _matrix(run, run.matrix, f"Task-IL {name} in %")
+    if run.class_il:
+        yield _matrix(run, run.class_il, f"Class-IL {name} in %")
+    if run.results and run.matrix:
+        yield task_table(run.results)
+
+
+def _matrix(run: RunRecord, accuracies: Rows, caption: str) -> Table:
+    """Return a row for what was known before, and one after each stage."""
+    names = ["nothing (zero-shot)"]
+    names += [stage_title(i, run.tasks, run.stages) for i in range(len(accuracies))]
+    named = len(run.tasks) <= NAMED_COLUMNS
+    tasks = (f"{j} {task}" if named else str(j) for j, task in enumerate(run.tasks, start=1))
+    rows = zip(names, [run.zero_shot, *accuracies], strict=True)
+    cells = tuple((name, *map(percent, row)) for name, row in rows)
+    return Table(caption, ("after", *tasks), cells, shaded=True)
 
 
 def _clients(run: RunRecord) -> Iterator[Block]:
@@ -318,23 +350,18 @@ def _settings(run: RunRecord) -> Iterator[Block]:
     if results:
         known = (("commit", results.commit or "not known"), ("finished (UTC)", results.finished))
         yield Facts((*known, *results.versions.items()))
-    usual = leaves(Experiment())
+    usual = settings_text(Experiment())
     rows = tuple(
-        (key, shown(value), shown(usual[key]))
-        for key, value in leaves(run.experiment).items()
-        if key not in HIDDEN and value != usual[key]
+        (key, value, usual[key])
+        for key, value in settings_text(run.experiment).items()
+        if value != usual[key]
     )
     yield Table("Settings other than the defaults", ("key", "value", "default"), rows)
 
 
-def shown(value: Any) -> str:
-    """Return a setting's value as it stands in a file."""
-    return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
-
-
 SECTIONS: Mapping[str, tuple[str, Callable[[RunRecord], Iterator[Block]]]] = {
     "summary": ("Summary", _summary),
-    "accuracy": ("Accuracy on every task", accuracy_blocks),
+    "accuracy": ("Accuracy on every task", _accuracy),
     "labels": ("Labels", label_blocks),
     "clients": ("Clients", _clients),
     "rounds": ("Rounds", _rounds),

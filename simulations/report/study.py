@@ -1,27 +1,47 @@
-"""The page of a study, and of what privacy costs in it."""
+"""The pages of what was measured: of a study, with what a paper takes of it (figures of every cell
+as CSV, the tables of the page as LaTeX, its drawings as SVG and PDF), and of audits."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from simulations.output import DASH, read_stored
+from deal_core.atomic_write import atomic_write
+from simulations.audit import membership
+from simulations.audit.command import EXPLANATION, Audit, attack_table, claims, meaning
+from simulations.output import DASH, Table, read_stored, write_texts
 from simulations.report.blocks import (
     Block,
     Bullets,
+    Curve,
+    Dot,
     Drawing,
     Heading,
     Page,
     Section,
     Text,
+    dots,
+    lines,
 )
-from simulations.report.charts import Curve, Dot, dots, lines
 from simulations.study import tables
 from simulations.study.grid import Study
 from simulations.study.results import STUDY_JSON, CellResult, StudyResults
 from simulations.study.statistics import estimate
+
+AUDIT_JSON = "audit.json"
+PAPER = "paper"
+"""Folder of what a paper takes."""
+TEX = {
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    **{"±": r"$\pm$", "–": "--", "×": r"$\times$", "≤": r"$\leq$", "<": "$<$", ">": "$>$"},
+}
+"""Marks of LaTeX, escaped."""
 
 
 def study_page(folder: Path) -> Page:
@@ -176,3 +196,114 @@ def _budgets(study: Study, cells: Sequence[CellResult]) -> Iterator[Block]:
         yield tables.budget_table(study, arm, own)
         yield from map(Text, tables.meanings(own))
     yield Text(tables.sweep_text(cells))
+
+
+def write_paper(folder: Path, page: Page) -> None:
+    """Write the files into ``paper/`` of a study's folder.
+
+    Raises:
+        UserError: the figures cannot be read, or the folder not written.
+    """
+    results = read_stored(StudyResults, folder / STUDY_JSON, "figures of a study")
+    out, texts = folder / PAPER, {"cells.csv": cells_csv(results.standing)}
+    drawings: dict[str, Drawing] = {}
+    for section in page.sections:
+        beside = f"{section.name}-" if section.name.startswith("setting-") else ""
+        for block in section.blocks:
+            if isinstance(block, Table):
+                texts[f"{beside}{file_name(block.caption)}.tex"] = latex(block)
+            elif isinstance(block, Drawing):
+                drawings[beside + file_name(block.caption)] = block
+    write_texts(out, texts)
+    for name, drawing in drawings.items():
+        for form in ("svg", "pdf"):
+            atomic_write(out / f"{name}.{form}", drawing.drawn(form))
+
+
+def file_name(caption: str) -> str:
+    """Return a caption up to its first mark as the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", re.split(r"[,;:(]", caption)[0].lower()).strip("-")
+
+
+def cells_csv(cells: list[CellResult]) -> str:
+    """Return a line for each cell: what it is, and its measures, 0 to 1, as they were found."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    named = ("arm", "order", "setting", "seed")
+    more = ("zero-shot", "epsilon", "seconds", "bytes up", "bytes down")
+    lines.writerow([*named, *tables.MEASURES, *more])
+    for cell in cells:
+        found = cell.outcome
+        spent = max(cell.privacy.epsilon.values(), default=None) if cell.privacy else None
+        measures = (measure(found) for measure in tables.MEASURES.values())
+        costs = (found.seconds, found.bytes_up, found.bytes_down)
+        start = fmean(found.zero_shot.values())
+        lines.writerow([*(getattr(cell, name) for name in named), *measures, start, spent, *costs])
+    return text.getvalue()
+
+
+def latex(table: Table) -> str:
+    """Return a table to be put into a LaTeX document as it is."""
+    sides = "".join("r" if table.is_number(x) else "l" for x in range(len(table.columns)))
+    rows = [
+        [rf"\textbf{{{tex(cell)}}}" if (y, x) in table.best else tex(cell) for x, cell in own]
+        for y, own in enumerate(map(enumerate, table.rows))
+    ]
+    head, *lines = (" & ".join(cells) + r" \\" for cells in [[*map(tex, table.columns)], *rows])
+    parts = [f"% {table.caption}", rf"\begin{{tabular}}{{{sides}}}", r"\toprule", head]
+    return "\n".join([*parts, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def tex(text: str) -> str:
+    """Return a text with the marks of LaTeX escaped."""
+    return "".join(TEX.get(letter, letter) for letter in text)
+
+
+def audit_page(folder: Path) -> Page:
+    """Return the page of the audit of budgets in a folder. UserError: it cannot be read."""
+    audit = read_stored(Audit, folder / AUDIT_JSON, "audit")
+    refuted = any(cell.refuted for cell in audit.cells)
+    trainings = sum(len(cell.trainings) for cell in audit.cells)
+    reading = Text(EXPLANATION), Text(meaning(audit.cells[0].trainings[0]))
+    return Page(
+        kind="Audit",
+        title=audit.experiment,
+        subtitle="Attacks on what is promised: what they have shown",
+        sections=(
+            Section("summary", "What the attacks have shown", tuple(_audit_summary(audit))),
+            Section("reading", "How to read it", reading),
+        ),
+        state="a claim is refuted" if refuted else "no claim is refuted",
+        tone="bad" if refuted else "good",
+        meta=(f"{len(audit.cells)} budgets", f"{trainings} trainings"),
+        source=AUDIT_JSON,
+    )
+
+
+def _audit_summary(audit: Audit) -> Iterator[Block]:
+    refuted = sum(cell.refuted for cell in audit.cells)
+    if refuted:
+        yield Text(
+            f"{refuted} attacks refute what the ledger claims: the mechanism protects less.", "bad"
+        )
+    else:
+        yield Text("No attack refutes a claim. That is no proof: a better one might.", "good")
+    first = audit.cells[0].trainings[0]
+    if first.simulation_only:
+        yield Text("Simulation only: the noise came from a seed.", "warn")
+    yield Text(claims(first))
+    yield attack_table(audit)
+
+
+def membership_page(folder: Path) -> Page:
+    """Return the page of the audit of membership in a folder. UserError: it cannot be read."""
+    audit = read_stored(membership.MembershipAudit, folder / membership.FILE, "audit of membership")
+    told = membership.told_table(audit.told), Text(membership.EXPLANATION)
+    return Page(
+        kind="Audit",
+        title=audit.experiment,
+        subtitle="Who is in what leaves the sites, as far as attacks tell",
+        sections=(Section("membership", "Membership inference", told),),
+        meta=(f"{audit.directions} directions",),
+        source=membership.FILE,
+    )

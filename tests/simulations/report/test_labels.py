@@ -12,14 +12,14 @@ from deal_core.config.experiment import RunConfig
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
-from simulations.report.accuracy import (
+from simulations.report.commands import write_report
+from simulations.report.labels import (
     FILE,
     LabelCounts,
     TaskCounts,
     count_labels,
 )
-from simulations.report.commands import write_report
-from simulations.run.simulate import write_row_hashes
+from simulations.run.run_folder import write_row_hashes
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage
 
 COUNTS = TaskCounts(labels=["cat", "dog", "bird"], counts=[[3, 1, 0], [2, 4, 0], [0, 0, 0]])

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from simulations.report import charts
-from simulations.report.blocks import Page, Section, Table, Text, render
-from simulations.report.charts import Curve, Dot, dots, lines
+from simulations.report import blocks
+from simulations.report.blocks import Curve, Dot, Page, Section, Table, Text, dots, lines, render
 from simulations.report.commands import write_report
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage
 from tests.stored_results import RESULTS
@@ -86,7 +85,7 @@ def test_lines_draw_all_curves_with_their_values(monkeypatch: pytest.MonkeyPatch
     text = drawn(lines("many", curves, ("x", "y")).address)
     assert all(name in text for name in names)
     figure = Figure()
-    monkeypatch.setattr(charts, "draw", lambda height, paint, form: paint(figure))
+    monkeypatch.setattr(blocks, "draw", lambda height, paint, form: paint(figure))
     lines("it", curves[:1], ("x", "y"), levels=[(5.0, "five")]).drawn("svg")
     level, line = figure.axes[0].lines
     assert set(level.get_ydata()) == {5.0}

@@ -11,7 +11,7 @@ from pathlib import Path
 from simulations.audit.command import Audit, attack_table
 from simulations.output import Table
 from simulations.report.commands import write_report
-from simulations.report.paper import tex
+from simulations.report.study import tex
 from simulations.study import tables
 from simulations.study.grid import Study, StudyFile, load_study
 from simulations.study.results import CellResult, StudyResults

@@ -30,7 +30,7 @@ from deal_core.privacy.policy import Policy
 from deal_core.protection import common_noise_multiplier, make_mechanism, shares_of
 from server.results import read_results
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
-from simulations.ledger_command import verify
+from simulations.report.ledger import verify
 from tests.ledger_events import ledger_event
 from tests.simulations.runs import IN_SUM, at, learnt_adapter, run_in_process
 from tests.sizes import TINY_MODEL

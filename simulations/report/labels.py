@@ -1,5 +1,4 @@
-"""Accuracy on every task; and which label is taken for which: the test texts of a simulation
-answered anew by what was learnt.
+"""Which label is taken for which: the test texts of a simulation answered anew by what was learnt.
 
 Sites tell the server how many answers were right and no more, so ``results.json`` cannot have it.
 Where the texts are at hand, as in a simulation, they are answered as the last evaluation did. Of
@@ -21,16 +20,13 @@ from deal_core.inference.folder import AdapterFolder
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Strict, read_results
-from simulations.engines import load_plugins
-from simulations.output import Table, stage_title
-from simulations.report.blocks import Block, Heading, Text, percent, whole
-from simulations.report.record import Rows, RunRecord
-from simulations.run.simulate import check_rows_same
-from simulations.run.summary import ACCURACY, one_name, task_table
+from simulations.engines.plugins import load_plugins
+from simulations.output import Table, percent
+from simulations.report.blocks import Block, Heading, Text, whole
+from simulations.report.record import RunRecord
+from simulations.run.run_folder import check_rows_same
 
 FILE = "labels.json"
-NAMED_COLUMNS = 8
-"""Up to so many tasks a matrix names them in its columns; beyond, it has their numbers."""
 FEW = 20
 """Up to so many labels of a task have a confusion matrix."""
 
@@ -174,31 +170,3 @@ def _task(task: str, counts: TaskCounts) -> Iterator[Block]:
             ("true label", *counts.labels),
             tuple((label, *map(whole, row)) for label, row in cells),
         )
-
-
-def accuracy_blocks(run: RunRecord) -> Iterator[Block]:
-    """Yield the accuracy matrix in both protocols, and at the end what was kept of every task."""
-    if not run.matrix and not any(value is not None for value in run.zero_shot):
-        yield Text("Nothing has been evaluated.", "warn")
-        return
-    name = one_name(run.measured)
-    for measure in dict.fromkeys(run.measured):
-        own = [task for task, each in zip(run.tasks, run.measured, strict=True) if each == measure]
-        if measure != ACCURACY:
-            yield Text(f"Answers are texts, measured by {measure}, in: {', '.join(own)}.")
-    yield _matrix(run, run.matrix, f"Task-IL {name} in %")
-    if run.class_il:
-        yield _matrix(run, run.class_il, f"Class-IL {name} in %")
-    if run.results and run.matrix:
-        yield task_table(run.results)
-
-
-def _matrix(run: RunRecord, accuracies: Rows, caption: str) -> Table:
-    """Return a row for what was known before, and one after each stage."""
-    names = ["nothing (zero-shot)"]
-    names += [stage_title(i, run.tasks, run.stages) for i in range(len(accuracies))]
-    named = len(run.tasks) <= NAMED_COLUMNS
-    tasks = (f"{j} {task}" if named else str(j) for j, task in enumerate(run.tasks, start=1))
-    rows = zip(names, [run.zero_shot, *accuracies], strict=True)
-    cells = tuple((name, *map(percent, row)) for name, row in rows)
-    return Table(caption, ("after", *tasks), cells, shaded=True)
