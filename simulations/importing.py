@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +72,8 @@ class BenchmarkTask:
     """Split (``train``, ``test``) to its examples with a text and an answer."""
     left_out: int
     """Examples that have none."""
-
-    @property
-    def references(self) -> bool:
-        """Whether an example has several right answers."""
-        return not self.labels and several(self.rows)
+    references: bool
+    """Whether answers are texts, and an example has several right ones."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +116,16 @@ def import_benchmark(folder: Path, out: Path, name: str, console: Console) -> Pa
     tasks = read_benchmark(folder, layout)
     texts = {f"{name}.toml": experiment_text(tasks, layout, folder, out)}
     for task in tasks:
+        key = "label" if task.labels else "target"
         for split, rows in task.rows.items():
-            lines = "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values(task, rows))
+            lines = []
+            for text, (answer, *others) in rows:
+                further = {"references": others} if task.references else {}
+                row = {"text": text, key: answer, **further}
+                lines.append(json.dumps(row, ensure_ascii=False) + "\n")
             # Half a character, which JSON may hold, is none in UTF-8.
-            texts[f"{task.name}/{split}.jsonl"] = lines.encode(errors="replace").decode()
+            text = "".join(lines).encode(errors="replace").decode()
+            texts[f"{task.name}/{split}.jsonl"] = text
     write_texts(out, texts)
     for task in tasks:
         answers = f"{len(task.labels)} labels" if task.labels else "texts"
@@ -130,13 +134,6 @@ def import_benchmark(folder: Path, out: Path, name: str, console: Console) -> Pa
     path = out / f"{name}.toml"
     print_line(console, f"deal simulate {path}")
     return path
-
-
-def values(task: BenchmarkTask, rows: Sequence[Row]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of our file: the answer is chosen among labels, or written."""
-    for text, (answer, *others) in rows:
-        further = {"references": others} if task.references else {}
-        yield {"text": text, "label" if task.labels else "target": answer, **further}
 
 
 def experiment_text(tasks: Sequence[BenchmarkTask], layout: Layout, folder: Path, out: Path) -> str:
@@ -202,29 +199,21 @@ def _task(place: Path, name: str, asked: str, layout: Layout) -> BenchmarkTask:
         left_out += len(every) - len(rows[split])
     if not all(rows.values()):
         raise UserError(f"{place}: a split has no example; remove the folder")
-    labels, asked = _labels(place, rows), " ".join(asked.split())
+    several = any(len(row.answers) > 1 for own in rows.values() for row in own)
+    labels = _labels(place, rows["train"], rows["test"], several)
+    asked = " ".join(asked.split())
     if layout.shared_lines:
-        opening = _opening([row.text for own in rows.values() for row in own])
+        texts = [row.text for own in rows.values() for row in own]
+        # Lines that the first and the last of them begin with, all do.
+        first, last = (text.split("\n")[:-1] for text in (min(texts), max(texts)))
+        shared = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+        opening = "".join(f"{line}\n" for line, _ in shared)
         asked = opening.rstrip() or asked
         rows = {
             split: [row._replace(text=row.text.removeprefix(opening).strip()) for row in own]
             for split, own in rows.items()
         }
-    return BenchmarkTask(name, labels, asked, rows, left_out)
-
-
-def several(rows: Mapping[str, Sequence[Row]]) -> bool:
-    """Return whether an example has several right answers."""
-    return any(len(row.answers) > 1 for own in rows.values() for row in own)
-
-
-def _opening(texts: Sequence[str]) -> str:
-    """Return the lines that all texts begin with."""
-    first, last = min(texts), max(texts)  # what these two share, all share
-    same = next(
-        (k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first)
-    )
-    return first[: first.rfind("\n", 0, same) + 1]
+    return BenchmarkTask(name, labels, asked, rows, left_out, several and not labels)
 
 
 def _json(path: Path) -> Any:
@@ -256,7 +245,9 @@ def _rows(content: Any, fields: tuple[tuple[str, str], ...], path: Path) -> Iter
         yield Row(str(text).strip(), tuple(str(each).strip() for each in answers))
 
 
-def _labels(place: Path, rows: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
+def _labels(
+    place: Path, train: Sequence[Row], test: Sequence[Row], several: bool
+) -> tuple[str, ...]:
     """Return the labels of the file of them; without it the answers where they are few, used again,
     and the same in both splits.
 
@@ -264,21 +255,21 @@ def _labels(place: Path, rows: Mapping[str, Sequence[Row]]) -> tuple[str, ...]:
         UserError: the file is no list of labels, or an answer is none of them.
     """
     path = place / "labels.json"
-    train, test = ({row.answers[0] for row in rows[split]} for split in ("train", "test"))
+    learnt, asked = ({row.answers[0] for row in rows} for rows in (train, test))
     if path.is_file():
         labels = _json(path)
         if not labels or not isinstance(labels, list) or {type(each) for each in labels} != {str}:
             raise UserError(f"{path}: should be a list of labels; download it again")
         known = tuple(label.strip() for label in labels)
-        for answer in sorted((train | test) - set(known)):
+        for answer in sorted((learnt | asked) - set(known)):
             raise UserError(
                 f"{place}: the answer '{answer}' is not in labels.json"
                 f"{nearest(answer, known)}; add it there, or correct the example"
             )
         return known
-    few = len(train) <= MOST_LABELS and EACH * len(train) <= len(rows["train"])
-    lines = any("\n" in answer for answer in train)
-    return () if several(rows) or lines or not few or not test <= train else tuple(sorted(train))
+    few = len(learnt) <= MOST_LABELS and EACH * len(learnt) <= len(train)
+    lines = any("\n" in answer for answer in learnt)
+    return () if several or lines or not few or not asked <= learnt else tuple(sorted(learnt))
 
 
 def _cl_benchmark(folder: Path) -> list[tuple[Path, str, str]]:
