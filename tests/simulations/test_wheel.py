@@ -9,14 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from deal_core.data.embedded import REQUIREMENTS, cure, requirements_file
+from deal_core.data.embedded import REQUIREMENTS
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_the_cure_names_a_file_that_is_there() -> None:
-    assert requirements_file() == ROOT / REQUIREMENTS
-    assert str(ROOT / REQUIREMENTS) in cure()
 
 
 @pytest.mark.slow  # it asks a package index for hatchling

@@ -1,4 +1,4 @@
-"""The page of a run says what its files say."""
+"""The page of a run says what its files say; measures of each label are those of counts by hand."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 
+from deal_core.config.experiment import RunConfig
 from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock
 from server.results import read_results, rounded_up
 from simulations.report.commands import write_report
+from simulations.report.labels import FILE, LabelCounts, TaskCounts, count_labels
 from simulations.report.record import read_run
+from simulations.run.run_folder import write_row_hashes
 from simulations.run.run_log import RunLog
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage, read_json
 
@@ -219,3 +223,66 @@ def test_a_damaged_log_is_one_line(plain: Path) -> None:
     (plain / "metrics.jsonl").write_text('{"event": "round_lost", "server_round": 1}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read"):
         read_run(plain)
+
+
+COUNTS = TaskCounts(labels=["cat", "dog", "bird"], counts=[[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+
+
+def test_precision_recall_and_f1_are_those_of_the_counts() -> None:
+    """cat: 3 of 4 texts, 3 of 5 answers; dog: 4 of 6, 4 of 5; no bird, and none seen."""
+    by_hand = [[3 / 5, 3 / 4, 2 / 3], [4 / 5, 4 / 6, 8 / 11], [np.nan, np.nan, 0.0]]
+    np.testing.assert_allclose(COUNTS.scores(), by_hand)
+    assert COUNTS.macro_f1 == pytest.approx((2 / 3 + 8 / 11) / 2)
+
+
+def test_the_page_has_measures_and_confusions(plain: Path) -> None:
+    """Texts have their measures, and many labels no matrix."""
+    names = [f"label {number}" for number in range(40)]
+    counts = [[int(i == j) for j in range(40)] for i in range(40)]
+    scores = {"exact-match": 0.125, "rouge-1": 0.5, "rouge-l": 0.375}
+    many = TaskCounts(labels=names, counts=counts)
+    found = LabelCounts(tasks={"surgery": COUNTS, "laboratory": many}, texts={"surgery": scores})
+    (plain / FILE).write_text(found.model_dump_json())
+    shown = page(plain)
+    assert shown.table("Each label of surgery")[1:] == [
+        ["cat", "4", "60.0", "75.0", "66.7"],
+        ["dog", "6", "80.0", "66.7", "72.7"],
+        ["bird", "0", "–", "–", "0.0"],
+    ]
+    assert "3 labels, macro F1 69.7." in shown.text
+    assert shown.table("Texts written for surgery, in %")[1:] == [
+        ["surgery", "37.5", "50.0", "12.5"]
+    ]
+    assert "40 labels, macro F1 100.0" in shown.text
+    assert len(shown.table("Each label of laboratory")) == 41
+    assert "laboratory: texts by true label" not in shown.text
+    matrix = shown.table("surgery: texts by true label")
+    assert matrix == [
+        ["true label", "cat", "dog", "bird"],
+        ["cat", "3", "1", "0"],
+        ["dog", "2", "4", "0"],
+        ["bird", "0", "0", "0"],
+    ]
+
+
+def test_without_counts_the_page_says_how_to_get_them(plain: Path) -> None:
+    assert "deal report RUN --labels" in page(plain).text
+    (plain / FILE).write_text("damaged")
+    assert "Not counted" in page(plain).text
+
+
+def test_texts_of_a_deployment_stay_where_they_are(plain: Path) -> None:
+    text = (plain / "results.json").read_text()
+    (plain / "results.json").write_text(text.replace('"source": "medmcqa"', '"source": "sites"'))
+    with pytest.raises(UserError, match="at its sites, and stay there"):
+        count_labels(plain, lambda task: None)
+
+
+def test_other_rows_than_those_of_the_run_are_not_counted(plain: Path) -> None:
+    results = read_results(plain)
+    write_row_hashes(results.config.model_copy(update={"run": RunConfig(out=str(plain))}))
+    record = RunFolder(plain).row_hashes
+    record.write_text(record.read_text().replace(': "', ': "0', 1))
+    with pytest.raises(UserError, match="--labels: the rows of task"):
+        count_labels(plain, print)
+    assert not (plain / FILE).exists()

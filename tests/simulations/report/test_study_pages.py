@@ -17,7 +17,7 @@ from simulations.study.grid import Study, StudyFile, load_study
 from simulations.study.results import CellResult, StudyResults
 from simulations.study.tables import budget_table, meanings, sweep_text
 from tests.simulations.report.html_page import HtmlPage
-from tests.simulations.study.test_budgets import CELLS
+from tests.simulations.study.test_tables import UNDER_BUDGETS as CELLS
 from tests.stored_results import RESULTS
 
 

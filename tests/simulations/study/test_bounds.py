@@ -1,8 +1,7 @@
-"""The bounds as real runs, small."""
+"""The bounds: which runs they are, and how a client learns jointly."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ from client.gate import authorize
 from client.identity import Client, ClientRequest
 from client.local_training import local_update
 from client.runtime import ClientRuntime
-from deal_core.config.experiment import Experiment
 from deal_core.data import TaskData
 from deal_core.errors import UserError
 from deal_core.lora.state import State
@@ -21,60 +19,13 @@ from deal_core.methods import make_method
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
 from server.plan import make_plan
-from server.results import Results, read_results
 from server.strategy import start_state
-from simulations.engines.inprocess import run_inprocess
-from simulations.study.outcome import BOUNDS, outcome
-from tests.simulations.runs import at
+from simulations.study.outcome import BOUNDS
 
 TASKS = ("laboratory", "surgery")
 ALL_AT_ONCE = Instruction(
     task=TASKS[0], stage=0, server_round=1, tasks=TASKS, rank=8, retained_rank=16
 )
-
-
-def run_parts(bound: str, experiment: Experiment, tasks, folder: Path) -> list[Results]:
-    results = []
-    for name, part in BOUNDS[bound].parts(experiment, tasks).items():
-        run_inprocess(at(part, folder / name), lambda event: None)
-        results.append(read_results(folder / name))
-    return results
-
-
-@pytest.mark.slow
-def test_each_task_alone_is_with_one_task_the_ordinary_run(make_experiment, tmp_path):
-    experiment = make_experiment(
-        'data.tasks=["surgery"]', "method.name=sequential", "data.max_train=16"
-    )
-    run_inprocess(at(experiment, tmp_path / "ordinary"), lambda event: None)
-    ordinary = outcome(read_results(tmp_path / "ordinary"))
-    parts = run_parts("per-task", experiment, ("surgery",), tmp_path / "bound")
-    bound = BOUNDS["per-task"].combine(parts)
-    assert bound.accuracy_matrix == ordinary.accuracy_matrix
-    assert bound.average_accuracy == ordinary.average_accuracy
-    assert bound.zero_shot == ordinary.zero_shot
-    assert bound.worst_client == ordinary.worst_client
-    assert (bound.bytes_up, bound.bytes_down) == (ordinary.bytes_up, ordinary.bytes_down)
-
-
-@pytest.mark.slow
-def test_alone_only_one_client_trains_and_all_evaluate(make_experiment, tmp_path):
-    experiment = make_experiment("federation.rounds=1", "data.max_train=16")
-    parts = run_parts("local-only", experiment, TASKS, tmp_path)
-    for k in range(2):
-        lines = (tmp_path / f"client-{k}" / "metrics.jsonl").read_text().splitlines()
-        events = [json.loads(line) for line in lines]
-        assert {e["client"] for e in events if e["event"] == "client_finished"} == {str(k)}
-        assert set(parts[k].per_client) == {"0", "1"}
-    found = BOUNDS["local-only"].combine(parts)
-    counts = [
-        (round((own.accuracy_matrix[-1][j] or 0) * own.test_examples[j]), own.test_examples[j])
-        for j in range(2)
-        for own in (parts[0].per_client["0"], parts[1].per_client["1"])
-    ]
-    first, second = counts[:2], counts[2:]
-    pooled = [sum(c for c, _ in pair) / sum(n for _, n in pair) for pair in (first, second)]
-    assert found.average_accuracy == pytest.approx(sum(pooled) / 2)
 
 
 def test_joint_is_one_stage_with_the_rounds_of_one_task(make_experiment):

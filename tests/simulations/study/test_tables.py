@@ -1,3 +1,5 @@
+"""The tables of a study, from cells that are made up."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -5,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deal_core.errors import UserError
+from server.results import Privacy
 from simulations.output import Table
 from simulations.study.grid import Study, StudyFile, load_study
 from simulations.study.outcome import Measures, Outcome
@@ -14,9 +17,12 @@ from simulations.study.tables import (
     age_table,
     arms_table,
     best_of,
+    budget_table,
+    meanings,
     mixed_measures,
     setting_tables,
     significance,
+    sweep_text,
 )
 
 STUDY = """
@@ -253,3 +259,49 @@ def test_cells_that_are_compared_were_found_on_the_same_rows(
         return
     with pytest.raises(UserError, match="rows of task 'heart' are others in the cell other"):
         require_same_rows([first, beside])
+
+
+PRIVATE = Privacy(
+    mechanism="record", unit="record", delta=1e-5, epsilon={"0": 0.9, "1": 1.0}, assumes="nobody"
+)
+
+
+def under(setting: str, seed: int, reached: float, spent: Privacy | None = None) -> CellResult:
+    found = cell("deal", seed, [[0.8, 0.3], [reached, reached]], setting)
+    return found.model_copy(
+        update={"privacy": spent, "settings": {"": {"train.precision": "float32"}}}
+    )
+
+
+UNDER_BUDGETS = [
+    under("eps-1", 0, 0.4, PRIVATE),
+    under("eps-1", 1, 0.5, PRIVATE.model_copy(update={"epsilon": {"0": 0.5}})),
+    under("eps-inf", 0, 0.8),
+    under("eps-inf", 1, 0.6),
+]
+
+
+def test_a_row_for_every_budget_that_has_run(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('epsilons = "1,8,inf"\nseeds = [0, 1]\n[arms.deal]\n')
+    study = load_study(str(tmp_path / "mine.toml"))
+    table = rows(budget_table(study, "deal", UNDER_BUDGETS))
+    assert list(table) == ["1", "inf (no privacy)"]
+    # zero-shot is 0.2: 0.2 of 0.6, and 0.3 of 0.4
+    assert table["1"][5] == "54.2 ± 264.7"
+    assert table["1"][6] == "1"
+    assert table["inf (no privacy)"][1] == "70.0 ± 127.1"
+    assert table["inf (no privacy)"][5:] == ["100.0", "–"]
+
+
+def test_an_epsilon_comes_with_its_delta_unit_extent_and_trust() -> None:
+    (text,) = meanings(UNDER_BUDGETS)
+    assert text.startswith("Spent: epsilon at delta = 1e-05 per record, over all")
+    seeded = PRIVATE.model_copy(update={"simulation_only": True})
+    assert "simulation only" in meanings([under("eps-1", 0, 0.4, seeded)])[0]
+
+
+def test_a_sweep_is_a_release_for_each_of_its_runs() -> None:
+    text = sweep_text(UNDER_BUDGETS)
+    assert "the 2 private runs of this sweep would together spend at most epsilon = 1.5" in text
+    assert "The 2 runs without privacy protect nothing" in text
+    assert sweep_text(UNDER_BUDGETS[2:]).startswith("No private run has finished")
