@@ -14,8 +14,6 @@ from simulations.output import print_line, wide_console, write_texts
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from simulations.report.blocks import Page
-
 REPORT = "report.html"
 PRIVACY = "privacy.html"
 
@@ -71,36 +69,23 @@ def compare(
 
 
 def write_report(folder: Path) -> Path:
-    """Return the path of ``report.html``, written anew, of a study with what a paper takes of it.
-    UserError: nothing to report here."""
+    """Return the path of ``report.html``, written anew, of a run, a study (with what a paper takes
+    of it) or an audit. UserError: the folder is none of them."""
     from simulations.report.blocks import render
-
-    page = page_of(folder)
-    write_texts(folder, {REPORT: render(page)})
-    if page.source == "study.json":
-        from simulations.report.study import write_paper
-
-        write_paper(folder, page)
-    return folder / REPORT
-
-
-def page_of(folder: Path) -> Page:
-    """Return the page of a study, an audit, or a run. UserError: the folder is none of them."""
-    from simulations.report.record import is_run, read_run
     from simulations.report.run import run_page
-    from simulations.report.study import audit_page, membership_page, study_page
+    from simulations.report.study import audit_page, membership_page, study_page, write_paper
 
     pages = {
         "study.json": study_page,
         "audit.json": audit_page,
         "membership.json": membership_page,
     }
-    for name, page in pages.items():
-        if (folder / name).is_file():
-            return page(folder)
-    if is_run(folder):
-        return run_page(read_run(folder))
-    raise UserError(f"{folder}: no run, study or audit here; name the folder that --out named")
+    made = next((pages[name] for name in pages if (folder / name).is_file()), run_page)
+    page = made(folder)
+    write_texts(folder, {REPORT: render(page)})
+    if made is study_page:
+        write_paper(folder, page)
+    return folder / REPORT
 
 
 def report_after(folder: Path, console: Console) -> None:

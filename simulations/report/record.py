@@ -99,15 +99,12 @@ class RunRecord:
         return privacy_of(self.experiment, spent)
 
 
-def is_run(folder: Path) -> bool:
-    """Whether a folder is that of a run, begun at least."""
-    run = RunFolder(folder)
-    return any(path.is_file() for path in (run.results, run.metrics, folder / RECORD))
-
-
 def read_run(folder: Path) -> RunRecord:
-    """Return what the folder of a run says. UserError: it cannot be read, or has not begun."""
+    """Return what the folder of a run says. UserError: it is none, cannot be read, or the run has
+    not begun."""
     run = RunFolder(folder)
+    if not any(path.is_file() for path in (run.results, run.metrics, folder / RECORD)):
+        raise UserError(f"{folder}: no run, study or audit here; name the folder that --out named")
     results = read_results(folder) if run.results.is_file() else None
     experiment = results.config if results else recorded(folder)
     try:

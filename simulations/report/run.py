@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import fmean, pstdev
 
 from deal_core import metrics
@@ -28,7 +29,7 @@ from simulations.report.blocks import (
     whole,
 )
 from simulations.report.labels import label_blocks
-from simulations.report.record import Rows, RunRecord, State, settings_text
+from simulations.report.record import Rows, RunRecord, State, read_run, settings_text
 from simulations.run.progress import IDLE, PHASES
 from simulations.run.run_log import Round, reason_in
 from simulations.run.summary import (
@@ -63,8 +64,9 @@ NAMED_COLUMNS = 8
 """Up to so many tasks a matrix names them in its columns; beyond, it has their numbers."""
 
 
-def run_page(run: RunRecord) -> Page:
-    """Return the page."""
+def run_page(folder: Path) -> Page:
+    """Return the page of the run in a folder. UserError: it is none, or cannot be read."""
+    run = read_run(folder)
     return Page(
         kind="Deployment" if run.experiment.run.engine == "deployment" else "Run",
         title=run.folder.name,

@@ -24,6 +24,7 @@ from deal_core.config.file import (
 from deal_core.config.run_config import WHERE, Value, flatten
 from deal_core.data import open_source
 from deal_core.errors import UserError, at_home, choose
+from server.results import Strict
 from simulations.run.experiment import (
     budget_setting,
     epsilons,
@@ -175,8 +176,7 @@ def _read(name: str) -> tuple[Path, StudyFile]:
     return path, StudyFile(description=f"{path.stem}.", experiment=experiment, arms=alone)
 
 
-@dataclass(frozen=True)
-class Cell:
+class Place(Strict):
     """One arm under one setting, with one order and one seed; ``order`` and ``setting`` are empty
     where the study names none."""
 
@@ -185,14 +185,21 @@ class Cell:
     setting: str
     seed: int
     bound: str
-    runs: Mapping[str, Experiment]
-    """Name of a part (empty: there is one) to its complete experiment; ``run.out`` is a folder of
-    its own."""
+    """Of the arm."""
 
     @property
     def name(self) -> str:
-        """Also of its folder."""
-        return cell_name(self.arm, self.order, self.setting, self.seed)
+        """``arm.order.setting.seedN``, without what is empty; a folder is called so."""
+        named = (self.arm, self.order, self.setting, f"seed{self.seed}")
+        return ".".join(part for part in named if part)
+
+
+class Cell(Place):
+    """What is run there."""
+
+    runs: dict[str, Experiment]
+    """Name of a part (empty: there is one) to its complete experiment; ``run.out`` is a folder of
+    its own."""
 
 
 def settings_of(experiment: Experiment) -> dict[str, Value]:
@@ -213,11 +220,6 @@ def precise(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"train": train})
 
 
-def cell_name(arm: str, order: str, setting: str, seed: int) -> str:
-    """Return ``arm.order.setting.seedN``, without what is empty."""
-    return ".".join(part for part in (arm, order, setting, f"seed{seed}") if part)
-
-
 def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:
     """Return all cells, seed after seed: complete comparisons come early.
 
@@ -229,7 +231,7 @@ def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:
     Raises:
         UserError: an experiment that is not valid; the message names the table of the study.
     """
-    return [_cell(study, out, overrides, *place) for place in places(study.file)]
+    return [_cell(study, out, overrides, place) for place in places(study.file)]
 
 
 def chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
@@ -250,8 +252,8 @@ def chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
     return [c for c in cells if not patterns or any(matches(c, each) for each in patterns)]
 
 
-def places(file: StudyFile) -> Iterator[tuple[str, str, str, int]]:
-    """Yield arm, order, setting and seed of every cell."""
+def places(file: StudyFile) -> Iterator[Place]:
+    """Yield the place of every cell."""
     orders, settings = list(file.orders) or [""], list(file.settings) or [""]
     own = [seed for arm in file.arms.values() for seed in arm.seeds]
     for seed in dict.fromkeys((*file.seeds, *own)):
@@ -260,24 +262,28 @@ def places(file: StudyFile) -> Iterator[tuple[str, str, str, int]]:
                 for name, arm in file.arms.items():
                     repeats = order != orders[0] and not BOUNDS[arm.bound].ordered
                     if seed in (arm.seeds or file.seeds) and not repeats:
-                        yield name, order, setting, seed
+                        at = {"arm": name, "order": order, "setting": setting, "seed": seed}
+                        yield Place(**at, bound=arm.bound)
 
 
-def _cell(
-    study: Study, out: Path, overrides: Sequence[str], arm: str, order: str, setting: str, seed: int
-) -> Cell:
-    base = _experiment(study, overrides, arm, order, setting)
-    bound = study.file.arms[arm].bound
-    tasks = open_source(base.data).task_names()
-    parts = BOUNDS[bound].parts(base, tasks)
-    folder = out / CELLS / cell_name(arm, order, setting, seed)
-    runs = {name: _settled(part, folder / name, seed) for name, part in parts.items()}
-    return Cell(arm, order, setting, seed, bound, runs)
+def _cell(study: Study, out: Path, overrides: Sequence[str], place: Place) -> Cell:
+    """Return the cell; its runs have one process with one thread, unless the study asks for more,
+    and folders of their own."""
+    base, runs = _experiment(study, overrides, place), {}
+    for name, part in BOUNDS[place.bound].parts(base, open_source(base.data).task_names()).items():
+        own = {
+            "seed": place.seed,
+            "threads": part.run.threads or 1,
+            "workers": part.run.workers or 1,
+            "out": str(out / CELLS / place.name / name),
+            "resume": False,
+        }
+        run = part.run.model_copy(update=own)
+        runs[name] = with_absolute_paths(part.model_copy(update={"run": run}))
+    return Cell(**place.model_dump(), runs=runs)
 
 
-def _experiment(
-    study: Study, overrides: Sequence[str], arm: str, order: str, setting: str
-) -> Experiment:
+def _experiment(study: Study, overrides: Sequence[str], place: Place) -> Experiment:
     """Return base, ``[set]``, order, setting, arm, ``--set`` as one experiment: the later one
     holds. Checked after each, so that a fault is blamed on the table that has it."""
     file = study.file
@@ -286,27 +292,14 @@ def _experiment(
     tables = read_toml(path)
     parse_experiment(tables, str(path))
     layers: list[tuple[str, Mapping[str, Any]]] = [("[set]", file.set)]
-    if order:
-        layers.append((f"[orders.{order}]", {"data": {"tasks": list(file.orders[order].tasks)}}))
-    if setting:
-        layers.append((f"[settings.{setting}]", file.settings[setting]))
-    layers.append((f"[arms.{arm}.set]", file.arms[arm].set))
+    if place.order:
+        tasks = {"data": {"tasks": list(file.orders[place.order].tasks)}}
+        layers.append((f"[orders.{place.order}]", tasks))
+    if place.setting:
+        layers.append((f"[settings.{place.setting}]", file.settings[place.setting]))
+    layers.append((f"[arms.{place.arm}.set]", file.arms[place.arm].set))
     for where, layer in layers:
         tables = overlaid(tables, layer)
         parse_experiment(tables, f"{study.path}: {where}")
     experiment = parse_experiment(apply_overrides(tables, overrides), "--set")
     return with_absolute_inputs(experiment, own_folder(base, path))
-
-
-def _settled(experiment: Experiment, folder: Path, seed: int) -> Experiment:
-    """A run of one process with one thread, unless the study asks for more; in its folder."""
-    run = experiment.run.model_copy(
-        update={
-            "seed": seed,
-            "threads": experiment.run.threads or 1,
-            "workers": experiment.run.workers or 1,
-            "out": str(folder),
-            "resume": False,
-        }
-    )
-    return with_absolute_paths(experiment.model_copy(update={"run": run}))

@@ -18,9 +18,9 @@ from simulations.run.run_folder import AUTO, PRECISION, rows_of
 from simulations.study.grid import (
     CELLS,
     Cell,
+    Place,
     Study,
     StudyFile,
-    cell_name,
     places,
     precise,
     settings_of,
@@ -30,14 +30,9 @@ from simulations.study.outcome import BOUNDS, CountsKept, Outcome
 STUDY_JSON = "study.json"
 
 
-class CellResult(Strict):
-    """One finished cell; ``order`` and ``setting`` are empty where the study names none."""
+class CellResult(Place):
+    """One finished cell."""
 
-    arm: str
-    order: str
-    setting: str
-    seed: int
-    bound: str
     settings: dict[str, dict[str, Value]]
     """Of each of its runs, by the name of the part: what it set otherwise than the study's
     ``defaults``."""
@@ -51,11 +46,6 @@ class CellResult(Strict):
     def precision(self) -> Value:
         """In what the frozen model computed."""
         return next(iter(self.settings.values()), {}).get(PRECISION, AUTO)
-
-    @property
-    def name(self) -> str:
-        """Also of its folder."""
-        return cell_name(self.arm, self.order, self.setting, self.seed)
 
 
 class StudyResults(Strict):
@@ -75,7 +65,7 @@ class StudyResults(Strict):
     @property
     def standing(self) -> list[CellResult]:
         """The cells that the study has now, without those that an earlier form of it had."""
-        asked = {cell_name(*place) for place in places(self.file)}
+        asked = {place.name for place in places(self.file)}
         return [cell for cell in self.cells if cell.name in asked]
 
 
@@ -128,11 +118,7 @@ def _read(cell: Cell) -> CellResult:
         settings[part] = {key: value for key, value in own.items() if value != usual.get(key)}
     spent = [found.privacy for found in parts.values() if found.privacy.mechanism != "none"]
     return CellResult(
-        arm=cell.arm,
-        order=cell.order,
-        setting=cell.setting,
-        seed=cell.seed,
-        bound=cell.bound,
+        **cell.model_dump(exclude={"runs"}),
         settings=settings,
         outcome=BOUNDS[cell.bound].combine(list(parts.values())),
         rows=rows_of(folders.values()),
