@@ -100,8 +100,7 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Return what the folder of a run says. UserError: it is none, cannot be read, or the run has
-    not begun."""
+    """Return what the folder of a run says. UserError: it is none, or the run has not begun."""
     run = RunFolder(folder)
     if not any(path.is_file() for path in (run.results, run.metrics, folder / RECORD)):
         raise UserError(f"{folder}: no run, study or audit here; name the folder that --out named")
