@@ -35,68 +35,31 @@ COLUMNS = ("run", "Task-IL", "Class-IL", "backward", "forgot", "worst", "epsilon
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What the folder of a run says; ``results`` is None of one that has not finished."""
+    """What the folder of a run says; of one that has not finished, as far as its log tells."""
 
     folder: Path
     experiment: Experiment
     log: RunLog
     results: Results | None
+    """None: the run has not finished."""
     state: State
-
-    @property
-    def tasks(self) -> list[str]:
-        """In the stream's order."""
-        return self.results.tasks if self.results else list(self.log.start["tasks"])
+    tasks: list[str]
+    """In the stream's order."""
+    stages: list[list[str]]
+    """Tasks worked on in each stage, those to come included."""
+    matrix: Rows
+    """Task-IL accuracy after each stage that was evaluated, on each task; None: not known."""
+    class_il: Rows
+    """The same in Class-IL; empty: not known."""
+    zero_shot: list[float | None]
+    """Accuracy before any training, on each task; None: not known."""
+    privacy: Privacy
+    """What was spent, at the end or so far."""
 
     @property
     def measured(self) -> list[str]:
         """Of each task what its figures are."""
         return measured_by(self.experiment, self.tasks)
-
-    @property
-    def stages(self) -> list[list[str]]:
-        """Tasks worked on in each stage, those to come included."""
-        if self.results:
-            return [list(stage.work) for stage in self.results.stages]
-        return [list(stage["tasks"]) for stage in self.log.start["stages"]]
-
-    @property
-    def matrix(self) -> Rows:
-        """Task-IL accuracy after each stage that was evaluated, on each task; None: not known."""
-        return self.results.accuracy_matrix if self.results else self._evaluated("accuracy")
-
-    @property
-    def class_il(self) -> Rows:
-        """The same in Class-IL; empty: not known."""
-        if self.results:
-            found = self.results.class_incremental
-            return found.accuracy_matrix if found else []
-        rows = self._evaluated("class_incremental")
-        return rows if any(value is not None for row in rows for value in row) else []
-
-    def _evaluated(self, protocol: str) -> Rows:
-        found = {event["stage"]: event.get(protocol) or {} for event in self.log.of("evaluated")}
-        stages = range(max(found, default=-1) + 1)
-        return [[found.get(i, {}).get(task) for task in self.tasks] for i in stages]
-
-    @property
-    def zero_shot(self) -> list[float | None]:
-        """Accuracy before any training, on each task; None: not known."""
-        if self.results:
-            found: Mapping[str, float] = self.results.zero_shot
-        else:
-            evaluated = self.log.of("evaluated")
-            found = next((event["accuracy"] for event in evaluated if event["stage"] < 0), {})
-        return [found.get(task) for task in self.tasks]
-
-    @property
-    def privacy(self) -> Privacy:
-        """What was spent, at the end or so far."""
-        if self.results:
-            return self.results.privacy
-        told = [event for event in self.log.events if event["event"].startswith("client_")]
-        spent = {str(e["client"]): found for e in told if (found := spending_in(e)) is not None}
-        return privacy_of(self.experiment, spent)
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -113,8 +76,45 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(f"{run.metrics}: cannot be read ({error})") from None
     if not begun:
         raise UserError(f"{folder}: the run has not begun, there is nothing to report")
-    state: State = "finished" if results else "running" if held(run.writing) else "stopped"
-    return RunRecord(folder, experiment, log, results, state)
+    if results:
+        among_all = results.class_incremental
+        return RunRecord(
+            folder=folder,
+            experiment=experiment,
+            log=log,
+            results=results,
+            state="finished",
+            tasks=results.tasks,
+            stages=[list(stage.work) for stage in results.stages],
+            matrix=results.accuracy_matrix,
+            class_il=among_all.accuracy_matrix if among_all else [],
+            zero_shot=[results.zero_shot.get(task) for task in results.tasks],
+            privacy=results.privacy,
+        )
+    tasks = list(log.start["tasks"])
+    evaluated = {event["stage"]: event for event in log.of("evaluated")}
+
+    def row(stage: int, protocol: str) -> list[float | None]:
+        found = evaluated.get(stage, {}).get(protocol) or {}
+        return [found.get(task) for task in tasks]
+
+    done = range(max(evaluated, default=-1) + 1)
+    class_il = [row(stage, "class_incremental") for stage in done]
+    told = [event for event in log.events if event["event"].startswith("client_")]
+    spent = {str(e["client"]): found for e in told if (found := spending_in(e)) is not None}
+    return RunRecord(
+        folder=folder,
+        experiment=experiment,
+        log=log,
+        results=None,
+        state="running" if held(run.writing) else "stopped",
+        tasks=tasks,
+        stages=[list(stage["tasks"]) for stage in log.start["stages"]],
+        matrix=[row(stage, "accuracy") for stage in done],
+        class_il=class_il if any(value is not None for each in class_il for value in each) else [],
+        zero_shot=row(-1, "accuracy"),
+        privacy=privacy_of(experiment, spent),
+    )
 
 
 def settings_text(experiment: Experiment) -> dict[str, str]:
