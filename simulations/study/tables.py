@@ -60,37 +60,51 @@ def arms_table(study: Study, cells: Sequence[CellResult]) -> Table:
     """Return every arm's measures; first what the model knew before anything was learnt."""
     names = measures_of(cells)
     start = estimate(zero_shots(cells))
-    rows = [("zero-shot (bound)", str(start.n), shown(start), *[DASH] * (len(names) - 1))]
-    found = {}
-    for arm, own in by_arm(study, cells).items():
-        found[len(rows)] = arm, [[MEASURES[m](cell.outcome) for cell in own] for m in names]
-        figures = map(estimated, names, found[len(rows)][1])
-        rows.append((study.label(arm), str(len(own)), *figures))
+    first = ("zero-shot (bound)", str(start.n), shown(start), *[DASH] * (len(names) - 1))
+    values = {
+        arm: [[MEASURES[name](cell.outcome) for cell in own] for name in names]
+        for arm, own in by_arm(study, cells).items()
+    }
     caption = (
         "Arms and measures; accuracies in %, the others in points; the best contestant in bold"
     )
-    return Table(caption, ("arm", "n", *names), tuple(rows), best=_best(study, names, found))
+    return _of_arms(study, caption, names, values, first)
 
 
-def _best(
+def class_il_table(study: Study, cells: Sequence[CellResult]) -> Table:
+    """Return the Class-IL measures of every arm that has counted them."""
+    values = {}
+    for arm, own in by_arm(study, cells).items():
+        known = [each for c in own if (each := c.outcome.class_incremental) is not None]
+        if known:
+            names = (name.replace(" ", "_") for name in CLASS_IL_MEASURES)
+            values[arm] = [[getattr(each, name) for each in known] for name in names]
+    return _of_arms(study, "Class-IL measures", CLASS_IL_MEASURES, values)
+
+
+def _of_arms(
     study: Study,
+    caption: str,
     names: Sequence[str],
-    found: Mapping[int, tuple[str, Sequence[Sequence[float | None]]]],
-) -> frozenset[tuple[int, int]]:
-    """Return the cells of the best contestants, those alike as they are shown: ``found`` has arm
-    and values of each row. Of forgetting less is better."""
+    values: Mapping[str, Sequence[Sequence[float | None]]],
+    *first: tuple[str, ...],
+) -> Table:
+    """Return a row for each arm, of its values of every measure. The best contestants, those alike
+    as they are shown, are marked; of forgetting less is better."""
+    rows = [*first]
+    for arm, own in values.items():
+        rows.append((study.label(arm), str(len(own[0])), *map(estimated, names, own)))
     best = set()
     for place, name in enumerate(names):
         means = {
-            row: round(fmean(value for value in values[place] if value is not None), 3)
-            for row, (arm, values) in found.items()
-            if study.file.arms[arm].contestant and any(v is not None for v in values[place])
+            row: round(fmean(known), 3)
+            for row, (arm, own) in enumerate(values.items(), start=len(first))
+            if study.file.arms[arm].contestant
+            and (known := [value for value in own[place] if value is not None])
         }
-        choose = min if name == "forgetting" else max
-        if len(means) > 1:
-            top = choose(means.values())
-            best |= {(row, place + 2) for row, mean in means.items() if mean == top}
-    return frozenset(best)
+        top = (min if name == "forgetting" else max)(means.values(), default=None)
+        best |= {(row, place + 2) for row, mean in means.items() if mean == top and len(means) > 1}
+    return Table(caption, ("arm", "n", *names), tuple(rows), best=frozenset(best))
 
 
 def mixed_measures(cells: Sequence[CellResult]) -> str:
@@ -113,20 +127,6 @@ def on_all_tests(study: Study, cells: Sequence[CellResult]) -> Iterator[str]:
             f"{study.label(arm)}: above, each client's model on its own tests; on everybody's "
             f"tests {shown(everywhere)} %."
         )
-
-
-def class_il_table(study: Study, cells: Sequence[CellResult]) -> Table:
-    """Return the Class-IL measures of every arm that has counted them."""
-    rows, found, names = list[tuple[str, ...]](), {}, CLASS_IL_MEASURES
-    for arm, own in by_arm(study, cells).items():
-        known = [each for c in own if (each := c.outcome.class_incremental) is not None]
-        if known:
-            values = [[getattr(each, name.replace(" ", "_")) for each in known] for name in names]
-            found[len(rows)] = arm, values
-            figures = map(estimated, names, values)
-            rows.append((study.label(arm), str(len(known)), *figures))
-    best = _best(study, names, found)
-    return Table("Class-IL measures", ("arm", "n", *names), tuple(rows), best=best)
 
 
 def measures_of(cells: Sequence[CellResult]) -> list[str]:
