@@ -26,11 +26,7 @@ if TYPE_CHECKING:  # the command starts light
 
 
 def write_texts(out: Path, texts: Mapping[str, str]) -> None:
-    """Write files into a folder, made where it is missing.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Write files into a folder, made where it is missing. UserError: it cannot be written."""
     try:
         for name, text in texts.items():
             atomic_write(out / name, text)
@@ -208,12 +204,7 @@ FIGURES = {
 
 
 def require_one_kind(out: Path, own: str) -> None:
-    """Check that a folder has no figures of another kind than ``own`` (a file of :data:`FIGURES`):
-    their report would be replaced.
-
-    Raises:
-        UserError: it has.
-    """
+    """Raise UserError where a folder has figures of another kind than those in a file ``own``."""
     for file, kind in FIGURES.items():
         if file != own and (out / file).exists():
             raise UserError(f"{out}: holds {kind}; name another --out")

@@ -212,14 +212,8 @@ class Dot:
 def dots(
     caption: str, rows: Sequence[Dot], axis_name: str, level: tuple[float, str] | None = None
 ) -> Drawing:
-    """Return rows of dots, from top to bottom, whose figures a table on the page has.
-
-    Args:
-        caption: of the drawing.
-        rows: from top to bottom.
-        axis_name: of the values.
-        level: vertical line to compare with, and its name.
-    """
+    """Return rows of dots, from top to bottom; ``level`` is a vertical line to compare with, and
+    its name."""
 
     def paint(canvas: Figure) -> None:
         axis: Any = canvas.add_subplot()
@@ -271,15 +265,9 @@ def lines(
     from_zero: bool = False,
     budgets: bool = False,
 ) -> Drawing:
-    """Return curves.
-
-    Args:
-        caption: of the drawing.
-        curves: in the order of colours.
-        axes: names of the horizontal and the vertical one.
-        levels: horizontal lines to compare with: value and name.
-        from_zero: the values are amounts.
-        budgets: points stand at privacy budgets: a logarithmic axis.
+    """Return curves, in the order of colours; ``axes`` are names of the horizontal and the vertical
+    one, ``levels`` value and name of horizontal lines to compare with. Values that are amounts are
+    drawn ``from_zero``; ``budgets`` have a logarithmic axis.
     """
 
     def paint(canvas: Figure) -> None:

@@ -67,17 +67,8 @@ def run_study(
     only: str = "",
     jobs: int = 0,
 ) -> int:
-    """Run what is left of a study.
-
-    Args:
-        name: a shipped name or the path of a TOML file, of a study or an experiment.
-        console: for people.
-        out: folder of the study; empty: ``runs/study-NAME``.
-        overrides: ``table.key=value``, for all cells.
-        seeds: separated by commas; empty: the study's.
-        epsilon: budgets, separated by commas; empty: the study's.
-        only: names of cells, or parts or patterns of them, that are run now; empty: all.
-        jobs: runs at a time; 0: as many as there are cores for.
+    """Run what is left of a study, or of an experiment as the only arm of one; the help of the
+    command says what its options are.
 
     Returns:
         The exit code: 0; 1 where a run failed; 130 where it was stopped.
@@ -148,12 +139,7 @@ def study_folder(name: str, out: str = "") -> Path:
 
 
 def check_left(left: dict[str, Experiment], console: Console) -> None:
-    """Check before anything starts all names, and what cells differ in of data and model, once
-    each.
-
-    Raises:
-        UserError: a mistake in the input, or accuracies that clients would keep.
-    """
+    """Raise UserError of a mistake in the names, in what is read and built, or in what is told."""
     with console.status("checking the study and its data"):
         from simulations.run.check import preflight
         from simulations.run.model_checks import check_names
@@ -175,16 +161,9 @@ def check_left(left: dict[str, Experiment], console: Console) -> None:
 def run_left(
     left: Mapping[str, Experiment], jobs: int, renew: Callable[[], object], console: Console
 ) -> dict[str, str]:
-    """Run what is left, in its order, ``jobs`` at a time; one that fails stops no other.
-
-    Interrupted, it stops what is at work (each leaves its checkpoint) before it returns. Of
-    several GPUs each of the runs side by side has one.
-
-    Args:
-        left: name to complete experiment.
-        jobs: processes at a time, at least 1.
-        renew: writes the figures after every run that finished.
-        console: for people.
+    """Run what is left, in its order, ``jobs`` at a time, each of several GPUs for one of them; one
+    that fails stops no other. ``renew`` writes the figures after every run that finished.
+    Interrupted, it stops what is at work (each leaves its checkpoint) before it returns.
 
     Returns:
         Run and reason of every failure.
