@@ -235,7 +235,7 @@ def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:
 
 
 def chosen(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
-    """Return the cells that some pattern matches, as ``deal.*.seed0`` does; all without patterns."""
+    """Return the cells that a pattern matches, such as ``deal.*.seed0``; all without patterns."""
 
     def matches(cell: Cell, pattern: str) -> bool:
         return fnmatchcase(cell.name, pattern) or pattern in cell.name.split(".")

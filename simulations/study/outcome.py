@@ -95,12 +95,7 @@ def pooled_own(parts: Sequence[Results]) -> Outcome:
         UserError: the counts of a client did not arrive.
     """
     _require_counts(parts)
-    mine = []
-    for k, part in enumerate(parts):
-        own = part.per_client.get(str(k))
-        if own is None or (own.average_accuracy is None and any(own.test_examples)):
-            raise _missing(part, k)
-        mine.append(own)
+    mine = [_own(part, k) for k, part in enumerate(parts)]
     found = [part.class_incremental for part in parts]
     among_all = [each.per_client[str(k)] for k, each in enumerate(found) if each is not None]
     known = len(among_all) == len(parts)
@@ -114,6 +109,14 @@ def pooled_own(parts: Sequence[Results]) -> Outcome:
     everywhere = fmean(p.average_accuracy for p in parts if p.average_accuracy is not None)
     means = {key: getattr(measured, key) / len(parts) for key in ("bytes_up", "bytes_down")}
     return measured.model_copy(update={"on_all_tests": everywhere, **means})
+
+
+def _own(part: Results, client: int) -> ClientResult:
+    """Return of a part the client that trained, which was heard at the end."""
+    own = part.per_client.get(str(client))
+    if own is None or (own.average_accuracy is None and any(own.test_examples)):
+        raise _missing(part, client)
+    return own
 
 
 def _missing(part: Results, client: int) -> UserError:
