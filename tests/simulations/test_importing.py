@@ -201,6 +201,5 @@ def test_every_format_has_a_template_that_a_model_can_read() -> None:
 
     with pytest.raises(ValueError, match=r"needs {options} on another line than {text}"):
         read_template("{instruction} Options: {options} Text: {text} Answer:")
-
     for layout in LAYOUTS.values():
         read_template(layout.template)
