@@ -28,6 +28,7 @@ def called(*words: object) -> str:
     return result.output
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_each_folder_gets_the_page_of_what_lies_in_it(tmp_path: Path) -> None:
     kinds = {"Run": EXAMPLES / "plain", "Audit": RESULTS / "audit-private"}
     folders = [Path(shutil.copytree(path, tmp_path / kind)) for kind, path in kinds.items()]

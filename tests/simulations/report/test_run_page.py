@@ -22,6 +22,8 @@ from simulations.run.run_folder import write_row_hashes
 from simulations.run.run_log import RunLog
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage, read_json
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:

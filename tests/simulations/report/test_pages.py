@@ -1,24 +1,117 @@
-"""The pages of studies, budgets and audits have the figures of their tables, which tests of their
-own compare with the cells."""
+"""Every page: one file, nothing from outside, readable by eye and by ear. Those of studies and
+audits have the figures of their tables, which tests of their own compare with the cells."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
+from base64 import b64decode
+from itertools import pairwise
 from pathlib import Path
+
+import numpy as np
+import pytest
 
 from simulations.audit.command import Audit, attack_table
 from simulations.output import Table
+from simulations.report import blocks
+from simulations.report.blocks import Curve, Dot, Page, Section, Text, dots, lines, render
 from simulations.report.commands import write_report
 from simulations.report.study import tex
 from simulations.study import tables
 from simulations.study.grid import Study, StudyFile, load_study
 from simulations.study.results import CellResult, StudyResults
-from simulations.study.tables import budget_table, meanings, sweep_text
-from tests.simulations.report.html_page import HtmlPage
-from tests.simulations.study.test_tables import UNDER_BUDGETS as CELLS
+from tests.simulations.report.html_page import EXAMPLES, HtmlPage
+from tests.simulations.study.test_tables import UNDER_BUDGETS
 from tests.stored_results import RESULTS
+
+KINDS = {
+    "run": EXAMPLES / "plain",
+    "study": RESULTS / "all-labels-medmcqa",
+    "audit": RESULTS / "audit-private",
+}
+
+
+def drawn(address: str) -> str:
+    head, _, body = address.partition(",")
+    assert head == "data:image/svg+xml;base64"
+    return b64decode(body).decode()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each kind, with its report."""
+    above = tmp_path_factory.mktemp("written")
+    return {
+        kind: write_report(Path(shutil.copytree(path, above / path.name))).parent
+        for kind, path in KINDS.items()
+    }
+
+
+def read_page(folder: Path) -> HtmlPage:
+    return HtmlPage((folder / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_is_one_file_in_order_with_nothing_from_outside(
+    kind: str, written: dict[str, Path]
+) -> None:
+    text = (written[kind] / "report.html").read_text(encoding="utf-8")
+    page = HtmlPage(text)
+    assert {"script", "iframe", "object", "embed", "svg"} & set(page.tags) == set()
+    for tag, address in page.addresses:
+        assert address.startswith("#") or (tag, address[:5]) in {
+            ("link", "data:"),
+            ("img", "data:"),
+        }
+    assert "url(" not in text
+    assert "@import" not in text
+    assert not re.search(r"https?://", text)
+    assert "default-src 'none'" in text
+    assert len(page.ids) == len(set(page.ids))
+    referred = {address[1:] for _, address in page.addresses if address.startswith("#")}
+    assert (referred | set(page.described)) - set(page.ids) == set()
+    levels = [int(tag[1]) for tag in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    for table in page.tables:
+        assert table.caption
+        assert len({len(row) for row in table.rows}) == 1
+    pictures = [address for tag, address in page.addresses if tag == "img"]
+    assert len(re.findall(r'<img src="[^"]+" alt="[^"]{10,}">', text)) == len(pictures)
+    assert all("</svg>" in drawn(address) for address in pictures)
+    assert bool(pictures) == (kind != "audit")  # an audit is tables alone
+
+
+def test_what_users_wrote_is_text_and_no_markup() -> None:
+    evil = "<script>$x^2$ & \\1</script>bell\x07 ä"
+    drawings = [
+        dots(evil, [Dot(evil, 1.0, 0.5, marked=False, hollow=False)], "x", (1.0, "it")),
+        lines(evil, [Curve(evil, (1.0, 2.0), (1.0, 2.0))], ("x", "y"), levels=[(1.0, evil)]),
+    ]
+    table = Table(evil, (evil,), ((evil,),))
+    blocks = (Text(evil), table, *drawings)
+    made = render(Page("Run", evil, evil, (Section("a", evil, blocks),)))
+    assert "<script" not in made
+    assert HtmlPage(made).table("<script>")[1] == [evil]
+    for drawing in drawings:
+        text = drawn(drawing.address)
+        assert "&lt;script&gt;$x^2$" in text
+        assert not re.search(r"[\x00-\x08\x0b-\x1f]", text)
+
+
+def test_lines_draw_curves_with_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    curve = Curve("method", (1, 2, 3), (10.0, None, 30.0))
+    figure = Figure()
+    monkeypatch.setattr(blocks, "draw", lambda height, paint, form: paint(figure))
+    lines("it", [curve], ("x", "y"), levels=[(5.0, "five")]).drawn("svg")
+    level, line = figure.axes[0].lines
+    assert set(level.get_ydata()) == {5.0}
+    np.testing.assert_equal(np.array(line.get_ydata(), float), [10.0, np.nan, 30.0])
 
 
 def copied(name: str, folder: Path) -> Path:
@@ -34,38 +127,34 @@ def read(folder: Path) -> tuple[Study, StudyResults]:
     return Study(results.study, folder, results.file), results
 
 
-def has(shown: HtmlPage, *tables: Table | str | None) -> None:
+def has(shown: HtmlPage, *parts: Table | str | None) -> None:
     """Every table is on the page, cell by cell, and every paragraph."""
-    for table in tables:
-        if isinstance(table, str):
-            assert table in shown.text
+    for part in parts:
+        if isinstance(part, str):
+            assert part in shown.text
         else:
-            assert table is not None
-            rows = [list(row) for row in (table.columns, *table.rows)]
+            assert part is not None
+            rows = [list(row) for row in (part.columns, *part.rows)]
             assert rows in [found.rows for found in shown.tables]
 
 
-def test_a_study_has_all_its_tables(tmp_path: Path) -> None:
-    folder = copied("all-labels-medmcqa", tmp_path)
-    shown, (study, results) = page(folder), read(folder)
+def test_a_study_has_all_its_tables(written: dict[str, Path]) -> None:
+    shown, (study, results) = read_page(written["study"]), read(written["study"])
     cells = results.standing
     has(
         shown,
         tables.arms_table(study, cells),
         tables.class_il_table(study, cells),
         tables.cost_table(study, cells),
-    )
-    has(shown, tables.age_table(study, cells), *tables.on_all_tests(study, cells))
-    has(
-        shown,
+        tables.age_table(study, cells),
+        *tables.on_all_tests(study, cells),
         *tables.significance(study, cells),
         *tables.significance(study, cells, tables.CLASS_IL),
     )
 
 
-def test_a_study_writes_what_a_paper_takes_of_it(tmp_path: Path) -> None:
-    folder = copied("all-labels-medmcqa", tmp_path)
-    write_report(folder)
+def test_a_study_writes_what_a_paper_takes_of_it(written: dict[str, Path]) -> None:
+    folder = written["study"]
     study, results = read(folder)
     made = tables.arms_table(study, results.standing)
     lines = (folder / "paper/arms-and-measures.tex").read_text().splitlines()
@@ -87,6 +176,7 @@ def test_a_study_writes_what_a_paper_takes_of_it(tmp_path: Path) -> None:
     assert [path.read_bytes()[:5] for path in drawn] == [b"%PDF-", b"<?xml"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_of_settings_has_a_table_for_each(tmp_path: Path) -> None:
     folder = copied("memory", tmp_path)
     shown, (study, results) = page(folder), read(folder)
@@ -96,15 +186,21 @@ def test_a_study_of_settings_has_a_table_for_each(tmp_path: Path) -> None:
         has(shown, tables.arms_table(study, own))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_of_budgets_has_what_they_mean(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('epsilons = "1,8,inf"\nseeds = [0, 1]\n[arms.deal]\n')
     study = load_study(str(tmp_path / "mine.toml"))
     results = StudyResults(
-        study="mine", description="", wanted=6, defaults={}, cells=CELLS, file=study.file
+        study="mine", description="", wanted=6, defaults={}, cells=UNDER_BUDGETS, file=study.file
     )
     (tmp_path / "study.json").write_text(results.model_dump_json())
     shown = page(tmp_path)
-    has(shown, budget_table(study, "deal", CELLS), *meanings(CELLS), sweep_text(CELLS))
+    has(
+        shown,
+        tables.budget_table(study, "deal", UNDER_BUDGETS),
+        *tables.meanings(UNDER_BUDGETS),
+        tables.sweep_text(UNDER_BUDGETS),
+    )
     assert "at delta = 1e-05 per record, over all rounds and tasks; nobody." in shown.text
 
 
@@ -113,6 +209,7 @@ def stored(folder: Path, results: StudyResults, file: StudyFile, cells: list[Cel
     (folder / "study.json").write_text(results.model_copy(update=update).model_dump_json())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_only_cells_that_are_in_the_study_are_on_its_page(tmp_path: Path) -> None:
     """An arm has another name, a seed was taken out, and one cell has not been run yet."""
     folder = copied("medmcqa", tmp_path)
