@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import get_args
 
 import pytest
 
 from client.site_file import SiteFile
-from deal_core.aggregation.rules import AGGREGATION_RULES, ROBUST_RULES
-from deal_core.config.data import DataConfig, PartitionConfig, Table
-from deal_core.config.experiment import (
-    AggregationConfig,
-    Experiment,
-    MethodConfig,
-    ModelConfig,
-    PrivacyConfig,
-    WireConfig,
-)
-from deal_core.config.file import flatten
-from deal_core.data import SOURCES
-from deal_core.data.partition import PARTITIONERS
-from deal_core.methods import METHODS
-from deal_core.models import FAMILIES
-from deal_core.protection import MECHANISMS
-from deal_core.wire.tensors import CODECS
+from deal_core.config.data import Table
+from deal_core.config.experiment import Experiment
+from deal_core.config.run_config import flatten
 from docs.site.configuration import configuration_page
 
 LARGEST = 90
@@ -62,23 +48,3 @@ def test_every_key_has_a_docstring(model: type[Table]) -> None:
         if not (isinstance(field.annotation, type) and issubclass(field.annotation, Table))
     }
     assert [name for name in values if not model.model_fields[name].description] == []
-
-
-@pytest.mark.parametrize(
-    ("model", "key", "names"),
-    [
-        (MethodConfig, "name", METHODS),
-        (AggregationConfig, "rule", AGGREGATION_RULES),
-        (AggregationConfig, "robust", ROBUST_RULES),
-        (PrivacyConfig, "mechanism", MECHANISMS),
-        (ModelConfig, "family", FAMILIES),
-        (DataConfig, "source", SOURCES.keys() - {"site"}),  # what site.toml itself makes of sites
-        (PartitionConfig, "kind", PARTITIONERS),
-        (WireConfig, "dtype", CODECS),
-    ],
-)
-def test_a_choice_names_all_that_is_registered(
-    model: type[Table], key: str, names: Iterable[str]
-) -> None:
-    text = model.model_fields[key].description or ""
-    assert [name for name in names if f"`{name}`" not in text] == []
