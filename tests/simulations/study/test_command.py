@@ -36,7 +36,7 @@ data.tasks = ["laboratory", "surgery"]
 data.max_train = 8
 data.max_test = 8
 data.partition.kind = "iid"
-federation.clients = 2
+federation.clients = 3
 federation.rounds = 1
 train.max_length = 16
 run.threads = 1
@@ -168,7 +168,7 @@ def test_a_run_that_another_process_writes_fails_and_is_left_alone(tmp_path: Pat
     assert recorded(Path(theirs.run.out)).train.learning_rate == 0.5
 
 
-ONE_TASK = "".join(f'\nstream.orders.{k} = ["laboratory"]' for k in range(2))
+ONE_TASK = "".join(f'\nstream.orders.{k} = ["laboratory"]' for k in range(3))
 
 
 @pytest.mark.parametrize(
