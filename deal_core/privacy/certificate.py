@@ -49,7 +49,7 @@ def certificate(ledger: Ledger, disjoint_tasks: bool = False) -> dict[str, Any]:
         raise UserError(f"{ledger.path}: holds no release; there is nothing to certify")
     key = _site_key(ledger.folder)
     units = max((json.loads(plan).get("units", 0) for plan in ledger.plans().values()), default=0)
-    meaning = _meaning([entry.event for entry in entries], disjoint_tasks)
+    meaning = meaning_of([entry.event for entry in entries], disjoint_tasks)
     statement = {
         "version": VERSION,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -107,19 +107,6 @@ def _check_figures(statement: Mapping[str, Any], listed: Sequence[Mapping[str, A
     for name, value in meant.items():
         if said[name] != value or type(said[name]) is not type(value):
             raise UserError(f"certificate: its '{name}' is not what its events say")
-
-
-def _statement(entries: list[Entry], disjoint_tasks: bool, units: int) -> dict[str, Any]:
-    meaning = meaning_of([entry.event for entry in entries], disjoint_tasks)
-    return {
-        "version": VERSION,
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        **meaning,
-        "n_delta": units * meaning["delta"] if units and meaning["delta"] else None,
-        "disjoint_tasks": disjoint_tasks,
-        "head": entries[-1].hash,
-        "events": told_events(entries),
-    }
 
 
 def told_events(entries: Sequence[Entry]) -> list[dict[str, Any]]:

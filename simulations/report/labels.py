@@ -20,11 +20,11 @@ from deal_core.inference.folder import AdapterFolder
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Strict, read_results
-from simulations.engines.plugins import load_plugins
+from simulations.engines import load_plugins
 from simulations.output import Table, percent
 from simulations.report.blocks import Block, Heading, Text, whole
 from simulations.report.record import RunRecord
-from simulations.run.run_folder import check_rows_same
+from simulations.run.simulate import check_rows_same
 
 FILE = "labels.json"
 FEW = 20

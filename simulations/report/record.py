@@ -20,9 +20,8 @@ from server.measures import privacy_of
 from server.results import Privacy, Results, read_results, spending_in
 from simulations.output import DASH, Table, percent, print_line, print_table, signed
 from simulations.report.blocks import at_most, time
-from simulations.run.run_folder import RECORD, recorded, rows_of
 from simulations.run.run_log import RunLog
-from simulations.run.simulate import RECORD, recorded
+from simulations.run.simulate import RECORD, recorded, rows_of
 from simulations.run.summary import measured_by
 
 Rows = Sequence[Sequence[float | None]]

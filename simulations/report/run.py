@@ -30,8 +30,7 @@ from simulations.report.blocks import (
 )
 from simulations.report.labels import label_blocks
 from simulations.report.record import Rows, RunRecord, State, read_run, settings_text
-from simulations.run.progress import IDLE, PHASES
-from simulations.run.run_log import Round, reason_in
+from simulations.run.run_log import IDLE, PHASES, Round, reason_in
 from simulations.run.summary import (
     ACCURACY,
     large_delta,

@@ -19,10 +19,10 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, at_home
 from server.folder import RunFolder
 from server.results import read_results
-from simulations.engines.interrupt import STOPPED, deferred, stoppable, uninterrupted
+from simulations.engines import STOPPED, deferred, stoppable, uninterrupted
 from simulations.engines.worker_pool import gpus_here, shown_gpu
 from simulations.output import Table, print_line, print_table, require_one_kind
-from simulations.run.run_folder import RECORD, check_same, claimed, recorded
+from simulations.run.simulate import RECORD, check_same, claimed, recorded
 from simulations.study.grid import Study, chosen, grid, load_study, precise
 from simulations.study.results import (
     STUDY_JSON,

@@ -25,6 +25,7 @@ from deal_core.config.run_config import WHERE, Value, flatten
 from deal_core.data import open_source
 from deal_core.errors import UserError, at_home, choose
 from server.results import Strict
+from simulations.output import shipped_experiments, shipped_studies
 from simulations.run.experiment import (
     budget_setting,
     epsilons,
@@ -34,7 +35,6 @@ from simulations.run.experiment import (
     with_absolute_inputs,
     with_absolute_paths,
 )
-from simulations.run.shipped import shipped_experiments, shipped_studies
 from simulations.study.outcome import BOUNDS
 
 CELLS = "cells"

@@ -14,7 +14,7 @@ from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import Privacy, Strict, read_results
 from simulations.output import read_stored, write_texts
-from simulations.run.run_folder import AUTO, PRECISION, rows_of
+from simulations.run.simulate import AUTO, PRECISION, rows_of
 from simulations.study.grid import (
     CELLS,
     Cell,

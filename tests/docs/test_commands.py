@@ -20,7 +20,6 @@ from simulations.deployment.server.folder import ServerFolder
 from simulations.deployment.site.check import check_site
 from simulations.output import shipped_experiments
 from simulations.run.experiment import Request, load_experiment
-from simulations.run.shipped import shipped_experiments
 from simulations.study.grid import load_study
 from tests.docs.pages import PAGES, ROOT, commands, fences
 

@@ -18,8 +18,8 @@ from server.results import read_results, rounded_up
 from simulations.report.commands import write_report
 from simulations.report.labels import FILE, LabelCounts, TaskCounts, count_labels
 from simulations.report.record import read_run
-from simulations.run.run_folder import write_row_hashes
 from simulations.run.run_log import RunLog
+from simulations.run.simulate import write_row_hashes
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage, read_json
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -6,7 +6,7 @@ import pytest
 
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.errors import UserError
-from simulations.run.shipped import descriptions, shipped_experiments, shipped_studies
+from simulations.output import descriptions, shipped_experiments, shipped_studies
 from simulations.study.grid import Cell, Study, chosen, grid, load_study
 
 STUDY = """

@@ -30,7 +30,7 @@ from server.results import read_results
 from simulations import cli
 from simulations.engines.inprocess import run_inprocess
 from simulations.report.labels import count_labels, read_label_counts
-from simulations.run.run_folder import record
+from simulations.run.simulate import record
 from simulations.use.predict import PredictRequest, Score, predict, with_columns
 from tests.architectures import CONFIGS, save
 from tests.simulations.runs import accuracy_of, at, simulated
