@@ -13,7 +13,7 @@ from typing import Literal
 from rich.console import Console
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import WHERE, leaves
+from deal_core.config.file import WHERE, leaves
 from deal_core.errors import UserError, at_home
 from server.folder import RunFolder, held, read_events
 from server.measures import privacy_of

@@ -15,13 +15,15 @@ from pydantic import Field
 from deal_core.config.data import Table
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import (
+    WHERE,
+    Value,
     apply_overrides,
+    flatten,
     overlaid,
     parse_experiment,
     parse_tables,
     read_toml,
 )
-from deal_core.config.run_config import WHERE, Value, flatten
 from deal_core.data import open_source
 from deal_core.errors import UserError, at_home, choose
 from server.results import Strict

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import Field
 
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import Value
+from deal_core.config.file import Value
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import Privacy, Strict, read_results

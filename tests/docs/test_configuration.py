@@ -10,7 +10,7 @@ import pytest
 from client.site_file import SiteFile
 from deal_core.config.data import Table
 from deal_core.config.experiment import Experiment
-from deal_core.config.run_config import flatten
+from deal_core.config.file import flatten
 from docs.site.configuration import configuration_page
 
 LARGEST = 90

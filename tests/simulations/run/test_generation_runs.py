@@ -26,7 +26,7 @@ from deal_core.models import adapter_shapes
 from deal_core.training.evaluation import count_correct
 from deal_core.training.text_overlap import TEXT_MEASURES, rouge_l
 from server.results import read_results
-from simulations.engines.inprocess import run_inprocess
+from server.run import load_checkpoint
 from simulations.report.labels import count_labels
 from simulations.run.check import preflight
 from simulations.run.model_checks import check_components, check_statistics

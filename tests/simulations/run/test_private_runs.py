@@ -17,7 +17,6 @@ from deal_core.errors import UserError
 from deal_core.privacy.events import Budget, composed
 from deal_core.privacy.ledger import Ledger
 from server.results import read_results
-from simulations.engines.inprocess import run_inprocess
 from simulations.report.ledger import verify
 from simulations.run.check import preflight
 from simulations.run.data_checks import check_data

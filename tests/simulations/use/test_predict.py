@@ -28,7 +28,6 @@ from deal_core.models.interface import Encoded
 from deal_core.training.evaluation import AnswerSpace, Scorer, count_both
 from server.results import read_results
 from simulations import cli
-from simulations.engines.inprocess import run_inprocess
 from simulations.report.labels import count_labels, read_label_counts
 from simulations.run.simulate import record
 from simulations.use.predict import PredictRequest, Score, predict, with_columns
