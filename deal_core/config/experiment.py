@@ -7,7 +7,8 @@ Flower's run config (:mod:`deal_core.config.file`).
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -287,6 +288,11 @@ class Experiment(Table):
     privacy: PrivacyConfig = PrivacyConfig()
     train: TrainConfig = TrainConfig()
     run: RunConfig = RunConfig()
+
+    def changed(self, **tables: Mapping[str, Any]) -> Experiment:
+        """Return it with other values of some keys, given table by table and not checked."""
+        new = {name: getattr(self, name).model_copy(update=keys) for name, keys in tables.items()}
+        return self.model_copy(update=new)
 
 
 def may_take_sums(experiment: Experiment) -> bool:

@@ -9,21 +9,16 @@ that are made without them, and a curve that holds for each canary.
 
 For a test of "the record was not there" with false alarms at rate ``y``, at most
 ``fbar(y) = min over epsilon of delta(epsilon) + e^epsilon y`` of the cases where it was there are
-found, epsilon below zero included. All pairs ``(epsilon, delta(epsilon))`` that the accountant
-has for what a ledger holds go into it, and not the one at which a budget was set.
+found, epsilon below zero included. Of ``m`` canaries, each there or not by a fair coin of its own,
+``r`` are guessed, and ``C`` of the guesses are right. With ``p_i = P(C = i)``, for every ``t``,
 
-Of ``m`` canaries, each there or not by a fair coin of its own, ``r`` are guessed, and ``C`` of the
-guesses are right; ``p_i = P(C = i)``. Turn one coin: what was a right guess becomes a wrong one,
-and no more right guesses are found among those that the other ``C - 1`` leave than the curve
-allows. Summed over all coins that gives, for every ``t``,
+    sum_{i >= t} i/m p_i  <=  fbar( sum_{i >= t-1} (r - i)/m p_i ),
 
-    sum_{i >= t} i/m p_i  <=  fbar( sum_{i >= t-1} (r - i)/m p_i ).
-
-The largest ``P(C >= c)`` that all of these allow is the p-value. It has all its mass at ``c``
-(more right guesses would only ask for more); below ``c`` come, from ``t = c`` down, the smallest
-masses that the inequalities need; where these pass 1, so much is impossible. One run refutes
-little: a mechanism may leak much more than usual with a small probability. It cannot do so every
-time, so independent repetitions are judged together.
+as docs/audit.md explains. The largest ``P(C >= c)`` that all of these allow is the p-value. It has
+all its mass at ``c`` (more right guesses would only ask for more); below ``c`` come, from ``t = c``
+down, the smallest masses that the inequalities need; where these pass 1, so much is impossible. One
+run refutes little: a mechanism may leak much more than usual with a small probability. It cannot do
+so every time, so independent repetitions are judged together.
 
 Sources: Dong, Roth & Su, "Gaussian differential privacy", JRSS B 2022, proposition 6 (there
 ``f(y) = 1 - fbar(y)``); Mahloujifar, Melis & Chaudhuri, "Auditing f-differential privacy in one
@@ -34,7 +29,7 @@ p-value from several, one-sided).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -44,6 +39,7 @@ from scipy.special import betainc, betaincinv
 from scipy.stats import binom
 
 from deal_core.privacy.accountant import DpEvent, epsilon_of, privacy_curve, with_steps_added
+from server.results import Strict
 
 Array = NDArray[np.float64]
 
@@ -97,48 +93,44 @@ def guess(scores: Array, included: NDArray[np.bool_]) -> tuple[Guesses, ...]:
     if np.isnan(scores).any():
         raise ValueError("a score is not a number")
     ranked, m = included[np.argsort(scores, kind="stable")], len(scores)
+
+    def count(share: float) -> int:
+        return max(1, round(share * m)) if share and m > 1 else 0
+
     outcomes = []
     for out, there in CHOICES:
-        lowest = _count(out, m)
-        low, high = ranked[:lowest], ranked[m - min(_count(there, m), m - lowest) :]
+        low = ranked[: count(out)]
+        high = ranked[m - min(count(there), m - len(low)) :]
         outcomes.append(Guesses(m, len(low) + len(high), int((~low).sum() + high.sum())))
     return tuple(outcomes)
 
 
-def _count(share: float, m: int) -> int:
-    return max(1, round(share * m)) if share and m > 1 else 0
-
-
-@dataclass(frozen=True)
-class Repetition:
-    """One training with canaries: what the ledger holds of it, and an outcome for every choice of
-    how many to guess."""
+class Repetition(Strict):
+    """One training with canaries."""
 
     spent: tuple[DpEvent, ...]
+    """What the ledger holds of it, equal steps together."""
     outcomes: tuple[Guesses, ...]
+    """Of the guesses, one for every choice of how many."""
 
 
 @dataclass(frozen=True)
 class LowerBound:
-    """What one audit refutes.
-
-    Attributes:
-        epsilon: of the least noise that is refuted, at ``delta``: if the mechanism is the claimed
-            one but for its noise, its epsilon is at least this, with 95 % confidence; 0: none is.
-        delta: at which.
-        scale: the least noise that is refuted, in units of what was claimed; at 1 or below the
-            claim itself is refuted; None: none is.
-    """
+    """What one audit refutes."""
 
     epsilon: float
+    """Of the least noise that is refuted: if the mechanism is the claimed one but for its noise,
+    its epsilon at ``delta`` is at least this, with 95 % confidence; 0: none is."""
     delta: float
     scale: float | None
+    """The least noise that is refuted, in units of what was claimed; at 1 or below the claim itself
+    is refuted; None: none is."""
 
 
 def claim_p_value(repetitions: Sequence[Repetition], scale: float = 1.0) -> float:
     """Return the probability, at most, of guesses as right as these if the ledgers are true, but
     for so many times the noise; over all choices of how many to guess."""
-    curves = [_curve(with_steps_added(_scaled(each.spent, scale))) for each in repetitions]
+    curves = [trade_off(with_steps_added(_scaled(each.spent, scale))) for each in repetitions]
     choices = [
         combined([p_value(each, curve) for each, curve in zip(choice, curves, strict=True)])
         for choice in zip(*(each.outcomes for each in repetitions), strict=True)
@@ -172,8 +164,6 @@ def combined(p_values: Sequence[float]) -> float:
     """Return the p-value of all; each alone is at most ``x`` with probability at most ``x``,
     whatever the others are."""
     count = len(p_values)
-    if count == 1:
-        return float(p_values[0])
     ranks = np.arange(1, count + 1)
     levels = betainc(ranks, count - ranks + 1, np.sort(p_values))
     return _any_below(betaincinv(ranks, count - ranks + 1, float(levels.min())))
@@ -196,15 +186,12 @@ def _any_below(bounds: Array) -> float:
 
 @dataclass(frozen=True)
 class TradeOff:
-    """The curve, by its inverse, which is convex and made of straight pieces.
-
-    Attributes:
-        found: rates of true finds at the ends of the pieces, rising from 0 to 1.
-        false_alarms: the least rate of false alarms that goes with each.
-    """
+    """The curve, by its inverse, which is convex and made of straight pieces."""
 
     found: Array
+    """Rates of true finds at the ends of the pieces, rising from 0 to 1."""
     false_alarms: Array
+    """The least rate of false alarms that goes with each."""
 
     def least_false_alarms(self, found: Array) -> Array:
         """Return the least rate of false alarms of a test that finds so much; beyond 1: beyond 1,
@@ -213,13 +200,11 @@ class TradeOff:
         return np.where(found > 1, np.maximum(found, inside), inside)
 
 
-def trade_off(spent: Iterable[DpEvent]) -> TradeOff:
+@lru_cache(maxsize=64)
+def trade_off(spent: tuple[DpEvent, ...]) -> TradeOff:
     """Return the curve of everything that was spent together, in either direction (a record added,
     a record removed)."""
     return trade_off_of(*privacy_curve(spent, EPSILONS, FINEST))
-
-
-_curve = lru_cache(maxsize=64)(trade_off)
 
 
 def trade_off_of(epsilons: Array, deltas: Array) -> TradeOff:

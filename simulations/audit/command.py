@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from deal_core.errors import UserError, at_home
 from deal_core.models import embedding_size
 from deal_core.privacy.events import unit_text
 from server.results import Strict, rounded_up
+from simulations.audit.canaries import GradientCanaries
 from simulations.audit.claim import SIGNIFICANCE, LowerBound, claim_p_value, lower_bound
-from simulations.audit.run import Found, Training, carry_out
+from simulations.audit.run import Found, carry_out
 from simulations.engines import STOPPED, stoppable
 from simulations.output import DASH, Table, print_line, print_table, require_one_kind, write_texts
 from simulations.run.check import preflight
@@ -76,7 +76,7 @@ def run_audit(
     base = load_experiment(Request(name, str(folder), tuple(overrides)))
     budgets = epsilons(epsilon)
     _check(name, base, client, budgets)
-    training = Training(base, client, _with_room(base, canaries), records, seed)
+    room = _with_room(base, canaries)
     with console.status("checking the experiment and its data"):
         preflight(with_budget(base, budgets[0]))
     found: dict[float, list[Found]] = {}
@@ -84,13 +84,22 @@ def run_audit(
         with stoppable("the training at work ends, and nothing is kept"):
             for budget, repeat in product(budgets, range(repetitions)):
                 print_line(console, f"epsilon {named(budget)}, {repeat + 1}")
-                one = replace(training, experiment=with_budget(base, budget), repeat=repeat)
-                found.setdefault(budget, []).append(carry_out(one, told_to(console)))
+                own = GradientCanaries(room, seed, repeat)
+                one = carry_out(with_budget(base, budget), client, own, records, told_to(console))
+                found.setdefault(budget, []).append(one)
     except KeyboardInterrupt:
         print_line(console, "stopped; nothing is kept")
         return STOPPED
     with console.status("judging"):
-        cells = [_judged(budget, own) for budget, own in found.items()]
+        cells = [
+            AuditedCell(
+                epsilon=named(budget),
+                p_value=claim_p_value(trainings),
+                bound=lower_bound(trainings, trainings[0].delta),
+                trainings=trainings,
+            )
+            for budget, trainings in found.items()
+        ]
         audit = Audit(experiment=Path(name).stem, cells=cells)
     write_texts(folder, {"audit.json": audit.model_dump_json(indent=1) + "\n"})
     print_table(console, attack_table(audit))
@@ -147,16 +156,6 @@ def _check(name: str, base: Experiment, client: int, budgets: Sequence[float]) -
             "embeddings; audit an experiment that adds up gradients, with noise of the same kind: "
             "deal audit private"
         )
-
-
-def _judged(epsilon: float, own: list[Found]) -> AuditedCell:
-    repetitions = [each.repetition for each in own]
-    return AuditedCell(
-        epsilon=named(epsilon),
-        p_value=claim_p_value(repetitions),
-        bound=lower_bound(repetitions, own[0].delta),
-        trainings=own,
-    )
 
 
 class AuditedCell(Strict):

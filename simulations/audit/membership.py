@@ -14,28 +14,32 @@ Nature Genetics 2009 (sums).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from scipy.stats import bootstrap, rankdata
+from torch import Tensor
 
 from deal_core.config.experiment import Experiment, at_server
-from deal_core.data import Example, open_source
+from deal_core.data import open_source
 from deal_core.deal.interface import Statistics, statistics_of
 from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.models import load_model
-from deal_core.privacy.distributed_noise import COUNT_WEIGHT
+from deal_core.privacy.distributed_noise import clipped_class_sums
+from deal_core.privacy.dpsgd import Groups
 from deal_core.protection import class_sum_noise
 from deal_core.training.evaluation import base_embeddings
 from server.folder import Listener
 from server.results import Strict
-from simulations.audit.adapter_scores import adapter_scores
 from simulations.audit.canaries import Scores
-from simulations.audit.run import DELTA
+from simulations.audit.run import DELTA, adapter_scores
 from simulations.output import DASH, Table, print_line, print_table, require_one_kind, write_texts
 from simulations.run.check import preflight
 from simulations.run.data_checks import expected_auc
@@ -60,6 +64,8 @@ MOST = 640
 """Records of a label that are embedded; a sum takes a third of a label's at most."""
 DRAWS = 4
 """Sums of each size and label."""
+GRID = 2.0**-30
+"""Step to which a record's part is rounded, in units of the bound."""
 Rows = NDArray[np.float64]
 FALSE_POSITIVES = 1e-3
 """Rate at which true positives are told; of 1,000 others or more."""
@@ -169,21 +175,16 @@ def embedded(experiment: Experiment, seed: int) -> list[Rows]:
     subspace = statistics.subspace(experiment.data, model, [task.labels for task in tasks])
     found = []
     for task in tasks:
-        examples = list(_few([*task.train, *task.test], seed))
+        examples, taken = [], Counter[str]()
+        every = [*task.train, *task.test]
+        for place in np.random.default_rng(seed).permutation(len(every)):
+            taken[every[place].label] += 1
+            if taken[every[place].label] <= MOST:
+                examples.append(every[place])
         vectors = base_embeddings(model, model.encode(examples, task.labels), statistics.layers)
-        coordinates = subspace.project(vectors).double().numpy()
-        rows = as_added(coordinates, experiment.privacy.max_grad_norm)
+        rows = as_added(subspace.project(vectors), experiment.privacy.max_grad_norm)
         found += [rows[[each.label == label for each in examples]] for label in task.labels]
     return [rows for rows in found if len(rows)]
-
-
-def _few(examples: Sequence[Example], seed: int) -> Iterator[Example]:
-    taken: dict[str, int] = {}
-    for place in np.random.default_rng(seed).permutation(len(examples)):
-        example = examples[place]
-        taken[example.label] = taken.get(example.label, 0) + 1
-        if taken[example.label] <= MOST:
-            yield example
 
 
 def noises(experiment: Experiment) -> Iterator[tuple[str, str, float]]:
@@ -207,7 +208,7 @@ def noises(experiment: Experiment) -> Iterator[tuple[str, str, float]]:
         }
     yield "a sum", "none", 0.0
     for name, change in changes.items():
-        config = experiment.model_copy(update={"privacy": privacy.model_copy(update=change)})
+        config = experiment.changed(privacy=change)
         multiplier, shares = class_sum_noise(config, statistics, clients, tasks)
         for apart in sorted({0, privacy.colluding}):
             who = f"server and {apart} colluding" if apart else "server"
@@ -228,32 +229,32 @@ def told_of_sums(
             if not each:
                 continue
             inside, outside, expected = zip(*each, strict=True)
-            areas = [area(members, others) for members, others, _ in each]
-            figures = {"deviation": deviation, "records": size, "auc": float(np.mean(areas))}
-            figures |= {"expected": float(np.mean(expected))}
-            found.append(_told(seen, noise, inside, outside, figures))
+            auc = np.mean([area(members, others) for members, others, _ in each])
+            figures = {"auc": float(auc), "expected": float(np.mean(expected))}
+            figures |= {"deviation": deviation, "records": size}
+            found.append(
+                _told(seen, noise, np.concatenate(inside), np.concatenate(outside), **figures)
+            )
     return found
 
 
-def _told(
-    seen: str,
-    noise: str,
-    inside: Sequence[Scores],
-    outside: Sequence[Scores],
-    figures: Mapping[str, object],
-) -> Told:
+def _told(seen: str, noise: str, members: Scores, others: Scores, **figures: Any) -> Told:
     """Return one attack, with the scores of members and others."""
-    members, others = np.concatenate(inside), np.concatenate(outside)
-    own = {"found": true_positive_rate(members, others), "auc": area(members, others)}
-    own |= {"records": len(members), "members": len(members), "others": len(others)}
-    return Told.model_validate({"seen": seen, "noise": noise, **own, **figures})
+    return Told(
+        seen=seen,
+        noise=noise,
+        found=true_positive_rate(members, others),
+        members=len(members),
+        others=len(others),
+        **figures,
+    )
 
 
 def _attacked(
     data: Sequence[Rows], size: int, deviation: float, seed: int
 ) -> Iterator[tuple[Scores, Scores, float]]:
-    """Yield the scores of members and others of several sums of each label that has three times
-    the records, and the area that is expected."""
+    """Yield scores of members and others of several sums of each label that has three times the
+    records, and the area that is expected."""
     rng = np.random.default_rng((seed, size))
     scatters = [(len(rows) - 1) * np.cov(rows, rowvar=False) for rows in data if len(rows) > 1]
     within, freedom = sum(scatters), sum(len(rows) - 1 for rows in data)
@@ -285,15 +286,14 @@ def told_of_adapters(
         config = with_budget(experiment, epsilon)
         noise = f"ε = {epsilon:g}" if math.isfinite(epsilon) else "none"
         for server_round, pairs in adapter_scores(config, client, listener).items():
-            inside, outside = zip(*pairs, strict=True)
-            both = np.concatenate(inside), np.concatenate(outside)
-            if not all(map(len, both)):
+            members, others = (np.concatenate(each) for each in zip(*pairs, strict=True))
+            if not (len(members) and len(others)):
                 continue
+            both = members, others
             bounds = bootstrap(both, area, method="percentile", n_resamples=1000, rng=seed)
-            low, high = bounds.confidence_interval
-            figures = {"interval": (float(low), float(high))}
-            seen = f"adapter of round {server_round}"
-            found.append(_told(seen, noise, inside, outside, figures))
+            low, high = map(float, bounds.confidence_interval)
+            figures = {"records": len(members), "auc": area(*both), "interval": (low, high)}
+            found.append(_told(f"adapter of round {server_round}", noise, *both, **figures))
     return found
 
 
@@ -314,11 +314,13 @@ def true_positive_rate(members: Scores, others: Scores) -> float | None:
     return float((members > threshold).mean())
 
 
-def as_added(vectors: Rows, bound: float) -> Rows:
+def as_added(vectors: Tensor, bound: float) -> Rows:
     """Return what each record adds to a class sum, its count left out: clipped with that."""
-    lengths = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True) + COUNT_WEIGHT**2)
-    clipped: Rows = vectors * (bound / np.maximum(lengths, bound))
-    return clipped
+    count = len(vectors)
+    places, step = range(count), bound * GRID
+    alone = torch.arange(count)  # a label of its own for each
+    sums = clipped_class_sums(vectors, alone, count, places, Groups(places), bound, step)
+    return step * sums[:, :-1].double().cpu().numpy()
 
 
 def sum_scores(

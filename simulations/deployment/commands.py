@@ -66,8 +66,7 @@ def server_backup(
     to: Annotated[str, typer.Argument(metavar="TO", help="A new folder.")], folder: ServerDir = "."
 ) -> None:
     """Copy keys, list of sites, database and runs, while the server runs."""
-    from simulations.deployment.backup import backup_server
-    from simulations.deployment.server.folder import ServerFolder
+    from simulations.deployment.server.folder import ServerFolder, backup_server
 
     print(*backup_server(ServerFolder(folder), to), sep="\n")
 
@@ -78,7 +77,7 @@ def site_backup(
     folder: SiteFolder = Path("."),
 ) -> None:
     """Copy settings, key, ledger and what is kept of runs, while the site takes part."""
-    from simulations.deployment.backup import backup_site
+    from simulations.deployment.site.folder import backup_site
 
     print(*backup_site(at_home(folder).resolve(), to), sep="\n")
 

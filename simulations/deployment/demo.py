@@ -52,13 +52,8 @@ RUN_SECONDS = 1200.0
 
 
 def run_demo(where: str, sites: int, console: Console, write_page: Callable[[Path], None]) -> int:
-    """Start a server and sites on this machine, run an experiment to its end, stop all of it.
-
-    Args:
-        where: a new folder.
-        sites: two or three.
-        console: for people.
-        write_page: called with the folder of the finished run.
+    """Start a server and two or three sites in a new folder of this machine, run an experiment to
+    its end, stop all of it; ``write_page`` is called with the folder of the finished run.
 
     Returns:
         The exit code: 0; 130 where it was stopped.
@@ -100,7 +95,7 @@ def _run(folder: Path, names: Sequence[str], console: Console) -> Path:
         )
         deal.start("server", "server", "start", server)
         with console.status("waiting for the server"):
-            deal.wait_for("the server", lambda: _answers(port), START_SECONDS)
+            deal.wait_for("the server", lambda: answers(port), START_SECONDS)
         for name in names:
             site = folder / "sites" / name
             deal.call(
@@ -163,8 +158,18 @@ class Commands:
         return self
 
     def __exit__(self, *raised: object) -> None:
+        """Ask sites and then the server to end, wait, and end what is left, with all of theirs."""
         with uninterrupted():
-            self.stop()
+            for process in reversed(self.started.values()):
+                with suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGTERM)
+            end = time.monotonic() + STOP_SECONDS
+            for process in self.started.values():
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0.0, end - time.monotonic()))
+            stop_all(self.folder, MARK)
+            for process in self.started.values():
+                process.wait()
 
     def _line(self, words: Sequence[object]) -> list[str]:
         below = f"{Path.cwd()}/"
@@ -205,19 +210,6 @@ class Commands:
                 raise UserError(f"{what}: not within {seconds:g} s; logs are in {self.folder}")
             time.sleep(POLL_SECONDS)
 
-    def stop(self) -> None:
-        """Ask sites and then the server to end, wait, and end what is left, with all of theirs."""
-        for process in reversed(self.started.values()):
-            with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + STOP_SECONDS
-        for process in self.started.values():
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, end - time.monotonic()))
-        stop_all(self.folder, MARK)
-        for process in self.started.values():
-            process.wait()
-
 
 def ended(tail: Tail, listener: Listener) -> bool:
     """Hand the listener what is new of a run; whether it has finished. UserError: it stopped."""
@@ -231,9 +223,7 @@ def ended(tail: Tail, listener: Listener) -> bool:
     return False
 
 
-def _answers(port: int) -> bool:
-    try:
-        with socket.create_connection((LOCAL, port), timeout=1):
-            return True
-    except OSError:
-        return False
+def answers(port: int) -> bool:
+    """Whether something listens on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex((LOCAL, port)) == 0

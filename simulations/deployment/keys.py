@@ -8,9 +8,9 @@ import ipaddress
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -47,8 +47,7 @@ def check_secret(path: Path) -> None:
         raise UserError(f"{path}: others can read this private key; run chmod 600 {path}")
 
 
-@dataclass(frozen=True)
-class KeyPair:
+class KeyPair(NamedTuple):
     """A private key and its public half, a line or a certificate, as the bytes of their files."""
 
     private: bytes

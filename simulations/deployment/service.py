@@ -1,5 +1,6 @@
 """Server and site as services: one of Flower's programs in the foreground, as a service manager
-wants it, and the systemd unit that keeps it running."""
+wants it, the systemd unit that keeps it running, and a backup of all that cannot be made again, as
+it was at one moment, while it runs."""
 
 from __future__ import annotations
 
@@ -7,14 +8,17 @@ import ctypes
 import math
 import os
 import re
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from string import Template
 from types import FrameType
@@ -33,6 +37,12 @@ HUNG_SECONDS = 10.0
 """How long a program may live after it has said that it cannot go on."""
 HUNG = 75
 """Exit code of a program that was ended because it hung."""
+DATABASES = (".db", ".sqlite")
+MADE_AGAIN = (".lock", ".pid", ".log", ".log.1", ".secret", "-wal", "-shm")
+"""Ends of names: of what a process makes, and of parts of a database."""
+SECRETS = "secure-sum"
+NOT_KEPT = {"empty", "apps", "worker"}
+"""Folders that Flower or a site's worker fills."""
 
 
 def supervise(
@@ -180,7 +190,13 @@ def filled(template: str, **words: object) -> str:
     return _Placeholders(text).substitute(words)
 
 
-def service_unit(side: str, folder: Path, fixed: Sequence[Path], changed: Path) -> str:
+def quoted(value: Path | str) -> str:
+    """Return one word of a configuration file, in quotes."""
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
+
+
+def unit(side: str, folder: Path, fixed: Sequence[Path], changed: Path) -> str:
     """Return the text of a systemd unit; what it runs can change nothing but its state.
 
     Args:
@@ -191,6 +207,10 @@ def service_unit(side: str, folder: Path, fixed: Sequence[Path], changed: Path) 
     """
     # Below a home the strict setting would hide the folder itself.
     homes = {Path("/home"), Path("/root")}
+
+    def word(value: Path | str) -> str:
+        return quoted(value).replace("%", "%%")
+
     places = [folder, CODE, Path(sys.executable), *fixed]
     hidden = any(homes & set(place.parents) for place in places)
     try:
@@ -201,26 +221,70 @@ def service_unit(side: str, folder: Path, fixed: Sequence[Path], changed: Path) 
         "unit.service",
         side=side,
         user=owner,
-        python=_argument(sys.executable),
-        folder=_argument(folder),
-        fixed=" ".join(_quoted(path) for path in fixed),
-        changed=_quoted(changed),
-        plain_folder=_percent(folder),
-        environment=_quoted(f"PYTHONPATH={CODE}"),
+        python=word(sys.executable).replace("$", "$$"),  # variables are put into a command
+        folder=word(folder).replace("$", "$$"),
+        fixed=" ".join(map(word, fixed)),
+        changed=word(changed),
+        plain_folder=str(folder).replace("%", "%%"),
+        environment=word(f"PYTHONPATH={CODE}"),
         home="read-only" if hidden else "yes",
     )
 
 
-def _quoted(value: Path | str) -> str:
-    """Quote a path, so that systemd reads it as one word."""
-    text = _percent(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
+def backup(sources: Mapping[str, Path], to: Path) -> str:
+    """Copy files and folders, by their names in a new folder (empty: what is in the folder), which
+    is there whole or not at all.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UserError: it is there already, lies in what is copied, or cannot be written.
+    """
+    part = to.with_name(f"{to.name}.part")
+    if to.exists():
+        raise UserError(f"{to}: is there already; choose a new folder")
+    if any(source.resolve() in to.resolve().parents for source in sources.values()):
+        raise UserError(f"{to}: lies in what is copied; choose a folder elsewhere")
+    shutil.rmtree(part, ignore_errors=True)
+    count = size = 0
+    elsewhere: list[str] = []
+    try:
+        part.mkdir(mode=0o700, parents=True)
+        for name, source in sources.items():
+            # In the order of names: the head of a ledger, which may be behind it, comes first.
+            for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+                inside = path.relative_to(source)
+                if path.is_symlink() and path.is_dir() and not left_out(inside / "file"):
+                    elsewhere.append(str(path))
+                if not path.is_file() or left_out(inside):
+                    continue
+                target = part / name / inside
+                target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                (copy_database if path.suffix in DATABASES else shutil.copy2)(path, target)
+                count, size = count + 1, size + target.stat().st_size
+        os.rename(part, to)
+    except (OSError, sqlite3.Error) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"{to}: cannot be written ({error})") from None
+    missing = f"; left out, as links to folders: {', '.join(elsewhere)}" if elsewhere else ""
+    done = f"copied {count} files, {size / 1e6:.1f} MB, to {to}; private keys are among them"
+    return done + missing
 
 
-def _argument(value: Path | str) -> str:
-    """Return the same in a command line, where variables are put in."""
-    return _quoted(value).replace("$", "$$")
+def left_out(path: Path) -> bool:
+    """Return whether a file is made anew by whoever needs it, or holds secrets of secure sums, with
+    which a stolen copy could open what is masked."""
+    above = takewhile("runs".__ne__, path.parts[:-1])  # the server has named what is below
+    made = not NOT_KEPT.isdisjoint(above)
+    return made or path.name.endswith(MADE_AGAIN) or path.name.startswith(SECRETS)
 
 
-def _percent(value: Path | str) -> str:
-    return str(value).replace("%", "%%")
+def copy_database(source: Path, target: Path) -> None:
+    """Copy a database as it is at one moment, with what its journal holds."""
+    with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+        old.backup(new)
+        (said,) = new.execute("PRAGMA integrity_check").fetchone()
+        if said != "ok":
+            raise sqlite3.DatabaseError(f"{source}: {said}")
+    shutil.copymode(source, target)

@@ -116,17 +116,13 @@ def killed(experiment: str, settings: dict[str, Any], out: Path) -> None:
 
 
 def deployed(folder: Path) -> dict[str, Any]:
-    from tests.simulations.deployment.loopback import federation
-    from tests.simulations.deployment.short_experiment import experiment_file
-    from tests.simulations.deployment.site_data import divide
+    from tests.simulations.deployment.loopback import divide, experiment_file, federation
 
     sites = {"north": ".csv", "south": ".jsonl"}
     divide(folder / "data", sites)
     experiment = experiment_file(folder / "two-tasks.toml")
     with federation(folder) as fed:
-        for site in sites:
-            fed.add(site, folder / "data" / site, experiment)
-            fed.start_site(site)
+        fed.join(sites, folder / "data", experiment)
         run = fed.submit(experiment)
         fed.wait_event(run, "run_finished", 500)
         return told(fed.run(run), {site: fed.site(site) / "state" for site in sites})

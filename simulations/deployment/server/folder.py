@@ -1,5 +1,6 @@
 """The server: its folder and settings, ``deal server init``, which fills it, ``deal server start``,
-which runs Flower's SuperLink with TLS and a lasting memory, and who may sign in there."""
+which runs Flower's SuperLink with TLS and a lasting memory, its backup, and who may sign in
+there."""
 
 from __future__ import annotations
 
@@ -22,16 +23,7 @@ from deal_core.config.data import Table
 from deal_core.config.file import parse_tables, read_toml
 from deal_core.errors import UserError, at_home
 from server.folder import EventLog
-from simulations.deployment.keys import (
-    check_secret,
-    expiring,
-    fingerprint_of_line,
-    make_authority,
-    make_server_certificate,
-    read_public_key,
-    write_secret,
-)
-from simulations.deployment.service import filled, require_idle, service_unit, supervise
+from simulations.deployment import keys, service
 from simulations.engines.flower import CONNECTION, LOCAL, FlowerHome, program
 from simulations.output import toml_lines
 
@@ -97,38 +89,44 @@ class ServerFolder:
 def init_server(folder: ServerFolder, settings: ServerSettings) -> list[str]:
     """Fill an empty or missing folder; return the lines to print. UserError: it cannot be."""
     for host in settings.hosts:
-        _require_host(host)
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            if not HOST.fullmatch(host):
+                raise UserError(
+                    f"--host {host}: neither a host name nor an address; give it without port"
+                ) from None
     if settings.port == settings.superlink_port:
         raise UserError("--port and --superlink-port must differ: the proxy stands before the link")
     if folder.settings_file.exists() or folder.authority_key.exists():
         raise UserError(f"{folder.path}: holds a server already; choose another folder")
     if "$" in str(folder.path):
         raise UserError(f"{folder.path}: nginx takes no path with $; choose another folder")
-    proxy = filled(
+    proxy = service.filled(
         "nginx.conf",
         port=settings.port,
         names=" ".join(settings.hosts),
-        certificate=_nginx_word(folder.certificate),
-        key=_nginx_word(folder.key),
-        authority=_nginx_word(folder.authority),
+        certificate=service.quoted(folder.certificate),
+        key=service.quoted(folder.key),
+        authority=service.quoted(folder.authority),
         superlink_port=settings.superlink_port,
     )
-    authority = make_authority()
+    authority = keys.make_authority()
     # The server itself, and its proxy, reach the SuperLink by its local address.
     hosts = list(dict.fromkeys([*settings.hosts, LOCAL, "localhost"]))
-    server = make_server_certificate(authority, hosts)
+    server = keys.make_server_certificate(authority, hosts)
     fixed = (folder.settings_file, folder.authority, folder.certificate, folder.key)
     try:
         folder.runs.mkdir(parents=True, exist_ok=True)
         folder.path.chmod(0o700)
-        write_secret(folder.authority_key, authority.private)
-        write_secret(folder.key, server.private)
+        keys.write_secret(folder.authority_key, authority.private)
+        keys.write_secret(folder.key, server.private)
         folder.authority.write_bytes(authority.public)
         folder.certificate.write_bytes(server.public)
         folder.flower.connect(f"{LOCAL}:{settings.superlink_port}", folder.authority)
         folder.sites.write_text("{}\n", encoding="utf-8")
         (folder.path / "nginx.conf").write_text(proxy, encoding="utf-8")
-        unit = service_unit("server", folder.path, fixed, folder.path)
+        unit = service.unit("server", folder.path, fixed, folder.path)
         (folder.path / "deal-server.service").write_text(unit, encoding="utf-8")
         folder.settings_file.write_text(toml_lines(settings.model_dump()), encoding="utf-8")
     except OSError as error:
@@ -147,31 +145,12 @@ def init_server(folder: ServerFolder, settings: ServerSettings) -> list[str]:
     ]
 
 
-def _require_host(host: str) -> None:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        if not HOST.fullmatch(host):
-            raise UserError(
-                f"--host {host}: neither a host name nor an address; give it without port"
-            ) from None
-
-
-def _nginx_word(path: Path) -> str:
-    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
 def start_server(folder: ServerFolder) -> None:
-    """Run Flower's SuperLink until it is asked to end. It listens on this machine alone: sites of
-    others come through the proxy.
-
-    Raises:
-        UserError: no server's folder, an unsafe key, it runs already, or it has ended by itself.
-    """
+    """Run the SuperLink, for this machine alone, until it is asked to end. UserError: it cannot."""
     settings = folder.settings()
-    check_secret(folder.key)
-    require_idle(folder.pid, settings.superlink_port)
-    for line in expiring(folder.certificate, folder.authority):
+    keys.check_secret(folder.key)
+    service.require_idle(folder.pid, settings.superlink_port)
+    for line in keys.expiring(folder.certificate, folder.authority):
         print(f"warning: {line}")
     print(
         f"SuperLink on {LOCAL}:{settings.superlink_port}, log in {folder.log}; Ctrl-C ends it\n"
@@ -194,8 +173,15 @@ def start_server(folder: ServerFolder) -> None:
         *("--host", LOCAL, "--port", str(settings.superlink_port)),
         *("--database", str(folder.database)),
     ]
-    if supervise(command, folder.flower, folder.log, folder.pid):
+    if service.supervise(command, folder.flower, folder.log, folder.pid):
         raise UserError(f"Flower's SuperLink has ended by itself; {folder.log} says why")
+
+
+def backup_server(folder: ServerFolder, to: str) -> list[str]:
+    """Copy a server; return the lines to print. UserError: it cannot be."""
+    folder.settings()
+    done = service.backup({"": folder.path}, at_home(to).absolute())
+    return [done, f"to restore: copy it to {folder.path}, and deal server start {folder.path}"]
 
 
 def registered(folder: ServerFolder) -> dict[str, dict[str, Any]]:
@@ -213,15 +199,12 @@ def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
     if not NAME.fullmatch(name):
         raise UserError(f"'{name}': a site's name has letters, digits, '.', '_' and '-', up to 64")
     with _changing(folder) as sites:
-        key = read_public_key(key_file)
+        key = keys.read_public_key(key_file)
         if name in sites:
             cure = folder.command(f"server remove-site {name}")
             raise UserError(f"'{name}' is registered already; for a new key first {cure}")
-        for other, site in sites.items():
-            if site["key"] == key:
-                raise UserError(
-                    f"{key_file}: this key is that of '{other}'; every site has its own"
-                )
+        if owner := [other for other, site in sites.items() if site["key"] == key]:
+            raise UserError(f"{key_file}: this key is that of '{owner[0]}'; every site has its own")
         answer = folder.flower.ask(
             "supernode", "register", str(key_file.resolve()), CONNECTION, "--name", name
         )
@@ -234,7 +217,7 @@ def add_site(folder: ServerFolder, name: str, key_file: Path) -> list[str]:
     folder.events.write("site_added", site=name, **sites[name])
     return [
         f"registered '{name}' ({len(sites)} in all)",
-        f"fingerprint {fingerprint_of_line(key)}: compare it with the site's by telephone",
+        f"fingerprint {keys.fingerprint_of_line(key)}: compare it with the site's by telephone",
         f"next: the site runs deal site check and deal site start (server {settings.address}, or "
         f"on this machine, without a proxy, {settings.local_address}); "
         f"when all are there, {folder.command('submit EXPERIMENT')}",

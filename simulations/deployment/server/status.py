@@ -94,7 +94,14 @@ def run_state(events: Iterable[RunEvent]) -> RunState:
     for summed in log.of("summed")[-1:]:
         state.summed = int(summed["sites"]), int(summed["cohort"])
     for event in log.of("client_idle", "client_finished", "reply_late", *FAULTS):
-        _heard(state.sites.setdefault(log.name(event["client"]), SiteState()), event)
+        site, kind = state.sites.setdefault(log.name(event["client"]), SiteState()), event["event"]
+        if kind == "client_idle":
+            site.last_fault = SITS_OUT.get(event.get("code", ""), site.last_fault)
+        elif kind == "client_finished":
+            site.last_seen, site.rounds = event["time"], site.rounds + 1
+        else:
+            site.faults += kind in FAULTS
+            site.last_fault = MEANING.get(str(event["reason"]), str(event["reason"]))
     starts = [i for i, event in enumerate(log.events) if event["event"] == "round_started"]
     for place in starts[-1:]:
         begun, since = log.events[place], log.events[place + 1 :]
@@ -111,24 +118,13 @@ def run_state(events: Iterable[RunEvent]) -> RunState:
     return state
 
 
-def _heard(site: SiteState, event: RunEvent) -> None:
-    if event["event"] == "client_idle":
-        site.last_fault = SITS_OUT.get(event.get("code", ""), site.last_fault)
-    elif event["event"] == "client_finished":
-        site.last_seen, site.rounds = event["time"], site.rounds + 1
-    else:
-        site.faults += event["event"] in FAULTS
-        site.last_fault = MEANING.get(str(event["reason"]), str(event["reason"]))
-
-
 def state_of(run: Path) -> RunState:
     """Return the state of a run folder. ``finished`` is a run whose results are there and valid,
     ``running`` one that some process writes."""
     folder = RunFolder(run)
+    held_before = held(folder.writing)  # a run that ends from here on has ended in order
     state = run_state(read_events(folder.metrics))
-    if state.phase == "running" and not held(folder.writing):
-        state = run_state(read_events(folder.metrics))  # it may have ended in between
-    if state.phase == "running" and not held(folder.writing):
+    if state.phase == "running" and not (held_before or held(folder.writing)):
         state.phase, state.reason, state.asked = "stopped", KILLED, 0
     if state.phase == "finished":
         try:
@@ -149,20 +145,18 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
         known = {"run": run.name, **asdict(state)} if run else {"run": ""}
         print(json.dumps({**known, "connected": sites}, indent=1))
         return
+    next_line = f"no run yet; next: {folder.command('submit EXPERIMENT')}"
     if run is not None:
         with suppress(UserError):  # it has noted no settings yet
             deadline = recorded(run).federation.deadline_seconds
         for line in described(run.name, state, deadline):
             print_line(console, line)
+        next_line = next_step(folder, run.name, state)
     print_table(console, site_table(sites, state))
-    for line in expiring(folder.certificate, folder.authority):
-        print_line(console, f"warning: {line}")
-    if fault:
-        print_line(console, f"connections unknown: {fault}")
-    if run is None:
-        print_line(console, f"no run yet; next: {folder.command('submit EXPERIMENT')}")
-    else:
-        print_line(console, next_step(folder, run.name, state))
+    warnings = [f"warning: {line}" for line in expiring(folder.certificate, folder.authority)]
+    unknown = [f"connections unknown: {fault}"] if fault else []
+    for line in (*warnings, *unknown, next_line):
+        print_line(console, line)
 
 
 def _current_state(folder: ServerFolder, run: Path, answers: bool) -> RunState:
@@ -200,7 +194,7 @@ def described(name: str, state: RunState, deadline: float = 0.0) -> list[str]:
         place = place if state.stage >= 0 else ""
         lines.append(f"round {state.rounds} of {state.planned} finished{place}")
     if state.asked:
-        lines.append(_round_line(state, deadline, time.time()))
+        lines.append(_round_line(state, deadline))
     elif state.phase == "running":
         lines.append("no round is under way: sites evaluate, or the server is at work")
     if state.summed is not None:
@@ -215,9 +209,9 @@ def described(name: str, state: RunState, deadline: float = 0.0) -> list[str]:
     return lines
 
 
-def _round_line(state: RunState, deadline: float, now: float) -> str:
-    """Return the round that is under way at ``now``, in seconds since 1970."""
-    counts = Counter(state.answers.values())
+def _round_line(state: RunState, deadline: float) -> str:
+    """Return the round that is under way now."""
+    counts, now = Counter(state.answers.values()), time.time()
     sites = "1 site" if state.asked == 1 else f"{state.asked} sites"
     parts = [f"{sites} asked {span(now - state.since)} ago", f"{counts['replied']} replied"]
     parts += [f"{counts[kind]} {kind}" for kind in ("declined", "failed") if counts[kind]]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-import time
 from pathlib import Path
-from typing import Any
 
 from client.site_file import NAME
 from deal_core.config.experiment import Experiment
@@ -19,7 +16,7 @@ from deal_core.config.file import (
 )
 from deal_core.data import SitesSource
 from deal_core.errors import UserError
-from server.folder import RunFolder, exclusive_lock, read_events
+from server.folder import EventLog, RunEvent, RunFolder, exclusive_lock, read_events
 from simulations.deployment.server.folder import ServerFolder, registered
 from simulations.engines.flower import BUNDLE, CONNECTION
 from simulations.output import toml_lines
@@ -43,13 +40,9 @@ def submit(folder: ServerFolder, experiment: str, overrides: tuple[str, ...] = (
 
 
 def resume(folder: ServerFolder, name: str, overrides: tuple[str, ...] = ()) -> list[str]:
-    """Continue a run, under the settings that it was started with. A site that has left meanwhile
-    is absent from it, as one that is switched off.
-
-    Args:
-        folder: the server's.
-        name: of the run.
-        overrides: keys of how long a round waits, and for how many (``KEY=VALUE``).
+    """Continue a run, under the settings that it was started with, but for ``overrides`` of how
+    long a round waits, and for how many. A site that has left meanwhile is absent from it, as one
+    that is switched off.
 
     Returns:
         The lines to print.
@@ -75,8 +68,7 @@ def resume(folder: ServerFolder, name: str, overrides: tuple[str, ...] = ()) -> 
     if len(still) < max(1.0, before.federation.quorum * len(chosen)):
         _require_registered(folder, chosen)
     experiment = _at(before, path, chosen)
-    run = experiment.run.model_copy(update={"resume": True})
-    lines = _start(folder, experiment.model_copy(update={"run": run}), "continued")
+    lines = _start(folder, experiment.changed(run={"resume": True}), "continued")
     write_settings(experiment)
     return lines
 
@@ -106,7 +98,7 @@ def run_folder(folder: ServerFolder, name: str) -> Path:
             f"{folder.runs}: no run yet; start one with {folder.command('submit EXPERIMENT')}"
         )
     if not name:
-        return max(runs.values(), key=_last_start)
+        return max(runs.values(), key=lambda run: max((e["time"] for e in starts(run)), default=0))
     if Path(name).name not in runs:
         raise UserError(f"no run '{name}'; there are: {', '.join(sorted(runs))}")
     return runs[Path(name).name]
@@ -134,17 +126,9 @@ def check(experiment: Experiment) -> None:
     make_plan(experiment, tasks, clients)
 
 
-def starts(run: Path) -> list[dict[str, Any]]:
+def starts(run: Path) -> list[RunEvent]:
     """Return every start of a run: ``run`` (Flower's id) and ``time``."""
-    try:
-        lines = (run / STARTS).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines]
-
-
-def _last_start(run: Path) -> float:
-    return max((float(start["time"]) for start in starts(run)), default=0.0)
+    return read_events(run / STARTS)
 
 
 def flower_status(folder: ServerFolder, number: str) -> str:
@@ -158,17 +142,18 @@ def flower_status(folder: ServerFolder, number: str) -> str:
 
 def _require_registered(folder: ServerFolder, chosen: tuple[str, ...]) -> None:
     known = registered(folder)
-    missing = next((name for name in chosen if name not in known), "" if chosen else "NAME")
+    missing = [name for name in chosen or ("NAME",) if name not in known]
     if missing:
-        said = f"site '{missing}' is not registered" if chosen else "no site is registered"
-        raise UserError(f"{said}; {folder.command(f'server add-site {missing} KEY.pub')}")
+        said = f"site '{missing[0]}' is not registered" if chosen else "no site is registered"
+        raise UserError(f"{said}; {folder.command(f'server add-site {missing[0]} KEY.pub')}")
 
 
 def _at(experiment: Experiment, out: Path, sites: tuple[str, ...]) -> Experiment:
-    run = experiment.run.model_copy(update={"out": str(out), "engine": "deployment"})
-    federation = experiment.federation.model_copy(update={"sites": sites, "clients": len(sites)})
-    data = experiment.data.model_copy(update={"path": "", "files": {}, "hub": {}})
-    return experiment.model_copy(update={"run": run, "federation": federation, "data": data})
+    return experiment.changed(
+        run={"out": str(out), "engine": "deployment"},
+        federation={"sites": sites, "clients": len(sites)},
+        data={"path": "", "files": {}, "hub": {}},
+    )
 
 
 def _start(folder: ServerFolder, experiment: Experiment, done: str) -> list[str]:
@@ -188,8 +173,7 @@ def _start(folder: ServerFolder, experiment: Experiment, done: str) -> list[str]
         config.write_text(toml_lines(to_run_config(experiment)), encoding="utf-8")
         answer = folder.flower.ask("run", str(BUNDLE), CONNECTION, "--run-config", str(config))
         number = str(answer["run-id"])
-        with (run / STARTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"run": number, "time": time.time()}) + "\n")
+        EventLog(run / STARTS).write("started", run=number)
     sites = list(experiment.federation.sites)
     folder.events.write("run_submitted", run=run.name, flower=number, sites=sites)
     return [

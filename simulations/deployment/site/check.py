@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from client.egress import FIELDS
@@ -24,20 +23,9 @@ from deal_core.methods import method_of
 from deal_core.privacy.events import GROUP, RECORD, unit_text
 from deal_core.privacy.policy import Policy, figures_allowed, protects, terms
 from deal_core.secure_sum.terms import LEAST_SITES
-from simulations.deployment.keys import check_secret, expiry, fingerprint_of_private_key
-from simulations.deployment.site.folder import (
-    agreed_labels,
-    check_disjoint,
-    label_lines,
-    make_private,
-    reach,
-)
-from simulations.run.quick_checks import (
-    CLEAR_COUNTS,
-    both_sides_warning,
-    grouped,
-    identifier_warning,
-)
+from simulations.deployment import keys
+from simulations.deployment.site import folder as site_folder
+from simulations.run import quick_checks
 
 MOST_SKEW = 10.0
 """Seconds between two clocks: signatures of sign-in carry the time, and Flower refuses old ones."""
@@ -65,13 +53,9 @@ class Report:
 
 
 def check_site(folder: Path, experiment: Experiment | None = None, offline: bool = False) -> Report:
-    """Check keys, data, connection and clock.
-
-    Args:
-        folder: of ``deal site init``.
-        experiment: its tasks, labels and base model are compared with the site's; the data are read
-            under them.
-        offline: leave connection and clock out.
+    """Check keys, data, connection and clock (``offline``: data and keys alone) of the folder of a
+    site; the experiment's tasks, labels and base model are compared with the site's, and the data
+    are read under them.
 
     Returns:
         What is as it should be, and what is wrong.
@@ -82,9 +66,9 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
     site = read_site(folder / "site.toml")
     policy = site.policy or Policy()
     report = Report([f"site '{site.site.name}', state in {site.site.state}"])
-    labels = site.data.labels if experiment is None else agreed_labels(experiment)
+    labels = site.data.labels if experiment is None else site_folder.agreed_labels(experiment)
     checks = [check_keys(site), check_state(site), check_secure_sums(site, experiment)]
-    checks += [check_disjoint(site), check_labels(site, experiment)]
+    checks += [site_folder.check_disjoint(site), check_labels(site, experiment)]
     if experiment is not None:
         checks += [each(site, experiment) for each in (check_agreed, check_policy, check_sums)]
     if not offline:
@@ -96,22 +80,24 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
             if str(error) not in report.problems:
                 report.problems.append(str(error))
     if site.policy is not None and policy.metrics == "clear":
-        report.warnings.append(f"policy.{CLEAR_COUNTS}")
+        report.warnings.append(f"policy.{quick_checks.CLEAR_COUNTS}")
     data = site_files(site.data).model_copy(update={"labels": labels})
     summed = site.policy is not None and experiment is not None and counts_in_sum(experiment)
     check_data(data, report, policy.unit_column, policy.min_records if summed else 0)
     if not policy.unit_column:
         found = repeated_identifiers(data)
-        report.warnings.extend(identifier_warning(*each, "policy.unit_column") for each in found)
+        report.warnings.extend(
+            quick_checks.identifier_warning(*each, "policy.unit_column") for each in found
+        )
     report.lines.extend(what_leaves(site))
     return report
 
 
 def check_keys(site: SiteFile) -> Iterator[str]:
     """Of the private key and of the authority's certificate."""
-    check_secret(Path(site.server.key))
+    keys.check_secret(Path(site.server.key))
     yield f"key {site.server.key}: private"
-    shown = fingerprint_of_private_key(Path(site.server.key))
+    shown = keys.fingerprint_of_private_key(Path(site.server.key))
     yield f"fingerprint of this site's key, to be read out by telephone: {shown}"
     try:
         ssl.create_default_context(cafile=site.server.certificate)
@@ -125,7 +111,7 @@ def check_state(site: SiteFile) -> Iterator[str]:
     """Of the state folder."""
     state = Path(site.site.state)
     try:
-        make_private(state)
+        site_folder.make_private(state)
         probe = state / ".check"
         probe.write_text("x")
         probe.unlink()
@@ -150,7 +136,7 @@ def check_data(config: DataConfig, report: Report, unit_column: str, least_tests
             report.lines.append(Note(stays_out))
             continue
         task, problems = source.examine(name)
-        report.problems.extend(grouped(map(str, problems)))
+        report.problems.extend(quick_checks.grouped(map(str, problems)))
         if task.held_out:  # as the site divides them: no record moves another one
             train, test = split_off_each((*task.train, *task.test), config.split)
             task = replace(task, train=train, test=test)
@@ -167,7 +153,7 @@ def check_data(config: DataConfig, report: Report, unit_column: str, least_tests
             f"task '{name}': {len(task.train)} train{f' of {groups} groups' if groups else ''}, "
             f"{len(task.test)} test; train: {listed}"
         )
-        report.warnings.extend(both_sides_warning(task))
+        report.warnings.extend(quick_checks.both_sides_warning(task))
         if len(task.test) < least_tests:
             report.warnings.append(
                 f"task '{name}': {len(task.test)} test rows, and counts go into a secure sum from "
@@ -184,12 +170,12 @@ def check_data(config: DataConfig, report: Report, unit_column: str, least_tests
 
 def check_connection(site: SiteFile) -> Iterator[str]:
     """Of the server: it answers, its certificate is the authority's, its clock agrees."""
-    found = reach(site)
+    end, skew = site_folder.reach(site)
     yield f"server {site.server.address}: reached, certificate valid"
-    if said := expiry(found.certificate_end):
+    if said := keys.expiry(end):
         yield Note(f"server {site.server.address}: its certificate {said}")
-    if found.date:
-        yield from check_clock(parsedate_to_datetime(found.date).timestamp() + 0.5 - found.here)
+    if skew is not None:
+        yield from check_clock(skew)
 
 
 def check_clock(skew: float) -> Iterator[str]:
@@ -214,7 +200,7 @@ def check_labels(site: SiteFile, experiment: Experiment | None) -> Iterator[str]
             )
         yield f"takes part in: {', '.join(own)}"
         return
-    agreed = agreed_labels(experiment)
+    agreed = site_folder.agreed_labels(experiment)
     for task in own:
         if task not in agreed:
             yield f"task '{task}' of [data.labels]: not in this experiment"
@@ -226,7 +212,7 @@ def check_labels(site: SiteFile, experiment: Experiment | None) -> Iterator[str]
         raise UserError(
             f"[data.labels] of site.toml: {', '.join(words)}; this site takes part in no such "
             "task. If the consortium has agreed on it, write there:\n"
-            f"{'' if own else '[data.labels]' + chr(10)}{label_lines(differ)}".rstrip()
+            f"{'' if own else '[data.labels]' + chr(10)}{site_folder.label_lines(differ)}".rstrip()
         )
 
 
@@ -234,7 +220,7 @@ def check_agreed(site: SiteFile, experiment: Experiment) -> Iterator[str]:
     """Of base model, public texts, and how each task is asked and answered."""
     asked = Asked(experiment, site.policy, site)
     require(asked, "model")
-    agreed = agreed_labels(experiment)
+    agreed = site_folder.agreed_labels(experiment)
     if all(site.data.labels.get(task) == labels for task, labels in agreed.items()):
         require(asked, "data")  # else check_labels says so
     name = experiment.model.name
@@ -290,7 +276,7 @@ def check_secure_sums(site: SiteFile, experiment: Experiment | None) -> Iterator
         require(Asked(experiment, site.policy), "masks")
     asked = experiment if experiment is not None and experiment.aggregation.secure else None
     least = max(LEAST_SITES, policy.min_cohort)
-    fault = _unpinned(site, policy, least) or (_other_terms(site, policy, asked) if asked else "")
+    fault = _no_sums(site, policy, least, asked)
     if fault and (asked or required):
         raise UserError(f"secure sums: {fault}")
     if fault:
@@ -304,33 +290,29 @@ def check_secure_sums(site: SiteFile, experiment: Experiment | None) -> Iterator
     )
 
 
-def _unpinned(site: SiteFile, policy: Policy, least: int) -> str:
-    """Return why too few sites are pinned; empty: they suffice."""
+def _no_sums(site: SiteFile, policy: Policy, least: int, asked: Experiment | None) -> str:
+    """Return why too few sites are pinned, or the sums that are asked for are none for this site;
+    empty: they could be made."""
     if not site.peers:
         return "" if policy.server_vouches_for_peers else f"no site is pinned; {PINS}"
     own = ""
     with suppress(UserError):  # check_keys says so
-        own = fingerprint_of_private_key(Path(site.server.key))
+        own = keys.fingerprint_of_private_key(Path(site.server.key))
     others = len(set(site.peers.values()) - {own})
     if others + 1 < least:
         return f"{others} other sites are pinned, and a sum is of {least}; {PINS}"
-    return ""
-
-
-def _other_terms(site: SiteFile, policy: Policy, experiment: Experiment) -> str:
-    """Return why the experiment's sums are none for this site; empty: they are."""
-    if not site.peers:
+    if asked is None:
         return ""
     for key, own, place, theirs in (
-        ("min_cohort", policy.min_cohort, "aggregation", experiment.aggregation.min_cohort),
-        ("colluding", policy.colluding, "privacy", experiment.privacy.colluding),
+        ("min_cohort", policy.min_cohort, "aggregation", asked.aggregation.min_cohort),
+        ("colluding", policy.colluding, "privacy", asked.privacy.colluding),
     ):
         if own > theirs:
             return (
                 f"policy.{key} is {own}, and {place}.{key} of the experiment {theirs}; raise that, "
                 "or lower the policy's"
             )
-    unpinned = set(experiment.federation.sites) - set(site.peers) - {site.site.name}
+    unpinned = set(asked.federation.sites) - set(site.peers) - {site.site.name}
     return f"no key of {', '.join(sorted(unpinned))} is pinned; {PINS}" if unpinned else ""
 
 

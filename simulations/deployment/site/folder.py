@@ -1,5 +1,6 @@
 """A site: its folder, ``deal site init``, which fills it with a key pair and a ``site.toml`` that
-says what the site lends, and ``deal site start``, which keeps Flower's SuperNode running."""
+says what the site lends, its backup, and ``deal site start``, which keeps Flower's SuperNode
+running."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -21,17 +23,10 @@ from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.data import SitesSource
 from deal_core.data.files import SiteSource
 from deal_core.data.tables import READERS
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from deal_core.installed import package_digest
-from simulations.deployment.keys import (
-    check_secret,
-    expiring,
-    expiry,
-    fingerprint_of_line,
-    make_key_pair,
-    write_secret,
-)
-from simulations.deployment.service import filled, require_idle, service_unit, supervise
+from deal_core.privacy import ledger
+from simulations.deployment import keys, service
 from simulations.engines.flower import FlowerHome
 from simulations.output import toml_value
 
@@ -76,16 +71,8 @@ def init_site(
     labels: Mapping[str, Sequence[str]] = MappingProxyType({}),
     model: str = ModelConfig().name,
 ) -> list[str]:
-    """Fill the folder of a site.
-
-    Args:
-        folder: a new one.
-        data: one folder per task.
-        name: of the site.
-        address: of the server.
-        certificate: the server's; it is copied.
-        labels: of each task of the agreed experiment.
-        model: its base model.
+    """Fill the folder of a site, whose data have one folder per task; the server's ``certificate``
+    is copied, ``labels`` of each task and base ``model`` are those of the agreed experiment.
 
     Returns:
         The lines to print.
@@ -103,7 +90,7 @@ def init_site(
         raise UserError(f"{folder}: holds a site already; choose another folder, or edit site.toml")
     if certificate is not None and not certificate.is_file():
         raise UserError(f"--certificate {certificate}: no such file; give the server's ca.crt")
-    settings = filled(
+    settings = service.filled(
         "site.toml",
         name=toml_value(name),
         address=toml_value(address),
@@ -114,31 +101,28 @@ def init_site(
     try:
         (folder / "state").mkdir(parents=True, exist_ok=True)  # the unit lets nothing else change
         folder.chmod(0o700)
-        pair = make_key_pair(name)
-        write_secret(folder / "site.key", pair.private)
+        pair = keys.make_key_pair(name)
+        keys.write_secret(folder / "site.key", pair.private)
         (folder / "site.pub").write_bytes(pair.public)
         if certificate is not None:
             shutil.copyfile(certificate, folder / "ca.crt")
         # What it runs can change neither site.toml with its limits, nor the keys.
-        unit = service_unit("site", folder, (data.resolve(), folder), folder / "state")
+        unit = service.unit("site", folder, (data.resolve(), folder), folder / "state")
         (folder / "deal-site.service").write_text(unit, encoding="utf-8")
         (folder / "site.toml").write_text(settings, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from None
     without = "" if labels else ", and [data.labels], without which no task is worked on"
-    lines = [
+    third = f"  3. put the server's ca.crt into {folder}, its address into site.toml"
+    return [
         f"made {folder}: site.toml, site.key (private, stays here), site.pub, deal-site.service",
-        f"fingerprint of this site's key: {fingerprint_of_line(pair.public.decode())}",
+        f"fingerprint of this site's key: {keys.fingerprint_of_line(pair.public.decode())}",
         "next:",
         f"  1. look through {folder / 'site.toml'} (columns, limits{without}; data files are "
         f"{', '.join(READERS)})",
         f"  2. send {folder / 'site.pub'} to the server's administrator, and compare the "
         "fingerprint by telephone",
-    ]
-    if certificate is None:
-        lines.append(f"  3. put the server's ca.crt into {folder}, its address into site.toml")
-    return [
-        *lines,
+        *([third] if certificate is None else []),
         "  for secure sums: read the fingerprint out to the other institutions by telephone, and "
         "write theirs into [peers]",
         f"  then: deal site check {folder}, and deal site start {folder}",
@@ -176,22 +160,12 @@ def host_and_port(address: str, place: str) -> tuple[str, int]:
     return host, port
 
 
-class Reached(NamedTuple):
-    """A server that has answered."""
-
-    certificate_end: datetime
-    """Until when its certificate is valid."""
-    date: str
-    """What it says of the time; empty: nothing."""
-    here: float
-    """When it said so by the clock here, seconds since 1970."""
-
-
-def reach(site: SiteFile) -> Reached:
+def reach(site: SiteFile) -> tuple[datetime, float | None]:
     """Ask the site's server for nothing in particular.
 
     Returns:
-        What it says of itself.
+        Until when its certificate is valid, and by how many seconds its clock is ahead of the one
+        here; None: it says nothing of the time.
 
     Raises:
         UserError: no connection, or a certificate that the authority does not vouch for.
@@ -206,19 +180,17 @@ def reach(site: SiteFile) -> Reached:
         ) from None
     proxy = "" if proxy_bypass(f"{host}:{port}") else getproxies().get("https", "")
     through = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    first = (through.hostname, through.port or 8080) if through.hostname else (host, port)
+    connection = HTTPSConnection(*first, timeout=CONNECT_SECONDS, context=context)
     if through.hostname:  # as Flower's SuperNode does
-        connection = HTTPSConnection(
-            through.hostname, through.port or 8080, timeout=CONNECT_SECONDS, context=context
-        )
         connection.set_tunnel(host, port)
-    else:
-        connection = HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=context)
     try:
         before = time.time()
         connection.connect()
         told: Any = connection.sock.getpeercert()
         connection.request("GET", "/")
-        date = connection.getresponse().getheader("Date") or ""
+        date = connection.getresponse().getheader("Date")
+        here = (before + time.time()) / 2
     except ssl.SSLCertVerificationError as error:
         cure = "compare ca.crt with the server's administrator"
         if "expired" in error.verify_message:
@@ -235,29 +207,30 @@ def reach(site: SiteFile) -> Reached:
     finally:
         connection.close()
     end = datetime.fromtimestamp(ssl.cert_time_to_seconds(told["notAfter"]), UTC)
-    return Reached(end, date, (before + time.time()) / 2)
+    # a date is in whole seconds
+    return end, parsedate_to_datetime(date).timestamp() + 0.5 - here if date else None
 
 
 def start_site(folder: Path) -> None:
     """Run Flower's SuperNode until it is asked to end. UserError: it cannot take part."""
     site = read_site(folder / "site.toml")
     state = Path(site.site.state)
-    check_secret(Path(site.server.key))
+    keys.check_secret(Path(site.server.key))
     if not Path(site.server.certificate).is_file():
         raise UserError(
             f"{site.server.certificate}: not there; it is the ca.crt of the server's administrator"
         )
-    require_idle(state / "site.pid")
+    service.require_idle(state / "site.pid")
     list(check_disjoint(site))  # read before anything is served
     make_private(state)
-    for line in expiring(Path(site.server.certificate)):
-        print(f"warning: {line}")
+    warnings = [*keys.expiring(Path(site.server.certificate))]
     try:
-        end = reach(site).certificate_end
-        said = [f"{site.server.address}: its certificate {why}"] if (why := expiry(end)) else []
+        if why := keys.expiry(reach(site)[0]):
+            warnings.append(f"{site.server.address}: its certificate {why}")
     except UserError as error:
-        said = [str(error)]  # the server may come later
-    print(*(f"warning: {line}" for line in said), sep="\n", end="\n" if said else "")
+        warnings.append(str(error))  # the server may come later
+    for line in warnings:
+        print(f"warning: {line}")
     print(
         f"site '{site.site.name}' serves {site.server.address}; Ctrl-C ends it\n"
         f"it runs what is installed here: federated-deal {package_digest()[:12]}\n"
@@ -268,6 +241,26 @@ def start_site(folder: Path) -> None:
     # -P: nothing is imported from its working directory, which apps can write.
     command = [sys.executable, "-P", "-m", MODULE, "supernode", str(folder / "site.toml")]
     _keep_going(site, command)
+
+
+def backup_site(folder: Path, to: str) -> list[str]:
+    """Copy a site without its data; return the lines to print. UserError: it cannot be."""
+    state = Path(read_site(folder / "site.toml").site.state)
+    own = {path.name: path for path in folder.iterdir() if path.is_file()}
+    target = at_home(to).absolute()
+    done = service.backup({**own, "state": state}, target)
+    entries = 0
+    if (state / ledger.FILE).exists():
+        try:
+            entries = len(ledger.Ledger(target / "state").entries())
+        except ledger.LedgerError as error:
+            shutil.rmtree(target, ignore_errors=True)
+            raise UserError(f"the ledger cannot be trusted: {error}") from None
+    return [
+        f"{done}; its ledger is whole, with {entries} entries",
+        f"to restore: copy it to {folder} (state: {state}); never put back a ledger older than the "
+        "last release: what it has spent since would be spent again",
+    ]
 
 
 def check_disjoint(site: SiteFile) -> Iterator[str]:
@@ -310,7 +303,7 @@ def _keep_going(site: SiteFile, command: list[str]) -> None:
     give_up = time.monotonic() + (AFTERLIFE_SECONDS if was_in else 0.0)
     while True:
         start = log.stat().st_size if log.exists() else 0
-        if supervise(command, home, log, pid, HANDSHAKE) == 0:
+        if service.supervise(command, home, log, pid, HANDSHAKE) == 0:
             return
         text = log.read_bytes()
         said = text[start if len(text) > start else 0 :].decode("utf-8", "replace")

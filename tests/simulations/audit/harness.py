@@ -21,27 +21,13 @@ from deal_core.lora.attach import read, set_trainable, write
 from deal_core.models import load_model
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.events import composed
-from deal_core.privacy.interface import (
-    LocalUpdate,
-    Mechanism,
-    RecordId,
-    Site,
-    UpdateRequest,
-)
+from deal_core.privacy.interface import LocalUpdate, RecordId, Site, UpdateRequest
 from deal_core.privacy.ledger import Ledger
 from deal_core.protection import make_mechanism
 from deal_core.training.loop import run_local_steps
 from deal_core.wire.instruction import LEARN
-from simulations.audit.canaries import GradientCanaries, Scores
-from simulations.audit.claim import (
-    SIGNIFICANCE,
-    LowerBound,
-    Repetition,
-    claim_p_value,
-    guess,
-    lower_bound,
-)
-from simulations.audit.planted import Overseen, plant
+from simulations.audit.canaries import GradientCanaries, Overseen, Scores, plant
+from simulations.audit.claim import LowerBound, Repetition, claim_p_value, guess, lower_bound
 
 TASK, LABELS = "audited", ("heart", "skin")
 FACTORS = frozenset({"lora_A", "lora_B"})
@@ -62,10 +48,6 @@ class MechanismAudit:
     @cached_property
     def bound(self) -> LowerBound:
         return lower_bound(self.repetitions, self.delta)
-
-    @property
-    def refuted(self) -> bool:
-        return self.p_value < SIGNIFICANCE
 
 
 @dataclass(frozen=True)
@@ -96,16 +78,17 @@ def audit_mechanism(
     """Train with canaries, several times, and judge; where the noise is in a sum ``silent`` of the
     honest sites, beside the attacked one, leave their noise out."""
     before, done = read(records.model.module), []
-    play = partial(_summed, silent=silent) if at_server(experiment) else _trained
     for k in range(repetitions):
-        directions = GradientCanaries(canaries, 0, k)
+        directions, at = GradientCanaries(canaries, 0, k), folder / f"repetition-{k}"
         run = experiment.run.model_copy(update={"seed": experiment.run.seed + k})
         own = experiment.model_copy(update={"run": run})
-        seen = play(own, records, folder / f"repetition-{k}", directions)
+        if at_server(experiment):
+            seen = _summed(own, records, at, directions, silent)
+        else:
+            seen = _trained(own, records, at, directions)
         write(records.model.module, before)
-        events = Ledger(folder / f"repetition-{k}" / "0").events()
-        spent = tuple(event.spent for event in events)
-        done.append(Repetition(spent, guess(seen, directions.included)))
+        spent = tuple(event.spent for event in Ledger(at / "0").events())
+        done.append(Repetition(spent=spent, outcomes=guess(seen, directions.included)))
     first = Ledger(folder / "repetition-0" / "0").events()
     return MechanismAudit(done, composed(first, first[0].delta), first[0].delta)
 
@@ -123,7 +106,7 @@ def _trained(
         return LocalUpdate({}, {})
 
     for server_round in range(1, experiment.federation.rounds + 1):
-        planted.update(request(experiment, records, server_round), site(folder, "0"), make)
+        planted.update(_request(experiment, records, server_round), _site(folder, "0"), make)
     return seen.total
 
 
@@ -134,11 +117,16 @@ def _summed(
     canaries: GradientCanaries,
     silent: int,
 ) -> Scores:
-    module = records.model.module
+    module, mechanism = records.model.module, make_mechanism(experiment)
     sites = experiment.federation.clients - experiment.privacy.colluding
     honest = tuple(map(str, range(sites)))
-    mechanism = _muted(make_mechanism(experiment), honest[1 : 1 + silent])
-    planted, seen = plant(mechanism, canaries, honest)
+
+    def broken(ask, train):
+        """Some sites add no noise."""
+        mute = ask.client in honest[1 : 1 + silent]
+        return (lambda given: train(replace(given, noise_multiplier=0.0))) if mute else train
+
+    planted, seen = plant(Overseen(mechanism, broken), canaries, honest)
     objective = Plain(records.model, LABELS, records.data)
     learning = set_trainable(module, mechanism.trained(FACTORS))
     entries = sum(factor.numel() for factor in learning)
@@ -147,31 +135,19 @@ def _summed(
         return LocalUpdate(given.total(module, objective), {"num_examples": 1.0})
 
     for server_round in range(1, experiment.federation.rounds + 1):
-        ask = request(experiment, records, server_round)
+        ask = _request(experiment, records, server_round)
         for client in honest:
             own = replace(ask, client=client, entries=entries)
-            planted.update(own, site(folder, client), make)
+            planted.update(own, _site(folder, client), make)
     assert not seen.open
     return seen.total
 
 
-def site(folder: Path, client: str) -> Site:
+def _site(folder: Path, client: str) -> Site:
     return Site(partial(Ledger, folder / client), policy=None, simulated=True)
 
 
-def _muted(inner: Mechanism, silent: Sequence[str]) -> Mechanism:
-    """A mechanism that some sites, which are named, have broken: they add no noise."""
-
-    def around(ask, train):
-        def muted(given):
-            return train(replace(given, noise_multiplier=0.0))
-
-        return muted if ask.client in silent else train
-
-    return Overseen(inner, around)
-
-
-def request(experiment: Experiment, records: Records, server_round: int) -> UpdateRequest:
+def _request(experiment: Experiment, records: Records, server_round: int) -> UpdateRequest:
     """One round as the mechanism under audit sees it."""
     count = len(records.data)
     groups = records.groups if experiment.privacy.unit_column else None

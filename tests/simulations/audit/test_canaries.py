@@ -10,8 +10,12 @@ from deal_core.deal.objective import Plain
 from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors, set_trainable
 from deal_core.models.interface import Encoded
-from simulations.audit.canaries import ENTRY, GradientCanaries, PlantedObjective
-from simulations.audit.planted import likelihood_ratio
+from simulations.audit.canaries import (
+    ENTRY,
+    GradientCanaries,
+    PlantedObjective,
+    likelihood_ratio,
+)
 from tests.deal_core.training.clipped import clipped_gradients
 
 RECORDS = [Encoded((101, 2540, 102), 0), Encoded((101, 3096, 2003, 2009, 102), 1)]

@@ -13,15 +13,10 @@ from deal_core.privacy.accountant import DpEvent
 from deal_core.privacy.distributed_noise import NoisySum
 from deal_core.privacy.noise import SeededNoise
 from simulations.audit import command
+from simulations.audit.canaries import GradientCanaries
 from simulations.audit.claim import Guesses, claim_p_value, lower_bound
-from simulations.audit.command import (
-    Audit,
-    AuditedCell,
-    attack_table,
-    claims,
-    run_audit,
-)
-from simulations.audit.run import Found, Training, alone, carry_out, share_of
+from simulations.audit.command import Audit, AuditedCell, attack_table, claims, run_audit
+from simulations.audit.run import Found, alone, carry_out, share_of
 
 AUDITED = (
     'data.tasks=["laboratory"]',
@@ -30,7 +25,6 @@ AUDITED = (
     "train.precision=float32",
     "data.max_test=8",
     "train.batch_size=64",
-    "federation.local_epochs=4",
     "privacy.target_delta=1e-5",
     "privacy.mechanism=record",
     "privacy.sample_rate=0.5",
@@ -39,7 +33,7 @@ AUDITED = (
 
 def trained(make_experiment, *overrides) -> Found:
     experiment = make_experiment(*AUDITED, *overrides)
-    return carry_out(Training(experiment, 0, 250, records=8, seed=5), lambda event: None)
+    return carry_out(experiment, 0, GradientCanaries(250, 5), 8, lambda event: None)
 
 
 def test_noise_switched_off_is_caught(make_experiment, monkeypatch):
@@ -49,8 +43,8 @@ def test_noise_switched_off_is_caught(make_experiment, monkeypatch):
     )
     found = trained(make_experiment, "privacy.target_epsilon=1.0")
     assert 0.9 < found.claimed <= 1.0
-    assert lower_bound([found.repetition], found.delta).epsilon > 2 * found.claimed
-    assert claim_p_value([found.repetition]) < 0.05
+    assert lower_bound([found], found.delta).epsilon > 2 * found.claimed
+    assert claim_p_value([found]) < 0.05
 
 
 @pytest.mark.slow
@@ -58,18 +52,18 @@ def test_noise_switched_off_is_caught(make_experiment, monkeypatch):
 def test_the_mechanism_as_it_is_stays_below_its_claim(make_experiment, epsilon):
     found = trained(make_experiment, f"privacy.target_epsilon={epsilon}")
     assert 0.9 * epsilon < found.claimed <= epsilon
-    assert lower_bound([found.repetition], found.delta).epsilon < found.claimed
-    assert claim_p_value([found.repetition]) > 0.05
+    assert lower_bound([found], found.delta).epsilon < found.claimed
+    assert claim_p_value([found]) > 0.05
 
 
 @pytest.mark.slow
 def test_canaries_change_no_claim(make_experiment):
     """They are charged what the site's records would be: with the rate that it has without them."""
     config = make_experiment(*AUDITED, "privacy.sample_rate=0")
-    found = carry_out(Training(config, 0, 250, records=8, seed=5), lambda event: None)
+    found = carry_out(config, 0, GradientCanaries(250, 5), 8, lambda event: None)
     [spent] = found.spent
     assert spent.sample_rate == min(1.0, 64 / len(share_of(config, "laboratory", 0).train))
-    assert spent.steps == 4 * -(-1 // spent.sample_rate)
+    assert spent.steps == -(-1 // spent.sample_rate)
 
 
 SUMMED = (
@@ -90,7 +84,7 @@ SUMMED = (
 
 def summed(make_experiment) -> Found:
     experiment = make_experiment(*SUMMED)
-    return carry_out(Training(experiment, 1, 500, records=4, seed=5), lambda event: None)
+    return carry_out(experiment, 1, GradientCanaries(400, 5), 4, lambda event: None)
 
 
 def test_noise_in_the_sum_stays_below_its_claim_and_says_whom_it_trusts(make_experiment):
@@ -98,11 +92,11 @@ def test_noise_in_the_sum_stays_below_its_claim_and_says_whom_it_trusts(make_exp
     assert 3.6 < found.claimed <= 4.0
     assert [(s.sample_rate, s.steps) for s in found.spent] == [(1.0, 2)]
     assert found.assumes.startswith("all sites but 1, which may pool what they know")
-    bound, p = lower_bound([found.repetition], found.delta), claim_p_value([found.repetition])
+    bound, p = lower_bound([found], found.delta), claim_p_value([found])
     assert 0.5 < bound.epsilon < found.claimed
     cell = AuditedCell(epsilon="4", p_value=p, bound=bound, trainings=[found])
     assert not cell.refuted
-    assert attack_table(Audit(experiment="it", cells=[cell])).rows[0][1] == "1 × 500"
+    assert attack_table(Audit(experiment="it", cells=[cell])).rows[0][1] == "1 × 400"
     assert claims(found).endswith(f"if these are honest: {found.assumes}.")
 
 
@@ -112,7 +106,7 @@ def test_shares_that_are_too_small_are_caught(make_experiment, monkeypatch):
     monkeypatch.setattr("deal_core.protection.shares_of", lambda experiment: 20)
     found = summed(make_experiment)
     assert 3.6 < found.claimed <= 4.0
-    assert claim_p_value([found.repetition]) < 0.05
+    assert claim_p_value([found]) < 0.05
 
 
 def test_a_sum_that_a_site_is_missing_from_is_no_audit(make_experiment, monkeypatch):
@@ -120,7 +114,7 @@ def test_a_sum_that_a_site_is_missing_from_is_no_audit(make_experiment, monkeypa
     total = NoisySum.total
 
     def failing(self, module, objective):
-        if len(self.data) > 500:  # the attacked site's, canaries included
+        if len(self.record_ids) > 400:  # the attacked site's, canaries included
             raise RuntimeError("broken")
         return total(self, module, objective)
 
@@ -149,11 +143,10 @@ SIGMA = {1.0: 3.73, 8.0: 0.6}
 """Epsilon at delta 1e-5 to the noise of one step on all records."""
 
 
-def as_if_trained(training: Training, share: float) -> Found:
+def as_if_trained(epsilon: float, client: int, share: float) -> Found:
     """As if it had been trained, and so many of all guesses were right."""
-    epsilon = training.experiment.privacy.target_epsilon
     return Found(
-        client=training.client,
+        client=client,
         in_sum=False,
         unit="record",
         simulation_only=True,
@@ -164,59 +157,45 @@ def as_if_trained(training: Training, share: float) -> Found:
     )
 
 
-def audited(monkeypatch, tmp_path, share: float, epsilon: str) -> tuple[int, str, Audit]:
-    monkeypatch.setattr(
-        command, "carry_out", lambda training, listener: as_if_trained(training, share)
-    )
-    screen = Console(file=io.StringIO(), width=200)
-    code = run_audit("quickstart", tmp_path, screen, epsilon=epsilon, repetitions=2)
-    audit = Audit.model_validate_json((tmp_path / "audit.json").read_text())
-    return code, screen.file.getvalue(), audit
+@pytest.fixture
+def audited(monkeypatch, tmp_path):
+    """What the command does where so many of all guesses are right: its exit code, what it prints,
+    its figures, and the trainings that it asks for."""
+    monkeypatch.setattr(command, "preflight", lambda experiment: None)
+
+    def run(name: str, epsilon: str, share: float = 0.5, **asked):
+        trainings = []
+
+        def carry(experiment, client, canaries, records, listener):
+            trainings.append((experiment, client, canaries, records))
+            return as_if_trained(experiment.privacy.target_epsilon, client, share)
+
+        monkeypatch.setattr(command, "carry_out", carry)
+        screen = Console(file=io.StringIO(), width=200)
+        code = run_audit(name, tmp_path, screen, epsilon=epsilon, **asked)
+        audit = Audit.model_validate_json((tmp_path / "audit.json").read_text())
+        return code, screen.file.getvalue(), audit, trainings
+
+    return run
 
 
-def planned(monkeypatch, folder, name: str, epsilon: str, **asked) -> list[Training]:
-    """The trainings that the command asks for."""
-    trainings = []
-
-    def carry(training, listener):
-        trainings.append(training)
-        return as_if_trained(training, 0.5)
-
-    monkeypatch.setattr(command, "carry_out", carry)
-    run_audit(name, folder, Console(file=io.StringIO()), epsilon=epsilon, **asked)
-    return trainings
-
-
-def test_every_budget_with_repetitions_of_one_site(monkeypatch, tmp_path):
-    trainings = planned(monkeypatch, tmp_path, "quickstart", "1,8", client=1, repetitions=2)
-    assert [(t.experiment.privacy.target_epsilon, t.repeat) for t in trainings] == [
+def test_every_budget_with_repetitions_of_one_site_and_guesses_that_refute_nothing(audited):
+    asked = {"client": 1, "repetitions": 2, "share": 0.53}
+    code, screen, audit, trainings = audited("quickstart", "1,8", **asked)
+    assert [(e.privacy.target_epsilon, each.repeat) for e, _, each, _ in trainings] == [
         (1.0, 0),
         (1.0, 1),
         (8.0, 0),
         (8.0, 1),
     ]
-    assert {(t.client, t.canaries, t.records) for t in trainings} == {(1, 2000, 32)}
-    with alone(trainings[1].experiment, 1, 1) as config:
+    assert {(client, each.count, records) for _, client, each, records in trainings} == {
+        (1, 2000, 32)
+    }
+    with alone(trainings[1][0], 1, 1) as config:
         assert config.federation.participants == (1,)
         assert config.privacy.target_delta == 1e-5
         assert (config.wire.dtype, config.run.workers) == ("float32", 1)
         assert config.run.seed == 1  # noise of its own
-
-
-def test_noise_in_a_sum_is_attacked_through_the_sum_with_all_sites(monkeypatch, tmp_path):
-    asked = {"client": 3, "repetitions": 1}
-    [training] = planned(monkeypatch, tmp_path, "private", "8", **asked)
-    # Two rows learn where a task has three labels; two of their 384 entries each are a canary's.
-    assert training.canaries == 2 * 384 // 2
-    [less] = planned(monkeypatch, tmp_path, "private", "8", canaries=100, **asked)
-    assert less.canaries == 100
-    with alone(training.experiment, 3) as config:
-        assert config.federation.participants == ()
-        assert config.aggregation.secure
-
-
-def test_guesses_as_the_claims_allow_refute_nothing(monkeypatch, tmp_path):
-    code, screen, audit = audited(monkeypatch, tmp_path, 0.53, "1,8")
     assert code == 0
     assert [cell.epsilon for cell in audit.cells] == ["1", "8"]
     told = " ".join(screen.split())
@@ -230,12 +209,22 @@ def test_guesses_as_the_claims_allow_refute_nothing(monkeypatch, tmp_path):
     assert all(cell.bound.epsilon < cell.claimed for cell in audit.cells)
 
 
-def test_guesses_that_a_claim_does_not_allow_fail_the_command(monkeypatch, tmp_path):
-    code, screen, audit = audited(monkeypatch, tmp_path, 0.75, "1")
+def test_guesses_that_a_claim_does_not_allow_fail_the_command(audited):
+    code, screen, audit, _ = audited("quickstart", "1", 0.75, repetitions=2)
     assert code == 1
     assert screen.count("REFUTED") == 1
     assert audit.cells[0].p_value < 0.05
     assert audit.cells[0].bound.epsilon > audit.cells[0].claimed
+
+
+def test_noise_in_a_sum_is_attacked_through_the_sum_with_all_sites(audited):
+    *_, [(experiment, _, canaries, _)] = audited("private", "8", client=3, repetitions=1)
+    # Two rows learn where a task has three labels; two of their 384 entries each are a canary's.
+    assert canaries.count == 2 * 384 // 2
+    assert command._with_room(experiment, 100) == 100
+    with alone(experiment, 3) as config:
+        assert config.federation.participants == ()
+        assert config.aggregation.secure
 
 
 @pytest.mark.parametrize(

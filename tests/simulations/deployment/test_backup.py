@@ -15,9 +15,13 @@ from deal_core.errors import UserError
 from deal_core.privacy.events import Budget
 from deal_core.privacy.ledger import FILE, Ledger, LedgerError
 from simulations.cli import app
-from simulations.deployment.backup import backup_server, backup_site
-from simulations.deployment.server.folder import ServerFolder, ServerSettings, init_server
-from simulations.deployment.site.folder import init_site
+from simulations.deployment.server.folder import (
+    ServerFolder,
+    ServerSettings,
+    backup_server,
+    init_server,
+)
+from simulations.deployment.site.folder import backup_site, init_site
 from tests.ledger_events import ledger_event
 
 

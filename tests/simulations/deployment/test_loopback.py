@@ -26,16 +26,20 @@ from simulations.deployment.site.programs import own_app
 from simulations.engines.flower import FlowerHome, program
 from simulations.run.experiment import Request, load_experiment
 from tests.simulations.deployment.loopback import (
+    MARKER,
     ROOT,
+    SITES,
     SLOW,
     Federation,
+    alone,
+    changed_app,
+    divide,
     done,
+    experiment_file,
     federation,
+    same_adapter,
     wait_for,
 )
-from tests.simulations.deployment.pushed_app import MARKER, changed_app
-from tests.simulations.deployment.short_experiment import alone, experiment_file, same_adapter
-from tests.simulations.deployment.site_data import SITES, divide
 
 pytestmark = pytest.mark.timeout(900 * SLOW)
 SHOWN = re.compile(r"```toml\n(description = .*?)```", re.DOTALL)
@@ -58,6 +62,8 @@ def test_a_site_answers_over_tls_with_the_app_that_it_has_installed(
     monkeypatch.setattr(submit, "BUNDLE", pushed)
     with federation(tmp_path) as fed:
         fed.add("north", data / "north", path)
+        settings = fed.site("north") / "site.toml"  # no further process, which keeps the model
+        settings.write_text(settings.read_text().replace("keep_seconds = 900", "keep_seconds = 0"))
         fed.start_site("north")
         fed.wait_event(fed.submit(path), "evaluated", 300)
         homes = set(marker.read_text().splitlines())
@@ -79,9 +85,7 @@ def fed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Federa
     path = tmp_path_factory.mktemp("federation")
     experiment = experiment_file(path / "two-tasks.toml")
     with federation(path) as made:
-        for site in SITES:
-            made.add(site, data / site, experiment)
-            made.start_site(site)
+        made.join(SITES, data, experiment)
         yield made
 
 
@@ -181,9 +185,8 @@ def test_under_the_policy_of_site_init_it_learns_with_privacy(
     path.write_text(found[1].replace("rounds = 5", "rounds = 1"))
     asked = parse_experiment(read_toml(path), str(path))
     assert (asked.privacy.mechanism, asked.federation.rounds) == ("record", 1)
+    fed.join(names, tmp_path / "data", path, policy="")
     for name in names:
-        fed.add(name, tmp_path / "data" / name, path, policy="")
-        fed.start_site(name)
         lines = check_site(fed.site(name), load_experiment(Request(str(path)))).lines
         assert any("the policy allows the experiment" in line for line in lines)
     run = fed.submit(path, f"federation.sites={json.dumps([*names])}", "federation.clients=2")

@@ -31,25 +31,16 @@ from deal_core.config.file import run_name
 from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock
 from simulations.cli import app
-from simulations.deployment import keys
+from simulations.deployment import keys, service
 from simulations.deployment.keys import expiry, make_key_pair
 from simulations.deployment.server import folder as serving
 from simulations.deployment.server import submit as submitting
-from simulations.deployment.server.folder import (
-    ServerFolder,
-    ServerSettings,
-    add_site,
-    init_server,
-    registered,
-    remove_site,
-    start_server,
-)
+from simulations.deployment.server.folder import ServerFolder, ServerSettings
 from simulations.deployment.server.status import RunState, next_step, status
 from simulations.deployment.server.submit import STARTS, check, resume, run_folder, stop, submit
 from simulations.deployment.site.folder import agreed_labels, init_site
 from simulations.run.simulate import record, recorded
-from tests.simulations.deployment.short_experiment import experiment_file
-from tests.simulations.deployment.site_data import LABELS
+from tests.simulations.deployment.loopback import LABELS, experiment_file
 
 HOSTS = ("federation.example.org", "192.0.2.7")
 SITES = {"source": "sites", "labels": {"triage": ["a", "b"]}}
@@ -76,7 +67,7 @@ class Flower:
 @pytest.fixture
 def server(tmp_path: Path) -> ServerFolder:
     folder = ServerFolder(tmp_path / "the server")
-    init_server(folder, ServerSettings(hosts=HOSTS))
+    serving.init_server(folder, ServerSettings(hosts=HOSTS))
     folder.flower = Flower()
     return folder
 
@@ -118,7 +109,7 @@ def test_the_server_has_private_keys_and_a_certificate_for_its_hosts(server: Ser
 def test_a_host_that_is_none_is_refused(tmp_path: Path, host: str) -> None:
     folder = ServerFolder(tmp_path / "server")
     with pytest.raises(UserError, match="neither a host name nor an address"):
-        init_server(folder, ServerSettings(hosts=(host,)))
+        serving.init_server(folder, ServerSettings(hosts=(host,)))
     assert not folder.path.exists()
 
 
@@ -132,7 +123,7 @@ def test_an_address_without_host_or_port_is_refused(tmp_path: Path, address: str
 def test_a_server_and_a_site_are_made_once(server: ServerFolder, tmp_path: Path) -> None:
     before = server.authority_key.read_bytes()
     with pytest.raises(UserError, match="holds a server already"):
-        init_server(server, ServerSettings(hosts=HOSTS))
+        serving.init_server(server, ServerSettings(hosts=HOSTS))
     assert server.authority_key.read_bytes() == before
     site = tmp_path / "site"
     init_site(site, tmp_path, "north", "[::1]:9443")
@@ -162,7 +153,7 @@ def test_the_labels_come_from_the_experiment_of_the_consortium(tmp_path: Path) -
 
 def test_the_proxy_forwards_one_path_and_limits_what_is_sent(tmp_path: Path) -> None:
     server = ServerFolder(tmp_path / 'a server; # {1} "x" \\')
-    init_server(server, ServerSettings(hosts=HOSTS))
+    serving.init_server(server, ServerSettings(hosts=HOSTS))
     written = (server.path / "nginx.conf").read_text()
     assert "location /v1/fleet/ {" in written
     assert "location / { return 403; }" in written
@@ -179,7 +170,7 @@ def test_the_proxy_forwards_one_path_and_limits_what_is_sent(tmp_path: Path) -> 
     (limit,) = re.findall(r"client_max_body_size (\d+)m;", written)
     assert FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE * 1.25 < int(limit) * 2**20 < 2**25
     with pytest.raises(UserError, match="nginx takes no path"):
-        init_server(ServerFolder(tmp_path / "a$b"), ServerSettings(hosts=HOSTS))
+        serving.init_server(ServerFolder(tmp_path / "a$b"), ServerSettings(hosts=HOSTS))
     assert not (tmp_path / "a$b").exists()
 
 
@@ -199,7 +190,7 @@ def on_disk() -> Iterator[Path]:
 
 def test_units_confine_what_they_run_and_systemd_takes_them(on_disk: Path) -> None:
     server = ServerFolder(on_disk / 'a "server" at 50%n')
-    init_server(server, ServerSettings(hosts=HOSTS))
+    serving.init_server(server, ServerSettings(hosts=HOSTS))
     data, site, plain = on_disk / "the data $HOME 50%n", on_disk / 'a "$HOME"', on_disk / "site"
     data.mkdir()
     init_site(site, data, "north")
@@ -229,8 +220,8 @@ def test_sites_are_added_at_the_same_time_and_each_has_one_name_and_key(server, 
     public = {name: key(tmp_path, name) for name in ("north", "south", "west")}
     with ThreadPoolExecutor(3) as pool:
         for name, path in public.items():
-            pool.submit(add_site, server, name, path)
-    assert set(registered(server)) == set(public)
+            pool.submit(serving.add_site, server, name, path)
+    assert set(serving.registered(server)) == set(public)
     secret = tmp_path / "site.key"
     secret.write_bytes(make_key_pair("north").private)
     for name, path, said in (
@@ -238,7 +229,7 @@ def test_sites_are_added_at_the_same_time_and_each_has_one_name_and_key(server, 
         ("alias", public["north"], "this key is that of 'north'"),
         ("alias", secret, "this is a private key, which must stay at its site"),
     ):
-        assert said in error(lambda name=name, path=path: add_site(server, name, path))
+        assert said in error(lambda name=name, path=path: serving.add_site(server, name, path))
     written = [json.loads(line) for line in server.events.path.read_text().splitlines()]
     assert {each["site"] for each in written if each["event"] == "site_added"} == set(public)
 
@@ -249,9 +240,9 @@ def test_a_list_that_cannot_be_written_leaves_no_key_behind(server, tmp_path, mo
 
     monkeypatch.setattr(serving, "_write", full)
     with pytest.raises(UserError, match="No space left"):
-        add_site(server, "north", key(tmp_path, "north"))
+        serving.add_site(server, "north", key(tmp_path, "north"))
     assert [words[1] for words in server.flower.asked] == ["register", "unregister"]
-    assert registered(server) == {}
+    assert serving.registered(server) == {}
 
 
 def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Path) -> None:
@@ -324,25 +315,16 @@ def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(
     assert server.flower.asked[0][:2] == ("stop", "7")
 
 
-def test_a_server_that_cannot_start_says_nothing_but_why(server, monkeypatch, capsys) -> None:
-    def busy(pid: Path, port: int) -> None:
-        raise UserError(f"port {port} is in use")
-
-    monkeypatch.setattr(serving, "require_idle", busy)
-    assert error(lambda: start_server(server)) == "port 9444 is in use"
-    assert capsys.readouterr().out == ""
-
-
 def test_a_certificate_that_expires_is_told_at_the_start_and_by_status(
     tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(keys, "SERVER_DAYS", 20)
-    monkeypatch.setattr(serving, "supervise", lambda *given: 0)
-    monkeypatch.setattr(serving, "require_idle", lambda *given: None)
+    monkeypatch.setattr(service, "supervise", lambda *given: 0)
+    monkeypatch.setattr(service, "require_idle", lambda *given: None)
     folder = ServerFolder(tmp_path / "server")
-    init_server(folder, ServerSettings(hosts=HOSTS))
+    serving.init_server(folder, ServerSettings(hosts=HOSTS))
     folder.flower = Flower()
-    start_server(folder)
+    serving.start_server(folder)
     status(folder, "", Console(width=200), as_json=False)
     said = f"warning: {folder.certificate}: expires on "
     assert capsys.readouterr().out.count(said) == 2
@@ -353,10 +335,10 @@ def test_a_certificate_that_expires_is_told_at_the_start_and_by_status(
 def test_what_is_printed_names_the_folder(server, tmp_path, monkeypatch, capsys) -> None:
     """Every command that is printed works when it is pasted, from any folder."""
     monkeypatch.setattr(submitting, "BUNDLE", tmp_path)
-    monkeypatch.setattr(serving, "supervise", lambda *given: 0)
-    monkeypatch.setattr(serving, "require_idle", lambda *given: None)
-    start_server(server)
-    added = "\n".join(add_site(server, "north", key(tmp_path, "north")))
+    monkeypatch.setattr(service, "supervise", lambda *given: 0)
+    monkeypatch.setattr(service, "require_idle", lambda *given: None)
+    serving.start_server(server)
+    added = "\n".join(serving.add_site(server, "north", key(tmp_path, "north")))
     assert all(part in added for part in ("localhost:9444", f"{HOSTS[0]}:9443", "without a proxy"))
     status(server, "", Console(width=200), as_json=False)
     begun = submit(server, str(experiment_file(tmp_path / "two-tasks.toml")))
@@ -364,7 +346,7 @@ def test_what_is_printed_names_the_folder(server, tmp_path, monkeypatch, capsys)
     with exclusive_lock(RunFolder(run).launching):
         again = error(lambda: resume(server, run.name))
     states = [next_step(server, run.name, RunState(phase=each)) for each in ("running", "stopped")]
-    ended = [*stop(server, run.name), *remove_site(server, "north")]
+    ended = [*stop(server, run.name), *serving.remove_site(server, "north")]
     said = "\n".join([capsys.readouterr().out, added, *begun, again, *states, *ended])
     said += error(lambda: submit(server, "quickstart"))
     found = list(re.finditer(OF_A_FOLDER, said))

@@ -25,13 +25,6 @@ from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
 from simulations.cli import app
 from simulations.deployment import keys
-from simulations.deployment.keys import (
-    fingerprint_of_line,
-    make_authority,
-    make_key_pair,
-    make_server_certificate,
-    read_public_key,
-)
 from simulations.deployment.site.check import (
     MOST_SKEW,
     Report,
@@ -46,8 +39,9 @@ from simulations.run.experiment import Request, load_experiment
 
 AGREED = {"triage": ("a", "b")}
 GOOD = [{"text": f"case {n}", "label": "ab"[n % 2]} for n in range(6)]
-OTHERS = {name: make_key_pair(name) for name in ("south", "west", "east")}
+OTHERS = {name: keys.make_key_pair(name) for name in ("south", "west", "east")}
 SECURE = {"secure": True, "min_cohort": 3}
+TWO = ("south", "west")
 
 
 def jsonl(path: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -65,7 +59,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def site(tmp_path: Path, data: Path) -> Path:
     authority = tmp_path / "given.crt"
-    authority.write_bytes(make_authority().public)
+    authority.write_bytes(keys.make_authority().public)
     init_site(tmp_path / "site", data, "north", "127.0.0.1:1", authority, AGREED)
     return tmp_path / "site"
 
@@ -153,21 +147,6 @@ def test_the_lines_that_are_printed_make_the_labels_agree(site: Path, declared: 
     assert checked(site, asked(labels)).problems == []
 
 
-def test_what_the_site_would_refuse_in_the_first_round_is_told_before(site: Path) -> None:
-    """Another base model, mechanism and instruction."""
-    lines = checked(site, asked()).lines
-    assert "base model 'embedded:minilm': agreed to" in lines
-    assert "the policy allows the experiment: privacy.mechanism 'record'" in lines
-    (problem,) = checked(site, asked(model={"name": "somebody/else"})).problems
-    assert "does not name 'somebody/else'" in problem
-    (problem,) = checked(site, asked(privacy={"mechanism": "none"})).problems
-    assert "'none', but the site's policy demands 'record'" in problem
-    change(site, "[policy] ", '[data.instructions]\ntriage = "How urgent?"\n[policy] ')
-    told = DataConfig(source="sites", labels=AGREED, instructions={"triage": "Whose?"})
-    (problem,) = checked(site, asked(data=told)).problems
-    assert "task 'triage' has another instruction" in problem
-
-
 def test_class_sums_leave_with_noise_or_not_at_all(site: Path) -> None:
     own = read_site(site / "site.toml")
 
@@ -220,8 +199,10 @@ def test_keys_and_connection_are_problems_that_hide_nothing_else(site: Path, tex
 def test_a_server_is_reached_through_the_proxy_of_a_hospital(tmp_path, data, monkeypatch) -> None:
     """And an end of its certificate that is near is told."""
     monkeypatch.setattr(keys, "SERVER_DAYS", 20)
-    authority = make_authority()
-    server = make_server_certificate(authority, ["server.invalid"])  # a name that nobody resolves
+    authority = keys.make_authority()
+    server = keys.make_server_certificate(
+        authority, ["server.invalid"]
+    )  # a name that nobody resolves
     files = {"ca.crt": authority.public, "server.pem": server.private + server.public}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -315,12 +296,12 @@ def test_counts_are_warned_of_in_the_clear_and_where_they_are_in_no_sum(site: Pa
 
 
 def own(site: Path) -> str:
-    return fingerprint_of_line(read_public_key(site / "site.pub"))
+    return keys.fingerprint_of_line(keys.read_public_key(site / "site.pub"))
 
 
 def pin(site: Path, *names: str) -> None:
     """Write pins, as the comment in the file says."""
-    shown = {name: fingerprint_of_line(OTHERS[name].public.decode()) for name in names}
+    shown = {name: keys.fingerprint_of_line(OTHERS[name].public.decode()) for name in names}
     lines = "".join(f'{name} = "{print_}"\n' for name, print_ in shown.items())
     change(site, "\n[policy]", f"\n[peers]\n{lines}\n[policy]")
 
@@ -346,38 +327,59 @@ def test_a_pin_that_is_no_fingerprint_is_one_line_with_the_cure(site: Path):
         read_site(site / "site.toml")
 
 
-def test_whether_sums_could_be_made_is_one_line_and_wrong_where_they_are_asked_for(site: Path):
-    four = ("north", "south", "west", "east")
-    secure = asked(aggregation=SECURE)
+REQUIRED = ('secure_aggregation = "allowed"', 'secure_aggregation = "required"')
+FOUR = {"sites": ("north", *OTHERS), "clients": 4}
+THREE = {"sites": ("north", "south", "west"), "clients": 3}
+MOST = ("\nmin_cohort = 3", "\nmin_cohort = 4")
+ASKED = ("[policy] ", '[data.instructions]\ntriage = "How urgent?"\n[policy] ')
+TOLD = DataConfig(source="sites", labels=AGREED, instructions={"triage": "Whose?"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "pinned", "experiment", "problem"),
+    [
+        ((), (), asked(model={"name": "somebody/else"}), "does not name 'somebody/else'"),
+        ((), (), asked(privacy={"mechanism": "none"}), "'none', but the site's policy demands"),
+        ([ASKED], (), asked(data=TOLD), "task 'triage' has another instruction"),
+        ((), (), asked(aggregation=SECURE), "secure sums: no site is pinned"),
+        ((), TWO, asked(aggregation=SECURE, federation=FOUR), "no key of east is pinned"),
+        ((), TWO, asked(aggregation=SECURE, federation=THREE), ""),
+        ([REQUIRED], (), None, "secure sums: no site is pinned"),
+        ([REQUIRED], OTHERS, asked(), "set aggregation.secure to true in the experiment"),
+        (
+            [REQUIRED, MOST],
+            OTHERS,
+            asked(aggregation=SECURE),
+            "policy.min_cohort is 4, and aggregation.min_cohort of the experiment 3",
+        ),
+        ([REQUIRED, MOST], OTHERS, asked(aggregation=SECURE | {"min_cohort": 4}), ""),
+    ],
+)
+def test_what_the_site_would_refuse_in_the_first_round_is_told_before(
+    site: Path, changes, pinned, experiment: Experiment | None, problem: str
+) -> None:
+    """Another base model, mechanism or instruction, sums that it could not make; or nothing."""
+    for old, new in changes:
+        change(site, old, new)
+    if pinned:
+        pin(site, *pinned)
+    report = checked(site, experiment)
+    assert [problem in each for each in report.problems] == [True] * bool(problem)
+    if not problem:
+        assert "base model 'embedded:minilm': agreed to" in report.lines
+        assert "the policy allows the experiment: privacy.mechanism 'record'" in report.lines
+
+
+def test_whether_sums_could_be_made_is_one_line(site: Path) -> None:
     assert checked(site).problems == []  # nobody has asked for them
     assert "not possible here: no site is pinned; write the" in secure_line(checked(site))
-    (problem,) = checked(site, secure).problems
-    assert problem.startswith("secure sums: no site is pinned")
-    pin(site, "south", "west")
+    pin(site, *TWO)
     assert secure_line(checked(site)) == (
         "secure sums: allowed by the policy, with south, west (pinned), of 3 sites or more, 1 of "
         "them working with the server"
     )
-    three = {"sites": four[:3], "clients": 3}
-    assert checked(site, asked(aggregation=SECURE, federation=three)).problems == []
-    every = {"sites": four, "clients": 4}
-    (problem,) = checked(site, asked(aggregation=SECURE, federation=every)).problems
-    assert "no key of east is pinned" in problem
-
-
-def test_a_policy_that_asks_for_more_than_the_experiment_is_wrong(site: Path):
-    change(site, 'secure_aggregation = "allowed"', 'secure_aggregation = "required"')
-    (problem,) = checked(site).problems
-    assert problem.startswith("secure sums: no site is pinned")
-    pin(site, "south", "west", "east")
-    (problem,) = checked(site, asked()).problems
-    assert "set aggregation.secure to true in the experiment" in problem
-    change(site, "\nmin_cohort = 3", "\nmin_cohort = 4")
-    (problem,) = checked(site, asked(aggregation=SECURE)).problems
-    assert "policy.min_cohort is 4, and aggregation.min_cohort of the experiment 3" in problem
-    assert checked(site, asked(aggregation=SECURE | {"min_cohort": 4})).problems == []
-    change(site, "\nmin_cohort = 4", "\nmin_cohort = 5")
-    assert "3 other sites are pinned, and a sum is of 5" in secure_line(checked(site))
+    change(site, "\nmin_cohort = 3", "\nmin_cohort = 5")
+    assert "2 other sites are pinned, and a sum is of 5" in secure_line(checked(site))
 
 
 def test_somebody_in_two_tasks_is_a_problem_before_anything_is_served(site: Path, data: Path):

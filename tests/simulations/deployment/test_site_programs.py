@@ -37,7 +37,7 @@ from simulations.deployment.site import programs
 from simulations.deployment.site.programs import ClientAppExecutor, new_secret, own_app
 from simulations.engines.flower import FlowerHome, free_port, program
 from simulations.engines.worker_pool import assume_identity
-from tests.simulations.deployment.pushed_app import COMMENT, changed_app
+from tests.simulations.deployment.loopback import COMMENT, changed_app
 
 RUN, NODE = 7, 1
 
