@@ -303,13 +303,13 @@ def _no_sums(site: SiteFile, policy: Policy, least: int, asked: Experiment | Non
         return f"{others} other sites are pinned, and a sum is of {least}; {PINS}"
     if asked is None:
         return ""
-    for key, own, place, theirs in (
+    for key, wanted, place, theirs in (
         ("min_cohort", policy.min_cohort, "aggregation", asked.aggregation.min_cohort),
         ("colluding", policy.colluding, "privacy", asked.privacy.colluding),
     ):
-        if own > theirs:
+        if wanted > theirs:
             return (
-                f"policy.{key} is {own}, and {place}.{key} of the experiment {theirs}; raise that, "
+                f"policy.{key} is {wanted}, and {place}.{key} of the experiment {theirs}; raise that, "
                 "or lower the policy's"
             )
     unpinned = set(asked.federation.sites) - set(site.peers) - {site.site.name}
@@ -334,10 +334,8 @@ def what_leaves(site: SiteFile) -> list[str]:
         "summed": "as part of a secure sum alone",
     }
     own = counts[policy.metrics if policy is not None else "clear"]
-    sums = "none leaves"
-    if protected:
-        sums = "with noise, charged"
-    elif policy is None or policy.share_sums:
+    sums = "with noise, charged" if protected else "none leaves"
+    if not protected and (policy is None or policy.share_sums):
         sums = "with noise, once for each task"
     masked = {} if protected else figures_allowed(ordinary, policy, masked=True)
     loss = " and the mean loss" if "loss" in masked else ""

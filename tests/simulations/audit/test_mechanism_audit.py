@@ -73,7 +73,7 @@ def audit(make_experiment, records, tmp_path, one_thread):
 @pytest.mark.parametrize("overrides", slow_but([(), (SECURE,)], ()))
 @pytest.mark.parametrize("epsilon", slow_but([1.0, 8.0], 1.0))
 def test_steps_as_they_are_are_not_refuted(audit, tmp_path, epsilon, overrides):
-    sizes = {"canaries": 600, "repetitions": 2}
+    sizes = {"canaries": 400, "repetitions": 2}
     found = audit(STEPS, epsilon, "federation.rounds=2", *overrides, **sizes)
     assert found.p_value > SIGNIFICANCE
     events = Ledger(tmp_path / "audit-0" / "repetition-0" / "0").events()
@@ -157,7 +157,7 @@ def bound_twice_as_large(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("weaken", "base", "epsilon", "overrides", "sizes", "below"),
     [
-        (noise_times(0.3), STEPS, 1.0, (), (600, 2), 0.01),
+        (noise_times(0.3), STEPS, 1.0, (), (400, 2), 0.01),
         pytest.param(noise_times(0.5), STEPS, 1.0, (), (2000, 5), 0.01, marks=slow),
         pytest.param(noise_times(0.25), STEPS, 8.0, (), (1500, 3), 0.01, marks=slow),
         pytest.param(clipped_to(no_clipping), STEPS, 1.0, (), (1500, 2), 0.01, marks=slow),
@@ -172,7 +172,7 @@ def bound_twice_as_large(monkeypatch) -> None:
             *(STEPS, 1.0, (), (1500, 2), 0.01),
             marks=slow,
         ),
-        (clipped_by_record, STEPS, 1.0, (GROUPS,), (600, 2), 0.01),
+        (clipped_by_record, STEPS, 1.0, (GROUPS,), (400, 2), 0.01),
         pytest.param(clipped_by_record, SUMS, 2.0, (THREE, GROUPS), (1000, 2), 0.05, marks=slow),
         pytest.param(bound_twice_as_large, SUMS, 4.0, (), (1000, 4), 0.05, marks=slow),
     ],
@@ -245,7 +245,7 @@ def test_groups_that_are_hidden_are_not_found(
 
 
 def test_the_sum_as_it_is_is_not_refuted(audit):
-    assert audit(SUMS, 4.0, canaries=600, repetitions=2).p_value > SIGNIFICANCE
+    assert audit(SUMS, 4.0, canaries=400, repetitions=2).p_value > SIGNIFICANCE
 
 
 @slow

@@ -7,25 +7,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+from rich.console import Console
 from safetensors.numpy import load_file
 
 from deal_core.config.data import DataConfig
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.data import open_source
 from server.folder import read_events
-from simulations.deployment.demo import answers
+from simulations.deployment.demo import Commands, answers
 from simulations.deployment.keys import fingerprint_of_line, read_public_key
 from simulations.deployment.server.folder import (
     ServerFolder,
@@ -36,7 +36,7 @@ from simulations.deployment.server.folder import (
 from simulations.deployment.server.submit import starts, submit
 from simulations.deployment.site.check import check_site
 from simulations.deployment.site.folder import agreed_labels, init_site
-from simulations.engines.flower import BUNDLE, free_port, members, stop_all
+from simulations.engines.flower import BUNDLE, free_port, members
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.experiment import Request, load_experiment
 
@@ -97,44 +97,25 @@ OPEN = 'metrics = "clear"\nshare_num_examples = true\nmin_records = 1\n'
 """A policy under which a site trains without differential privacy, and says how well."""
 
 
-def set_policy(site_file: Path, policy: str) -> None:
-    """Write another policy than that of ``deal site init``."""
-    head, found, _ = site_file.read_text().partition("[policy]")
-    assert found
-    site_file.write_text(f"{head}[policy]\n{policy}\n")
-
-
 @dataclass
 class Federation:
     """Processes and folders below ``path``."""
 
     path: Path
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    folder: ServerFolder
+    deal: Commands
 
     @property
-    def folder(self) -> ServerFolder:
-        return ServerFolder(self.path / "server")
+    def port(self) -> int:
+        return self.folder.settings().superlink_port
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.folder.settings().superlink_port}"
-
-    def start(self, name: str, *arguments: str, path: Sequence[Path] = ()) -> None:
-        """``deal ARGUMENTS`` in the background; modules of ``path`` come first."""
-        where = os.pathsep.join(map(str, (*path, ROOT)))
-        with (self.path / f"{name}.out").open("ab") as output:
-            self.processes[name] = subprocess.Popen(
-                [*DEAL, *arguments],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONPATH": where},
-                start_new_session=True,
-            )
+        return f"127.0.0.1:{self.port}"
 
     def start_server(self) -> None:
-        self.start("server", "server", "start", str(self.folder.path))
-        port = self.folder.settings().superlink_port
-        wait_for("server", lambda: answers(port), 60)
+        self.deal.start("server", "server", "start", self.folder.path)
+        wait_for("server", lambda: answers(self.port), 60)
 
     def site(self, name: str) -> Path:
         return self.path / "sites" / name
@@ -153,8 +134,11 @@ class Federation:
         labels = agreed_labels(load_experiment(Request(str(experiment)))) if experiment else {}
         trusted = authority or self.folder.authority
         init_site(self.site(name), data, name, address or self.address, trusted, labels)
-        if policy:
-            set_policy(self.site(name) / "site.toml", policy)
+        if policy:  # another than that of ``deal site init``
+            settings = self.site(name) / "site.toml"
+            head, found, _ = settings.read_text().partition("[policy]")
+            assert found
+            settings.write_text(f"{head}[policy]\n{policy}\n")
         return self.site(name) / "site.pub"
 
     def add(self, name: str, data: Path, experiment: Path | None = None, **settings: Any) -> None:
@@ -193,11 +177,13 @@ class Federation:
         assert "secure sums: required by the policy, with" in checked
 
     def start_site(self, name: str, path: Sequence[Path] = ()) -> None:
-        self.start(name, "site", "start", str(self.site(name)), path=path)
+        """Modules of ``path`` come first."""
+        self.deal.environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
+        self.deal.start(name, "site", "start", self.site(name))
 
     def refused(self, name: str) -> str:
         """What a site says that ends by itself, with an error."""
-        assert self.processes.pop(name).wait(timeout=90 * SLOW) == 2
+        assert self.deal.started.pop(name).wait(timeout=90 * SLOW) == 2
         return (self.path / f"{name}.out").read_text()
 
     def connections(self) -> list[str]:
@@ -228,7 +214,7 @@ class Federation:
 
     def kill(self, name: str) -> None:
         """As a power cut would: every process of it, at once."""
-        process = self.processes.pop(name)
+        process = self.deal.started.pop(name)
         process.kill()
         process.wait()
         home = (self.folder.path if name == "server" else self.site(name) / "state") / "flower"
@@ -265,31 +251,17 @@ class Federation:
         if stopped and len(stopped) >= len(starts(self.run(name))):
             raise AssertionError(f"the run stopped: {stopped[-1]['reason']}")
 
-    def end(self) -> None:
-        for process in self.processes.values():
-            process.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
-            try:
-                process.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        stop_all(self.folder.flower.path)
-        for site in (self.path / "sites").glob("*"):
-            stop_all(site / "state" / "flower")
-
 
 @contextmanager
 def federation(path: Path) -> Iterator[Federation]:
     """A server that runs, without sites."""
-    fed = Federation(path)
+    folder = ServerFolder(path / "server")
     ports = {"port": free_port(), "superlink_port": free_port()}
-    init_server(fed.folder, ServerSettings(hosts=("127.0.0.1",), **ports))
-    try:
+    init_server(folder, ServerSettings(hosts=("127.0.0.1",), **ports))
+    with Commands(path, Console(quiet=True)) as deal:
+        fed = Federation(path, folder, deal)
         fed.start_server()
         yield fed
-    finally:
-        fed.end()
 
 
 def experiment_file(

@@ -152,7 +152,7 @@ def test_a_straggler_a_dead_site_and_a_cut_cable(tmp_path: Path) -> None:
     data = tmp_path / "data"
     divide(data)
     path = experiment_file(tmp_path / "faults.toml", ["surgery"], rounds=99, deadline=40)
-    with federation(tmp_path) as fed, closing(Cable(fed.folder.settings().superlink_port)) as cable:
+    with federation(tmp_path) as fed, closing(Cable(fed.port)) as cable:
         fed.join(["north"], data, path, address=f"127.0.0.1:{cable.port}")
         fed.join(["south", "west"], data, path)
         run = fed.submit(path, "federation.quorum=0.3")
