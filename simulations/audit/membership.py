@@ -292,7 +292,8 @@ def told_of_adapters(
             both = members, others
             bounds = bootstrap(both, area, method="percentile", n_resamples=1000, rng=seed)
             low, high = map(float, bounds.confidence_interval)
-            figures = {"records": len(members), "auc": area(*both), "interval": (low, high)}
+            figures: dict[str, Any] = {"auc": area(*both), "interval": (low, high)}
+            figures |= {"records": len(members)}
             found.append(_told(f"adapter of round {server_round}", noise, *both, **figures))
     return found
 

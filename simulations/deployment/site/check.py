@@ -309,8 +309,8 @@ def _no_sums(site: SiteFile, policy: Policy, least: int, asked: Experiment | Non
     ):
         if wanted > theirs:
             return (
-                f"policy.{key} is {wanted}, and {place}.{key} of the experiment {theirs}; raise that, "
-                "or lower the policy's"
+                f"policy.{key} is {wanted}, and {place}.{key} of the experiment {theirs}; raise "
+                "that, or lower the policy's"
             )
     unpinned = set(asked.federation.sites) - set(site.peers) - {site.site.name}
     return f"no key of {', '.join(sorted(unpinned))} is pinned; {PINS}" if unpinned else ""
