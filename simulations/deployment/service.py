@@ -5,7 +5,6 @@ it was at one moment, while it runs."""
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import re
 import shutil
@@ -15,7 +14,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import takewhile
@@ -32,11 +30,8 @@ PR_SET_PDEATHSIG = 1
 """Of Linux's ``prctl.h``."""
 COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
 STOP_SECONDS = 20.0
-WATCH_SECONDS = 2.0
 HUNG_SECONDS = 10.0
 """How long a program may live after it has said that it cannot go on."""
-HUNG = 75
-"""Exit code of a program that was ended because it hung."""
 DATABASES = (".db", ".sqlite")
 MADE_AGAIN = (".lock", ".pid", ".log", ".log.1", ".secret", "-wal", "-shm")
 """Ends of names: of what a process makes, and of parts of a database."""
@@ -77,15 +72,14 @@ def supervise(
             start_new_session=True,
             preexec_fn=dying_with(os.getpid()),
         )
-        hopeless = threading.Event()
         writer = threading.Thread(
-            target=_write_log, args=(process, log, fatal.encode(), hopeless), daemon=True
+            target=_write_log, args=(process, log, fatal.encode()), daemon=True
         )
         writer.start()
         try:
             pid.write_text(f"{os.getpid()}\n")  # a full disk must leave no process behind
             with _forwarded(process) as asked:
-                code = _watched(process, hopeless)
+                code = process.wait()
             if not asked.is_set():
                 return code or 1
             pid.unlink(missing_ok=True)
@@ -130,32 +124,19 @@ def dying_with(parent: int) -> Callable[[], None] | None:
     return ask
 
 
-def _write_log(
-    process: subprocess.Popen[bytes], log: Path, fatal: bytes, hopeless: threading.Event
-) -> None:
-    """Write what the process says into its log, without colours; the event tells of ``fatal``
-    words. A disk that takes no more costs lines, and not the process."""
+def _write_log(process: subprocess.Popen[bytes], log: Path, fatal: bytes) -> None:
+    """Write what the process says into its log, without colours, and end it where it hangs after
+    ``fatal`` words. A disk that takes no more costs lines, and not the process."""
     assert process.stdout is not None
+    hung = threading.Timer(HUNG_SECONDS, process.kill)
+    hung.daemon = True
     with process.stdout as lines:
         for line in lines:
-            if fatal and fatal in line:
-                hopeless.set()
+            if fatal and fatal in line and hung.ident is None:
+                hung.start()
             with suppress(OSError), rotated(log).open("ab") as file:
                 file.write(COLOUR.sub(b"", line))
-
-
-def _watched(process: subprocess.Popen[bytes], hopeless: threading.Event) -> int:
-    """Wait for the end of the process; one that hangs after its fatal words is ended."""
-    deadline = math.inf
-    while True:
-        with suppress(subprocess.TimeoutExpired):
-            return process.wait(WATCH_SECONDS)
-        if hopeless.is_set():
-            deadline = min(deadline, time.monotonic() + HUNG_SECONDS)
-        if time.monotonic() > deadline:
-            process.kill()
-            process.wait()
-            return HUNG
+    hung.cancel()
 
 
 @contextmanager
