@@ -172,7 +172,7 @@ def bound_twice_as_large(monkeypatch) -> None:
             *(STEPS, 1.0, (), (1500, 2), 0.01),
             marks=slow,
         ),
-        (clipped_by_record, STEPS, 1.0, (GROUPS,), (400, 2), 0.01),
+        (clipped_by_record, STEPS, 1.0, (GROUPS,), (600, 2), 0.01),
         pytest.param(clipped_by_record, SUMS, 2.0, (THREE, GROUPS), (1000, 2), 0.05, marks=slow),
         pytest.param(bound_twice_as_large, SUMS, 4.0, (), (1000, 4), 0.05, marks=slow),
     ],

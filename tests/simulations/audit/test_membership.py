@@ -101,6 +101,7 @@ def test_the_command_writes_figures_and_a_report(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(membership, "embedded", lambda experiment, seed: texts())
     monkeypatch.setattr(membership, "told_of_sums", lambda *given: list(told()))
     monkeypatch.setattr(membership, "told_of_adapters", lambda *given: [ADAPTER])
+    monkeypatch.setattr(membership, "preflight", lambda experiment: None)
     screen = Console(file=io.StringIO(), width=120)
     run_membership("quickstart", tmp_path, (), 0, 0, screen)
     audit = MembershipAudit.model_validate_json((tmp_path / membership.FILE).read_text())
@@ -156,7 +157,7 @@ def rows(rng: np.random.Generator, number: int) -> np.ndarray:
 @pytest.mark.parametrize(("members", "deviation"), [(5, 0.0), (20, 0.6)])
 def test_a_gaussian_sum_is_told_as_well_as_theory_says(members: int, deviation: float) -> None:
     rng = np.random.default_rng((members, int(10 * deviation)))
-    known, within, areas = rows(rng, 1000), np.eye(SIZE) * SPREAD / SIZE, []
+    known, within, areas = rows(rng, 200), np.eye(SIZE) * SPREAD / SIZE, []
     for _ in range(60):
         both = rows(rng, members + 200)
         total = both[:members].sum(axis=0) + deviation * rng.standard_normal(SIZE)
