@@ -74,7 +74,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "resumed": ("quickstart", TWICE),
     "int8": ("quickstart", {"wire.dtype": "int8"}),
     "record": ("quickstart", {"privacy.mechanism": "record", "federation.rounds": 1}),
-    "private": ("private", {}),
+    "private": ("private", {"method.prototype.enabled": "auto"}),
     "private-sums": ("private-sums", {"federation.rounds": 1}),
     "quickstart-llm": ("quickstart-llm", LLM),
 }
