@@ -282,7 +282,11 @@ def _cell(study: Study, out: Path, overrides: Sequence[str], place: Place) -> Ce
 
 def _experiment(study: Study, overrides: Sequence[str], place: Place) -> Experiment:
     """Return base, ``[set]``, order, setting, arm, ``--set`` as one experiment: the later one
-    holds. Checked after each, so that a fault is blamed on the table that has it."""
+    holds. Checked after each, so that a fault is blamed on the table that has it.
+
+    Raises:
+        UserError: one is not valid, or sets what a budget sets.
+    """
     file = study.file
     base = file.experiment
     path = find_experiment(str(study.path.parent / base) if base.endswith(".toml") else base)
@@ -299,4 +303,10 @@ def _experiment(study: Study, overrides: Sequence[str], place: Place) -> Experim
         tables = overlaid(tables, layer)
         parse_experiment(tables, f"{study.path}: {where}")
     experiment = parse_experiment(apply_overrides(tables, overrides), "--set")
+    budget = file.settings[place.setting]["privacy"] if file.epsilons else {}
+    if any(getattr(experiment.privacy, key) != value for key, value in budget.items()):
+        raise UserError(
+            f"{study.path}: budgets are those of --epsilon; leave privacy.mechanism and "
+            "privacy.target_epsilon out of arms and --set"
+        )
     return with_absolute_inputs(experiment, own_folder(base, path))

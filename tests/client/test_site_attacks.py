@@ -116,15 +116,23 @@ def test_every_record_is_read_at_most_once_a_step(site, read, monkeypatch):
     assert (site.events, read) == ([], [])
 
 
-def test_an_honest_request_is_charged_and_more_records_than_were_planned_are_not_read(site, read):
+def test_an_honest_request_is_charged_and_more_records_than_were_planned_are_not_read(
+    tmp_path, read
+):
     """The plan's rate and number of steps are those of so many records; and the attacks fail for
-    their own reasons, not because nothing works here."""
+    their own reasons, not because nothing works here. The policy withholds no figure: the mechanism
+    lets none go that follows from records."""
+    policy = 'mechanism = "record"\nmetrics = "clear"\nshare_num_examples = true\n'
+    site = RealSite(tmp_path, policy)
     reply = site.answer(asked(), {})
     assert code(reply) == "ok"
     assert [(event.task, event.delta) for event in site.events] == [("surgery", 1e-4)]
     assert certificate(site.ledger)["statement"]["n_delta"] == pytest.approx(120 * 1e-4)
     assert set(reply.content) == {"status", "lora", "metrics"}
-    more = RealSite(site.folder, data={**site.data, "surgery": rows("surgery", 400)})
+    told = reply.content["metrics"]
+    assert set(told) == {"num_examples", "epsilon", "delta", "n_delta", "simulation_only"}
+    assert told["num_examples"] == 1.0
+    more = RealSite(site.folder, policy, data={**site.data, "surgery": rows("surgery", 400)})
     from client.app import _runtime
 
     _runtime.cache_clear()

@@ -33,7 +33,8 @@ class Maker:
 
     def __call__(self, source) -> LocalUpdate:
         self.seen.append(source)
-        return LocalUpdate({"w": np.full((2, 2), len(self.seen), np.float32)}, {"num_examples": 99})
+        figures = {"num_examples": 99, "loss": 0.5, "seconds": 3.0}
+        return LocalUpdate({"w": np.full((2, 2), len(self.seen), np.float32)}, figures)
 
 
 def ask(

@@ -103,10 +103,12 @@ def test_only_public_figures_go_with_an_update(site):
     assert figures["num_examples"] == 1.0  # not 32
 
 
-def test_a_site_without_records_of_a_task_answers_like_others(site):
-    records = {**FEW, "task1": 0}
-    make = Maker()
-    made = make_mechanism(experiment()).update(ask("task1", 1, records), site, make)
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_a_site_without_records_of_a_task_answers_like_others(site, disjoint):
+    """That a record's task has no other is nobody's business."""
+    records, make = {**FEW, "task1": 0}, Maker()
+    place = replace(site, policy=Policy(disjoint_tasks=disjoint))
+    made = make_mechanism(experiment()).update(ask("task1", 1, records), place, make)
     assert made.figures["num_examples"] == 1.0
     assert [list(batch) for batch in make.seen[0].batches()] == [[]] * make.seen[0].steps
 

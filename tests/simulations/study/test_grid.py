@@ -134,6 +134,19 @@ def test_an_experiment_is_a_study_of_one_arm_under_budgets(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    "override", ['mechanism="record"', 'mechanism="none"', "target_epsilon=4.0"]
+)
+def test_nothing_overrules_a_budget_nor_its_absence(tmp_path: Path, override: str) -> None:
+    """Else what is called without privacy is trained privately, or all budgets at one epsilon."""
+    text = 'epsilons = "2,inf"\n[arms.a]\n'
+    for own, overrides in ((f"set.privacy.{override}\n", []), ("", [f"privacy.{override}"])):
+        with pytest.raises(UserError, match="budgets are those of --epsilon"):
+            cells(tmp_path, text + own, *overrides)
+    kept = cells(tmp_path, text, "privacy.target_delta=1e-3")
+    assert [cell.runs[""].privacy.mechanism for cell in kept] == ["record", "none"]
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[arm.a]\n", r"mine.toml: unknown key 'arm'; did you mean 'arms'\?"),
