@@ -18,12 +18,7 @@ from tests.privacy_mutations.mutations import MUTATIONS
 
 NOTICED = (AssertionError, UnsafeModel, BudgetSpent, OutsidePlan, pytest.fail.Exception)
 """A check that fails, or a guard of the code's own that stops the run."""
-SLOW = {"every record in every step"}
-"""Refuted by an audit of the mechanism in every run of the tests as well."""
-WEAKENINGS = [
-    pytest.param(each, id=each.name, marks=[pytest.mark.slow] if each.name in SLOW else [])
-    for each in MUTATIONS
-]
+WEAKENINGS = [pytest.param(each, id=each.name) for each in MUTATIONS]
 CHECKS = list(dict.fromkeys(mutation.noticed_by for mutation in MUTATIONS))
 
 
