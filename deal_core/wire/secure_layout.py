@@ -20,7 +20,7 @@ from deal_core.secure_sum.layout import COVERED, Layout, SumField, finest_scale
 EXAMPLES = "examples"
 """Name of the number of examples behind a site's gradient sum."""
 CLASS_SUMS = "class_sums"
-"""Name of a site's noisy class sums (:class:`deal_core.wire.class_sums.SumShape`)."""
+"""Name of a site's noisy class sums."""
 MOST_RECORDS = 1e7
 """Of a site and a task: bounds an entry of a sum of unit vectors, and a count."""
 SUM_BITS, UPDATE_BITS = 64, 32
