@@ -109,8 +109,7 @@ class Client:
         """The experiment as it is asked for, but for what no client computes with, as text."""
         plain = RunConfig()
         same = {name: getattr(plain, name) for name in NOT_FOR_CLIENTS}
-        run = self.asked.run.model_copy(update=same)
-        return as_text(self.asked.model_copy(update={"run": run}))
+        return as_text(self.asked.changed(run=same))
 
     @cached_property
     def kept(self) -> Path:

@@ -41,8 +41,7 @@ def make_app(listener: Listener | None = None) -> ServerApp:
 def with_run_folder(experiment: Experiment, run_id: int) -> Experiment:
     """Return the experiment with a folder for a run started with plain ``flwr run``."""
     out = experiment.run.out or str(Path.home() / "federated-deal-runs" / str(run_id))
-    run = experiment.run.model_copy(update={"out": out})
-    return experiment.model_copy(update={"run": run})
+    return experiment.changed(run={"out": out})
 
 
 app = make_app()

@@ -91,8 +91,7 @@ def export_adapter(
     named with the commit that was read. Where PEFT alone could not load the adapter
     (``AdapterKind.map_behind``, or components, of which one answers), PEFT's settings are left out.
     """
-    model = experiment.model.model_copy(update={"name": pinned(experiment.model.name)})
-    experiment = experiment.model_copy(update={"model": model})
+    experiment = experiment.changed(model={"name": pinned(experiment.model.name)})
     retained, current = state.retained, state.current
     if not is_nonzero(current):
         current = zero_adapter(current.shapes, 1, current.scaling)

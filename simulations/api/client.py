@@ -173,8 +173,7 @@ class DealClient(ClientApp):
 
 def _own_noise(experiment: Experiment) -> Mechanism:
     """The mechanism of a client that demands privacy: the seed of a run is the server's word."""
-    privacy = experiment.privacy.model_copy(update={"noise": "secure"})
-    return make_mechanism(experiment.model_copy(update={"privacy": privacy}))
+    return make_mechanism(experiment.changed(privacy={"noise": "secure"}))
 
 
 _ON_A_TRAINER = (

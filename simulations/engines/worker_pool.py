@@ -92,8 +92,7 @@ def this_machine(experiment: Experiment) -> Workers:
 
 def as_run_by(workers: Workers, experiment: Experiment) -> Experiment:
     """Return the experiment with the thread count settled: a client sees no other worker."""
-    run = experiment.run.model_copy(update={"threads": workers.threads})
-    return experiment.model_copy(update={"run": run})
+    return experiment.changed(run={"threads": workers.threads})
 
 
 SHOWN = "CUDA_VISIBLE_DEVICES"

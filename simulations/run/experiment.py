@@ -85,15 +85,14 @@ def completed(
         "engine": run.engine if request.engine is None else request.engine,
         "out": request.out or run.out or f"runs/{name}-seed{seed}",
     }
-    run = run.model_copy(update=changes)
-    return with_absolute_paths(experiment.model_copy(update={"run": run}), folder)
+    return with_absolute_paths(experiment.changed(run=changes), folder)
 
 
 def with_absolute_paths(experiment: Experiment, folder: Path | None = None) -> Experiment:
     """Return the experiment with absolute inputs (:func:`with_absolute_inputs`), and a run folder
     relative to the working directory: the apps may run in another one."""
-    run = experiment.run.model_copy(update={"out": _resolved(experiment.run.out)})
-    return with_absolute_inputs(experiment, folder).model_copy(update={"run": run})
+    experiment = experiment.changed(run={"out": _resolved(experiment.run.out)})
+    return with_absolute_inputs(experiment, folder)
 
 
 def with_absolute_inputs(experiment: Experiment, folder: Path | None = None) -> Experiment:
@@ -160,5 +159,4 @@ def budget_setting(epsilon: float) -> tuple[str, dict[str, Any]]:
 
 def with_budget(experiment: Experiment, epsilon: float) -> Experiment:
     """Return the experiment under this budget."""
-    privacy = experiment.privacy.model_copy(update=budget_setting(epsilon)[1]["privacy"])
-    return experiment.model_copy(update={"privacy": privacy})
+    return experiment.changed(**budget_setting(epsilon)[1])

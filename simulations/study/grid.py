@@ -218,8 +218,7 @@ def precise(experiment: Experiment) -> Experiment:
 
     exact = experiment.privacy.mechanism != "none"
     dtype = str(compute_dtype(experiment.train, best_device(), exact)).removeprefix("torch.")
-    train = experiment.train.model_copy(update={"precision": dtype})
-    return experiment.model_copy(update={"train": train})
+    return experiment.changed(train={"precision": dtype})
 
 
 def grid(study: Study, out: Path, overrides: Sequence[str] = ()) -> list[Cell]:
@@ -275,8 +274,7 @@ def _cell(study: Study, out: Path, overrides: Sequence[str], place: Place) -> Ce
             "out": str(out / CELLS / place.name / name),
             "resume": False,
         }
-        run = part.run.model_copy(update=own)
-        runs[name] = with_absolute_paths(part.model_copy(update={"run": run}))
+        runs[name] = with_absolute_paths(part.changed(run=own))
     return Cell(**place.model_dump(), runs=runs)
 
 

@@ -230,24 +230,19 @@ def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:
     """Return a federation for each task alone."""
     if experiment.stream != StreamConfig():
         raise UserError('bound = "per-task": needs the stream of all clients; leave out [stream]')
-    return {task: _changed(_plain(experiment), "data", tasks=(task,)) for task in tasks}
+    return {task: _plain(experiment).changed(data={"tasks": (task,)}) for task in tasks}
 
 
 def _local_only(experiment: Experiment, tasks: Sequence[str]) -> Parts:
     """Return each client alone through the stream, without a robust step, which has nobody to
     compare it with."""
-    plain = _changed(_plain(experiment), "aggregation", robust="none")
+    plain = _plain(experiment).changed(aggregation={"robust": "none"})
     alone = range(experiment.federation.clients)
-    return {f"client-{k}": _changed(plain, "federation", participants=(k,)) for k in alone}
+    return {f"client-{k}": plain.changed(federation={"participants": (k,)}) for k in alone}
 
 
 def _plain(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"method": MethodConfig(name="sequential")})
-
-
-def _changed(experiment: Experiment, table: str, **keys: Any) -> Experiment:
-    changed = getattr(experiment, table).model_copy(update=keys)
-    return experiment.model_copy(update={table: changed})
 
 
 BOUNDS: Mapping[str, Bound] = {
