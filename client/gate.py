@@ -4,8 +4,8 @@
 for the site's log, the test, and the code that leaves. What needs no data is judged before they are
 read; what follows from a number of records, or from what the site has given before, when it is
 known. The ledger is asked, and stays the last line of defence: what it cannot pay is not charged,
-whoever asks. Only the protocol of secure sums says itself that a step is out of its order
-(``protocol``, ``unpinned``, ``masked``), and a program that passes a model
+whoever asks. Only the protocol of secure sums says itself that a step is out of its order, or that
+a sum has too few sites (``protocol``, ``unpinned``, ``masked``), and a program that passes a model
 (:mod:`simulations.api.client`) what it takes part in, which can only be less.
 """
 

@@ -76,7 +76,8 @@ class _FedIt:
 
 
 class _FedEx(_FedIt):
-    """The same means, and ``residual = s sum_i p_i (B_i - B)(A_i - A)``.
+    """The same means, and ``residual = s sum_i p_i (B_i - B)(A_i - A)``: by the identity of
+    :class:`_FedIt`, current and residual together are the clients' mean, exactly.
 
     The residual is the factor pair ``[sqrt(p_i)(B_i - B)]_i [sqrt(p_i)(A_i - A)]_i``,
     compressed to its numerical rank, at most ``min((K - 1) r, d_out, d_in)``. It is gathered
@@ -160,7 +161,7 @@ class OneFactorRound:
 
     The other factor is common to all clients, so the mean is exact: ``sum_i p_i s B_i A =
     s (sum_i p_i B_i) A``, and the same with ``B`` common. The ideal update is known exactly from
-    the float64 sum, so the error needs no sketch. What it costs is capacity: the update stays in
+    the float64 sum, and the error from it. What it costs is capacity: the update stays in
     the row space of the first ``A`` (the column space of ``B``). Constant memory, a pass over the
     bytes per client. Source: Sun et al., ICLR 2024, arXiv 2403.12313 (FFA-LoRA).
 

@@ -120,7 +120,7 @@ class RetentionConfig(Table):
     filter: str = "svd"
     """What is kept of the singular values of all that was learnt, at the end of every task: ``svd``
     (the largest, as they are; nothing measured beats it) or ``wavelet`` (heat kernels over the
-    spectrum: values near the noise floor shrink, those below it vanish); ``none``: nothing is
+    spectrum: values near the noise floor shrink, those far below it vanish); ``none``: nothing is
     compressed, and every task goes on with the same adapter."""
     apart: bool = False
     """Whether each task keeps an adapter of its own within ``adapter.retained_rank``, and a router

@@ -8,10 +8,15 @@ In a task every client minimises, over the factors ``A``, ``B`` of the current a
         labels to come]
     R = lambda1 sum_k w_k iota_k^2 + lambda2 ||outside of retained directions||_F^2,
 
-and at its end the server retains ``best part of rank r of U rho(S) V^T = retained + s B A``. A task
-starts with a fresh adapter in the orthogonal complement of what is retained; class means answer
-beside the model. The size of the model does not grow with the number of tasks. Every part has a
-switch. Source: docs/method.md (M4) to (M6), (M8), (M9), (M15), (M16).
+with ``lambda1 = lambda2 = 0`` (R off), ``weight = 1`` and ``future_weight = 0.25`` by default; D is
+a mean over tasks, R over layers, and an exact rule's residual counts with ``retained``. At its end
+the server retains the best part of rank ``retained_rank`` of ``U rho(S) V^T``, where ``U S V^T`` is
+all of ``retained + residual + s B A``. With ``retention.apart`` a task has cross-entropy alone, and
+an adapter of its own (:mod:`deal_core.deal.routed`).
+
+A task starts with a fresh adapter in the orthogonal complement of what is retained; class means
+answer beside the model. The size of the model does not grow with the number of tasks. Every part
+has a switch. Source: docs/method.md (M4) to (M6), (M8), (M9), (M15), (M16).
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ def svd(S: Tensor, rank: int) -> Tensor:
 
 
 RETENTIONS: Mapping[str, Retention] = {"svd": svd, "wavelet": wavelet}
-"""``method.retention.filter`` to the gains of singular values."""
+"""``method.retention.filter`` (default ``svd``) to the gains of singular values; called by
+``Deal.end_task`` through :func:`retain` (one of one's own: docs/extending.md)."""
 
 
 def retain(adapter: Adapter, rank: int, config: RetentionConfig) -> Adapter:

@@ -41,8 +41,8 @@ from deal_core.secure_sum.terms import LEAST_SITES, threshold
 GRID_BITS = 16
 """A clipping bound is ``2^16`` steps of the grid."""
 COUNT_WEIGHT = 0.25
-"""What a record adds to its label's count, in lengths of an embedding: an embedding is long, and a
-count needs to be known less well than a sum."""
+"""What a record adds to its label's count, in lengths of an embedding (1 at most): a count needs to
+be known less well than a sum."""
 
 
 NOBODY_TRUSTED = "nobody outside the client is trusted"

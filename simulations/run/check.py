@@ -1,4 +1,5 @@
-"""``deal check``: all that is wrong, or odd, with an experiment and its data; nothing starts."""
+"""``deal check``: all that is wrong, or odd, with an experiment and its data; nothing starts. Each
+check in words: docs/checking.md."""
 
 from __future__ import annotations
 
