@@ -13,7 +13,7 @@ counts as one of its rounds."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -29,6 +29,8 @@ from deal_core.wire.instruction import LEARN
 
 Order = tuple[str, ...]
 """Tasks, in the order in which a client works on them."""
+PAUSE = ""
+"""In an order: the client idles for the rounds of a task, in which others work."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Plan:
         for name, order in self._trained.items():
             turns = (task for task in order for _ in range(self.rounds))
             for at_work, task in zip(rounds[self.joins.get(name, 0) :], turns, strict=False):
-                at_work[name] = task
+                if task != PAUSE:
+                    at_work[name] = task
         return rounds
 
     @cached_property
@@ -106,7 +109,7 @@ class Plan:
         """Return the tasks that the client worked on before its turn in a round, by when it first
         met them. A task that returns is among them: it was worked on before."""
         over = self._over(stage, server_round) - self.joins.get(client, 0)
-        return tuple(dict.fromkeys(self.orders[client][: max(0, over // self.rounds)]))
+        return _tasks_in(self.orders[client][: max(0, over // self.rounds)])
 
     def met(self, stage: int, server_round: int = 1) -> Order:
         """Return what the teacher of a round knows, in the stream's order: tasks that some client
@@ -142,7 +145,7 @@ class Plan:
 
     def worked(self, client: str, stage: int) -> Order:
         """Return the tasks that a client has worked on when a stage ends."""
-        own = dict.fromkeys(self.orders[client])
+        own = _tasks_in(self.orders[client])
         return tuple(task for task in own if self._through(client, task) <= stage)
 
     def _through(self, client: str, task: str) -> int:
@@ -208,9 +211,31 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
             "in stream.orders, or let a client join earlier (stream.joins)"
         )
     _check_joins(orders, joins, rounds)
+    if experiment.method.retention.apart and stream.schedule == "per-client":
+        idle = {name: (PAUSE,) * math.ceil(begins / rounds) for name, begins in joins.items()}
+        orders = one_task_at_a_time({n: (*idle.get(n, ()), *own) for n, own in orders.items()})
+        joins = {}
     trainers = frozenset(map(str, experiment.federation.participants))
     every, joint_tasks = stream.consolidate_every or rounds, stream.at_once
     return Plan(tuple(tasks), orders, rounds, every, joint_tasks, trainers, joins)
+
+
+def one_task_at_a_time(orders: Mapping[str, Order]) -> dict[str, Order]:
+    """Return the same orders with pauses, so that all who work in a round work on one task: those
+    of a turn one after another. A component is learnt by itself, and goes on where another client
+    meets its task later (:mod:`deal_core.deal.routed`)."""
+    spread: dict[str, list[str]] = {name: [] for name in orders}
+    for turn in range(max(map(len, orders.values()))):
+        own = {name: order[turn] for name, order in orders.items() if turn < len(order)}
+        for task in _tasks_in(own.values()):
+            for name, slots in spread.items():
+                slots.append(task if own.get(name) == task else PAUSE)
+    return {name: tuple(slots) for name, slots in spread.items()}
+
+
+def _tasks_in(slots: Iterable[str]) -> Order:
+    """Each task once, by when it first comes."""
+    return tuple(task for task in dict.fromkeys(slots) if task != PAUSE)
 
 
 def _check_joins(orders: Mapping[str, Order], joins: Mapping[str, int], rounds: int) -> None:

@@ -157,9 +157,10 @@ def check_components(experiment: Experiment) -> None:
             "method.retention.apart keeps an adapter for each task of a generative model with "
             "method.name deal; leave it out"
         )
-    if experiment.stream.at_once or experiment.stream.schedule == "per-client":
+    if experiment.stream.at_once or experiment.stream.consolidate_every:
         raise UserError(
-            "method.retention.apart needs one task at a time; set stream.schedule to synchronous"
+            "method.retention.apart learns one task at a time; set stream.schedule to synchronous "
+            "or per-client, and leave out stream.consolidate_every"
         )
 
 

@@ -12,6 +12,7 @@ from deal_core.config.experiment import (
     FederationConfig,
     MethodConfig,
     PrototypeConfig,
+    RetentionConfig,
     RunConfig,
 )
 from deal_core.deal.interface import Phase, phases_after
@@ -24,8 +25,12 @@ TASKS = ("a", "b", "c", "d")
 CLIENTS = ("0", "1", "2")
 
 
-def planned(tasks=TASKS, clients=CLIENTS, rounds=2, seed=0, **stream) -> Plan:
+APART = MethodConfig(retention=RetentionConfig(apart=True))
+
+
+def planned(tasks=TASKS, clients=CLIENTS, rounds=2, seed=0, method=None, **stream) -> Plan:
     experiment = Experiment(
+        method=method or MethodConfig(),
         stream=StreamConfig(**{"schedule": "per-client", **stream}),
         federation=FederationConfig(rounds=rounds),
         run=RunConfig(seed=seed),
@@ -130,6 +135,23 @@ def test_an_order_is_drawn_for_every_client_by_the_seed():
     assert len(set(plan.orders.values())) > 1
     more = planned(clients=(*CLIENTS, "3"))
     assert {name: more.orders[name] for name in CLIENTS} == plan.orders
+
+
+@given(st.integers(0, 30), st.integers(1, 3), st.integers(0, 4))
+def test_components_are_learnt_one_task_at_a_time_each_client_in_its_own_order(seed, rounds, late):
+    own = {"seed": seed, "rounds": rounds, "joins": {"2": late}}
+    plan, free = planned(method=APART, **own), planned(**own)
+    found: dict[str, list[str]] = {name: [] for name in CLIENTS}
+    for stage, number in enumerate(plan.stages):
+        assert number == rounds
+        (task,) = plan.work(stage)
+        for name in plan.work(stage)[task]:
+            assert plan.past(name, stage, 1) == tuple(found[name])
+            found[name].append(task)
+        for server_round in range(1, number + 1):
+            assert set(plan.working(stage, server_round).values()) == {task}
+    assert {name: tuple(tasks) for name, tasks in found.items()} == free.orders
+    assert {t for stage in range(len(plan.stages)) for t in plan.ended(stage)} == set(TASKS)
 
 
 LATE = {"schedule": "synchronous"}

@@ -261,6 +261,28 @@ def test_a_checkpoint_keeps_components(routed):
     assert state.heads["words"].shape[0] == 1
 
 
+def test_clients_with_orders_of_their_own_keep_components_too(experiment_of, tmp_path):
+    """A task is over, and has its router, when all have learnt it; nothing is asked of a component
+    that another task could change."""
+    orders = ("stream.schedule=per-client", 'stream.orders.0=["colours", "words"]')
+    orders = (*orders, *(f'stream.orders.{n}=["words", "colours"]' for n in ("1", "2")))
+    experiment = at(experiment_of("llama", *APART, *orders), tmp_path)
+    simulated(experiment, tmp_path)
+    results = read_results(tmp_path)
+    assert [list(stage.work) for stage in results.stages] == [
+        ["colours"], ["words"], ["words"], ["colours"],
+    ]  # fmt: skip
+    told = results.accuracy_matrix
+    assert told[1][1] == told[0][1]
+    assert told[2] == [told[2][0], told[1][1]]
+    assert told[3][0] == told[2][0]
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    state = load_checkpoint(tmp_path / "checkpoint.safetensors", shapes).state
+    assert {each.tasks for each in state.components} == {("words",), ("colours",)}
+    assert state.heads.keys() == {"words", "colours"}
+    assert results.class_incremental is not None
+
+
 def test_peft_answers_with_a_component_as_the_run_does(routed, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
