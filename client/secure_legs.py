@@ -32,8 +32,9 @@ from deal_core.secure_sum.terms import LEAST_SITES, SitePolicy
 from deal_core.wire.records import ANNOUNCEMENTS, NAMES, REPLY, REQUEST, RUN, SECURE
 
 STATE, USED = "secure-sum.state", "secure-sum.used"
-ANNOUNCED, UPDATES = "announced", "update-*"
-"""What a backup does have: that the site has announced itself in the run, and its updates."""
+ANNOUNCED = "announced"
+"""What a backup does have: that the site has announced itself in the run. It is on the disk before
+the site is in any sum; updates that it keeps may have left in the clear before its first."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,7 @@ class SecureStore:
 
     def _lost(self) -> bool:
         """Whether there was a state that is no longer here."""
-        known = (self.folder / ANNOUNCED).exists() or any(self.folder.glob(UPDATES))
-        return known and not (self.folder / STATE).exists()
+        return (self.folder / ANNOUNCED).exists() and not (self.folder / STATE).exists()
 
     def used(self) -> UsedUpdates:
         """Return which updates are in a sum; a ProtocolError where the record is lost."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from deal_core.errors import UserError, at_home
 from server.folder import Listener, RunFolder, plain_reason
 from simulations.deployment.service import filled
 from simulations.engines import STOPPED, deferred, stoppable, uninterrupted
-from simulations.engines.flower import LOCAL, Tail, free_port, import_path, stop_all
+from simulations.engines.flower import LOCAL, Tail, answers, free_port, import_path, stop_all
 from simulations.output import print_line, toml_value
 from simulations.run.run_log import told_to
 
@@ -221,9 +220,3 @@ def ended(tail: Tail, listener: Listener) -> bool:
         if event["event"] == "run_finished":
             return True
     return False
-
-
-def answers(port: int) -> bool:
-    """Whether something listens on a port of this machine."""
-    with socket.socket() as probe:
-        return probe.connect_ex((LOCAL, port)) == 0

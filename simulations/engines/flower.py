@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -88,8 +89,13 @@ class FlowerHome:
         """Return what ``flwr ARGUMENTS --format json`` says.
 
         Raises:
-            UserError: Flower refuses, or the SuperLink does not answer.
+            UserError: Flower refuses, or the SuperLink does not answer; where nothing listens this
+                is said at once, and not after ``flwr`` has tried for half a minute.
         """
+        config = tomllib.loads((self.path / "config.toml").read_text(encoding="utf-8"))
+        address = config["superlink"][CONNECTION]["address"]
+        if not answers(int(address.rpartition(":")[2])):
+            raise UserError(f"nothing listens at {address}; start the server: deal server start")
         try:
             environment = self.environment()
             done = subprocess.run(
@@ -144,6 +150,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOCAL, 0))
         return int(probe.getsockname()[1])
+
+
+def answers(port: int) -> bool:
+    """Whether something listens on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex((LOCAL, port)) == 0
 
 
 Start = Callable[[list[str], Path], "subprocess.Popen[bytes]"]

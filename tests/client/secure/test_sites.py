@@ -73,6 +73,17 @@ def test_sites_that_know_each_other_send_nothing_but_masked_vectors(sites, play,
     assert not any("loss" in event for event in ran.events)
 
 
+def test_sites_that_train_in_the_clear_add_their_class_sums_under_masks(sites, play):
+    """By default: the updates that a site keeps are no sign that it has announced itself before."""
+    for site in sites:
+        site.write(pins(sites, site), 'metrics = "none"\nmin_records = 1\nshare_sums = true\n')
+    clear = ("aggregation.secure=false", "method.prototype.enabled=on", "federation.rounds=1")
+    ran = play(sites, *clear, last=2)
+    assert ran.told("client_failed", "reason") == []
+    assert ran.told("summed", "sites") == [4]
+    assert ran.state.heads.keys() == {TASK}
+
+
 def test_a_peer_that_is_not_pinned_is_named_with_the_cure_here_alone(sites, play):
     north, east = sites[0], sites[3]
     north.write({k: v for k, v in pins(sites, north).items() if k != "east"})

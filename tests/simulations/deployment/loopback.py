@@ -25,7 +25,7 @@ from deal_core.config.data import DataConfig
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.data import open_source
 from server.folder import read_events
-from simulations.deployment.demo import Commands, answers
+from simulations.deployment.demo import Commands
 from simulations.deployment.keys import fingerprint_of_line, read_public_key
 from simulations.deployment.server.folder import (
     ServerFolder,
@@ -36,7 +36,7 @@ from simulations.deployment.server.folder import (
 from simulations.deployment.server.submit import starts, submit
 from simulations.deployment.site.check import check_site
 from simulations.deployment.site.folder import agreed_labels, init_site
-from simulations.engines.flower import BUNDLE, free_port, members
+from simulations.engines.flower import BUNDLE, answers, free_port, members
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.experiment import Request, load_experiment
 

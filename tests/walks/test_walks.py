@@ -1,0 +1,81 @@
+"""Whole afternoons of new users, as scripts: nothing on the way prints a traceback, or is silent
+for long, and each ends in time. What took how long is printed (``pytest -s``)."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.simulations.deployment.loopback import ROOT, SLOW
+
+SILENT = 5.0
+"""Seconds after which a person wonders."""
+MINUTES = {"engineer": 10, "researcher": 10, "administrator": 10}
+
+
+def walked(script: Path, where: Path) -> tuple[int, str, dict[str, float]]:
+    """The exit code of a script on a terminal, all it printed, and for each of its parts
+    (``== NAME``) its longest silence in seconds."""
+    tools = where / "bin"
+    tools.mkdir()
+    python = shlex.quote(sys.executable)
+    for name, command in (("deal", f"{python} -m simulations.cli"), ("python", python)):
+        (tools / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (tools / name).chmod(0o755)
+    folder = where / "walk"
+    folder.mkdir()
+    ours, theirs = pty.openpty()
+    settings = {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        ["bash", "-e", "-o", "pipefail", script],
+        cwd=folder,
+        env={**os.environ, **settings, "TERM": "xterm", "COLUMNS": "120"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    said, part, silences = "", "start", {"start": 0.0}
+    begun = heard = time.monotonic()
+    while True:
+        ready = select.select([ours], [], [], 1.0)[0]
+        now = time.monotonic()
+        silences[part] = max(silences[part], now - heard)
+        if not ready:
+            continue
+        try:
+            chunk = os.read(ours, 65536).decode(errors="replace")
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        said, heard = said + chunk, now
+        for found in re.findall(r"^== (.*?)\r?$", chunk, flags=re.MULTILINE):
+            print(f"{now - begun:6.1f} s  {found}")
+            part = found
+            silences.setdefault(part, 0.0)
+    print(f"{time.monotonic() - begun:6.1f} s  end; longest silence {max(silences.values()):.1f} s")
+    os.close(ours)
+    return process.wait(), said, silences
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", MINUTES)
+def test_a_walk_ends_in_time_and_is_never_silent_for_long(name: str, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    code, said, silences = walked(Path(__file__).parent / f"{name}.sh", tmp_path)
+    took = time.monotonic() - begun
+    assert code == 0, said
+    assert "Traceback" not in said
+    assert took < 60 * MINUTES[name] * SLOW
+    assert {part: each for part, each in silences.items() if each > SILENT * SLOW} == {}
