@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -79,3 +81,13 @@ def anchors(page: Path) -> set[str]:
     ]
     kept = ("".join(c for c in title.lower() if c.isalnum() or c in " -_") for title in titles)
     return {title.replace(" ", "-") for title in kept}
+
+
+def commands_in(folder: Path) -> str:
+    """A PATH with ``deal`` and ``python``, as an active environment has them, in a new folder."""
+    folder.mkdir()
+    python = shlex.quote(sys.executable)
+    for name, command in (("deal", f"{python} -m simulations.cli"), ("python", python)):
+        (folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"

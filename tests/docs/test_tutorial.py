@@ -4,16 +4,14 @@ five minutes, and on to the last line."""
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from server.results import read_results
-from tests.docs.pages import ROOT, SHELL, fences
+from tests.docs.pages import ROOT, SHELL, commands_in, fences
 
 BLOCKS = list(fences(ROOT / "docs/tutorial.md"))
 PASTED = "\n".join(block.text for block in BLOCKS if block.language in SHELL)
@@ -25,14 +23,7 @@ SECONDS = 300
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    """A PATH with ``deal`` and ``python``, as an active environment has them."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    python = shlex.quote(sys.executable)
-    for name, command in (("deal", f"{python} -m simulations.cli"), ("python", python)):
-        (folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-        (folder / name).chmod(0o755)
-    return f"{folder}:{os.environ['PATH']}"
+    return commands_in(tmp_path / "bin")
 
 
 def paste(commands: str, where: Path, path: str) -> str:

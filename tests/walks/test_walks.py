@@ -7,14 +7,13 @@ import os
 import pty
 import re
 import select
-import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.docs.pages import commands_in
 from tests.simulations.deployment.loopback import ROOT, SLOW
 
 SILENT = 5.0
@@ -25,16 +24,10 @@ MINUTES = {"engineer": 10, "researcher": 10, "administrator": 10}
 def walked(script: Path, where: Path) -> tuple[int, str, dict[str, float]]:
     """The exit code of a script on a terminal, all it printed, and for each of its parts
     (``== NAME``) its longest silence in seconds."""
-    tools = where / "bin"
-    tools.mkdir()
-    python = shlex.quote(sys.executable)
-    for name, command in (("deal", f"{python} -m simulations.cli"), ("python", python)):
-        (tools / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-        (tools / name).chmod(0o755)
     folder = where / "walk"
     folder.mkdir()
     ours, theirs = pty.openpty()
-    settings = {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    settings = {"PATH": commands_in(where / "bin"), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         ["bash", "-e", "-o", "pipefail", script],
         cwd=folder,
