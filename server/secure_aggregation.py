@@ -28,9 +28,15 @@ from deal_core.errors import UserError
 from deal_core.secure_sum import server_round as stages
 from deal_core.secure_sum.keys import Announcement, Words, fingerprint, site_of, verify
 from deal_core.secure_sum.layout import Layout
-from deal_core.secure_sum.messages import BelowThreshold, ProtocolError, UsedUpdate
+from deal_core.secure_sum.messages import (
+    BelowThreshold,
+    ProtocolError,
+    UnpinnedPeer,
+    UsedUpdate,
+)
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.secure_sum.terms import LEAST_SITES, RoundTerms, threshold
+from deal_core.wire.instruction import LEARN
 from deal_core.wire.records import ANNOUNCEMENTS, NAMES, REQUEST, RUN, SECURE
 from server import wire
 from server.clients import Clients
@@ -317,7 +323,8 @@ class SecureAggregation:
         tasks: Mapping[str, str] | None = None,
     ) -> list[tuple[str, bytes]]:
         """Return client and reply of those that count, once ``least`` are connected; with ``tasks``
-        who takes no part is not counted on again."""
+        who takes no part is not counted on again. A site that knows no key of the others may train
+        in the clear: its class sums stay there, as by its policy."""
         nodes = self.clients.roster.present(set(records), least) if records else {}
         seconds = min(REPLY_SECONDS, self.clients.experiment.federation.deadline_seconds)
         kind = f"{MessageType.QUERY}.{leg}"
@@ -329,10 +336,11 @@ class SecureAggregation:
         for name in records.keys() - requests.keys():
             self._fault(step, leg, name, UserError("not connected"))
         replies: dict[str, bytes] = {}
+        idle = {UnpinnedPeer.code} if tasks is not None and step.phase != LEARN else set()
         for reply in wire.collect(self.clients.grid, requests, seconds):
             client = reply.client
             try:
-                replies[client] = wire.read_secure(reply.answered())
+                replies[client] = wire.read_secure(reply.answered(), idle)
                 if tasks is not None:
                     self.clients.refuses[client] = False
             except wire.ClientSkipped as reason:

@@ -263,9 +263,14 @@ def read_figures(
         raise PayloadError("what privacy has cost cannot be") from fault
 
 
-def read_secure(message: Message) -> bytes:
-    """Return a site's reply of a secure sum, or raise a PayloadError, or ClientSkipped."""
-    content = _content(message, NO_PART | NO_COUNTS)
+def read_secure(message: Message, idle: Set[str] = frozenset()) -> bytes:
+    """Return a site's reply of a secure sum.
+
+    Raises:
+        ClientSkipped: it takes no part, also by further codes, ``idle``.
+        PayloadError: it is none.
+    """
+    content = _content(message, NO_PART | NO_COUNTS | idle)
     reply = _fields(content.config_records, SECURE, {REPLY})[REPLY]
     if not isinstance(reply, bytes):
         raise PayloadError("secure: no bytes")

@@ -19,6 +19,7 @@ from deal_core.data import open_source
 from deal_core.data.partition import partition
 from deal_core.errors import UserError, at_home
 from server.folder import Listener, RunFolder, plain_reason
+from simulations.deployment.keys import fingerprint_of_line
 from simulations.deployment.service import filled
 from simulations.engines import STOPPED, deferred, stoppable, uninterrupted
 from simulations.engines.flower import LOCAL, Tail, answers, free_port, import_path, stop_all
@@ -102,15 +103,26 @@ def _run(folder: Path, names: Sequence[str], console: Console) -> Path:
                 *("--server", f"{LOCAL}:{port}", "--certificate", server / "ca.crt"),
                 *("--experiment", experiment),
             )
-            file = site / "site.toml"
-            file.write_text(file.read_text("utf-8").partition("[policy]")[0] + POLICY, "utf-8")
             deal.call("server", "add-site", name, site / "site.pub", "--dir", server)
+        pins = _pins(folder, names)
+        for name in names:
+            site = folder / "sites" / name
+            file = site / "site.toml"
+            file.write_text(file.read_text("utf-8").partition("[policy]")[0] + pins, "utf-8")
             deal.start(name, "site", "start", site)
         deal.call("submit", experiment, "--dir", server)
         (run,) = (server / "runs").iterdir()
         tail, listener = Tail(RunFolder(run).metrics), told_to(console)
         deal.wait_for("the end of the run", lambda: ended(tail, listener), RUN_SECONDS)
     return run
+
+
+def _pins(folder: Path, names: Sequence[str]) -> str:
+    """Return the end of each ``site.toml``: the sites' fingerprints, as if they had telephoned, and
+    their policy."""
+    lines = [(folder / "sites" / name / "site.pub").read_text("utf-8") for name in names]
+    shown = zip(names, map(fingerprint_of_line, lines), strict=True)
+    return "\n".join(["[peers]", *(f'"{name}" = "{each}"' for name, each in shown), "", POLICY])
 
 
 def write_shares(folder: Path, names: Sequence[str]) -> Path:

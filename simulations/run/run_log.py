@@ -170,6 +170,7 @@ IDLE = {
     "policy": "its policy does not allow what the experiment asks",
     "withheld": "its counts stay where they are",
     "masked": "its update of this round is in another sum",
+    "unpinned": "it knows no key of some other site, and keeps its class sums (deal site check)",
 }
 """Codes of clients that take no part, in words."""
 TOLD = {

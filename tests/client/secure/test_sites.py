@@ -84,6 +84,18 @@ def test_sites_that_train_in_the_clear_add_their_class_sums_under_masks(sites, p
     assert ran.state.heads.keys() == {TASK}
 
 
+def test_sites_that_know_no_peer_keep_their_class_sums_and_the_run_goes_on(sites, play):
+    for site in sites:
+        site.write({}, 'metrics = "none"\nmin_records = 1\nshare_sums = true\n')
+    clear = ("aggregation.secure=false", "method.prototype.enabled=on", "federation.rounds=1")
+    ran = play(sites, *clear, last=2)
+    idle = [e for e in ran.events if e["event"] == "client_idle" and e["phase"] == "prototypes"]
+    assert {e["code"] for e in idle} == {"unpinned"}
+    assert ran.told("round_lost", "phase") == ["prototypes"]
+    assert ran.told("stage_finished", "stage") == [0]
+    assert not ran.state.heads
+
+
 def test_a_peer_that_is_not_pinned_is_named_with_the_cure_here_alone(sites, play):
     north, east = sites[0], sites[3]
     north.write({k: v for k, v in pins(sites, north).items() if k != "east"})
