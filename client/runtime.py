@@ -195,8 +195,9 @@ class ClientRuntime:
     ) -> None:
         """Let the mechanism try its gradients out on constant texts: what cannot work fails here,
         and no record has to do with it. One of them is as long as a text may be, under the prompt
-        of the task and of each earlier one, and each text has a pass of its own: where the machine
-        has too little memory, it dies here. The model holds the adapters of the round.
+        of the task and of each earlier one; passes that several records share are tried out, too:
+        where the machine has too little memory, it dies here. The model holds the adapters of the
+        round.
 
         Args:
             objective: what is differentiated, of a task.

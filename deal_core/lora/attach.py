@@ -304,12 +304,3 @@ def example_gradient(module: nn.Module, objective: ExampleLosses, example: int) 
     loss = objective.example_losses([example]).sum()
     found = torch.autograd.grad(loss, list(factors.values()), allow_unused=True)
     return {key: own for key, own in zip(factors, found, strict=True) if own is not None}
-
-
-def gradient_alone(module: nn.Module, objective: ExampleLosses, example: int) -> Gradient:
-    """Return :func:`example_gradient`; empty where it cannot be computed, so that what an example
-    does to the arithmetic stays its own."""
-    try:
-        return example_gradient(module, objective, example)
-    except Exception:
-        return {}

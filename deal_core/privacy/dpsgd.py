@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -32,7 +32,6 @@ from deal_core.lora.attach import (
     CURRENT,
     ExampleLosses,
     Gradient,
-    gradient_alone,
     learning_factors,
     lora_layers,
     read,
@@ -42,6 +41,7 @@ from deal_core.lora.linear import adapted_forward
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.interface import Probes, RecordId, UpdateRequest
 from deal_core.privacy.noise import NoiseSource
+from deal_core.privacy.record_gradients import record_gradients
 
 GRID_BITS = 30
 """A clipping bound is ``2^30`` steps of the grid that gradients are summed on."""
@@ -351,18 +351,18 @@ def clipped_gradients(
     if len({groups[members[0]] for members in runs}) < len(runs):
         raise ValueError("the examples of a group do not follow each other")
     total = ClippedSum(bound, step)
+    gradients = record_gradients(module, objective, examples)
     for members in runs:
-        total.add(_mean(module, objective, members))
+        total.add(_mean(gradients, len(members)))
     return total
 
 
-def _mean(module: nn.Module, objective: ExampleLosses, members: Sequence[int]) -> Gradient:
-    """The mean gradient of a group, in float64."""
+def _mean(gradients: Iterator[Gradient], members: int) -> Gradient:
+    """The mean of the next gradients, so many of a group, in float64."""
     sums: dict[str, Tensor] = {}
-    for example in members:
-        gradient = gradient_alone(module, objective, example)
-        if len(members) == 1 or all(bool(each.isfinite().all()) for each in gradient.values()):
+    for gradient in islice(gradients, members):
+        if members == 1 or all(bool(each.isfinite().all()) for each in gradient.values()):
             for name, values in gradient.items():
-                own = values.double() / len(members)
+                own = values.double() / members
                 sums[name] = sums[name] + own if name in sums else own
     return sums

@@ -2,7 +2,7 @@
 takes. Under the gradients a privacy mechanism puts its own.
 
 Batches are lists of positions in the data, of similar length: less padding, same examples. Where
-single records are protected each has a pass of its own, and failures are isolated, so that they
+single records are protected each has a gradient of its own, and failures are isolated, so that they
 cannot affect others.
 """
 

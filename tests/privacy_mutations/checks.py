@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from deal_core.config.experiment import TrainConfig
+from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.deal.objective import Plain
-from deal_core.lora.attach import learning_factors, set_trainable
+from deal_core.lora.attach import factors_in, learning_factors, set_trainable
+from deal_core.models import load_model
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy import dpsgd
 from deal_core.privacy import noise as noise_module
@@ -33,6 +34,7 @@ from deal_core.randomness import seeded
 from deal_core.training.loop import run_local_steps
 from tests.deal_core.privacy.record_requests import ask
 from tests.deal_core.privacy.steps import LABELS, Silence, dealt, gradients, texts
+from tests.sizes import ENCODER
 
 B_ONLY = frozenset({"lora_B"})
 RECORDS = 48
@@ -103,6 +105,26 @@ def check_neighbours(model: LanguageModel) -> None:
     assert float(flat(released(model, quiet, [4])).norm()) == pytest.approx(
         float(flat(released(model, alone, [4])).norm()), rel=1e-4
     )
+
+
+def check_company(model: LanguageModel) -> None:
+    """A record adds the same to the bit whoever else is drawn; of an encoder, which reads several
+    in a pass."""
+    encoder = load_model(ModelConfig(name=str(ENCODER)), AdapterConfig(), 32, torch.float32)
+    set_trainable(encoder.module, B_ONLY)
+    objective, bound = Plain(encoder, LABELS, texts(12)), 1e3  # which no gradient has
+    for factor in factors_in(encoder.module).values():
+        factor.data = 0.1 * torch.randn(factor.shape, generator=seeded("company"))
+
+    def total(examples: list[int]) -> dict[str, torch.Tensor]:
+        given = (objective, examples, range(12), bound, bound * 2.0**-40)
+        return clipped_gradients(encoder.module, *given).total
+
+    whole = total([*range(12)])
+    assert all(bool(part.any()) for part in whole.values())
+    for left_out in (0, 7):
+        rest, alone = total([n for n in range(12) if n != left_out]), total([left_out])
+        assert all(torch.equal(whole[key] - rest[key], alone[key]) for key in whole)
 
 
 def check_noise(model: LanguageModel) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import save
 
-from deal_core.privacy import dpsgd, events, record
+from deal_core.privacy import dpsgd, events, record, record_gradients
 from deal_core.privacy.accountant import DpEvent
 from deal_core.privacy.dpsgd import ClippedSum, PrivateGradients
 from deal_core.privacy.events import LedgerEvent
@@ -128,6 +128,35 @@ def the_sum_clipped_and_not_its_parts(patch: Patch) -> None:
         return found
 
     patch.setattr(dpsgd, "clipped_gradients", clipped)
+
+
+@weakens("rows of a pass mixed", checks.check_company)
+def rows_of_a_pass_mixed(patch: Patch) -> None:
+    """What a record adds depends on those beside it: each has the mean of its pass."""
+    original = record_gradients.one_pass
+
+    def mixed(module, width, rows):
+        found = original(module, width, rows)
+        mean = {key: sum(own[key] for own in found) / len(found) for key in found[0]}
+        return [mean] * len(found)
+
+    patch.setattr(record_gradients, "one_pass", mixed)
+    patch.setattr(record_gradients, "widths_apart", lambda module: record_gradients.WIDTHS)
+
+
+@weakens("rows not tried out", checks.check_company)
+def rows_not_tried_out(patch: Patch) -> None:
+    """Passes of one row are rounded otherwise on some machines: taken without a look."""
+    original = record_gradients.one_pass
+
+    def rounded(module, width, rows):
+        scale = 1 + 2.0**-20 * len(rows)  # as another product would, in the last digits
+        return [
+            {k: scale * own for k, own in each.items()} for each in original(module, width, rows)
+        ]
+
+    patch.setattr(record_gradients, "one_pass", rounded)
+    patch.setattr(record_gradients, "widths_apart", lambda module: record_gradients.WIDTHS)
 
 
 def _noise(patch: Patch, change) -> None:
