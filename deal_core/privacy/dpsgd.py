@@ -21,7 +21,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -360,7 +360,7 @@ def clipped_gradients(
 def _mean(gradients: Iterator[Gradient], members: int) -> Gradient:
     """The mean of the next gradients, so many of a group, in float64."""
     sums: dict[str, Tensor] = {}
-    for gradient in islice(gradients, members):
+    for gradient in [next(gradients) for _ in range(members)]:
         if members == 1 or all(bool(each.isfinite().all()) for each in gradient.values()):
             for name, values in gradient.items():
                 own = values.double() / members

@@ -47,6 +47,10 @@ TRIED = ("76543210", "70123456", "0123", "01")
 """Which of eight rows, in what places, are compared with the eight in order."""
 WAITING = 2**26
 """Numbers that gradients which wait for their turn may have (256 MB)."""
+MOST_THREADS = 2
+"""Of a pass that is shared. Torch gives each thread a part of a tensor, and rounds the numbers at
+the end of a part, beyond whole vectors, otherwise for some functions (silu). Halves of these shapes
+end with a whole vector; in smaller parts place and company would decide, and a test see little."""
 ROUNDING = 1e-3
 """Relative difference of gradients that rounding may make."""
 
@@ -87,7 +91,7 @@ def _gradients(
                 found[place] = example_gradient(module, objective, example)
         except _Asked as asked:
             ids, width = asked.args
-            row = ids, partial(_above, module, objective, example)
+            row = ids, partial(_above, module, objective, example, ids)
             waiting.setdefault(width, []).append((place, row))
         except Exception:
             continue
@@ -128,11 +132,18 @@ def _answering(module: nn.Module, answer: Callable[[Tensor, int], Any]) -> Itera
 
 
 def _above(
-    module: nn.Module, objective: ExampleLosses, example: int, states: Tensor
+    module: nn.Module, objective: ExampleLosses, example: int, text: Tensor, states: Tensor
 ) -> tuple[Gradient, Tensor]:
-    """Return what the loss of an example, whose ``states`` are known, gives; as of :data:`Row`."""
+    """Return what the loss of an example, the ``states`` of whose ``text`` are known, gives; as of
+    :data:`Row`."""
     factors, states = learning_factors(module), states.requires_grad_()
-    with _answering(module, lambda *text: BaseModelOutput(states)):
+
+    def answer(ids: Tensor, width: int) -> BaseModelOutput:
+        if not torch.equal(ids, text):
+            raise ValueError("another text than the one whose states are known")
+        return BaseModelOutput(states)
+
+    with _answering(module, answer):
         loss = objective.example_losses([example]).sum()
     back, *own = torch.autograd.grad(loss, [states, *factors.values()], materialize_grads=True)
     return dict(zip(factors, own, strict=True)), back
@@ -203,8 +214,11 @@ def _factor_gradients(layer: Any, name: str, x: Tensor, g: Tensor) -> Sequence[t
 def widths_apart(module: nn.Module) -> Sequence[int]:
     """Return of which widths this machine gives a row of this model the same bits in every pass;
     tried out once for what learns."""
-    shapes = {key: factor.shape for key, factor in learning_factors(module).items()}
-    key = f"{shapes} {torch.get_num_threads()}"
+    if torch.get_num_threads() > MOST_THREADS:
+        return ()
+    learning = learning_factors(module).items()
+    shapes = {key: (factor.shape, factor.dtype) for key, factor in learning}
+    key = f"{shapes} {torch.get_num_threads()} {module.training}"
     known: dict[str, Sequence[int]] = vars(module).setdefault("widths_apart", {})
     if key not in known:
         known[key] = [width for width in WIDTHS if _are_apart(module, width)]
@@ -221,8 +235,9 @@ def _are_apart(module: nn.Module, width: int) -> bool:
         for factor in factors_in(module).values():
             put_back.callback(setattr, factor, "data", factor.data)
             factor.data = 0.05 * torch.randn(factor.shape, generator=draw).to(factor)
-        tokens = module.get_input_embeddings().weight.data  # type: ignore[operator]
-        put_back.callback(tokens[-1].copy_, tokens[-1].clone())
+        embedding = module.get_input_embeddings().weight  # type: ignore[operator]
+        put_back.callback(setattr, embedding, "data", embedding.data)
+        embedding.data = tokens = embedding.data.clone()
         last = len(tokens) - 1
         texts = [torch.randint(last, (width - n,), generator=draw) for n in range(7, -1, -1)]
         texts[-1][0] = last  # in no other

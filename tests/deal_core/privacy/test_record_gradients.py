@@ -14,6 +14,7 @@ from deal_core.models.interface import Encoded
 from deal_core.privacy import record_gradients as tested
 from deal_core.privacy.record_gradients import WIDTHS, record_gradients, widths_apart
 from deal_core.randomness import seeded
+from deal_core.training.hardware import threads
 from tests.deal_core.privacy.steps import LABELS
 from tests.sizes import ENCODER
 
@@ -96,6 +97,18 @@ def test_company_and_places_change_no_bit(kind, load, make_causal, tmp_path, pas
         some = torch.randperm(len(ALL), generator=draw)[:size].tolist()
         for example, gradient in found(model, objective, some).items():
             assert same(gradient, everybody[example])
+
+
+def test_with_many_threads_each_record_goes_alone(load, passes):
+    """Parts of a tensor then end within a vector, whose rest torch rounds otherwise for silu."""
+    model = load()
+    objective = records(model)
+    with threads(3):
+        assert not widths_apart(model.module)
+        gradients = found(model, objective, range(3))
+        alone = [example_gradient(model.module, objective, example) for example in range(3)]
+    assert not passes
+    assert all(map(same, gradients.values(), alone))
 
 
 @pytest.mark.parametrize("fault", ["nan", "raises", "states", "pass"])
