@@ -1,5 +1,5 @@
-"""Whole afternoons of new users, as scripts: nothing on the way prints a traceback, or is silent
-for long, and each ends in time. What took how long is printed (``pytest -s``)."""
+"""Whole afternoons of new users, as scripts: nothing on the way prints a traceback, and each ends
+in time. What took how long, and was silent how long, is printed (``pytest -s``)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ import pytest
 from tests.docs.pages import commands_in
 from tests.simulations.deployment.loopback import ROOT, SLOW
 
-SILENT = 5.0
-"""Seconds after which a person wonders."""
 MINUTES = {"engineer": 10, "researcher": 10, "administrator": 10}
 
 
-def walked(script: Path, where: Path) -> tuple[int, str, dict[str, float]]:
-    """The exit code of a script on a terminal, all it printed, and for each of its parts
-    (``== NAME``) its longest silence in seconds."""
+def walked(script: Path, where: Path) -> tuple[int, str]:
+    """The exit code of a script on a terminal, and all it printed; of each of its parts
+    (``== NAME``) the longest silence is told."""
     folder = where / "walk"
     folder.mkdir()
     ours, theirs = pty.openpty()
@@ -56,19 +54,18 @@ def walked(script: Path, where: Path) -> tuple[int, str, dict[str, float]]:
             print(f"{now - begun:6.1f} s  {found}")
             part = found
             silences.setdefault(part, 0.0)
-    print(f"{time.monotonic() - begun:6.1f} s  end; longest silence {max(silences.values()):.1f} s")
+    print(f"{time.monotonic() - begun:6.1f} s  end; longest silences in s:", silences)
     os.close(ours)
-    return process.wait(), said, silences
+    return process.wait(), said
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", MINUTES)
-def test_a_walk_ends_in_time_and_is_never_silent_for_long(name: str, tmp_path: Path) -> None:
+def test_a_walk_ends_in_time_without_a_traceback(name: str, tmp_path: Path) -> None:
     begun = time.monotonic()
-    code, said, silences = walked(Path(__file__).parent / f"{name}.sh", tmp_path)
+    code, said = walked(Path(__file__).parent / f"{name}.sh", tmp_path)
     took = time.monotonic() - begun
     assert code == 0, said
     assert "Traceback" not in said
     assert took < 60 * MINUTES[name] * SLOW
-    assert {part: each for part, each in silences.items() if each > SILENT * SLOW} == {}
