@@ -10,6 +10,11 @@ expect() { # CODE WORD COMMAND...: the command ends so, and says the word
     grep -q -- "$word" said
 }
 
+start_server() { # in the background; returns when it listens
+    deal server start one/server > server.log 2>&1 &
+    until (: < "/dev/tcp/localhost/$PORT") 2> /dev/null; do sleep 1; echo -n .; done
+}
+
 echo "== server"
 PORT=$(python -c "from simulations.engines.flower import free_port; print(free_port())")
 deal server init one/server --host localhost --superlink-port "$PORT"
@@ -30,8 +35,7 @@ deal site init one/north --name north --data rows --server "localhost:$PORT" \
 expect 2 "deal server start" deal server add-site north one/north/site.pub --dir one/server
 echo "== started"
 trap 'kill $(jobs -p) 2> /dev/null || true' EXIT
-deal server start one/server > server.log 2>&1 &
-until (: < "/dev/tcp/localhost/$PORT") 2> /dev/null; do sleep 1; echo -n .; done
+start_server
 deal server add-site north one/north/site.pub --dir one/server
 expect 2 "north" deal server add-site north one/north/site.pub --dir one/server
 expect 2 "runs already" deal server start one/server
@@ -47,8 +51,7 @@ rm -r one/server one/north
 cp -r saved/server one/server
 cp -r saved/north one/north
 echo "== restored"
-deal server start one/server > server.log 2>&1 &
-until (: < "/dev/tcp/localhost/$PORT") 2> /dev/null; do sleep 1; echo -n .; done
+start_server
 expect 2 "north" deal server add-site north one/north/site.pub --dir one/server
 kill "$!"
 wait "$!" || true

@@ -67,7 +67,7 @@ from deal_core.methods import METHODS
 
 
 class Patient(Sequential):
-    """One adapter for all tasks, begun anew with each."""
+    """One adapter for all tasks; says when one begins."""
 
     def begin_task(self, state, generator, tasks=()):
         print("a new task:", *tasks)

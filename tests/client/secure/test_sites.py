@@ -73,12 +73,15 @@ def test_sites_that_know_each_other_send_nothing_but_masked_vectors(sites, play,
     assert not any("loss" in event for event in ran.events)
 
 
+CLEAR = ("aggregation.secure=false", "method.prototype.enabled=on", "federation.rounds=1")
+SHARING = 'metrics = "none"\nmin_records = 1\nshare_sums = true\n'
+
+
 def test_sites_that_train_in_the_clear_add_their_class_sums_under_masks(sites, play):
     """By default: the updates that a site keeps are no sign that it has announced itself before."""
     for site in sites:
-        site.write(pins(sites, site), 'metrics = "none"\nmin_records = 1\nshare_sums = true\n')
-    clear = ("aggregation.secure=false", "method.prototype.enabled=on", "federation.rounds=1")
-    ran = play(sites, *clear, last=2)
+        site.write(pins(sites, site), SHARING)
+    ran = play(sites, *CLEAR, last=2)
     assert ran.told("client_failed", "reason") == []
     assert ran.told("summed", "sites") == [4]
     assert ran.state.heads.keys() == {TASK}
@@ -86,9 +89,8 @@ def test_sites_that_train_in_the_clear_add_their_class_sums_under_masks(sites, p
 
 def test_sites_that_know_no_peer_keep_their_class_sums_and_the_run_goes_on(sites, play):
     for site in sites:
-        site.write({}, 'metrics = "none"\nmin_records = 1\nshare_sums = true\n')
-    clear = ("aggregation.secure=false", "method.prototype.enabled=on", "federation.rounds=1")
-    ran = play(sites, *clear, last=2)
+        site.write({}, SHARING)
+    ran = play(sites, *CLEAR, last=2)
     idle = [e for e in ran.events if e["event"] == "client_idle" and e["phase"] == "prototypes"]
     assert {e["code"] for e in idle} == {"unpinned"}
     assert ran.told("round_lost", "phase") == ["prototypes"]

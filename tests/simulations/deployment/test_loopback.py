@@ -65,7 +65,7 @@ def test_a_site_answers_over_tls_with_the_app_that_it_has_installed(
         settings = fed.site("north") / "site.toml"  # no further process, which keeps the model
         settings.write_text(settings.read_text().replace("keep_seconds = 900", "keep_seconds = 0"))
         fed.start_site("north")
-        fed.wait_event(fed.submit(path), "round_finished", 300)
+        fed.wait_event(fed.submit(path), "evaluated", 300)
         homes = set(marker.read_text().splitlines())
         assert homes == {str(fed.folder.flower.path)}  # the server has imported it, the site not
         (unpacked,) = (fed.site("north") / "state" / "flower" / "apps").iterdir()
