@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from types import FrameType
+
+SECONDS_TO_END = 2.0
 
 
 def stopped(number: int, frame: FrameType | None) -> None:
-    """End; what is large may still be on its way in."""
+    """End; what is large may still be on its way in.
+
+    Libraries swallow an exception that meets their imports, so a timer ends what goes on.
+    """
     sys.stderr.write("stopped\n")
+    timer = threading.Timer(SECONDS_TO_END, os._exit, (130,))
+    timer.daemon = True
+    timer.start()
     raise SystemExit(130)
 
 

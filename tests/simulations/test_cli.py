@@ -155,6 +155,26 @@ def test_ctrl_c_is_one_line_from_the_first_moment_on(tmp_path: Path) -> None:
         assert "stop" in said
 
 
+SWALLOWING = """
+import signal
+import time
+
+from simulations.start import stopped
+
+signal.signal(signal.SIGINT, stopped)
+try:
+    signal.raise_signal(signal.SIGINT)
+except BaseException:
+    time.sleep(120)
+"""
+
+
+def test_ctrl_c_ends_what_a_library_swallows() -> None:
+    run = subprocess.run([sys.executable, "-c", SWALLOWING], capture_output=True, timeout=30)
+    assert run.returncode == 130
+    assert run.stderr == b"stopped\n"
+
+
 def words(out: Path, *settings: str) -> list[str]:
     """Of a small run."""
     small = ("data.max_test=8", "train.max_length=16", "run.threads=1", *settings)
