@@ -14,7 +14,9 @@ SECONDS_TO_END = 2.0
 def stopped(number: int, frame: FrameType | None) -> None:
     """End; what is large may still be on its way in.
 
-    Libraries swallow an exception that meets their imports, so a timer ends what goes on.
+    Raises:
+        SystemExit: always. A library may swallow it during its import; then a timer ends the
+            process.
     """
     sys.stderr.write("stopped\n")
     timer = threading.Timer(SECONDS_TO_END, os._exit, (130,))
