@@ -67,6 +67,10 @@ def test_no_child_takes_a_module_from_the_working_directory() -> None:
             found += [(path.name, words[: n + 1]) for n, word in enumerate(words) if word == "'-m'"]
     assert len(found) >= 5
     assert [each for each in found if each[1] != ["sys.executable", "'-P'", "'-m'"]] == []
+    templates = (ROOT / "simulations/deployment/templates").iterdir()
+    lines = [line for path in templates for line in path.read_text().splitlines() if "-m " in line]
+    assert lines
+    assert [line for line in lines if " -P -m " not in line] == []
 
 
 def test_an_environment_is_made_with_a_line_for_each_step_and_no_noise(tmp_path: Path) -> None:
