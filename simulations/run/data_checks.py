@@ -35,7 +35,7 @@ from deal_core.privacy.events import unit_of
 from deal_core.privacy.policy import require_delta
 from deal_core.protection import class_sum_noise
 from server.plan import make_plan
-from simulations.run.quick_checks import Finding, both_sides_warning, identifier_warning, warning
+from simulations.run.quick_checks import Finding, group_warnings, identifier_warning, warning
 
 
 def check_data(experiment: Experiment) -> Iterator[Finding]:
@@ -61,7 +61,7 @@ def check_data(experiment: Experiment) -> Iterator[Finding]:
         task = load_for_clients(experiment, name)
         check_label_tokens(experiment.model, task.labels)
         if grouped:
-            yield from map(warning, both_sides_warning(task))
+            yield from map(warning, group_warnings(task))
         for client, own in enumerate(partition(task, data.partition, len(clients), seed)):
             units[client] += own.units(grouped)
             for example in own.train:

@@ -261,13 +261,28 @@ def identifier_warning(column: str, found: str, key: str) -> str:
     )
 
 
-def both_sides_warning(task: TaskData) -> Iterator[str]:
-    """Yield a line where groups of a task are among its training and its test records."""
+ALIKE = 3
+"""Pairs of values that look alike and are named."""
+
+
+def group_warnings(task: TaskData) -> Iterator[str]:
+    """Yield a line where groups of a task are among its training and its test records, and one
+    where two people, or groups, differ in other characters than letters and digits alone."""
     both = {e.unit for e in task.train if e.unit} & {e.unit for e in task.test}
     if both:
         yield (
             f"task '{task.name}': {len(both)} groups have training and test records: its "
             "accuracy is partly of people that the model has seen"
+        )
+    alike: defaultdict[str, set[str]] = defaultdict(set)
+    for value in {e.unit or e.id for e in (*task.train, *task.test)}:
+        alike["".join(filter(str.isalnum, value)) or value].add(value)
+    if found := sorted(sorted(values) for values in alike.values() if len(values) > 1):
+        named = "; ".join(" and ".join(map(ascii, values[:2])) for values in found[:ALIKE])
+        more = f" (and {len(found) - ALIKE} more)" if len(found) > ALIKE else ""
+        yield (
+            f"task '{task.name}': {named}{more} look alike, and count as different people; write "
+            "them alike where they are one"
         )
 
 

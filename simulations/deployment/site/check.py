@@ -153,7 +153,7 @@ def check_data(config: DataConfig, report: Report, unit_column: str, least_tests
             f"task '{name}': {len(task.train)} train{f' of {groups} groups' if groups else ''}, "
             f"{len(task.test)} test; train: {listed}"
         )
-        report.warnings.extend(quick_checks.both_sides_warning(task))
+        report.warnings.extend(quick_checks.group_warnings(task))
         if len(task.test) < least_tests:
             report.warnings.append(
                 f"task '{name}': {len(task.test)} test rows, and counts go into a secure sum from "

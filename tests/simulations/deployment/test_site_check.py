@@ -284,6 +284,16 @@ def test_units_are_columns_that_name_people(site: Path) -> None:
         assert [problem in each for each in found] == [True, True]  # of train and of test
 
 
+def test_people_who_differ_in_punctuation_alone_are_warned_of(site: Path) -> None:
+    names = ("P-1", "p 1", "p-2", "P-2", "p-3", "12")
+    rows = [{**row, "patient": name} for row, name in zip(GOOD, names, strict=True)]
+    jsonl(site.parent / "data" / "triage" / "train.jsonl", rows)
+    jsonl(site.parent / "data" / "triage" / "test.jsonl", [{**GOOD[0], "patient": "p-4"}])
+    change(site, "[policy] ", '[policy]\nunit_column = "patient" ')
+    (warning,) = checked(site).warnings
+    assert warning.startswith("task 'triage': 'p 1' and 'p-1' look alike")
+
+
 def test_counts_are_warned_of_in_the_clear_and_where_they_are_in_no_sum(site: Path) -> None:
     private = {"mechanism": "record", "metrics": "summed"}
     (told,) = checked(site, asked(privacy=private, aggregation={"secure": True})).warnings
