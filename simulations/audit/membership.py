@@ -50,9 +50,9 @@ FILE = "membership.json"
 EXPLANATION = (
     "AUC: probability that a member scores above a record that was away; 0.5 is chance. TPR: share "
     "of members found where 0.1 % of the others are taken for members. Of a sum the attacker knows "
-    "the label, the number of records, the noise, and other records of the label that are in no "
-    "sum; the score is the likelihood ratio of the sum with and without the record. Expected: by "
-    "the closed form, from size and noise alone. Noise: deviation in each entry, in units of what "
+    "the label, the number of records, the noise, and all records of the label, members and others "
+    "alike; the score is the likelihood ratio of the sum with and without the record. Expected: by "
+    "the closed form, from size and noise alone, with no limit to the others. Noise: deviation in each entry, in units of what "
     "a record adds at most. Of an adapter, which one site has trained alone, the score is how far "
     "the loss on a record fell below the base model's, with a 95 % bootstrap interval; the others "
     "are the site's test records."
@@ -266,11 +266,11 @@ def _attacked(
         beside = (within - own) / max(1, freedom - len(label) + 1)
         for _ in range(DRAWS):
             rows = label[rng.permutation(len(label))]
-            inside, outside, rest = np.split(rows, [size, size + others])
+            inside, outside = rows[:size], rows[size : size + others]
             total = inside.sum(axis=0) + deviation * rng.standard_normal(rows.shape[1])
             both = np.concatenate([inside, outside])
-            scores = sum_scores(both, total, size, deviation, rest, beside)
-            expected = expected_auc(size, rows.shape[1], deviation, len(rest))
+            scores = sum_scores(both, total, size, deviation, rows, beside)
+            expected = expected_auc(size, rows.shape[1], deviation)
             yield scores[:size], scores[size:], expected
 
 
@@ -334,8 +334,8 @@ def sum_scores(
         total: the sum, ``(size,)``.
         members: records in it.
         deviation: of its noise in each entry.
-        known: two or more further records of the label: the more of them for each direction, the
-            more their own covariance counts; their mean is uncertain, too.
+        known: two or more records of the label: the more of them for each direction, the more
+            their own covariance counts; their mean is uncertain, too.
         within: covariance within other labels, ``(size, size)``.
 
     Returns:

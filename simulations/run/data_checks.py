@@ -6,8 +6,7 @@ A class sum is expected to tell of who is in it, by its size and noise alone, th
 ``n mu``; with a given record in it, around ``n mu + x - mu``. The likelihood ratio of the two
 separates members from others by ``d'^2 = sum_j lambda_j / (n lambda_j + tau^2)`` over the
 eigenvalues of ``Sigma``, and its area under the ROC curve is ``Phi(d' / sqrt 2)``. Records of real
-texts are no Gaussians: measured ``d'`` is 5 to 13 % smaller. Whoever has to estimate ``mu`` from
-``m`` further records is off by ``n^2 / m`` times ``Sigma`` in the sum.
+texts are no Gaussians: measured ``d'`` is 5 to 13 % smaller.
 
 Source: Homer et al., PLoS Genetics 2008; Sankararaman et al., Nature Genetics 2009 (members of a
 published mean).
@@ -193,9 +192,7 @@ REACHED = 0.95
 """Of the separation of Gaussians, what is reached on records of texts; the largest measured."""
 
 
-def expected_auc(
-    records: float, directions: int, deviation: float, known: float = math.inf
-) -> float:
+def expected_auc(records: float, directions: int, deviation: float) -> float:
     """Return the area under the ROC curve of the best attack on one label's sum; 0.5: chance.
 
     Args:
@@ -203,7 +200,6 @@ def expected_auc(
         directions: in which records are added up.
         deviation: of the noise in each entry, in units of what a record adds at most; a noise
             multiplier, against a server with as many sites as may collude.
-        known: further records of the label that the attacker has; infinity: knows its mean.
 
     Raises:
         ValueError: no record, or no direction.
@@ -212,8 +208,5 @@ def expected_auc(
         raise ValueError(f"{records} records in {directions} directions")
     weights = [(place + KNEE) ** -SLOPE for place in range(1, directions + 1)]
     scale = SPREAD / sum(weights)
-    uncertain = records + records**2 / known
-    squared = sum(
-        scale * weight / (uncertain * scale * weight + deviation**2) for weight in weights
-    )
+    squared = sum(scale * weight / (records * scale * weight + deviation**2) for weight in weights)
     return 0.5 * (1 + math.erf(0.5 * REACHED * math.sqrt(squared)))
