@@ -1,13 +1,14 @@
 """The site's own start of Flower's programs: ``python -m simulations.deployment.site.programs``
-with ``supernode SITE.TOML``, ``superexec ...`` or ``clientapp ...``.
+with ``supernode SITE.TOML`` or ``superexec ...``.
 
 Flower's SuperNode unpacks and runs the app that the server sends. Here it is given the installed
 one in its place, under its own name, version and hash, and each run is taken for an ordinary one: a
 site runs what it has installed itself. With another Flower, which lacks the functions that are
 replaced, the programs end before they connect.
 
-``superexec`` starts ``clientapp`` for a message to a ClientApp, and no other program. An error that
-leaves carries no text: Flower would send that of an exception.
+``superexec`` starts ``clientapp`` for a message to a ClientApp, and no other program: a process of
+its own, forked from one that has imported what all of them need. An error that leaves carries no
+text: Flower would send that of an exception.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
+import multiprocessing
 import os
 import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +42,13 @@ if TYPE_CHECKING:
     from flwr.supercore.superexec.executor import ExecutionSpec, LaunchResult
 
 MODULE = "simulations.deployment.site.programs"
+NEEDED = ("flwr.supernode.runtime.run_clientapp", "client.app", MODULE)
+"""Modules that every ClientApp needs; they open no connection and start no thread."""
+IDLE_POLL_SECONDS, POLL_SECONDS, BUSY_SECONDS = 3.0, 0.5, 60.0
+"""How long a SuperNode waits before it asks for a message again (Flower's own); how long while the
+last one is younger than the third: the legs of a secure sum follow each other."""
+TASK_POLL_SECONDS = 0.25
+"""How often a site's own programs look for a message that the SuperNode has taken in."""
 
 
 @cache
@@ -57,16 +67,26 @@ def with_own_app(pull: Callable[..., int | None]) -> Callable[..., int | None]:
     installed one, and so is all that the run says of it."""
     from flwr.common.config import get_fab_config, get_metadata_from_config
 
-    own = own_app()
+    own, last = own_app(), -BUSY_SECONDS
     name, version = get_metadata_from_config(get_fab_config(own.content))
     true: dict[str, Any] = {"fab_id": name, "fab_version": version, "fab_hash": own.hash_str}
 
     def pull_own(**given: Any) -> int | None:
+        nonlocal last
+
         def get_run(run_id: int) -> Run:
             run: Run = given["get_run"](run_id)
             return dataclasses.replace(run, primary_task_type=TaskType.SERVER_APP, **true)
 
-        return pull(**{**given, "get_run": get_run, "get_fab": lambda fab_hash, run_id: own})
+        own_given = {**given, "get_run": get_run, "get_fab": lambda fab_hash, run_id: own}
+        end = time.monotonic() + IDLE_POLL_SECONDS - POLL_SECONDS
+        while (run_id := pull(**own_given)) is None and time.monotonic() < end:
+            if time.monotonic() - last >= BUSY_SECONDS:
+                return None
+            time.sleep(POLL_SECONDS)
+        if run_id is not None:
+            last = time.monotonic()
+        return run_id
 
     return pull_own
 
@@ -111,6 +131,10 @@ def supernode(path: Path) -> None:
 class ClientAppExecutor:
     """Flower's interface of an executor; it starts ClientApps alone."""
 
+    def __init__(self) -> None:
+        self.forks = multiprocessing.get_context("forkserver")
+        self.forks.set_forkserver_preload(list(NEEDED))
+
     def get_eligible_capacity(
         self, supported_task_types: set[TaskType], **where: Any
     ) -> tuple[set[TaskType], set[str]]:
@@ -126,22 +150,15 @@ class ClientAppExecutor:
 
         if spec.task_type != TaskType.CLIENT_APP:
             return LaunchResult.failed("this site runs ClientApps only")
-        process = subprocess.Popen(self.command(spec), stdin=subprocess.PIPE)
-        assert process.stdin is not None
-        with process.stdin as channel:
-            channel.write(spec.token.encode())
+        words = ["--insecure", "--runtime-api-address", spec.runtime_api_address]
+        if spec.parent_pid is not None:
+            words += ["--parent-pid", str(spec.parent_pid)]
+        self.forks.Process(target=clientapp, args=(words, spec.token), daemon=True).start()
         return LaunchResult.accepted()
 
-    def command(self, spec: ExecutionSpec) -> list[str]:
-        """Return the command line of the process for one message."""
-        return [
-            *(sys.executable, "-P", "-m", MODULE, "clientapp"),
-            *("--insecure", "--runtime-api-address", spec.runtime_api_address),
-            *(("--parent-pid", str(spec.parent_pid)) if spec.parent_pid is not None else ()),
-        ]
-
     def reconcile(self) -> None:
-        """Do nothing: no process is kept between messages."""
+        """Collect the processes that have ended."""
+        multiprocessing.active_children()
 
     def close(self) -> None:
         """Do nothing: nothing is kept open."""
@@ -153,6 +170,7 @@ def superexec() -> None:
     if not callable(flower.get_executor):
         raise TypeError("this Flower makes its executor in another way")
     flower.get_executor = lambda *given, **named: ClientAppExecutor()
+    os.environ[flower._TASK_POLL_INTERVAL_ENV] = str(TASK_POLL_SECONDS)
     from flwr.supercore.cli import flower_superexec
 
     flower_superexec()
@@ -169,9 +187,9 @@ def pushing(push: Callable[..., None]) -> Callable[..., None]:
     return push_message
 
 
-def clientapp() -> None:
-    """Answer one message; the task's token comes by standard input."""
-    sys.argv += ["--token", sys.stdin.read()]
+def clientapp(words: Sequence[str], token: str) -> None:
+    """Answer one message: Flower's program with these words."""
+    sys.argv = ["flwr-clientapp", *words, "--token", token]
     flower: Any = importlib.import_module("flwr.supernode.runtime.run_clientapp")
     flower.push_message = pushing(flower.push_message)
     from flwr.supernode.cli import flwr_clientapp
@@ -184,4 +202,4 @@ if __name__ == "__main__":
     if which == "supernode":
         supernode(Path(sys.argv[1]))
     else:
-        {"superexec": superexec, "clientapp": clientapp}[which]()
+        superexec()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -196,7 +197,7 @@ class Federation:
         found = []
         for process in members(self.site(name) / "state" / "flower"):
             with suppress(psutil.Error):
-                if {"clientapp", "client.app"} & {*process.cmdline()}:
+                if re.search(r"\b(forkserver|client\.app)\b", " ".join(process.cmdline())):
                     found.append(process)
         return found
 

@@ -4,6 +4,7 @@ server's answers are made up."""
 from __future__ import annotations
 
 import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -118,13 +119,50 @@ def test_the_superexec_starts_client_apps_alone() -> None:
     for kind in set(TaskType) - {TaskType.CLIENT_APP}:
         spec = ExecutionSpec(kind, "127.0.0.1:1", "token", True, None, False, None, False, 1)
         assert "ClientApps only" in str(executor.launch(spec).message)
-    spec = ExecutionSpec(
-        TaskType.CLIENT_APP, "127.0.0.1:1", "secret", True, None, True, 5, False, 1
-    )
-    command = executor.command(spec)
-    assert "-P" in command
-    assert "secret" not in command
-    assert not [word for word in command if "dependency" in word]
+
+
+LAUNCHING = """
+import multiprocessing
+import psutil
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor import ExecutionSpec
+from simulations.deployment.site import programs
+
+def main():
+    executor = programs.ClientAppExecutor()
+    kind, nowhere = TaskType.CLIENT_APP, "127.0.0.1:1"
+    spec = ExecutionSpec(kind, nowhere, "token-of-a-task", True, None, True, None, False, 1)
+    assert str(executor.launch(spec).status) == "accepted"
+    (process,) = multiprocessing.active_children()
+    started = psutil.Process(process.pid)
+    print(*started.cmdline(), started.parent().cmdline())
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def test_the_token_of_a_message_is_in_no_command_line(tmp_path: Path) -> None:
+    """Other users of the machine can read those; and modules come from where -P leaves them."""
+    script = tmp_path / "launching.py"
+    script.write_text(LAUNCHING)
+    command = [sys.executable, "-P", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "forkserver" in done.stdout
+    assert "-P" in done.stdout
+    assert "token-of-a-task" not in done.stdout
+
+
+def test_a_site_asks_soon_again_after_a_message_and_seldom_when_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The legs of a secure sum follow each other."""
+    monkeypatch.setattr(programs, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(programs, "IDLE_POLL_SECONDS", 0.1)
+    answers: list[int | None] = [None, RUN, None, None, RUN]
+    asked = programs.with_own_app(lambda **given: answers.pop(0))
+    assert [asked() for _ in range(3)] == [None, RUN, RUN]
+    assert not answers
 
 
 def test_the_text_of_an_error_stays() -> None:
