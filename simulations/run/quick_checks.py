@@ -286,5 +286,20 @@ def group_warnings(task: TaskData) -> Iterator[str]:
         )
 
 
-QUICK: tuple[Check, ...] = (check_training, check_privacy, check_task_names, check_engine)
+def check_worth(experiment: Experiment) -> Iterator[Finding]:
+    """Yield a note: what training is worth, by the kind of the answers (simulations/RESULTS.md)."""
+    if experiment.method.name == "deal":
+        yield Finding(
+            "answers are texts: class means cannot give them, training pays"
+            if experiment.data.generation
+            else "answers are labels: on topics class means without training were within a point "
+            'of deal; compare method.name = "prototype"',
+            kind="note",
+        )
+
+
+QUICK: tuple[Check, ...] = (
+    *(check_training, check_privacy, check_task_names, check_engine),
+    check_worth,
+)
 """Besides that of rows."""

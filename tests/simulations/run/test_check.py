@@ -19,12 +19,13 @@ from deal_core.data import Example, TaskData
 from deal_core.errors import UserError
 from simulations.output import shipped_experiments
 from simulations.run.check import check, findings
-from simulations.run.experiment import Request
+from simulations.run.experiment import Request, load_experiment
 from simulations.run.quick_checks import (
     CLEAR_COUNTS,
     Finding,
     check_privacy,
     check_training,
+    check_worth,
     grouped,
     odd_rows,
 )
@@ -96,6 +97,13 @@ GOOD: dict[str, Odd] = {
 @pytest.mark.parametrize("name", GOOD)
 def test_a_good_input_has_no_line(name: str, tmp_path: Path) -> None:
     assert [each for each in findings(str(GOOD[name].write(tmp_path)), ()) if bad(each)] == []
+
+
+def test_a_note_says_what_training_is_worth() -> None:
+    answers = {"quickstart": "labels", "quickstart-llm": "texts", "private-sums": None}
+    for name, kind in answers.items():
+        notes = [each.text for each in check_worth(load_experiment(Request(name)))]
+        assert [kind in note for note in notes] == [True] * (kind is not None)
 
 
 def bad(finding: Finding) -> bool:
