@@ -52,10 +52,10 @@ EXPLANATION = (
     "of members found where 0.1 % of the others are taken for members. Of a sum the attacker knows "
     "the label, the number of records, the noise, and all records of the label, members and others "
     "alike; the score is the likelihood ratio of the sum with and without the record. Expected: by "
-    "the closed form, from size and noise alone, with no limit to the others. Noise: deviation in each entry, in units of what "
-    "a record adds at most. Of an adapter, which one site has trained alone, the score is how far "
-    "the loss on a record fell below the base model's, with a 95 % bootstrap interval; the others "
-    "are the site's test records."
+    "the closed form, from size and noise alone, with no limit to the others. Noise: deviation in "
+    "each entry, in units of what a record adds at most. Of an adapter, which one site has trained "
+    "alone, the score is how far the loss on a record fell below the base model's, with a 95 % "
+    "bootstrap interval; the others are the site's test records."
 )
 SIZES = (20, 80, 160)
 """Records of a label in a sum."""
