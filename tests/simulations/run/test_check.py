@@ -251,10 +251,8 @@ def test_warnings_fail_where_they_are_asked_to(checked) -> None:
     odd = Odd(train=(*ROWS, (ROWS[0][0], "b")))
     code, lines = checked(odd)
     assert code == 0
-    assert [line.partition(": ")[0] for line in lines[1:]][-2:] == [
-        "warning",
-        "no errors, 1 warning",
-    ]
+    assert sum(line.startswith("warning: ") for line in lines) == 1
+    assert lines[-1] == "no errors, 1 warning"
     assert checked(odd, strict=True)[0] == 2
 
 
