@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from client.gate import require
-from client.identity import ClientRequest
+from client.identity import ClientRequest, write_log
 from client.runtime import ClientRuntime, ClientTask
 from deal_core.atomic_write import atomic_write
 from deal_core.lora.adapter import fingerprint
@@ -22,7 +22,7 @@ from deal_core.lora.state import State
 from deal_core.methods import is_class_incremental
 from deal_core.models import has_label_logits
 from deal_core.models.generating import GeneratingModel
-from deal_core.privacy.events import CLEAR_COUNTS, unprotected_event
+from deal_core.privacy.events import CLEAR_COUNTS, VERDICT, unprotected_event
 from deal_core.training import evaluation as scoring
 from deal_core.training.loop import Cache, load_state
 from deal_core.training.text_overlap import TEXT_MEASURES, TextMeasure
@@ -177,12 +177,18 @@ def _scorer(
 
 def verdict(granted: ClientRequest) -> bool:
     """Return whether records that are held back are answered better without the heads of the state;
-    the ``tasks`` of the request are those whose class means are new."""
-    path, stage = granted.client.kept / "verdicts.json", str(granted.instruction.stage)
+    the ``tasks`` of the request are those whose class means are new. A real site notes in its
+    ledger that this leaves, and in its log what."""
+    client, asked = granted.client, granted.instruction
+    path, stage = client.kept / "verdicts.json", str(asked.stage)
     said: dict[str, bool] = json.loads(path.read_text()) if path.exists() else {}
     if stage not in said:
-        number, tasks = granted.client.number, granted.instruction.tasks
-        said[stage] = _worse(granted.runtime, number, granted.state, tasks)
+        said[stage] = _worse(granted.runtime, client.number, granted.state, asked.tasks)
+        if client.file is not None:
+            place = "", asked.phase, asked.stage, asked.server_round
+            client.site.ledger().note(unprotected_event(client.run, VERDICT, place))
+            tasks = list(asked.tasks)
+            write_log(client.file, VERDICT, tasks=tasks, stage=asked.stage, worse=said[stage])
         atomic_write(path, json.dumps(said))
     return said[stage]
 

@@ -69,6 +69,8 @@ class ClassSums(MaskedSum):
             elif exact is None:  # whole numbers on the grid: counts and sums, in units of vectors
                 values = grid_step(bound) * torch.from_numpy(sums[prefix + CLASS_SUMS]).double()
                 totals[task] = {COUNT: values[:, -1] / COUNT_WEIGHT, SUM: values[:, :-1]}
+                counts = (totals[task][COUNT] / min(1.0, bound)).round().long().tolist()
+                self.clients.event("class_sums", self.step, task=task, records=counts)
             else:
                 totals[task] = {
                     name.removeprefix(prefix): torch.from_numpy(part)

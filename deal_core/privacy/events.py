@@ -75,7 +75,7 @@ class LedgerEvent:
     task: str
     """Empty: of all tasks."""
     mechanism: str
-    """``record``; of what left without protection ``none`` or ``clear-counts``."""
+    """``record``; of what left without protection ``none``, ``clear-counts`` or ``verdict``."""
     unit: str
     """What a neighbour differs by (see the module)."""
     sample_rate: float
@@ -115,11 +115,13 @@ class LedgerEvent:
 
 CLEAR_COUNTS = "clear-counts"
 """In the place of a mechanism: counts of right answers on test records, as they are."""
+VERDICT = "verdict"
+"""Likewise: the bit that says what held-back training records make of new class means."""
 
 
 def unprotected_event(run: str, mechanism: str, place: tuple[str, str, int, int]) -> LedgerEvent:
-    """Return a release of a run that no mechanism has protected, an update (``none``) or
-    ``clear-counts``, of a task, phase, stage and round."""
+    """Return a release of a run that no mechanism has protected, an update (``none``),
+    ``clear-counts`` or ``verdict``, of a task, phase, stage and round."""
     task, phase, stage, server_round = place
     return LedgerEvent(run, task, mechanism, "none", 1.0, 0.0, 1, phase, stage, server_round)
 

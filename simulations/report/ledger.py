@@ -46,6 +46,8 @@ COMPUTED = {
     "the model makes of them was summed. No noise was added: what left may tell of single records.",
     "clear-counts": "Right answers of the model on the site's test records were counted, and the "
     "counts left as they are.",
+    "verdict": "Records that were held back from training were answered with new class means and "
+    "without. Whether the answers are worse left as one bit, as it is.",
 }
 """Mechanism of a release to what was done."""
 IN_SUM = (

@@ -30,6 +30,7 @@ from simulations.report.blocks import (
 )
 from simulations.report.labels import label_blocks
 from simulations.report.record import Rows, RunRecord, State, read_run, settings_text
+from simulations.run.data_checks import membership_text
 from simulations.run.run_log import IDLE, PHASES, Round, reason_in
 from simulations.run.summary import (
     ACCURACY,
@@ -54,6 +55,9 @@ FAULTS = {
     "step_lost": "step lost",
     "checkpoint_damaged": "checkpoint damaged",
     "adapter_missing": "adapter not handed over",
+    "sums_left_out": "class sums of fewer than three clients left out",
+    "class_means_doubted": "new class means doubted",
+    "class_means_rejected": "new class means left out",
     "run_stopped": "run stopped",
 }
 """Events that a reader asks after, in words."""
@@ -278,6 +282,8 @@ def _round(one: Round) -> tuple[str, ...]:
 
 def _privacy(run: RunRecord) -> Iterator[Block]:
     config, told = run.experiment.privacy, run.privacy
+    if sums := membership_text(run.experiment, run.log.label_records, len(run.tasks)):
+        yield Text(f"Class sums, {sums}.")
     if config.mechanism == "none":
         yield Text(
             "No mechanism protects the updates. No text leaves its client, but an adapter may tell "
@@ -339,11 +345,14 @@ def _faults(run: RunRecord) -> Iterator[Block]:
 
 
 def _why(event: RunEvent) -> str:
+    tasks = event.get("task") or ", ".join(event.get("tasks", ()))
     if event["event"] == "weight_cut":
         return f"weighs {event['weight']:g}, not what it claimed"
     if event["event"] == "counts_cut":
-        return f"claimed more test rows than count, of {', '.join(event['tasks'])}"
-    return reason_in(event)
+        return f"claimed more test rows than count, of {tasks}"
+    if event["event"] == "class_means_doubted":
+        return f"{event['by']} of {event['of']} clients answer worse with those of {tasks}"
+    return reason_in(event) or tasks
 
 
 def _settings(run: RunRecord) -> Iterator[Block]:

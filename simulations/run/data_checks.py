@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -156,29 +156,44 @@ def _prompt(
 
 
 def check_membership(experiment: Experiment) -> Iterator[Finding]:
-    """Yield a note for an experiment with class sums: the area under the curve of the best attack
-    on the sum over sites, for the smallest label and the median one."""
-    statistics = statistics_of(method_of(experiment))
-    if statistics is None or statistics.exact is not None:
-        return
-    source, counts = open_source(experiment.data), Counter[tuple[str, str]]()
+    """Yield a note for an experiment with class sums: what is expected to be told by them."""
+    source = open_source(experiment.data)
     names = source.task_names()
-    for task in map(source.load, names):
-        counts.update((task.name, each.label) for each in task.train if each.label)
-    if not counts:
-        return
+    if told := membership_text(experiment, label_counts(map(source.load, names)), len(names)):
+        yield Finding(f"class sums, {told}; deal audit --membership measures it", kind="note")
+
+
+def label_counts(tasks: Iterable[TaskData]) -> list[int]:
+    """Return how many training records each label of each task has."""
+    counts = (Counter(each.label for each in task.train if each.label) for task in tasks)
+    return [number for count in counts for number in count.values()]
+
+
+def membership_text(experiment: Experiment, records: Sequence[int], tasks: int) -> str:
+    """Say what is expected to be told by class sums.
+
+    Args:
+        experiment: its method decides whether there are any.
+        records: of each label in a sum.
+        tasks: of the run.
+
+    Returns:
+        In words, the area under the curve of the best attack on the smallest label and on the
+        median one; empty: there are no class sums.
+    """
+    statistics = statistics_of(method_of(experiment)) if records else None
+    if statistics is None or statistics.exact is not None:
+        return ""
     clients = len(experiment.federation.sites) or experiment.federation.clients
-    multiplier, _ = class_sum_noise(experiment, statistics, clients, len(names))
-    directions = statistics.size(experiment.model)
-    sizes = {"smallest": min(counts.values()), "median": int(median(counts.values()))}
+    multiplier, _ = class_sum_noise(experiment, statistics, clients, tasks)
+    directions = statistics.directions or statistics.size(experiment.model)
     told = [
         f"{expected_auc(size, directions, multiplier):.2f} for the {which} label ({size} records)"
-        for which, size in sizes.items()
+        for which, size in {"smallest": min(records), "median": int(median(records))}.items()
     ]
-    yield Finding(
-        "class sums, against the server and the sites that may collude: expected AUC of the best "
-        f"membership attack {', '.join(told)}; 0.5 is chance; deal audit --membership measures it",
-        kind="note",
+    return (
+        "against the server and the sites that may collude: expected AUC of the best membership "
+        f"attack {', '.join(told)}; 0.5 is chance"
     )
 
 

@@ -111,6 +111,11 @@ class RunLog:
         }
 
     @cached_property
+    def label_records(self) -> list[int]:
+        """Of each label whose records were added up, over all clients, about so many."""
+        return [max(1, number) for event in self.of("class_sums") for number in event["records"]]
+
+    @cached_property
     def rounds(self) -> list[Round]:
         """All that have begun, in their order."""
         ends = {round_of(event): event for event in self.of("round_finished")}
@@ -182,6 +187,9 @@ TOLD = {
     "client_blamed": "client {by} refuses what client {client} sent it",
     "weight_cut": "client {client} weighs {weight:g}, not what it claimed",
     "counts_cut": "client {client} claims more test rows than count: they are cut",
+    "sums_left_out": "class sums of {task} are of fewer than three clients, and left out",
+    "class_means_doubted": "{by} of {of} clients answer worse with new class means",
+    "class_means_rejected": "new class means are left out",
 }
 """Events that are told as they are."""
 

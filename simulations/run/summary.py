@@ -11,9 +11,11 @@ from rich.console import Console
 from deal_core.config.experiment import Experiment
 from deal_core.metrics import learning_accuracy, spans
 from deal_core.training.text_overlap import TEXT_MEASURES
-from server.folder import RunFolder
+from server.folder import RunFolder, read_events
 from server.results import Measures, Privacy, Results, read_results, rounded_up
 from simulations.output import Table, duration, print_line, print_table, signed, size
+from simulations.run.data_checks import membership_text
+from simulations.run.run_log import RunLog
 
 ACCURACY = "accuracy"
 LARGE_DELTA = 0.1
@@ -29,7 +31,11 @@ def print_report(console: Console, folder: Path) -> None:
     results = read_results(folder)
     if results.accuracy_matrix:
         print_table(console, task_table(results))
-    for name, value in [*measures(results), ("results", str(RunFolder(folder).results))]:
+    run = RunFolder(folder)
+    records = RunLog(read_events(run.metrics)).label_records
+    told = membership_text(results.config, records, len(results.tasks))
+    rows = [*measures(results), *[("class sums", told)] * bool(told), ("results", str(run.results))]
+    for name, value in rows:
         print_line(console, f"{name:<20}{value}")
 
 

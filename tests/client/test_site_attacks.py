@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from client.runtime import PROBE_TEXTS
+from client.site_file import read_site
 from deal_core.privacy import record as record_mechanism
 from deal_core.privacy.certificate import certificate, check_certificate
 from deal_core.privacy.dpsgd import PrivateGradients
-from deal_core.privacy.events import composed
+from deal_core.privacy.events import composed, is_void
+from simulations.deployment.site.check import last_verdict
 from tests.client.real_site import LABELS, RealSite, code, rows, update
 from tests.client.real_site import small as asked
 from tests.slow import slow_but
@@ -220,6 +222,24 @@ def test_unprotected_releases_are_in_the_ledger(tmp_path):
     assert statement["unprotected"] == 2
     assert statement["epsilon"] is None
     assert "void" in statement["composed_over"]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_what_a_site_says_of_class_means_is_in_its_ledger_and_its_log(tmp_path, shared):
+    """One bit a stage, with the class sums and not with the counts; whatever is asked again."""
+    site = RealSite(tmp_path, policy=f'metrics = "none"\nshare_sums = {str(shared).lower()}\n')
+    config = asked(NONE, "method.prototype.enabled=on")
+    ask = {"task": "", "server_round": 0, "tasks": ["surgery"], "phase": "prototypes"}
+    told = [site.answer(config, ask, kind="evaluate") for _ in range(2)]
+    assert [code(each) for each in told] == ["ok" if shared else "withheld"] * 2
+    assert [event.mechanism for event in site.events] == ["verdict"] * shared
+    assert is_void(site.events) == shared
+    said = [each for each in site.log() if each["event"] == "verdict"]
+    assert [(each["tasks"], each["worse"]) for each in said] == [(["surgery"], False)] * shared
+    notes = list(last_verdict(read_site(tmp_path / "site.toml")))
+    assert [note.endswith("of surgery: they make answers here not worse") for note in notes] == (
+        [True] * shared
+    )
 
 
 def test_an_unprotected_update_carries_only_so_much(tmp_path):

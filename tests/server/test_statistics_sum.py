@@ -56,6 +56,7 @@ class Played:
     config: Experiment
     tasks: dict[str, list[str]]
     events: list[tuple[str, str]] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
     totals: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     known: list[SumContext] = field(default_factory=list)
     asked: list[list[str]] = field(default_factory=list)
@@ -73,7 +74,10 @@ class Played:
         clients, step = (
             SimpleNamespace(
                 experiment=self.config,
-                event=lambda name, step, task: self.events.append((name, task)),
+                event=lambda name, step, task, records=(): (
+                    self.events.append((name, task)),
+                    self.counts.extend(records),
+                ),
             ),
             Step("round", 0, 1),
         )
@@ -155,7 +159,8 @@ def test_counts_and_sums_are_those_of_all_records(model, bound):
     means = torch.stack([x[y == label].double().mean(0) for label in range(LABELS)])
     torch.testing.assert_close(found[SUM] / found[COUNT][:, None], means, rtol=0, atol=1e-4)
     assert played.known[0].deviation == 0.0
-    assert played.events == []
+    assert played.events == [("class_sums", "skin")]
+    assert played.counts == pytest.approx(counts.tolist(), rel=0.04)
 
 
 @pytest.mark.parametrize(("settings", "members"), [({}, 3), ({"directions": 8}, 4)])
@@ -203,13 +208,13 @@ def test_a_task_of_fewer_than_three_clients_is_left_out_and_the_others_are_not(m
     sums = given(played, tasks)
     played.sum.absorb(state(), sums, 4, ("0", "1", "3"))
     assert played.totals.keys() == {"eye"}
-    assert played.events == [("sums_left_out", "skin")]
+    assert played.events == [("sums_left_out", "skin"), ("class_sums", "eye")]
     assert played.asked == [["eye"]]
     played.totals = {}
     before = state()
     assert played.sum.absorb(before, sums, 4, left) == (before, None)
     assert played.totals == {}
-    assert played.events[1:] == [("sums_left_out", "skin"), ("sums_left_out", "eye")]
+    assert played.events[2:] == [("sums_left_out", "skin"), ("sums_left_out", "eye")]
 
 
 @pytest.mark.parametrize("method", ["prototype", "linear-probe"])

@@ -3,6 +3,7 @@ site takes part in an experiment, by its own ``site.toml``; and what would leave
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from client.egress import FIELDS
 from client.gate import Asked, Refusal, require
+from client.identity import LOG
 from client.site_file import SiteFile, read_site, site_files
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment, counts_in_sum
@@ -20,12 +22,13 @@ from deal_core.data.source import split_off_each
 from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError
 from deal_core.methods import method_of
-from deal_core.privacy.events import GROUP, RECORD, unit_text
+from deal_core.privacy.events import GROUP, RECORD, VERDICT, unit_text
 from deal_core.privacy.policy import Policy, figures_allowed, protects, terms
 from deal_core.secure_sum.terms import LEAST_SITES
 from simulations.deployment import keys
 from simulations.deployment.site import folder as site_folder
 from simulations.run import quick_checks
+from simulations.run.data_checks import label_counts, membership_text
 
 MOST_SKEW = 10.0
 """Seconds between two clocks: signatures of sign-in carry the time, and Flower refuses old ones."""
@@ -89,7 +92,7 @@ def check_site(folder: Path, experiment: Experiment | None = None, offline: bool
         report.warnings.extend(
             quick_checks.identifier_warning(*each, "policy.unit_column") for each in found
         )
-    report.lines.extend(what_leaves(site))
+    report.lines.extend((*what_leaves(site), *last_verdict(site)))
     return report
 
 
@@ -266,6 +269,10 @@ def check_sums(site: SiteFile, experiment: Experiment) -> Iterator[str]:
             "class sums leave under masks, once for each task, with a noise multiplier of "
             f"{statistics.noise_multiplier:g}"
         )
+    source = SiteSource(site_files(site.data))
+    tasks = source.task_names()
+    if told := membership_text(experiment, label_counts(map(source.load, tasks)), len(tasks)):
+        yield f"class sums of this site's records alone, {told}"
 
 
 def check_secure_sums(site: SiteFile, experiment: Experiment | None) -> Iterator[str]:
@@ -316,6 +323,17 @@ def _no_sums(site: SiteFile, policy: Policy, least: int, asked: Experiment | Non
     return f"no key of {', '.join(sorted(unpinned))} is pinned; {PINS}" if unpinned else ""
 
 
+def last_verdict(site: SiteFile) -> Iterator[str]:
+    """What the site has said of class means last, by its log."""
+    log = Path(site.site.state) / LOG
+    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+    told = [event for line in lines if (event := json.loads(line))["event"] == VERDICT]
+    for last in told[-1:]:
+        word = "worse" if last["worse"] else "not worse"
+        tasks = ", ".join(last["tasks"])
+        yield Note(f"last said of class means, of {tasks}: they make answers here {word}")
+
+
 def what_leaves(site: SiteFile) -> list[str]:
     """Everything that a reply may hold under the site's policy."""
     policy = site.policy
@@ -337,6 +355,7 @@ def what_leaves(site: SiteFile) -> list[str]:
     sums = "with noise, charged" if protected else "none leaves"
     if not protected and (policy is None or policy.share_sums):
         sums = "with noise, once for each task"
+    bit = "stays here" if protected or (policy and not policy.share_sums) else "leaves"
     masked = {} if protected else figures_allowed(ordinary, policy, masked=True)
     loss = " and the mean loss" if "loss" in masked else ""
     least = max(LEAST_SITES, policy.min_cohort) if policy is not None else LEAST_SITES
@@ -347,6 +366,8 @@ def what_leaves(site: SiteFile) -> list[str]:
         f"right answers (correct, correct_all, examples) for each task: {own}",
         "class sums (of each label a count and a sum of vectors), where a method "
         f"is made of them, under masks and with noise: {sums}",
+        "one bit for each stage with new class means, whether they make answers on records that "
+        f"are held back worse: {bit}",
         f"in a secure sum: keys, shares and, in the place of the factors, masked ones{loss}: what "
         f"can be read is their sum over {least} sites or more",
         f"with every reply: {', '.join(FIELDS['status'])}; no text, no path, no column, no message "

@@ -4,6 +4,7 @@ adapters it finds those that a site has learnt by heart."""
 from __future__ import annotations
 
 import io
+from collections import Counter
 from functools import cache
 
 import numpy as np
@@ -29,7 +30,7 @@ from simulations.audit.membership import (
     true_positive_rate,
 )
 from simulations.report.commands import write_report
-from simulations.run.data_checks import expected_auc
+from simulations.run.data_checks import check_membership, expected_auc
 from simulations.run.experiment import Request, load_experiment
 from tests.conftest import load_once
 from tests.slow import slow_but
@@ -178,6 +179,18 @@ def test_more_noise_records_and_ignorance_tell_less() -> None:
     for wrong in ((0, 256), (20, 0)):
         with pytest.raises(ValueError, match="directions"):
             expected_auc(*wrong, 0.6)
+
+
+def test_a_check_tells_what_is_expected_of_the_users_own_sizes() -> None:
+    config = load_experiment(Request("quickstart", overrides=('data.tasks=["laboratory"]',)))
+    task = open_source(config.data).load("laboratory")
+    counts = sorted(Counter(each.label for each in task.train).values())
+    (note,) = check_membership(config)
+    least = f"{expected_auc(counts[0], 256, 0.61):.2f} for the smallest label ({counts[0]} records)"
+    assert note.kind == "note"
+    assert least in note.text
+    plain = load_experiment(Request("quickstart", overrides=("method.name=sequential",)))
+    assert list(check_membership(plain)) == []
 
 
 def test_known_areas() -> None:

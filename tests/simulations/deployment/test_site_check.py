@@ -151,7 +151,10 @@ def test_class_sums_leave_with_noise_or_not_at_all(site: Path) -> None:
     own = read_site(site / "site.toml")
 
     def said(policy: Policy, experiment: Experiment) -> str:
-        (line,) = check_sums(own.model_copy(update={"policy": policy}), experiment)
+        line, *told = check_sums(own.model_copy(update={"policy": policy}), experiment)
+        assert ["the smallest label (3 records)" in each for each in told] == [
+            True for _ in told if "leave under" in line
+        ]
         return line
 
     clear = {"privacy": {"mechanism": "none"}, "federation": {"clients": 3, "sites": tuple("abc")}}
@@ -181,6 +184,8 @@ def test_class_sums_leave_with_noise_or_not_at_all(site: Path) -> None:
         lines = what_leaves(own.model_copy(update={"policy": policy}))
         (line,) = (line for line in lines if line.startswith("class sums"))
         assert told in line
+        (bit,) = (line for line in lines if line.startswith("one bit"))
+        assert bit.endswith("leaves") == ("once" in told)
 
 
 @pytest.mark.parametrize("text", ["", "<html>not found</html>"])
