@@ -78,6 +78,7 @@ class Evaluation:
             message = reply.answered()
             counts = wire.read_counts(message, len(self.tasks), self._names, self._shares)
             self.counts[client] = counts
+            self.clients.event("client_evaluated", self.step, client=client)
         except wire.ClientSkipped as reason:
             self.withheld.add(client)
             self.clients.event("client_idle", self.step, client=client, code=reason.code)
@@ -162,6 +163,7 @@ class MaskedEvaluation(Evaluation):
         try:
             data = wire.read_secure(reply.answered())
             self._held = self.secure.add_masked_input(self._held, client, data)
+            self.clients.event("client_evaluated", self.step, client=client)
         except wire.ClientSkipped as reason:
             self.secure.sits_out(self.step, client, NO_TASK, reason)
         except NUMERICAL as fault:

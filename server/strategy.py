@@ -237,6 +237,7 @@ class DealStrategy(Strategy):
         """An evaluation of a state, with its requests."""
         tasks, learnt = self.plan.tasks, self.plan.learnt(step.stage)
         evaluation = Evaluation(self.clients, step, tasks, learnt)
+        self.clients.event("evaluation_started", step, clients=len(self.clients.roster.clients))
         if counts_in_sum(self.clients.experiment):
             evaluation = MaskedEvaluation(self.clients, step, tasks, learnt, secure=self._secure)
         evaluation.ask(without_zeros(state))

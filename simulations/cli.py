@@ -15,7 +15,13 @@ from typer.models import ArgumentInfo
 from deal_core.errors import UserError
 from deal_core.installed import require_own_packages
 from simulations.deployment.commands import add_to
-from simulations.output import descriptions, shipped_experiments, shipped_studies, wide_console
+from simulations.output import (
+    at_work,
+    descriptions,
+    shipped_experiments,
+    shipped_studies,
+    wide_console,
+)
 from simulations.report.commands import add_report_commands, report_after
 
 app = typer.Typer(
@@ -184,10 +190,14 @@ def export(
     ] = "",
 ) -> None:
     """Write a folder that PEFT loads without deal (docs/using.md)."""
-    from simulations.use.export import ExportRequest
-    from simulations.use.export import export as run
+    from rich.console import Console
 
-    for line in run(ExportRequest(folder, to=to, base=model)):
+    with at_work(Console(stderr=True), "loading the model and writing it"):
+        from simulations.use.export import ExportRequest
+        from simulations.use.export import export as run
+
+        lines = run(ExportRequest(folder, to=to, base=model))
+    for line in lines:
         typer.echo(line)
 
 

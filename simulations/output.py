@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import re
 import sys
+import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -150,6 +152,36 @@ def print_line(console: Console, line: str) -> None:
     """Print it; what is no text in it (half of a character) as code points."""
     line = line.encode("utf-8", "backslashreplace").decode()
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+LONGEST_SILENCE = 5.0
+"""Seconds after which a long stretch of work says how far it is."""
+
+
+@contextmanager
+def at_work(console: Console, first: str) -> Iterator[Callable[..., None]]:
+    """Say what takes its time within the block: beside a spinner where the console is a terminal,
+    else in lines on standard error.
+
+    Yields:
+        ``say(what, how_far="")``, which tells what goes on now. A new ``what`` is a line at once,
+        how far it is only where the last line is ``LONGEST_SILENCE`` old.
+    """
+    spinner = console.status(Text(first)) if console.is_interactive else None
+    last, since = "", 0.0
+
+    def say(what: str, how_far: str = "") -> None:
+        nonlocal last, since
+        line = f"{what}, {how_far}" if how_far else what
+        if spinner is not None:
+            spinner.update(Text(line))
+        elif what != last or (how_far and time.monotonic() - since >= LONGEST_SILENCE):
+            print_line(Console(stderr=True), line)
+            last, since = what, time.monotonic()
+
+    with spinner or nullcontext():
+        say(first)
+        yield say
 
 
 WIDTH = 160

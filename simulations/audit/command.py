@@ -20,7 +20,15 @@ from simulations.audit.canaries import GradientCanaries
 from simulations.audit.claim import SIGNIFICANCE, LowerBound, claim_p_value, lower_bound
 from simulations.audit.run import Found, carry_out
 from simulations.engines import STOPPED, stoppable
-from simulations.output import DASH, Table, print_line, print_table, require_one_kind, write_texts
+from simulations.output import (
+    DASH,
+    Table,
+    at_work,
+    print_line,
+    print_table,
+    require_one_kind,
+    write_texts,
+)
 from simulations.run.check import preflight
 from simulations.run.experiment import Request, epsilons, load_experiment, named, with_budget
 from simulations.run.run_log import told_to
@@ -77,20 +85,21 @@ def run_audit(
     budgets = epsilons(epsilon)
     _check(name, base, client, budgets)
     room = _with_room(base, canaries)
-    with console.status("checking the experiment and its data"):
-        preflight(with_budget(base, budgets[0]))
+    with at_work(console, "checking the experiment") as say:
+        preflight(with_budget(base, budgets[0]), say=say)
     found: dict[float, list[Found]] = {}
+    stops = stoppable("the training at work ends, and nothing is kept")
     try:
-        with stoppable("the training at work ends, and nothing is kept"):
+        with stops, at_work(console, "starting") as say:
             for budget, repeat in product(budgets, range(repetitions)):
                 print_line(console, f"epsilon {named(budget)}, {repeat + 1}")
-                own = GradientCanaries(room, seed, repeat)
-                one = carry_out(with_budget(base, budget), client, own, records, told_to(console))
+                own, hear = GradientCanaries(room, seed, repeat), told_to(console, say)
+                one = carry_out(with_budget(base, budget), client, own, records, hear)
                 found.setdefault(budget, []).append(one)
     except KeyboardInterrupt:
         print_line(console, "stopped; nothing is kept")
         return STOPPED
-    with console.status("judging"):
+    with at_work(console, "judging"):
         cells = [
             AuditedCell(
                 epsilon=named(budget),

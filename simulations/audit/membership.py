@@ -40,7 +40,15 @@ from server.folder import Listener
 from server.results import Strict
 from simulations.audit.canaries import Scores
 from simulations.audit.run import DELTA, adapter_scores
-from simulations.output import DASH, Table, print_line, print_table, require_one_kind, write_texts
+from simulations.output import (
+    DASH,
+    Table,
+    at_work,
+    print_line,
+    print_table,
+    require_one_kind,
+    write_texts,
+)
 from simulations.run.check import preflight
 from simulations.run.data_checks import expected_auc
 from simulations.run.experiment import Request, load_experiment, with_budget
@@ -117,12 +125,12 @@ def run_membership(
     """
     require_one_kind(folder, FILE)
     experiment = load_experiment(Request(name, str(folder), tuple(overrides)))
-    with console.status("checking the experiment and its data"):
-        preflight(experiment)
-    with console.status("embedding texts") as status:
+    with at_work(console, "checking the experiment") as say:
+        preflight(experiment, say=say)
+        say("embedding texts")
         data = embedded(experiment, seed)
-        told = told_of_sums(experiment, data, seed, status.update)
-    told += told_of_adapters(experiment, client, seed, told_to(console))
+        told = told_of_sums(experiment, data, seed, say)
+        told += told_of_adapters(experiment, client, seed, told_to(console, say))
     if not told:
         raise UserError(
             "nothing leaves a site here that membership is told of: neither class sums of enough "

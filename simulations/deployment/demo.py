@@ -23,7 +23,7 @@ from simulations.deployment.keys import fingerprint_of_line
 from simulations.deployment.service import filled
 from simulations.engines import STOPPED, deferred, stoppable, uninterrupted
 from simulations.engines.flower import LOCAL, Tail, answers, free_port, import_path, stop_all
-from simulations.output import print_line, toml_value
+from simulations.output import at_work, print_line, toml_value
 from simulations.run.run_log import told_to
 
 NAMES = ("north", "south", "west")
@@ -85,17 +85,20 @@ def run_demo(where: str, sites: int, console: Console, write_page: Callable[[Pat
 
 def _run(folder: Path, names: Sequence[str], console: Console) -> Path:
     """Return the folder of the finished run; every process has ended."""
-    with console.status("dividing the embedded questions among the sites"):
-        experiment = write_shares(folder, names)
     server, port = folder / "server", free_port()
-    with Commands(folder, console) as deal:
+    with (
+        at_work(console, "dividing questions among the sites") as say,
+        Commands(folder, console) as deal,
+    ):
+        experiment = write_shares(folder, names)
         deal.call(
             *("server", "init", server, "--host", LOCAL, "--superlink-port", port),
             *("--port", free_port()),  # the proxy's, which stays unused
         )
         deal.start("server", "server", "start", server)
-        with console.status("waiting for the server"):
-            deal.wait_for("the server", lambda: answers(port), START_SECONDS)
+        say("waiting for the server")
+        deal.wait_for("the server", lambda: answers(port), START_SECONDS)
+        say("making and starting sites")
         for name in names:
             site = folder / "sites" / name
             deal.call(
@@ -112,7 +115,8 @@ def _run(folder: Path, names: Sequence[str], console: Console) -> Path:
             deal.start(name, "site", "start", site)
         deal.call("submit", experiment, "--dir", server)
         (run,) = (server / "runs").iterdir()
-        tail, listener = Tail(RunFolder(run).metrics), told_to(console)
+        tail, listener = Tail(RunFolder(run).metrics), told_to(console, say)
+        say("waiting for the run to start")
         deal.wait_for("the end of the run", lambda: ended(tail, listener), RUN_SECONDS)
     return run
 

@@ -84,6 +84,8 @@ def _end_if_asked_twice(number: int, frame: FrameType | None = None) -> None:
     if len(_came) > 1:
         import psutil
 
+        if sys.stdout.isatty():
+            os.write(1, b"\x1b[?25h")  # the cursor, which a spinner hides
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.Error):
                 process.kill()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deal_core.errors import UserError, at_home
-from simulations.output import print_line, wide_console, write_texts
+from simulations.output import at_work, print_line, wide_console, write_texts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,12 +51,13 @@ def report(
     for name in paths or []:
         found = at_home(name).resolve()
         folder = found.parent if found.is_file() else found
-        if labels:
-            from simulations.report.labels import count_labels
+        with at_work(console, "loading the model" if labels else "writing the report") as say:
+            if labels:
+                from simulations.report.labels import count_labels
 
-            with console.status("loading the model") as status:
-                count_labels(folder, lambda task: status.update(f"answering the texts of {task}"))
-        print_line(console, f"report in {write_report(folder)}")
+                count_labels(folder, lambda task: say(f"answering the texts of {task}"))
+            path = write_report(folder)
+        print_line(console, f"report in {path}")
 
 
 def compare(

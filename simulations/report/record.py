@@ -16,7 +16,6 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import WHERE, leaves
 from deal_core.errors import UserError, at_home
 from server.folder import RunFolder, held, read_events
-from server.measures import privacy_of
 from server.results import Privacy, Results, read_results, spending_in
 from simulations.output import DASH, Table, percent, print_line, print_table, signed
 from simulations.report.blocks import at_most, time
@@ -90,6 +89,8 @@ def read_run(folder: Path) -> RunRecord:
             zero_shot=[results.zero_shot.get(task) for task in results.tasks],
             privacy=results.privacy,
         )
+    from server.measures import privacy_of  # with torch; a finished run has its figures
+
     tasks = list(log.start["tasks"])
     evaluated = {event["stage"]: event for event in log.of("evaluated")}
 

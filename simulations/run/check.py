@@ -12,11 +12,14 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError
 from deal_core.installed import without_collection
-from simulations.output import print_line
+from simulations.output import at_work, print_line
 from simulations.run.experiment import find_experiment, own_folder, with_absolute_inputs
 from simulations.run.quick_checks import QUICK, Check, Finding, check_rows, warning
 
 FAILED = 2
+
+Say = Callable[[str], None]
+"""Told what is checked next, where it takes its time."""
 
 
 def check(name: str, overrides: tuple[str, ...], strict: bool, console: Console) -> int:
@@ -35,10 +38,11 @@ def check(name: str, overrides: tuple[str, ...], strict: bool, console: Console)
         UserError: there is no such experiment, or its file is no TOML.
     """
     counts: Counter[str] = Counter()
-    for finding in findings(name, overrides):
-        counts[finding.kind] += 1
-        kind = "" if finding.kind == "note" else f"{finding.kind}: "
-        print_line(console, f"{kind}{finding.text}")
+    with at_work(console, "checking the experiment") as say:
+        for finding in findings(name, overrides, say):
+            counts[finding.kind] += 1
+            kind = "" if finding.kind == "note" else f"{finding.kind}: "
+            print_line(console, f"{kind}{finding.text}")
     errors, warnings = counts["error"], counts["warning"]
     if errors or warnings:
         print_line(console, f"{_counted(errors, 'error')}, {_counted(warnings, 'warning')}")
@@ -52,7 +56,9 @@ def _counted(count: int, word: str) -> str:
     return f"{count or 'no'} {word}{'' if count == 1 else 's'}"
 
 
-def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
+def findings(
+    name: str, overrides: tuple[str, ...], say: Say = lambda what: None
+) -> Iterator[Finding]:
     """Yield what is wrong with an experiment: its keys, or else all the rest.
 
     Raises:
@@ -72,25 +78,37 @@ def findings(name: str, overrides: tuple[str, ...]) -> Iterator[Finding]:
     experiment = with_absolute_inputs(experiment, own_folder(name, path))
     if experiment.data.source == "sites":
         yield warning('data.source = "sites": rows are read by deal site check')
-    yield from run_checks(experiment, with_rows=experiment.data.source != "sites")
+    yield from run_checks(experiment, experiment.data.source != "sites", say)
 
 
-def run_checks(experiment: Experiment, with_rows: bool = True) -> Iterator[Finding]:
+def run_checks(
+    experiment: Experiment, with_rows: bool = True, say: Say = lambda what: None
+) -> Iterator[Finding]:
     """Yield each finding once, as soon as it is there. torch is imported when the quick checks are
     through; what takes longer is left out where something is wrong by then."""
     found: dict[Finding, None] = {}
 
     def new(checks: Iterable[Check]) -> Iterator[Finding]:
         for check in checks:
+            if check in told:
+                say(told[check])
             for finding in _findings_of(check, experiment):
                 if finding not in found:
                     found[finding] = None
                     yield finding
 
+    told: dict[Check, str] = {check_rows: "reading the data"}
     yield from new((check_rows, *QUICK) if with_rows else QUICK)
+    say("loading PyTorch")
     with without_collection():
         from simulations.run.data_checks import check_data, check_membership, check_text_lengths
         from simulations.run.model_checks import NAMES, check_model
+    told |= {
+        NAMES[0]: "checking what goes together",
+        check_data: "reading and dividing the data",
+        check_model: "building the model",
+        check_text_lengths: "counting tokens",
+    }
     yield from new(NAMES)
     if all(finding.kind != "error" for finding in found):
         longer = (check_data, check_model, check_text_lengths, check_membership)
@@ -104,7 +122,11 @@ def _findings_of(check: Check, experiment: Experiment) -> Iterator[Finding]:
         yield from map(Finding, error.problems)
 
 
-def preflight(experiment: Experiment, warn: Callable[[str], None] = lambda line: None) -> None:
+def preflight(
+    experiment: Experiment,
+    warn: Callable[[str], None] = lambda line: None,
+    say: Say = lambda what: None,
+) -> None:
     """Make every check that can be made before a run starts; ``warn`` hears of every warning, also
     where something is wrong.
 
@@ -112,7 +134,7 @@ def preflight(experiment: Experiment, warn: Callable[[str], None] = lambda line:
         UserError: all that is wrong, a line each with the place and the cure.
     """
     errors = []
-    for finding in run_checks(experiment):
+    for finding in run_checks(experiment, say=say):
         if finding.kind == "warning":
             warn(finding.text)
         elif finding.kind == "error":

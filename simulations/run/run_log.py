@@ -194,13 +194,17 @@ TOLD = {
 """Events that are told as they are."""
 
 
-def told_to(console: Console) -> Callable[[RunEvent], None]:
-    """Return what prints the lines of each event that it is given."""
+def told_to(console: Console, say: Callable[..., None]) -> Callable[[RunEvent], None]:
+    """Return what prints the lines of each event that it is given, and says what goes on then
+    (:func:`simulations.output.at_work`)."""
     progress = Progress()
 
     def listen(event: RunEvent) -> None:
-        for line in progress.hear(event):
+        lines = progress.hear(event)
+        for line in lines:
             print_line(console, line)
+        if progress.now and not lines:
+            say(progress.now, progress.how_far)
 
     return listen
 
@@ -216,9 +220,13 @@ class Progress:
         """Of learning, of each stage."""
         self._names: list[str] = []
         """Of clients, by number; empty: they have none."""
+        self.now = ""
+        """What goes on after the last event; empty: nothing is known of it."""
         self._asked = 0
         self._losses: list[float] = []
         self._answered = 0
+        self._loading = False
+        """No client has answered since the start."""
         self._privacy: dict[str, Any] = {}
         """Of ``run_started`` what privacy is of, and the largest that clients have told."""
         self._meaning = ""
@@ -234,7 +242,15 @@ class Progress:
         handler = getattr(self, f"_{kind}", None)
         return [] if handler is None else handler(event) or []
 
+    @property
+    def how_far(self) -> str:
+        """Of what goes on now."""
+        if self._loading:
+            return "loading the model"
+        return f"{self._answered} of {self._asked} clients"
+
     def _run_started(self, event: RunEvent) -> list[str]:
+        self._loading = True
         self._tasks = list(event["tasks"])
         self._work = [list(stage["tasks"]) for stage in event["stages"]]
         self._rounds = [stage.get("learning", stage["rounds"]) for stage in event["stages"]]
@@ -256,9 +272,18 @@ class Progress:
 
     def _round_started(self, event: RunEvent) -> None:
         self._asked, self._answered, self._losses = event["clients"], 0, []
+        self.now = f"{self._where(event)}: {PHASES.get(event['phase'], event['phase'])}"
+
+    def _evaluation_started(self, event: RunEvent) -> None:
+        self._asked, self._answered = event["clients"], 0
+        after = f"{self._where(event)}: evaluation"
+        self.now = "zero-shot evaluation" if event["stage"] < 0 else after
+
+    def _client_evaluated(self, event: RunEvent) -> None:
+        self._answered, self._loading = self._answered + 1, False
 
     def _client_finished(self, event: RunEvent) -> None:
-        self._answered += 1
+        self._client_evaluated(event)
         if event.get("loss") is not None:
             self._losses.append(event["loss"])
         self._charge(event)
@@ -289,12 +314,14 @@ class Progress:
     def _place(self, event: RunEvent) -> str:
         """Return where the run is: ``task 1/2 heart``, or the tasks of a stage, and its round of
         training, or what else the round is of."""
-        stage = event["stage"]
-        kind = "task" if in_turn(self._tasks, self._work) else "stage"
-        where = f"{kind} {stage + 1}/{len(self._work)} {', '.join(self._work[stage])}"
         if event["phase"] != LEARNING:
-            return f"{where}, {PHASES.get(event['phase'], event['phase'])}"
-        return f"{where}, round {event['server_round']}/{self._rounds[stage]}"
+            return f"{self._where(event)}, {PHASES.get(event['phase'], event['phase'])}"
+        total = self._rounds[event["stage"]]
+        return f"{self._where(event)}, round {event['server_round']}/{total}"
+
+    def _where(self, event: RunEvent) -> str:
+        stage, kind = event["stage"], "task" if in_turn(self._tasks, self._work) else "stage"
+        return f"{kind} {stage + 1}/{len(self._work)} {', '.join(self._work[stage])}"
 
     def _charge(self, event: RunEvent) -> None:
         """Note what a client says that privacy has cost: the largest, and what holds of any."""

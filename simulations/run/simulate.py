@@ -22,8 +22,8 @@ from deal_core.data import TaskData, load_for_clients, open_source
 from deal_core.errors import UserError, choose
 from server.folder import OTHER_OUT, Listener, RunFolder, exclusive_lock, held
 from simulations.engines import ENGINES, STOPPED, stoppable, warm_up
-from simulations.output import print_line, read_stored, toml_lines
-from simulations.run.check import preflight
+from simulations.output import at_work, print_line, read_stored, toml_lines
+from simulations.run.check import Say, preflight
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.run_log import told_to
 
@@ -54,11 +54,10 @@ def simulate(
         print_line(console, f"{folder}: the run has finished, nothing is left to do")
         return 0
     try:
-        with stoppable(WAITS):
-            with console.status("checking the experiment and its data"):
-                engine = prepare(experiment, lambda line: print_line(console, f"warning: {line}"))
+        with stoppable(WAITS), at_work(console, "checking the experiment") as say:
+            engine = prepare(experiment, lambda line: print_line(console, f"warning: {line}"), say)
             with claimed(experiment):
-                engine(experiment, told_to(console))
+                engine(experiment, told_to(console, say))
     except BaseException as stop:
         if _events(folder) != before:
             write_page(folder)
@@ -81,9 +80,10 @@ def _events(folder: Path) -> int:
 
 
 def prepare(
-    experiment: Experiment, warn: Callable[[str], None]
+    experiment: Experiment, warn: Callable[[str], None], say: Say = lambda what: None
 ) -> Callable[[Experiment, Listener], None]:
-    """Make every check that can be made before the run starts; ``warn`` hears of warnings.
+    """Make every check that can be made before the run starts; ``warn`` hears of warnings, and
+    ``say`` of what is checked.
 
     Returns:
         The engine, which runs it.
@@ -96,7 +96,7 @@ def prepare(
         raise UserError(f"{experiment.run.out}: another process is writing this run; {OTHER_OUT}")
     engine = choose("run.engine", experiment.run.engine, ENGINES)
     warm_up(experiment)
-    preflight(experiment, warn)
+    preflight(experiment, warn, say)
     return engine
 
 

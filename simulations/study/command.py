@@ -21,7 +21,7 @@ from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines import STOPPED, deferred, stoppable, uninterrupted
 from simulations.engines.worker_pool import gpus_here, shown_gpu
-from simulations.output import Table, print_line, print_table, require_one_kind
+from simulations.output import Table, at_work, print_line, print_table, require_one_kind
 from simulations.run.simulate import RECORD, check_same, claimed, recorded
 from simulations.study.grid import Study, chosen, grid, load_study, precise
 from simulations.study.results import (
@@ -140,7 +140,7 @@ def study_folder(name: str, out: str = "") -> Path:
 
 def check_left(left: dict[str, Experiment], console: Console) -> None:
     """Raise UserError of a mistake in the names, in what is read and built, or in what is told."""
-    with console.status("checking the study and its data"):
+    with at_work(console, "checking the study and its data"):
         from simulations.run.check import preflight
         from simulations.run.model_checks import check_names
 
@@ -185,7 +185,7 @@ def run_left(
         print_line(console, f"{done}/{len(left)} {name} {how}")
 
     stops = stoppable("the runs at work stop with their checkpoints")
-    with console.status("starting") as status, stops:
+    with at_work(console, "starting") as say, stops:
         try:
             while waiting or working:
                 while waiting and len(working) < jobs:
@@ -196,7 +196,7 @@ def run_left(
                             working[name] = start(left[name], shown_gpu(places[name], gpus))
                     except UserError as error:
                         ended(name, str(error))
-                status.update(f"{len(waiting)} waiting; at work: {', '.join(working)}")
+                say(f"{len(waiting)} waiting; at work: {', '.join(working)}")
                 time.sleep(POLL_SECONDS)
                 for name in [name for name, run in working.items() if run.poll() is not None]:
                     code = working.pop(name).returncode

@@ -11,11 +11,14 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from rich.console import Console
+
 from deal_core.config.data import DataConfig, TaskColumns
 from deal_core.data.rows import Columns, shaped, to_text, whole_characters
 from deal_core.data.tables import READERS, read_lines, read_table
 from deal_core.errors import UserError, at_home, nearest
 from deal_core.inference.folder import AdapterFolder, Answer, Written, find_adapter, read_inference
+from simulations.output import at_work
 from simulations.run.simulate import recorded
 
 DIGITS = 6
@@ -68,19 +71,22 @@ def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score
     request = with_columns(request, folder)
     if request.calibrate and not request.label_column:
         raise UserError("--calibrate needs right answers; name their column with --label-column")
-    texts = read_texts(request)
+    total = sum(1 for _ in read_texts(request))
+    if not total:
+        raise UserError(f"{request.file}: has no row; name a file with a text a row")
     check_expected(request, folder)
     # Two threads that wait for each other in a loop cost more than they save; said before torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # Imports torch: after the quick checks.
-    from deal_core.inference.predictor import load_predictor
+    console = Console(stderr=True)
+    with at_work(console, "loading the model"):
+        from deal_core.inference.predictor import load_predictor  # with torch
 
-    predictor = load_predictor(folder, request.base)
+        predictor = load_predictor(folder, request.base)
     predictor.check(request.task)
     if request.calibrate:
         predictor = replace(predictor, temperatures={})
-    score, answered = Score(request.threshold), 0
-    with progress(request) as advance:
+    score, answered, texts = Score(request.threshold), 0, read_texts(request)
+    with progress(request, console, total) as advance:
         while chunk := list(islice(texts, CHUNK)):
             answers = predictor.answers([text.text for text in chunk], request.task)
             for text, answer in zip(chunk, answers, strict=True):
@@ -88,9 +94,7 @@ def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score
                 if text.expected is not None:
                     score.add(answer, text.expected)
             answered += len(chunk)
-            advance(len(chunk))
-    if not answered:
-        raise UserError(f"{request.file}: has no row; name a file with a text a row")
+            advance(answered)
     if request.calibrate:
         score.calibrated = calibrated(folder, request.task, score)
     return score if score.texts else None
@@ -109,19 +113,23 @@ def with_columns(request: PredictRequest, folder: AdapterFolder) -> PredictReque
 
 
 @contextmanager
-def progress(request: PredictRequest) -> Iterator[Callable[[int], None]]:
-    """Yield what is told how many texts more are answered: a bar with the time left on standard
-    error, where the lines of a file go elsewhere."""
-    if not (request.file and sys.stderr.isatty()) or sys.stdout.isatty():
-        yield lambda more: None
+def progress(
+    request: PredictRequest, console: Console, total: int
+) -> Iterator[Callable[[int], None]]:
+    """Yield what is told how many texts are answered, where the lines of a file go elsewhere than
+    to a terminal: it moves a bar with the time left, or says so in lines."""
+    if not request.file or sys.stdout.isatty():
+        yield lambda answered: None
         return
-    from rich.console import Console
     from rich.progress import Progress
 
-    total = sum(1 for _ in read_texts(request))
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    if not console.is_interactive:
+        with at_work(console, what := f"answering {total} texts") as say:
+            yield lambda answered: say(what, f"{answered} answered")
+        return
+    with Progress(console=console, transient=True) as bar:
         task = bar.add_task("texts", total=total)
-        yield lambda more: bar.advance(task, more)
+        yield lambda answered: bar.update(task, completed=answered)
 
 
 def calibrated(folder: AdapterFolder, task: str, score: Score) -> str:

@@ -9,11 +9,16 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from server.folder import RunFolder, read_events
 from simulations.cli import app
-from simulations.output import FIGURES, NARROW, Table, print_table
+from simulations.output import FIGURES, NARROW, Table, at_work, print_table
+from simulations.run.experiment import Request
+from simulations.run.simulate import simulate
 from simulations.study.command import print_summary
 from simulations.study.grid import Study
 from simulations.study.results import StudyResults
+from tests.conftest import SHORT
+from tests.sizes import TINY
 from tests.stored_results import RESULTS
 
 WIDE = 200
@@ -52,3 +57,42 @@ def test_figures_of_another_kind_are_left_alone(words: str, own: str, tmp_path: 
     result = CliRunner().invoke(app, [*words.split(), "--out", str(tmp_path)])
     assert str(result.exception) == f"{tmp_path}: holds {FIGURES[file]}; name another --out"
     assert [each.name for each in tmp_path.iterdir()] == [file]
+
+
+def test_what_takes_its_time_is_said_before_it_begins_and_then_how_far_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("simulations.output.LONGEST_SILENCE", 0.0)
+    log, said = RunFolder(tmp_path / "run").metrics, list[tuple[str, set[str]]]()
+
+    def seen(line: str) -> None:
+        events = read_events(log) if log.exists() else []
+        said.append((line, {f"{each['event']} {each.get('stage')}" for each in events}))
+
+    monkeypatch.setattr("simulations.output.print_line", lambda console, line: seen(line))
+    keys = (*SHORT, *TINY, 'data.tasks=["surgery"]')
+    request = Request("quickstart", str(tmp_path / "run"), keys)
+    assert simulate(request, Console(file=io.StringIO())) == 0
+    for phase, later in {
+        "reading the data": "run_started None",
+        "building the model": "run_started None",
+        "zero-shot evaluation": "evaluated -1",
+        "training": "client_finished 0",
+        "1/1 surgery: evaluation": "evaluated 0",
+    }.items():
+        line, before = next(each for each in said if phase in each[0])
+        assert later not in before, line
+    for phase in ("zero-shot evaluation", "training", ": evaluation"):
+        assert any(phase in line and "1 of 2 clients" in line for line, _ in said)
+
+
+def test_a_terminal_shows_a_spinner_and_a_pipe_one_line_for_what_is_new(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shown, terminal = io.StringIO(), {"force_terminal": True, "force_interactive": True}
+    for console in (Console(file=shown, **terminal), Console(file=io.StringIO())):
+        with at_work(console, "reading") as say:
+            for place in range(3):
+                say("answering [1]", f"{place} of 3")
+    assert capsys.readouterr().err.splitlines() == ["reading", "answering [1], 0 of 3"]
+    assert "answering [1], 2 of 3" in shown.getvalue()

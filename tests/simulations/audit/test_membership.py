@@ -103,7 +103,7 @@ def test_the_command_writes_figures_and_a_report(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(membership, "embedded", lambda experiment, seed: texts())
     monkeypatch.setattr(membership, "told_of_sums", lambda *given: list(told()))
     monkeypatch.setattr(membership, "told_of_adapters", lambda *given: [ADAPTER])
-    monkeypatch.setattr(membership, "preflight", lambda experiment: None)
+    monkeypatch.setattr(membership, "preflight", lambda experiment, say: None)
     screen = Console(file=io.StringIO(), width=120)
     run_membership("quickstart", tmp_path, (), 0, 0, screen)
     audit = MembershipAudit.model_validate_json((tmp_path / membership.FILE).read_text())

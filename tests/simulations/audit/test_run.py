@@ -161,7 +161,7 @@ def as_if_trained(epsilon: float, client: int, share: float) -> Found:
 def audited(monkeypatch, tmp_path):
     """What the command does where so many of all guesses are right: its exit code, what it prints,
     its figures, and the trainings that it asks for."""
-    monkeypatch.setattr(command, "preflight", lambda experiment: None)
+    monkeypatch.setattr(command, "preflight", lambda experiment, say: None)
 
     def run(name: str, epsilon: str, share: float = 0.5, **asked):
         trainings = []

@@ -94,7 +94,7 @@ def after(events: list[dict[str, Any]]) -> Progress:
 
 def test_there_is_one_line_a_round() -> None:
     output = io.StringIO()
-    listener = told_to(Console(file=output, width=40))
+    listener = told_to(Console(file=output, width=40), lambda *now: None)
     for event in FIRST_TASK:
         listener(event)
     assert output.getvalue().splitlines() == LINES
