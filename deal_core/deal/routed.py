@@ -1,7 +1,7 @@
 """DEAL that routes: a component of the retained adapter for each task, and a router among them.
 
-A task trains a fresh adapter beside the frozen base model alone, without a teacher: nothing that
-is learnt later can reach it. At its end the adapter becomes a component, filtered and cut as in
+A task goes on from a copy of the last component, without a teacher: nothing that is learnt later
+can reach what stays. At its end the adapter becomes a component, filtered and cut as in
 :mod:`deal_core.deal.retention`, and all components together keep to ``adapter.retained_rank``.
 Which of them answers a text follows from class means of the frozen model; a task that writes has
 one class, all of its texts. Source: docs/method.md (M70) to (M72).
@@ -42,14 +42,16 @@ class RoutedDeal:
     def begin_task(
         self, state: State, generator: torch.Generator, tasks: Sequence[str] = ()
     ) -> State:
-        """Return a state with a fresh current adapter; a task that returns goes on with its
-        component, which is no longer retained until the task ends."""
+        """Return a state whose current adapter is a copy of the last component, fresh where there
+        is none; a task that returns goes on with its own component, which is no longer retained
+        until the task ends."""
         kept = kept_components(state)
         own = [each for each in kept if set(each.tasks) == set(tasks)]
         shapes, rank = state.retained.shapes, self.adapter.rank
-        before = own[0].adapter if own else zero_adapter(shapes, 0)
+        start = (own or kept[-1:] or [None])[0]
+        before = start.adapter if start else zero_adapter(shapes, 0)
         scaling = self.adapter.lora_alpha / rank
-        taken = before if own else zero_adapter(shapes, 1)
+        taken = before if start else zero_adapter(shapes, 1)
         fresh = orthogonal_init(taken, rank - min(rank, before.rank), scaling, generator)
         others = [each for each in kept if each not in own]
         current = side_by_side(fresh, _scaled(before, scaling))

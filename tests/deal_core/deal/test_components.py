@@ -142,12 +142,16 @@ def test_what_a_task_taught_is_answered_with_whatever_comes_later(random_adapter
         assert relative_difference(state.view(place).retained, adapter) < 1e-5
 
 
-def test_a_task_begins_beside_the_base_model_alone(random_adapter):
-    method = routed()
-    state = learn(method, fresh_state(), ("a",), random_adapter(SHAPES, 4, 2.0, 1))
-    begun = method.begin_task(state, torch.Generator().manual_seed(0), ("b",))
-    assert begun.current.rank == 4
+def test_a_task_begins_with_a_copy_of_the_last_component(random_adapter):
+    method, begun = routed(), fresh_state()
+    begun = method.begin_task(begun, torch.Generator().manual_seed(0), ("a",))
     assert not dense(begun.current).any()
+    first, last = (random_adapter(SHAPES, 4, 2.0, seed) for seed in (1, 2))
+    state = learn(method, learn(method, fresh_state(), ("a",), first), ("b",), last)
+    begun = method.begin_task(state, torch.Generator().manual_seed(0), ("c",))
+    assert begun.current.rank == 4
+    assert begun.current.scaling == 2.0
+    assert relative_difference(begun.current, last) < 1e-5
     assert begun.components == state.components
 
 
