@@ -32,6 +32,7 @@ from deal_core.models.loading import (
     upstream_of,
     with_revision,
 )
+from deal_core.models.prompt import INSTRUCTION
 from deal_core.training.evaluation import base_embeddings
 from server.export import with_base, with_use
 
@@ -43,7 +44,24 @@ MAP = "pooled_map.safetensors"
 adapter."""
 HEADS = "heads.safetensors"
 PROMPTS = "prompts.json"
-"""Task to the token ids of its prompt before and after a text, and of its answers."""
+"""Task to its prompt, as a text and as token ids before and after a text, and its answers."""
+TEXT = "{text}"
+"""In a prompt, where the text stands."""
+PIPELINE = """
+In this folder as a pipeline of transformers, which loads the adapter with its base model:
+
+```python
+import json
+from pathlib import Path
+from transformers import pipeline
+
+asked = json.loads(Path("prompts.json").read_text(encoding="utf-8"))[TASK]
+prompt = asked["prompt"].replace("{text}", "a text")
+writer = pipeline("text-generation", FOLDER, add_special_tokens=False, return_full_text=False)
+print(writer(prompt, **asked["writing"]))
+```
+"""
+"""Of a card of a decoder."""
 PROGRAM = "answer.py"
 CLASSIFIER = "classifier"
 ENCODER = "sentence"
@@ -54,7 +72,7 @@ HOLDS = {
     BASE: "the base model, float32, and its tokeniser",
     HEADS: "class means, or softmax regression: a row of weights and a bias for each label",
     LABELS: "vectors of the names of labels by the base model, task by task",
-    PROMPTS: "token ids around a text and of each label, task by task",
+    PROMPTS: "prompts, token ids around a text and of each label, task by task",
     "inference.json": "labels of all tasks in their order, and how texts are read",
     PROGRAM: "answers texts with this folder",
     CLASSIFIER: 'for `pipeline("text-classification", ..., trust_remote_code=True)`',
@@ -275,7 +293,9 @@ def write_prompts(inference: Inference, to: Path) -> None:
     entries = {}
     for task in inference.tasks:
         around = prompts.prompt((), task.labels, task.instruction)
+        words = TEXT.join(prompts.template.around(task.instruction or INSTRUCTION, task.labels))
         entries[task.name] = {
+            "prompt": words.join(map(tokenizer.decode, (prompts.opening, prompts.closing))),
             "before": list(around.tokens[: around.shared]),
             "after": list(around.tokens[around.shared :]),
             "max_length": inference.max_length,
@@ -313,5 +333,10 @@ def write_card(source: AdapterFolder, inference: Inference, to: Path) -> None:
     use += f'Without this project: `python {PROGRAM} {task} "a text"`.'
     told = "" if inference.pooling == "mean" else f" --task {task}"
     use += f' With it: `deal predict . "a text"{told}`.'
+    if inference.task_type == "CAUSAL_LM" and (to / PROMPTS).exists():
+        folder = "."
+        if inference.components:
+            folder, task = "component-1", inference.components[0].tasks[0]
+        use += "\n" + PIPELINE.replace("TASK", repr(task)).replace("FOLDER", repr(folder))
     card = with_use(with_base(card, f"{BASE}/") if (to / BASE).is_dir() else card, use)
     (to / source.card.name).write_text(card, encoding="utf-8")

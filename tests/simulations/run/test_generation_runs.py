@@ -307,6 +307,17 @@ def test_peft_answers_with_a_component_as_the_run_does(routed, tmp_path):
         assert not torch.allclose(theirs, plain(input_ids=ids).logits)
 
 
+def test_the_lines_of_the_card_load_a_component_as_a_pipeline(routed, tmp_path, monkeypatch):
+    folder, out = routed[1], tmp_path / "out"
+    export(ExportRequest(str(folder), str(out)))
+    card = (out / "README.md").read_text(encoding="utf-8")
+    code, said = card.partition("```python\n")[2].partition("```")[0], []
+    monkeypatch.chdir(out)
+    exec(code.replace("a text", "a b"), {"print": said.append})
+    written = load_predictor(find_adapter(folder)).answer("a b", "words").answer
+    assert said[0][0]["generated_text"].strip() == written
+
+
 @pytest.mark.parametrize(
     "overrides", [("method.name=lwf",), ("stream.schedule=joint", "data.generation=[]")]
 )

@@ -2,8 +2,9 @@
 
 ``outside.py SITE_PACKAGES JOBS``: a list of jobs in JSON, one after the other. A job
 ``["answer", FOLDER, TASK, TEXT]`` runs the program of an export, ``["pipeline", FOLDER, TEXT]`` a
-pipeline of transformers, ``["page", FOLDER, CODE]`` the code of a page in a folder; of any other,
-``[KIND, OUT, IDS, ADAPTER, MOVED]``, the numbers of each folder go to OUT. Each prints one line.
+pipeline of transformers, ``["page", FOLDER, CODE]`` the code of a page in a folder, ``["card",
+FOLDER, TEXT]`` that of the export's own; of any other, ``[KIND, OUT, IDS, ADAPTER, MOVED]``, the
+numbers of each folder go to OUT. Each prints one line.
 """
 
 import importlib.util
@@ -28,6 +29,17 @@ def run_page(folder, code):
     """As in a process of its own: all that the code uses, it imports."""
     os.chdir(folder)
     exec(compile(code, "docs/using.md", "exec"), {"__name__": "__main__"})
+
+
+def run_card(folder, text):
+    """The code of an export's own page."""
+    with open(f"{folder}/README.md") as file:
+        code = file.read().partition("```python\n")[2].partition("```")[0]
+    code = code.replace("a text", text)
+    names = {"print": lambda found: print(json.dumps(found[0]["generated_text"]))}
+    os.chdir(folder)
+    exec(compile(code, "README.md", "exec"), names)
+    assert any("lora_B" in name for name, _ in names["writer"].model.named_parameters())
 
 
 def run_pipeline(folder, text):
@@ -81,6 +93,8 @@ for job in json.loads(sys.argv[2]):
         run_program(*job[1:])
     elif job[0] == "pipeline":
         run_pipeline(*job[1:])
+    elif job[0] == "card":
+        run_card(*job[1:])
     elif job[0] == "page":
         run_page(*job[1:])
     else:

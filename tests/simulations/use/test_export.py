@@ -185,7 +185,8 @@ def word_jobs(place: Path) -> dict[str, list[object]]:
     answers = {
         f"word {name}": ["answer", str(place / name), task, TEXT] for name in ("mine", "writing")
     }
-    return {"word numbers": numbers, **answers}
+    cards = {"card": ["card", str(place / "writing"), TEXT]} if kind == "causal" else {}
+    return {"word numbers": numbers, **answers, **cards}
 
 
 def check_words(place: Path, said: dict[str, Any]) -> None:
@@ -203,7 +204,8 @@ def check_words(place: Path, said: dict[str, Any]) -> None:
     assert mine["scores"] == pytest.approx(weighed, abs=1e-4)
     assert max(means) - min(means) > 0.01
     asked = model.encode([Example(TEXT, "", target="x")], (), task.instruction)
-    assert said["word writing"]["answer"] == model.write(asked)[0]
+    assert said["word writing"]["answer"] == (written := model.write(asked)[0])
+    assert said.get("card", written).strip() == written
     config = json.loads((place / "mine" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "../base"
     causal = predictor.inference.model.family == "causal-lm"
