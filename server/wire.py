@@ -53,6 +53,15 @@ LACKS_RETAINED = "resend"
 HAS_RETAINED = frozenset({"ok"}) | NO_PART | NO_COUNTS
 """What the code of a reply tells of the retained adapter, which is sent once."""
 LATE, ABSENT = "no reply before the deadline", "not connected"
+FLOWER_ERRORS = {
+    1: "its app could not be loaded",
+    2: "its app raised an error, which its own log has",
+    3: "the request was not fetched in time",
+    4: "the reply came too late",
+    5: ABSENT,
+    8: "its process ended or hung",
+}
+"""Codes of Flower's errors, in words."""
 POLL_SECONDS = 0.2
 OPTIONAL = frozenset({"loss", "seconds"}) | Spending.model_fields.keys()
 """Figures that a client may keep to itself, or does not have."""
@@ -134,8 +143,10 @@ def matched(
             ids.update(more)
         elif client is not None:
             del waiting[client]
-            failed = message.has_error()
-            fault = f"flower error {message.error.code}" if failed else ""
+            failed, fault = message.has_error(), ""
+            if failed:
+                code = message.error.code
+                fault = f"{FLOWER_ERRORS.get(code, 'no answer')} (flower error {code})"
             yield Reply(client, None if failed else message, fault)
     for client in waiting:
         yield Reply(client, None, LATE)
