@@ -48,7 +48,7 @@ class RoutedDeal:
         kept = kept_components(state)
         own = [each for each in kept if set(each.tasks) == set(tasks)]
         shapes, rank = state.retained.shapes, self.adapter.rank
-        start = (own or kept[-1:] or [None])[0]
+        start = next(iter(own or kept[-1:]), None)
         before = start.adapter if start else zero_adapter(shapes, 0)
         scaling = self.adapter.lora_alpha / rank
         taken = before if start else zero_adapter(shapes, 1)
