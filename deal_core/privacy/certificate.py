@@ -48,7 +48,7 @@ def certificate(ledger: Ledger, disjoint_tasks: bool = False) -> dict[str, Any]:
     if not entries:
         raise UserError(f"{ledger.path}: holds no release; there is nothing to certify")
     key = _site_key(ledger.folder)
-    units = max((json.loads(plan).get("units", 0) for plan in ledger.plans().values()), default=0)
+    units = most_units(ledger)
     meaning = meaning_of([entry.event for entry in entries], disjoint_tasks)
     statement = {
         "version": VERSION,
@@ -64,6 +64,11 @@ def certificate(ledger: Ledger, disjoint_tasks: bool = False) -> dict[str, Any]:
         "public_key": _text(key.public_key().public_bytes_raw()),
         "signature": _text(key.sign(_bytes(statement))),
     }
+
+
+def most_units(ledger: Ledger) -> int:
+    """Return the most records (or groups) that a run was planned for; 0: no plan says."""
+    return max((json.loads(plan).get("units", 0) for plan in ledger.plans().values()), default=0)
 
 
 def check_certificate(signed: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,8 +58,9 @@ class Policy(Table):
     share_sums: bool = False
     """Whether class sums (of each label a count and a sum of vectors) may leave where no mechanism
     charges them: under masks, with noise (``method.prototype.noise_multiplier`` from 0.61) and once
-    for each task; the class means of ``deal``, and ``prototype``, need them. What they tell is in
-    docs/privacy.md."""
+    for each task; the class means of ``deal``, and ``prototype``, need them. What they tell, before
+    and after, is in docs/privacy.md, "Class sums". One bit a stage goes with them, whatever
+    ``metrics`` says: whether new class means make answers on held-back records worse."""
     disjoint_tasks: bool = False
     """The site declares that no record occurs in two tasks; it is checked on the records' ids.
     Then tasks compose in parallel: a record's epsilon is the largest of one task."""

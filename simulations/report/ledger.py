@@ -17,7 +17,13 @@ from rich.console import Console
 from client.egress import FIELDS
 from client.site_file import SiteFile, read_site
 from deal_core.errors import UserError, at_home
-from deal_core.privacy.certificate import certificate, check_certificate, meaning_of, told_events
+from deal_core.privacy.certificate import (
+    certificate,
+    check_certificate,
+    meaning_of,
+    most_units,
+    told_events,
+)
 from deal_core.privacy.events import CLEAR_COUNTS, KEEPER_ALONE, composed, unit_text
 from deal_core.privacy.ledger import FILE, Entry, Ledger, LedgerError, LedgerUnusable
 from server.results import rounded_up
@@ -250,13 +256,15 @@ def _short(entries: list[Entry], site: SiteFile | None, ledger: Ledger) -> Itera
         return
     unit = unit_text(spent["unit"], spent["unit_column"])
     name = "Epsilon of the protected releases alone" if unprotected else "Epsilon spent"
+    units = trusted(lambda: most_units(ledger))
+    times = f" (n delta = {decimal(units * delta)} of n = {units})" if units else ""
     note = f"at delta = {at_most(delta)}" + "; none of the others" * bool(unprotected)
     limit = ("Limit", *_limit(site, ledger))
     protects = ("Protects", f"one {unit}", "the unit of privacy")
     yield Tiles(((name, at_most(epsilon, 4), note), limit, protects, *counts))
     yield Text(
         f"All protected releases together have spent epsilon = {at_most(epsilon, 4)} at delta = "
-        f"{at_most(delta)} per {unit}. It is composed over {spent['composed_over']}."
+        f"{at_most(delta)}{times} per {unit}. It is composed over {spent['composed_over']}."
     )
     yield Text(in_chances(epsilon, delta, unit))
     trust = spent["assumes"]

@@ -54,8 +54,9 @@ def test_an_epsilon_has_delta_unit_extent_and_assumptions():
     assert "Assumed honest: nobody outside the site is trusted" in card
     assert "without noise: outside of it" in card
     assert "Simulation only" not in card
-    seeded = PRIVATE.model_copy(update={"simulation_only": True, "disjoint_tasks": True})
-    card = model_card(results(privacy=seeded), inference())
+    changes = {"simulation_only": True, "disjoint_tasks": True, "n_delta": 0.05}
+    card = model_card(results(privacy=PRIVATE.model_copy(update=changes)), inference())
+    assert "delta = 0.0001 (n delta <= 0.05), largest over clients" in card
     assert "**Simulation only**" in card
     assert "a record being in one task" in card
     bare = model_card(results(privacy=Privacy(mechanism="record", epsilon={"0": 1.0})), inference())

@@ -5,14 +5,24 @@ from __future__ import annotations
 
 import io
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from scipy.stats import norm
+from torch import Tensor
 
 from deal_core.data import open_source
+from deal_core.deal.class_means import noised_head
+from deal_core.models.interface import Encoded
+from deal_core.privacy.distributed_noise import COUNT_WEIGHT, NoisySum, grid_step
+from deal_core.privacy.interface import RecordId
+from deal_core.privacy.noise import SeededNoise
+from deal_core.protection import class_sum_noise
+from deal_core.randomness import seeded
 from deal_core.training.evaluation import base_embeddings
 from deal_core.training.public_subspace import principal
 from simulations.audit import membership
@@ -39,20 +49,29 @@ COUNTS = {"records": 9, "members": 9, "others": 9, "found": None}
 ADAPTER = Told(seen="adapter of round 1", noise="none", auc=0.655, interval=(0.5, 0.8), **COUNTS)
 SHORT = 24
 """Tokens of a text: few, since the test is of sums."""
-EACH, DIRECTIONS = 120, 64
+EACH, DIRECTIONS, LABELS, SITES = 120, 64, 3, 4
 
 
 @cache
-def texts() -> list[Rows]:
-    """Records of three labels, added up in directions of their own."""
+def embedded() -> Tensor:
+    """Records of three labels, one label after the other."""
     config = load_experiment(Request("quickstart"))
     task = open_source(config.data).load("basic-science")
     model = load_once()(config.model, config.adapter, SHORT)
     chosen = [e for name in task.labels for e in [x for x in task.train if x.label == name][:EACH]]
-    vectors = base_embeddings(model, model.encode(chosen, task.labels), 4)
-    subspace = principal(vectors, DIRECTIONS)
-    rows = as_added(subspace.project(vectors), 1.0)
-    return np.split(rows, len(task.labels))
+    return base_embeddings(model, model.encode(chosen, task.labels), 4)
+
+
+@cache
+def projected() -> Tensor:
+    """The same in directions of their own."""
+    return principal(embedded(), DIRECTIONS).project(embedded())
+
+
+@cache
+def texts() -> list[Rows]:
+    """What they add to the sums, by label."""
+    return np.split(as_added(projected(), 1.0), LABELS)
 
 
 @cache
@@ -191,6 +210,99 @@ def test_a_check_tells_what_is_expected_of_the_users_own_sizes() -> None:
     assert least in note.text
     plain = load_experiment(Request("quickstart", overrides=("method.name=sequential",)))
     assert list(check_membership(plain)) == []
+
+
+def summed(members: np.ndarray, seed: int) -> tuple[Tensor, Tensor, float]:
+    """Counts and sums by label of some records that four sites have, as the server decodes them by
+    default, and the deviation of their noise."""
+    config = load_experiment(Request("quickstart"))
+    statistics = membership.class_sums_of(config)
+    assert statistics is not None
+    multiplier, shares = class_sum_noise(config, statistics, SITES, 1)
+    total, targets = np.zeros((LABELS, DIRECTIONS + 1), np.int64), members // EACH
+    for site in range(SITES):
+        own = slice(site, None, SITES)
+        ids = [RecordId("task", int(row)) for row in members[own]]
+        made = NoisySum(
+            [Encoded(tokens=(1,), target=0)] * len(ids),
+            ids,
+            shares,
+            sample_rate=1.0,
+            noise_multiplier=multiplier,
+            max_grad_norm=1.0,
+            noise=SeededNoise(seeded("noise", seed, site)),
+        )
+        total += made.class_sums(projected()[members[own]], torch.tensor(targets[own]), LABELS)
+    values = grid_step(1.0) * torch.from_numpy(total).double()
+    deviation = multiplier * (SITES / shares) ** 0.5
+    return values[:, -1] / COUNT_WEIGHT, values[:, :-1], deviation
+
+
+def within_span(shown: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Share of each row's squared length in the span of the rows of what is shown."""
+    _, strength, basis = np.linalg.svd(shown)
+    basis = basis[: (strength > 1e-4 * strength[0]).sum()]
+    return ((rows @ basis.T) ** 2).sum(axis=1) / (rows**2).sum(axis=1)
+
+
+def margins(head: Tensor, rows: Tensor) -> np.ndarray:
+    """Score of each row's own label above the largest other one."""
+    scores, own = rows @ head.T, torch.arange(len(rows)) // EACH
+    others = scores.scatter(1, own[:, None], -torch.inf).amax(dim=1)
+    return (scores.gather(1, own[:, None])[:, 0] - others).numpy()
+
+
+def areas(attack: Callable[[np.ndarray, int], np.ndarray], size: int, times: int = 8) -> float:
+    """Mean area of an attack on so many records, drawn so many times."""
+    found = []
+    for seed in range(times):
+        members, others = np.split(np.random.default_rng(seed).permutation(EACH * LABELS), [size])
+        scores = attack(members, seed)
+        found.append(area(scores[members], scores[others]))
+    return float(np.mean(found))
+
+
+def test_a_gram_matrix_names_its_records_and_what_leaves_does_not() -> None:
+    """64 records of 768 entries: only they lie in its span."""
+
+    def of_gram(members: np.ndarray, seed: int) -> np.ndarray:
+        own = embedded()[members]
+        return within_span((own.T @ own).numpy(), embedded().numpy())
+
+    def of_sums(members: np.ndarray, seed: int) -> np.ndarray:
+        return within_span(summed(members, seed)[1].numpy(), projected().numpy())
+
+    assert areas(of_gram, 64, times=2) > 0.999
+    assert areas(of_sums, 64) < 0.65
+
+
+def test_heads_of_noised_sums_hide_the_members_that_exact_ones_favour() -> None:
+    """The exact ones: linear discriminants, of class means and one covariance within labels."""
+
+    def exact(members: np.ndarray, seed: int) -> np.ndarray:
+        own, targets = embedded()[members], members // EACH
+        means = torch.stack([own[targets == label].mean(0) for label in range(LABELS)])
+        within = torch.cov((own - means[targets]).T)
+        ridge = 1e-3 * within.diagonal().mean() * torch.eye(len(within))
+        weights = torch.linalg.solve(within + ridge, means.T).T
+        scale = 0.5 * (weights * means).sum(dim=1, keepdim=True)
+        whole = torch.cat([weights, -scale], dim=1)
+        return margins(whole, torch.cat([embedded(), torch.ones(len(embedded()), 1)], dim=1))
+
+    def noised(members: np.ndarray, seed: int) -> np.ndarray:
+        names = torch.zeros(LABELS, DIRECTIONS)
+        count, total, deviation = summed(members, seed)
+        return margins(noised_head(count, total, names, deviation)[:, :-1], projected())
+
+    assert areas(exact, 60, times=4) > 0.85
+    assert areas(noised, 60) < 0.70
+
+
+def test_by_default_the_expected_figure_has_a_ceiling() -> None:
+    """As the server with one colluding site sees a sum, in the four sites of the quickstart."""
+    deviation = 0.61 * (3 / 2) ** 0.5
+    assert expected_auc(1, 256, deviation) < 0.77
+    assert expected_auc(160, 256, deviation) < 0.70
 
 
 def test_known_areas() -> None:

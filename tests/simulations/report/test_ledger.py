@@ -47,7 +47,7 @@ def ledger(tmp_path: Path) -> Ledger:
     for n, task in enumerate(["surgery", "surgery", "skin"]):
         event = replace(EVENT, task=task, server_round=n + 1)
         ledger.charge(event, Budget(100.0, 1e-4), f"r{n}", b"an answer")
-    ledger.plan("67a2bfa05a7dd3f4", lambda past: '{"epsilon": 8.0, "delta": 0.0001}')
+    ledger.plan("67a2bfa05a7dd3f4", lambda past: '{"epsilon": 8.0, "delta": 1e-4, "units": 300}')
     return ledger
 
 
@@ -73,7 +73,8 @@ def test_the_promise_is_that_of_the_ledger_with_all_that_it_means(ledger: Ledger
     epsilon = composed(ledger.events(), 1e-4)
     shown = page(ledger)
     for part in (
-        f"have spent epsilon = {rounded_up(epsilon, 4)} at delta = 0.0001 per record",
+        f"have spent epsilon = {rounded_up(epsilon, 4)} at delta = 0.0001 "
+        "(n delta = 0.03 of n = 300) per record",
         "composed over all protected releases of the ledger: all runs, tasks and rounds",
         "It holds against everybody but the keeper of this ledger",
         "one in 10,000",
