@@ -6,7 +6,6 @@ import doctest
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +21,6 @@ from deal_core.config.file import to_run_config
 from deal_core.data import Example, load_for_clients
 from deal_core.data.embedded import asset_folder
 from deal_core.data.partition import partition
-from deal_core.methods import method_of
 from deal_core.models.loading import GIVEN
 from server.results import read_results
 from simulations.api import (
@@ -452,18 +450,6 @@ def test_the_settings_of_a_run_stay_what_its_first_message_said(bert: tuple[Any,
             content = RecordDict({"hello": ConfigRecord(), "experiment": record})
             codes.append(code(app(Message(content, 1, "query.hello"), context)))
     assert codes == ["ok", "refused"]
-
-
-def test_another_package_adds_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = EntryPoint("mine", "deal_core.methods:make_deal", "federated_deal.methods")
-    asked = experiment({"method": {"name": "mine"}})
-    with pytest.raises(UserError, match=r"unknown method\.name 'mine'"):
-        method_of(asked)
-    groups = {made.group: [made]}
-    monkeypatch.setattr("deal_core.errors.entry_points", lambda group: groups.get(group, []))
-    assert type(method_of(asked)).__name__ == "Deal"
-    with pytest.raises(UserError, match=r"unknown method\.name 'other'"):
-        method_of(experiment({"method": {"name": "other"}}))
 
 
 def trainer_of(passed: tuple[Any, Any], folder: Path, steps: list[int]) -> transformers.Trainer:
