@@ -239,10 +239,14 @@ def trainer_steps(
             collate_fn=lambda batch: {"positions": torch.tensor(batch)},
         )
 
+    own = trainer.model
     trainer.model = trainer.model_wrapped = model.module
-    trainer.optimizer = trainer.lr_scheduler = None  # they start anew in every round
     trainer.compute_loss, trainer.get_train_dataloader = compute_loss, rows
     trainer.model_accepts_loss_kwargs = False  # the loss is a mean, whatever is accumulated
-    done = trainer.train()
+    with torch.random.fork_rng():  # a model may drop activations: the same in every process
+        torch.manual_seed(order.initial_seed())
+        done = trainer.train()
+    trainer.model = trainer.model_wrapped = own
+    trainer.optimizer = trainer.lr_scheduler = None  # they start anew in every round
     model.module.eval()
     return TrainReport(done.global_step, done.training_loss)
