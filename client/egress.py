@@ -15,7 +15,7 @@ from deal_core.wire.records import BLAMES, REPLY, SECURE
 
 RIGHT = "right answers per task, for the accuracy matrix"
 RIGHT_ALL = "right answers among all labels seen so far, per task, for the same"
-TESTS = "test examples per task, for the accuracy matrix"
+TESTS = "test examples (or entities, of tagged words) per task, for the accuracy matrix"
 FIELDS: dict[str, dict[str, str]] = {
     "status": {
         "code": "how the request ended: a fixed word, never a text",

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from deal_core.config.data import ENTITY_F1
 from deal_core.config.experiment import OWN_MEMORY
 from deal_core.data.source import named_tasks
 from deal_core.errors import UserError
@@ -207,6 +208,13 @@ REFUSALS: Mapping[str, tuple[Rule, ...]] = {
             "data.generation of the experiment, or the reverse",
             lambda a: a.task_where(
                 lambda asked, own, task: (task in asked.generation) != (not own.labels[task])
+            ),
+        ),
+        Rule(
+            'task {found}: [data.measures] has "entity-f1" for it in the experiment and not in '
+            "site.toml, or the reverse; write it there if the consortium has agreed on it",
+            lambda a: a.task_where(
+                lambda asked, own, task: asked.tagged(task) != (own.measures.get(task) == ENTITY_F1)
             ),
         ),
         Rule(

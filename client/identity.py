@@ -208,7 +208,8 @@ def as_the_site_decides(experiment: Experiment, site: SiteFile) -> Experiment:
     data = {
         "tasks": tasks,
         "instructions": {t: asked.instructions[t] for t in tasks if t in asked.instructions},
-        "measures": asked.measures,
+        "measures": site.data.measures
+        | {t: asked.measures[t] for t in tasks if t in asked.measures},
         "public_path": site.data.public_path if asked.public_path else "",
     }
     unit = site.policy.unit_column if site.policy is not None else ""

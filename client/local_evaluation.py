@@ -56,13 +56,14 @@ def local_evaluation(granted: ClientRequest, masked: bool = False) -> Counts:
     right = [
         right_answers(runtime, task, share, granted.state, learnt) for task, share in shares.items()
     ]
-    texts = runtime.experiment.data.generation  # their measure is a sum of shares
+    partly = any(isinstance(count, float) for both in right for count in both)
+    kind = float if partly else int
     counts: dict[str, list[float]] = {
-        CORRECT: [float(own) if texts else own for own, _ in right],
-        EXAMPLES: [len(share.test) for share in shares.values()],
+        CORRECT: [kind(own) for own, _ in right],
+        EXAMPLES: [scoring.examples_in(runtime.model, share.test) for share in shares.values()],
     }
     if all_labels:
-        counts[CORRECT_ALL] = [float(both) if texts else both for _, both in right]
+        counts[CORRECT_ALL] = [kind(both) for _, both in right]
     if not client.simulated:
         place = "", "evaluate", instruction.stage, instruction.server_round
         client.site.ledger().note(unprotected_event(client.run, CLEAR_COUNTS, place))
@@ -85,7 +86,7 @@ def right_answers(
             return _routed(runtime, task, share, state, learnt or ())
         load_state(runtime.model, state.view(state.place_of(task)))
         if learnt is None and task not in state.heads:
-            measure = TEXT_MEASURES[runtime.experiment.data.measure(task)]
+            measure = TEXT_MEASURES.get(runtime.experiment.data.measure(task), SAME)
             return scoring.count_correct(runtime.model, share.test, share.labels, measure), 0
         spaces = {name: runtime.labels(name) for name in learnt or ()}
         space = scoring.answer_space(task, share.labels, spaces)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from deal_core.config.data import DataConfig, Labels, Table, TaskColumns
+from deal_core.config.data import DataConfig, Labels, MeasureName, Table, TaskColumns
 from deal_core.config.file import parse_tables, read_toml
 from deal_core.errors import UserError, at_home
 from deal_core.privacy.policy import Policy
@@ -80,6 +80,8 @@ class SiteData(Table):
     labels: dict[str, Labels] = Field({})
     """Task name to its labels, as the consortium has agreed on: the site takes part in these tasks
     alone, under these labels. No labels, ``TASK = []``: the answers are texts."""
+    measures: dict[str, MeasureName] = Field({})
+    """Task name to ``entity-f1``: its rows are words and their tags, as agreed on."""
     instructions: dict[str, str] = Field({})
     """Task name to what the prompt of a generating model asks for, as agreed on: an experiment with
     other words is refused. A task that is not named takes the experiment's."""

@@ -13,7 +13,7 @@ from deal_core.config.experiment import AdapterConfig, Experiment, MethodConfig
 from deal_core.deal.interface import Method, statistics_of
 from deal_core.deal.method import make_deal
 from deal_core.errors import choose
-from deal_core.models import has_label_logits
+from deal_core.models import family_of
 
 METHODS: Mapping[str, Callable[[MethodConfig, AdapterConfig], Method]] = {
     "deal": make_deal,
@@ -65,7 +65,8 @@ def resolve_auto(experiment: Experiment) -> MethodConfig:
     clients = len(experiment.federation.sites) or experiment.federation.clients
     mechanism, schedule = experiment.privacy.mechanism, experiment.stream.schedule
     hidden = mechanism == "none" or (mechanism == "record" and schedule == "synchronous")
-    fits = clients >= FEWEST_IN_SUM and hidden and not texts_at_once(experiment)
+    labelled = not texts_at_once(experiment) and not family_of(experiment.model).tags
+    fits = clients >= FEWEST_IN_SUM and hidden and labelled
     decided = method.prototype.model_copy(update={"enabled": "on" if fits else "off"})
     return method.model_copy(update={"prototype": decided})
 
@@ -75,7 +76,8 @@ def is_class_incremental(experiment: Experiment) -> bool:
     labels of all tasks at once, or a router chooses the task."""
     statistics = statistics_of(method_of(experiment))
     routes = statistics is not None and statistics.routes
-    return routes or has_label_logits(experiment.model)
+    family = family_of(experiment.model)
+    return routes or (family.has_label_logits and not family.tags)
 
 
 def texts_at_once(experiment: Experiment) -> str:

@@ -59,7 +59,8 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         self._names = count_names(is_class_incremental(self.clients.experiment))
-        self._shares = bool(self.clients.experiment.data.generation)
+        data = self.clients.experiment.data
+        self._shares = bool(data.generation or data.measures)
 
     def instruction(self, state: State) -> Instruction:
         """Return what every client is asked about a state."""

@@ -29,9 +29,9 @@ from deal_core.lora.kinds import KINDS, kind_of, rule_of
 from deal_core.lora.payload import PayloadError
 from deal_core.lora.state import State, to_arrays
 from deal_core.methods import KEEP_TEXTS, method_of
-from deal_core.models import family_of, has_label_logits
+from deal_core.models import family_of
 from deal_core.models.loading import GIVEN, TO_THE_BIT, given, pinned, upstream_of, with_revision
-from deal_core.training.text_overlap import TEXT_MEASURES
+from deal_core.training.text_overlap import TITLES
 from deal_core.wire.records import DIGEST, RECORD, digest_of, read_folder
 from server.clients import Roster
 from server.folder import EventLog
@@ -138,7 +138,8 @@ def _inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpace])
     statistics = statistics_of(method_of(experiment)) if state.heads else None
     needs_float32 = experiment.privacy.mechanism != "none"
     precision = experiment.train.precision
-    logits, versions = has_label_logits(experiment.model), {}
+    family, versions = family_of(experiment.model), {}
+    logits = family.has_label_logits and not family.tags
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
@@ -146,7 +147,7 @@ def _inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpace])
         model=experiment.model,
         adapter_kind=experiment.adapter.kind,
         upstream=upstream_of(experiment.model.name),
-        task_type=family_of(experiment.model).task_type.value,
+        task_type=family.task_type.value,
         pooling="mean" if logits else "none",
         max_length=experiment.train.max_length,
         precision="float32" if precision == "auto" and needs_float32 else precision,
@@ -198,7 +199,7 @@ def model_card(results: Results, inference: Inference) -> str:
 
     def measure(task: str) -> str:
         name = results.measures.get(task, "accuracy")
-        return "" if name == "accuracy" else f" ({TEXT_MEASURES[name].title})"
+        return "" if name == "accuracy" else f" ({TITLES[name]})"
 
     measures = [
         ("average accuracy", results.average_accuracy, "%"),

@@ -99,9 +99,7 @@ def make_results(
         engine=experiment.run.engine,
         seed=experiment.run.seed,
         tasks=tasks,
-        measures={
-            task: data.measure(task) if task in data.generation else "accuracy" for task in tasks
-        },
+        measures={task: data.measure(task) for task in tasks},
         stages=stages,
         unheard=missing if any(missing) else [],
         **own,

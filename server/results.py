@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from deal_core.atomic_write import atomic_write
-from deal_core.config.data import TextMeasureName
+from deal_core.config.data import MeasureName
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.privacy.events import unit_text
@@ -265,7 +265,7 @@ class Results(Measures):
     engine: str
     seed: int
     tasks: list[str]
-    measures: dict[str, Literal["accuracy"] | TextMeasureName] = Field(default_factory=dict)
+    measures: dict[str, Literal["accuracy"] | MeasureName] = Field(default_factory=dict)
     """Task to what its entries in the matrix are: the share of right answers, or, where answers are
     texts, the task's measure."""
     stages: list[Stage]

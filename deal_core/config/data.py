@@ -42,9 +42,10 @@ Labels = Annotated[tuple[str, ...], AfterValidator(_distinct)]
 """Of a task; none: its answers are texts."""
 
 
-TextMeasureName = Literal["rouge-l", "rouge-1", "exact-match"]
-"""How near an answer that is a text is to the right one
-(:mod:`deal_core.training.text_overlap`)."""
+ENTITY_F1: Literal["entity-f1"] = "entity-f1"
+MeasureName = Literal["rouge-l", "rouge-1", "exact-match", "entity-f1"]
+"""How near an answer that is a text is to the right one (:mod:`deal_core.training.text_overlap`);
+or F1 of entities that tags of words mark (:mod:`deal_core.data.tags`)."""
 
 
 class PartitionConfig(Table):
@@ -94,8 +95,8 @@ class DataConfig(Table):
     """Where the stream of tasks comes from."""
 
     source: str = "medmcqa"
-    """``medmcqa`` (embedded), ``embedded`` (the same, and a task that writes), ``files``, ``hub``,
-    or ``sites``: each site has its own, and says where (deployment)."""
+    """``medmcqa`` (embedded), ``embedded`` (the same, and tasks that write or tag words),
+    ``files``, ``hub``, or ``sites``: each site has its own, and says where (deployment)."""
     path: str = ""
     """Folder that holds one folder per task (files). One that is not absolute is looked for in the
     working directory first, and then beside the experiment file."""
@@ -111,9 +112,10 @@ class DataConfig(Table):
     generation: tuple[str, ...] = ()
     """Tasks whose answer is a text, ``target_column``, instead of a label (generating models;
     files, hub, sites); see ``measures``."""
-    measures: dict[str, TextMeasureName] = Field(default_factory=dict)
+    measures: dict[str, MeasureName] = Field(default_factory=dict)
     """Task of ``generation`` to how an answer is measured: ``rouge-l``, ``rouge-1`` or
-    ``exact-match`` (case and punctuation left out); a task that is not named: ``rouge-l``."""
+    ``exact-match`` (case and punctuation left out); a task that is not named: ``rouge-l``; and of
+    tasks whose rows are two lists, ``tokens`` and ``tags`` (O, B-LABEL, I-LABEL): ``entity-f1``."""
     labels: dict[str, Labels] = Field(default_factory=dict)
     """Task name to its labels (files, sites): the words that all clients share, needed where
     nobody sees all data; a task that is not named has those of its training file (files)."""
@@ -143,9 +145,13 @@ class DataConfig(Table):
     hub: dict[str, HubTask] = Field(default_factory=dict)
     """Task name to the hub data set behind it (hub)."""
 
-    def measure(self, task: str) -> TextMeasureName:
-        """Return how an answer that is a text is measured."""
-        return self.measures.get(task, "rouge-l")
+    def measure(self, task: str) -> Literal["accuracy"] | MeasureName:
+        """Return how answers are measured."""
+        return self.measures.get(task, "rouge-l" if task in self.generation else "accuracy")
+
+    def tagged(self, task: str) -> bool:
+        """Return whether its answers are tags of words."""
+        return self.measures.get(task) == ENTITY_F1
 
 
 class StreamConfig(Table):

@@ -15,6 +15,10 @@ Four tasks that write, what a group of hospitals may want of a small language mo
 * ``research-question``: the question that a paper asks, from the abstract that answers it. PubMedQA
   (MIT); its answers yes, no and maybe are not used.
 
+Two tasks of MedQA whose words have tags, where ``data.measures`` says so: ``medicines``, and
+``times``, ages and durations. The package's CoNLL file is not used: its texts are of the Reuters
+corpus, which has terms of its own.
+
 One example in five, of each specialty and of each task that writes, is for testing; the split is
 the same on every machine.
 """
@@ -34,12 +38,14 @@ from typing import Any
 from deal_core.config.data import DataConfig
 from deal_core.data.embedded import asset_folder
 from deal_core.data.source import Example, TaskData, limited, select_tasks
+from deal_core.data.tags import OUTSIDE
 from deal_core.errors import UserError, choose
 
 CAP = 600
 """Most questions of a specialty: one alone has 2,500."""
 SHORT = 45
 """Words of a sentence, at most: two of three fit in 64 tokens."""
+MEDQA = "qa_generic_to_brand_v2.jsonl"
 SHARED = 3
 """Words that a sentence and a question have in common, at least: the sentence is about it."""
 
@@ -61,9 +67,9 @@ def written_examples(task: str, folder: Path) -> tuple[Example, ...]:
 def _medicines(folder: Path) -> list[Example]:
     """Sentences, and the words in which the two copies of a question differ."""
     found = []
-    for _, row in rows(folder / "DrugSwap", "qa_generic_to_brand_v2.jsonl"):
+    for _, row in rows(folder / "DrugSwap", MEDQA):
         asked = (row[key] for key in ("original_question", "perturbed_question"))
-        copies = (_sentences(each.partition(":\n")[2].partition("\nOptions:")[0]) for each in asked)
+        copies = map(_case, asked)
         for generic, trade in zip(*copies, strict=False):
             words = generic.split()
             changes = SequenceMatcher(None, words, trade.split(), autojunk=False).get_opcodes()
@@ -123,6 +129,37 @@ WRITTEN: Mapping[str, Callable[[Path], list[Example]]] = {
 """Task to its examples, from the folder of the package's data."""
 
 
+TIMES = re.compile(r"\b\d+(?:-(?:day|week|month|year)(?:-old)?| (?:day|week|month|year)s?)\b")
+
+
+def _times(folder: Path) -> list[Example]:
+    """Sentences, and the ages and durations that they name in figures."""
+    asked = (row["original_question"] for _, row in rows(folder / "DrugSwap", MEDQA))
+    texts = (text for each in asked for text in _case(each) if len(text.split()) <= SHORT)
+    found = ((text, TIMES.findall(text)) for text in texts)
+    return _by_text(Example(text, "", target=", ".join(times)) for text, times in found if times)
+
+
+TAGGED = {"medicines": ("medicine", _medicines), "times": ("time", _times)}
+"""Task whose words have tags to its label, and what makes texts and what has the label in them."""
+
+
+@lru_cache(maxsize=2)
+def tagged_examples(task: str, folder: Path) -> tuple[Example, ...]:
+    """Return the examples of a task of ``TAGGED``, as :func:`written_examples` does."""
+    found: dict[str, Example] = {}
+    label, make = TAGGED[task]
+    for example in make(folder):
+        tags = [OUTSIDE] * len(example.text.split())
+        for part in set(example.target.split(", ")):
+            for there in re.finditer(rf"(?<!\w){re.escape(part)}(?!\w)", example.text):
+                first = example.text[: there.start()].count(" ")
+                own = [f"{kind}-{label}" for kind in ("B", *"I" * part.count(" "))]
+                tags[first : first + len(own)] = own
+        found.setdefault(example.text, Example(example.text, "", tags=tuple(tags)))
+    return tuple(found.values())
+
+
 @lru_cache(maxsize=1)
 def questions_by_specialty(folder: Path) -> Mapping[str, tuple[str, ...]]:
     """Return each specialty's texts without repeats; of a package's files, read once a process.
@@ -178,6 +215,10 @@ def _sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.?!])\s+", spaced(text))
 
 
+def _case(question: str) -> list[str]:
+    return _sentences(question.partition(":\n")[2].partition("\nOptions:")[0])
+
+
 def _words(text: str) -> set[str]:
     return set(re.findall(r"\w+", text.lower()))
 
@@ -208,7 +249,8 @@ class EmbeddedTasks:
 
     def task_names(self) -> tuple[str, ...]:
         """Return ``data.tasks``, or all."""
-        more = tuple(WRITTEN) if self._config.source == "embedded" else ()
+        more = (*WRITTEN, *filter(self._config.tagged, TAGGED))
+        more = more if self._config.source == "embedded" else ()
         return select_tasks((*TASKS, *more), self._config.tasks, "task")
 
     def load(self, task: str) -> TaskData:
@@ -219,7 +261,8 @@ class EmbeddedTasks:
                 one that writes is not in ``data.generation``, or another is.
         """
         embedded = self._config.source == "embedded"
-        writes = embedded and task in WRITTEN
+        tags = embedded and self._config.tagged(task) and task in TAGGED
+        writes = embedded and task in WRITTEN and not tags
         if embedded and writes != (task in self._config.generation):
             cure = (
                 f'its answers are texts; add it to data.generation = ["{task}"]'
@@ -227,10 +270,11 @@ class EmbeddedTasks:
                 else "its answers are labels; leave data.generation"
             )
             raise UserError(f"task '{task}': {cure}")
-        if writes:
-            examples = written_examples(task, asset_folder("public"))
+        if writes or tags:
+            make = tagged_examples if tags else written_examples
+            examples, own = make(task, asset_folder("public")), TAGGED[task][:1] if tags else ()
             cut = len(examples) // TEST_SHARE
-            return limited(TaskData(task, (), examples[cut:], examples[:cut]), self._config)
+            return limited(TaskData(task, own, examples[cut:], examples[:cut]), self._config)
         labels = choose("task", task, TASKS)
         questions = questions_by_specialty(asset_folder("medmcqa"))
         train: list[Example] = []

@@ -98,7 +98,7 @@ class FilesSource:
         known = None if texts or not labels else labels
         train = self._split(task, "train", known, note)
         if not labels and not texts:
-            labels = tuple(sorted({example.label for example in train}))
+            labels = tuple(sorted(set[str]().union(*(example.labels for example in train))))
             # Of a training file that could not be read the labels are not known.
             known = None if refused else labels
         held_out = bool(self._config.split) and not split_files(folder / task, "test")
@@ -229,8 +229,8 @@ def read_examples(
             require_columns(list(shaped(values, columns)), columns, str(path))
         try:
             example = to_example(values, columns, str(path), number, label_text)
-            if not (known is None or example.label in known):
-                raise UserError(f"{path}, row {number}: {no_label(example.label, known)}")
+            for label in () if known is None else sorted(example.labels.difference(known)):
+                raise UserError(f"{path}, row {number}: {no_label(label, known)}")
             examples.append(example)
         except UserError as error:
             filled = filled or not isinstance(error, EmptyRow)

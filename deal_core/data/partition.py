@@ -218,7 +218,7 @@ def _by_group(task: TaskData, examples: Sequence[Example], clients: int) -> Owne
 
 def _follow(task: TaskData, train: Owners, rng: random.Random) -> Owners:
     """Deal the test examples so that each client's labels are as in training."""
-    labels = task.labels or ("",)
+    labels = (*task.labels, "")
     counts: dict[str, list[int]] = {label: [0] * len(train) for label in labels}
     for client, indices in enumerate(train):
         for index in indices:
@@ -239,7 +239,7 @@ def _follow(task: TaskData, train: Owners, rng: random.Random) -> Owners:
 def _rows(task: TaskData) -> Dataset:
     from datasets import Dataset
 
-    number = {label: position for position, label in enumerate(task.labels or ("",))}
+    number = {label: position for position, label in enumerate((*task.labels, ""))}
     labels = [number[example.label] for example in task.train]
     return Dataset.from_dict({"index": list(range(len(labels))), "label": labels})
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from deal_core.config.data import DataConfig, HubTask, TaskColumns
 from deal_core.data.source import Example, TaskData
+from deal_core.data.tags import read_tagged
 from deal_core.errors import UserError, nearest
 
 
@@ -26,6 +27,7 @@ class Columns:
     target: str = ""
     references: str = ""
     unit: str = ""
+    tags: str = ""
 
     @classmethod
     def of(
@@ -39,16 +41,17 @@ class Columns:
         data set, or, where None, of its files. Values of ``unit_column`` make the groups that are
         protected."""
         own = own or config.files.get(task, TaskColumns())
-        texts = task in config.generation
+        texts, tagged = task in config.generation, config.tagged(task)
         return cls(
-            own.text_column or config.text_column,
-            "" if texts else own.label_column or config.label_column,
-            own.pair_column or config.pair_column,
+            "tokens" if tagged else own.text_column or config.text_column,
+            "" if texts or tagged else own.label_column or config.label_column,
+            "" if tagged else own.pair_column or config.pair_column,
             group_column(config),
             config.id_column,
             (own.target_column or config.target_column) if texts else "",
             (own.references_column or config.references_column) if texts else "",
             unit_column,
+            "tags" if tagged else "",
         )
 
 
@@ -114,17 +117,21 @@ def to_example(
             number; the message starts with ``where, row number``.
     """
     try:
-        row = shaped(row, columns)
+        row, known, tags = shaped(row, columns), label_text or {}, tuple[str, ...]()
+        if columns.tags:
+            text, tags = read_tagged(row.get(columns.text), row.get(columns.tags), known)
+            row = {**row, columns.text: text}
         text = to_text(row, columns)
         label = _filled(row, columns.label, EmptyRow) if columns.label else ""
         return Example(
             text=text,
-            label=(label_text or {}).get(label, label).strip(),
+            label=known.get(label, label).strip(),
             group=_identity(row, columns.group) if columns.group else "",
             id=same_person(_identity(row, columns.id)) if columns.id else "",
-            target="" if columns.label else _filled(row, columns.target, EmptyRow),
+            target=_filled(row, columns.target, EmptyRow) if columns.target else "",
             references=_listed(row, columns.references),
             unit=same_person(_identity(row, columns.unit)) if columns.unit else "",
+            tags=tags,
         )
     except UserError as error:
         raise type(error)(f"{where}, row {number}: {error}") from None

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from deal_core.config.data import DataConfig
+from deal_core.data.tags import OUTSIDE
 from deal_core.errors import UserError, choose
 
 
@@ -39,11 +40,18 @@ class Example:
     unit: str = ""
     """Value of ``privacy.unit_column``, likewise: all records with it are one group; empty: no such
     column."""
+    tags: tuple[str, ...] = ()
+    """The answer, where each word has one (:mod:`deal_core.data.tags`)."""
 
     @property
     def whose(self) -> str:
         """Whose record it is, as far as that is known: by its group, its id, or its text."""
         return self.unit or self.id or self.text
+
+    @property
+    def labels(self) -> set[str]:
+        """The labels that the answer names: one, or those of its tags."""
+        return {tag[2:] for tag in self.tags if tag != OUTSIDE} if self.tags else {self.label}
 
 
 @dataclass(frozen=True)

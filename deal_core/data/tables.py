@@ -1,4 +1,4 @@
-"""Rows of JSONL, CSV, Parquet and Excel files, one at a time, each with its number."""
+"""Rows of JSONL, CSV, Parquet, Excel and CoNLL files, one at a time, each with its number."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -199,12 +199,22 @@ def _read_excel(path: Path) -> Iterator[Row]:
             _check_names([name for name in header if name], f"{path}, row {number}")
 
 
+def _read_conll(path: Path) -> Iterator[Row]:
+    """Yield the texts between blank lines: the first column has words, the last one their tags."""
+    for filled, lines in groupby(_lines(path), lambda numbered: bool(numbered[1].strip())):
+        numbers, columns = zip(*((number, line.split()) for number, line in lines), strict=True)
+        if filled and columns[0][0] != "-DOCSTART-":
+            words, tags = ([each[place] for each in columns] for place in (0, -1))
+            yield numbers[0], {"tokens": words, "tags": tags}
+
+
 READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": _read_jsonl,
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
     ".xlsx": _read_excel,
+    ".conll": _read_conll,
 }
 """End of a file's name to reader."""
 

@@ -25,6 +25,7 @@ from deal_core.lora.adapter import fingerprint
 from deal_core.lora.attach import at_task_start
 from deal_core.models.generating import GeneratingModel, word_losses
 from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.models.tokens import TokenLabels
 from deal_core.training.loop import Objective, contained, evaluation_batches
 
 Teacher = Callable[[Sequence[int]], list[Tensor]]
@@ -129,6 +130,9 @@ class Distilled(Objective):
         kept = distillation_losses(
             learnt.distillation_logits, teacher_logits, learnt.spaces, self.weights
         )
+        if learnt.rows:  # one for each word of a text
+            parts = torch.split(kept, list(learnt.rows))
+            kept = torch.stack([part.sum() / max(1, len(part)) for part in parts])
         return learnt.example_losses + kept
 
 
@@ -191,8 +195,11 @@ def make_teacher(
         # Each answer follows from its own example, also beside one that gives no number.
         if len(batch) > 1 and not bool(learnt.distillation_logits.isfinite().all()):
             return [ask([i])[0] for i in batch]
-        return list(torch.split(learnt.distillation_logits, 1))
+        rows = list(learnt.rows) or [1] * len(batch)
+        return list(torch.split(learnt.distillation_logits, rows))
 
+    if alone and isinstance(model, TokenLabels):
+        return ask  # whether answers fit into memory depends on how many words all texts have
     return _remembered(data, ask, alone)
 
 

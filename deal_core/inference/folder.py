@@ -55,7 +55,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Written:
-    """What a model has written to a text of a task, up to its end or ``model.max_new_tokens``."""
+    """What a model has written to a text of a task, up to its end or ``model.max_new_tokens``; of
+    words that have tags the text, each entity marked: ``[Ann Lee](patient)``."""
 
     task: str
     answer: str

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
 from deal_core.data import Example
+from deal_core.data.tags import marked
 from deal_core.errors import UserError, choose
 from deal_core.inference.folder import AdapterFolder, Answer, Inference, Written, read_inference
 from deal_core.lora.adapter import Adapter, LoraFactors, split
@@ -27,6 +28,7 @@ from deal_core.models import load_model, skeleton
 from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, LanguageModel, text_alone
 from deal_core.models.loading import best_device
+from deal_core.models.tokens import TokenLabels
 from deal_core.training.evaluation import (
     AnswerSpace,
     Scorer,
@@ -36,6 +38,7 @@ from deal_core.training.evaluation import (
     by_name,
     finite_scores,
     route,
+    tagged,
 )
 from deal_core.training.hardware import compute_dtype
 from deal_core.training.loop import evaluation_batches, load_state
@@ -59,8 +62,9 @@ class Predictor:
 
     def answers(self, texts: Sequence[str], task: str = "") -> list[Answer | Written]:
         """Return for each text its label, among those of the ``task``, or, where none is named, of
-        all tasks learnt; or what the model writes where the task has no labels. Texts share passes,
-        as in evaluations, which changes scores by rounding.
+        all tasks learnt; or what the model writes where the task has no labels; or the text with
+        its entities marked. Texts share passes, as in evaluations, which changes scores by
+        rounding.
 
         Raises:
             UserError: unknown task; or none, and the family scores labels of one task at a time.
@@ -80,6 +84,10 @@ class Predictor:
         """``named``: the task that was asked for; empty: none was."""
         space, labels = self._space(task)
         instruction, written = self.inference.instruction(task), not labels
+        if isinstance(self.model, TokenLabels):
+            data = self.model.encode([Example(text, "") for text in texts], labels)
+            pairs = zip(texts, tagged(self.model, data, labels), strict=True)
+            return [Written(task, marked(text, tags)) for text, tags in pairs]
         found: dict[int, Answer | Written] = {}
         if isinstance(self.model, GeneratingModel) and written:
             asked = [Example(text, "", target=text) for text in texts]
@@ -128,7 +136,7 @@ class Predictor:
             labels = choose("task", task, inference.all_tasks)
             others = learnt if self.model.has_label_logits else {}
             return answer_space(task, labels, others), labels
-        if not self.model.has_label_logits:
+        if not self.model.has_label_logits or isinstance(self.model, TokenLabels):
             raise UserError(
                 f"model.family '{inference.model.family}' scores the labels of one task at a time; "
                 f"name it with --task ({', '.join(inference.all_tasks)})"

@@ -31,6 +31,7 @@ from deal_core.models.loading import (
     require_fixed_places,
 )
 from deal_core.models.prompt import PromptTokens, require_distinct
+from deal_core.models.tokens import TokenLabels
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Family:
     None: a text is read alone."""
     layers: Callable[[Any, AdapterConfig], AdapterConfig] = lambda base, adapter: adapter
     """Base model, adapter -> the adapter with the layers that are adapted where it names none."""
+    tags: bool = False
+    """Whether its models answer with a tag for each word, and not with a label."""
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -68,6 +71,11 @@ FAMILIES: Mapping[str, Family] = {
         partial(load_encoder, make=SequenceClassifier, loader="AutoModelForSequenceClassification"),
         *(TaskType.FEATURE_EXTRACTION, "AutoModelForSequenceClassification", True),
         layers=with_head,
+    ),
+    "token-labels": Family(
+        partial(load_encoder, make=TokenLabels),
+        *(TaskType.FEATURE_EXTRACTION, "AutoModel", True),
+        tags=True,
     ),
     "own-loss": Family(load_own_loss, TaskType.FEATURE_EXTRACTION, "AutoModel", True),
 }

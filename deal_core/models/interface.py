@@ -63,6 +63,8 @@ class ForwardOutput:
     distilled, no classes."""
     spaces: Sequence[int]
     """How many classes, from the left, are one choice: a softmax is over one space."""
+    rows: Sequence[int] = ()
+    """Rows of logits that each example has, one a word; none: each has one."""
 
 
 class Memo(Generic[K, V]):

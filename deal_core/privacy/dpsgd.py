@@ -238,14 +238,14 @@ class PrivateGradients(Sampled):
     def finished(self, model: LanguageModel, labels: Sequence[str], probes: Probes) -> None:
         """Check that the adapter, read and put back, is the model that was trained; on constant
         texts: what is found on them tells nothing of a record that the noised update does not.
-        Without labels the answers are texts, and their losses are compared.
+        Where answers are no single labels, their losses are compared.
 
         Raises:
             UnsafeModel: it is not.
         """
 
         def answers() -> Tensor:
-            if labels:
+            if probes[0].target >= 0:
                 return model.scores(probes, labels)
             return model.forward_train(probes, labels, ()).example_losses
 

@@ -12,9 +12,11 @@ from math import fsum
 import torch
 from torch import Tensor
 
+from deal_core.data.tags import entities, entity_f1
 from deal_core.lora.attach import base_only
 from deal_core.models.generating import GeneratingModel
 from deal_core.models.interface import Encoded, LanguageModel
+from deal_core.models.tokens import TokenLabels
 from deal_core.training.loop import contained, evaluation_batches
 from deal_core.training.text_overlap import TEXT_MEASURES, TextMeasure
 
@@ -86,10 +88,31 @@ def count_correct(
     measure: TextMeasure = TEXT_MEASURES["rouge-l"],
 ) -> float:
     """Return how many examples the model answers rightly, among ``labels``; where there are none,
-    the sum of the ``measure`` over what it writes."""
+    the sum of the ``measure`` over what it writes; of tags F1 of all entities, times their number
+    (:func:`examples_in`)."""
+    if isinstance(model, TokenLabels):
+        pairs = zip(tagged(model, data, labels), (item.right for item in data), strict=True)
+        return entity_f1(pairs) * examples_in(model, data)
     if isinstance(model, GeneratingModel) and not labels:
         return fsum(text_shares(lambda batch: model.write([data[i] for i in batch]), data, measure))
     return count_both(by_name(model, data, labels), data, answer_space("", labels, {}))[0]
+
+
+def tagged(
+    model: TokenLabels, data: Sequence[Encoded], labels: Sequence[str]
+) -> list[Sequence[str]]:
+    """Return the likeliest tags of each text's words, in the order of the data."""
+    found = dict[int, Sequence[str]]()
+    for batch in evaluation_batches(data):
+        found.update(zip(batch, model.tagged([data[i] for i in batch], labels), strict=True))
+    return [found[i] for i in range(len(data))]
+
+
+def examples_in(model: LanguageModel, data: Sequence[Encoded]) -> int:
+    """Return how much the data count beside others': so many examples, or true entities."""
+    if isinstance(model, TokenLabels):
+        return sum(len(entities(item.right)) for item in data)
+    return len(data)
 
 
 def text_shares(

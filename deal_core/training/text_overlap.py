@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from deal_core.config.data import TextMeasureName
+from deal_core.config.data import ENTITY_F1
 
 WITHOUT_SPACES = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
@@ -52,11 +52,16 @@ class TextMeasure:
     share: Callable[[str, Sequence[str]], float]
 
 
-TEXT_MEASURES: Mapping[TextMeasureName, TextMeasure] = {
+TEXT_MEASURES: Mapping[str, TextMeasure] = {
     "rouge-l": TextMeasure("ROUGE-L", rouge_l),
     "rouge-1": TextMeasure("ROUGE-1", rouge_1),
     "exact-match": TextMeasure("exact match", exact_match),
 }
+TITLES = {name: measure.title for name, measure in TEXT_MEASURES.items()} | {
+    "accuracy": "accuracy",
+    ENTITY_F1: "entity F1",
+}
+"""Measure of answers of any kind to its name for people."""
 
 
 def words(text: str) -> list[str]:

@@ -210,6 +210,10 @@ def _losses(model: LanguageModel, encoded: Sequence[Encoded], labels: Sequence[s
     for batch in evaluation_batches(encoded):
         with torch.no_grad():
             own = [encoded[i] for i in batch]
+            if own[0].target < 0:  # tags of words, or texts
+                told = model.forward_train(own, labels, ()).example_losses
+                losses[list(batch)] = told.double().cpu().numpy()
+                continue
             logits = model.scores(own, labels).double().cpu()
             targets = torch.tensor([e.target for e in own])
             losses[list(batch)] = cross_entropy(logits, targets, reduction="none").numpy()

@@ -91,6 +91,8 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
             f"{folder}: the texts of a deployment are at its sites, and stay there; "
             "leave out --labels"
         )
+    if results.config.data.tagged(results.tasks[0]):
+        raise UserError(f"{folder}: its labels are of words, and not of texts; leave out --labels")
     load_plugins(results.config.plugins)
     check_rows_same(results.config, folder, "--labels", "leave it out")
     from deal_core.data import load_for_clients

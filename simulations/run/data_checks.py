@@ -156,8 +156,12 @@ def _prompt(
 
 
 def check_membership(experiment: Experiment) -> Iterator[Finding]:
-    """Yield a note for an experiment with class sums: what is expected to be told by them."""
-    source = open_source(experiment.data)
+    """Yield a note for an experiment with class sums: what is expected to be told by them; and one
+    where words have tags, which have none."""
+    source, tagged = open_source(experiment.data), experiment.data.tagged
+    if any(map(tagged, experiment.data.measures)):
+        off = "class means and Class-IL accuracy are off: labels are of words, and not of texts"
+        yield Finding(off, kind="note")
     names = source.task_names()
     if told := membership_text(experiment, label_counts(map(source.load, names)), len(names)):
         yield Finding(f"class sums, {told}; deal audit --membership measures it", kind="note")

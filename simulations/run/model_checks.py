@@ -10,7 +10,9 @@ from deal_core.aggregation.rules import (
     RULES_OF_KINDS,
     make_rule,
 )
+from deal_core.config.data import ENTITY_F1
 from deal_core.config.experiment import AggregationConfig, Experiment
+from deal_core.data import open_source
 from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError
 from deal_core.lora.kinds import kind_of, rule_of
@@ -19,6 +21,7 @@ from deal_core.models import (
     adapter_shapes,
     check_weights,
     decodes_apart,
+    family_of,
     has_label_logits,
     max_positions,
 )
@@ -52,7 +55,8 @@ def check_declared(experiment: Experiment) -> None:
             f'"{data.source}", which has its own data; set data.source, or leave data.path out'
         )
     known = data.tasks or tuple(data.measures)
-    chosen = [task for task in data.measures if task in known and task not in data.generation]
+    others = {task for task in data.measures if not data.tagged(task)}.difference(data.generation)
+    chosen = [task for task in known if task in others]
     if chosen:
         raise UserError(
             f"data.measures.{chosen[0]}: its answers are labels, which are counted; leave it out, "
@@ -77,6 +81,28 @@ def check_answers(experiment: Experiment) -> None:
         read_template(model.template)
     except ValueError as error:
         raise UserError(f"model.template: {error}") from None
+
+
+def check_tags(experiment: Experiment) -> None:
+    """A model that tags words is for tasks whose words have tags, and such tasks are for it."""
+    data, name = experiment.data, experiment.model.family
+    tags = family_of(experiment.model).tags
+    if not tags and not any(map(data.tagged, data.measures)):
+        return
+    others = [task for task in open_source(data).task_names() if data.tagged(task) != tags]
+    if others or data.generation:
+        raise UserError(
+            f"model.family '{name}' {'tags' if tags else 'does not tag'} words; token-labels and "
+            f'data.measures.TASK = "{ENTITY_F1}" of all tasks go together: see {", ".join(others)}'
+        )
+    sums = statistics_of(method_of(experiment)) is not None
+    kinds = experiment.method.name, experiment.adapter.kind, experiment.stream.schedule, data.source
+    if sums or not {"ewc", "pooled", "joint-all-labels", "hub"}.isdisjoint(kinds):
+        raise UserError(
+            f"model.family '{name}' tags words: leave out class sums (method.prototype.enabled), "
+            "methods prototype, linear-probe and ewc, stream.schedule joint-all-labels, "
+            "adapter.kind pooled and data.source hub, which are for labels of whole texts"
+        )
 
 
 def check_lengths(experiment: Experiment) -> None:
@@ -290,6 +316,7 @@ NAMES: tuple[Check, ...] = (
     check_mechanism,
     check_statistics,
     check_answers,
+    check_tags,
     check_lengths,
     check_tracker,
 )

@@ -209,7 +209,7 @@ def odd_rows(task: TaskData) -> Iterator[str]:
         )
     answers: defaultdict[str, set[str]] = defaultdict(set)
     for example in task.train:
-        answers[example.text].add(example.label)
+        answers[example.text].add(" ".join(example.tags) or example.label)
     count = sum(len(labels) > 1 for labels in answers.values())
     if count:
         yield f"{count} training texts have several labels; a model can learn one at most"
@@ -220,9 +220,9 @@ def odd_rows(task: TaskData) -> Iterator[str]:
         if len(labels) > 1:
             named = ", ".join(map(ascii, labels))
             yield f"labels {named} look alike, and are different ones; write them alike"
-    if len(task.labels) == 1 and task.train:
+    if len(task.labels) == 1 and task.train and not task.train[0].tags:
         yield f"one label ('{task.labels[0]}'): there is nothing to tell apart; check label_column"
-    counts = Counter(example.label for example in task.train)
+    counts = Counter(label for example in task.train for label in example.labels)
     few = sorted(label for label in task.labels if counts[label] < ROWS_PER_LABEL)
     if task.train and few:
         more = ", ..." if len(few) > NAMED else ""

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.metrics import learning_accuracy, spans
-from deal_core.training.text_overlap import TEXT_MEASURES
+from deal_core.training.text_overlap import TITLES
 from server.folder import RunFolder, read_events
 from server.results import Measures, Privacy, Results, read_results, rounded_up
 from simulations.output import Table, duration, print_line, print_table, signed, size
@@ -40,13 +40,8 @@ def print_report(console: Console, folder: Path) -> None:
 
 
 def measured_by(experiment: Experiment, tasks: Sequence[str]) -> list[str]:
-    """Return of each task what its figures are: ``accuracy``, or, where answers are texts, the
-    title of their measure."""
-    data = experiment.data
-    return [
-        TEXT_MEASURES[data.measure(task)].title if task in data.generation else ACCURACY
-        for task in tasks
-    ]
+    """Return of each task what its figures are: ``accuracy``, or the title of another measure."""
+    return [TITLES[experiment.data.measure(task)] for task in tasks]
 
 
 def one_name(names: Sequence[str]) -> str:

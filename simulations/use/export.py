@@ -106,6 +106,8 @@ def export(request: ExportRequest) -> list[str]:
     if request.base:
         model = inference.model.model_copy(update={"name": request.base})
         inference = inference.model_copy(update={"model": model, "upstream": ""})
+    if family_of(inference.model).tags:
+        raise UserError(f"{source.path}: tags words; peft loads it as it is, or use deal predict")
     to = at_home(request.to)
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise UserError(f"{to}: is there already; choose another --to")

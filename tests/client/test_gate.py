@@ -76,6 +76,10 @@ CASES: dict[str, list[tuple[Asked, Asked]]] = {
             Asked(data(labels=TEXTS, generation=("skin",)), file=filed(labels=TEXTS)),
         ),
         (
+            Asked(data(measures={"skin": "entity-f1"}), file=filed()),
+            Asked(data(measures={"skin": "entity-f1"}), file=filed(measures={"skin": "entity-f1"})),
+        ),
+        (
             Asked(data(instructions={"skin": "Tell all."}), file=filed(instructions={"skin": "A"})),
             Asked(data(instructions={"skin": "A"}), file=filed(instructions={"skin": "A"})),
         ),

@@ -1,0 +1,236 @@
+"""Runs whose tasks have tags for words: what is measured, what leaves, what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deal_core.config.experiment import Experiment
+from deal_core.data import load_for_clients
+from deal_core.data.partition import partition
+from deal_core.data.source import TaskData
+from deal_core.data.tags import entities, entity_f1
+from deal_core.errors import UserError
+from deal_core.inference.folder import find_adapter
+from deal_core.inference.predictor import load_predictor
+from deal_core.methods import METHODS
+from deal_core.training.evaluation import tagged
+from server.results import read_results
+from simulations.report.labels import count_labels
+from simulations.run.check import run_checks
+from simulations.run.summary import measures
+from simulations.use.export import ExportRequest, export
+from simulations.use.predict import PredictRequest, predict
+from tests.simulations.runs import at, simulated
+from tests.sizes import TINY_MODEL
+
+pytestmark = pytest.mark.usefixtures("one_model")
+
+LABELS = {"people": ("person",), "numbers": ("date", "record")}
+WORDS = ("seen", "on", "ward", "the", "and", "was", "well")
+LEARNS = ("data.max_train=0", "federation.local_epochs=8", "train.learning_rate=2e-2")
+VALUES = {"person": ("ann lee", "ben", "zoe"), "date": ("3 may", "12 may"), "record": ("77x88",)}
+
+
+def rows(task: str, count: int, seed: str) -> list[dict[str, list[str]]]:
+    """Words, some of them in an entity of the task."""
+    draw, made = random.Random(f"{task} {seed}"), []
+    for _ in range(count):
+        words, tags = list[str](), list[str]()
+        for _ in range(draw.randint(1, 3)):
+            words.append(draw.choice(WORDS))
+            tags.append("O")
+            label = draw.choice((*LABELS[task], ""))
+            for place, word in enumerate(draw.choice(VALUES[label]).split() if label else ()):
+                words.append(word)
+                tags.append(f"{'I' if place else 'B'}-{label}")
+        made.append({"tokens": words, "tags": tags})
+    return made
+
+
+@pytest.fixture(scope="module")
+def experiment_of(make_experiment, tmp_path_factory):
+    data = tmp_path_factory.mktemp("data")
+    for task in LABELS:
+        (data / task).mkdir()
+        for split, count in (("train", 40), ("test", 20)):
+            lines = [json.dumps(row) for row in rows(task, count, split)]
+            (data / task / f"{split}.jsonl").write_text("\n".join(lines))
+
+    def make(*overrides: str) -> Experiment:
+        return make_experiment(
+            "model.family=token-labels",
+            *TINY_MODEL,
+            "data.source=files",
+            f'data.path="{data}"',
+            'data.tasks=["people", "numbers"]',
+            'data.measures={people="entity-f1", numbers="entity-f1"}',
+            "method.prototype.enabled=auto",
+            "federation.rounds=1",
+            "train.precision=float32",
+            "train.max_length=32",
+            *overrides,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(experiment_of, tmp_path_factory) -> tuple[Experiment, Path]:
+    folder = tmp_path_factory.mktemp("tagged")
+    experiment = at(experiment_of(*LEARNS, "federation.clients=3"), folder)
+    simulated(experiment, folder)
+    return experiment, folder
+
+
+def shares(experiment: Experiment, task: str) -> list[TaskData]:
+    data, clients = load_for_clients(experiment, task), experiment.federation.clients
+    return partition(data, experiment.data.partition, clients, experiment.run.seed)
+
+
+def test_each_clients_f1_is_measured_and_theirs_is_the_mean_by_entities(finished) -> None:
+    experiment, folder = finished
+    results = read_results(folder)
+    assert results.measures == dict.fromkeys(LABELS, "entity-f1")
+    assert results.class_incremental is None
+    assert dict(measures(results))["average entity F1"].endswith(" %")
+    model = load_predictor(find_adapter(folder)).model
+    for place, task in enumerate(LABELS):
+        found, counts = [], []
+        for number, share in enumerate(shares(experiment, task)):
+            ours = tagged(model, model.encode(share.test, share.labels), share.labels)
+            found.append(entity_f1(zip(ours, (e.tags for e in share.test), strict=True)))
+            counts.append(sum(len(entities(e.tags)) for e in share.test))
+            own = results.per_client[str(number)]
+            assert own.accuracy_matrix[-1][place] == pytest.approx(found[-1], abs=1e-9)
+            assert own.test_examples[place] == counts[-1]
+        mean = np.average(found, weights=counts)
+        assert results.accuracy_matrix[-1][place] == pytest.approx(mean, abs=1e-9)
+    assert results.accuracy_matrix[-1][-1] > results.zero_shot["numbers"]
+
+
+def test_what_was_learnt_marks_texts(finished, tmp_path: Path) -> None:
+    experiment, folder = finished
+    predictor = load_predictor(find_adapter(folder))
+    example = next(e for e in load_for_clients(experiment, "numbers").test if entities(e.tags))
+    (written,) = predictor.answers([example.text], "numbers")
+    assert re.sub(r"\[([^]]*)\]\(\w+\)", r"\1", written.answer) == example.text
+    lines: list[str] = []
+    predict(PredictRequest(str(folder), (example.text,), task="numbers"), lines.append)
+    assert json.loads(lines[0])["answer"] == written.answer
+    with pytest.raises(UserError, match="name it with --task"):
+        predictor.answer("ann was well")
+    with pytest.raises(UserError, match="leave out --labels"):
+        count_labels(folder, lambda task: None)
+    with pytest.raises(UserError, match="deal predict"):
+        export(ExportRequest(str(folder), str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_records_are_protected_and_counts_hidden_in_a_sum(experiment_of, tmp_path: Path) -> None:
+    """The masked sum of F1 by entities is what three clients would have told in the clear."""
+    private = (
+        "privacy.mechanism=record",
+        "privacy.target_delta=1e-3",
+        "federation.clients=3",
+        'data.tasks=["numbers"]',
+    )
+    clear = simulated(experiment_of(*private), tmp_path / "clear")
+    hidden = "aggregation.secure=true", "privacy.metrics=summed"
+    summed = simulated(experiment_of(*private, *hidden), tmp_path / "summed")
+    told, found = read_results(clear), read_results(summed)
+    assert len(found.privacy.epsilon) == 3
+    assert all(0 < epsilon <= 8 for epsilon in found.privacy.epsilon.values())
+    assert not found.per_client
+    assert found.zero_shot == pytest.approx(told.zero_shot, abs=1e-6)
+
+
+REFUSED = {
+    'data.measures={people="entity-f1"}': "see numbers",
+    "model.family=encoder-labels": "does not tag words",
+    "method.prototype.enabled=on": "leave out class sums",
+    "method.name=prototype": "leave out class sums",
+    "method.name=ewc": "leave out class sums",
+    "stream.schedule=joint-all-labels": "leave out class sums",
+    "adapter.kind=pooled": "leave out class sums",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_what_reads_whole_texts_is_refused_in_a_line(experiment_of, override: str) -> None:
+    asked = experiment_of("federation.clients=3", override)
+    errors = [found.text for found in run_checks(asked) if found.kind == "error"]
+    assert any(REFUSED[override] in error and "\n" not in error for error in errors)
+
+
+def test_the_check_says_what_is_off(experiment_of) -> None:
+    found = [each for each in run_checks(experiment_of()) if each.kind != "error"]
+    assert all("in training too" in each.text for each in found if each.kind == "warning")
+    assert any(each.text.startswith("class means and Class-IL accuracy are off") for each in found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", sorted({*METHODS} - {"ewc", "prototype", "linear-probe"}))
+def test_every_other_method_learns_such_tasks(experiment_of, tmp_path: Path, method: str) -> None:
+    results = read_results(simulated(experiment_of(*LEARNS, f"method.name={method}"), tmp_path))
+    assert results.accuracy_matrix[-1][-1] > results.zero_shot["numbers"]
+
+
+PRESIDIO = "presidio_evaluator/data_generator/raw_data/templates.txt"
+"""MIT; read as a file, its package is not imported."""
+FILLED = {
+    "person": ("person", "name", "first_name", "last_name"),
+    "place": ("city", "country", "street_name"),
+}
+
+
+def sentence(template: str, draw: random.Random) -> dict[str, list[str]]:
+    """A template with letters in the place of its fields; those of a label of ``FILLED`` tagged."""
+    words, tags = [], []
+    for part in template.split():
+        field = re.fullmatch(r"(\W*)\{\{(\w+)\}\}(.*)", part)
+        label = field and next((label for label, own in FILLED.items() if field[2] in own), "")
+        name = "".join(draw.choices("abcdefghilmnorstu", k=6)).title()
+        words.append(f"{field[1]}{name}{field[3]}" if field else part)
+        tags.append(f"B-{label}" if label else "O")
+    return {"tokens": words, "tags": tags}
+
+
+@pytest.mark.slow
+def test_names_in_the_templates_of_presidio_are_found(make_experiment, tmp_path: Path) -> None:
+    try:
+        path = Path(str(distribution("presidio-evaluator").locate_file(PRESIDIO)))
+    except PackageNotFoundError:
+        pytest.skip("pip install --no-deps presidio-evaluator")
+    templates = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for task, fields in FILLED.items():
+        (tmp_path / task).mkdir()
+        own = [t for t in templates if any(f"{{{{{field}}}}}" in t for field in fields)]
+        for split, some in (("train", own[::2] * 4), ("test", own[1::2])):  # of other templates
+            draw = random.Random(f"{task} {split}")
+            lines = [json.dumps(sentence(each, draw)) for each in some]
+            (tmp_path / task / f"{split}.jsonl").write_text("\n".join(lines))
+    experiment = make_experiment(
+        "model.family=token-labels",
+        "data.source=files",
+        "data.max_train=0",
+        "data.max_test=0",
+        f'data.path="{tmp_path}"',
+        'data.tasks=["person", "place"]',
+        'data.measures={person="entity-f1", place="entity-f1"}',
+        "method.prototype.enabled=auto",
+        "federation.rounds=2",
+        "federation.local_epochs=3",
+        "train.learning_rate=3e-3",
+        "train.max_length=64",
+    )
+    results = read_results(simulated(experiment, tmp_path / "run"))
+    assert results.average_accuracy is not None
+    assert results.average_accuracy > 0.6
+    assert (results.forgetting or 0.0) < 0.1
