@@ -14,7 +14,6 @@ from deal_core.config.data import DataConfig, PartitionConfig, TaskColumns
 from deal_core.config.experiment import Experiment, FederationConfig
 from deal_core.data import Example, TaskData, client_names, open_source
 from deal_core.data.files import FilesSource
-from deal_core.data.tables import READERS
 from deal_core.errors import UserError
 
 Rows = Sequence[Mapping[str, Any]]
@@ -82,7 +81,7 @@ def error_of(root: Path, task: str = "triage", **keys: Any) -> str:
     return message
 
 
-@pytest.mark.parametrize("suffix", READERS)
+@pytest.mark.parametrize("suffix", WRITERS)
 def test_every_format_gives_the_same_task(tmp_path: Path, suffix: str) -> None:
     make_task(tmp_path, suffix)
     assert load(tmp_path) == TaskData(
@@ -225,7 +224,7 @@ def test_what_is_not_there_is_named_with_its_cure(tmp_path: Path) -> None:
     assert f"{folder}: no file for the split 'test'; add" in error_of(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", READERS)
+@pytest.mark.parametrize("suffix", WRITERS)
 def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path, suffix: str) -> None:
     folder = make_task(tmp_path, suffix)
     path, expected = folder / f"train{suffix}", load(tmp_path)
