@@ -19,6 +19,7 @@ from client.app import choose_device, make_app
 from client.gate import Refusal
 from client.identity import Client, as_the_site_decides, client_of, file_of
 from client.site_file import NODE_KEY, read_site
+from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import PACKAGE, parse_experiment
 from deal_core.errors import UserError
@@ -343,3 +344,21 @@ def test_a_log_on_a_full_disk_stops_no_reply(site_file: Path) -> None:
     reply = ask(site_file, "train", RecordDict())
     assert not reply.has_error()
     assert dict(reply.content.config_records["status"]) == {"code": "refused"}
+
+
+def test_which_rows_have_tags_for_words_is_the_sites_word(site_file: Path) -> None:
+    """Of a task that is not in the run, too: its records count."""
+    told = '[data.measures]\nelsewhere = "entity-f1"\n[data.labels]'
+    site_file.write_text(TOML.replace("[data.labels]", told))
+    site = read_site(site_file)
+
+    def decided(**measures: str) -> DataConfig:
+        asked = experiment()
+        data = asked.data.model_copy(update={"measures": measures})
+        return as_the_site_decides(asked.model_copy(update={"data": data}), site).data
+
+    assert decided().tagged("elsewhere")
+    assert decided(elsewhere="rouge-1").tagged("elsewhere")
+    assert not decided().tagged("triage")
+    with pytest.raises(Refusal, match=r"\[data\.measures\] has \"entity-f1\""):
+        decided(triage="entity-f1")
