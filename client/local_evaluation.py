@@ -56,8 +56,7 @@ def local_evaluation(granted: ClientRequest, masked: bool = False) -> Counts:
     right = [
         right_answers(runtime, task, share, granted.state, learnt) for task, share in shares.items()
     ]
-    partly = any(isinstance(count, float) for both in right for count in both)
-    kind = float if partly else int
+    kind = float if any(isinstance(n, float) for both in right for n in both) else int
     counts: dict[str, list[float]] = {
         CORRECT: [kind(own) for own, _ in right],
         EXAMPLES: [scoring.examples_in(runtime.model, share.test) for share in shares.values()],

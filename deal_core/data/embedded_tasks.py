@@ -16,8 +16,7 @@ Four tasks that write, what a group of hospitals may want of a small language mo
   (MIT); its answers yes, no and maybe are not used.
 
 Two tasks of MedQA whose words have tags, where ``data.measures`` says so: ``medicines``, and
-``times``, ages and durations. The package's CoNLL file is not used: its texts are of the Reuters
-corpus, which has terms of its own.
+``times``, ages and durations. (The package's CoNLL file has texts of Reuters, under its terms.)
 
 One example in five, of each specialty and of each task that writes, is for testing; the split is
 the same on every machine.
@@ -249,8 +248,8 @@ class EmbeddedTasks:
 
     def task_names(self) -> tuple[str, ...]:
         """Return ``data.tasks``, or all."""
-        more = (*WRITTEN, *filter(self._config.tagged, TAGGED))
-        more = more if self._config.source == "embedded" else ()
+        embedded = self._config.source == "embedded"
+        more = (*WRITTEN, *filter(self._config.tagged, TAGGED)) if embedded else ()
         return select_tasks((*TASKS, *more), self._config.tasks, "task")
 
     def load(self, task: str) -> TaskData:

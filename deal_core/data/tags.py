@@ -10,8 +10,6 @@ from deal_core.errors import UserError
 
 OUTSIDE = "O"
 """The tag of a word in no entity; others are ``B-LABEL``, of a first word, and ``I-LABEL``."""
-Entity = tuple[str, int, int]
-"""Label, place of the first word, place behind the last one."""
 
 
 def tags_of(labels: Iterable[str]) -> tuple[str, ...]:
@@ -19,9 +17,10 @@ def tags_of(labels: Iterable[str]) -> tuple[str, ...]:
     return (OUTSIDE, *(f"{begins}-{label}" for label in labels for begins in "BI"))
 
 
-def entities(tags: Sequence[str]) -> set[Entity]:
-    """Return what the tags mark. ``I-LABEL`` that continues nothing begins an entity."""
-    found, start = set[Entity](), -1
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Return what the tags mark: label, place of the first word, place behind the last one.
+    ``I-LABEL`` that continues nothing begins an entity."""
+    found, start = set[tuple[str, int, int]](), -1
     for place, tag in enumerate([*tags, OUTSIDE]):
         if start >= 0 and tag != f"I-{tags[start][2:]}":
             found.add((tags[start][2:], start, place))
@@ -34,11 +33,9 @@ def entities(tags: Sequence[str]) -> set[Entity]:
 def entity_f1(pairs: Iterable[tuple[Sequence[str], Sequence[str]]]) -> float:
     """Return ``2 right / (predicted + true)`` over the entities of all texts, 0 to 1; ``pairs``:
     predicted and true tags of each. 1 where there is no entity in either."""
-    right = total = 0
-    for predicted, true in pairs:
-        ours, theirs = entities(predicted), entities(true)
-        right, total = right + len(ours & theirs), total + len(ours) + len(theirs)
-    return 2 * right / total if total else 1.0
+    found = [(entities(predicted), entities(true)) for predicted, true in pairs]
+    total = sum(len(ours) + len(theirs) for ours, theirs in found)
+    return 2 * sum(len(ours & theirs) for ours, theirs in found) / total if total else 1.0
 
 
 def marked(text: str, tags: Sequence[str]) -> str:

@@ -62,9 +62,8 @@ class Predictor:
 
     def answers(self, texts: Sequence[str], task: str = "") -> list[Answer | Written]:
         """Return for each text its label, among those of the ``task``, or, where none is named, of
-        all tasks learnt; or what the model writes where the task has no labels; or the text with
-        its entities marked. Texts share passes, as in evaluations, which changes scores by
-        rounding.
+        all tasks learnt; what the model writes where the task has no labels; or the text, entities
+        marked. Texts share passes, as in evaluations, which changes scores by rounding.
 
         Raises:
             UserError: unknown task; or none, and the family scores labels of one task at a time.

@@ -1,9 +1,8 @@
 """Family ``token-labels``: each word of a text gets a tag, by the names of labels.
 
-Words lie between blanks. As texts and label names do in ``encoder-labels``, words (the states of
-their first tokens) and label names meet in one embedding space: there is no head that grows. An
-example's loss is the mean over its words that are read (``train.max_length``); those beyond are
-tagged ``O``.
+Words lie between blanks. They (the states of their first tokens) and label names meet in one
+embedding space, as in ``encoder-labels``. An example's loss is the mean over its words that are
+read (``train.max_length``); those beyond are tagged ``O``.
 """
 
 from __future__ import annotations

@@ -88,8 +88,7 @@ def count_correct(
     measure: TextMeasure = TEXT_MEASURES["rouge-l"],
 ) -> float:
     """Return how many examples the model answers rightly, among ``labels``; where there are none,
-    the sum of the ``measure`` over what it writes; of tags F1 of all entities, times their number
-    (:func:`examples_in`)."""
+    the sum of the ``measure`` over what it writes; of tags F1 times :func:`examples_in`."""
     if isinstance(model, TokenLabels):
         pairs = zip(tagged(model, data, labels), (item.right for item in data), strict=True)
         return entity_f1(pairs) * examples_in(model, data)

@@ -99,9 +99,8 @@ def check_tags(experiment: Experiment) -> None:
     kinds = experiment.method.name, experiment.adapter.kind, experiment.stream.schedule, data.source
     if sums or not {"ewc", "pooled", "joint-all-labels", "hub"}.isdisjoint(kinds):
         raise UserError(
-            f"model.family '{name}' tags words: leave out class sums (method.prototype.enabled), "
-            "methods prototype, linear-probe and ewc, stream.schedule joint-all-labels, "
-            "adapter.kind pooled and data.source hub, which are for labels of whole texts"
+            f"model.family '{name}' tags words: leave out class sums (method.prototype.enabled, "
+            "prototype, linear-probe), ewc, joint-all-labels, pooled and hub, which are of texts"
         )
 
 

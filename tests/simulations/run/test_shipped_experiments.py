@@ -110,3 +110,12 @@ def test_a_language_model_learns_four_tasks_that_write_and_forgets_none(tmp_path
     assert sorted(results.measures.values()) == ["exact-match", "rouge-l", "rouge-l", "rouge-l"]
     assert results.class_incremental is not None
     assert results.class_incremental.average_accuracy > results.average_accuracy - 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_names_are_found_in_texts_and_hardly_forgotten(tmp_path: Path) -> None:
+    results = learnt("names", tmp_path / "run")
+    assert set(results.measures.values()) == {"entity-f1"}
+    assert min(results.accuracy_matrix[-1]) > 0.85
+    assert results.forgetting < 0.05
