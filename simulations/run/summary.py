@@ -14,7 +14,6 @@ from deal_core.training.text_overlap import TITLES
 from server.folder import RunFolder, read_events
 from server.results import Measures, Privacy, Results, read_results, rounded_up
 from simulations.output import Table, duration, print_line, print_table, signed, size
-from simulations.run.data_checks import membership_text
 from simulations.run.run_log import RunLog
 
 ACCURACY = "accuracy"
@@ -28,6 +27,8 @@ def print_report(console: Console, folder: Path) -> None:
     Raises:
         UserError: there is none, or it is not valid.
     """
+    from simulations.run.data_checks import membership_text
+
     results = read_results(folder)
     if results.accuracy_matrix:
         print_table(console, task_table(results))
