@@ -32,7 +32,7 @@ from simulations.output import toml_value
 
 MODULE = "simulations.deployment.site.programs"
 IN_USE = "Failed to activate SuperNode"
-UNKNOWN = "CERTIFICATE_VERIFY_FAILED"
+UNKNOWN, EXPIRED = "CERTIFICATE_VERIFY_FAILED", "certificate has expired"
 HANDSHAKE = "SSL/TLS handshake error detected"
 """A connection that broke in the middle of a handshake, a proxy that was restarted: Flower's
 SuperNode stops working after it, and does not end."""
@@ -43,6 +43,7 @@ AFTERLIFE_SECONDS = 90.0
 heartbeats, and something."""
 RETRY_SECONDS = 5.0
 REASONS = {
+    EXPIRED: f"its {EXPIRED}; its administrator has to renew it",
     UNKNOWN: "the server is not the one that ca.crt vouches for; compare it "
     "with the server's administrator",
     IN_USE: "the server does not know this key, or another process serves "
@@ -309,7 +310,8 @@ def _keep_going(site: SiteFile, command: list[str]) -> None:
         said = text[start if len(text) > start else 0 :].decode("utf-8", "replace")
         if CONNECTED in said:
             was_in, give_up = True, time.monotonic() + AFTERLIFE_SECONDS
-        passes = HANDSHAKE in said and was_in and UNKNOWN not in said
+        expired = EXPIRED in said
+        passes = HANDSHAKE in said and was_in and (expired or UNKNOWN not in said)
         if not passes and (IN_USE not in said or time.monotonic() > give_up):
             if not was_in:  # it never was: the next start has nothing to wait for
                 pid.unlink(missing_ok=True)
@@ -317,5 +319,5 @@ def _keep_going(site: SiteFile, command: list[str]) -> None:
             reason = next(known, "Flower's SuperNode has ended")
             raise UserError(f"{site.server.address}: {reason} (log: {log})")
         what = "no TLS with the server" if passes else "the server holds the connection from before"
-        print(f"{what}; trying again", flush=True)
+        print(f"{REASONS[EXPIRED] if expired else what}; trying again", flush=True)
         time.sleep(RETRY_SECONDS)

@@ -17,6 +17,7 @@ from deal_core.errors import UserError
 from server.folder import exclusive_lock
 from simulations.deployment import service
 from simulations.deployment.service import require_idle, supervise
+from simulations.deployment.site import folder as site_folder
 from simulations.deployment.site.folder import HANDSHAKE
 from simulations.engines.flower import FlowerHome, members
 from tests.simulations.deployment.loopback import wait_for
@@ -75,6 +76,30 @@ def test_one_that_hangs_after_its_last_word_is_ended(
     words = f"printf '{HANDSHAKE[:9]}'; sleep 0.5; echo '{HANDSHAKE[9:]}.'; sleep 60"
     assert run(tmp_path, words, HANDSHAKE) == -signal.SIGKILL
     assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("was_in", [True, False])
+def test_a_site_that_was_in_waits_for_a_certificate_that_has_expired_to_be_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, was_in: bool
+) -> None:
+    """Twice it has expired; then the server is another one, which no waiting mends."""
+    monkeypatch.setattr(site_folder, "RETRY_SECONDS", 0.1)
+    (tmp_path / "data").mkdir()
+    site_folder.init_site(tmp_path / "site", tmp_path / "data", "north", "localhost:9443")
+    site = site_folder.read_site(tmp_path / "site" / "site.toml")
+    if was_in:
+        (Path(site.site.state) / "site.pid").touch()
+    script = (
+        f"echo again >> {tmp_path / 'starts'}; echo '{HANDSHAKE}'\n"
+        f"echo -n '{site_folder.UNKNOWN}'\n"
+        f"[ $(wc -l < {tmp_path / 'starts'}) -gt 2 ] || echo ': {site_folder.EXPIRED}'\nexit 1"
+    )
+    why = "vouches for" if was_in else "its administrator has to renew it"
+    with pytest.raises(UserError, match=why):
+        site_folder._keep_going(site, ["bash", "-c", script])
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == (2 if was_in else 0)
+    assert all("its certificate has expired" in line for line in said)
 
 
 def test_a_log_has_no_colours_and_the_one_before_is_kept(tmp_path: Path, monkeypatch) -> None:
