@@ -100,7 +100,9 @@ def simulate(
     out: Annotated[str, typer.Option(help="Run folder; default: runs/NAME-seedN.")] = "",
     overrides: Overrides = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Same as --set run.seed=N.")] = None,
-    engine: Annotated[str | None, typer.Option(help="inprocess (default) or flower.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="inprocess (default), flower or loopback.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
 ) -> None:
     """Run an experiment on this machine and report accuracy and forgetting."""

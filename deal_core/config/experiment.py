@@ -254,7 +254,8 @@ class RunConfig(Table):
     """Draws the division of the data, the clients of a round, initial adapters and the order of
     examples; the noise of a privacy mechanism in simulations alone."""
     engine: str = "inprocess"
-    """``inprocess`` or ``flower``; ``deployment`` is what ``deal submit`` sets."""
+    """``inprocess``, or Flower's: ``flower`` (simulation) or ``loopback`` (a SuperLink, and a
+    SuperNode for every client); ``deployment`` is what ``deal submit`` sets."""
     threads: int = Field(0, ge=0)
     """Torch threads of a process that trains; 0: all cores, divided among the workers."""
     workers: int = Field(0, ge=0)

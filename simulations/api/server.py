@@ -34,9 +34,11 @@ from server.plan import make_plan
 from server.strategy import DealStrategy as Rounds
 from server.strategy import start_state
 from server.wire import as_record
+from simulations.api import program
 from simulations.api.client import DealClient
 from simulations.api.nouns import Deal, RecordDP, method_settings, read_model, require_possible
 from simulations.api.runs import Config, Run, experiment, placed
+from simulations.engines.flower import run_flower
 from simulations.engines.inprocess import RUN_ID, SERVER_NODE, InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from simulations.run.experiment import Request
@@ -227,6 +229,7 @@ def simulate(
     strategy: DealStrategy,
     tasks: Tasks,
     *,
+    engine: str = "inprocess",
     out: str | Path = "",
     resume: bool = False,
     listener: Listener | None = None,
@@ -238,6 +241,9 @@ def simulate(
         client_fn: number of a client, from 0, to the client.
         strategy: of the server; what it leaves out of method and privacy the clients say.
         tasks: name of a task to its labels, in the order in which they are learnt.
+        engine: ``inprocess``; or Flower's runtime, each of whose processes runs the program again
+            up to this call: ``flower`` (simulation), ``loopback`` (a SuperLink, and a SuperNode
+            for every client).
         out: run folder; empty: the strategy's, or ``runs/python-seedN``.
         resume: continue the run in the folder.
         listener: called with every event of the run.
@@ -246,22 +252,30 @@ def simulate(
         UserError: clients of several models, what a client does not take part in, bad input
             (nothing has started), or a run that cannot go on.
     """
+    call = next(program.calls)
     clients = [client_fn(number) for number in range(strategy.asked.federation.clients)]
     first = clients[0]
     if any(client.model.name != first.model.name for client in clients):
         raise UserError("simulate: the clients have different models; load one, for all of them")
     source = keep_rows(_together(clients, tasks))
-    here = _demanded(strategy, clients) | {"run.workers": 1, "run.engine": "inprocess"}
+    here = _demanded(strategy, clients) | {"run.engine": engine}
+    here |= {"run.workers": 1} if engine == "inprocess" else {}
     settled = strategy.settle(first.model, tasks, source, here)
     settled = placed(settled, None, Request("python", str(out), resume=resume))
     for client in clients:
         client.require_allowed(settled)
+    if program.hand_over(call, clients, strategy):
+        return Run(Path(settled.run.out))
+    again = {} if engine == "inprocess" else program.environment(call)
     prepare(settled, lambda line: warnings.warn(line, stacklevel=4))
 
     def answer(message: Message, context: Context) -> Message:
         return clients[int(context.node_config["partition-id"])](message, context)
 
     with claimed(settled), assume_identity(RUN_ID, SERVER_NODE):
+        if again:
+            run_flower(settled, listener or (lambda event: None), program.APP, again)
+            return Run(Path(settled.run.out))
         strategy.experiment = settled
         grid = InProcessGrid(cast(ClientApp, answer), {}, len(clients))
         strategy.start(grid, listener=listener)

@@ -4,7 +4,6 @@ it was at one moment, while it runs."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
@@ -14,7 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -24,10 +23,8 @@ from types import FrameType
 from deal_core.atomic_write import rotated
 from deal_core.errors import UserError
 from server.folder import exclusive_lock, held, holder
-from simulations.engines.flower import CODE, LOCAL, FlowerHome, stop_all
+from simulations.engines.flower import CODE, LOCAL, FlowerHome, dying_with, stop_all
 
-PR_SET_PDEATHSIG = 1
-"""Of Linux's ``prctl.h``."""
 COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
 STOP_SECONDS = 20.0
 HUNG_SECONDS = 10.0
@@ -107,21 +104,6 @@ def require_idle(pid: Path, port: int = 0) -> None:
                 f"port {port} is in use{holder(port=port)}; end that process, or set another "
                 "superlink_port in server.toml"
             ) from None
-
-
-def dying_with(parent: int) -> Callable[[], None] | None:
-    """Return what a child does first: it asks the kernel for SIGTERM as soon as its parent has
-    ended, however that was. None where there is no such kernel."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl, kill = ctypes.CDLL(None).prctl, os.kill
-
-    def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it has ended meanwhile
-            kill(os.getpid(), signal.SIGTERM)
-
-    return ask
 
 
 def _write_log(process: subprocess.Popen[bytes], log: Path, fatal: bytes) -> None:

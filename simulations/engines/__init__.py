@@ -40,6 +40,7 @@ def _flower(experiment: Experiment, listener: Listener) -> None:
 ENGINES: dict[str, Callable[[Experiment, Listener], None]] = {
     "inprocess": _inprocess,
     "flower": _flower,
+    "loopback": _flower,
 }
 """``run.engine`` to what runs an experiment to its end, hands every event to the listener, and
 stops all that it started, also when it is interrupted."""

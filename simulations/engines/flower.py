@@ -1,11 +1,14 @@
-"""Flower's programs in a private home, with nothing phoned home; and the engine ``flower``, which
-runs an experiment in Flower's simulation runtime."""
+"""Flower's programs in a private home, with nothing phoned home; and the engines that run an
+experiment with them: ``flower``, its simulation runtime, and ``loopback``, a deployment on this
+machine."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -14,10 +17,11 @@ import time
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -38,6 +42,8 @@ BUNDLE = CODE / "simulations" / "bundle"
 CONNECTION = "deal"
 """Name of the SuperLink in the private Flower configuration."""
 COMMAND_SECONDS = 120.0
+PR_SET_PDEATHSIG = 1
+"""Of Linux's ``prctl.h``."""
 START_SECONDS = 60.0
 STOP_SECONDS = 3.0
 POLL_SECONDS = 0.2
@@ -161,9 +167,31 @@ def answers(port: int) -> bool:
 Start = Callable[[list[str], Path], "subprocess.Popen[bytes]"]
 
 
+def dying_with(parent: int) -> Callable[[], None] | None:
+    """Return what a child does first: it asks the kernel for SIGTERM as soon as its parent has
+    ended, however that was. None where there is no such kernel."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl, kill = ctypes.CDLL(None).prctl, os.kill
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has ended meanwhile
+            kill(os.getpid(), signal.SIGTERM)
+
+    return ask
+
+
 @contextmanager
-def flower_sandbox(log: Path) -> Iterator[tuple[FlowerHome, Start]]:
-    """Start a SuperLink in simulation mode that writes to ``log``; stop all at the end.
+def flower_sandbox(
+    log: Path, nodes: int = 0, variables: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[FlowerHome, Start]]:
+    """Start a SuperLink that writes to ``log``; stop all at the end.
+
+    Args:
+        log: of all that is started.
+        nodes: how many SuperNodes, each with its number and a home of its own; 0: simulation mode.
+        variables: of the environment of all.
 
     Yields:
         Its home, and what starts a command that belongs to it and writes to a log.
@@ -173,22 +201,23 @@ def flower_sandbox(log: Path) -> Iterator[tuple[FlowerHome, Start]]:
     """
     path = Path(tempfile.mkdtemp(prefix="deal-")).resolve()
     home, children = FlowerHome(path), list[subprocess.Popen[bytes]]()
-    environment = home.environment()
+    environment = home.environment() | dict(variables)
     # Another Ray cluster must not be joined, and its folder not be filled.
     environment.pop("RAY_ADDRESS", None)
     if len(str(path)) <= LONGEST_RAY_FOLDER:
         environment["RAY_TMPDIR"] = str(path)
 
-    def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    def start(command: list[str], log: Path, own: str = "") -> subprocess.Popen[bytes]:
         with log.open("ab") as output:
             process = subprocess.Popen(
                 command,
                 cwd=home.empty,
-                env=environment,
+                env=environment | {"FLWR_HOME": str(path / own)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal is for us alone
+                preexec_fn=dying_with(os.getpid()),
             )
         children.append(process)
         return process
@@ -196,7 +225,7 @@ def flower_sandbox(log: Path) -> Iterator[tuple[FlowerHome, Start]]:
     try:
         port = free_port()
         home.connect(f"{LOCAL}:{port}")
-        command = [program("flower-superlink"), "--insecure", "--simulation"]
+        command = [program("flower-superlink"), "--insecure", *([] if nodes else ["--simulation"])]
         command += ["--isolation", "subprocess", "--disable-runtime-dependency-installation"]
         process = start([*command, "--host", LOCAL, "--port", str(port)], log)
         deadline = time.monotonic() + START_SECONDS
@@ -204,9 +233,16 @@ def flower_sandbox(log: Path) -> Iterator[tuple[FlowerHome, Start]]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise UserError(f"Flower's SuperLink did not start; see {log}")
             time.sleep(POLL_SECONDS)
+        for number in range(nodes):
+            command = [program("flower-supernode"), "--insecure", "--superlink", f"{LOCAL}:{port}"]
+            command += ["--host", LOCAL, "--port", str(free_port()), "--node-config"]
+            command += [f"partition-id={number} num-partitions={nodes}"]
+            start(command, log, f"node-{number}")
         yield home, start
     finally:
         with uninterrupted():
+            for number in range(nodes):
+                stop_all(path / f"node-{number}")
             stop_all(path)
             for child in children:
                 child.wait()
@@ -286,14 +322,30 @@ class Tail:
                 yield json.loads(line)
 
 
-def run_flower(experiment: Experiment, listener: Listener) -> None:
-    """Run the experiment, or raise UserError with the reason and the place of Flower's log."""
+def run_flower(
+    experiment: Experiment,
+    listener: Listener,
+    app: str = "",
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Run the experiment to its end.
+
+    Args:
+        experiment: its ``run.engine`` says in which of Flower's runtimes.
+        listener: called with every event.
+        app: source of the apps; empty: those that are installed.
+        variables: of the environment of all processes.
+
+    Raises:
+        UserError: it did not get there: the reason, and the place of Flower's log.
+    """
+    nodes = experiment.federation.clients if experiment.run.engine == "loopback" else 0
     folder = RunFolder(Path(experiment.run.out))
     log = folder.path / LOG
     tail = Tail.from_end(folder.metrics)
     last: RunEvent = {"event": "nothing"}
-    with flower_sandbox(log) as (home, start):
-        process = start(run_command(home, experiment), log)
+    with flower_sandbox(log, nodes, variables) as (home, start):
+        process = start(run_command(home, experiment, app), log)
         alive = True
         while alive:
             alive = process.poll() is None
@@ -306,15 +358,24 @@ def run_flower(experiment: Experiment, listener: Listener) -> None:
         raise UserError(f"{plain_reason(last['reason']) if stopped else said}; Flower's log: {log}")
 
 
-def run_command(home: FlowerHome, experiment: Experiment) -> list[str]:
-    """Return the ``flwr run`` of this experiment; ends when the run has ended."""
+def run_command(home: FlowerHome, experiment: Experiment, app: str) -> list[str]:
+    """Return the ``flwr run`` of this experiment, with the source of its apps; ends when the run
+    has ended."""
+    bundle = BUNDLE
+    if app:
+        bundle = home.path / "bundle"
+        shutil.copytree(BUNDLE, bundle)
+        (bundle / "deal_app.py").write_text(app, encoding="utf-8")
     workers = this_machine(experiment)
     run_config = home.path / "run-config.toml"
     settled = as_run_by(workers, experiment)
     run_config.write_text(toml_lines(to_run_config(settled)), encoding="utf-8")
+    command = [program("flwr"), "run", str(bundle), CONNECTION, "--stream"]
+    command += ["--run-config", str(run_config)]
+    if experiment.run.engine == "loopback":
+        return command
     settings = " ".join(f"{key}={value}" for key, value in resources(experiment, workers).items())
-    command = [program("flwr"), "run", str(BUNDLE), CONNECTION, "--stream"]
-    return [*command, "--run-config", str(run_config), "--federation-config", settings]
+    return [*command, "--federation-config", settings]
 
 
 def resources(experiment: Experiment, workers: Workers) -> dict[str, int | float]:

@@ -100,25 +100,27 @@ OWN_ORDERS = (
 )
 
 
+WITH_SUMS = ("method.prototype.enabled=on",)
 SECURE = ("aggregation.secure=true", "federation.clients=3")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stream",
-    [("method.prototype.enabled=on",), OWN_ORDERS, SECURE, IN_SUM],
+    [WITH_SUMS, OWN_ORDERS, SECURE, IN_SUM],
     ids=["synchronous, with sums", "per-client", "secure sums", "noise in the sum"],
 )
 def test_both_engines_give_the_same_numbers(
     tmp_path: Path, make_experiment: Callable[..., Experiment], stream: tuple[str, ...]
 ) -> None:
     adapters, matrices, events, spent = [], [], [], []
-    for name, engine in ENGINES.items():
+    for name in ("inprocess", "flower", "loopback")[: 3 if stream is WITH_SUMS else 2]:
         out = tmp_path / name
         out.mkdir()
         seen: list[str] = []
-        engine(
-            make_experiment(f'run.out="{out}"', "federation.rounds=1", *TINY, *stream),
+        asked = f'run.out="{out}"', f"run.engine={name}", "federation.rounds=1"
+        ENGINES[name](
+            make_experiment(*asked, *TINY, *stream),
             lambda event, seen=seen: seen.append(event["event"]),  # type: ignore[misc]
         )
         events.append(seen)
@@ -127,10 +129,11 @@ def test_both_engines_give_the_same_numbers(
         spent.append(results.privacy.epsilon)
         files = sorted(RunFolder(out).adapter.rglob("*.safetensors"))
         adapters.append({k: v for file in files for k, v in load_file(file).items()})
-    assert matrices[0] == matrices[1]
-    assert spent[0] == spent[1]
     assert bool(spent[0]) == (stream is IN_SUM)
-    assert sorted(events[0]) == sorted(events[1])
-    assert adapters[0].keys() == adapters[1].keys() != set()
-    for key, value in adapters[0].items():
-        np.testing.assert_allclose(value, adapters[1][key], rtol=1e-4, atol=1e-4)
+    for number, adapter in enumerate(adapters[1:], start=1):
+        assert matrices[0] == matrices[number]
+        assert spent[0] == spent[number]
+        assert sorted(events[0]) == sorted(events[number])
+        assert adapters[0].keys() == adapter.keys() != set()
+        for key, value in adapters[0].items():
+            np.testing.assert_allclose(value, adapter[key], rtol=1e-4, atol=1e-4)

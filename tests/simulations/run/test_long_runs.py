@@ -1,0 +1,85 @@
+"""Nothing grows over the rounds of a run: memory and files of the server and of the clients'
+processes, and what a round costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from deal_core.config.experiment import Experiment
+from simulations.api import run
+from tests.architectures import save
+from tests.sizes import TINY
+
+
+def looked_at() -> tuple[float, ...]:
+    """Megabytes, open files and seconds of computing, of this process and all that it started."""
+    every = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    times = [process.cpu_times() for process in every]
+    return (
+        sum(process.memory_info().rss for process in every) / 1e6,
+        sum(process.num_fds() for process in every),
+        sum(time.user + time.system for time in times),
+    )
+
+
+def generative(folder: Path) -> tuple[str, ...]:
+    """A Llama of a few thousand weights, and rows in its words."""
+    for task, labels in {"laboratory": ("red", "blue"), "surgery": ("green", "options")}.items():
+        texts = ["a b", "c d c", "a a d", "b c", "d d a", "c a b"] * 2
+        rows = [{"text": text, "label": labels[k % 2]} for k, text in enumerate(texts)]
+        for split in ("train", "test"):
+            place = folder / "data" / task / f"{split}.jsonl"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = f'model.name="{save(folder / "llama", "llama")}"'
+    return "model.family=causal-lm", model, "data.source=files", f'data.path="{folder / "data"}"'
+
+
+PRIVATE = ("privacy.mechanism=record", "privacy.target_delta=1e-3")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.filterwarnings("ignore:task")  # those of tests are small
+@pytest.mark.parametrize(
+    ("rounds", "settings"),
+    [
+        (300, lambda folder: TINY),
+        (300, lambda folder: (*TINY, *PRIVATE)),
+        (60, generative),
+    ],
+    ids=["encoder", "private", "generative"],
+)
+def test_a_long_run_stays_as_it_is(
+    tmp_path: Path,
+    make_experiment: Callable[..., Experiment],
+    rounds: int,
+    settings: Callable[[Path], tuple[str, ...]],
+) -> None:
+    lengths = "federation.clients=4", f"federation.rounds={rounds // 2}", "run.workers=2"
+    seen: list[tuple[float, ...]] = []
+
+    def listen(event: dict[str, Any]) -> None:
+        if event["event"] == "round_finished":
+            seen.append(looked_at())
+
+    run(make_experiment(*settings(tmp_path), *lengths), out=tmp_path / "run", listener=listen)
+    assert len(seen) == rounds
+    half = np.array(seen[rounds // 4 :])  # all pools and caches are warm
+    memory, files, seconds = half.T
+    slope = np.polyfit(np.arange(len(half)), memory, 1)[0]
+    spent = np.diff(seconds)
+    early, late = (
+        np.median(part) for part in (spent[: len(spent) // 3], spent[-len(spent) // 3 :])
+    )
+    print(f"{slope:.4f} MB a round, {early:.3f} and {late:.3f} s a round, {files[-1]:.0f} files")
+    assert slope < 0.1
+    assert files[-1] <= files[0]
+    assert late < 1.2 * early
