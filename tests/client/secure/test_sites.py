@@ -73,7 +73,10 @@ def test_sites_that_know_each_other_send_nothing_but_masked_vectors(sites, play,
     assert not any("loss" in event for event in ran.events)
 
 
-CLEAR = ("aggregation.secure=false", "method.prototype.enabled=on", "federation.rounds=1")
+CLEAR = (
+    *("aggregation.secure=false", "method.prototype.enabled=on", "federation.rounds=1"),
+    "federation.deadline_seconds=120",
+)
 SHARING = 'metrics = "none"\nmin_records = 1\nshare_sums = true\n'
 
 
