@@ -46,7 +46,8 @@ def simulate(
     Raises:
         UserError: bad input (nothing has started), or a run that cannot go on.
     """
-    experiment = load_experiment(request)
+    with at_work(console, "reading the experiment"):  # and the plugins that it names
+        experiment = load_experiment(request)
     folder = Path(experiment.run.out)
     before = _events(folder)
     check_folder(experiment)

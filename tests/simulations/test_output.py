@@ -60,20 +60,23 @@ def test_figures_of_another_kind_are_left_alone(words: str, own: str, tmp_path: 
 
 
 def test_what_takes_its_time_is_said_before_it_begins_and_then_how_far_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("simulations.output.LONGEST_SILENCE", 0.0)
     log, said = RunFolder(tmp_path / "run").metrics, list[tuple[str, set[str]]]()
+    plugin, read = tmp_path / "plugin.py", tmp_path / "read"
+    plugin.write_text(f"open({str(read)!r}, 'w').close()")
 
     def seen(line: str) -> None:
-        events = read_events(log) if log.exists() else []
-        said.append((line, {f"{each['event']} {each.get('stage')}" for each in events}))
+        events = [f"{e['event']} {e.get('stage')}" for e in read_events(log)]
+        said.append((line, {*events, *(["plugin"] if read.exists() else [])}))
 
     monkeypatch.setattr("simulations.output.print_line", lambda console, line: seen(line))
-    keys = (*SHORT, *TINY, 'data.tasks=["surgery"]')
+    keys = (*SHORT, *TINY, 'data.tasks=["surgery"]', f'plugins=["{plugin}"]')
     request = Request("quickstart", str(tmp_path / "run"), keys)
     assert simulate(request, Console(file=io.StringIO())) == 0
     for phase, later in {
+        "reading the experiment": "plugin",
         "reading the data": "run_started None",
         "building the model": "run_started None",
         "zero-shot evaluation": "evaluated -1",
