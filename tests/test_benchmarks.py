@@ -1,10 +1,6 @@
 """Every benchmark in its smallest size, its contestants in this process."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,15 +22,15 @@ Rows = list[dict[str, Any]]
 class Here:
     """Stands in for a process of its own."""
 
-    def __init__(self, *_: object) -> None:
-        self.window: Callable[[], Any] = dict
+    def __init__(self, *_):
+        self.window = dict
 
-    def __enter__(self) -> Here:
+    def __enter__(self):
         return self
 
-    def __exit__(self, *_: object) -> None: ...
+    def __exit__(self, *_): ...
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> SimpleNamespace:
+    def submit(self, function, *arguments):
         AcceleratorState._reset_state(reset_partial_state=True)  # one precision a process
         if function is measuring._start:
             (contestant,) = arguments
@@ -44,11 +40,11 @@ class Here:
 
 
 @pytest.fixture
-def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Rows]]:
+def tables(tmp_path, monkeypatch):
     """Run a benchmark in its smallest size; returns the rows of each table that it writes."""
     monkeypatch.setattr(measuring, "ProcessPoolExecutor", Here)
 
-    def call(main: Callable[..., None], *arguments: str) -> list[Rows]:
+    def call(main, *arguments):
         out = tmp_path / "new" / "out.json"
         main(["--size", "small", "--out", str(out)], *arguments)
         written = json.loads(out.read_text())
@@ -59,7 +55,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., lis
 
 
 @pytest.fixture(scope="module")
-def tiny(make_causal: Callable[[Path, str], Path], tmp_path_factory) -> str:
+def tiny(make_causal, tmp_path_factory):
     return str(make_causal(tmp_path_factory.mktemp("tiny"), "llama"))
 
 

@@ -1,7 +1,5 @@
 """Docstrings cite what there is: equations of docs/method.md, and pages."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path
@@ -11,7 +9,7 @@ PACKAGES = ("client", "deal_core", "server", "simulations")
 CITED = re.compile(r"\(M(\d+)\)(?: to \(M(\d+)\))?|docs/method\.md, M(\d+)\b")
 
 
-def docstrings() -> list[str]:
+def docstrings():
     """Of modules, classes, functions and attributes of all packages."""
     return [
         str(node.value.value)
@@ -22,9 +20,9 @@ def docstrings() -> list[str]:
     ]
 
 
-def test_every_equation_is_cited_where_it_is_computed_and_every_page_is_there() -> None:
+def test_every_equation_is_cited_where_it_is_computed_and_every_page_is_there():
     equations = set(re.findall(r"\\tag\{M(\d+)\}", (ROOT / "docs/method.md").read_text("utf-8")))
-    numbers: set[str] = set()
+    numbers = set()
     for text in docstrings():
         for first, last, alone in CITED.findall(text):
             begin = int(first or alone)

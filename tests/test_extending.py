@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,7 @@ from deal_core.aggregation.rules import AGGREGATION_RULES, make_rule
 from deal_core.config.experiment import AggregationConfig, RetentionConfig
 from deal_core.deal.retention import retain
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, spectrum
-from server.results import Results, read_results
+from server.results import read_results
 from tests.simulations.runs import learnt_adapter, simulated
 from tests.sizes import TINY, TWO_LAYERS
 
@@ -39,7 +38,7 @@ class Example:
     """Module, name of its dict, and the line that joins it."""
 
 
-def example(title: str) -> Example:
+def example(title):
     section = PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
     (file, code), *registered = re.findall(r"```python\n# ([^\n]+)\n(.*?)```", section, re.DOTALL)
     lines = []
@@ -51,10 +50,10 @@ def example(title: str) -> Example:
 
 
 @pytest.fixture
-def added(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+def added(monkeypatch):
     """``added(title)``: import the section's file from the page, and add its lines."""
 
-    def add(title: str) -> ModuleType:
+    def add(title):
         one = example(title)
         assert not (ROOT / one.file).exists()  # else the page is no longer an example
         module = ModuleType(one.file.removesuffix(".py").replace("/", "."))
@@ -71,10 +70,10 @@ def added(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 
 
 @pytest.fixture
-def results(make_experiment, tmp_path) -> Callable[..., tuple[Results, dict[str, np.ndarray]]]:
+def results(make_experiment, tmp_path):
     """``results(*overrides)``: of a whole run through the real apps, and its adapter."""
 
-    def run(*overrides: str) -> tuple[Results, dict[str, np.ndarray]]:
+    def run(*overrides):
         folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         simulated(make_experiment(*overrides), folder)
         return read_results(folder), learnt_adapter(folder)

@@ -1,7 +1,5 @@
 """The top level: whose packages are imported, and what the command loads."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import json
@@ -20,7 +18,7 @@ PACKAGES = ("server", "client", "deal_core", "simulations")
 HEAVY = {"torch", "flwr", "transformers", "peft", "ray", "datasets", "pandas", "scipy", "pydantic"}
 
 
-def test_the_packages_are_those_of_this_checkout() -> None:
+def test_the_packages_are_those_of_this_checkout():
     """The names server and client are generic: another one must not be tested by mistake."""
     for name in PACKAGES:
         found = importlib.import_module(name).__file__
@@ -32,7 +30,7 @@ def test_the_packages_are_those_of_this_checkout() -> None:
 
 
 @pytest.mark.parametrize("place", ["server/__init__.py", "client.py"])
-def test_the_command_says_which_package_is_in_the_way(tmp_path: Path, place: str) -> None:
+def test_the_command_says_which_package_is_in_the_way(tmp_path, place):
     name, other = place.partition("/")[0], tmp_path / place
     other.parent.mkdir(exist_ok=True)
     other.write_text("raise SystemExit('imported')\n")
@@ -50,7 +48,7 @@ def test_the_command_says_which_package_is_in_the_way(tmp_path: Path, place: str
     assert line.startswith(f"error: the name '{stem}' means {tmp_path / name} here, and not ")
 
 
-def test_the_command_starts_light() -> None:
+def test_the_command_starts_light():
     code = "import sys, json, simulations.cli; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
@@ -58,7 +56,7 @@ def test_the_command_starts_light() -> None:
     assert HEAVY & set(json.loads(done.stdout)) == set()
 
 
-def test_no_child_takes_a_module_from_the_working_directory() -> None:
+def test_no_child_takes_a_module_from_the_working_directory():
     """``python -m`` looks there first; with ``-P`` it does not."""
     found = []
     for path in (path for name in PACKAGES for path in (ROOT / name).rglob("*.py")):
@@ -73,7 +71,7 @@ def test_no_child_takes_a_module_from_the_working_directory() -> None:
     assert [line for line in lines if " -P -m " not in line] == []
 
 
-def test_an_environment_is_made_with_a_line_for_each_step_and_no_noise(tmp_path: Path) -> None:
+def test_an_environment_is_made_with_a_line_for_each_step_and_no_noise(tmp_path):
     """By a Python that makes one in which everything succeeds."""
     for name in ("Makefile", "pyproject.toml", "requirements-assets.txt"):
         shutil.copy(ROOT / name, tmp_path)

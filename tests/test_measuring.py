@@ -1,7 +1,5 @@
 """Contestants in real processes; this file imports little, since they do."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -9,7 +7,7 @@ import pytest
 import measuring
 
 
-def counted(start: float) -> measuring.Window:
+def counted(start):
     """Does one more piece of work in each window."""
     done = iter([start, start + 1, start + 2])
     return lambda: {"work": next(done), "seconds": 2.0, "more": 7.0}

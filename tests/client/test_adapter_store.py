@@ -1,11 +1,7 @@
 """The adapter that a run leaves at a site: sent, checked, kept, fetched."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +22,7 @@ FILES = {"inference.json": b"{}", "adapter_model.safetensors": b"\x00\x01"}
 
 
 @pytest.fixture
-def site(tmp_path) -> RealSite:
+def site(tmp_path):
     """Has worked in one run."""
     site = RealSite(tmp_path / "site")
     (site.folder / "state" / "runs" / "run-1").mkdir(parents=True)
@@ -38,13 +34,13 @@ def test_of_a_run_in_which_the_site_has_not_worked_nothing_is_kept(site):
     assert [path.name for path in (site.folder / "state" / "runs").iterdir()] == ["run-1"]
 
 
-def content(files: dict[str, bytes], digest: str = "") -> RecordDict:
+def content(files, digest=""):
     arrays = {name: Array(np.frombuffer(data, np.uint8)) for name, data in files.items()}
     record = ConfigRecord({"sha256": digest or digest_of(files)})
     return RecordDict({RECORD: ArrayRecord(arrays), DIGEST: record})
 
 
-def send(site: RealSite, records: RecordDict, run: str = "run-1", kind: str = handover.KIND) -> str:
+def send(site, records, run="run-1", kind=handover.KIND):
     config = placed(asked(), f"/srv/runs/{run}")
     node = {NODE_KEY: str(site.folder / "site.toml"), INSIDE: True}
     with assume_identity(7, 1):
@@ -52,7 +48,7 @@ def send(site: RealSite, records: RecordDict, run: str = "run-1", kind: str = ha
         return code(make_app()(message, Context(7, 1, node, RecordDict(), config)))
 
 
-def kept(site: RealSite) -> dict[str, bytes]:
+def kept(site):
     """The adapter that lies at the site, and is what its digest says."""
     run = site.folder / "state" / "runs" / "run-1"
     files = read_folder(run / "adapter")
@@ -104,11 +100,11 @@ def test_a_simulated_client_keeps_none(tmp_path):
 class Line(SimpleNamespace):
     """A grid to one real site."""
 
-    def push_messages(self, messages: list[Message]) -> list[str]:
+    def push_messages(self, messages):
         self.sent = messages
         return [str(number) for number in range(len(messages))]
 
-    def pull_messages(self, ids: list[str]) -> list[Any]:
+    def pull_messages(self, ids):
         ended = send(self.site, self.sent[0].content)
         reply = SimpleNamespace(
             metadata=SimpleNamespace(reply_to_message_id="0"),
@@ -119,11 +115,11 @@ class Line(SimpleNamespace):
         return [reply]
 
 
-def handed_over(grid: object, folder: Path, tmp_path: Path) -> list[dict[str, Any]]:
+def handed_over(grid, folder, tmp_path):
     events = tmp_path / "metrics.jsonl"
     with assume_identity(7, 1):
         handover.hand_over(
-            grid,  # type: ignore[arg-type]
+            grid,
             Roster(("0", "1"), lambda: {"0": 5}),
             folder,
             EventLog(events),

@@ -1,7 +1,5 @@
 """What Flower does with the app on its way to a client."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

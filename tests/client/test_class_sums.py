@@ -1,15 +1,12 @@
 """A real site gives the class sums of a task once: in later runs the same again, or none; and of
 all tasks at once those that it may give."""
 
-from __future__ import annotations
-
 import shutil
 
 import numpy as np
 import pytest
 
 from client.gate import Refusal
-from deal_core.privacy.interface import LocalUpdate
 from deal_core.wire.instruction import Instruction
 from tests.client.real_site import LABELS, RealSite, asked, code, rows
 
@@ -20,7 +17,7 @@ TASKS = ("laboratory", "surgery")
 PUBLIC = "".join(f"Sentence {n} is about {n % 7} things\n" for n in range(40))
 
 
-def site_of(folder, **records: int) -> RealSite:
+def site_of(folder, **records):
     """A site with so many records of each task."""
     (folder / "public.txt").write_text(PUBLIC)
     numbers = {task: records.get(task, 40) for task in TASKS}
@@ -29,7 +26,7 @@ def site_of(folder, **records: int) -> RealSite:
     return RealSite(folder, POLICY, data, data_lines=lines)
 
 
-def given(site: RealSite, *overrides: str, sites: int = 3, tasks=(TASKS[0],), **told: object):
+def given(site, *overrides, sites=3, tasks=(TASKS[0],), **told):
     """What it would mask for a sum of so many sites, in a run of its own."""
     experiment = asked(
         "privacy.mechanism=none",
@@ -120,7 +117,7 @@ JOINT = (
 )
 
 
-def given_jointly(site: RealSite, *overrides: str) -> LocalUpdate:
+def given_jointly(site, *overrides):
     """What the site would mask for a sum of three."""
     experiment = asked(*JOINT, *overrides)
     ask = Instruction(task=THREE[0], tasks=THREE, stage=0, server_round=1, rank=1, retained_rank=1)

@@ -1,14 +1,7 @@
 """Sites that make the noise of a sum together, and a server that tells some of them to add less."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from pathlib import Path
-
 import pytest
-from flwr.app import Context, Message
 
-from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.models import adapter_shapes
 from deal_core.models.interface import Encoded
@@ -18,9 +11,9 @@ from deal_core.protection import MECHANISMS, sum_terms
 from deal_core.wire.instruction import Instruction
 from server.strategy import start_state
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
-from tests.client.secure.sites import RUN, SecureSite, SiteGrid, asked_for, grid_of, make_sites
+from tests.client.secure.sites import RUN, SiteGrid, asked_for, grid_of, make_sites
 from tests.run_configs import placed
-from tests.simulations.run.secure_runs import POOLED, Ran, leg_of, rounds
+from tests.simulations.run.secure_runs import POOLED, leg_of, rounds
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -45,7 +38,7 @@ TOGETHER = (
 )
 
 
-def terms(experiment: Experiment) -> str:
+def terms(experiment):
     """Of a first request."""
     state = start_state(experiment, adapter_shapes(experiment.model, experiment.adapter))
     return sum_terms(experiment, "", Instruction(task="surgery", **PLACE), state)
@@ -64,13 +57,13 @@ LESS = (
 """Each changes the noise of a site, or what it hides."""
 
 
-def played(sites: Sequence[SecureSite], folder: Path, *told_to_the_others: str) -> Ran:
+def played(sites, folder, *told_to_the_others):
     """A round in which the first site is told the truth."""
     truth = asked_for(*TOGETHER)
     lie = asked_for(*TOGETHER, *told_to_the_others)
 
     class Liar(SiteGrid):
-        def _context(self, node: int) -> Context:
+        def _context(self, node):
             context = super()._context(node)
             if node != FIRST_CLIENT_NODE:
                 context.run_config = placed(lie, f"/srv/{RUN}")
@@ -104,11 +97,11 @@ def test_a_round_is_judged_by_the_settings_that_its_noise_is_made_with(tmp_path,
     class Liar(SiteGrid):
         leg = ""
 
-        def _execute(self, request: Message) -> Message:
+        def _execute(self, request):
             self.leg = leg_of(request)
             return super()._execute(request)
 
-        def _context(self, node: int) -> Context:
+        def _context(self, node):
             context = super()._context(node)
             if self.leg != "mask":
                 context.run_config = placed(lie, f"/srv/{RUN}")

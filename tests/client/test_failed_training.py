@@ -1,7 +1,5 @@
 """Whether a private training fails may tell what the noised gradients of records were."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -18,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_model")
 HARDLY = asked("train.learning_rate=1e-6", "privacy.target_epsilon=1")
 
 
-def heavy() -> State:
+def heavy():
     """A crafted model: numbers so large that a small step is lost in rounding, so that nothing
     moves but where an attacker wants it to."""
     begun = start(HARDLY)
@@ -39,7 +37,7 @@ def test_a_training_that_fails_on_noise_as_well_is_charged_as_long_as_the_budget
 
 
 def test_what_fails_before_a_record_is_read_costs_nothing(tmp_path, monkeypatch):
-    def broken(*_: object) -> None:
+    def broken(*_):
         raise ValueError("this model cannot be trained here")
 
     site = RealSite(tmp_path)
@@ -51,14 +49,14 @@ def test_what_fails_before_a_record_is_read_costs_nothing(tmp_path, monkeypatch)
 def test_nothing_is_carried_on_of_an_update_that_was_not_charged(tmp_path, monkeypatch):
     """What a lossy format has cut off follows from the noised training: the next round would send
     it, though the ledger has nothing of this one."""
-    saved: list[tuple[object, ...]] = []
+    saved = []
     save, charge = RoundStore.save, Ledger.charge
 
     def watched(self, *given):
         saved.append(given)
         save(self, *given)
 
-    def crashes(*_: object) -> bytes:
+    def crashes(*_):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(RoundStore, "save", watched)

@@ -1,16 +1,12 @@
 """The gate's table: what each reason to say no refuses, and what beside that it lets through."""
 
-from __future__ import annotations
-
 import re
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from client.gate import LEAST_NOISE, REFUSALS, Asked, Refusal, require
 from client.site_file import Connection, Identity, SiteData, SiteFile
-from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from deal_core.installed import package_digest
 from deal_core.privacy.policy import BudgetSpent, OutsidePlan, Policy
@@ -27,37 +23,37 @@ MODULE = "0.attention.output.dense"
 TEXTS = {**LABELS, "skin": ()}
 
 
-def filed(**data: Any) -> SiteFile:
+def filed(**data):
     own = SiteData(path="data", **{"labels": LABELS, **data})
     return SiteFile(site=Identity(name="north"), server=Connection(address="here:1"), data=own)
 
 
-def data(**changes: Any) -> Experiment:
+def data(**changes):
     config = asked()
     return config.model_copy(update={"data": config.data.model_copy(update=changes)})
 
 
-def request(**fields: Any) -> Instruction:
+def request(**fields):
     place = {"task": TASKS[0], "stage": 0, "server_round": 1, "rank": 8, "retained_rank": 8}
     return Instruction(**{**place, **fields})
 
 
-def several(config: Experiment, tasks: tuple[str, ...], **more: Any) -> Asked:
+def several(config, tasks, **more):
     return Asked(config, request=request(tasks=tasks), tasks=TASKS, **more)
 
 
-def sums(config: Experiment, share: bool = True, noise: float = LEAST_NOISE, **more: Any) -> Asked:
+def sums(config, share=True, noise=LEAST_NOISE, **more):
     statistics = SimpleNamespace(exact=more.pop("exact", None), noise_multiplier=noise)
     return Asked(config, Policy(share_sums=share), statistics=statistics, **more)
 
 
-def under(policy: Policy, *overrides: str, **more: Any) -> Asked:
+def under(policy, *overrides, **more):
     return Asked(asked(*overrides), policy, **more)
 
 
 SHARED = Policy(noise_share="sum", colluding=1)
 MASKS = Policy(secure_aggregation="required")
-CASES: dict[str, list[tuple[Asked, Asked]]] = {
+CASES = {
     "package": [
         (Asked(asked(), package="0" * 64), Asked(asked(), package=package_digest())),
     ],

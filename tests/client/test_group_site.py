@@ -1,8 +1,6 @@
 """A real site whose policy names a unit column: groups are what it protects, and no message, run
 config or column of the server's can make it anything else."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -24,15 +22,15 @@ GROUPS = "privacy.unit_column=person_in_the_words_of_the_consortium"
 
 
 @pytest.fixture
-def site(tmp_path) -> RealSite:
+def site(tmp_path):
     """40 records of each task, of ten patients."""
     return RealSite(tmp_path, policy=POLICY, each=4)
 
 
 @pytest.fixture
-def sources(monkeypatch) -> list[PrivateGradients]:
+def sources(monkeypatch):
     """What trained."""
-    seen: list[PrivateGradients] = []
+    seen = []
     original = PrivateGradients.batches
 
     def watched(self):

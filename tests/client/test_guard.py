@@ -1,20 +1,16 @@
 """A client refuses what it was not made for, and then says so and nothing else."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from safetensors.numpy import save_file
 
 from client.app import make_app
 from client.state import RetainedMissing, load_retained, save_retained
-from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
@@ -31,12 +27,12 @@ Spoil = Callable[[RecordDict], None]
 
 
 @pytest.fixture(scope="module")
-def experiment(make_experiment) -> Experiment:
+def experiment(make_experiment):
     return make_experiment("data.max_train=16", "data.max_test=16")
 
 
 @pytest.fixture(scope="module")
-def state(experiment) -> State:
+def state(experiment):
     """What a server sends: ``A`` random, ``B`` zero."""
     start = start_state(experiment, adapter_shapes(experiment.model, experiment.adapter))
     generator, layers = seeded("guard"), {}
@@ -46,7 +42,7 @@ def state(experiment) -> State:
     return State(Adapter(layers, start.current.scaling), start.retained)
 
 
-def asking(experiment: Experiment, state: State, folder: Path):
+def asking(experiment, state, folder):
     """Return what sends the real app a request, spoilt on its way, and returns the reply."""
     own = experiment.run.model_copy(update={"out": str(folder)})
     config = to_run_config(experiment.model_copy(update={"run": own}))
@@ -55,7 +51,7 @@ def asking(experiment: Experiment, state: State, folder: Path):
     train = {"task": "surgery", "server_round": 1, "trained": ("lora_A", "lora_B")}
     evaluate = {"task": "", "server_round": 0, "tasks": ("surgery",), "trained": ()}
 
-    def send(spoil: Spoil, kind: str = "train", renamed: bool = True, **fields: object) -> Message:
+    def send(spoil, kind="train", renamed=True, **fields):
         asked = {"stage": 0, **(train if kind == "train" else evaluate), **fields}
         with assume_identity(1, 1):
             instruction = Instruction(**asked, **ranks)
@@ -83,7 +79,7 @@ def ask_probe(experiment, state, tmp_path_factory):
     return asking(probing, replace(state, heads=heads), tmp_path_factory.mktemp("probe"))
 
 
-def _rename(content: RecordDict) -> None:
+def _rename(content):
     """A server that spoils the retained adapter can name it rightly."""
     if "retained" in content.array_records and "instruction" in content.config_records:
         content["instruction"]["retained_digest"] = record_digest(content.array_records["retained"])
@@ -93,43 +89,43 @@ def _copied(record):
     return type(record)(dict(record))
 
 
-def first(content: RecordDict, name: str = "lora") -> str:
+def first(content, name="lora"):
     return next(iter(content[name]))
 
 
-def array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Spoil:
-    def spoil(content: RecordDict) -> None:
+def array(name, change):
+    def spoil(content):
         key = first(content, name)
         content[name][key] = Array(np.ascontiguousarray(change(content[name][key].numpy())))
 
     return spoil
 
 
-def instructed(**fields: object) -> Spoil:
+def instructed(**fields):
     """Change fields of the instruction; None takes one away."""
 
-    def spoil(content: RecordDict) -> None:
+    def spoil(content):
         new = {**content["instruction"], **fields}
         content["instruction"] = ConfigRecord({k: v for k, v in new.items() if v is not None})
 
     return spoil
 
 
-def added(name: str, record: object) -> Spoil:
+def added(name, record):
     return lambda content: content.__setitem__(name, record)
 
 
-def extra_key(content: RecordDict) -> None:
+def extra_key(content):
     content["lora"]["classifier.weight"] = Array(np.zeros((2, 2), np.float32))
 
 
-def padded(content: RecordDict) -> None:
+def padded(content):
     key = first(content)
     good = content["lora"][key]
     content["lora"][key] = Array(good.dtype, good.shape, good.stype, good.data + b"x")
 
 
-REFUSED: dict[str, Spoil] = {
+REFUSED = {
     "extra text": added("code", ConfigRecord({"run": "print(data)"})),
     "extra arrays": added("base", ArrayRecord({"w": Array(np.zeros((2, 2), np.float32))})),
     "extra figures": added("metrics", MetricRecord({"x": 1.0})),
@@ -187,14 +183,14 @@ def test_nobody_answers_a_request_of_another_name(ask, message_type):
 def test_a_spoilt_request_is_refused_also_after_a_good_one(ask):
     """What was decoded for one request serves another only if that is the same to the byte."""
 
-    def one_value(content: RecordDict) -> None:
+    def one_value(content):
         record = content.array_records["retained"]
         key = next(iter(record))
         values = record[key].numpy().copy()
         values[0, 0] = np.nan
         record[key] = Array(values)
 
-    def good(content: RecordDict) -> None:
+    def good(content):
         pass
 
     for spoil, code in ((good, "ok"), (one_value, "refused"), (good, "ok")):
@@ -239,10 +235,10 @@ def test_two_records_of_other_content_have_other_names():
 
 
 def test_who_lacks_the_retained_adapter_says_so_and_who_has_it_needs_no_second_one(ask):
-    def left_out(content: RecordDict) -> None:
+    def left_out(content):
         del content["retained"]
 
-    def unknown(content: RecordDict) -> None:
+    def unknown(content):
         left_out(content)
         content["instruction"]["retained_digest"] = "0" * 64
 
@@ -259,7 +255,7 @@ def test_the_same_request_unspoilt_is_answered(ask):
     assert set(ask(lambda content: None, "evaluate").content) == {"status", "metrics"}
 
 
-HEADS: dict[str, Spoil] = {
+HEADS = {
     "a label more": array("heads", lambda a: np.concatenate([a, a[:1]])),
     "an entry less": array("heads", lambda a: a[:, 1:]),
     "float64": array("heads", lambda a: a.astype(np.float64)),

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 import torch
-from flwr.app import Message
 from hypothesis import HealthCheck, given, settings
 
 import client.app
@@ -23,7 +20,7 @@ from deal_core.errors import UserError
 from deal_core.lora.attach import learning_factors
 from deal_core.privacy import record as record_mechanism
 from deal_core.privacy.dpsgd import PrivateGradients
-from deal_core.privacy.events import LedgerEvent, composed
+from deal_core.privacy.events import composed
 from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.privacy.record import NoMechanism, RecordMechanism
 from deal_core.randomness import seeded
@@ -39,15 +36,15 @@ class HalfSilent(SecureNoise):
     """A real site's noise with next to no normals: what is left is what the noise would hide. Not
     none at all: a step from a gradient of zeros has to change something."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self._drawn = SeededNoise(seeded("half silent"))
         self._normals = SeededNoise(seeded("nearly silent"))
 
-    def uniform(self, count: int) -> torch.Tensor:
+    def uniform(self, count):
         return self._drawn.uniform(count)
 
-    def normal(self, shape: torch.Size) -> torch.Tensor:
+    def normal(self, shape):
         return 1e-6 * self._normals.normal(shape)
 
 
@@ -61,7 +58,7 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def watch() -> Iterator[Seen]:
+def watch():
     """The site's mechanisms, as they are, with a witness."""
     seen = Seen()
     with pytest.MonkeyPatch.context() as patch:
@@ -69,12 +66,12 @@ def watch() -> Iterator[Seen]:
             patch.setattr(mechanism, "update", _watched(mechanism.update, seen))
         patch.setattr(PrivateGradients, "accumulate", _summed(PrivateGradients.accumulate, seen))
         patch.setattr(record_mechanism, "SecureNoise", HalfSilent)
-        models: dict[tuple, object] = {}
+        models = {}
         patch.setattr(client.app, "_runtime", _one_model(client.app._runtime, models))
         yield seen
 
 
-def _watched(original, seen: Seen):
+def _watched(original, seen):
     def update(mechanism, request, site, train):
         seen.mechanisms.append(mechanism)
 
@@ -87,7 +84,7 @@ def _watched(original, seen: Seen):
     return update
 
 
-def _summed(original, seen: Seen):
+def _summed(original, seen):
     def accumulate(self, module, objective, batch):
         assert len({self.record_ids[i] for i in batch}) == len(batch)
         loss = original(self, module, objective, batch)
@@ -100,7 +97,7 @@ def _summed(original, seen: Seen):
     return accumulate
 
 
-def _one_model(original, models: dict):
+def _one_model(original, models):
     """Loading the base model anew for every config is all that this saves."""
 
     def runtime(settings_, site):
@@ -123,7 +120,7 @@ LABELS_OF = {
 }
 
 
-def ask(site: RealSite, case: Bent, seen: Seen) -> tuple[Message, Seen, list[LedgerEvent]]:
+def ask(site, case, seen):
     """Send it; what left, what happened inside, and what was written into the ledger."""
     seen.mechanisms, seen.sources, seen.first_sum = [], [], None
     before = len(site.events)
@@ -138,14 +135,7 @@ def ask(site: RealSite, case: Bent, seen: Seen) -> tuple[Message, Seen, list[Led
     return reply, Seen(seen.mechanisms, seen.sources, seen.first_sum), site.events[before:]
 
 
-def check(
-    site: RealSite,
-    case: Bent,
-    reply: Message,
-    seen: Seen,
-    new: list[LedgerEvent],
-    earlier: Sequence[Message],
-) -> None:
+def check(site, case, reply, seen, new, earlier):
     """What the policy promises, after ``earlier`` replies of the site."""
     assert code(reply) in CODES
     assert SECRET not in str(reply.content)
@@ -186,7 +176,7 @@ def check(
             assert composed(events, delta, case.policy == "disjoint") <= 1 + 1e-6
 
 
-def check_source(site: RealSite, case: Bent, source: object) -> None:
+def check_source(site, case, source):
     """A private training reads the planned records of the one task that it is charged to."""
     assert isinstance(source, PrivateGradients)
     assert isinstance(source.noise, SecureNoise)
@@ -202,7 +192,7 @@ def check_source(site: RealSite, case: Bent, source: object) -> None:
     assert source.noise_multiplier > 0.1
 
 
-def counts_in(reply: Message) -> list[list[int]]:
+def counts_in(reply):
     """Counts of right answers that left; empty: none did."""
     metrics = reply.content.metric_records.get("metrics", {})
     beside = reply.content.config_records.get("counts", {})
@@ -210,13 +200,13 @@ def counts_in(reply: Message) -> list[list[int]]:
     return [list(found[name]) for name in ("correct", "correct_all", "examples") if name in found]
 
 
-def values(reply: Message) -> dict[str, bytes]:
+def values(reply):
     """The bytes of an update."""
     record = reply.content.array_records.get("lora", {})
     return {key: array.data for key, array in record.items()}
 
 
-def neighbours(folder, policy: str) -> tuple[RealSite, RealSite]:
+def neighbours(folder, policy):
     """Two sites that differ by what is in one record of one task."""
     sites = []
     for name, text in (("one", "surgery case seen on ward 3"), ("other", f"{SECRET} 1e400 \x00")):
@@ -227,10 +217,10 @@ def neighbours(folder, policy: str) -> tuple[RealSite, RealSite]:
     return sites[0], sites[1]
 
 
-def play(folder, cases: list[Bent], seen: Seen) -> None:
+def play(folder, cases, seen):
     """The same requests to two neighbours, one after the other."""
     one, other = neighbours(folder, cases[0].policy)
-    earlier: dict[Path, list[Message]] = {}
+    earlier = {}
     for case in cases:
         try:
             answers = [(site, *ask(site, case, seen)) for site in (one, other)]
@@ -288,7 +278,7 @@ def test_one_record_moves_the_first_sum_by_its_bound_and_no_more(
     assert moved_by_one_record(tmp_path / "unclipped", case, watch) > 10 * 0.01
 
 
-def moved_by_one_record(folder: Path, case: Bent, seen: Seen) -> float:
+def moved_by_one_record(folder, case, seen):
     """How far the first sums of two neighbours are apart."""
     sums = [ask(site, case, seen)[1].first_sum for site in neighbours(folder, case.policy)]
     return float((sums[0] - sums[1]).norm())
@@ -298,7 +288,7 @@ def moved_by_one_record(folder: Path, case: Bent, seen: Seen) -> float:
 @pytest.mark.timeout(3600)
 def test_no_instruction_of_many_breaks_what_a_site_promises(watch, tmp_path_factory):
     """At least 500 instructions; time and memory of the worst are printed."""
-    taken: list[float] = []
+    taken = []
 
     @settings(max_examples=260, **OPTIONS)
     @given(cases=histories())

@@ -1,17 +1,13 @@
 """What a site kept under a laxer policy, from another run, or with other settings: what was made
 without noise, or with little, reaches no update whose noise is for less."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
 import torch
 
 from client.state import RoundStore, folder_of, forget
-from deal_core.config.experiment import Experiment
 from deal_core.lora.adapter import Adapter, LoraFactors
-from deal_core.lora.state import State
 from deal_core.methods import make_method
 from deal_core.randomness import seeded
 from tests.client.real_site import LABELS, RealSite, code, rows, start, update
@@ -85,9 +81,9 @@ OF_RECORD = ("privacy.mechanism=record", "privacy.target_epsilon=1")
 
 
 @pytest.fixture
-def found(monkeypatch) -> list[int]:
+def found(monkeypatch):
     """How many tensors were read of earlier rounds, at each look."""
-    read: list[int] = []
+    read = []
     load = RoundStore.load
 
     def spied(store, basis):
@@ -98,7 +94,7 @@ def found(monkeypatch) -> list[int]:
     return read
 
 
-def later_task(experiment: Experiment) -> State:
+def later_task(experiment):
     """What a second task begins with: something was learnt before."""
     begun = start(experiment)
     layers = {n: LoraFactors(f.A, f.B + 0.01) for n, f in begun.current.layers.items()}
@@ -106,7 +102,7 @@ def later_task(experiment: Experiment) -> State:
     return make_method(experiment.method, experiment.adapter).begin_task(learnt, seeded("next"))
 
 
-def answered(site: RealSite, server_round: int, *settings: str) -> None:
+def answered(site, server_round, *settings):
     experiment = asked(*settings)
     state = later_task(experiment)
     known = state.num_reference_directions

@@ -1,7 +1,5 @@
 """A record that a machine dies of: it must die whether or not it has that record."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

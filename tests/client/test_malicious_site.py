@@ -1,27 +1,24 @@
 """A site that bends its own messages of a secure sum, among honest ones: it costs a round, and not
 the run."""
 
-from __future__ import annotations
-
 import base64
 import struct
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord
 
 from deal_core.privacy.ledger import Ledger
 from deal_core.secure_sum.keys import Announcement, announce, encrypt_shares
 from deal_core.secure_sum.layout import finest_scale
 from deal_core.secure_sum.messages import Masked, Prepared
 from deal_core.secure_sum.site_state import SiteState
-from tests.client.secure.sites import OPEN, RUN, SecureSite, asked_for, grid_of, make_sites
-from tests.simulations.run.secure_runs import Ran, client_of, leg_of, rounds
+from tests.client.secure.sites import OPEN, RUN, asked_for, grid_of, make_sites
+from tests.simulations.run.secure_runs import client_of, leg_of, rounds
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -45,23 +42,21 @@ NOISED = (
 
 
 @pytest.fixture
-def sites(tmp_path: Path) -> list[SecureSite]:
+def sites(tmp_path):
     return make_sites(tmp_path)
 
 
-def key_of(site: SecureSite) -> ec.EllipticCurvePrivateKey:
+def key_of(site):
     key = serialization.load_ssh_private_key(site.pair.private, None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return key
 
 
-def play(
-    sites: list[SecureSite], path: Path, leg: str, bend: Bend, *overrides: str, last: int = 2
-) -> Ran:
+def play(sites, path, leg, bend, *overrides, last=2):
     """Rounds in which the messages of the malicious site in one leg are bent; the last one is
     honest."""
 
-    def see(reply: Message) -> Message:
+    def see(reply):
         if leg_of(reply) == leg and client_of(reply) == str(EAST):
             data = reply.content["secure"]["reply"]
             reply.content["secure"] = ConfigRecord({"reply": bend(data)})
@@ -71,7 +66,7 @@ def play(
     return rounds(experiment, path / RUN, see=see, last=last, grid_of=grid_of(sites))
 
 
-def compressed(sites: list[SecureSite], data: bytes) -> bytes:
+def compressed(sites, data):
     """Its own key, written as OpenSSH does not write it."""
     compact = serialization.PublicFormat.CompressedPoint
     point = key_of(sites[EAST]).public_key().public_bytes(serialization.Encoding.X962, compact)
@@ -96,7 +91,7 @@ def test_an_announcement_that_is_of_no_use_costs_its_sender_its_place(sites, tmp
     assert [site.errors() for site in sites[:EAST]] == [[], [], []]
 
 
-def closed_shares(data: bytes) -> bytes:
+def closed_shares(data):
     """Boxes that nobody can open."""
     message = Prepared.from_bytes(data)
     return replace(
@@ -117,7 +112,7 @@ def test_shares_that_do_not_open_cost_one_round_and_then_their_sender(sites, tmp
 def test_one_accuser_puts_nobody_out(sites, tmp_path):
     """It could accuse all others, one after another."""
 
-    def one_box(data: bytes) -> bytes:
+    def one_box(data):
         message = Prepared.from_bytes(data)
         return replace(
             message, encrypted_shares=(bytes(48), *message.encrypted_shares[1:])
@@ -133,7 +128,7 @@ def test_a_mask_key_that_is_none_is_charged_to_nobody(tmp_path):
     """Everybody could open the shares, train and be charged, and then fail."""
     sites = make_sites(tmp_path, policy=NOISED)
 
-    def zero_key(data: bytes) -> bytes:
+    def zero_key(data):
         message, zero = Prepared.from_bytes(data), bytes(32)
         state = SiteState.from_bytes((sites[EAST].state / "secure-sum.state").read_bytes())
         terms = state.rounds[-1].terms
@@ -151,17 +146,17 @@ def test_a_mask_key_that_is_none_is_charged_to_nobody(tmp_path):
     assert [len(Ledger(site.folder / "state").events()) for site in sites] == [2, 2, 2, 0]
 
 
-def far_update(words: np.ndarray) -> None:
+def far_update(words):
     """Entries + 16 in the sum, and a weight of next to nothing, by which they are divided."""
     words[:8] += words.dtype.type(2**30)
     words[-3:-2] -= words.dtype.type(int(3.99 * finest_scale(1.0, 4, 32)))
 
 
-def far_gradient(words: np.ndarray) -> None:
+def far_gradient(words):
     words[:8] += words.dtype.type(2**55)
 
 
-def huge_step(words: np.ndarray) -> None:
+def huge_step(words):
     """Within the bounds of the ring, beyond what a model can have."""
     words[:8] += words.dtype.type(2**53)
 
@@ -178,7 +173,7 @@ def test_a_sum_that_no_model_could_take_costs_its_round(tmp_path, kind):
     add, ring, overrides = SUMS[kind]
     sites, bent = make_sites(tmp_path, policy=NOISED if ring == "<u8" else OPEN), []
 
-    def poison(data: bytes) -> bytes:
+    def poison(data):
         if bent:
             return data
         bent.append(True)

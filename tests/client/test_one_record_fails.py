@@ -1,10 +1,7 @@
 """Records are protected from each other's accidents: what one does to the arithmetic stays its own,
 and changes a release by no more than the record may."""
 
-from __future__ import annotations
-
 import logging
-from pathlib import Path
 
 import pytest
 import torch
@@ -27,11 +24,11 @@ RANK = 2
 FELL_BACK = "noise alone leaves"
 
 
-def texts(number: int) -> list[str]:
+def texts(number):
     return [" ".join(WORDS[(i >> k) & 3] for k in range(0, 12, 2)) for i in range(number)]
 
 
-def gpt2(folder: Path, positions: int, tiny) -> Path:
+def gpt2(folder, positions, tiny):
     """A decoder that cannot read beyond so many positions, and ends its answers."""
     tiny(folder, "gpt2")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -48,7 +45,7 @@ def gpt2(folder: Path, positions: int, tiny) -> Path:
 class Desk:
     """A site's runtime for one experiment, on a model and records of the test's own."""
 
-    def __init__(self, folder: Path, model: Path, policy: str, rows, labels, *overrides: str):
+    def __init__(self, folder, model, policy, rows, labels, *overrides):
         column = 'target_column = "label"\n' if not labels["laboratory"] else ""
         self.site = RealSite(
             folder,
@@ -65,10 +62,10 @@ class Desk:
         self.client = self.site.client(experiment)
         self.runtime = ClientRuntime(self.client.experiment, whole=True)
 
-    def update(self, state: State, ask: Instruction):
+    def update(self, state, ask):
         return self.site.update(self.client.asked, ask, state, runtime=self.runtime)
 
-    def state(self, seed: int | None = None) -> State:
+    def state(self, seed=None):
         """Adapters of zeros; with a ``seed`` what is retained is large, and drawn."""
         adapter = self.runtime.experiment.adapter
         shapes, scaling = self.runtime.shapes, adapter.lora_alpha / RANK
@@ -86,7 +83,7 @@ class Desk:
         }
         return State(current, Adapter(layers))
 
-    def state_that_writes_long(self, encoded) -> State:
+    def state_that_writes_long(self, encoded):
         """A state under which the long record alone is answered beyond the model's positions."""
         longest = self.runtime.longest((), "")
         for seed in range(300):
@@ -104,7 +101,7 @@ class Desk:
         raise AssertionError("no such state")
 
 
-def instruction(**what: object) -> Instruction:
+def instruction(**what):
     return Instruction(rank=RANK, retained_rank=8, **what)
 
 
@@ -117,7 +114,7 @@ LABELS = {"laboratory": ("red", "blue"), "surgery": ("green", "d"), "skin": ("a"
 @THERE
 def test_class_sums_of_a_record_that_does_not_fit(
     tmp_path, make_causal, caplog, there, instruction_words
-) -> None:
+):
     """Under a long instruction the longest text does not fit: that is found before a record is
     read. Under one that lets it fit the sums are real, with the record and without."""
     rows = [(text, ("red", "blue")[i % 2]) for i, text in enumerate(texts(400))]
@@ -152,7 +149,7 @@ def test_class_sums_of_a_record_that_does_not_fit(
 @THERE
 def test_a_teacher_that_cannot_answer_about_one_record(
     tmp_path, make_causal, caplog, monkeypatch, there
-) -> None:
+):
     """It has no gradient; the others have theirs. A site that tries out an answer as long as there
     may be refuses such a model before it reads a record."""
     rows = [(text, ("red", "blue")[i % 2]) for i, text in enumerate(texts(60))]

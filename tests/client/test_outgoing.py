@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -16,14 +14,14 @@ KEY = "base_model.model.layer.lora_B.weight"
 SUMS = Array(np.zeros(4))
 
 
-def request_with(*keys: str) -> Message:
+def request_with(*keys):
     """A request about an adapter with these keys."""
     arrays = {key: Array(np.zeros((2, 2), np.float32)) for key in keys}
     with assume_identity(1, 1):
         return Message(RecordDict({"lora": ArrayRecord(arrays)}), 2, "train")
 
 
-def reply_with(**records) -> Message:
+def reply_with(**records):
     content = RecordDict(
         {
             "status": ConfigRecord({"code": "ok", "stage": 0, "server_round": 1}),
@@ -63,7 +61,7 @@ def test_nothing_else_may(records):
     assert "patient" not in str(refusal.value)
 
 
-def masked(*names: str) -> tuple[Message, Message]:
+def masked(*names):
     """A reply to a request for a masked update, with these records beside it, and the request."""
     reply = reply_with(
         secure=ConfigRecord({"reply": b"masked"}), metrics=MetricRecord({"num_examples": 1.0})
@@ -167,7 +165,7 @@ EVALUATION = {"task": "", "stage": -1, "server_round": 0, "tasks": list(LABELS)}
 )
 def test_the_log_has_a_reason_for_what_a_site_declines_and_all_that_is_known_of_a_fault(
     tmp_path, kind, mechanism, instruction, ends
-) -> None:
+):
     site = RealSite(tmp_path)
     reply = site.answer(asked(f"privacy.mechanism={mechanism}"), instruction, kind=kind)
     assert code(reply) == ends

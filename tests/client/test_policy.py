@@ -1,19 +1,16 @@
 """What leaves a site under its own policy, whatever the server asks: every field, every message."""
 
-from __future__ import annotations
-
 import re
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import Array, Message
+from flwr.app import Array
 
 from client.app import make_app
 from client.identity import Client
 from client.local_training import worked_on
 from client.site_file import Connection, Identity, SiteData, SiteFile
-from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
 from deal_core.deal.interface import TaskDataset
 from deal_core.errors import UserError
@@ -57,21 +54,21 @@ OPEN = {
 }
 
 
-def sent(experiment: Experiment, folder, policy, stops: str = "", simulated: bool = True):
+def sent(experiment, folder, policy, stops="", simulated=True):
     """Run with this policy at every site, or that which a function of a request gives; return the
     fields and values that left, and events. ``stops``: with what the run ends before its end."""
     own = experiment.run.model_copy(update={"out": str(folder)})
     experiment = experiment.model_copy(update={"run": own})
-    left: dict[str, set[str]] = {}
+    left = {}
 
-    def see(reply: Message) -> Message:
+    def see(reply):
         for name, record in reply.content.items():
             for key, value in record.items():
                 place = f"{name}.{'*' if isinstance(value, Array) else key}"
                 left.setdefault(place, set()).add("" if place == "lora.*" else str(value))
         return reply
 
-    events: list[dict] = []
+    events = []
     policy_of = policy if callable(policy) else lambda client: policy
     app = make_app()
     grid = InProcessGrid(app, to_run_config(experiment), experiment.federation.clients)
@@ -86,7 +83,7 @@ def sent(experiment: Experiment, folder, policy, stops: str = "", simulated: boo
 
 @pytest.fixture
 def small(make_experiment):
-    def make(*overrides: str) -> Experiment:
+    def make(*overrides):
         return make_experiment(
             'data.tasks=["surgery"]',
             "federation.rounds=1",
@@ -127,7 +124,7 @@ def test_the_delta_that_is_told_does_not_tell_how_many_records_there_are():
             require_delta(2e-4, records, "record")
 
 
-POLICIES: dict[str, tuple[Policy | None, str]] = {
+POLICIES = {
     "no policy": (None, "none"),
     "strict": (Policy(min_records=1), "none"),
     "open": (Policy(metrics="clear", share_num_examples=True, min_records=1), "none"),
@@ -139,7 +136,7 @@ POLICIES: dict[str, tuple[Policy | None, str]] = {
 """Policy, and the mechanism of an experiment that it lets in."""
 
 
-def site_with(policy: Policy | None) -> SiteFile:
+def site_with(policy):
     own = {"site": Identity(name="north"), "server": Connection(address="here:1")}
     return SiteFile(**own, data=SiteData(path="data"), policy=policy)
 
@@ -189,7 +186,7 @@ def test_a_run_in_secure_sums_that_all_refuse_is_not_called_finished(small, tmp_
 def test_a_run_that_some_refuse_goes_on(small, tmp_path):
     """The others learn."""
 
-    def policy_of(client: Client) -> Policy | None:
+    def policy_of(client):
         return Policy(mechanism="record") if client.number == 0 else None
 
     left, events = sent(small(), tmp_path, policy_of)
@@ -201,7 +198,7 @@ SUMMED = ("method.name=prototype", "federation.clients=3", "method.prototype.dir
 
 
 def test_sums_leave_a_site_only_where_its_policy_says_so_and_masked(small, tmp_path):
-    def ran(name: str, **fields: object):
+    def ran(name, **fields):
         policy = Policy(metrics="clear", **fields)
         return sent(small(*SUMMED), tmp_path / name, policy, simulated=False)
 
@@ -220,7 +217,7 @@ def test_sums_leave_a_site_only_where_its_policy_says_so_and_masked(small, tmp_p
 TASKS = ("a", "b", "c", "d", "e")
 
 
-def asked_for(**fields: object) -> Instruction:
+def asked_for(**fields):
     return Instruction(task="a", stage=0, server_round=1, rank=1, retained_rank=1, **fields)
 
 

@@ -1,7 +1,5 @@
 """One record that is odd, long, loud or unusable: nothing that leaves tells of it."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -15,14 +13,14 @@ pytestmark = pytest.mark.usefixtures("one_model")
 
 
 @pytest.fixture
-def site(tmp_path) -> RealSite:
+def site(tmp_path):
     return RealSite(tmp_path)
 
 
 SECRET = "appendectomy"
 
 
-def neighbours(tmp_path, text: str) -> tuple[RealSite, RealSite]:
+def neighbours(tmp_path, text):
     """A site, and the same site with one more record."""
     (tmp_path / "without").mkdir()
     (tmp_path / "with").mkdir()

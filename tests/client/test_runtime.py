@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
@@ -11,7 +9,7 @@ from deal_core.training.evaluation import base_embeddings
 from deal_core.training.public_subspace import principal, text_vectors
 
 
-def prototype(make_experiment, *overrides: str):
+def prototype(make_experiment, *overrides):
     """A runtime whose clients add up whole vectors."""
     asked = ("method.name=prototype", "method.prototype.directions=0", *overrides)
     return ClientRuntime(make_experiment("data.max_train=8", "data.max_test=6", *asked))
@@ -50,7 +48,7 @@ def test_where_records_are_protected_each_text_is_embedded_and_taught_alone(
 ):
     """Company changes how numbers are rounded, so what is made of one record would depend on all
     the others, and on those that a step has not drawn."""
-    passes: list[int] = []
+    passes = []
     embed, train = EncoderLabels.embed, EncoderLabels.forward_train
 
     def embedded(self, batch, layers=1):

@@ -3,8 +3,6 @@
 Each test is one way in which the promise of epsilon could be broken by messages alone.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -24,14 +22,14 @@ pytestmark = pytest.mark.usefixtures("one_model")
 
 
 @pytest.fixture
-def site(tmp_path) -> RealSite:
+def site(tmp_path):
     return RealSite(tmp_path)
 
 
 @pytest.fixture
-def read(monkeypatch) -> list[int]:
+def read(monkeypatch):
     """Positions of the data that each private step has read."""
-    seen: list[int] = []
+    seen = []
     original = PrivateGradients.accumulate
 
     def watched(self, module, objective, batch):

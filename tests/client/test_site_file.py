@@ -1,15 +1,11 @@
 """The site decides; and nothing of a fault but a code leaves it."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
 import stat
 import subprocess
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -19,8 +15,6 @@ from client.app import choose_device, make_app
 from client.gate import Refusal
 from client.identity import Client, as_the_site_decides, client_of, file_of
 from client.site_file import NODE_KEY, read_site
-from deal_core.config.data import DataConfig
-from deal_core.config.experiment import Experiment
 from deal_core.config.file import PACKAGE, parse_experiment
 from deal_core.errors import UserError
 from simulations.engines.worker_pool import assume_identity
@@ -52,14 +46,14 @@ max_epsilon = 2.0
 
 
 @pytest.fixture
-def site_file(tmp_path: Path) -> Path:
+def site_file(tmp_path):
     path = tmp_path / "site.toml"
     path.write_text(TOML)
     (tmp_path / "data" / "triage").mkdir(parents=True)
     return path
 
 
-def experiment(**tables: object) -> Experiment:
+def experiment(**tables):
     data = {
         "source": "sites",
         "path": "/etc",
@@ -75,7 +69,7 @@ def experiment(**tables: object) -> Experiment:
     return parse_experiment({"data": data, "federation": federation, **tables}, "test")
 
 
-def test_no_path_and_no_column_of_the_servers_is_used(site_file: Path) -> None:
+def test_no_path_and_no_column_of_the_servers_is_used(site_file):
     site = read_site(site_file)
     decided = as_the_site_decides(experiment(), site)
     data = decided.data
@@ -96,7 +90,7 @@ def test_no_path_and_no_column_of_the_servers_is_used(site_file: Path) -> None:
     assert site.policy.max_epsilon == 2.0
 
 
-def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> None:
+def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file):
     """Columns are the site's; the words of a prompt are the experiment's, and are compared with
     those that the site names."""
     tables = 'target_column = "reply"\n[data.instructions]\nletters = "Answer."\n[data.labels]'
@@ -105,7 +99,7 @@ def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> 
     site_file.write_text(text)
     site = read_site(site_file)
 
-    def decided(**changes: object) -> Experiment:
+    def decided(**changes):
         asked = experiment()
         more = {"labels": {"letters": (), "triage": ("Surgery", "Skin")}, "target_column": "salary"}
         more["instructions"] = {"letters": "Answer."}
@@ -122,7 +116,7 @@ def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file: Path) -> 
         decided(instructions={})
 
 
-def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None:
+def test_models_and_public_texts_need_the_sites_consent(site_file):
     site = read_site(site_file)
     asked = experiment(model={"name": "bert"})
     public = asked.data.model_copy(update={"public_path": "/etc/passwd"})
@@ -136,7 +130,7 @@ def test_models_and_public_texts_need_the_sites_consent(site_file: Path) -> None
     assert decided.model.name == "/srv/bert"
 
 
-def test_where_peers_are_pinned_the_server_vouches_for_none(site_file: Path) -> None:
+def test_where_peers_are_pinned_the_server_vouches_for_none(site_file):
     vouched = TOML.replace("[policy]\n", "[policy]\nserver_vouches_for_peers = true\n")
     for pinned, vouches in (("", True), (f'[peers]\nwest = "SHA256:{"A" * 43}"\n', False)):
         site_file.write_text(vouched + pinned)
@@ -146,35 +140,35 @@ def test_where_peers_are_pinned_the_server_vouches_for_none(site_file: Path) -> 
         assert policy.server_vouches_for_peers == vouches
 
 
-def context(site_file: Path, out: str = "/srv/server/runs/run-1", **tables: object) -> Context:
+def context(site_file, out="/srv/server/runs/run-1", **tables):
     config = placed(experiment(**tables), out)
     return Context(7, 1, {NODE_KEY: str(site_file)}, RecordDict(), config)
 
 
-def found(asked: Context) -> Client:
+def found(asked):
     return client_of(asked, file_of(asked))
 
 
-def test_a_site_knows_its_number_and_its_own_folder(site_file: Path) -> None:
+def test_a_site_knows_its_number_and_its_own_folder(site_file):
     client = found(context(site_file))
     assert client.number == 1
     assert client.folder == site_file.parent / "state" / "runs" / "run-1"
 
 
 @pytest.mark.parametrize("out", ["/srv/..", "/srv/.hidden", "", "/srv/a b", "/srv/" + "x" * 65])
-def test_the_name_of_a_run_cannot_lead_out_of_the_state_folder(site_file: Path, out: str) -> None:
+def test_the_name_of_a_run_cannot_lead_out_of_the_state_folder(site_file, out):
     with pytest.raises(UserError, match="the name of the run"):
         found(context(site_file, out))
 
 
-def test_a_run_for_others_is_refused(site_file: Path) -> None:
+def test_a_run_for_others_is_refused(site_file):
     site_file.write_text(TOML.replace('"north"', '"east"'))
     with pytest.raises(UserError, match="the run is for south, north, and this site is 'east'"):
         found(context(site_file))
 
 
 @pytest.mark.parametrize("theirs", ["0" * 64, ""])
-def test_a_run_of_another_release_is_refused_with_a_code(site_file: Path, theirs: str) -> None:
+def test_a_run_of_another_release_is_refused_with_a_code(site_file, theirs):
     asked = context(site_file)
     asked.run_config[PACKAGE] = theirs
     with pytest.raises(Refusal, match="install the same release at both") as refused:
@@ -185,17 +179,15 @@ def test_a_run_of_another_release_is_refused_with_a_code(site_file: Path, theirs
     assert dict(reply.content.config_records["status"]) == {"code": "version"}
 
 
-def ask(site_file: Path, kind: str, content: RecordDict, ttl: float | None = None) -> Message:
+def ask(site_file, kind, content, ttl=None):
     with assume_identity(7, 1):
         return make_app()(Message(content, 1, kind, ttl=ttl), context(site_file))
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate", "query.hello"])
 @pytest.mark.parametrize("broken", [False, True], ids=["fault", "no site.toml"])
-def test_the_server_gets_a_code_and_the_sites_log_the_rest(
-    site_file: Path, monkeypatch: pytest.MonkeyPatch, kind: str, broken: bool
-) -> None:
-    def fails(*_: object) -> None:
+def test_the_server_gets_a_code_and_the_sites_log_the_rest(site_file, monkeypatch, kind, broken):
+    def fails(*_):
         raise RuntimeError(f"row 7: {SECRET}")
 
     monkeypatch.setattr("client.app.client_of", fails)
@@ -222,7 +214,7 @@ def test_the_server_gets_a_code_and_the_sites_log_the_rest(
 @pytest.mark.parametrize(
     ("device", "shown"), [("cpu", ""), ("cuda:1", "1"), ("cuda", "0,1"), ("auto", "0,1")]
 )
-def test_torch_sees_the_device_that_the_site_lends(site_file, monkeypatch, device, shown) -> None:
+def test_torch_sees_the_device_that_the_site_lends(site_file, monkeypatch, device, shown):
     site_file.write_text(TOML.replace('device = "cpu"', f'device = "{device}"'))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     choose_device(read_site(site_file))
@@ -230,9 +222,7 @@ def test_torch_sees_the_device_that_the_site_lends(site_file, monkeypatch, devic
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
-def test_a_process_that_cannot_be_started_costs_no_answer_and_tells_nothing(
-    site_file: Path, kind: str
-) -> None:
+def test_a_process_that_cannot_be_started_costs_no_answer_and_tells_nothing(site_file, kind):
     """By default a process that stays does the work; what fails before it is asked is in no
     handler's hands yet, and Flower would send its text to the server."""
     site_file.write_text(TOML.replace("keep_seconds = 0\n", ""))
@@ -247,13 +237,11 @@ def test_a_process_that_cannot_be_started_costs_no_answer_and_tells_nothing(
 
 
 @pytest.mark.slow
-def test_the_process_that_stays_answers_and_keeps_its_faults(
-    site_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_process_that_stays_answers_and_keeps_its_faults(site_file, monkeypatch):
     """The real one: it lives on between requests, is replaced when it is dead, and ends."""
     started, popen = list[subprocess.Popen[bytes]](), subprocess.Popen
 
-    def start(*given: Any, **named: Any) -> subprocess.Popen[bytes]:
+    def start(*given, **named):
         started.append(popen(*given, **named))
         return started[-1]
 
@@ -282,9 +270,7 @@ def test_the_process_that_stays_answers_and_keeps_its_faults(
     assert "PayloadError" in log
 
 
-def test_a_request_that_expires_in_the_process_that_stays_is_not_begun_anew(
-    site_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_that_expires_in_the_process_that_stays_is_not_begun_anew(site_file, monkeypatch):
     """It was frozen, say; the site is to be free for the next request."""
     site_file.write_text(TOML.replace("keep_seconds = 0", "keep_seconds = 2"))
     near, frozen = multiprocessing.Pipe()
@@ -297,7 +283,7 @@ def test_a_request_that_expires_in_the_process_that_stays_is_not_begun_anew(
     assert dict(reply.content.config_records["status"]) == {"code": "failed"}
 
 
-def test_a_worker_that_reads_nothing_is_waited_for_no_longer_than_the_message_is_valid() -> None:
+def test_a_worker_that_reads_nothing_is_waited_for_no_longer_than_the_message_is_valid():
     near, frozen = multiprocessing.Pipe()
     begun = time.monotonic()
     with near, frozen, pytest.raises(TimeoutError):
@@ -305,7 +291,7 @@ def test_a_worker_that_reads_nothing_is_waited_for_no_longer_than_the_message_is
     assert 0.25 < time.monotonic() - begun < 5
 
 
-def test_the_process_that_stays_does_not_work_on_what_has_expired() -> None:
+def test_the_process_that_stays_does_not_work_on_what_has_expired():
     """It waited in the queue; an update would be charged, and nobody would take it."""
     near, far = multiprocessing.Pipe()
     with assume_identity(1, 1), near, far:
@@ -317,7 +303,7 @@ def test_the_process_that_stays_does_not_work_on_what_has_expired() -> None:
     assert dict(reply.content.config_records["status"]) == {"code": "failed"}
 
 
-def test_where_the_sites_file_cannot_be_read_nothing_leaves(site_file: Path) -> None:
+def test_where_the_sites_file_cannot_be_read_nothing_leaves(site_file):
     site_file.write_text("[site")
     reply = ask(site_file, "query.hello", RecordDict())
     assert {name: dict(record) for name, record in reply.content.items()} == {
@@ -325,7 +311,7 @@ def test_where_the_sites_file_cannot_be_read_nothing_leaves(site_file: Path) -> 
     }
 
 
-def test_site_toml_names_its_faults(site_file: Path) -> None:
+def test_site_toml_names_its_faults(site_file):
     site_file.write_text(TOML + "max_epsilo = 1\n")
     with pytest.raises(UserError, match=r"unknown key 'policy.max_epsilo'; did you mean 'max_eps"):
         read_site(site_file)
@@ -337,7 +323,7 @@ def test_site_toml_names_its_faults(site_file: Path) -> None:
         read_site(site_file)
 
 
-def test_a_log_on_a_full_disk_stops_no_reply(site_file: Path) -> None:
+def test_a_log_on_a_full_disk_stops_no_reply(site_file):
     state = site_file.parent / "state"
     state.mkdir()
     (state / "log.jsonl").symlink_to("/dev/full")
@@ -346,13 +332,13 @@ def test_a_log_on_a_full_disk_stops_no_reply(site_file: Path) -> None:
     assert dict(reply.content.config_records["status"]) == {"code": "refused"}
 
 
-def test_which_rows_have_tags_for_words_is_the_sites_word(site_file: Path) -> None:
+def test_which_rows_have_tags_for_words_is_the_sites_word(site_file):
     """Of a task that is not in the run, too: its records count."""
     told = '[data.measures]\nelsewhere = "entity-f1"\n[data.labels]'
     site_file.write_text(TOML.replace("[data.labels]", told))
     site = read_site(site_file)
 
-    def decided(**measures: str) -> DataConfig:
+    def decided(**measures):
         asked = experiment()
         data = asked.data.model_copy(update={"measures": measures})
         return as_the_site_decides(asked.model_copy(update={"data": data}), site).data

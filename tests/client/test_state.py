@@ -1,10 +1,6 @@
-from __future__ import annotations
-
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +11,7 @@ from deal_core.privacy.interface import LocalUpdate
 from deal_core.wire.instruction import Instruction
 
 
-def adding(number: float):
+def adding(number):
     """Adds a number to what was kept; tells from which task."""
 
     def make(before, tensors):
@@ -94,12 +90,12 @@ def test_a_server_that_counts_far_does_not_hold_the_site_up(tmp_path):
 PLACE = Instruction(task="triage", stage=0, server_round=1, rank=4, retained_rank=4)
 
 
-def update(value: float) -> LocalUpdate:
+def update(value):
     figures = {"num_examples": 4, "loss": 0.5, "seconds": 1.25}
     return LocalUpdate({"w": np.full((2, 3), value, np.float32)}, figures)
 
 
-def test_a_request_that_comes_twice_gets_the_same_answer(tmp_path: Path) -> None:
+def test_a_request_that_comes_twice_gets_the_same_answer(tmp_path):
     first = update_once(tmp_path, "request 1", PLACE, lambda: update(1))
     again = update_once(tmp_path, "request 1", PLACE, pytest.fail)
     assert again.figures == first.figures == update(1).figures
@@ -110,17 +106,17 @@ def test_a_request_that_comes_twice_gets_the_same_answer(tmp_path: Path) -> None
     assert other.arrays["w"][0, 0] == 2
 
 
-def test_of_some_that_are_asked_at_once_one_makes_the_answer(tmp_path: Path) -> None:
+def test_of_some_that_are_asked_at_once_one_makes_the_answer(tmp_path):
     """Else what another has left behind for the next round would be of a training that nobody was
     charged for."""
-    made: list[int] = []
+    made = []
 
-    def slow() -> LocalUpdate:
+    def slow():
         made.append(len(made) + 1)
         time.sleep(0.2)
         return update(made[-1])
 
-    def ask(_: int) -> float:
+    def ask(_):
         return float(update_once(tmp_path, "request", PLACE, slow).arrays["w"][0, 0])
 
     with ThreadPoolExecutor(4) as pool:
@@ -128,16 +124,16 @@ def test_of_some_that_are_asked_at_once_one_makes_the_answer(tmp_path: Path) -> 
     assert made == [1]
 
 
-def test_class_sums_that_two_runs_ask_for_at_once_are_given_once(tmp_path: Path) -> None:
+def test_class_sums_that_two_runs_ask_for_at_once_are_given_once(tmp_path):
     """Else the server would have the same sums under two noises."""
-    made: list[int] = []
+    made = []
 
-    def slow() -> Any:
+    def slow():
         made.append(len(made) + 1)
         time.sleep(0.2)
         return np.full(3, made[-1], np.int64)
 
-    def ask(_: int) -> int:
+    def ask(_):
         return int(sums_once(tmp_path / "sums", "triage", ("form", 1), slow)[0][0])
 
     with ThreadPoolExecutor(4) as pool:
@@ -145,7 +141,7 @@ def test_class_sums_that_two_runs_ask_for_at_once_are_given_once(tmp_path: Path)
     assert made == [1]
 
 
-def test_a_torn_answer_is_made_again(tmp_path: Path) -> None:
+def test_a_torn_answer_is_made_again(tmp_path):
     update_once(tmp_path, "request 1", PLACE, lambda: update(1))
     (kept,) = tmp_path.glob("update-*.safetensors")
     kept.write_bytes(kept.read_bytes()[:20])
@@ -153,7 +149,7 @@ def test_a_torn_answer_is_made_again(tmp_path: Path) -> None:
     assert again.arrays["w"][0, 0] == 3
 
 
-def test_an_answer_that_cannot_be_kept_is_not_given(tmp_path: Path) -> None:
+def test_an_answer_that_cannot_be_kept_is_not_given(tmp_path):
     (tmp_path / f"update-0-1.safetensors.{os.getpid()}.writing").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
         update_once(tmp_path, "request 1", PLACE, lambda: update(1))

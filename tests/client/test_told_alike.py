@@ -1,8 +1,6 @@
 """A server that wants one site's update out of a single sum: it tells the others something from
 which they learn nothing. Shown to work where a sum does not depend on what its sites were told."""
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, Context, Message
+from flwr.app import Array
 from safetensors.numpy import load_file
 
 from client.gate import Asked, require
-from deal_core.config.experiment import OWN_MEMORY, AdapterConfig, Experiment, MethodConfig
+from deal_core.config.experiment import OWN_MEMORY, AdapterConfig, MethodConfig
 from deal_core.errors import UserError
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.payload import LORA
-from deal_core.lora.state import State
 from deal_core.methods import METHODS, make_method
 from deal_core.models import adapter_shapes
 from deal_core.protection import sum_terms
@@ -29,7 +26,6 @@ from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.client.secure.sites import (
     OPEN,
     RUN,
-    SecureSite,
     SiteGrid,
     asked_for,
     grid_of,
@@ -50,7 +46,7 @@ IDLE = "train.learning_rate=1e-9"
 class Zeros(SiteGrid):
     """Tells all sites but one that the model is zero: no factor of it has a gradient."""
 
-    def tamper(self, leg: str, number: int, request: Message) -> None:
+    def tamper(self, leg, number, request):
         if leg != "mask" or number == VICTIM:
             return
         arrays = request.content[LORA]
@@ -61,7 +57,7 @@ class Zeros(SiteGrid):
 class Idle(SiteGrid):
     """Tells all sites but one to learn nothing."""
 
-    def _context(self, node: int) -> Context:
+    def _context(self, node):
         context = super()._context(node)
         if node != FIRST_CLIENT_NODE + VICTIM:
             lie = asked_for(IDLE)
@@ -72,7 +68,7 @@ class Idle(SiteGrid):
 LIARS = pytest.mark.parametrize("liar", [Zeros, Idle])
 
 
-def own_update(site: SecureSite, grid: SiteGrid) -> dict[str, np.ndarray]:
+def own_update(site, grid):
     """What the site has learnt, as it lies on its own disk: change of each factor."""
     (file,) = site.state.glob("update-0-1.safetensors")
     sent = grid.asked["mask", VICTIM].content[LORA]
@@ -80,7 +76,7 @@ def own_update(site: SecureSite, grid: SiteGrid) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def found(monkeypatch) -> list[dict[str, torch.Tensor]]:
+def found(monkeypatch):
     """The means that the server makes of sums."""
     seen, step = [], summation.mean_update
 
@@ -92,7 +88,7 @@ def found(monkeypatch) -> list[dict[str, torch.Tensor]]:
     return seen
 
 
-def noting(make, grids: list):
+def noting(make, grids):
     """Makes a grid, and notes it."""
 
     def made(*given, **named):
@@ -113,7 +109,7 @@ def test_sites_that_are_told_otherwise_are_in_no_sum_with_the_one(tmp_path, liar
 
 
 def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
-    tmp_path: Path, monkeypatch, found
+    tmp_path, monkeypatch, found
 ):
     """So the test above can fail, and the terms of a round are what stands in the way."""
     for module in ("client.masked_input", "server.summation"):
@@ -127,7 +123,7 @@ def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
         np.testing.assert_allclose(read[key], value, atol=1e-6)
 
 
-def told(experiment: Experiment, state: State | None = None, **fields) -> str:
+def told(experiment, state=None, **fields):
     """Terms of a first request, but for what is given."""
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     state = state or start_state(experiment, shapes)
@@ -239,7 +235,7 @@ def test_an_evaluation_that_names_a_task_is_refused(tmp_path):
     sites = make_sites(tmp_path, policy=OPEN.replace('"none"', '"summed"'))
 
     class Named(SiteGrid):
-        def tamper(self, leg: str, number: int, request: Message) -> None:
+        def tamper(self, leg, number, request):
             if request.metadata.message_type == "evaluate":
                 request.content["instruction"]["task"] = "surgery"
 

@@ -13,7 +13,7 @@ from client import local_evaluation as verdict
 HELD = 16
 
 
-def against(monkeypatch: pytest.MonkeyPatch, told: int, among_all: int, tasks: int) -> bool:
+def against(monkeypatch, told, among_all, tasks):
     """What a site says whose new, last task has so many more right answers with its head."""
     names = [f"task{number}" for number in range(tasks)]
 

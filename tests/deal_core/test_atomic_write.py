@@ -1,17 +1,14 @@
 """A file that cannot be written whole."""
 
-from __future__ import annotations
-
 import errno
 import resource
-from pathlib import Path
 
 import pytest
 
 from deal_core.atomic_write import atomic_write
 
 
-def test_a_disk_that_takes_no_more_is_named_and_the_old_file_stands(tmp_path: Path) -> None:
+def test_a_disk_that_takes_no_more_is_named_and_the_old_file_stands(tmp_path):
     path = tmp_path / "results.json"
     atomic_write(path, "old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

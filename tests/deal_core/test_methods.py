@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -9,17 +7,15 @@ from torch.nn.functional import cross_entropy
 from deal_core.aggregation.rules import starting_adapter
 from deal_core.config.experiment import AdapterConfig, MethodConfig, TrainConfig
 from deal_core.data import Example
-from deal_core.deal.interface import LocalTask, Method, TaskDataset, TaskHistory, statistics_of
+from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory, statistics_of
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.lora.attach import read
 from deal_core.lora.state import State
 from deal_core.methods import METHODS, make_method
-from deal_core.models.interface import Encoded
 from deal_core.randomness import seeded
 from deal_core.training.loop import (
     NonPrivateGradients,
-    Objective,
     load_state,
     run_local_steps,
 )
@@ -29,7 +25,7 @@ SHAPES = {"first": (40, 50), "second": (60, 40)}
 CONFIG = AdapterConfig(rank=4, retained_rank=6, lora_alpha=8.0)
 
 
-def learnt(state: State, seed: int) -> State:
+def learnt(state, seed):
     """Pretend that a task taught something: B is no longer zero."""
     generator = torch.Generator().manual_seed(seed)
     layers = {
@@ -39,15 +35,15 @@ def learnt(state: State, seed: int) -> State:
     return replace(state, current=Adapter(layers, state.current.scaling))
 
 
-def start() -> State:
+def start():
     return State(zero_adapter(SHAPES, 4, 2.0), zero_adapter(SHAPES, 6))
 
 
-def start_drawn(method: Method) -> State:
+def start_drawn(method):
     return method.begin_task(start(), seeded(0))
 
 
-def deal(**keys: object) -> MethodConfig:
+def deal(**keys):
     return MethodConfig.model_validate(keys)
 
 
@@ -194,7 +190,7 @@ OLD = [
 ]
 
 
-def second_task(minilm, shapes, name: str) -> tuple[Objective, list[Encoded]]:
+def second_task(minilm, shapes, name):
     """A client in the second task; the model holds what the first one taught."""
     built = make_method(MethodConfig(name=name), AdapterConfig())
     state = built.begin_task(
@@ -250,7 +246,7 @@ EXAMPLES = [
 
 
 @pytest.fixture(scope="module")
-def shares(minilm) -> list[TaskDataset]:
+def shares(minilm):
     pairs = zip(SPACES, EXAMPLES, strict=True)
     return [TaskDataset(labels, minilm.encode(examples, labels)) for labels, examples in pairs]
 

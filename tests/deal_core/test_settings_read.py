@@ -1,22 +1,18 @@
 """A method reads its own settings and no other method's, as ``READ_BY`` says."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from deal_core.config.experiment import READ_BY, AdapterConfig, MethodConfig
 from deal_core.deal.interface import phases_of
 from deal_core.methods import METHODS, make_method
 
-asked: set[str] = set()
+asked = set()
 
 
 class Watched(MethodConfig):
     """Settings that note which tables are asked for."""
 
-    def __getattribute__(self, key: str) -> Any:
+    def __getattribute__(self, key):
         asked.add(key)
         return super().__getattribute__(key)
 

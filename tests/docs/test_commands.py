@@ -1,15 +1,11 @@
 """Commands of the pages: the real command line takes each."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -27,7 +23,7 @@ COMMANDS = commands()
 DEAL = cli.command()
 
 
-def wrong_settings(words: Sequence[str]) -> str:
+def wrong_settings(words):
     """What the command line says against a ``deal``, its names and settings; empty: nothing."""
     command, (program, *rest) = DEAL, words
     try:
@@ -48,7 +44,7 @@ def wrong_settings(words: Sequence[str]) -> str:
     return ""
 
 
-def test_the_real_command_line_takes_every_command() -> None:
+def test_the_real_command_line_takes_every_command():
     assert len(COMMANDS) > 80
     found = {text: wrong_settings(shlex.split(text)) for text in COMMANDS if text[:5] == "deal "}
     assert {text: said for text, said in found.items() if said} == {}
@@ -58,19 +54,19 @@ def test_the_real_command_line_takes_every_command() -> None:
     assert targets <= {*re.findall(r"^(\S+):", (ROOT / "Makefile").read_text(), re.MULTILINE)}
 
 
-def test_extras_that_pages_install_are_declared() -> None:
+def test_extras_that_pages_install_are_declared():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     named = set(re.findall(r"editable '\.\[(\w+)\]'", text))
     assert {"notebook", "tensorboard"} <= named <= project["optional-dependencies"].keys()
 
 
-def test_commands_in_a_sentence_exist() -> None:
+def test_commands_in_a_sentence_exist():
     """``deal site start DIR`` in running text: its words and its options."""
     unknown = []
     for page in PAGES:
         for text in re.findall(r"(?<!`)`(deal [a-z][^`]*)`", page.read_text(encoding="utf-8")):
-            command: click.Command = DEAL
+            command = DEAL
             words = text.replace("\n", " ").split()[1:]
             while isinstance(command, click.Group) and words:
                 command = command.commands.get(words.pop(0), click.Command("unknown"))
@@ -82,7 +78,7 @@ def test_commands_in_a_sentence_exist() -> None:
     assert unknown == []
 
 
-def test_what_the_page_makes_on_one_machine_is_ready(tmp_path: Path) -> None:
+def test_what_the_page_makes_on_one_machine_is_ready(tmp_path):
     """Without a proxy: its sites have the address that the server listens on."""
     blocks = fences(ROOT / "docs/DEPLOYMENT.md")
     (block,) = [each.text for each in blocks if each.text.startswith("mkdir -p one/")]

@@ -1,8 +1,5 @@
 """The configuration reference says something of every key."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from typing import get_args
 
 import pytest
@@ -17,7 +14,7 @@ LARGEST = 90
 """Keys of an experiment: each costs a row in every table of what goes with what."""
 
 
-def tables_of(model: type[Table]) -> Iterator[type[Table]]:
+def tables_of(model):
     """The model, and those of all tables in it."""
     yield model
     for field in model.model_fields.values():
@@ -26,7 +23,7 @@ def tables_of(model: type[Table]) -> Iterator[type[Table]]:
                 yield from tables_of(kind)
 
 
-def test_every_key_of_an_experiment_is_there() -> None:
+def test_every_key_of_an_experiment_is_there():
     section = configuration_page().split("## Experiment\n")[1].split("\n## site.toml")[0]
     keys, table = set(), ""
     for line in section.splitlines():
@@ -41,7 +38,7 @@ def test_every_key_of_an_experiment_is_there() -> None:
 @pytest.mark.parametrize(
     "model", sorted({*tables_of(Experiment), *tables_of(SiteFile)}, key=lambda m: m.__name__)
 )
-def test_every_key_has_a_docstring(model: type[Table]) -> None:
+def test_every_key_has_a_docstring(model):
     values = {
         name
         for name, field in model.model_fields.items()

@@ -1,14 +1,11 @@
 """Links of the pages lead somewhere, by path and by heading. Those of other sites are not tried."""
 
-from __future__ import annotations
-
-from pathlib import Path
 from urllib.parse import unquote
 
 from tests.docs.pages import PAGES, RESULTS, ROOT, anchors, links
 
 
-def broken(page: Path) -> list[str]:
+def broken(page):
     found = []
     for address in links(page):
         path, _, anchor = unquote(address).partition("#")
@@ -24,11 +21,11 @@ def broken(page: Path) -> list[str]:
     return found
 
 
-def test_every_link_leads_to_a_file_and_a_heading() -> None:
+def test_every_link_leads_to_a_file_and_a_heading():
     found = {page.name: broken(page) for page in (*PAGES, *RESULTS)}
     assert {name: addresses for name, addresses in found.items() if addresses} == {}
 
 
-def test_every_page_of_docs_can_be_reached_from_the_list_of_pages() -> None:
+def test_every_page_of_docs_can_be_reached_from_the_list_of_pages():
     listed = {(ROOT / "docs" / address).resolve() for address in links(ROOT / "docs/README.md")}
     assert {*(ROOT / "docs").glob("*.md")} - listed == {ROOT / "docs/README.md"}

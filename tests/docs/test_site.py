@@ -2,12 +2,9 @@
 
 Needs the extra `docs`: pip install --editable '.[docs]'."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -18,14 +15,14 @@ pytest.importorskip("latex2mathml")
 PROGRAM = "docs/site/gather_pages.py"
 
 
-def call(*words: str | Path, cwd: Path = ROOT) -> str:
+def call(*words, cwd=ROOT):
     done = subprocess.run([*map(str, words)], cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     call(sys.executable, PROGRAM, folder)
     said = call(sys.executable, "-m", "zensical", "build", "--clean", "--strict", cwd=folder)
@@ -33,7 +30,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_page_asks_for_nothing_from_elsewhere(built: Path) -> None:
+def test_a_page_asks_for_nothing_from_elsewhere(built):
     for file in (built / "site").rglob("*.html"):
         loaded = re.findall(
             r"<(?!a\b)\w[^>]*\b(?:src|href)=[\"']?([^\"'> ]+)", file.read_text("utf-8")
@@ -41,7 +38,7 @@ def test_a_page_asks_for_nothing_from_elsewhere(built: Path) -> None:
         assert [each for each in loaded if "://" in each or each.startswith("//")] == [], file
 
 
-def test_equations_are_shown_without_a_script(built: Path) -> None:
+def test_equations_are_shown_without_a_script(built):
     source = (ROOT / "docs/method.md").read_text(encoding="utf-8")
     page = (built / "site/docs/method/index.html").read_text(encoding="utf-8")
     assert page.count("<math") == source.count("```math") > 40

@@ -1,12 +1,9 @@
 """docs/tutorial.md: its commands, pasted into a shell, from an empty folder to a report in under
 five minutes, and on to the last line."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
@@ -22,11 +19,11 @@ SECONDS = 300
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> str:
+def path(tmp_path):
     return commands_in(tmp_path / "bin")
 
 
-def paste(commands: str, where: Path, path: str) -> str:
+def paste(commands, where, path):
     """What a shell says that is given the commands; the first fault ends it."""
     done = subprocess.run(
         ["bash", "-e", "-o", "pipefail"],
@@ -43,7 +40,7 @@ def paste(commands: str, where: Path, path: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * SECONDS)
-def test_from_an_empty_folder_to_a_report(tmp_path: Path, path: str) -> None:
+def test_from_an_empty_folder_to_a_report(tmp_path, path):
     empty = tmp_path / "empty"
     empty.mkdir()
     begun = time.monotonic()

@@ -1,9 +1,6 @@
 """Small whole runs compute what they computed when ``golden.json`` was made."""
 
-from __future__ import annotations
-
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +13,12 @@ GOLDEN = read()
 
 @pytest.mark.timeout(900 * SLOW)
 @pytest.mark.parametrize("name", slow_but(NAMES, "lwf"))
-def test_a_run_computes_what_it_did(name: str, tmp_path: Path) -> None:
+def test_a_run_computes_what_it_did(name, tmp_path):
     same_machine = GOLDEN["machine"] == machine()
     assert differences(GOLDEN["runs"][name], made(name, tmp_path), same_machine) == []
 
 
-def test_what_is_compared_is_there() -> None:
+def test_what_is_compared_is_there():
     """A run that has learnt nothing, or spent nothing, would pin nothing."""
     runs = GOLDEN["runs"]
     assert set(runs) == set(NAMES)
@@ -32,7 +29,7 @@ def test_what_is_compared_is_there() -> None:
     assert set(runs["quickstart"]["adapter"]) > {"laboratory", "surgery"}, "class means were taken"
 
 
-def test_a_difference_beyond_rounding_is_told() -> None:
+def test_a_difference_beyond_rounding_is_told():
     kept = GOLDEN["runs"]["record"]
     rounded, changed = deepcopy(kept), deepcopy(kept)
     tensor = next(iter(kept["adapter"]))

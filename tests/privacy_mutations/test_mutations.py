@@ -1,9 +1,6 @@
 """Each deliberate weakening of a mechanism is refuted by a check that the honest code passes."""
 
-from __future__ import annotations
-
 import inspect
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +8,6 @@ import torch
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.lora.attach import read, write
 from deal_core.models import load_model
-from deal_core.models.interface import LanguageModel
 from deal_core.privacy.dpsgd import UnsafeModel
 from deal_core.privacy.policy import BudgetSpent, OutsidePlan
 from tests.privacy_mutations.mutations import MUTATIONS
@@ -23,7 +19,7 @@ CHECKS = list(dict.fromkeys(mutation.noticed_by for mutation in MUTATIONS))
 
 
 @pytest.fixture(scope="module")
-def model(make_causal, random_adapter, tmp_path_factory) -> LanguageModel:
+def model(make_causal, random_adapter, tmp_path_factory):
     """A tiny model with something in both factors."""
     folder = make_causal(tmp_path_factory.mktemp("llama"), "llama")
     config = ModelConfig(family="causal-lm", name=str(folder))
@@ -32,7 +28,7 @@ def model(make_causal, random_adapter, tmp_path_factory) -> LanguageModel:
     return made
 
 
-def run(check, model: LanguageModel, folder: Path) -> None:
+def run(check, model, folder):
     """A check, on the model as it was before, in a folder of its own."""
     before = read(model.module)
     try:

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 
@@ -15,7 +13,7 @@ SHAPES = {"first": (12, 20), "second": (30, 16)}
 
 
 @pytest.fixture(params=[None, 2], ids=["plain", "residual"])
-def checkpoint(request: pytest.FixtureRequest, random_adapter) -> Checkpoint:
+def checkpoint(request, random_adapter):
     residual = None if request.param is None else random_adapter(SHAPES, request.param, 1.0, 3)
     history = History(
         evaluations=({"0": [[3, 4, 1], [0, 0, 0]], "1": [[3, 4], [2, 2]]},),
@@ -78,7 +76,7 @@ def test_a_kill_while_writing_leaves_the_old_one(tmp_path, checkpoint, monkeypat
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(path, checkpoint)
 
-    def killed(fd: int) -> None:
+    def killed(fd):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "fsync", killed)
@@ -109,7 +107,7 @@ def test_damage_is_named_in_one_line(tmp_path, checkpoint, damage):
     assert "\n" not in str(fault.value)
 
 
-def spoilt(path) -> None:
+def spoilt(path):
     """One bit in the middle of a tensor: every number is still finite."""
     data = bytearray(path.read_bytes())
     data[-6] ^= 1

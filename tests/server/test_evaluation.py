@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord
 
 from deal_core.config.file import to_run_config
 from deal_core.errors import UserError
@@ -44,10 +41,10 @@ class Away:
     told: Counter[int] = field(default_factory=Counter)
     absent: int = 0
 
-    def listen(self, event: dict[str, Any]) -> None:
+    def listen(self, event):
         self.evaluation += event["event"] == "evaluated"
 
-    def __call__(self, client: str, reply: Message) -> list[Message]:
+    def __call__(self, client, reply):
         if client != "1" or not tells(reply):
             return [reply]
         self.told[self.evaluation] += 1
@@ -56,14 +53,14 @@ class Away:
         self.absent = self.after
         return lost(reply)
 
-    def connected(self, nodes: dict[str, int]) -> dict[str, int]:
+    def connected(self, nodes):
         if not self.absent:
             return nodes
         self.absent -= 1
         return {name: node for name, node in nodes.items() if name != "1"}
 
 
-def tells(reply: Message) -> bool:
+def tells(reply):
     """Whether a reply has counts."""
     return "metrics" in reply.content and "lora" not in reply.content
 
@@ -71,21 +68,14 @@ def tells(reply: Message) -> bool:
 class Listed(InProcessGrid):
     """Notes what is sent in one go: of each message its type."""
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+    def push_messages(self, messages):
         messages = list(messages)
         kinds = [message.metadata.message_type for message in messages]
         self.pushed = [*getattr(self, "pushed", []), kinds]
         return super().push_messages(messages)
 
 
-def run_with(
-    away: Away,
-    patience: float,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    ranks: tuple[int, ...] = (),
-    **federation: Any,
-) -> tuple[Path, list[list[str]]]:
+def run_with(away, patience, folder, monkeypatch, ranks=(), **federation):
     """A run of two tasks, a round each; its folder, and what was sent."""
     rule = "flora" if ranks else "fedit"
     experiment = settings(folder / "run", tiny_model(folder / "model"), rule, "float32")
@@ -97,11 +87,11 @@ def run_with(
     grid = FuzzGrid(inner, shapes, RunFolder(folder / "run"), away)
     register(monkeypatch, patience, away.connected)
     with assume_identity(1, 1):
-        run(grid, experiment, away.listen)  # type: ignore[arg-type]
+        run(grid, experiment, away.listen)
     return folder / "run", inner.pushed[1:]  # without the first: who are you?
 
 
-def logged(folder: Path, *events: str) -> list[dict[str, Any]]:
+def logged(folder, *events):
     return [each for each in read_events(folder / "metrics.jsonl") if each["event"] in events]
 
 
@@ -132,7 +122,7 @@ def test_simulated_clients_are_asked_once(tmp_path, monkeypatch):
 class Holder(Away):
     """Client 1 alone has test examples of the second task."""
 
-    def __call__(self, client: str, reply: Message) -> list[Message]:
+    def __call__(self, client, reply):
         if client != "1" and tells(reply):
             told = reply.content["metrics"]
             for name in {"correct", "correct_all", "examples"} & set(told):
@@ -154,7 +144,7 @@ class Claiming(Away):
     """Client 1 claims a thousand test rows, with none right, after the first evaluation; in that
     it has two rows of which one is right, as all others do."""
 
-    def __call__(self, client: str, reply: Message) -> list[Message]:
+    def __call__(self, client, reply):
         if client == "1" and tells(reply) and self.evaluation:
             told = reply.content["metrics"]
             told["correct"], told["correct_all"] = [0, 0], [0, 0]
@@ -188,7 +178,7 @@ def test_counts_of_sites_of_about_one_size_stay_as_they_are():
 class Withholding(Away):
     """All but client 1 keep their counts, as the policy of a new site has it."""
 
-    def __call__(self, client: str, reply: Message) -> list[Message]:
+    def __call__(self, client, reply):
         if client != "1" and tells(reply):
             reply.content["status"] = ConfigRecord({"code": "withheld"})
             del reply.content["metrics"]
@@ -211,7 +201,7 @@ class Unwilling(Away):
 
     names: str = ""
 
-    def __call__(self, client: str, reply: Message) -> list[Message]:
+    def __call__(self, client, reply):
         if client in self.names and "lora" in reply.content:
             for record in ("lora", "metrics"):
                 reply.content.pop(record, None)

@@ -1,9 +1,6 @@
 """The adapter that a run leaves: its size, its base model, its tasks."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 
@@ -19,9 +16,7 @@ from deal_core.randomness import seeded
 from server.export import export_adapter, peft_config, task_spaces
 
 
-def test_bytes_grow_until_the_retained_rank_is_full_and_no_further(
-    tmp_path: Path, random_adapter
-) -> None:
+def test_bytes_grow_until_the_retained_rank_is_full_and_no_further(tmp_path, random_adapter):
     """Of the default method on the embedded model, as a run exports it."""
     experiment, generator = Experiment(adapter={"retained_rank": 16}), seeded(0)
     method = make_method(experiment.method, experiment.adapter)
@@ -52,7 +47,7 @@ def test_bytes_grow_until_the_retained_rank_is_full_and_no_further(
         ("embedded:smollm2", ("embedded:smollm2", None)),  # 4-bit weights that no hub has so
     ],
 )
-def test_peft_is_told_the_revision_of_the_base_model(name, base, random_adapter) -> None:
+def test_peft_is_told_the_revision_of_the_base_model(name, base, random_adapter):
     adapter = random_adapter({"query": (8, 8)}, 2, 1.0, 0)
     config = peft_config(adapter, Experiment(model=ModelConfig(name=name)))
     assert (config.base_model_name_or_path, config.revision) == base

@@ -1,7 +1,5 @@
 """Who may write a run folder: one process, and no second run."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +23,7 @@ with exclusive_lock(Path(sys.argv[1])):
 """
 
 
-def test_one_process_alone_writes_and_a_dead_one_is_in_nobodys_way(tmp_path: Path) -> None:
+def test_one_process_alone_writes_and_a_dead_one_is_in_nobodys_way(tmp_path):
     lock = RunFolder(tmp_path / "new" / "run").writing
     other = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(lock)],
@@ -47,13 +45,13 @@ def test_one_process_alone_writes_and_a_dead_one_is_in_nobodys_way(tmp_path: Pat
         pass
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "taken").touch()
     with pytest.raises(UserError, match=r"taken/run: cannot be written .*; choose another --out"):
         exclusive_lock(RunFolder(tmp_path / "taken" / "run").writing).__enter__()
 
 
-def test_no_epsilon_of_a_noise_that_is_not_added(make_experiment, tmp_path: Path) -> None:
+def test_no_epsilon_of_a_noise_that_is_not_added(make_experiment, tmp_path):
     """Without the command line's checks: where clients take the steps no one sum has the whole
     noise, of which each adds a share."""
     private = ("privacy.mechanism=record", "privacy.noise_share=sum", "federation.clients=3")
@@ -66,7 +64,7 @@ def test_no_epsilon_of_a_noise_that_is_not_added(make_experiment, tmp_path: Path
         make_mechanism(experiment)  # what clients call before they train
 
 
-def test_a_run_that_is_there_is_not_overwritten(make_experiment, tmp_path: Path) -> None:
+def test_a_run_that_is_there_is_not_overwritten(make_experiment, tmp_path):
     results = RunFolder(tmp_path).results
     results.write_text("{}")
     with pytest.raises(UserError, match=r"already holds a run; continue it with run\.resume"):

@@ -6,11 +6,9 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
@@ -46,7 +44,7 @@ class Spoiler:
     grid: FuzzGrid | None = None
     done: dict[Place, dict[str, str]] = field(default_factory=dict)
 
-    def __call__(self, client: str, reply: Message) -> list[Message]:
+    def __call__(self, client, reply):
         if "status" not in reply.content:
             return [reply]
         place = self._place(reply)
@@ -62,14 +60,14 @@ class Spoiler:
         (MUTATIONS | INT8 if place[1] else COUNTS)[kind](reply, generator)
         return [reply]
 
-    def _place(self, reply: Message) -> Place:
+    def _place(self, reply):
         if "lora" not in reply.content:
             assert self.grid is not None
             return (len(self.grid.models) - 2) // (ROUNDS + 1), 0
         status = reply.content["status"]
         return int(status["stage"]), int(status["server_round"])
 
-    def _plan(self, place: Place) -> dict[str, str]:
+    def _plan(self, place):
         """Every kind comes in turn; who is hit is drawn."""
         order = torch.randperm(CLIENTS, generator=seeded("who", *place)).tolist()
         kinds = list(COUNTS)
@@ -79,7 +77,7 @@ class Spoiler:
             turn = (place[0] * ROUNDS + place[1] - 1) * BAD
         return {str(order[i]): kinds[(turn + i) % len(kinds)] for i in range(BAD)}
 
-    def _arrives(self, kind: str, reply: Message) -> list[Message]:
+    def _arrives(self, kind, reply):
         assert self.grid is not None
         if kind == "late":
             self.grid.held_back.append(reply)
@@ -87,7 +85,7 @@ class Spoiler:
         return [reply, reply] if kind == "duplicate" else [*lost(reply), reply]
 
 
-def settings(folder: Path, model: Path, rule: str, dtype: str) -> Experiment:
+def settings(folder, model, rule, dtype):
     return Experiment.model_validate(
         {
             "model": {"name": str(model)},
@@ -106,7 +104,7 @@ def settings(folder: Path, model: Path, rule: str, dtype: str) -> Experiment:
     )
 
 
-def fuzzed(experiment: Experiment, replace: bool) -> tuple[FuzzGrid, Spoiler, list[dict[str, Any]]]:
+def fuzzed(experiment, replace):
     """Run to the end; the log is read back from the file."""
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     inner = InProcessGrid(tiny_app(experiment, shapes), to_run_config(experiment), CLIENTS)
@@ -115,7 +113,7 @@ def fuzzed(experiment: Experiment, replace: bool) -> tuple[FuzzGrid, Spoiler, li
     grid = FuzzGrid(inner, shapes, folder, spoiler)
     spoiler.grid = grid
     with assume_identity(1, 1):
-        run(grid, experiment)  # type: ignore[arg-type]
+        run(grid, experiment)
     log = folder.metrics.read_text(encoding="utf-8")
     assert TEXT not in log
     assert max(map(len, log.splitlines())) < 2000
@@ -144,10 +142,10 @@ def test_no_spoilt_reply_changes_the_model_or_ends_the_run(tmp_path, rule, dtype
     check_log(spoiler, events)
 
 
-def check_log(spoiler: Spoiler, events: list[dict[str, Any]]) -> None:
+def check_log(spoiler, events):
     """In every step exactly the bad clients failed, each once, with a reason; a second reply
     is named as dropped."""
-    steps: list[list[dict[str, Any]]] = [[]]
+    steps = [[]]
     for event in events:
         if event["event"].startswith("client_") or event["event"] == "reply_dropped":
             steps[-1].append(event)

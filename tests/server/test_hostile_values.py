@@ -12,9 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
 
-from deal_core.aggregation.rule import Aggregate
 from deal_core.aggregation.rules import AGGREGATION_RULES, ROBUST_RULES
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
@@ -35,7 +33,7 @@ HASTE = 1e4
 pytestmark = pytest.mark.usefixtures("now", "one_thread")
 CLIENTS = 6
 LARGEST = 3.4e38
-REFUSED: dict[str, Mutation] = {
+REFUSED = {
     "a million times": times(1e6),
     "3e38": every_float(3e38),
     "largest, alternating": alternating(LARGEST),
@@ -44,7 +42,7 @@ REFUSED: dict[str, Mutation] = {
     "forty": alternating(40.0),
     "half an example": figures(num_examples=0.5),
 }
-ACCEPTED: dict[str, Mutation] = {
+ACCEPTED = {
     "1e-45": every_float(1e-45),
     "alternating": alternating(0.2),
     "twice": times(2.0),
@@ -55,12 +53,12 @@ Spoil = Callable[[int, str], Mutation | None]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     return tiny_model(tmp_path_factory.mktemp("model"))
 
 
-def experiment(folder: Path, model: Path, **tables: dict[str, Any]) -> Experiment:
-    base: dict[str, dict[str, Any]] = {
+def experiment(folder, model, **tables):
+    base = {
         "model": {"name": str(model)},
         "adapter": {
             "rank": 3,
@@ -84,19 +82,17 @@ class Done:
     events: list[dict[str, Any]]
     checkpoint: Checkpoint
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
+    def of(self, kind):
         return [event for event in self.events if event["event"] == kind]
 
 
-def played(
-    config: Experiment, spoil: Spoil, weigh: Callable[[int], float] = lambda number: 10 + number
-) -> Done:
+def played(config, spoil, weigh=lambda number: 10 + number):
     shapes = adapter_shapes(config.model, config.adapter)
     app = tiny_app(config, shapes, weigh)
     inner = InProcessGrid(app, to_run_config(config), config.federation.clients)
     folder = RunFolder(Path(config.run.out))
 
-    def tamper(client: str, reply: Message) -> list[Message]:
+    def tamper(client, reply):
         if "lora" not in reply.content:
             return [reply]
         number = int(reply.content["status"]["server_round"])
@@ -110,26 +106,26 @@ def played(
 
     grid = FuzzGrid(inner, shapes, folder, tamper)
     with assume_identity(1, 1):
-        run(grid, config)  # type: ignore[arg-type]
+        run(grid, config)
     events = [json.loads(line) for line in folder.metrics.read_text("utf-8").splitlines()]
     checkpoint = load_checkpoint(folder.checkpoint, shapes)
     sendable(checkpoint.state)
     return Done(grid.models, events, checkpoint)
 
 
-def in_turn(kinds: dict[str, Mutation]) -> Spoil:
+def in_turn(kinds):
     """In every round one client sends the next kind."""
     order = list(kinds.values())
     return lambda number, client: order[number - 1] if int(client) == number % CLIENTS else None
 
 
-def failing(kinds: dict[str, Mutation]) -> Spoil:
+def failing(kinds):
     """The same clients fail instead."""
     who = in_turn(kinds)
-    return lambda number, client: lost if who(number, client) else None  # type: ignore[return-value]
+    return lambda number, client: lost if who(number, client) else None
 
 
-def pair(rule: str, robust: str) -> Any:
+def pair(rule, robust):
     """A mean by itself, and a robust step with a mean and with a stack, are fast tests."""
     fast = rule == "fedit" or (rule, robust) == ("flora", "cosine-norm")
     return pytest.param(rule, robust, marks=[] if fast else pytest.mark.slow)
@@ -179,7 +175,7 @@ def test_one_or_two_clients_have_a_bound_too(tmp_path, model, clients, kind):
     federation = {"clients": clients, "rounds": 1}
     config = experiment(tmp_path, model, federation=federation)
 
-    def spoil(number: int, client: str) -> Mutation | None:
+    def spoil(number, client):
         return REFUSED[kind] if client == "0" else None
 
     if clients == 1:
@@ -202,7 +198,7 @@ def test_under_a_mechanism_every_client_weighs_one(tmp_path, model, weight):
         federation={"clients_per_round": 0},
     )
 
-    def spoil(number: int, client: str) -> Mutation | None:
+    def spoil(number, client):
         return figures(num_examples=weight) if client == "3" else None
 
     done = played(config, spoil, weigh=lambda number: 1.0)
@@ -211,13 +207,13 @@ def test_under_a_mechanism_every_client_weighs_one(tmp_path, model, weight):
     assert [e["clients"] for e in done.of("round_finished")] == [CLIENTS - 1] * 2
 
 
-def raises(aggregate: Aggregate) -> Aggregate:
+def raises(aggregate):
     torch.linalg.svd(torch.full((3, 3), torch.nan))
     return aggregate
 
 
-def with_entry(value: float) -> Callable[[Aggregate], Aggregate]:
-    def spoilt(aggregate: Aggregate) -> Aggregate:
+def with_entry(value):
+    def spoilt(aggregate):
         layers = {
             n: LoraFactors(f.A, torch.full_like(f.B, value))
             for n, f in aggregate.current.layers.items()
@@ -227,7 +223,7 @@ def with_entry(value: float) -> Callable[[Aggregate], Aggregate]:
     return spoilt
 
 
-ENDS: dict[str, Callable[[Aggregate], Aggregate]] = {
+ENDS = {
     "linear algebra": raises,
     "division": lambda aggregate: replace(aggregate, error=aggregate.error / 0),
     "NaN": with_entry(torch.nan),
@@ -244,7 +240,7 @@ def test_a_round_whose_numbers_fail_is_lost_and_the_run_goes_on(tmp_path, model,
     """FedIT, whose second round ends badly."""
     fedit, rounds = AGGREGATION_RULES["fedit"], itertools.count(1)
 
-    def begin(before: Adapter) -> Any:
+    def begin(before):
         inner = fedit.begin(before)
         spoil = ENDS[end] if next(rounds) == 2 else lambda aggregate: aggregate
         return SimpleNamespace(add=inner.add, finish=lambda: spoil(inner.finish()))
@@ -270,7 +266,7 @@ def test_a_step_between_rounds_that_fails_leaves_the_model_as_it_was(
     good = getattr(Deal, what)
     calls = []
 
-    def failing(self: Deal, *arguments: Any) -> Any:
+    def failing(self, *arguments):
         calls.append(what)
         if len(calls) == 2:
             torch.linalg.svd(torch.full((3, 3), torch.nan))

@@ -1,7 +1,5 @@
 """The model card says what the results say: no epsilon without delta, unit and assumptions."""
 
-from __future__ import annotations
-
 import pytest
 
 from deal_core.config.experiment import Experiment, ModelConfig
@@ -20,7 +18,7 @@ PRIVATE = Privacy(
 )
 
 
-def inference(name: str = "embedded:minilm", upstream: str = "org/model") -> Inference:
+def inference(name="embedded:minilm", upstream="org/model"):
     return Inference(
         model=ModelConfig(name=name),
         upstream=upstream,

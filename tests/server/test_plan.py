@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest
@@ -28,7 +26,7 @@ CLIENTS = ("0", "1", "2")
 APART = MethodConfig(retention=RetentionConfig(apart=True))
 
 
-def planned(tasks=TASKS, clients=CLIENTS, rounds=2, seed=0, method=None, **stream) -> Plan:
+def planned(tasks=TASKS, clients=CLIENTS, rounds=2, seed=0, method=None, **stream):
     experiment = Experiment(
         method=method or MethodConfig(),
         stream=StreamConfig(**{"schedule": "per-client", **stream}),
@@ -39,7 +37,7 @@ def planned(tasks=TASKS, clients=CLIENTS, rounds=2, seed=0, method=None, **strea
 
 
 @st.composite
-def plans(draw) -> Plan:
+def plans(draw):
     tasks = TASKS[: draw(st.integers(1, 4))]
     own = st.lists(st.sampled_from(tasks), max_size=6).map(tuple)
     orders = {str(n): draw(own) for n in range(draw(st.integers(0, 3)))} | {"all": tasks}
@@ -52,20 +50,20 @@ def plans(draw) -> Plan:
 def test_the_plan_is_what_each_client_does_round_after_round(plan):
     """Compared with clients that wait until they join, then work through their own lists, one round
     at a time; tasks return."""
-    left: dict[str, list[str | None]] = {
+    left = {
         name: [None] * plan.joins.get(name, 0)
         + [task for task in order for _ in range(plan.rounds)]
         for name, order in plan.orders.items()
     }
-    done: dict[str, list[str]] = {name: [] for name in plan.orders}
+    done = {name: [] for name in plan.orders}
     own = {task: [n for n, order in plan.orders.items() if task in order] for task in plan.tasks}
-    ended: set[str] = set()
+    ended = set()
     assert set(plan.stages[:-1]) <= {plan.every}
     assert 0 < plan.stages[-1] <= plan.every
     for stage, rounds in enumerate(plan.stages):
         met = {task for tasks in done.values() for task in tasks}
         assert plan.met(stage) == tuple(task for task in plan.tasks if task in met)
-        worked: dict[str, set[str]] = {}
+        worked = {}
         for server_round in range(1, rounds + 1):
             begun = {name: tasks.pop(0) for name, tasks in left.items() if tasks}
             assert begun  # the run ends when the last is through
@@ -141,7 +139,7 @@ def test_an_order_is_drawn_for_every_client_by_the_seed():
 def test_components_are_learnt_one_task_at_a_time_each_client_in_its_own_order(seed, rounds, late):
     own = {"seed": seed, "rounds": rounds, "joins": {"2": late}}
     plan, free = planned(method=APART, **own), planned(**own)
-    found: dict[str, list[str]] = {name: [] for name in CLIENTS}
+    found = {name: [] for name in CLIENTS}
     for stage, number in enumerate(plan.stages):
         assert number == rounds
         (task,) = plan.work(stage)
@@ -211,7 +209,7 @@ def test_nobody_is_asked_for_more_than_the_privacy_budget_was_planned_for(
         method=MethodConfig(prototype=PrototypeConfig(enabled="off")),
     )
     plan, method = make_plan(experiment, TASKS, CLIENTS), method_of(experiment)
-    asked: Counter[tuple[str, str]] = Counter()
+    asked = Counter()
     for step in schedule(plan.stages, phases_after(method)):
         if step.kind == "round":
             asked.update(plan.working(step.stage, step.server_round).items())

@@ -1,12 +1,10 @@
 """The deadline of a round is for those who are silent, not for a machine that was asleep."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from deal_core.config.experiment import Experiment
@@ -25,11 +23,11 @@ def test_a_machine_that_sleeps_through_a_deadline_loses_nobody(now, silent):
     app = ClientApp()
 
     @app.train()
-    def train(message: Message, context: Context) -> Message:
+    def train(message, context):
         now[0] += HOUR
         return Message(RecordDict(), reply_to=message)
 
-    def deliver(reply: Message) -> Message | None:
+    def deliver(reply):
         client = str(reply.metadata.src_node_id - FIRST_CLIENT_NODE)
         return None if client in silent else reply
 
@@ -48,7 +46,7 @@ def test_an_error_of_flower_is_told_in_words(now):
     app = ClientApp()
 
     @app.train()
-    def train(message: Message, context: Context) -> Message:
+    def train(message, context):
         raise ValueError
 
     grid = InProcessGrid(app, {}, 1)
@@ -65,7 +63,7 @@ def test_a_client_beyond_those_of_the_experiment_is_named(now):
     app = ClientApp()
 
     @app.query("hello")
-    def hello(message: Message, context: Context) -> Message:
+    def hello(message, context):
         number = message.metadata.dst_node_id - FIRST_CLIENT_NODE
         return Message(RecordDict({"site": ConfigRecord({"client": number})}), reply_to=message)
 
@@ -92,7 +90,7 @@ def test_a_flood_of_second_replies_does_not_hold_a_round_up(now):
         def pull_messages(self, message_ids):
             return [flood]
 
-    found = list(wire.collect(Flooded(), requests, 60.0))  # type: ignore[arg-type]
+    found = list(wire.collect(Flooded(), requests, 60.0))
     assert 60 <= now[0] < 62
     assert [(reply.client, reply.fault) for reply in found] == [("1", ""), ("2", wire.LATE)]
 
@@ -108,7 +106,7 @@ def test_a_reply_after_the_deadline_is_named_in_the_next_round_and_dropped(now, 
         request.metadata.__dict__["_message_id"] = f"request of {name}"
     late.metadata.__dict__["_reply_to_message_id"] = "request of 0"
     late.metadata.created_at = requests["0"].metadata.created_at + after
-    written: list[dict[str, object]] = []
+    written = []
 
     class Events:
         def write(self, event, **fields):
@@ -119,8 +117,8 @@ def test_a_reply_after_the_deadline_is_named_in_the_next_round_and_dropped(now, 
             return [late] if "request of 0" in message_ids else []
 
     step = SimpleNamespace(round=1, stage=0, phase="learn", server_round=1)
-    sent = clients.Sent(step, None, dict.fromkeys("01"), requests)  # type: ignore[arg-type]
-    asking = clients.Clients(Later(), config, None, Events())  # type: ignore[arg-type]
+    sent = clients.Sent(step, None, dict.fromkeys("01"), requests)
+    asking = clients.Clients(Later(), config, None, Events())
     found = list(asking.replies(sent, []))
     assert {reply.fault for reply in found} == {"no reply before the deadline of 240 s"}
     assert written == []

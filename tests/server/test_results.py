@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import subprocess
-from pathlib import Path
 
 import pytest
 
@@ -138,7 +135,7 @@ def test_measures_where_clients_have_orders_of_their_own():
         ({"schedule": "per-client", "orders": {"2": (), "1": ("a",)}}, (1, 2), 1),
     ],
 )
-def test_who_has_nothing_to_learn_is_not_missed(stream, participants, training) -> None:
+def test_who_has_nothing_to_learn_is_not_missed(stream, participants, training):
     experiment = Experiment(federation={"clients": 3, "participants": participants}, stream=stream)
     assert clients_that_spend(experiment) == training
 
@@ -250,14 +247,14 @@ def test_what_cannot_be_is_refused(lie):
         spending_in(said)
 
 
-def git(folder: Path, *words: str) -> str:
+def git(folder, *words):
     done = subprocess.run(
         ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
 
 
-def test_the_commit_is_that_of_the_checkout_and_of_no_repository_around_it(tmp_path: Path) -> None:
+def test_the_commit_is_that_of_the_checkout_and_of_no_repository_around_it(tmp_path):
     git(tmp_path, "init", "--quiet")
     (tmp_path / "file").write_text("one")
     git(tmp_path, "add", "file")

@@ -14,9 +14,8 @@ from torch.nn.functional import normalize
 
 from deal_core.config.experiment import Experiment
 from deal_core.deal.class_means import COUNT, SUM
-from deal_core.deal.interface import EmbeddedTask, Statistics, SumContext
+from deal_core.deal.interface import EmbeddedTask, SumContext
 from deal_core.lora.payload import PayloadError
-from deal_core.lora.state import State
 from deal_core.methods import method_of
 from deal_core.models.interface import Encoded
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT, NoisySum
@@ -34,11 +33,11 @@ TASKS = ("skin", "eye")
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
+def model(tmp_path_factory):
     return str(tiny_model(tmp_path_factory.mktemp("model")))
 
 
-def experiment(model: str, method: str = "prototype", **prototype: object) -> Experiment:
+def experiment(model, method="prototype", **prototype):
     settings = {"directions": 0, "noise_multiplier": 0.0, **prototype}
     return Experiment.model_validate(
         {
@@ -62,11 +61,11 @@ class Played:
     asked: list[list[str]] = field(default_factory=list)
 
     @property
-    def statistics(self) -> Statistics:
+    def statistics(self):
         return next(each.statistics for each in method_of(self.config).phases)
 
     @property
-    def sum(self) -> ClassSums:
+    def sum(self):
         def absorb(state, totals, known):
             self.totals, self.known = dict(totals), [*self.known, known]
             return state
@@ -100,19 +99,19 @@ class Played:
             context=self.context,
         )
 
-    def context(self, tasks, deviation: float) -> SumContext:
+    def context(self, tasks, deviation):
         self.asked.append(list(tasks))
         return SumContext(deviation, {}, None)
 
 
-def records(client: str, task: str) -> tuple[Tensor, Tensor]:
+def records(client, task):
     generator = seeded("records", client, task)
     n = 150 + 10 * int(client)
     x = normalize(torch.randn(n, SIZE, generator=generator), dim=1)
     return x, torch.randint(LABELS, (n,), generator=generator)
 
 
-def given(played: Played, clients: dict[str, list[str]], noise_seed: int = 0) -> dict:
+def given(played, clients, noise_seed=0):
     """What the clients of each task add to the sum, by place."""
     statistics, sums = played.statistics, {}
     members = {name for own in clients.values() for name in own}
@@ -141,7 +140,7 @@ def given(played: Played, clients: dict[str, list[str]], noise_seed: int = 0) ->
     return sums
 
 
-def state(**sums: Tensor) -> State:
+def state(**sums):
     return SimpleNamespace(sums=sums)
 
 
@@ -231,8 +230,8 @@ def test_where_all_tasks_are_left_out_the_state_stays(model, method):
     assert (after.heads, after.sums) == ({}, {})
 
 
-def exact(played: Played) -> dict:
-    sums: dict[str, np.ndarray] = {}
+def exact(played):
+    sums = {}
     for name in CLIENTS:
         x, y = records(name, "skin")
         own = played.statistics.exact.collect(EmbeddedTask(x, y, LABELS))

@@ -1,15 +1,11 @@
 """The strategy under Flower's own loop, and what a round makes of an aggregate."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import torch
 from flwr.serverapp.strategy import Strategy
 
 from deal_core.aggregation.rule import Aggregate
 from deal_core.config.file import to_run_config
-from deal_core.lora.adapter import Adapter, relative_difference, stack, zero_adapter
+from deal_core.lora.adapter import relative_difference, stack, zero_adapter
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
 from server.clients import Clients, find_roster
@@ -25,7 +21,7 @@ from tests.server.test_fuzz import settings
 SHAPES = {"first": (12, 20), "second": (8, 16)}
 
 
-def strategy(folder: Path, model: Path, rounds: int) -> DealStrategy:
+def strategy(folder, model, rounds):
     """A strategy as anybody's ServerApp makes one; two tasks and three clients."""
     experiment = settings(folder, model, "fedit", "int8")
     few = experiment.federation.model_copy(update={"clients": 3, "rounds": rounds})
@@ -67,7 +63,7 @@ def test_flowers_own_loop_plays_the_run_that_its_steps_are(tmp_path):
 def test_what_an_exact_rule_finds_no_room_for_is_kept_whole_and_does_not_grow(random_adapter):
     """Twelve rounds of rank 3: 36 directions, where no layer has more than 12."""
     state = State(random_adapter(SHAPES, 4, 2.0, 0), zero_adapter(SHAPES, 6))
-    rests: list[Adapter] = []
+    rests = []
     for server_round in range(12):
         rests.append(random_adapter(SHAPES, 3, 1.0, 1 + server_round))
         state = fold_residual(state, Aggregate(state.current, rests[-1], error=0.0))

@@ -1,13 +1,9 @@
 """TensorBoard beside a run: what it holds is what the run has found, and nothing is sent."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -44,7 +40,7 @@ for number, resume in enumerate((False, True), start=1):
 """A run that is resumed, and ends before its time, in a process that may call nobody."""
 
 
-def test_it_holds_what_a_resumed_run_has_found_and_calls_nobody(tmp_path: Path) -> None:
+def test_it_holds_what_a_resumed_run_has_found_and_calls_nobody(tmp_path):
     pytest.importorskip("tensorboard")
     out = tmp_path / "run"
     out.mkdir()
@@ -56,27 +52,25 @@ def test_it_holds_what_a_resumed_run_has_found_and_calls_nobody(tmp_path: Path) 
     assert found == {"accuracy/a": [[0, 0.25], [2, 0.5]]}  # what the start knows is step 0
 
 
-def test_a_tracker_that_fails_costs_nothing_of_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tracker_that_fails_costs_nothing_of_the_run(tmp_path, monkeypatch):
     class Broken:
-        def __init__(self, *given: object, **more: object) -> None:
+        def __init__(self, *given, **more):
             self.told = 0
 
-        def add_text(self, *given: object) -> None:
+        def add_text(self, *given):
             pass
 
-        def add_scalar(self, *given: object) -> None:
+        def add_scalar(self, *given):
             self.told += 1
             assert self.told == 1, "no more than one"
 
-        def close(self) -> None:
+        def close(self):
             raise AssertionError("nor can it be closed")
 
     module = SimpleNamespace(SummaryWriter=Broken)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setattr(folder, "check_tracker", lambda experiment: None)
-    heard: list[dict[str, Any]] = []
+    heard = []
     log = EventLog(tmp_path / "metrics.jsonl", heard.append)
     experiment = Experiment.model_validate({"run": {"track": "tensorboard"}})
     with tracked(experiment, tmp_path / "tracking", log) as events:
@@ -100,5 +94,5 @@ def test_a_tracker_that_fails_costs_nothing_of_the_run(
         ({"event": "run_started", "clients": 3}, {}),
     ],
 )
-def test_what_is_drawn_of_an_event(event: dict[str, Any], drawn: dict[str, float]) -> None:
+def test_what_is_drawn_of_an_event(event, drawn):
     assert figures_of(event) == drawn

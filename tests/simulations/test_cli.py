@@ -1,7 +1,5 @@
 """The command ``deal``: what it says of itself, what it refuses in one line, and how it ends."""
 
-from __future__ import annotations
-
 import errno
 import inspect
 import os
@@ -10,12 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from subprocess import PIPE, STDOUT
 from typing import get_args, get_type_hints
 
-import click
 import psutil
 import pytest
 from click.testing import CliRunner
@@ -24,20 +20,17 @@ from typer.models import ArgumentInfo, OptionInfo
 from server.folder import RunFolder
 from simulations import cli
 from simulations.output import shipped_experiments, shipped_studies
-from tests.forked import Forker
 from tests.simulations.report.html_page import EXAMPLES
 
 Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def deal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
+def deal(tmp_path, monkeypatch, capsys):
     """Call the entry point in an empty folder; returns exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*arguments: str) -> tuple[int, str, str]:
+    def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["deal", *arguments])
         with pytest.raises(SystemExit) as stop:
             cli.main()
@@ -47,7 +40,7 @@ def deal(
     return call
 
 
-def refused(result: tuple[int, str, str]) -> str:
+def refused(result):
     """The one line of a refusal, the last one."""
     code, out, err = result
     assert code == 2, err
@@ -58,9 +51,7 @@ def refused(result: tuple[int, str, str]) -> str:
     return line
 
 
-def test_a_tracker_without_its_package_is_one_line_and_nothing_starts(
-    deal: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tracker_without_its_package_is_one_line_and_nothing_starts(deal, tmp_path, monkeypatch):
     monkeypatch.setattr("server.folder.find_spec", lambda name: None)
     line = refused(deal("simulate", "quickstart", "--set", "run.track=tensorboard"))
     assert line.startswith("error: run.track = 'tensorboard' needs tensorboard")
@@ -68,13 +59,13 @@ def test_a_tracker_without_its_package_is_one_line_and_nothing_starts(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_full_disk_is_one_line() -> None:
+def test_a_full_disk_is_one_line():
     assert cli.closed(OSError(errno.ENOSPC, "No space left on device", "r.json")) == (
         "r.json: No space left on device; make room"
     )
 
 
-def test_ls_names_every_experiment_and_study_and_its_purpose(deal: Call) -> None:
+def test_ls_names_every_experiment_and_study_and_its_purpose(deal):
     assert deal("--version")[1].startswith("deal ")
     code, out, _ = deal("ls")
     assert code == 0
@@ -101,18 +92,18 @@ LONG = "a" * 300
         (("quickstart", "--set", "data.source=files"), "needs data.path"),
     ],
 )
-def test_what_is_wrong_is_one_line(deal: Call, typed: tuple[str, ...], message: str) -> None:
+def test_what_is_wrong_is_one_line(deal, typed, message):
     assert message in refused(deal("simulate", *typed))
 
 
 @pytest.mark.parametrize(
     "words", [("predict", LONG, "text"), ("simulate", LONG), ("ledger", "verify", LONG)]
 )
-def test_a_path_that_is_closed_is_one_line(deal: Call, words: tuple[str, ...]) -> None:
+def test_a_path_that_is_closed_is_one_line(deal, words):
     assert refused(deal(*words)).startswith(f"error: {LONG}")
 
 
-def test_a_folder_that_holds_a_run(deal: Call, tmp_path: Path) -> None:
+def test_a_folder_that_holds_a_run(deal, tmp_path):
     folder = RunFolder(tmp_path / "runs" / "quickstart-seed0")
     folder.path.mkdir(parents=True)
     folder.results.touch()
@@ -131,9 +122,7 @@ finally:
 """
 
 
-def test_a_finished_run_is_not_resumed_and_says_so_before_anything_large_loads(
-    tmp_path: Path,
-) -> None:
+def test_a_finished_run_is_not_resumed_and_says_so_before_anything_large_loads(tmp_path):
     folder = shutil.copytree(EXAMPLES / "plain", tmp_path / "run")
     RunFolder(folder).checkpoint.touch()
     arguments = ["simulate", str(folder / "experiment.toml"), "--out", str(folder), "--resume"]
@@ -143,14 +132,14 @@ def test_a_finished_run_is_not_resumed_and_says_so_before_anything_large_loads(
     assert done.stdout.splitlines() == [said, "False"]
 
 
-def test_finished_runs_are_compared_without_what_is_large(tmp_path: Path) -> None:
+def test_finished_runs_are_compared_without_what_is_large(tmp_path):
     runs = [str(shutil.copytree(EXAMPLES / "plain", tmp_path / name)) for name in ("one", "two")]
     command = [sys.executable, "-c", FINISHED, "compare", *runs]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
 
 
-def test_ctrl_c_is_one_line_from_the_first_moment_on(tmp_path: Path) -> None:
+def test_ctrl_c_is_one_line_from_the_first_moment_on(tmp_path):
     command = [sys.executable, "-m", "simulations.start", "simulate", "quickstart"]
     for moment in (0.3, 0.9):
         with subprocess.Popen(command, cwd=tmp_path, stdout=PIPE, stderr=STDOUT, text=True) as run:
@@ -176,13 +165,13 @@ except BaseException:
 """
 
 
-def test_ctrl_c_ends_what_a_library_swallows() -> None:
+def test_ctrl_c_ends_what_a_library_swallows():
     run = subprocess.run([sys.executable, "-c", SWALLOWING], capture_output=True, timeout=30)
     assert run.returncode == 130
     assert run.stderr == b"stopped\n"
 
 
-def words(out: Path, *settings: str) -> list[str]:
+def words(out, *settings):
     """Of a small run."""
     small = ("data.max_test=8", "train.max_length=16", "run.threads=1", *settings)
     own = [part for setting in small for part in ("--set", setting)]
@@ -210,9 +199,7 @@ main()
 """
 
 
-def test_a_run_is_continued_by_one_process_at_a_time(
-    deal: Call, fork: Forker, tmp_path: Path
-) -> None:
+def test_a_run_is_continued_by_one_process_at_a_time(deal, fork, tmp_path):
     """Another one is refused while it lives, however slow it is, and not when it was killed."""
     out, script = tmp_path / "run", tmp_path / "halting.py"
     script.write_text(HALTING)
@@ -235,7 +222,7 @@ def test_a_run_is_continued_by_one_process_at_a_time(
     assert RunFolder(out).results.exists()
 
 
-def test_mistakes_in_a_study(deal: Call, tmp_path: Path) -> None:
+def test_mistakes_in_a_study(deal, tmp_path):
     assert "did you mean 'medmcqa'" in refused(deal("study", "medmqca"))
     assert "write whole numbers" in refused(deal("study", "medmcqa", "--seeds", "x"))
     assert "--only dael: no cell has" in refused(deal("study", "medmcqa", "--only", "dael"))
@@ -247,9 +234,7 @@ def test_mistakes_in_a_study(deal: Call, tmp_path: Path) -> None:
     ("number", "workers"),
     [pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow), (signal.SIGTERM, 1)],
 )
-def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(
-    fork: Forker, tmp_path: Path, number: signal.Signals, workers: int
-) -> None:
+def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(fork, tmp_path, number, workers):
     out = tmp_path / "run"
     settings = ("data.max_train=16", "federation.rounds=50", f"run.workers={workers}")
     arguments = words(out, *settings)
@@ -269,14 +254,14 @@ def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(
     assert "The run stopped early" in (out / "report.html").read_text(encoding="utf-8")
 
 
-def commands(command: click.Command, *names: str) -> Iterator[tuple[str, click.Command]]:
+def commands(command, *names):
     """Every command below, with the words that call it."""
     yield " ".join(names), command
     for name, below in getattr(command, "commands", {}).items():
         yield from commands(below, *names, name)
 
 
-def test_help_shows_the_text_of_every_argument_and_option() -> None:
+def test_help_shows_the_text_of_every_argument_and_option():
     for words, command in commands(cli.command()):
         shown = CliRunner().invoke(
             cli.command(), [*words.split(), "--help"], prog_name="deal", env={"COLUMNS": "300"}
@@ -290,7 +275,7 @@ def test_help_shows_the_text_of_every_argument_and_option() -> None:
             assert all(text in shown.output for text in texts), (words, parameter.name)
 
 
-def completed(typed: str) -> list[str]:
+def completed(typed):
     """What bash is offered for the last of the words typed."""
     words = typed.split(" ")
     asked = {
@@ -308,6 +293,6 @@ def completed(typed: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_shells_complete_commands_and_the_names_of_what_is_shipped() -> None:
+def test_shells_complete_commands_and_the_names_of_what_is_shipped():
     assert {"simulate", "study", "submit"} <= set(completed("deal s"))
     assert completed("deal simulate quick") == ["quickstart", "quickstart-llm"]

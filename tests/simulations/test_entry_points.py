@@ -1,16 +1,10 @@
 """Names that another installed package adds: found as any package's entry points are."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from deal_core.aggregation.rules import make_rule
-from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.methods import method_of
@@ -30,7 +24,7 @@ method = lambda *given: made.append("method") or METHODS["sequential"](*given)
 source = lambda *given: made.append("source") or SOURCES["embedded"](*given)
 rule, family = AGGREGATION_RULES["ffa"], FAMILIES["encoder-labels"]
 """
-GROUPS: dict[str, tuple[str, str, Callable[[Experiment], Any]]] = {
+GROUPS = {
     "methods": ("method.name", "method", method_of),
     "aggregators": ("aggregation.rule", "rule", lambda asked: make_rule(asked.aggregation)),
     "models": ("model.family", "family", lambda asked: family_of(asked.model)),
@@ -40,7 +34,7 @@ GROUPS: dict[str, tuple[str, str, Callable[[Experiment], Any]]] = {
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def installed(tmp_path, monkeypatch):
     site = tmp_path / "site-packages"
     told = site / "mine_of_tests-1.dist-info"
     told.mkdir(parents=True)
@@ -53,9 +47,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_package_adds_a_name(
-    group: str, installed: None, make_experiment: Callable[..., Experiment]
-) -> None:
+def test_a_package_adds_a_name(group, installed, make_experiment):
     key, kind, find = GROUPS[group]
     with pytest.raises(UserError, match=r"unknown .* 'mint'"):
         find(make_experiment(f"{key}=mint"))
@@ -67,9 +59,7 @@ def test_a_package_adds_a_name(
 
 
 @pytest.mark.filterwarnings("ignore:task")  # those of tests are small
-def test_a_whole_run_knows_them(
-    installed: None, make_experiment: Callable[..., Experiment], tmp_path: Path
-) -> None:
+def test_a_whole_run_knows_them(installed, make_experiment, tmp_path):
     """It learns what it learns under the names of the same objects here."""
     base = ("federation.rounds=1", "aggregation.rule=ffa", "method.name=sequential", *TINY)
     names = [f"{key}=mine" for key, *_ in GROUPS.values()]

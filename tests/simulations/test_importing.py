@@ -1,12 +1,8 @@
 """Small folders of the shapes of O-LoRA, SAPT and TRACE, imported and read back."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -22,13 +18,13 @@ from simulations.run.model_checks import check_answers
 Import = Callable[..., tuple[Experiment, str]]
 
 
-def save(path: Path, value: Any) -> None:
+def save(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
 @pytest.fixture
-def olora(tmp_path: Path) -> Path:
+def olora(tmp_path):
     """A list of sentences with labels, and a file of labels beside it."""
     folder = tmp_path / "CL_Benchmark"
     rows = [
@@ -46,11 +42,11 @@ def olora(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sapt(tmp_path: Path) -> Path:
+def sapt(tmp_path):
     """An object with a definition and instances, whose answers are one text or several."""
     folder = tmp_path / "SAPT"
 
-    def task(*pairs: tuple[str, Any]) -> dict[str, Any]:
+    def task(*pairs):
         instances = [{"input": text, "output": answer} for text, answer in pairs]
         return {
             "Definition": ["Answer the\nquestion."],
@@ -67,11 +63,11 @@ def sapt(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def trace(tmp_path: Path) -> Path:
+def trace(tmp_path):
     """Lists of prompts with answers; the first lines of a task's prompts are the same."""
     folder = tmp_path / "TRACE-Benchmark/LLM-CL-Benchmark_500"
 
-    def rows(first: str, last: str, *pairs: tuple[str, str]) -> list[dict[str, str]]:
+    def rows(first, last, *pairs):
         return [{"prompt": f"{first}{text}{last}", "answer": answer} for text, answer in pairs]
 
     stance = [("rates rise", "hawkish"), ("rates fall", "dovish")] * 2
@@ -84,10 +80,10 @@ def trace(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def imported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Import:
+def imported(monkeypatch, capsys):
     """Call the command; returns the experiment that it wrote, and what it printed."""
 
-    def call(folder: Path, name: str = "cl-benchmark") -> tuple[Experiment, str]:
+    def call(folder, name="cl-benchmark"):
         out = folder.parent / "out"
         command = ["deal", "data", "import-cl-benchmark", str(folder), "--out", str(out)]
         monkeypatch.setattr(sys, "argv", [*command, "--format", name])
@@ -100,7 +96,7 @@ def imported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return call
 
 
-def refused(folder: Path, name: str = "cl-benchmark") -> str:
+def refused(folder, name="cl-benchmark"):
     """Return the one line of a refusal. Nothing has been written."""
     out = folder.parent / "out"
     with pytest.raises(UserError) as refusal:
@@ -110,7 +106,7 @@ def refused(folder: Path, name: str = "cl-benchmark") -> str:
     return str(refusal.value)
 
 
-def test_sentences_with_labels_read_back_as_a_stream(olora: Path, imported: Import) -> None:
+def test_sentences_with_labels_read_back_as_a_stream(olora, imported):
     experiment, printed = imported(olora)
     assert experiment.data.tasks == ("ag_news", "copa")
     assert experiment.data.generation == ()
@@ -126,9 +122,7 @@ def test_sentences_with_labels_read_back_as_a_stream(olora: Path, imported: Impo
     assert "copa: 1 train and 1 test rows, 1 left out, 2 labels" in printed
 
 
-def test_definitions_are_instructions_and_several_answers_references(
-    sapt: Path, imported: Import
-) -> None:
+def test_definitions_are_instructions_and_several_answers_references(sapt, imported):
     experiment, _ = imported(sapt)
     assert experiment.data.tasks == ("boolq", "task591_sciq")
     assert experiment.data.generation == ("task591_sciq",)
@@ -141,7 +135,7 @@ def test_definitions_are_instructions_and_several_answers_references(
     check_answers(experiment)
 
 
-def test_the_first_lines_of_prompts_are_the_instruction(trace: Path, imported: Import) -> None:
+def test_the_first_lines_of_prompts_are_the_instruction(trace, imported):
     experiment, _ = imported(trace, "trace")
     assert experiment.data.tasks == ("FOMC", "MeetingBank", "AMine")
     assert experiment.data.generation == ("MeetingBank", "AMine")
@@ -156,7 +150,7 @@ def test_the_first_lines_of_prompts_are_the_instruction(trace: Path, imported: I
     assert source.load("MeetingBank").train[0].target == "Met.\nTwice."
 
 
-def test_a_folder_of_another_shape_is_one_line(olora: Path, trace: Path) -> None:
+def test_a_folder_of_another_shape_is_one_line(olora, trace):
     assert "no such folder" in refused(olora / "TC" / "yahoo")
     assert "holds no KIND/DATASET/train.json; give the folder" in refused(trace)
     assert "'sentence' and 'label' or 'input' and 'output'; name the benchmark" in refused(
@@ -167,7 +161,7 @@ def test_a_folder_of_another_shape_is_one_line(olora: Path, trace: Path) -> None
     assert "holds no TASK/train.json" in refused(olora.parent / "nothing", "trace")
 
 
-def test_missing_doubled_and_broken_files_are_one_line(olora: Path) -> None:
+def test_missing_doubled_and_broken_files_are_one_line(olora):
     labels, train = olora / "TC/agnews/labels.json", olora / "TC/agnews/train.json"
     labels.write_text('["[/x]", "World", "Science or Technologie"]')
     assert "'Science or Technology' is not in labels.json; did you mean" in refused(olora)
@@ -188,7 +182,7 @@ def test_missing_doubled_and_broken_files_are_one_line(olora: Path) -> None:
     assert "two tasks are called 'ag_news'" in refused(olora)
 
 
-def test_nothing_is_written_over(olora: Path) -> None:
+def test_nothing_is_written_over(olora):
     out = olora.parent / "out"
     save(out / "mine.json", 1)
     with pytest.raises(UserError, match="is there already; choose another --out"):
@@ -196,7 +190,7 @@ def test_nothing_is_written_over(olora: Path) -> None:
     assert [path.name for path in out.iterdir()] == ["mine.json"]
 
 
-def test_every_format_has_a_template_that_a_model_can_read() -> None:
+def test_every_format_has_a_template_that_a_model_can_read():
     from deal_core.models.prompt import read_template
 
     with pytest.raises(ValueError, match=r"needs {options} on another line than {text}"):

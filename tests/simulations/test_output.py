@@ -1,9 +1,6 @@
 """Pages and tables on a terminal: nothing wider than promised, nothing cut off."""
 
-from __future__ import annotations
-
 import io
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -24,7 +21,7 @@ from tests.stored_results import RESULTS
 WIDE = 200
 
 
-def read_study(folder: Path) -> tuple[Study, StudyResults]:
+def read_study(folder):
     """A study and its results, of the cells that are in it."""
     text = (folder / "study.json").read_text(encoding="utf-8")
     results = StudyResults.model_validate_json(text)
@@ -33,25 +30,25 @@ def read_study(folder: Path) -> tuple[Study, StudyResults]:
 
 
 @pytest.mark.parametrize("name", ["medmcqa", "cl15-core", "tuning"])
-def test_a_study_ends_with_a_table_of_eighty_columns(name: str) -> None:
+def test_a_study_ends_with_a_table_of_eighty_columns(name):
     console = Console(file=io.StringIO(), width=WIDE)
     study, results = read_study(RESULTS / name)
     print_summary(console, study, results)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= NARROW
     for arm in {cell.arm for cell in results.cells}:
         assert any(study.label(arm)[:6] in line for line in lines)
 
 
-def test_names_in_a_table_are_no_markup() -> None:
+def test_names_in_a_table_are_no_markup():
     console = Console(file=io.StringIO(), width=WIDE)
     print_table(console, Table("of [blue]", ("setting", "[red]run"), (("[bold]key", "1"),)))
-    said = console.file.getvalue()  # type: ignore[attr-defined]
+    said = console.file.getvalue()
     assert all(name in said for name in ("[red]run", "[bold]key", "of [blue]"))
 
 
 @pytest.mark.parametrize(("words", "own"), [("study tuning", "study.json"), ("audit private", "")])
-def test_figures_of_another_kind_are_left_alone(words: str, own: str, tmp_path: Path) -> None:
+def test_figures_of_another_kind_are_left_alone(words, own, tmp_path):
     file = "results.json" if own else "study.json"
     (tmp_path / file).write_text("{}")
     result = CliRunner().invoke(app, [*words.split(), "--out", str(tmp_path)])
@@ -59,15 +56,13 @@ def test_figures_of_another_kind_are_left_alone(words: str, own: str, tmp_path: 
     assert [each.name for each in tmp_path.iterdir()] == [file]
 
 
-def test_what_takes_its_time_is_said_before_it_begins_and_then_how_far_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_takes_its_time_is_said_before_it_begins_and_then_how_far_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr("simulations.output.LONGEST_SILENCE", 0.0)
     log, said = RunFolder(tmp_path / "run").metrics, list[tuple[str, set[str]]]()
     plugin, read = tmp_path / "plugin.py", tmp_path / "read"
     plugin.write_text(f"open({str(read)!r}, 'w').close()")
 
-    def seen(line: str) -> None:
+    def seen(line):
         events = [f"{e['event']} {e.get('stage')}" for e in read_events(log)]
         said.append((line, {*events, *(["plugin"] if read.exists() else [])}))
 
@@ -89,9 +84,7 @@ def test_what_takes_its_time_is_said_before_it_begins_and_then_how_far_it_is(
         assert any(phase in line and "1 of 2 clients" in line for line, _ in said)
 
 
-def test_a_terminal_shows_a_spinner_and_a_pipe_one_line_for_what_is_new(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_terminal_shows_a_spinner_and_a_pipe_one_line_for_what_is_new(capsys):
     shown, terminal = io.StringIO(), {"force_terminal": True, "force_interactive": True}
     for console in (Console(file=shown, **terminal), Console(file=io.StringIO())):
         with at_work(console, "reading") as say:

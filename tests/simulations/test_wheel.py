@@ -1,7 +1,5 @@
 """The wheel holds everything that the packages read beside their code."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import zipfile
@@ -15,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow  # it asks a package index for hatchling
-def test_the_wheel_is_complete(tmp_path: Path) -> None:
+def test_the_wheel_is_complete(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path)]
     subprocess.run([*command, str(ROOT)], check=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")

@@ -1,14 +1,11 @@
 """A bad day of a federation, one fault after the other: it ends with the model of a day without
 any, and no site has paid twice for a round."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 import pytest
@@ -23,7 +20,6 @@ from simulations.engines.flower import members
 from tests.simulations.deployment.loopback import (
     DEAL,
     SLOW,
-    Federation,
     alone,
     divide,
     done,
@@ -55,21 +51,21 @@ os.urandom = urandom
 LONGER = (f"federation.deadline_seconds={600 * SLOW}",)
 
 
-def rounds_paid(fed: Federation, name: str) -> list[int]:
+def rounds_paid(fed, name):
     return [event.server_round for event in Ledger(fed.site(name) / "state").events()]
 
 
-def stopped(fed: Federation, run: str, times: int) -> str:
+def stopped(fed, run, times):
     """Wait until the run has stopped so often; why it did last."""
 
-    def reasons() -> list[str]:
+    def reasons():
         told = [str(e["reason"]) for e in fed.events(run) if e["event"] == "run_stopped"]
         return told if len(told) >= times else []
 
     return str(wait_for(f"stop {times}", reasons, 240)[-1])
 
 
-def late_site(fed: Federation, run: str) -> None:
+def late_site(fed, run):
     """It pays for an answer that comes too late, and gives the same one when it is asked again."""
     fed.wait_asked("south", 2)
     frozen = fed.members("south")
@@ -82,7 +78,7 @@ def late_site(fed: Federation, run: str) -> None:
     assert rounds_paid(fed, "south") == [1, 2]
 
 
-def full_disk(fed: Federation, run: str) -> None:
+def full_disk(fed, run):
     """A site that can write no byte of its ledger answers nothing, and has paid nothing."""
     processes = members(fed.site("north") / "state" / "flower")
     limits = [process.rlimit(psutil.RLIMIT_FSIZE) for process in processes]
@@ -97,7 +93,7 @@ def full_disk(fed: Federation, run: str) -> None:
         process.rlimit(psutil.RLIMIT_FSIZE, limit)
 
 
-def expired_certificate(fed: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+def expired_certificate(fed, monkeypatch):
     """The server says so, and so does a site's check; sites come back by themselves when it has a
     new one by the same authority."""
     folder, valid = fed.folder, keys.SERVER_DAYS
@@ -118,20 +114,20 @@ def expired_certificate(fed: Federation, monkeypatch: pytest.MonkeyPatch) -> Non
     assert f"{folder.certificate}: expired on " in (fed.path / "server.out").read_text()
 
 
-def supernode_log(fed: Federation, name: str) -> str:
+def supernode_log(fed, name):
     return (fed.site(name) / "state" / "supernode.log").read_text()
 
 
-def wait_for_sites(fed: Federation, sign: str, seen: dict[str, int]) -> None:
+def wait_for_sites(fed, sign, seen):
     """Until the log of each site has the words, beyond what was seen of it."""
 
-    def said() -> bool:
+    def said():
         return all(sign in supernode_log(fed, name)[start:] for name, start in seen.items())
 
     wait_for(sign, said, 240)
 
 
-def lost_server(fed: Federation, run: str, backup: Path) -> None:
+def lost_server(fed, run, backup):
     """It is killed while it waits for sites, its folder is lost, and an older copy put back: sites
     are asked again for what they have answered."""
     resume(fed.folder, run, LONGER)
@@ -148,8 +144,8 @@ def lost_server(fed: Federation, run: str, backup: Path) -> None:
 @pytest.mark.timeout(1500 * SLOW)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits files of a process")
 def test_a_bad_day_ends_with_the_model_of_a_good_one_and_no_epsilon_is_spent_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     data, one_key, backup = tmp_path / "data", tmp_path / "one-key", tmp_path / "backup"
     divide(data, SITES)
     one_key.mkdir()

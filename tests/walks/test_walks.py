@@ -2,8 +2,6 @@
 for long, and each ends in time. What took how long, and was silent how long, is printed
 (``pytest -s``)."""
 
-from __future__ import annotations
-
 import os
 import pty
 import re
@@ -22,7 +20,7 @@ SILENT_SECONDS = {"engineer": 5, "researcher": 5}
 """At most; the administrator's script looks at what is said before it shows it."""
 
 
-def walked(script: Path, where: Path) -> tuple[int, str, dict[str, float]]:
+def walked(script, where):
     """The exit code of a script on a terminal, all it printed, and of each of its parts
     (``== NAME``) the longest silence in seconds."""
     folder = where / "walk"
@@ -65,7 +63,7 @@ def walked(script: Path, where: Path) -> tuple[int, str, dict[str, float]]:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", MINUTES)
-def test_a_walk_ends_in_time_without_a_traceback(name: str, tmp_path: Path) -> None:
+def test_a_walk_ends_in_time_without_a_traceback(name, tmp_path):
     begun = time.monotonic()
     code, said, silences = walked(Path(__file__).parent / f"{name}.sh", tmp_path)
     took = time.monotonic() - begun

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from deal_core.lora.state import from_arrays
 from deal_core.models import adapter_shapes
 from deal_core.protection import sum_terms
 from deal_core.secure_sum import server_round as legs
-from deal_core.secure_sum.layout import Layout
 from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
 from deal_core.secure_sum.site_state import UsedUpdates
 from deal_core.wire.instruction import RECORD, read_instruction
@@ -57,15 +55,15 @@ class FirstRound:
     keys: ChannelKeys
 
     @property
-    def others(self) -> list[int]:
+    def others(self):
         return [number for number in range(len(self.sites)) if number != VICTIM]
 
-    def site(self, number: int) -> bytes:
+    def site(self, number):
         return self.keys.site(str(number))
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory, one_model) -> FirstRound:
+def honest(tmp_path_factory, one_model):
     path = tmp_path_factory.mktemp("honest")
     sites, totals, grids = make_sites(path), [], []
     total = SecureAggregation.unmask
@@ -76,7 +74,7 @@ def honest(tmp_path_factory, one_model) -> FirstRound:
         return words
 
     class Kept(SiteGrid):
-        def __init__(self, *arguments, **named) -> None:
+        def __init__(self, *arguments, **named):
             super().__init__(*arguments, **named)
             grids.append(self)
 
@@ -92,7 +90,7 @@ def honest(tmp_path_factory, one_model) -> FirstRound:
 
 
 @pytest.fixture
-def first(honest: FirstRound, tmp_path: Path) -> FirstRound:
+def first(honest, tmp_path):
     """After the honest round, with the sites' folders as it left them."""
     sites = []
     for site in honest.sites:
@@ -103,7 +101,7 @@ def first(honest: FirstRound, tmp_path: Path) -> FirstRound:
     return replace(honest, sites=sites, grid=again)
 
 
-def asked(first: FirstRound, number: int, leg: str, content: RecordDict) -> Message:
+def asked(first, number, leg, content):
     kind = "train" if leg == "mask" else f"query.{leg}"
     with assume_identity(1, 1):
         message = Message(content, FIRST_CLIENT_NODE + number, kind)
@@ -111,11 +109,11 @@ def asked(first: FirstRound, number: int, leg: str, content: RecordDict) -> Mess
     return reply
 
 
-def code(reply: Message) -> str:
+def code(reply):
     return str(reply.content["status"]["code"])
 
 
-def prepared_again(first: FirstRound, content: RecordDict) -> ServerRound:
+def prepared_again(first, content):
     """Another round of the run, of all but the victim: the sites have nothing against it. Its terms
     are those of what will be asked."""
     terms = first.held.terms
@@ -137,7 +135,7 @@ def prepared_again(first: FirstRound, content: RecordDict) -> ServerRound:
     return legs.close_prepared(held)
 
 
-def layout_told(first: FirstRound, content: RecordDict) -> Layout:
+def layout_told(first, content):
     """What a site makes of a request for an update."""
     experiment, instruction = asked_for(), read_instruction(dict(content[RECORD]))
     shapes = adapter_shapes(experiment.model, experiment.adapter)
@@ -150,7 +148,7 @@ def layout_told(first: FirstRound, content: RecordDict) -> Layout:
     return layout_of(experiment, state.current, TRAINED, gradients=False, basis=basis)
 
 
-def request_again(first: FirstRound, number: int, nudge: float) -> RecordDict:
+def request_again(first, number, nudge):
     """The request of the first round, word for word but for the sum; or a hair beside it."""
     content = RecordDict(dict(first.grid.asked["mask", number].content))
     if nudge:
@@ -161,13 +159,13 @@ def request_again(first: FirstRound, number: int, nudge: float) -> RecordDict:
     return content
 
 
-def train_again(first: FirstRound, held: ServerRound, number: int, nudge: float) -> Message:
+def train_again(first, held, number, nudge):
     content = request_again(first, number, nudge)
     content["secure"] = ConfigRecord({"request": legs.mask_request(held, first.site(number))})
     return asked(first, number, "mask", content)
 
 
-def second_sum(first: FirstRound, nudge: float = 0.0) -> list[str] | dict[str, np.ndarray]:
+def second_sum(first, nudge=0.0):
     """The sum over all but the victim; or the codes of those who did not add to it."""
     held = prepared_again(first, request_again(first, first.others[0], nudge))
     replies = {number: train_again(first, held, number, nudge) for number in first.others}
@@ -190,21 +188,21 @@ def second_sum(first: FirstRound, nudge: float = 0.0) -> list[str] | dict[str, n
     return layout.decode(unmasked_sum(held))
 
 
-def own_update(first: FirstRound, number: int) -> dict[str, np.ndarray]:
+def own_update(first, number):
     """What a site has learnt, as it lies on its own disk: change of each factor."""
     (file,) = first.sites[number].state.glob("update-0-1.safetensors")
     sent = first.grid.asked["mask", number].content[LORA]
     return {key: value - sent[key].numpy() for key, value in load_file(file).items()}
 
 
-def stolen(first: FirstRound, less: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def stolen(first, less):
     """The difference of two sums, as an update of one site."""
     return {key: first.total[key] - less[key] for key in without_loss(less)}
 
 
 @pytest.mark.parametrize("nudge", [0.0, 1e-6])
 def test_the_same_round_is_not_masked_again_for_a_cohort_less_one(first, monkeypatch, nudge):
-    trained: list[str] = []
+    trained = []
 
     def noted(*arguments, **named):
         trained.append("again")
@@ -248,13 +246,13 @@ def test_a_site_does_not_change_its_mind_about_who_has_survived(first):
         assert "reply" not in reply.content.get("secure", {})
 
 
-def restored(first: FirstRound, number: int) -> None:
+def restored(first, number):
     """A site from the backup that it is told to make: without the secrets of secure sums."""
     for file in first.sites[number].state.glob("secure-sum.*"):
         file.unlink()
 
 
-def announced_again(first: FirstRound, number: int) -> Message:
+def announced_again(first, number):
     content = RecordDict({"secure": ConfigRecord({"run": RUN})})
     return asked(first, number, "announce", content)
 

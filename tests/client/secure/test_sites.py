@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 
@@ -27,7 +24,7 @@ from tests.client.secure.sites import (
     make_sites,
     pins,
 )
-from tests.simulations.run.secure_runs import Ran, rounds
+from tests.simulations.run.secure_runs import rounds
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -35,15 +32,15 @@ CODES = {"unpinned", "protocol", "refused"}
 
 
 @pytest.fixture
-def sites(tmp_path: Path) -> list[SecureSite]:
+def sites(tmp_path):
     return make_sites(tmp_path)
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Callable[..., Ran]:
+def play(tmp_path):
     """Run one round or more; only fixed words come back from who refuses."""
 
-    def run(sites, *overrides: str, kind: type[SiteGrid] = SiteGrid, last: int = 1) -> Ran:
+    def run(sites, *overrides, kind=SiteGrid, last=1):
         experiment = asked_for(*overrides)
         ran = rounds(experiment, tmp_path / RUN, last=last, grid_of=grid_of(sites, kind))
         said = [r for r in ran.told("client_failed", "reason") if r.startswith("client reports")]
@@ -161,7 +158,7 @@ def test_a_round_that_is_open_does_not_outlive_a_stricter_policy(sites, play, le
     """The sites want larger sums when three legs are left, two, or one."""
 
     class Stricter(SiteGrid):
-        def tamper(self, at: str, number: int, request: Message) -> None:
+        def tamper(self, at, number, request):
             if at == leg and number == 0:
                 for site in self.sites:
                     site.write(pins(self.sites, site), OPEN + "min_cohort = 5\n")
@@ -183,7 +180,7 @@ def test_a_peer_that_is_pinned_or_dropped_during_a_run_counts_at_once(sites, pla
         site.write({}, OPEN + "server_vouches_for_peers = true\n")
 
     class Pinned(SiteGrid):
-        def tamper(self, at: str, number: int, request: Message) -> None:
+        def tamper(self, at, number, request):
             asked.append(at)
             due = asked.count("prepare") > 4 if leg == "next" else at == leg
             if due and number == 0:  # of three peers it knows one from now on
@@ -200,7 +197,7 @@ def test_a_masked_vector_does_not_outlive_a_stricter_policy(sites, play):
     grids = []
 
     class Kept(SiteGrid):
-        def __init__(self, *arguments, **named) -> None:
+        def __init__(self, *arguments, **named):
             super().__init__(*arguments, **named)
             grids.append(self)
 
@@ -212,7 +209,7 @@ def test_a_masked_vector_does_not_outlive_a_stricter_policy(sites, play):
         assert answered_again(grids[0], asked) == "masked"
 
 
-def answered_again(grid: SiteGrid, asked: Message) -> str:
+def answered_again(grid, asked):
     """Code of the reply to a request that comes once more."""
     message = Message(RecordDict(dict(asked.content)), asked.metadata.dst_node_id, "train")
     (reply,) = grid.send_and_receive([message])
@@ -255,7 +252,7 @@ def test_sums_of_embeddings_leave_masked_and_where_the_policy_shares_them(sites,
 class WithoutRecord(SiteGrid):
     """Asks for an update, and leaves the secure sum out."""
 
-    def tamper(self, leg: str, number: int, request: Message) -> None:
+    def tamper(self, leg, number, request):
         if leg == "mask":
             del request.content["secure"]
 
@@ -276,7 +273,7 @@ def test_an_update_is_not_sent_without_a_sum_it_could_go_into(sites, play):
 class AnotherForm(SiteGrid):
     """Asks for more factors than the terms were about."""
 
-    def tamper(self, leg: str, number: int, request: Message) -> None:
+    def tamper(self, leg, number, request):
         if leg == "mask":
             request.content["instruction"]["trained"] = ["lora_A", "lora_B"]
 
@@ -292,14 +289,14 @@ class SwappedKey(SiteGrid):
 
     pair = make_key_pair("server")
 
-    def tamper(self, leg: str, number: int, request: Message) -> None:
+    def tamper(self, leg, number, request):
         if leg == "prepare" and number == 0:
             record = request.content["secure"]
             announced = list(record["announcements"])
             announced[1] = self.forged(announced[1])
             record["announcements"] = announced
 
-    def forged(self, announcement: bytes) -> bytes:
+    def forged(self, announcement):
         from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
         own = load_ssh_private_key(self.pair.private, None)
@@ -309,7 +306,7 @@ class SwappedKey(SiteGrid):
 class ForgedKey(SwappedKey):
     """The same, in the name of south's own key, which has not signed it."""
 
-    def forged(self, announcement: bytes) -> bytes:
+    def forged(self, announcement):
         from dataclasses import replace
 
         from deal_core.secure_sum.keys import Announcement
@@ -335,7 +332,7 @@ class SecondKey(SwappedKey):
 
     south: SecureSite
 
-    def forged(self, announcement: bytes) -> bytes:
+    def forged(self, announcement):
         from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
         if ("mask", 0) not in self.asked:
@@ -396,7 +393,7 @@ def test_a_record_that_is_no_request_is_refused_and_changes_nothing(sites, play)
     ]
 
     class Bending(SiteGrid):
-        def tamper(self, leg: str, number: int, request: Message) -> None:
+        def tamper(self, leg, number, request):
             if leg == "prepare":
                 request.content["secure"] = ConfigRecord(bent[number])
 

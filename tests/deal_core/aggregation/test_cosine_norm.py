@@ -1,7 +1,5 @@
 """Who turns the model around, or leaps, is left out; all others stay."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from deal_core.aggregation.rule import LORA_A, LORA_B, Aggregate, ClientUpdate
+from deal_core.aggregation.rule import LORA_A, LORA_B, ClientUpdate
 from deal_core.aggregation.rules import AGGREGATION_RULES, make_rule, starting_adapter
 from deal_core.config.experiment import AggregationConfig
 from deal_core.errors import UserError
@@ -72,7 +71,7 @@ def rounds(draw, name, ranks=None):
     return Round(before, tuple(updates))
 
 
-def run(name, task, **options) -> Aggregate:
+def run(name, task, **options):
     rule = make_rule(AggregationConfig(rule=name, **options))
     aggregation = rule.begin(task.before)
     for update in task.updates:
@@ -80,7 +79,7 @@ def run(name, task, **options) -> Aggregate:
     return aggregation.finish()
 
 
-def oracle(updates) -> dict[str, NDArray[np.float64]]:
+def oracle(updates):
     """The ideal update, dense and plain: ``sum_i p_i s_i B_i A_i``, shape ``(d_out, d_in)``."""
     total = sum(update.weight for update in updates)
     ideal = {}

@@ -1,8 +1,6 @@
 """One hostile client of ten, under every rule with and without the robust step: what it can do is
 bounded."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -207,4 +205,4 @@ def test_an_aggregate_that_is_not_finite_is_none(part, value):
             return good
 
     with pytest.raises(AggregationFailed, match=r"not finite \(v\)"):
-        finished(Round())  # type: ignore[arg-type]
+        finished(Round())

@@ -1,8 +1,6 @@
 """Running sums: linear rules hold a constant number of tensors however many clients there are, and
 the aggregation error equals the dense error, as long as it is known."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -30,7 +28,7 @@ SHAPES = {"q": (16, 24), "v": (16, 16)}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def held_bytes(root) -> int:
+def held_bytes(root):
     """Bytes of every tensor that can be reached from ``root``, each storage once."""
     storages, seen, todo = {}, set(), [root]
     while todo:
@@ -151,7 +149,7 @@ def dense_error(updates, results, shapes):
     return math.sqrt(gap / size)
 
 
-def read(updates, results, shapes) -> float | None:
+def read(updates, results, shapes):
     meter = ErrorMeter(shapes)
     for each, weight in updates:
         meter.add(each, weight)

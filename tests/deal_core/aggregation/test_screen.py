@@ -1,7 +1,5 @@
 """Who is let into a round: lengths beside the others', weights within a cap, entries in reason."""
 
-from __future__ import annotations
-
 import gc
 import statistics
 import weakref

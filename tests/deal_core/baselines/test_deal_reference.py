@@ -1,8 +1,6 @@
 """Baseline ``deal-reference``: gate, MLP and map against their formulas, and what clients make of
 them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 
@@ -50,11 +48,11 @@ DATA = [
 BOTH = frozenset({"lora_A", "lora_B"})
 
 
-def made(**keys: float):
+def made(**keys):
     return DealReference(AdapterConfig(), Constants(**keys))
 
 
-def spread(shapes, seed: int) -> Adapter:
+def spread(shapes, seed):
     """Factors with wide spectra, as training leaves them: gates are open."""
     generator = torch.Generator().manual_seed(seed)
     scale = torch.logspace(-2, 0, 8)
@@ -67,13 +65,13 @@ def spread(shapes, seed: int) -> Adapter:
 
 
 @pytest.fixture(scope="module")
-def begun(shapes) -> State:
+def begun(shapes):
     """The second task begins."""
     before = State(spread(shapes, 1), zero_adapter(shapes, 16))
     return made().begin_task(before, seeded(0))
 
 
-def objective(minilm, state: State, round_state=None, **keys: float) -> Mapped:
+def objective(minilm, state, round_state=None, **keys):
     load_state(minilm, state)
     task = LocalTask(minilm, state, data(minilm), LABELS, (("Dental",),), round_state=round_state)
     found = made(**keys).objective(task)
@@ -85,9 +83,7 @@ def data(minilm):
     return minilm.encode(DATA, LABELS)
 
 
-def one_round(
-    minilm, state: State, round_state=None, epochs=1, trained=BOTH, **keys: float
-) -> State:
+def one_round(minilm, state, round_state=None, epochs=1, trained=BOTH, **keys):
     """The state that an average over one client is."""
     built = objective(minilm, state, round_state, **keys)
     config = TrainConfig(batch_size=2)
@@ -143,7 +139,7 @@ def test_the_penalty_and_its_gradient_are_the_formula(powers):
     assert len(learned) == 2 * (3 + 4)
 
 
-def end_to_end(minilm, built: Mapped) -> dict[str, torch.Tensor]:
+def end_to_end(minilm, built):
     """Gradients by one ordinary backward pass through maps and model together."""
     for m in built.maps.values():
         for tensor in m.learned.values():
@@ -165,7 +161,7 @@ def end_to_end(minilm, built: Mapped) -> dict[str, torch.Tensor]:
     return taken(built)
 
 
-def taken(built: Mapped) -> dict[str, torch.Tensor]:
+def taken(built):
     gradients = {}
     for key, m in built.maps.items():
         for name, tensor in m.learned.items():
@@ -232,11 +228,11 @@ def test_only_maps_of_factors_that_learn_move_and_are_priced(minilm, begun, trai
         assert torch.equal(value, before[key]) != learns, key
 
 
-def phi(s: float, centre: float, width: float) -> float:
+def phi(s, centre, width):
     return math.exp(-((s - centre) ** 2) / (2 * width))
 
 
-def gated(s, learned) -> list[float]:
+def gated(s, learned):
     """Eq. 10 with phi at minus s for its inverse, number by number."""
     centres, gains = learned["gate.centres"].tolist(), learned["gate.gains"].tolist()
     widths = [max(math.exp(w), SMALLEST) for w in learned["gate.log_widths"].tolist()]

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -38,9 +36,9 @@ BOTH = frozenset({"lora_A", "lora_B"})
 class TaskMemory:
     """In memory; remembers from which task each was made."""
 
-    def __init__(self) -> None:
-        self.made: dict[int, dict[str, torch.Tensor]] = {}
-        self.bases: dict[int, str] = {}
+    def __init__(self):
+        self.made = {}
+        self.bases = {}
 
     def get_or_compute(self, tasks, basis, make):
         if self.bases.get(tasks) != basis:
@@ -50,7 +48,7 @@ class TaskMemory:
         return self.made[tasks]
 
 
-def learnt_adapter(random_adapter, shapes, seed: int) -> Adapter:
+def learnt_adapter(random_adapter, shapes, seed):
     drawn = random_adapter(shapes, 8, 2.0, seed)
     layers = {n: LoraFactors(f.A * 0.05, f.B * 0.02) for n, f in drawn.layers.items()}
     return Adapter(layers, drawn.scaling)
@@ -72,7 +70,7 @@ def test_words_are_drawn_by_the_likelihood_of_whole_labels(tmp_path, small_adapt
 
 
 @pytest.fixture(scope="module")
-def second_task(shapes, random_adapter) -> State:
+def second_task(shapes, random_adapter):
     """Some round of a task: the current adapter has moved since its start."""
     before = State(learnt_adapter(random_adapter, shapes, 3), zero_adapter(shapes, 16))
     held = snapshot_task_start(before)
@@ -80,17 +78,17 @@ def second_task(shapes, random_adapter) -> State:
 
 
 @pytest.fixture(scope="module")
-def start(shapes, random_adapter) -> State:
+def start(shapes, random_adapter):
     return State(learnt_adapter(random_adapter, shapes, 3), zero_adapter(shapes, 16))
 
 
-def close(found, expected, rtol=1e-3) -> None:
+def close(found, expected, rtol=0.001):
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert (found[key] - value).norm() <= rtol * value.norm() + 1e-12, key
 
 
-def one_by_one(minilm, data, labels) -> dict[str, torch.Tensor]:
+def one_by_one(minilm, data, labels):
     """Mean of squared gradients of single examples, through ordinary backward passes."""
     set_trainable(minilm.module, BOTH)
     total = {key: torch.zeros_like(p) for key, p in factors_in(minilm.module).items()}

@@ -1,11 +1,8 @@
 """A linear probe is that of one machine however the data are divided; a sum that no data can have
 is refused, and rounding is not."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from deal_core.baselines import frozen as probe
@@ -25,12 +22,12 @@ from tests.deal_core.deal.sums import (
 )
 
 
-def objective(weights: Tensor, x: Tensor, y: Tensor, ridge: float) -> Tensor:
+def objective(weights, x, y, ridge):
     logits = probe.with_one(x.double()) @ weights.T
     return cross_entropy(logits, y) + 0.5 * ridge * weights.square().sum()
 
 
-def central_optimum(x: Tensor, y: Tensor, ridge: float) -> Tensor:
+def central_optimum(x, y, ridge):
     """Full-batch Newton steps on one machine."""
     weights = torch.zeros(LABELS, SIZE + 1, dtype=torch.float64)
     for _ in range(30):
@@ -42,7 +39,7 @@ def central_optimum(x: Tensor, y: Tensor, ridge: float) -> Tensor:
     return weights
 
 
-def probed(how: str, rounds: int, ridge: float) -> Tensor:
+def probed(how, rounds, ridge):
     x, y = data(6)
     method = probe.linear_probe(AdapterConfig(), rounds, ridge)
     tasks = {"skin": divided(x, y, how)}
@@ -81,13 +78,13 @@ def test_a_linear_probe_leaves_the_heads_of_earlier_tasks_alone():
     assert torch.equal(state.heads["skin"], kept["skin"])
 
 
-def good(kind: str) -> dict[str, Tensor]:
+def good(kind):
     x, y = data(7)
     collect = probe.collect_moment if kind == "moment" else probe.collect
     return collect(embedded(x, y))
 
 
-def times(name: str, factor: float):
+def times(name, factor):
     return lambda sums: sums | {name: factor * sums[name]}
 
 
@@ -100,7 +97,7 @@ def negated(sums):
     return sums | {"moment": matrix[rows, columns]}
 
 
-def one_more(name: str, amount: float):
+def one_more(name, amount):
     def change(sums):
         value = sums[name].clone()
         value.view(-1)[0] += amount

@@ -1,7 +1,5 @@
 """Baselines ``olora`` and ``slao`` against their formulas."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from dataclasses import replace
@@ -31,7 +29,7 @@ BOTH = frozenset({"lora_A", "lora_B"})
 
 
 @pytest.fixture(scope="module")
-def second_task(shapes, random_adapter) -> State:
+def second_task(shapes, random_adapter):
     """A current adapter that shares directions with the retained one."""
     drawn = [random_adapter(shapes, 8, 2.0, 1), random_adapter(shapes, 8, 1.0, 2)]
     small = [
@@ -41,7 +39,7 @@ def second_task(shapes, random_adapter) -> State:
     return State(*small)
 
 
-def rows(state: State) -> dict[str, torch.Tensor]:
+def rows(state):
     return {n: f.A for n, f in state.retained.layers.items()}
 
 
@@ -99,7 +97,7 @@ SHAPES = {"first": (40, 50), "second": (60, 40)}
 METHOD = make_method(MethodConfig(name="slao"), AdapterConfig(rank=4, lora_alpha=8.0))
 
 
-def fine_tuned(state: State, random_adapter, seed: int) -> State:
+def fine_tuned(state, random_adapter, seed):
     """Pretend that clients moved both factors."""
     drawn = random_adapter(SHAPES, 4, 2.0, seed)
     layers = {
@@ -112,8 +110,8 @@ def fine_tuned(state: State, random_adapter, seed: int) -> State:
 def test_four_tasks_are_those_of_the_paper_s_equations(random_adapter):
     """Told again with two adapters kept by hand: the merged one, and the fine-tuned one."""
     state = State(zero_adapter(SHAPES, 4, 2.0), zero_adapter(SHAPES, 6))
-    merged: dict[str, torch.Tensor] = {}
-    last: dict[str, LoraFactors] = {}
+    merged = {}
+    last = {}
     for t in range(1, 5):
         state = METHOD.begin_task(state, seeded(t))
         for name, f in state.current.layers.items():
@@ -173,22 +171,22 @@ OLD = [
 ]
 
 
-def past(shares) -> TaskHistory:
+def past(shares):
     return TaskHistory([lambda share=share: share for share in shares], None, len(shares))
 
 
-def numbered(count: int, first: int = 0) -> TaskDataset:
+def numbered(count, first=0):
     return TaskDataset(("a",), [Encoded((first + i,), 0) for i in range(count)])
 
 
 @pytest.fixture(scope="module")
-def start(shapes) -> State:
+def start(shapes):
     empty = State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16))
     return make_method(MethodConfig(name="replay"), AdapterConfig()).begin_task(empty, seeded(0))
 
 
 @pytest.fixture(scope="module")
-def old_shares(minilm) -> list[TaskDataset]:
+def old_shares(minilm):
     return [TaskDataset(labels, minilm.encode(examples, labels)) for labels, examples in OLD]
 
 

@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +17,7 @@ from deal_core.errors import UserError
 
 ROOT = Path(__file__).parents[3]
 BUNDLE = ROOT / "simulations/bundle"
-RICH: dict[str, Any] = {
+RICH = {
     "description": 'a "quoted" line',
     "adapter": {"target_modules": ["query", "value"], "lora_alpha": 8},
     "data": {
@@ -34,7 +31,7 @@ RICH: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("tables", [{}, RICH])
-def test_the_run_config_is_text_and_reads_back(tables: dict[str, Any]) -> None:
+def test_the_run_config_is_text_and_reads_back(tables):
     experiment = parse_experiment(tables, "test")
     carried = to_run_config(experiment)
     assert {type(value) for value in carried.values()} == {str}
@@ -42,12 +39,12 @@ def test_the_run_config_is_text_and_reads_back(tables: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"no": {"such": 1}}'])
-def test_a_run_config_that_is_no_experiment_is_one_line(text: str) -> None:
+def test_a_run_config_that_is_no_experiment_is_one_line(text):
     with pytest.raises(UserError, match="run config"):
         from_run_config({EXPERIMENT: text})
 
 
-def test_lists_and_tables_are_json_text() -> None:
+def test_lists_and_tables_are_json_text():
     flat = flatten(parse_experiment(RICH, "test"))
     assert flat["adapter.target_modules"] == '["query", "value"]'
     assert flat["data.tasks"] == '["a", "b c"]'
@@ -55,7 +52,7 @@ def test_lists_and_tables_are_json_text() -> None:
     assert flat["adapter.lora_alpha"] == 8.0
 
 
-def test_the_bundle_declares_what_the_run_config_has() -> None:
+def test_the_bundle_declares_what_the_run_config_has():
     app = tomllib.loads((BUNDLE / "pyproject.toml").read_text())["tool"]["flwr"]["app"]
     assert set(app["config"]) == set(to_run_config(Experiment()))
 
@@ -76,7 +73,7 @@ def test_the_bundle_declares_what_the_run_config_has() -> None:
         ),
     ],
 )
-def test_an_unknown_key_names_the_nearest(tables: dict[str, Any], message: str) -> None:
+def test_an_unknown_key_names_the_nearest(tables, message):
     with pytest.raises(UserError, match=message):
         parse_experiment(tables, "file")
 
@@ -95,7 +92,7 @@ def test_an_unknown_key_names_the_nearest(tables: dict[str, Any], message: str) 
         ({"train": {"precision": "half"}}, r"key 'train.precision' should be 'auto', 'float32'"),
     ],
 )
-def test_a_wrong_type_or_value_names_the_key(tables: dict[str, Any], message: str) -> None:
+def test_a_wrong_type_or_value_names_the_key(tables, message):
     with pytest.raises(UserError, match=message) as error:
         parse_experiment(tables, "file")
     assert "\n" not in str(error.value)
@@ -103,20 +100,18 @@ def test_a_wrong_type_or_value_names_the_key(tables: dict[str, Any], message: st
 
 @pytest.mark.parametrize("keys", [{"consolidate_every": 2}, {"orders": {"0": ["eye"]}}])
 @pytest.mark.parametrize("schedule", ["synchronous", "joint"])
-def test_an_order_of_their_own_without_its_schedule_is_named(
-    schedule: str, keys: dict[str, Any]
-) -> None:
+def test_an_order_of_their_own_without_its_schedule_is_named(schedule, keys):
     with pytest.raises(UserError, match=r"file: stream: .* schedule = \"per-client\" alone"):
         parse_experiment({"stream": {"schedule": schedule, **keys}}, "file")
     parse_experiment({"stream": {"schedule": "per-client", **keys}}, "file")
 
 
-def test_the_experiment_is_frozen() -> None:
+def test_the_experiment_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
-        Experiment().run.seed = 1  # type: ignore[misc]
+        Experiment().run.seed = 1
 
 
-def test_override_values_are_toml_and_a_bare_word_is_a_string() -> None:
+def test_override_values_are_toml_and_a_bare_word_is_a_string():
     before = {"adapter": {"rank": 8}}
     overrides = ["adapter.rank=4", "model.name=embedded:minilm", 'data.tasks=["a"]']
     after = apply_overrides(before, [*overrides, "run.resume = true", "model.name=a=b"])
@@ -130,25 +125,25 @@ def test_override_values_are_toml_and_a_bare_word_is_a_string() -> None:
 
 
 @pytest.mark.parametrize("override", ["adapter.rank", "=4", "adapter.rank.x=1"])
-def test_a_bad_override_is_quoted(override: str) -> None:
+def test_a_bad_override_is_quoted(override):
     with pytest.raises(UserError, match=f"--set {override}: "):
         apply_overrides({"adapter": {"rank": 8}}, [override])
 
 
 @pytest.mark.parametrize("text", ["3\nx = 4", "3\n[table]", "[" * 5000, "1" * 5000])
-def test_a_value_that_is_not_one_value_of_toml_is_a_text(text: str) -> None:
+def test_a_value_that_is_not_one_value_of_toml_is_a_text(text):
     assert apply_overrides({}, [f"data.path={text}"]) == {"data": {"path": text}}
 
 
 @pytest.mark.parametrize("text", ["x = " + "[" * 5000, "x = " + "1" * 5000])
-def test_a_file_beyond_what_can_be_read_is_named(tmp_path: Path, text: str) -> None:
+def test_a_file_beyond_what_can_be_read_is_named(tmp_path, text):
     path = tmp_path / "x.toml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"x\.toml: cannot be read"):
         read_toml(path)
 
 
-def test_a_bad_file_is_named(tmp_path: Path) -> None:
+def test_a_bad_file_is_named(tmp_path):
     path = tmp_path / "x.toml"
     with pytest.raises(UserError, match=r"x.toml: no such file"):
         read_toml(path)
@@ -165,16 +160,16 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "simulations" / "experiments").rglob("*.toml")), ids=lambda p: p.stem
 )
-def test_every_shipped_experiment_parses(path: Path) -> None:
+def test_every_shipped_experiment_parses(path):
     assert parse_experiment(read_toml(path), path.name).description
 
 
-def test_a_date_is_no_setting() -> None:
+def test_a_date_is_no_setting():
     with pytest.raises(UserError, match="use strings, numbers, booleans and lists"):
         parse_experiment(tomllib.loads("[run]\nseed = 2020-01-01"), "file")
 
 
-def test_sites_are_the_clients() -> None:
+def test_sites_are_the_clients():
     parse_experiment({"federation": {"sites": ["a", "b", "c"]}}, "test")
     for table, reason in (
         ({"sites": ["a", "b"], "clients": 3}, "sites names 2, but clients is 3"),
@@ -186,7 +181,7 @@ def test_sites_are_the_clients() -> None:
 
 @pytest.mark.parametrize("value", ["inf", "nan", "-inf"])
 @pytest.mark.parametrize("key", ["train.learning_rate", "method.update.lambda1"])
-def test_a_number_is_finite(key: str, value: str) -> None:
+def test_a_number_is_finite(key, value):
     """JSON has no other: results could not be read back."""
     with pytest.raises(UserError, match=key) as error:
         parse_experiment(apply_overrides({}, [f"{key}={value}"]), "--set")
@@ -201,7 +196,7 @@ def test_a_number_is_finite(key: str, value: str) -> None:
         (["animal", "vehicle "], "the label 'vehicle ' with blanks around it"),
     ],
 )
-def test_labels_of_a_task_can_be_told_apart(labels: list[str], problem: str) -> None:
+def test_labels_of_a_task_can_be_told_apart(labels, problem):
     with pytest.raises(UserError, match=r"data\.labels") as error:
         parse_experiment({"data": {"labels": {"t": labels}}}, "my.toml")
     assert problem in str(error.value)

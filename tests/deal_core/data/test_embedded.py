@@ -1,7 +1,5 @@
 """Assets, and the tasks made of them."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 import sys
@@ -17,8 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.quantization_config import GgufConfig
 
 from deal_core.config.data import DataConfig
-from deal_core.data import TaskData, open_source
 from deal_core.data import embedded as assets
+from deal_core.data import open_source
 from deal_core.data.embedded import (
     ASSETS,
     OPTIONAL,
@@ -35,18 +33,18 @@ SPLIT = "d4480ec46aef78e07a2a0c7411c0e204874a30b85027a6557911ccfcfe584698"
 
 
 @pytest.fixture(scope="module")
-def tasks() -> list[TaskData]:
+def tasks():
     source = open_source(DataConfig())
     return [source.load(name) for name in source.task_names()]
 
 
-def test_unknown_source_names_the_known_ones() -> None:
+def test_unknown_source_names_the_known_ones():
     known = r"known: embedded, files, hub, medmcqa, site, sites; did you mean 'medmcqa'"
     with pytest.raises(UserError, match=known):
         open_source(DataConfig(source="medmcq"))
 
 
-def test_split_is_fixed(tasks: list[TaskData]) -> None:
+def test_split_is_fixed(tasks):
     digest = hashlib.sha256()
     for task in tasks:
         for split in (task.train, task.test):
@@ -55,7 +53,7 @@ def test_split_is_fixed(tasks: list[TaskData]) -> None:
     assert digest.hexdigest() == SPLIT
 
 
-def test_tasks_are_chosen_and_ordered_by_config() -> None:
+def test_tasks_are_chosen_and_ordered_by_config():
     source = open_source(DataConfig(tasks=("surgery", "laboratory")))
     assert source.task_names() == ("surgery", "laboratory")
     with pytest.raises(UserError, match=r"unknown task 'surgry'.*did you mean 'surgery'"):
@@ -66,7 +64,7 @@ def test_tasks_are_chosen_and_ordered_by_config() -> None:
         open_source(DataConfig(tasks=("surgery", "surgery"))).task_names()
 
 
-def test_limits_keep_the_share_of_each_label(tasks: list[TaskData]) -> None:
+def test_limits_keep_the_share_of_each_label(tasks):
     whole = tasks[3]
     part = open_source(DataConfig(max_train=200, max_test=4)).load(whole.name)
     assert (len(part.train), len(part.test)) == (200, 4)
@@ -79,14 +77,14 @@ def test_limits_keep_the_share_of_each_label(tasks: list[TaskData]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(n for n, asset in ASSETS.items() if asset.parts == 1))
-def test_asset_is_found_without_importing_its_package(name: str) -> None:
+def test_asset_is_found_without_importing_its_package(name):
     path = asset_folder(name)
     assert path.exists()
     assert ASSETS[name].path.split("/")[0] not in sys.modules
 
 
-def test_missing_package_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(package: str) -> None:
+def test_missing_package_names_the_cure(monkeypatch):
+    def missing(package):
         raise PackageNotFoundError(package)
 
     monkeypatch.setattr(assets, "distribution", missing)
@@ -94,9 +92,9 @@ def test_missing_package_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None
         asset_folder("medmcqa")
 
 
-def test_missing_files_name_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_name_the_cure(tmp_path, monkeypatch):
     class Empty:
-        def locate_file(self, path: str) -> Path:
+        def locate_file(self, path):
             return tmp_path / path
 
     monkeypatch.setattr(assets, "distribution", lambda package: Empty())
@@ -110,7 +108,7 @@ def test_missing_files_name_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("name", "optional"), [(REQUIREMENTS, False), (OPTIONAL, True)])
-def test_every_requirement_is_an_asset_pinned_by_hash(name: str, optional: bool) -> None:
+def test_every_requirement_is_an_asset_pinned_by_hash(name, optional):
     pins = [
         line
         for line in requirements_file(name).read_text().splitlines()
@@ -127,7 +125,7 @@ def test_every_requirement_is_an_asset_pinned_by_hash(name: str, optional: bool)
 
 
 @pytest.fixture
-def zipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def zipped(tmp_path, monkeypatch):
     """Five parts of a zip file, each in the package that the optional encoder names."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     whole, asset = tmp_path / "whole.zip", ASSETS["mpnet"]
@@ -144,7 +142,7 @@ def zipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         parts.append(part)
 
     class Installed:
-        def locate_file(self, path: str) -> Path:
+        def locate_file(self, path):
             return tmp_path / "site" / path
 
     monkeypatch.setattr(assets, "distribution", lambda package: Installed())
@@ -153,7 +151,7 @@ def zipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return parts
 
 
-def test_an_optional_model_in_parts_is_put_together_once(zipped: list[Path]) -> None:
+def test_an_optional_model_in_parts_is_put_together_once(zipped):
     folder = asset_folder("mpnet")
     assert {each.name for each in folder.iterdir()} == {"model.safetensors", "config.json"}
     zipped[2].write_bytes(b"")  # it is not read again
@@ -162,7 +160,7 @@ def test_an_optional_model_in_parts_is_put_together_once(zipped: list[Path]) -> 
     assert len([name for name in left if not name.endswith(".lock")]) == 1
 
 
-def test_a_damaged_part_is_one_error_and_leaves_nothing(zipped: list[Path]) -> None:
+def test_a_damaged_part_is_one_error_and_leaves_nothing(zipped):
     zipped[2].write_bytes(b"damaged")
     with pytest.raises(UserError, match="cannot be unpacked there") as raised:
         asset_folder("mpnet")
@@ -171,9 +169,7 @@ def test_a_damaged_part_is_one_error_and_leaves_nothing(zipped: list[Path]) -> N
     assert [each.suffix for each in models.iterdir()] == [".lock"]
 
 
-def test_weights_that_are_not_the_pinned_ones_are_refused(
-    zipped: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_not_the_pinned_ones_are_refused(zipped, monkeypatch):
     known = replace(ASSETS["mpnet"], sha256="0" * 64)
     monkeypatch.setattr(assets, "ASSETS", {"mpnet": known})
     with pytest.raises(UserError, match=r"model\.safetensors: SHA-256 is"):

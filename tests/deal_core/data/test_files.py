@@ -1,11 +1,8 @@
-from __future__ import annotations
-
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,11 +22,11 @@ TRAIN = (
 TEST = ({"text": "red skin", "label": 2, "ward": "A"},)
 
 
-def write_jsonl(path: Path, rows: Rows) -> None:
+def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def write_csv(path: Path, rows: Rows, delimiter: str = ",") -> None:
+def write_csv(path, rows, delimiter=","):
     with path.open("w", encoding="utf-8", newline="") as file:
         columns = list(rows[0]) if rows else ["text", "label", "ward"]
         writer = csv.DictWriter(file, columns, delimiter=delimiter)
@@ -37,7 +34,7 @@ def write_csv(path: Path, rows: Rows, delimiter: str = ",") -> None:
         writer.writerows(rows)
 
 
-def write_parquet(path: Path, rows: Rows) -> None:
+def write_parquet(path, rows):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -45,14 +42,14 @@ def write_parquet(path: Path, rows: Rows) -> None:
     pq.write_table(pa.Table.from_pylist(list(rows), schema if not rows else None), path)
 
 
-def write_excel(path: Path, rows: Rows) -> None:
+def write_excel(path, rows):
     import pandas
 
     frame = pandas.DataFrame(list(rows), columns=list(rows[0]) if rows else ["text", "label"])
     frame.to_excel(path, index=False)
 
 
-WRITERS: dict[str, Callable[[Path, Rows], None]] = {
+WRITERS = {
     ".jsonl": write_jsonl,
     ".csv": write_csv,
     ".tsv": partial(write_csv, delimiter="\t"),
@@ -61,7 +58,7 @@ WRITERS: dict[str, Callable[[Path, Rows], None]] = {
 }
 
 
-def make_task(root: Path, suffix: str = ".jsonl", name: str = "triage") -> Path:
+def make_task(root, suffix=".jsonl", name="triage"):
     folder = root / name
     folder.mkdir()
     WRITERS[suffix](folder / f"train{suffix}", TRAIN)
@@ -69,11 +66,11 @@ def make_task(root: Path, suffix: str = ".jsonl", name: str = "triage") -> Path:
     return folder
 
 
-def load(root: Path, task: str = "triage", **keys: Any) -> TaskData:
+def load(root, task="triage", **keys):
     return open_source(DataConfig(**{"source": "files", "path": str(root), **keys})).load(task)
 
 
-def error_of(root: Path, task: str = "triage", **keys: Any) -> str:
+def error_of(root, task="triage", **keys):
     with pytest.raises(UserError) as caught:
         load(root, task, **keys)
     message = str(caught.value)
@@ -82,7 +79,7 @@ def error_of(root: Path, task: str = "triage", **keys: Any) -> str:
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_every_format_gives_the_same_task(tmp_path: Path, suffix: str) -> None:
+def test_every_format_gives_the_same_task(tmp_path, suffix):
     make_task(tmp_path, suffix)
     assert load(tmp_path) == TaskData(
         name="triage",
@@ -96,7 +93,7 @@ def test_every_format_gives_the_same_task(tmp_path: Path, suffix: str) -> None:
     )
 
 
-def test_groups_are_those_of_all_tasks(tmp_path: Path) -> None:
+def test_groups_are_those_of_all_tasks(tmp_path):
     make_task(tmp_path)
     other = make_task(tmp_path, name="other")
     write_jsonl(other / "train.jsonl", [{**row, "ward": "C"} for row in TRAIN])
@@ -117,7 +114,7 @@ def test_groups_are_those_of_all_tasks(tmp_path: Path) -> None:
     )
 
 
-def test_byte_order_mark_and_blank_lines_are_no_data(tmp_path: Path) -> None:
+def test_byte_order_mark_and_blank_lines_are_no_data(tmp_path):
     folder = make_task(tmp_path, ".csv")
     (folder / "train.csv").write_text("\n text,label\n\nfever,2\n", encoding="utf-8-sig")
     (folder / "test.csv").unlink()
@@ -150,16 +147,14 @@ GOOD_LINE = b'{"text": "x", "label": "y"}\n'
         ("train.csv", "text,label\nx,y\n".encode("utf-16"), "row 1: not UTF-8 text; save the file"),
     ],
 )
-def test_corrupt_files_name_file_and_row(
-    tmp_path: Path, file: str, content: bytes, problem: str
-) -> None:
+def test_corrupt_files_name_file_and_row(tmp_path, file, content, problem):
     folder = make_task(tmp_path)
     (folder / "train.jsonl").unlink()
     (folder / file).write_bytes(content)
     assert error_of(tmp_path).startswith(f"{folder / file}, {problem}")
 
 
-def test_a_task_may_have_columns_of_its_own(tmp_path: Path) -> None:
+def test_a_task_may_have_columns_of_its_own(tmp_path):
     make_task(tmp_path)
     folder = tmp_path / "pairs"
     folder.mkdir()
@@ -173,7 +168,7 @@ def test_a_task_may_have_columns_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["..", "../outside", ".", "/etc"])
-def test_the_name_of_a_task_leads_nowhere_and_tells_nothing(tmp_path: Path, name: str) -> None:
+def test_the_name_of_a_task_leads_nowhere_and_tells_nothing(tmp_path, name):
     """A name that is a folder elsewhere gives the same as one that is none."""
     root = tmp_path / "data"
     root.mkdir()
@@ -190,13 +185,13 @@ def test_the_name_of_a_task_leads_nowhere_and_tells_nothing(tmp_path: Path, name
         "text;label\r\nchest, left;1\r\nskin;2\r\n",
     ],
 )
-def test_the_header_says_what_separates_the_fields(tmp_path: Path, content: str) -> None:
+def test_the_header_says_what_separates_the_fields(tmp_path, content):
     folder = make_task(tmp_path, ".csv")
     (folder / "train.csv").write_bytes(content.encode("utf-8-sig"))
     assert load(tmp_path).train == (Example("chest, left", "1"), Example("skin", "2"))
 
 
-def test_all_problems_of_a_task_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_a_task_at_once(tmp_path):
     folder = make_task(tmp_path)
     write_jsonl(folder / "train.jsonl", [*TRAIN, {"text": [], "label": 1}, {"text": "x"}])
     (folder / "test.jsonl").write_text("[")
@@ -209,8 +204,8 @@ def test_all_problems_of_a_task_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_not_there_is_named_with_its_cure(tmp_path: Path) -> None:
-    assert "needs data.path" in error_of("")  # type: ignore[arg-type]
+def test_what_is_not_there_is_named_with_its_cure(tmp_path):
+    assert "needs data.path" in error_of("")
     assert f"{tmp_path / 'no'}: no such folder; set data.path" in error_of(tmp_path / "no")
     assert "holds no task" in error_of(tmp_path)
     folder = make_task(tmp_path)
@@ -225,7 +220,7 @@ def test_what_is_not_there_is_named_with_its_cure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
-def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path: Path, suffix: str) -> None:
+def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path, suffix):
     folder = make_task(tmp_path, suffix)
     path, expected = folder / f"train{suffix}", load(tmp_path)
     empty = [{"text": "  ", "label": 1, "ward": "A"}, {"text": "x", "label": None, "ward": "A"}]
@@ -247,7 +242,7 @@ ALPACA = {"instruction": "Be brief.", "input": "What is it?", "output": "a rash"
 
 @pytest.mark.parametrize("row", [CHAT, ALPACA], ids=["chat", "alpaca"])
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_rows_of_well_known_shapes_are_read(tmp_path: Path, suffix: str, row: Any) -> None:
+def test_rows_of_well_known_shapes_are_read(tmp_path, suffix, row):
     """As labels, and as texts."""
     import pandas
 
@@ -266,7 +261,7 @@ def test_rows_of_well_known_shapes_are_read(tmp_path: Path, suffix: str, row: An
     assert "row 1: column 'messages' holds others than {role, content}" in error_of(tmp_path)
 
 
-def test_the_second_text_may_be_missing_or_be_several_but_not_in_every_row(tmp_path: Path) -> None:
+def test_the_second_text_may_be_missing_or_be_several_but_not_in_every_row(tmp_path):
     folder = make_task(tmp_path)
     pairs = [{"text": "one", "label": 1, "more": more} for more in (None, ["two", "three"], 4)]
     write_jsonl(folder / "train.jsonl", [*TRAIN, *pairs])
@@ -279,7 +274,7 @@ def test_the_second_text_may_be_missing_or_be_several_but_not_in_every_row(tmp_p
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
-def test_bad_rows_and_splits_without_any_are_named(tmp_path: Path, suffix: str) -> None:
+def test_bad_rows_and_splits_without_any_are_named(tmp_path, suffix):
     folder = make_task(tmp_path, suffix)
     path, row = folder / f"test{suffix}", 3 if suffix == ".csv" else 2
     for bad, problem in (
@@ -292,9 +287,7 @@ def test_bad_rows_and_splits_without_any_are_named(tmp_path: Path, suffix: str) 
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_columns_that_a_table_lacks_are_said_once_with_their_keys(
-    tmp_path: Path, suffix: str
-) -> None:
+def test_columns_that_a_table_lacks_are_said_once_with_their_keys(tmp_path, suffix):
     folder = make_task(tmp_path, suffix)
     keys = {"text_column": "note", "files": {"triage": TaskColumns(label_column="labels")}}
     assert error_of(tmp_path, **keys) == (
@@ -305,13 +298,13 @@ def test_columns_that_a_table_lacks_are_said_once_with_their_keys(
     assert len(source.examine("triage")[1]) == 2  # of train and of test, however many rows
 
 
-def test_a_column_that_some_rows_of_a_jsonl_file_lack_is_named_row_by_row(tmp_path: Path) -> None:
+def test_a_column_that_some_rows_of_a_jsonl_file_lack_is_named_row_by_row(tmp_path):
     folder = make_task(tmp_path)
     write_jsonl(folder / "train.jsonl", [{"txt": "x", "label": "1"}, *TRAIN])
     assert "train.jsonl, row 1: no column 'text'" in error_of(tmp_path)
 
 
-def test_declared_labels_are_the_tasks_labels(tmp_path: Path) -> None:
+def test_declared_labels_are_the_tasks_labels(tmp_path):
     make_task(tmp_path)
     declared = {"triage": ("1", "2", "3"), "later": ("x", "y")}
     data = load(tmp_path, labels=declared)

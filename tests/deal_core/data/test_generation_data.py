@@ -1,9 +1,6 @@
 """Tasks whose answer is a text."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +17,7 @@ ROWS = [
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     (tmp_path / "animals").mkdir()
     for split in ("train", "test"):
         lines = "\n".join(json.dumps(row) for row in ROWS)
@@ -28,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def config(folder: Path, **more: object) -> DataConfig:
+def config(folder, **more):
     return DataConfig.model_validate(
         {"source": "files", "path": str(folder), "generation": ["animals"], **more}
     )

@@ -1,21 +1,15 @@
-from __future__ import annotations
-
 import gc
 import json
 import socket
-from collections.abc import Callable, Iterator
 from email.message import Message
-from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
-from urllib.request import Request
 
 import pytest
 from huggingface_hub import constants
 from transformers import AutoConfig
 
 from deal_core.config.data import DataConfig, HubTask, PartitionConfig
-from deal_core.data import Example, TaskData, open_source
+from deal_core.data import Example, open_source
 from deal_core.data import hub as libraries
 from deal_core.data.hub import load_split
 from deal_core.data.rows import Columns
@@ -29,7 +23,7 @@ ROWS = [
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def hub(tmp_path, monkeypatch):
     """A folder that load_dataset reads as a data set; its cache lies beside it."""
     import datasets.config
     import huggingface_hub.constants
@@ -44,11 +38,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
+def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_class_labels(folder: Path, test_label: int, names: tuple[str, ...]) -> None:
+def write_class_labels(folder, test_label, names):
     from datasets import ClassLabel, Dataset, Features, Value
 
     features = Features({"q": Value("string"), "intent": ClassLabel(names=list(names))})
@@ -58,17 +52,17 @@ def write_class_labels(folder: Path, test_label: int, names: tuple[str, ...]) ->
         rows.to_parquet(folder / f"{split}.parquet")
 
 
-def config(folder: Path, spec: dict[str, Any] | None = None, **keys: Any) -> DataConfig:
+def config(folder, spec=None, **keys):
     default = {"path": str(folder), "text_column": "q", "label_column": "intent"}
     task = HubTask(**{**default, **(spec or {})})
     return DataConfig(source="hub", hub={"intents": task}, **keys)
 
 
-def load(data: DataConfig, task: str = "intents") -> TaskData:
+def load(data, task="intents"):
     return open_source(data).load(task)
 
 
-def error_of(data: DataConfig, task: str = "intents") -> str:
+def error_of(data, task="intents"):
     with pytest.raises(UserError) as caught:
         load(data, task)
     message = str(caught.value)
@@ -76,7 +70,7 @@ def error_of(data: DataConfig, task: str = "intents") -> str:
     return message
 
 
-def test_label_text_names_the_labels_in_its_order(hub: Path) -> None:
+def test_label_text_names_the_labels_in_its_order(hub):
     spec = {"label_text": {"1": "money", "0": "travel"}, "pair_column": "more"}
     task = load(config(hub, spec))
     assert task.labels == ("money", "travel")
@@ -85,7 +79,7 @@ def test_label_text_names_the_labels_in_its_order(hub: Path) -> None:
     assert load(config(hub)).labels == ("0", "1")
 
 
-def test_class_labels_give_their_names_and_the_whole_label_space(hub: Path) -> None:
+def test_class_labels_give_their_names_and_the_whole_label_space(hub):
     write_class_labels(hub, 1, ("travel ", "money"))
     data = config(hub, partition=PartitionConfig(kind="column", column="q"))
     task = load(data)
@@ -105,7 +99,7 @@ def test_class_labels_give_their_names_and_the_whole_label_space(hub: Path) -> N
         ({"test_split": "train[:0]"}, "corresponds to no data"),
     ],
 )
-def test_bad_configuration_is_one_line(hub: Path, spec: dict[str, Any], problem: str) -> None:
+def test_bad_configuration_is_one_line(hub, spec, problem):
     message = error_of(config(hub, spec))
     assert message.startswith("data.hub.intents (")
     assert problem in message
@@ -141,19 +135,19 @@ def test_chats_are_read_as_they_are_and_rows_without_an_answer_are_counted(hub):
 
 
 @pytest.fixture
-def files_left_open() -> Iterator[None]:
+def files_left_open():
     """By the library, until memory is collected: here, and not in a test that comes later."""
     yield
     gc.collect()
 
 
-def csv_test(test: Callable[..., None]) -> Callable[..., None]:
+def csv_test(test):
     """Mark a test that has CSV files read."""
     quiet = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     return quiet(pytest.mark.usefixtures("files_left_open")(test))
 
 
-def csv_folder(folder: Path, header: str, *rows: str) -> DataConfig:
+def csv_folder(folder, header, *rows):
     for split in ("train", "test"):
         (folder / f"{split}.jsonl").unlink()
         (folder / f"{split}.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
@@ -161,7 +155,7 @@ def csv_folder(folder: Path, header: str, *rows: str) -> DataConfig:
 
 
 @csv_test
-def test_csv_files_are_read_as_they_are_written(hub: Path) -> None:
+def test_csv_files_are_read_as_they_are_written(hub):
     """No code becomes a number, no text a value that is missing, and no column a name of rows."""
     config = csv_folder(hub, "text,label", "NA,010", '"has fever, coughs",10', "007,0010")
     task = open_source(config).load("ward")
@@ -183,7 +177,7 @@ def test_csv_files_are_read_as_they_are_written(hub: Path) -> None:
     ],
     ids=["fields", "card", "latin-1", "empty"],
 )
-def test_what_is_wrong_with_files_is_said(hub: Path, name, content, told) -> None:
+def test_what_is_wrong_with_files_is_said(hub, name, content, told):
     config = csv_folder(hub, "text,label", "fever,x", "cough,y")
     (hub / name).write_bytes(content)
     with pytest.raises(UserError, match=told):
@@ -191,21 +185,19 @@ def test_what_is_wrong_with_files_is_said(hub: Path, name, content, told) -> Non
 
 
 @pytest.fixture
-def silent() -> Iterator[str]:
+def silent():
     """Takes connections, and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def use(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def use(monkeypatch, address):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     libraries._answers.cache_clear()  # an earlier test may have had the same port
 
 
-def test_a_hub_that_keeps_silent_costs_seconds_once(
-    silent: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_that_keeps_silent_costs_seconds_once(silent, monkeypatch):
     use(monkeypatch, silent)
     monkeypatch.setattr(libraries, "SECONDS", 0.5)
     before = libraries._answers.cache_info().misses
@@ -219,8 +211,8 @@ def test_a_hub_that_keeps_silent_costs_seconds_once(
     assert "\n" not in f"{model.value}{data.value}"
 
 
-def test_any_answer_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(request: Request, timeout: float) -> None:
+def test_any_answer_is_one(monkeypatch):
+    def refused(request, timeout):
         raise HTTPError(request.full_url, 404, "no such page", Message(), None)
 
     use(monkeypatch, "http://127.0.0.1:1")
@@ -229,7 +221,7 @@ def test_any_answer_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not constants.HF_HUB_OFFLINE
 
 
-def keep_in_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def keep_in_cache(folder, monkeypatch):
     """A model of the hub in two revisions; the name means the first."""
     snapshot = folder / "models--somebody--something"
     (snapshot / "refs").mkdir(parents=True)
@@ -246,9 +238,7 @@ def keep_in_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(folder), raising=False)
 
 
-def test_a_revision_is_the_one_that_is_named(
-    silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_revision_is_the_one_that_is_named(silent, tmp_path, monkeypatch):
     use(monkeypatch, silent)
     monkeypatch.setattr(libraries, "SECONDS", 0.2)
     keep_in_cache(tmp_path, monkeypatch)
@@ -261,7 +251,7 @@ def test_a_revision_is_the_one_that_is_named(
         pretrained(AutoConfig, "somebody/something@3", cache_dir=str(tmp_path))
 
 
-def test_the_commit_that_was_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commit_that_was_read_is_named(tmp_path, monkeypatch):
     """So that what was learnt is answered with the model that it was learnt for, wherever the name
     may point by then."""
     keep_in_cache(tmp_path, monkeypatch)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest
@@ -14,11 +12,11 @@ from deal_core.errors import UserError
 SETTINGS = settings(max_examples=8, deadline=None)
 
 
-def make_task(train: list[int], test: list[int], name: str = "task", groups: int = 8) -> TaskData:
+def make_task(train, test, name="task", groups=8):
     """A task with this many training and test examples of each label."""
     labels = tuple(f"label {number}" for number in range(len(train)))
 
-    def examples(split: str, counts: list[int]) -> tuple[Example, ...]:
+    def examples(split, counts):
         return tuple(
             Example(f"{split} {label} {number}", label, f"site {number % groups}")
             for label, count in zip(labels, counts, strict=True)
@@ -29,7 +27,7 @@ def make_task(train: list[int], test: list[int], name: str = "task", groups: int
     return TaskData(name, labels, examples("train", train), examples("test", test), sites)
 
 
-def skew(parts: list[TaskData]) -> float:
+def skew(parts):
     """Mean total-variation distance between a client's labels and everyone's (0-1)."""
     whole = Counter(example.label for part in parts for example in part.train)
     total = sum(whole.values())
@@ -50,9 +48,7 @@ def skew(parts: list[TaskData]) -> float:
     seed=st.integers(0, 2**40),
 )
 @SETTINGS
-def test_every_example_goes_to_exactly_one_client(
-    kind: str, counts: list[int], clients: int, alpha: float, seed: int
-) -> None:
+def test_every_example_goes_to_exactly_one_client(kind, counts, clients, alpha, seed):
     task = make_task([count + 8 for count in counts], counts)
     config = PartitionConfig(kind=kind, alpha=alpha)
     parts = partition(task, config, clients, seed)
@@ -63,7 +59,7 @@ def test_every_example_goes_to_exactly_one_client(
     assert parts == partition(task, config, clients, seed)
 
 
-def test_dirichlet_skew_grows_as_alpha_falls() -> None:
+def test_dirichlet_skew_grows_as_alpha_falls():
     task = make_task([150] * 4, [20] * 4)
     skews = [
         sum(skew(partition(task, PartitionConfig(alpha=alpha), 4, seed)) for seed in range(3)) / 3
@@ -74,7 +70,7 @@ def test_dirichlet_skew_grows_as_alpha_falls() -> None:
     assert skews[1] > 0.5
 
 
-def test_quantity_differs_in_size_and_not_in_labels() -> None:
+def test_quantity_differs_in_size_and_not_in_labels():
     task = make_task([200] * 3, [30] * 3)
     spread = {}
     for alpha in (100.0, 0.3):
@@ -88,7 +84,7 @@ def test_quantity_differs_in_size_and_not_in_labels() -> None:
     assert spread[100.0] < 100 < 250 < spread[0.3]
 
 
-def test_column_gives_each_group_to_one_client_in_every_task() -> None:
+def test_column_gives_each_group_to_one_client_in_every_task():
     config = PartitionConfig(kind="column", column="site")
     whole = partition(make_task([16, 16], [8, 8]), config, 4, 0)
     # This task lacks the sites from 3 on: the others keep their clients.
@@ -100,7 +96,7 @@ def test_column_gives_each_group_to_one_client_in_every_task() -> None:
     assert (part[3].train, part[3].test) == ((), ())
 
 
-def test_column_without_enough_groups_is_an_error() -> None:
+def test_column_without_enough_groups_is_an_error():
     config = PartitionConfig(kind="column", column="site")
     with pytest.raises(
         UserError, match=r"has 2 values for 3 clients; set federation\.clients to 2"
@@ -112,6 +108,6 @@ def test_column_without_enough_groups_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(set(PARTITIONERS) - {"column"}))
-def test_more_clients_than_examples_is_an_error(kind: str) -> None:
+def test_more_clients_than_examples_is_an_error(kind):
     with pytest.raises(UserError, match="2 training examples for 3 clients"):
         partition(make_task([1, 1], [1, 1]), PartitionConfig(kind=kind), 3, 0)

@@ -1,13 +1,8 @@
 """Which rows of a task are for testing, and which records a run's clients have: where records are
 protected each by itself."""
 
-from __future__ import annotations
-
 import csv
-import random
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,7 +12,7 @@ from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment, PrivacyConfig
 from deal_core.data import Example, load_for_clients, open_source
 from deal_core.data.files import FilesSource
-from deal_core.data.source import Sides, each_by_itself, split_off, split_off_each
+from deal_core.data.source import each_by_itself, split_off, split_off_each
 from deal_core.errors import UserError
 
 EXAMPLES = tuple(
@@ -27,7 +22,7 @@ EXAMPLES = tuple(
 )
 
 
-def test_every_label_has_its_share_and_keeps_one_for_training() -> None:
+def test_every_label_has_its_share_and_keeps_one_for_training():
     train, test = split_off(EXAMPLES, 0.2)
     assert len(train) + len(test) == len(EXAMPLES)
     assert set(train).isdisjoint(test)
@@ -42,12 +37,7 @@ WRITTEN = st.lists(st.builds(Example, TEXTS, st.just(""), target=ANSWERS))
 
 @pytest.mark.parametrize("split", [split_off, split_off_each])
 @given(rows=LABELLED | WRITTEN, order=st.randoms(), share=st.sampled_from([0.1, 0.3, 0.5, 0.9]))
-def test_rows_alike_in_text_and_answer_are_on_one_side(
-    split: Callable[[Sequence[Example], float], Sides],
-    rows: list[Example],
-    order: random.Random,
-    share: float,
-) -> None:
+def test_rows_alike_in_text_and_answer_are_on_one_side(split, rows, order, share):
     train, test = split(rows, share)
     assert Counter((*train, *test)) == Counter(rows)
     assert set(train).isdisjoint(test)
@@ -56,14 +46,12 @@ def test_rows_alike_in_text_and_answer_are_on_one_side(
 
 
 @given(rows=LABELLED, share=st.sampled_from([0.1, 0.3, 0.5, 0.9]))
-def test_where_records_are_protected_a_text_is_on_one_side_whatever_its_labels(
-    rows: list[Example], share: float
-) -> None:
+def test_where_records_are_protected_a_text_is_on_one_side_whatever_its_labels(rows, share):
     train, test = split_off_each(rows, share)
     assert {e.text for e in train}.isdisjoint(e.text for e in test)
 
 
-def test_a_label_has_its_share_whatever_other_labels_its_texts_have() -> None:
+def test_a_label_has_its_share_whatever_other_labels_its_texts_have():
     """So a text may be on both sides, with another label on each."""
     rows = [Example(f"text {n}", "ab"[n < 10]) for n in range(100)]
     rows += [Example(f"text {n}", "c") for n in range(50)]
@@ -73,7 +61,7 @@ def test_a_label_has_its_share_whatever_other_labels_its_texts_have() -> None:
 
 
 @given(st.integers(0, len(EXAMPLES) - 1))
-def test_where_records_are_protected_none_moves_another(gone: int) -> None:
+def test_where_records_are_protected_none_moves_another(gone):
     """The split of a neighbouring data set is the same split without the record."""
     without = EXAMPLES[:gone] + EXAMPLES[gone + 1 :]
     for before, after in zip(
@@ -82,7 +70,7 @@ def test_where_records_are_protected_none_moves_another(gone: int) -> None:
         assert set(before) - {EXAMPLES[gone]} == set(after)
 
 
-def write(folder: Path) -> None:
+def write(folder):
     (folder / "ward").mkdir()
     with (folder / "ward" / "train.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -90,7 +78,7 @@ def write(folder: Path) -> None:
         writer.writerows((e.text, e.label) for e in EXAMPLES)
 
 
-def test_a_task_without_a_test_file_is_split(tmp_path: Path) -> None:
+def test_a_task_without_a_test_file_is_split(tmp_path):
     write(tmp_path)
     data = DataConfig(source="files", path=str(tmp_path))
     with pytest.raises(UserError, match=r"no file for the split 'test'.* set data.split = 0.2"):
@@ -104,12 +92,10 @@ def test_a_task_without_a_test_file_is_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_test": 5}, {"max_train": 20, "max_test": 5}])
-def test_private_clients_split_each_record_by_itself(
-    tmp_path: Path, limits: dict[str, float]
-) -> None:
+def test_private_clients_split_each_record_by_itself(tmp_path, limits):
     write(tmp_path)
     experiment = Experiment(
-        data=DataConfig(source="files", path=str(tmp_path), split=0.3, **limits),  # type: ignore[arg-type]
+        data=DataConfig(source="files", path=str(tmp_path), split=0.3, **limits),
         privacy=PrivacyConfig(mechanism="record"),
     )
     train, test = split_off_each(EXAMPLES, 0.3)

@@ -1,12 +1,9 @@
 """Files that are damaged, or say two things at once: each is refused in one line, and what nobody
 reads harms nobody."""
 
-from __future__ import annotations
-
 import json
 import zipfile
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import openpyxl
@@ -24,11 +21,11 @@ COLUMNS = Columns("text", "label")
 Table = Sequence[Sequence[Any]]
 
 
-def examples(path: Path) -> list[Example]:
+def examples(path):
     return [to_example(row, COLUMNS, str(path), number) for number, row in read_table(path)]
 
 
-def refusal(path: Path) -> str:
+def refusal(path):
     with pytest.raises(UserError) as caught:
         examples(path)
     message = str(caught.value)
@@ -37,13 +34,13 @@ def refusal(path: Path) -> str:
     return message.removeprefix(str(path))
 
 
-def write_csv(path: Path, rows: Table) -> Path:
+def write_csv(path, rows):
     path = path.with_suffix(".csv")
     path.write_text("".join(",".join(map(str, row)) + "\n" for row in rows))
     return path
 
 
-def write_excel(path: Path, rows: Table) -> Path:
+def write_excel(path, rows):
     path, book = path.with_suffix(".xlsx"), openpyxl.Workbook()
     for row in rows:
         book.active.append(row)
@@ -51,14 +48,14 @@ def write_excel(path: Path, rows: Table) -> Path:
     return path
 
 
-def write_parquet(path: Path, rows: Table) -> Path:
+def write_parquet(path, rows):
     import pyarrow as pa
 
     values = [pa.array(column) for column in zip(*rows[1:], strict=True)]
     return save(path, pa.Table.from_arrays(values, names=list(rows[0])))
 
 
-def save(path: Path, table: Any) -> Path:
+def save(path, table):
     import pyarrow.parquet as pq
 
     path = path.with_suffix(".parquet")
@@ -70,14 +67,12 @@ def save(path: Path, table: Any) -> Path:
     ("write", "place"),
     [(write_csv, ", row 1"), (write_excel, ", row 1"), (write_parquet, "")],
 )
-def test_two_columns_of_one_name_are_refused(
-    tmp_path: Path, write: Callable[[Path, Table], Path], place: str
-) -> None:
+def test_two_columns_of_one_name_are_refused(tmp_path, write, place):
     path = write(tmp_path / "train", [("text", "label", "label"), ("a", "x", "WRONG")])
     assert refusal(path) == f"{place}: column 'label' occurs twice; rename one"
 
 
-def test_the_header_of_a_sheet_is_its_first_row_with_a_value(tmp_path: Path) -> None:
+def test_the_header_of_a_sheet_is_its_first_row_with_a_value(tmp_path):
     rows = [(None,), ("text", None, "label", None), ("a", "note", 1, None), (None,), ("b", "", 2)]
     path = write_excel(tmp_path / "train", rows)
     assert examples(path) == [Example("a", "1"), Example("b", "2")]
@@ -88,7 +83,7 @@ def test_the_header_of_a_sheet_is_its_first_row_with_a_value(tmp_path: Path) -> 
 SHEET = [("text", "label"), *((f"text {n}", "x") for n in range(3000))]
 
 
-def changed(path: Path, part: str, change: Callable[[bytes], bytes]) -> Path:
+def changed(path, part, change):
     """The workbook with another content of one of its parts."""
     with zipfile.ZipFile(path) as book:
         parts = {name: book.read(name) for name in book.namelist()}
@@ -110,14 +105,12 @@ def changed(path: Path, part: str, change: Callable[[bytes], bytes]) -> Path:
         ("[Content_Types].xml", lambda xml: xml.replace(b"PartName", b"Part4ame", 1)),  # TypeError
     ],
 )
-def test_a_workbook_with_a_damaged_part_is_one_line(
-    tmp_path: Path, part: str, change: Callable[[bytes], bytes]
-) -> None:
+def test_a_workbook_with_a_damaged_part_is_one_line(tmp_path, part, change):
     path = changed(write_excel(tmp_path / "train", SHEET[:9]), part, change)
     assert ": not a readable Excel workbook (" in refusal(path)
 
 
-def no_text() -> Any:
+def no_text():
     """A column of texts whose second is not UTF-8."""
     import pyarrow as pa
 
@@ -125,7 +118,7 @@ def no_text() -> Any:
     return pa.Array.from_buffers(pa.string(), 2, values.buffers())
 
 
-def no_date() -> Any:
+def no_date():
     """A column of times, the second in a year that Python does not know."""
     import pyarrow as pa
 
@@ -133,9 +126,7 @@ def no_date() -> Any:
 
 
 @pytest.mark.parametrize("column", [no_text, no_date])
-def test_what_nobody_reads_of_a_parquet_file_harms_nobody(
-    tmp_path: Path, column: Callable[[], Any]
-) -> None:
+def test_what_nobody_reads_of_a_parquet_file_harms_nobody(tmp_path, column):
     import pyarrow as pa
 
     table = pa.table(
@@ -148,7 +139,7 @@ def test_what_nobody_reads_of_a_parquet_file_harms_nobody(
     assert found[0] == "patient_id"
 
 
-def test_a_value_that_cannot_be_read_is_a_matter_of_its_row(tmp_path: Path) -> None:
+def test_a_value_that_cannot_be_read_is_a_matter_of_its_row(tmp_path):
     import pyarrow as pa
 
     (tmp_path / "ward").mkdir()
@@ -160,20 +151,20 @@ def test_a_value_that_cannot_be_read_is_a_matter_of_its_row(tmp_path: Path) -> N
     assert data.left_out == 2
 
 
-def test_a_column_of_a_parquet_file_whose_name_is_no_text_is_one_line(tmp_path: Path) -> None:
+def test_a_column_of_a_parquet_file_whose_name_is_no_text_is_one_line(tmp_path):
     path = write_parquet(tmp_path / "train", [("text", "label", "notes"), ("a", "x", "n")])
     path.write_bytes(path.read_bytes().replace(b"notes", b"not\xff\xfe"))
     assert refusal(path).startswith(", row 1: not a readable Parquet file (")
 
 
-def test_a_number_of_very_many_digits_is_text(tmp_path: Path) -> None:
+def test_a_number_of_very_many_digits_is_text(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps({"text": "a", "label": "x", "n": 0})[:-2] + "1" * 5000 + "}\n")
     assert [(each.text, each.label) for each in examples(path)] == [("a", "x")]
     assert next(read_table(path))[1]["n"] == "1" * 5000
 
 
-def test_a_long_field_is_read_and_an_open_quote_has_a_cure_of_its_own(tmp_path: Path) -> None:
+def test_a_long_field_is_read_and_an_open_quote_has_a_cure_of_its_own(tmp_path):
     path = write_csv(tmp_path / "train", [("text", "label"), ("a" * 200_000, "x")])
     assert len(examples(path)[0].text) == 200_000
     path.write_text('text,label\na,x\n"b,x\n' + "c,x\n" * 50_000)

@@ -1,9 +1,6 @@
 """Tasks whose words have tags: how rows are read, and F1 of the entities that tags mark."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -50,12 +47,12 @@ slept VBD O
         ("B-a O B-a", "B-a O O", 2 / 3),
     ],
 )
-def test_f1_by_hand(predicted: str, true: str, f1: float) -> None:
+def test_f1_by_hand(predicted, true, f1):
     assert entity_f1([(predicted.split(), true.split())]) == pytest.approx(f1)
 
 
 @given(predicted=TEXTS, true=TEXTS)
-def test_f1_is_that_of_seqeval(predicted: list[list[str]], true: list[list[str]]) -> None:
+def test_f1_is_that_of_seqeval(predicted, true):
     metrics = pytest.importorskip("seqeval.metrics")
     pairs = [
         (p[: len(t)] + ["O"] * (len(t) - len(p)), t) for p, t in zip(predicted, true, strict=False)
@@ -67,33 +64,33 @@ def test_f1_is_that_of_seqeval(predicted: list[list[str]], true: list[list[str]]
     assert entity_f1(pairs) == pytest.approx(wanted)
 
 
-def test_entities_are_marked_in_the_text() -> None:
+def test_entities_are_marked_in_the_text():
     assert marked(ANN.text, ANN.tags) == "[Ann Lee](person) came ."
     assert marked(BEN.text, BEN.tags) == "On [3 May](date) [Ben](person) slept"
 
 
-def config(folder: Path, **more: object) -> DataConfig:
+def config(folder, **more):
     tables = {"source": "files", "path": str(folder), "measures": {"names": "entity-f1"}}
     return DataConfig.model_validate({**tables, **more})
 
 
-def save(folder: Path, *lines: dict[str, object]) -> None:
+def save(folder, *lines):
     (folder / "names").mkdir(exist_ok=True)
     for split in ("train", "test"):
         (folder / "names" / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
 
 
-def line(example: Example) -> dict[str, object]:
+def line(example):
     return {"tokens": example.text.split(), "tags": list(example.tags)}
 
 
-def test_rows_of_words_are_read(tmp_path: Path) -> None:
+def test_rows_of_words_are_read(tmp_path):
     save(tmp_path, line(ANN), line(BEN))
     task = open_source(config(tmp_path)).load("names")
     assert (task.labels, task.train) == (("date", "person"), (ANN, BEN))
 
 
-def test_conll_files_are_read_and_labels_named(tmp_path: Path) -> None:
+def test_conll_files_are_read_and_labels_named(tmp_path):
     (tmp_path / "names").mkdir()
     for split in ("train", "test"):
         (tmp_path / "names" / f"{split}.conll").write_text(CONLL)
@@ -113,9 +110,7 @@ def test_conll_files_are_read_and_labels_named(tmp_path: Path) -> None:
         ({"tokens": ["Ann"], "tags": ["B-place"]}, "'place' is no label of the task"),
     ],
 )
-def test_a_row_that_is_none_is_one_line_and_left_out_by_a_site(
-    tmp_path: Path, row: dict[str, object], said: str
-) -> None:
+def test_a_row_that_is_none_is_one_line_and_left_out_by_a_site(tmp_path, row, said):
     save(tmp_path, line(ANN), row)
     labels = {"names": ["person", "date"]}
     with pytest.raises(UserError, match=said) as told:
@@ -125,7 +120,7 @@ def test_a_row_that_is_none_is_one_line_and_left_out_by_a_site(
     assert (task.train, task.left_out) == ((ANN,), 2)
 
 
-def test_clients_of_any_partition_get_all_rows(tmp_path: Path) -> None:
+def test_clients_of_any_partition_get_all_rows(tmp_path):
     many = [Example(f"{ANN.text} {n}", "", tags=(*ANN.tags, "O")) for n in range(20)]
     save(tmp_path, *map(line, many))
     task = open_source(config(tmp_path, split=0.2)).load("names")
@@ -137,7 +132,7 @@ def test_clients_of_any_partition_get_all_rows(tmp_path: Path) -> None:
         assert sum(len(share.test) for share in shares) == len(task.test)
 
 
-def test_embedded_tasks_whose_words_have_tags() -> None:
+def test_embedded_tasks_whose_words_have_tags():
     measures = {"medicines": "entity-f1", "times": "entity-f1"}
     source = open_source(DataConfig.model_validate({"source": "embedded", "measures": measures}))
     for name, label, rows in (("medicines", "medicine", 475), ("times", "time", 1453)):

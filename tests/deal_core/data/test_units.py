@@ -1,12 +1,8 @@
 """Whose a row is: read from a column of any source, kept together, and asked about where a column
 looks as if it said so."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,20 +20,20 @@ ROWS = [
 ]
 
 
-def jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+def jsonl(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     for task in ("triage", "referral"):
         jsonl(tmp_path / task / "train.jsonl", ROWS)
         jsonl(tmp_path / task / "test.jsonl", ROWS[:3])
     return tmp_path
 
 
-def files(folder: Path, **keys: Any) -> DataConfig:
+def files(folder, **keys):
     return DataConfig(source="files", path=str(folder), **keys)
 
 
@@ -87,11 +83,11 @@ def test_a_site_leaves_out_rows_that_are_nobodys_and_counts_them(folder):
     assert open_source(config, "nobody").load("triage").train == ()
 
 
-def task_of(units: list[int], name: str = "task", tests: list[int] | None = None) -> TaskData:
+def task_of(units, name="task", tests=None):
     """Records of these units, with three labels."""
     labels = ("a", "b", "c")
 
-    def examples(split: str, owners: list[int]) -> tuple[Example, ...]:
+    def examples(split, owners):
         return tuple(
             Example(f"{split} {i}", labels[(i + unit) % 3], f"site {unit % 4}", unit=f"p{unit}")
             for i, unit in enumerate(owners)
@@ -112,7 +108,7 @@ def test_all_records_of_a_group_go_to_one_client(kind, seed):
     for split in ("train", "test"):
         dealt = [example for part in parts for example in getattr(part, split)]
         assert Counter(dealt) == Counter(getattr(task, split))
-    owners: dict[str, set[int]] = {}
+    owners = {}
     for client, part in enumerate(parts):
         for example in (*part.train, *part.test):
             owners.setdefault(example.unit, set()).add(client)
@@ -123,7 +119,7 @@ def test_all_records_of_a_group_go_to_one_client(kind, seed):
 
 
 def test_iid_gives_a_group_the_same_client_in_every_task():
-    owners: dict[str, set[int]] = {}
+    owners = {}
     sizes = []
     for name, units in (("one", UNITS), ("two", UNITS[::-1]), ("three", list(range(0, 60, 2)))):
         parts = partition(task_of(units, name), PartitionConfig(kind="iid"), 3, 0)
@@ -192,7 +188,7 @@ def test_an_identifier_that_repeats_is_found_and_nothing_else(folder):
 @pytest.mark.parametrize(
     "other", ["Cafe\u0301", "\ufeffCaf\u00e9\u200b", " CAF\u00c9_", "\uff23af\u00e9"]
 )
-def test_labels_that_look_alike_have_one_form(other: str) -> None:
+def test_labels_that_look_alike_have_one_form(other):
     assert folded(other) == folded("Caf\u00e9")
     for one, two in (("1", "10"), ("1.5", "1"), ("a.0", "a"), ("01", "1"), ("no", "on")):
         assert folded(one) != folded(two)

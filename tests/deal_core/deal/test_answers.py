@@ -1,7 +1,5 @@
 """The teacher is asked with the prompts of earlier tasks, and answers itself."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -38,7 +36,7 @@ def model(causal_folder, small_adapter, random_adapter):
     return loaded(causal_folder, small_adapter, random_adapter)
 
 
-def loaded(folder, adapter: AdapterConfig, random_adapter):
+def loaded(folder, adapter, random_adapter):
     """A decoder that holds adapters of rank 4, what is retained of 6, and their state."""
     config = ModelConfig(family="causal-lm", name=str(folder), max_new_tokens=4)
     model = load_model(config, adapter, 32)
@@ -62,7 +60,7 @@ def test_a_record_adds_the_same_to_the_bit_whoever_else_is_there(
     adapter = AdapterConfig(rank=4, retained_rank=6, lora_alpha=8.0, first_layer=1)
     examples = [Example(text, LABELS[n % 3]) for n, text in enumerate(LETTERS)]
 
-    def added(places: list[int]) -> dict[str, torch.Tensor]:
+    def added(places):
         model, state = loaded(folder, adapter, random_adapter)
         set_trainable(model.module, frozenset({"lora_B"}))
         data = model.encode([examples[place] for place in places], LABELS)
@@ -82,7 +80,7 @@ def test_where_records_are_protected_no_length_decides_what_the_teacher_keeps(mo
     """What fits into memory depends on how long the answers of all are."""
     loaded, _ = model
     data = loaded.encode(EXAMPLES, LABELS)
-    asked: list[int] = []
+    asked = []
     states = type(loaded).word_states
 
     def counted(self, batch, labels):

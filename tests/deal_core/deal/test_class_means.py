@@ -1,15 +1,11 @@
 """Label heads from class sums, against formulas; where sums are taken, and where they are not."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord
-from torch import Tensor
 from torch.nn.functional import normalize
 
-from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.deal.class_means import COUNT, PROTOTYPES, SCALE, SUM, whole_heads
 from deal_core.deal.interface import phases_of, statistics_of
@@ -30,13 +26,13 @@ from tests.deal_core.deal.sums import (
 )
 
 
-def at_int8(head: Tensor) -> Tensor:
+def at_int8(head):
     """As it arrives at a client."""
     packed = {key: Array(part) for key, part in pack_heads({"skin": head}, True).items()}
     return read_heads(ArrayRecord(packed), {"skin": (head.shape[0], head.shape[1])}, True)["skin"]
 
 
-def noised(totals: dict, known, **settings: object):
+def noised(totals, known, **settings):
     """The state after a round of class sums of the task "skin"."""
     method = method_with(name="prototype", prototype=settings)
     statistics = statistics_in(method, "learn")
@@ -70,7 +66,7 @@ WIDE = 2 * SIZE
 """Entries of whole embeddings."""
 
 
-def in_directions(seed: int = 9):
+def in_directions(seed=9):
     """Public directions of embeddings, whole vectors, and labels."""
     spread = torch.linspace(2.0, 0.1, WIDE)
     public = spread * torch.randn(500, WIDE, generator=seeded("public")) + 0.3
@@ -154,7 +150,7 @@ def test_nothing_that_is_zero_travels_at_a_larger_rank_than_one():
     assert statistics_of(method_with(name="lwf")) is None
 
 
-def experiment(*overrides: str) -> Experiment:
+def experiment(*overrides):
     return parse_experiment(apply_overrides({}, overrides), "test")
 
 

@@ -1,7 +1,5 @@
 """Components against dense formulas: what is kept apart, cut and merged."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -30,7 +28,7 @@ def fresh_state():
 
 @pytest.fixture
 def kept(random_adapter):
-    def make(task: str, rank: int = 4, seed: int = 0) -> Kept:
+    def make(task, rank=4, seed=0):
         return Kept((task,), compress(random_adapter(SHAPES, rank, 1.0, seed), rank))
 
     return make
@@ -79,7 +77,7 @@ def test_beyond_the_budget_the_weakest_direction_of_all_goes_first(random_adapte
 
 
 def test_the_size_is_constant_however_many_tasks_there_are(kept):
-    bank: list[Kept] = []
+    bank = []
     for number in range(20):
         bank = fitted([*bank, kept(f"task {number}", 4, number)], 12)
         assert sum(each.adapter.rank for each in bank) <= 12
@@ -120,7 +118,7 @@ def test_likeness_is_the_cosine_of_the_dense_updates(random_adapter):
     assert likeness(first, zero_adapter(SHAPES, 2)) == 0.0
 
 
-def routed(limit: int = 16) -> RoutedDeal:
+def routed(limit=16):
     return RoutedDeal(AdapterConfig(rank=4, lora_alpha=8, retained_rank=limit), MethodConfig())
 
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -9,7 +7,6 @@ from deal_core.config.experiment import AdapterConfig, MethodConfig, UpdateConfi
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask
 from deal_core.deal.method import Anchor, layer_penalty, make_anchors, update_penalty
-from deal_core.deal.objective import Penalised
 from deal_core.lora.adapter import Adapter, LoraFactors, compress, zero_adapter
 from deal_core.lora.attach import CURRENT, lora_layers, set_trainable
 from deal_core.lora.state import State, snapshot_task_start
@@ -22,24 +19,24 @@ BOTH = frozenset({"lora_A", "lora_B"})
 CPU = torch.device("cpu")
 
 
-def config(**keys: float) -> UpdateConfig:
+def config(**keys):
     return UpdateConfig.model_validate({"lambda1": 0.01, "lambda2": 0.001, **keys})
 
 
-def exact(anchor: Anchor) -> Anchor:
+def exact(anchor):
     """Orthonormal in float64, so that the comparison with the dense formula is sharp."""
     U, V = (torch.linalg.qr(part.double()).Q for part in (anchor.U, anchor.V))
     return Anchor(U, anchor.S.double(), V)
 
 
-def drawn(random_adapter, seed: int) -> tuple[LoraFactors, Anchor]:
+def drawn(random_adapter, seed):
     anchor = exact(make_anchors(random_adapter(SHAPES, 5, 1.0, seed), CPU)["first"])
     factors = random_adapter(SHAPES, 3, 1.0, seed + 100).layers["first"]
     A, B = (f.double().requires_grad_() for f in (factors.A, factors.B))
     return LoraFactors(A, B), anchor
 
 
-def dense_penalty(update: LoraFactors, anchor: Anchor, c: UpdateConfig) -> torch.Tensor:
+def dense_penalty(update, anchor, c):
     """METHOD's formula word for word on the dense matrices."""
     delta = update.B @ update.A
     total = torch.zeros((), dtype=delta.dtype)
@@ -74,7 +71,7 @@ def test_no_update_costs_nothing_and_pulls_nowhere(random_adapter, zero):
     assert not update.B.grad.any()
 
 
-def unit_update(left: torch.Tensor, right: torch.Tensor) -> LoraFactors:
+def unit_update(left, right):
     return LoraFactors(right[None, :], left[:, None])
 
 
@@ -131,7 +128,7 @@ DATA = [
 
 
 @pytest.fixture(scope="module")
-def second_task(shapes, random_adapter) -> State:
+def second_task(shapes, random_adapter):
     """Something is retained, and the task begins, afresh: the adapter is the change."""
     retained = random_adapter(shapes, 16, 1.0, 1)
     small = {n: LoraFactors(f.A, 0.003 * f.B) for n, f in retained.layers.items()}
@@ -140,11 +137,11 @@ def second_task(shapes, random_adapter) -> State:
     return method.begin_task(state, seeded(0, "begin"))
 
 
-def size(adapter: Adapter) -> float:
+def size(adapter):
     return sum(float((adapter.scaling * f.B @ f.A).norm()) for f in adapter.layers.values())
 
 
-def objective_of(minilm, state: State, cache: Cache) -> tuple[Penalised, list]:
+def objective_of(minilm, state, cache):
     method = MethodConfig.model_validate({"update": {"lambda1": 100.0, "lambda2": 0.001}})
     load_state(minilm, state)
     data = minilm.encode(DATA, LABELS)
@@ -152,7 +149,7 @@ def objective_of(minilm, state: State, cache: Cache) -> tuple[Penalised, list]:
     return make_method(method, AdapterConfig()).objective(task), data
 
 
-def moved(state: State, random_adapter) -> State:
+def moved(state, random_adapter):
     """The state in the middle of the task: B is no longer zero."""
     draw = random_adapter(state.current.shapes, 8, 2.0, 7).layers
     layers = {n: LoraFactors(f.A, 0.01 * draw[n].B) for n, f in state.current.layers.items()}

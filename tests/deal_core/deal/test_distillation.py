@@ -1,13 +1,10 @@
 """Distillation: the loss against its formula; what ``deal`` and ``lwf`` distil from the model as it
 was at the start of a task, and how that is held."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from deal_core.config.experiment import AdapterConfig, MethodConfig
@@ -30,11 +27,11 @@ DATA = [
 SHAPES = {"first": (40, 50), "second": (60, 40)}
 
 
-def draw(seed: int, *shape: int) -> Tensor:
+def draw(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def plain(student: Tensor, teacher: Tensor) -> Tensor:
+def plain(student, teacher):
     """At temperature 2."""
     p = (teacher / 2.0).softmax(1)
     q = (student / 2.0).softmax(1)
@@ -81,7 +78,7 @@ def test_nothing_to_distil_is_zero_and_still_differentiable():
     assert not losses.any()
 
 
-def learnt_adapter(random_adapter, shapes, seed: int) -> Adapter:
+def learnt_adapter(random_adapter, shapes, seed):
     """Factors of the size that training gives them."""
     drawn = random_adapter(shapes, 8, 2.0, seed)
     layers = {n: LoraFactors(f.A * 0.05, f.B * 0.02) for n, f in drawn.layers.items()}
@@ -89,7 +86,7 @@ def learnt_adapter(random_adapter, shapes, seed: int) -> Adapter:
 
 
 @pytest.fixture(scope="module")
-def after_one_task(shapes, random_adapter) -> State:
+def after_one_task(shapes, random_adapter):
     nothing = zero_adapter(shapes, 8, 2.0)
     return State(nothing, learnt_adapter(random_adapter, shapes, 3))
 
@@ -132,7 +129,7 @@ def test_in_the_first_task_the_base_model_speaks_for_tasks_to_come(minilm, shape
     check_losses(minilm, built, (), (SEEN,), start=empty, now=moved, alone=moved, weight=0.7)
 
 
-def check_losses(minilm, method, seen, to_come, start: State, now: State, alone: State, weight):
+def check_losses(minilm, method, seen, to_come, start, now, alone, weight):
     """``CE + weight * T^2 KL`` at temperature 2 over ``SEEN``, of the model ``now``, which
     ``alone`` is as well, from the model ``start``."""
     data = minilm.encode(DATA, LABELS)
@@ -152,12 +149,12 @@ def check_losses(minilm, method, seen, to_come, start: State, now: State, alone:
 
 
 @pytest.fixture(scope="module")
-def one_task_learnt(shapes, random_adapter) -> State:
+def one_task_learnt(shapes, random_adapter):
     """As ``end_task`` leaves it: the adapter has learnt something."""
     return State(learnt_adapter(random_adapter, shapes, 3), zero_adapter(shapes, 16))
 
 
-def bits(state: State) -> list[Tensor]:
+def bits(state):
     return [t for part in state.parts() for f in part.layers.values() for t in (f.A, f.B)]
 
 

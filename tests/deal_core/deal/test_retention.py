@@ -1,7 +1,5 @@
 """Retention against dense formulas, and what must hold of any entry."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -28,7 +26,7 @@ SHAPES = {"first": (40, 50), "second": (60, 45)}
 WAVELET = RetentionConfig(filter="wavelet")
 
 
-def clipped_wiener(S: torch.Tensor, noise: float) -> torch.Tensor:
+def clipped_wiener(S, noise):
     return (1 - (noise / S) ** 2).clamp(min=0)
 
 
@@ -112,12 +110,12 @@ def test_the_noise_floor_is_that_of_planted_noise_and_follows_the_scale():
     assert noise_floor(torch.zeros(9), 4) == 0.0
 
 
-def planted(seed: int) -> tuple[Adapter, Adapter, float]:
+def planted(seed):
     """A layer of rank 4, and the same under noise in ``B`` that spreads over 24 directions."""
     generator = torch.Generator().manual_seed(seed)
     d_out, d_in, rank, sigma = 300, 200, 24, 0.3
 
-    def orthonormal(rows: int, columns: int) -> torch.Tensor:
+    def orthonormal(rows, columns):
         return torch.linalg.qr(torch.randn(rows, columns, generator=generator)).Q
 
     A = orthonormal(d_in, rank).T

@@ -1,7 +1,5 @@
 """The answer among scores: the columns of the evaluation, with a second and shares."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -15,7 +13,7 @@ from deal_core.training.evaluation import answer_space
 LEARNT = {"heart": ("old", "new"), "skin": ("rash", "old")}
 
 
-def among(scores: list[float], task: str = ""):
+def among(scores, task=""):
     space = answer_space("skin", LEARNT["skin"], LEARNT)
     chosen = space.own if task else range(len(space.columns))
     return answer_among(torch.tensor(scores).double(), space, list(chosen))

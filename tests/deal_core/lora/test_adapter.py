@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -9,7 +7,6 @@ from hypothesis import strategies as st
 
 from deal_core.errors import UserError
 from deal_core.lora.adapter import (
-    Adapter,
     LoraFactors,
     compress,
     orthogonal_init,
@@ -27,7 +24,7 @@ def drawn(random_adapter):
     return lambda rank, scaling, seed: random_adapter(SHAPES, rank, scaling, seed)
 
 
-def dense(adapter: Adapter) -> dict[str, torch.Tensor]:
+def dense(adapter):
     return {
         name: adapter.scaling * f.B.double() @ f.A.double() for name, f in adapter.layers.items()
     }

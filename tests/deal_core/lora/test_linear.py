@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -16,32 +14,32 @@ BOTH = frozenset({"lora_A", "lora_B"})
 class Net(nn.Module):
     """Two layers, so that one input needs a gradient and one does not."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind):
         super().__init__()
         make = {"linear": nn.Linear, "conv1d": lambda i, o: Conv1D(o, i)}[kind]
         self.first, self.second = make(12, 10), make(10, 6)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.second(torch.tanh(self.first(x)))
 
 
-def draw(seed: int, *shape: int) -> torch.Tensor:
+def draw(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def plain_peft(kind: str) -> nn.Module:
+def plain_peft(kind):
     """PEFT's own forward over the same weights."""
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["first", "second"])
     config.fan_in_fan_out = kind == "conv1d"
     return get_peft_model(net(kind), config)
 
 
-def net(kind: str) -> Net:
+def net(kind):
     torch.manual_seed(3)
     return Net(kind)
 
 
-def fill(model: nn.Module) -> None:
+def fill(model):
     """Nonzero factors, the same in both models."""
     for number, layer in enumerate(lora_layers(model).values()):
         name = next(iter(layer.lora_A))
@@ -50,7 +48,7 @@ def fill(model: nn.Module) -> None:
         layer.scaling[name] = 2.0
 
 
-def same(a: torch.Tensor, b: torch.Tensor) -> None:
+def same(a, b):
     """Equal up to float32 rounding of sums whose terms are as large as the largest entry."""
     torch.testing.assert_close(a, b, rtol=0, atol=2e-6 * float(b.detach().abs().max()))
 
@@ -85,7 +83,7 @@ def test_gradients_agree_with_finite_differences():
     for name in ("x", "A", "B"):
         values[name].requires_grad_()
 
-    def apply(x: torch.Tensor, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    def apply(x, A, B):
         return AdaptedLinear.apply(x, lambda: values["W"], values["bias"], A, B, 1.5)
 
     # gradients of the factors are float32, so the tolerance is float32's

@@ -1,7 +1,5 @@
 """The pooled adapter: what its basis is, and what a later task can disturb."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -10,12 +8,12 @@ from deal_core.lora.adapter import LoraFactors, stack, zero_adapter
 from deal_core.lora.kinds import POOLED, begin_pooled, label_basis
 
 
-def vectors(count: int, seed: int, size: int = 32) -> torch.Tensor:
+def vectors(count, seed, size=32):
     drawn = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
     return normalize(drawn, dim=1)
 
 
-def centred(labels: torch.Tensor) -> torch.Tensor:
+def centred(labels):
     return labels - labels.mean(dim=0)
 
 

@@ -1,7 +1,5 @@
 """Weights of 8 and 4 bits: the same sums as with the whole weights that they stand for."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from types import SimpleNamespace
 
@@ -31,7 +29,7 @@ CONFIG = AdapterConfig(rank=4, lora_alpha=8.0, target_modules=ADAPTED)
 class Net(nn.Module):
     """Two layers that are adapted, and one between that is not."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.first, self.middle, self.second = (
             nn.Linear(64, 96),
@@ -39,15 +37,15 @@ class Net(nn.Module):
             nn.Linear(96, 8),
         )
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         return self.second(torch.tanh(self.middle(torch.tanh(self.first(x)))))
 
 
-def draw(seed: int, *shape: int) -> torch.Tensor:
+def draw(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def of_few_bits(bits: int, layer: nn.Linear) -> nn.Linear:
+def of_few_bits(bits, layer):
     size = layer.in_features, layer.out_features
     if bits == 8:
         made = bitsandbytes.nn.Linear8bitLt(*size, has_fp16_weights=False, threshold=6.0)
@@ -80,7 +78,7 @@ def pair(request):
     return SimpleNamespace(few=both[0], plain=both[1])
 
 
-def adapter(shapes: dict[str, tuple[int, int]], rank: int, seed: int) -> Adapter:
+def adapter(shapes, rank, seed):
     layers = {
         name: LoraFactors(draw(seed, rank, d_in) / 9, draw(seed + 9, d_out, rank) / 9)
         for name, (d_out, d_in) in shapes.items()
@@ -88,7 +86,7 @@ def adapter(shapes: dict[str, tuple[int, int]], rank: int, seed: int) -> Adapter
     return Adapter(layers, 2.0)
 
 
-def output(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def output(model, x):
     return model.base_model.model(x)
 
 
@@ -119,10 +117,10 @@ def test_gradients_are_those_of_the_whole_weights(pair):
 
 
 def test_no_whole_weight_is_kept_for_the_way_back(pair):
-    def kept(model: nn.Module) -> int:
+    def kept(model):
         entries = []
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
+        def pack(tensor):
             entries.append(tensor.numel())
             return tensor
 

@@ -1,7 +1,5 @@
 """Every family with several architectures: loaded, scored, trained, and per example."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

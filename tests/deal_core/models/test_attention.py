@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -12,13 +10,13 @@ class Layer(nn.Module):
     is_causal = False
 
 
-def inputs(length: int, dtype: torch.dtype, heads: int = 4) -> list[torch.Tensor]:
+def inputs(length, dtype, heads=4):
     generator = torch.Generator().manual_seed(length)
     shape = (2, heads, length, 8)
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
 
 
-def padding(length: int) -> torch.Tensor:
+def padding(length):
     """The second text is three tokens shorter."""
     mask = torch.ones(2, 1, length, length, dtype=torch.bool)
     mask[1, :, :, -3:] = False

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -27,10 +25,10 @@ EXAMPLES = [
 
 
 @pytest.fixture
-def state(shapes, random_adapter) -> State:
+def state(shapes, random_adapter):
     """With something in every adapter."""
 
-    def draw(rank: int, scaling: float) -> Adapter:
+    def draw(rank, scaling):
         layers = random_adapter(shapes, rank, scaling, rank).layers
         return Adapter({n: LoraFactors(0.05 * f.A, 0.05 * f.B) for n, f in layers.items()}, scaling)
 
@@ -41,11 +39,11 @@ def bare_minilm():
     return AutoModel.from_pretrained(str(asset_folder("minilm"))).eval()
 
 
-def cosines(model) -> torch.Tensor:
+def cosines(model):
     """Scores of the examples by ``model``, of labels by the base model: each text alone."""
     tokenizer, base = AutoTokenizer.from_pretrained(str(asset_folder("minilm"))), bare_minilm()
 
-    def embed(module, text: str) -> torch.Tensor:
+    def embed(module, text):
         with torch.no_grad():
             states = module(**tokenizer(text, return_tensors="pt")).last_hidden_state
         return normalize(states.mean(1), dim=1)[0]
@@ -161,7 +159,7 @@ def test_behind_an_encoder_that_never_changes_each_text_is_read_once_and_alone(m
 
 
 def test_what_is_kept_is_bounded():
-    made: list[int] = []
+    made = []
     memo = Memo(lambda keys: [made.append(key) or key + 1 for key in keys], 3)
     assert memo([1, 2, 1]) == [2, 3, 2]
     assert memo([2]) == [3]

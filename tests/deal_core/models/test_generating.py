@@ -1,13 +1,10 @@
 """Models that answer in words: against one sequence at a time through the bare model."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
@@ -32,7 +29,7 @@ CAUSAL = ("llama", "gpt2")
 
 
 @pytest.fixture(scope="module", params=[*CAUSAL, "t5", "flan-t5", "bart"])
-def config(request, make_causal, tmp_path_factory) -> ModelConfig:
+def config(request, make_causal, tmp_path_factory):
     """Of a decoder alone, whose tokeniser has no end, or of an encoder with a decoder."""
     folder = tmp_path_factory.mktemp(request.param)
     if request.param in CAUSAL:
@@ -45,12 +42,12 @@ def model(config, small_adapter):
     return load_model(config, small_adapter, 32)
 
 
-def ids_of(config, text: str) -> list[int]:
+def ids_of(config, text):
     tokenizer = AutoTokenizer.from_pretrained(config.name)
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def answer_ids(config, label: str) -> list[int]:
+def answer_ids(config, label):
     """Where it continues the prompt, behind a space."""
     gap = " " if config.family == "causal-lm" else ""
     return ids_of(config, gap + label.replace("_", " "))
@@ -62,7 +59,7 @@ def loaded(family, name):
     return kind.from_pretrained(name, attn_implementation="eager").eval()
 
 
-def plain_logits(config, prompt, answer) -> torch.Tensor:
+def plain_logits(config, prompt, answer):
     """One sequence at a time through the bare model: the obvious slow way. The last row predicts
     what follows the answer."""
     bare = loaded(config.family, config.name)
@@ -76,7 +73,7 @@ def plain_logits(config, prompt, answer) -> torch.Tensor:
     return logits[len(start) - 1 :]
 
 
-def plain_log_likelihoods(config, prompt, answer) -> torch.Tensor:
+def plain_log_likelihoods(config, prompt, answer):
     rows = plain_logits(config, prompt, answer)[:-1]
     return -cross_entropy(rows, torch.tensor(answer), reduction="none")
 
@@ -111,9 +108,9 @@ def test_example_loss_is_the_mean_over_its_own_answer_and_the_end(model, config)
             torch.testing.assert_close(loss, expected, rtol=0, atol=1e-4)
 
 
-def greedy_words(config, prompt, longest: int, end: int) -> list[int]:
+def greedy_words(config, prompt, longest, end):
     """Word by word, each time the whole answer anew."""
-    answer: list[int] = []
+    answer = []
     while len(answer) < longest and end not in answer:
         answer.append(int(plain_logits(config, prompt, answer)[-1].argmax()))
     return answer
@@ -257,7 +254,7 @@ def test_words_with_other_scores_are_refused(config, small_adapter, monkeypatch)
 HIDDEN, VOCABULARY = 8, 500
 
 
-def rows(words: int) -> tuple[Tensor, Tensor, Tensor]:
+def rows(words):
     """A head, states with a gradient, and the right words."""
     generator = seeded("word losses", words)
     head = torch.randn(VOCABULARY, HIDDEN, generator=generator)
@@ -265,17 +262,17 @@ def rows(words: int) -> tuple[Tensor, Tensor, Tensor]:
     return head, states, torch.randint(VOCABULARY, (words,), generator=generator)
 
 
-def with_gradient(words: int, parts: bool) -> tuple[Tensor, Tensor, list[int], int]:
+def with_gradient(words, parts):
     """Losses, the states' gradient, how many words each call had, and the floats kept for it."""
     head, states, wanted = rows(words)
-    calls: list[int] = []
-    kept: dict[int, int] = {}
+    calls = []
+    kept = {}
 
-    def losses(some: Tensor, targets: Tensor) -> Tensor:
+    def losses(some, targets):
         calls.append(len(some))
         return cross_entropy(some @ head.T, targets, reduction="none")
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
         return tensor
 

@@ -1,9 +1,5 @@
 """A base model has the weights of its checkpoint, and no others."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,14 +12,14 @@ from deal_core.models import check_weights, load_model
 ADAPTER = AdapterConfig(rank=2)
 
 
-def without(folder: Path, *keys: str) -> None:
+def without(folder, *keys):
     """Take weights out of a checkpoint."""
     path = folder / "model.safetensors"
     tensors = {key: value for key, value in load_file(path).items() if key not in keys}
     save_file(tensors, path, {"format": "pt"})
 
 
-def refusals(model: ModelConfig) -> list[str]:
+def refusals(model):
     """What is said before a run, and when the model is loaded."""
     found = []
     for look in (lambda: check_weights(model), lambda: load_model(model, ADAPTER, 16)):
@@ -48,7 +44,7 @@ def test_a_checkpoint_without_its_head_is_refused(tmp_path, make_causal, capfd):
 
 
 @pytest.fixture
-def encoder(tmp_path, make_causal) -> Path:
+def encoder(tmp_path, make_causal):
     """A tiny BERT, with the word-level tokeniser of the tiny Llama."""
     folder = make_causal(tmp_path / "bert", "llama")
     config = BertConfig(

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 import torch
 from transformers import (
@@ -49,7 +47,7 @@ def model(request):
     ).eval()
 
 
-def alone(model, tokens: tuple[int, ...]) -> torch.Tensor:
+def alone(model, tokens):
     """The obvious slow way: one sequence, nothing shared, transformers' own attention."""
     implementation = model.config._attn_implementation
     model.set_attn_implementation("sdpa")
@@ -61,7 +59,7 @@ def alone(model, tokens: tuple[int, ...]) -> torch.Tensor:
         model.set_attn_implementation(implementation)
 
 
-def check(model, states: torch.Tensor, rows: list[PromptRow]) -> None:
+def check(model, states, rows):
     forest, place = plant(rows)
     for old, new in enumerate(place):
         row = rows[old]
@@ -84,7 +82,7 @@ def test_every_prompt_and_answer_is_read_as_if_it_were_alone(model):
         check(model, decode(model.get_decoder(), forest)[0], ROWS)
 
 
-def lower_layers(model, below: int) -> LowerLayers:
+def lower_layers(model, below):
     decoder = model.get_decoder()
     layers = next(m for m in decoder.modules() if isinstance(m, torch.nn.ModuleList))
     return LowerLayers(decoder, list(layers), below)

@@ -1,11 +1,7 @@
 """What a model says of one text does not follow from others: a record's noise covers that record
 alone."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -15,16 +11,16 @@ from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import UserError
 from deal_core.lora.attach import lora_layers
 from deal_core.models import adapter_shapes, load_model
-from deal_core.models.interface import LanguageModel, require_stateless
+from deal_core.models.interface import require_stateless
 
 LENGTH = 64
 
 
-def load(folder: Path, family: str = "causal-lm") -> LanguageModel:
+def load(folder, family="causal-lm"):
     return load_model(ModelConfig(family=family, name=str(folder)), AdapterConfig(rank=2), LENGTH)
 
 
-def llama(folder: Path, make_causal: Callable[[Path, str], Path], places: str) -> Path:
+def llama(folder, make_causal, places):
     """A model trained on 32 places, asked about texts of 64."""
     path = make_causal(folder, "llama") / "config.json"
     config = json.loads(path.read_text())
@@ -35,7 +31,7 @@ def llama(folder: Path, make_causal: Callable[[Path, str], Path], places: str) -
 
 
 @pytest.mark.parametrize("family", ["causal-lm", "encoder-labels"])
-def test_places_that_follow_the_longest_text_are_refused(tmp_path, make_causal, family) -> None:
+def test_places_that_follow_the_longest_text_are_refused(tmp_path, make_causal, family):
     folder = llama(tmp_path, make_causal, "dynamic")
     with pytest.raises(UserError, match="rotary places are of the kind 'dynamic'"):
         load(folder, family)
@@ -45,26 +41,26 @@ def test_places_that_follow_the_longest_text_are_refused(tmp_path, make_causal, 
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_models_that_answer_in_words_keep_nothing(tmp_path, make_causal, kind: str) -> None:
+def test_models_that_answer_in_words_keep_nothing(tmp_path, make_causal, kind):
     require_stateless(load(make_causal(tmp_path, kind)), kind, LENGTH)
 
 
-def test_encoder_decoders_keep_nothing(seq2seq_folder: Path) -> None:
+def test_encoder_decoders_keep_nothing(seq2seq_folder):
     require_stateless(load(seq2seq_folder, "seq2seq-lm"), "tiny", LENGTH)
 
 
-def test_encoders_keep_nothing(minilm: LanguageModel) -> None:
+def test_encoders_keep_nothing(minilm):
     require_stateless(minilm, "minilm", LENGTH)
 
 
-def counting(model: LanguageModel) -> None:
+def counting(model):
     """Make a layer count what it reads."""
     layer = next(iter(lora_layers(model.module).values()))
     layer.seen = 0
     layer.register_forward_hook(lambda module, *_: setattr(module, "seen", module.seen + 1))
 
 
-def test_what_a_layer_keeps_of_a_text_is_found(tmp_path, make_causal) -> None:
+def test_what_a_layer_keeps_of_a_text_is_found(tmp_path, make_causal):
     model = load(make_causal(tmp_path, "llama"))
     counting(model)
     with pytest.raises(UserError, match=r"model\.name 'tiny': keeps something of each text"):
@@ -73,9 +69,9 @@ def test_what_a_layer_keeps_of_a_text_is_found(tmp_path, make_causal) -> None:
 
 @pytest.mark.parametrize(("mechanism", "refused"), [("none", False), ("record", True)])
 def test_where_records_are_protected_such_a_model_is_not_used(
-    make_experiment, monkeypatch, mechanism: str, refused: bool
-) -> None:
-    def spoiled(*args: object) -> LanguageModel:
+    make_experiment, monkeypatch, mechanism, refused
+):
+    def spoiled(*args):
         model = load_model(*args)
         counting(model)
         return model

@@ -1,8 +1,6 @@
 """The family whose words have tags, on real models: its losses, what is distilled, its words; and
 that gradients of records stay apart."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div, normalize
@@ -34,19 +32,19 @@ EXAMPLES = [
 ]
 
 
-def loaded(name: str, length: int = 64) -> TokenLabels:
+def loaded(name, length=64):
     model = load_model(ModelConfig(family="token-labels", name=name), AdapterConfig(), length)
     assert isinstance(model, TokenLabels)
     return model
 
 
 @pytest.fixture(scope="module")
-def tagger() -> TokenLabels:
+def tagger():
     return loaded(ModelConfig().name)
 
 
 @pytest.fixture
-def moved(random_adapter) -> TokenLabels:
+def moved(random_adapter):
     """A small one, with something in both factors, which learn."""
     model = loaded(str(ENCODER))
     write(model.module, random_adapter(read(model.module).shapes, 8, 0.05, seed=5))
@@ -54,7 +52,7 @@ def moved(random_adapter) -> TokenLabels:
     return model
 
 
-def scores(model: TokenLabels, example: Example, labels: tuple[str, ...]) -> torch.Tensor:
+def scores(model, example, labels):
     """Of each word alone, by the tokens that the tokeniser makes of each of the words."""
     parts = [
         model._tokenizer(w, add_special_tokens=False)["input_ids"] for w in example.text.split()
@@ -70,7 +68,7 @@ def scores(model: TokenLabels, example: Example, labels: tuple[str, ...]) -> tor
     return 20 * normalize(states[firsts], dim=1) @ model.label_vectors(names).T
 
 
-def test_a_loss_is_the_mean_over_the_words_of_a_text(tagger: TokenLabels) -> None:
+def test_a_loss_is_the_mean_over_the_words_of_a_text(tagger):
     batch = tagger.encode(EXAMPLES, LABELS)
     with torch.no_grad():
         learnt = tagger.forward_train(batch, LABELS, [("medicine",), ("date", "time")])
@@ -84,14 +82,14 @@ def test_a_loss_is_the_mean_over_the_words_of_a_text(tagger: TokenLabels) -> Non
     torch.testing.assert_close(learnt.distillation_logits[:, 3:], other, atol=1e-3, rtol=1e-3)
 
 
-def test_the_likeliest_tag_of_every_word(tagger: TokenLabels) -> None:
+def test_the_likeliest_tag_of_every_word(tagger):
     found = tagger.tagged(tagger.encode(EXAMPLES, LABELS), LABELS)
     for example, tags in zip(EXAMPLES, found, strict=True):
         best = scores(tagger, example, LABELS).argmax(1).tolist()
         assert tags == [tags_of(LABELS)[place] for place in best]
 
 
-def test_words_beyond_the_longest_text_are_in_no_entity_and_no_loss() -> None:
+def test_words_beyond_the_longest_text_are_in_no_entity_and_no_loss():
     short = loaded(str(ENCODER), 8)
     long = Example("abc def ghi jkl", "", tags=("O", "B-patient", "B-patient", "B-patient"))
     (item,) = short.encode([long], LABELS)
@@ -105,7 +103,7 @@ def test_words_beyond_the_longest_text_are_in_no_entity_and_no_loss() -> None:
 
 
 @pytest.mark.parametrize("name", ["roberta", "bert"])
-def test_the_first_token_of_a_word_is_found_in_its_text(name: str, tmp_path) -> None:
+def test_the_first_token_of_a_word_is_found_in_its_text(name, tmp_path):
     """Whatever a tokeniser takes along with it."""
     from transformers import AutoTokenizer
 
@@ -117,7 +115,7 @@ def test_the_first_token_of_a_word_is_found_in_its_text(name: str, tmp_path) -> 
     assert words == ["a", "b", "c"]
 
 
-def test_words_are_distilled_over_the_tags_of_other_tasks(moved: TokenLabels) -> None:
+def test_words_are_distilled_over_the_tags_of_other_tasks(moved):
     data, spaces = moved.encode(EXAMPLES, LABELS), [("medicine",), ("time",)]
     teacher = make_teacher(moved, data, LABELS, spaces)
     objective = Distilled(moved, LABELS, spaces, [1.0, 0.5], data, teacher)
@@ -143,7 +141,7 @@ def test_words_are_distilled_over_the_tags_of_other_tasks(moved: TokenLabels) ->
         torch.testing.assert_close(losses[n], plain[n] + kept, atol=1e-5, rtol=1e-4)
 
 
-def test_the_gradient_of_a_record_is_its_own_to_the_bit(moved: TokenLabels) -> None:
+def test_the_gradient_of_a_record_is_its_own_to_the_bit(moved):
     """Whoever else is in a step, in whatever place; and where another's loss is no number."""
     texts = [*EXAMPLES, *(Example("ab " * n, "") for n in (4, 7, 12, 2, 15))]
     data = moved.encode(texts, LABELS)
@@ -167,7 +165,7 @@ def test_the_gradient_of_a_record_is_its_own_to_the_bit(moved: TokenLabels) -> N
             assert all(torch.equal(spoilt[place][key], own) for key, own in together[place].items())
 
 
-def test_a_model_that_is_put_back_answers_as_before(tagger: TokenLabels, shapes) -> None:
+def test_a_model_that_is_put_back_answers_as_before(tagger, shapes):
     batch = tagger.encode(EXAMPLES, LABELS)
     before = tagger.tagged(batch, LABELS)
     load_state(tagger, State(zero_adapter(shapes, 8, 2.0), zero_adapter(shapes, 16)))

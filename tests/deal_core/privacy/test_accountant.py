@@ -1,7 +1,5 @@
 """The epsilon of composed releases, against other accountants; several runs at one site."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import replace
@@ -47,7 +45,7 @@ GOOGLE = [
 """
 
 
-def spent(events) -> list[DpEvent]:
+def spent(events):
     return [DpEvent(*event) for event in events]
 
 
@@ -71,11 +69,11 @@ def test_equals_opacus_prv_within_one_percent(events):
     assert epsilon_of(spent(events), DELTA) == pytest.approx(expected, rel=0.01)
 
 
-def closed_form(multiplier: float, steps: int, delta: float) -> float:
+def closed_form(multiplier, steps, delta):
     """Balle & Wang, ICML 2018: composed Gaussians are one with mean ``sqrt(steps) / sigma``."""
     mu = math.sqrt(steps) / multiplier
 
-    def excess(epsilon: float) -> float:
+    def excess(epsilon):
         upper = norm.cdf(mu / 2 - epsilon / mu)
         return upper - math.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu)) - delta
 
@@ -120,7 +118,7 @@ def test_what_is_no_mechanism_and_no_delta_is_refused():
 
 
 @pytest.mark.parametrize("noise", [0.03, 0.1])
-def test_noise_too_weak_for_the_grid_is_bounded_without_a_warning(noise: float) -> None:
+def test_noise_too_weak_for_the_grid_is_bounded_without_a_warning(noise):
     event = DpEvent(0.1, noise, 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -133,7 +131,7 @@ POINTS = np.linspace(-12, 12, 8001)
 """Values of the released number, in units of its noise."""
 
 
-def densities(event: DpEvent) -> tuple[np.ndarray, np.ndarray]:
+def densities(event):
     """With the record and without, at :data:`POINTS`, of one step; each sums to 1."""
     places = POINTS * event.noise_multiplier
     without = norm.pdf(places, scale=event.noise_multiplier)
@@ -142,13 +140,13 @@ def densities(event: DpEvent) -> tuple[np.ndarray, np.ndarray]:
     return with_record / with_record.sum(), without / without.sum()
 
 
-def lost(event: DpEvent, epsilons: np.ndarray) -> np.ndarray:
+def lost(event, epsilons):
     """Delta of one step at each epsilon, also below 0: a record more, by plain summation."""
     ours, others = densities(event)
     return np.array([np.maximum(ours - math.exp(e) * others, 0).sum() for e in epsilons])
 
 
-def of_the_better_choice(first: DpEvent, choices: list[DpEvent], epsilon: float) -> float:
+def of_the_better_choice(first, choices, epsilon):
     """Delta of the whole at an epsilon, where the second step is chosen in sight of the first: of
     every outcome that choice under which most is lost."""
     ours, others = densities(first)
@@ -158,12 +156,12 @@ def of_the_better_choice(first: DpEvent, choices: list[DpEvent], epsilon: float)
     return float((ours * np.interp(losses, left, best)).sum())
 
 
-def second_steps(first: DpEvent, epsilon: float, whole) -> list[DpEvent]:
+def second_steps(first, epsilon, whole):
     """One step after the first, of a low rate or of rate 1, each as large as the budget lets it."""
     found = []
     for rate in (1.0, 0.02):
 
-        def spent(sigma: float, rate: float = rate) -> float:
+        def spent(sigma, rate=rate):
             return whole([first, DpEvent(rate, sigma, 1)])
 
         found.append(DpEvent(rate, solve_noise_multiplier(spent, epsilon), 1))
@@ -203,7 +201,7 @@ def test_what_a_second_run_costs_is_as_the_docs_say(records, epsilon, dearer, tw
     """Batches of 16; ten epochs; shares of delta as a ledger has them."""
     steps = math.ceil(records / 16) * 10
 
-    def exact(noise: float, runs: int = 1) -> float:
+    def exact(noise, runs=1):
         return epsilon_of([DpEvent(16 / records, noise, runs * steps)], 0.95e-5)
 
     noise = solve_noise_multiplier(exact, epsilon)

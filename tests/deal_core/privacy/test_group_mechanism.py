@@ -1,8 +1,6 @@
 """Mechanism ``record`` where groups are the unit: planned, charged and told by groups, and never
 added to what was released for single records."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import replace
@@ -13,9 +11,8 @@ import pytest
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.errors import UserError
 from deal_core.privacy.certificate import certificate, check_certificate
-from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.events import SET_ASIDE, MixedUnits, composed, unprotected_event
-from deal_core.privacy.interface import LocalUpdate, Site, UpdateRequest
+from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.policy import OutsidePlan, Policy, default_delta
 from deal_core.protection import make_mechanism
 from tests.deal_core.privacy import record_requests
@@ -29,24 +26,22 @@ EACH = 4
 """Records of a group."""
 
 
-def experiment(*overrides: str):
+def experiment(*overrides):
     given = ("privacy.mechanism=record", "privacy.unit_column=patient", "federation.rounds=3")
     return parse_experiment(apply_overrides({}, [*given, *overrides]), "test")
 
 
-def ask(
-    task: str, server_round: int, request: str = "", each: int = EACH, groups=FEW
-) -> UpdateRequest:
+def ask(task, server_round, request="", each=EACH, groups=FEW):
     return record_requests.ask(task, server_round, groups, request, each)
 
 
-def ask_of_records(task: str, server_round: int, request: str = "") -> UpdateRequest:
+def ask_of_records(task, server_round, request=""):
     """The same of single records."""
     records = {name: EACH * count for name, count in FEW.items()}
     return record_requests.ask(task, server_round, records, request)
 
 
-def whole_run(site: Site, *overrides: str, groups=FEW) -> Maker:
+def whole_run(site, *overrides, groups=FEW):
     mechanism, make = make_mechanism(experiment(*overrides)), Maker()
     for task in groups:
         for server_round in (1, 2, 3):
@@ -112,9 +107,9 @@ def test_records_without_a_group_are_not_read(site, numbers):
 
 
 def test_where_training_fails_the_noise_is_that_of_as_many_steps(site):
-    sources: list[PrivateGradients] = []
+    sources = []
 
-    def fails(source) -> LocalUpdate:
+    def fails(source):
         sources.append(source)
         if len(source.data):
             raise RuntimeError("a record that cannot be trained on")
@@ -147,7 +142,7 @@ def test_of_two_that_begin_at_once_with_two_units_one_is_charged(site):
     """Both have found an empty ledger; the second finds it at the charge."""
     groups, records = make_mechanism(experiment()), make_mechanism(experiment(RECORD))
 
-    def meanwhile(source) -> LocalUpdate:
+    def meanwhile(source):
         records.update(ask_of_records("task1", 1, "the other"), site, Maker())
         return Maker()(source)
 

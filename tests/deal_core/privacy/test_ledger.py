@@ -1,7 +1,5 @@
 """What the site's book guarantees: append-only, once, before it leaves, within the budget."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
@@ -115,7 +113,7 @@ def test_the_database_itself_refuses_changes(ledger, statement):
         db.execute(statement)
 
 
-def tamper(path, *statements: str) -> None:
+def tamper(path, *statements):
     with sqlite3.connect(path) as db:
         for name in ("events_UPDATE", "events_DELETE", "events_in_order"):
             db.execute(f"DROP TRIGGER {name}")
@@ -218,7 +216,7 @@ def test_of_two_that_write_at_once_the_later_head_stays(ledger, monkeypatch):
     write = Ledger._write_head
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "_write_head", lambda self, *given: late.append(given))
-        late: list[tuple] = []
+        late = []
         ledger.charge(EVENT, WIDE, "first", b"x")
     ledger.charge(EVENT, WIDE, "second", b"x")
     write(ledger, *late[0])

@@ -1,7 +1,5 @@
 """Where noise comes from, and whole-number noise of the density that is charged."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -53,11 +51,11 @@ def test_a_seeded_one_can():
     assert torch.equal(one, two)
 
 
-def seeded_noise(seed: int = 0) -> SeededNoise:
+def seeded_noise(seed=0):
     return SeededNoise(torch.Generator().manual_seed(seed))
 
 
-def density(sigma: float, reach: int) -> np.ndarray:
+def density(sigma, reach):
     values = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * sigma**2))
     return values / values.sum()
 

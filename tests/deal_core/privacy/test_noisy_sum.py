@@ -48,7 +48,7 @@ def model():
     return loaded
 
 
-def sum_of(model, texts: list[str], bound: float = 0.05, noise: float = NO_NOISE, **changed):
+def sum_of(model, texts, bound=0.05, noise=NO_NOISE, **changed):
     number = {text: n for n, text in enumerate(MANY)}
     data = model.encode([Example(text, LABELS[number[text] % 3]) for text in texts], LABELS)
     ids = [RecordId("task", n) for n in range(len(data))]
@@ -77,7 +77,7 @@ class Pulled(Plain):
         return super().example_losses(batch) * self.pull
 
 
-def norm_of(change: dict[str, np.ndarray], bound: float) -> float:
+def norm_of(change, bound):
     squares = sum(float((part.astype(float) ** 2).sum()) for part in change.values())
     return math.sqrt(squares) * grid_step(bound)
 
@@ -136,13 +136,13 @@ FULL = 1 / math.sqrt(1 + COUNT_WEIGHT**2)
 """What clipping at 1 leaves of a unit vector with its count."""
 
 
-def records(seed: int = 0, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def records(seed=0, scale=1.0):
     generator = seeded("class sums", seed)
     x = normalize(torch.randn(RECORDS, SIZE, generator=generator), dim=1) * scale
     return x, torch.randint(CLASSES, (RECORDS,), generator=generator)
 
 
-def noisy(numbers: list[int], noise: float = 0.0, seed: int = 0, **changed: object) -> NoisySum:
+def noisy(numbers, noise=0.0, seed=0, **changed):
     data = [Encoded(tokens=(1, 2), target=0) for _ in numbers]
     ids = [RecordId("task", n) for n in numbers]
     source = _seeded(seed)
@@ -152,7 +152,7 @@ def noisy(numbers: list[int], noise: float = 0.0, seed: int = 0, **changed: obje
     )
 
 
-def total_of(x: torch.Tensor, y: torch.Tensor, **asked: object) -> np.ndarray:
+def total_of(x, y, **asked):
     made = noisy(list(range(len(x))), **asked)
     return made.class_sums(x, y, CLASSES) * grid_step(1.0)
 
@@ -218,7 +218,7 @@ def test_class_sums_of_no_record_are_noise_alone():
     assert total.std() == pytest.approx(2.0 * 2**GRID_BITS / math.sqrt(3), rel=0.05)
 
 
-def _seeded(seed: int) -> SeededNoise:
+def _seeded(seed):
     return SeededNoise(torch.Generator().manual_seed(seed))
 
 

@@ -1,9 +1,6 @@
 """A step under the mechanism ``record``: clipping, noise, Poisson samples, guards; of records, and
 where a group is the unit."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -17,7 +14,6 @@ from deal_core.models import load_model
 from deal_core.privacy import dpsgd
 from deal_core.privacy.dpsgd import (
     GRID_BITS,
-    PrivateGradients,
     UnsafeModel,
     clipped_gradients,
     require_plain_lora,
@@ -61,14 +57,14 @@ def learning(model):
 DATA = texts(3)
 
 
-def taken(parameters) -> torch.Tensor:
+def taken(parameters):
     row = torch.cat([p.grad.flatten().double() for p in parameters])
     for p in parameters:
         p.grad = None
     return row
 
 
-def rows_of(model, data, parameters) -> torch.Tensor:
+def rows_of(model, data, parameters):
     """Gradients one by one by ordinary differentiation, ``(examples, entries)``."""
     objective, rows = Plain(model, LABELS, data), []
     for i in range(len(data)):
@@ -77,13 +73,13 @@ def rows_of(model, data, parameters) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def means_of(rows: torch.Tensor) -> torch.Tensor:
+def means_of(rows):
     """Mean gradients of the :data:`GROUPS`."""
     numbers = torch.tensor(GROUPS)
     return torch.stack([rows[numbers == n].mean(dim=0) for n in range(max(GROUPS) + 1)])
 
 
-def clipped(means: torch.Tensor, bound: float) -> torch.Tensor:
+def clipped(means, bound):
     return sum(mean * min(1.0, bound / max(float(mean.norm()), 1e-30)) for mean in means)
 
 
@@ -127,7 +123,7 @@ def test_an_example_that_fails_changes_its_own_group_alone(model, learning, faul
     assert float((taken(learning) - expected).norm() / expected.norm()) < 1e-5
 
 
-def summed(model, source: PrivateGradients, drawn: Sequence[int], scale: float) -> torch.Tensor:
+def summed(model, source, drawn, scale):
     """What noise is added to, in steps of the grid, before float32 rounds it."""
     parameters, found = set_trainable(model.module, BOTH), []
     plain = Plain(model, LABELS, source.data)
@@ -147,7 +143,7 @@ def summed(model, source: PrivateGradients, drawn: Sequence[int], scale: float) 
     return torch.cat([zeros, *(part.flatten() for part in found[0].total.values())])
 
 
-def square(steps: torch.Tensor) -> int:
+def square(steps):
     """The exact square of a length."""
     return sum(value * value for value in steps.tolist())
 

@@ -1,8 +1,6 @@
 """The gradient of a record is the same to the bit whoever else is in a pass, and whatever becomes
 of them."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -28,7 +26,7 @@ BOTH = frozenset({"lora_A", "lora_B"})
 def load(random_adapter):
     """A new model with something in both factors, which learn."""
 
-    def made(name: str = str(ENCODER), family: str = "encoder-labels"):
+    def made(name=str(ENCODER), family="encoder-labels"):
         model = load_model(
             ModelConfig(family=family, name=name), AdapterConfig(), 64, torch.float32
         )
@@ -39,7 +37,7 @@ def load(random_adapter):
     return made
 
 
-def records(model, last: int = 60) -> Plain:
+def records(model, last=60):
     draw = seeded("records")
     texts = [
         (1, *torch.randint(5, 20, (n - 1,), generator=draw).tolist()) for n in (*LENGTHS, last)
@@ -60,15 +58,15 @@ def passes(monkeypatch):
     return counts
 
 
-def found(model, objective, examples=ALL) -> dict:
+def found(model, objective, examples=ALL):
     return dict(zip(examples, record_gradients(model.module, objective, examples), strict=True))
 
 
-def same(first, second) -> bool:
+def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def error(first, second) -> float:
+def error(first, second):
     whole, own = (torch.cat([each[k].flatten() for k in second]) for each in (first, second))
     return float((whole - own).norm() / own.norm())
 

@@ -1,7 +1,5 @@
 """Mechanism ``record``: what becomes of a site's budget; no model is needed to keep it."""
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import replace
@@ -14,7 +12,7 @@ from deal_core.config.privacy import PrivacyConfig
 from deal_core.errors import UserError
 from deal_core.methods import METHODS
 from deal_core.privacy.events import Budget, composed, unprotected_event
-from deal_core.privacy.interface import LocalUpdate, Site
+from deal_core.privacy.interface import Site
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.noise import SecureNoise, SeededNoise
 from deal_core.privacy.policy import (
@@ -86,7 +84,7 @@ def test_a_message_that_arrives_twice_is_charged_once_and_answered_the_same(site
 def test_a_crash_before_the_charge_costs_nothing_and_releases_nothing(site):
     mechanism = make_mechanism(experiment())
 
-    def crash(source) -> LocalUpdate:
+    def crash(source):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -136,7 +134,7 @@ def test_a_policy_only_tightens(site):
     assert (loose.epsilon, loose.delta) == (3.0, DELTA)
 
 
-def told(site, seed: int = 0) -> dict[str, float]:
+def told(site, seed=0):
     """The figures beside the first update of a run."""
     budget = f"privacy.target_epsilon={3 + 3 * seed}"
     mechanism = make_mechanism(experiment("federation.rounds=1", f"run.seed={seed}", budget))

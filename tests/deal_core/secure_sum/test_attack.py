@@ -1,7 +1,5 @@
 """What the server sees of one site tells nothing of its vector: by attack, and by the bytes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.stats import chisquare
@@ -29,10 +27,10 @@ from tests.deal_core.secure_sum.attack import (
     weak_key,
     weak_number,
 )
-from tests.deal_core.secure_sum.rounds import Absent, Round, first, integers, met, terms_of, vectors
+from tests.deal_core.secure_sum.rounds import Round, first, integers, met, terms_of, vectors
 from tests.slow import slow_but
 
-PATTERNS: dict[str, tuple[int, Absent, int]] = {
+PATTERNS = {
     "nobody": (4, {}, 3),
     "before preparing": (4, {"prepare": [3]}, 2),
     "before masking": (4, {"mask": [3]}, 2),
@@ -63,7 +61,7 @@ NAMES = slow_but(
 def weak(monkeypatch):
     """Masks from seeds of few bits, as of a generator that is seeded by a small number."""
 
-    def seed_with(bits: int) -> None:
+    def seed_with(bits):
         good = masks.mask_stream
         monkeypatch.setattr(
             masks, "mask_stream", lambda key: good(weak_key(weak_number(key, bits)))
@@ -158,12 +156,12 @@ def test_what_else_the_server_holds_of_a_site_is_uniform():
         assert uniform(np.frombuffer(bytes(held), np.uint8)) > 1e-4
 
 
-def uniform(data: np.ndarray) -> float:
+def uniform(data):
     """The p-value of chi-squared over the 256 values of a byte."""
     return float(chisquare(np.bincount(data, minlength=256)).pvalue)
 
 
-def different_views(round_: Round) -> None:
+def different_views(round_):
     """Tell each site other survivors, so that six of ten mask seeds come together.
 
     Every site loses four peers, which the threshold of six allows; each of the sites 0 to 5 is
@@ -182,7 +180,7 @@ def different_views(round_: Round) -> None:
 
 
 @pytest.fixture
-def ten_sites() -> Round:
+def ten_sites():
     states = first(met(10), 10)
     layout = integers(WORDS, 10, largest=LARGEST)
     terms = terms_of(states, layout, min_cohort=6)

@@ -1,7 +1,5 @@
 """Channel keys are their site's: what a server in the middle exchanges is refused."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -28,7 +26,7 @@ ALICE, BOB, CAROL = identities(3)
 
 
 @pytest.fixture
-def alice() -> SiteState:
+def alice():
     return open_run(RUN, ALICE)
 
 

@@ -1,13 +1,10 @@
 """The document's values are this code's, and those of another library that follows the text."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import hmac
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,20 +22,20 @@ VECTORS = Path(__file__).parents[3] / "docs/secure-aggregation-vectors.json"
 
 
 @pytest.fixture(scope="module")
-def answers() -> dict[str, Any]:
+def answers():
     return json.loads(VECTORS.read_text(encoding="utf-8"))
 
 
-def frame(kind: str, *parts: bytes) -> bytes:
+def frame(kind, *parts):
     framed = b"DSS2" + bytes([len(kind)]) + kind.encode()
     return framed + b"".join(len(part).to_bytes(4, "little") + part for part in parts)
 
 
-def derive(secret: bytes, purpose: str, *context: bytes) -> bytes:
-    return HKDF(secret, 32, b"", SHA256, context=frame(purpose, *context))  # type: ignore[return-value]
+def derive(secret, purpose, *context):
+    return HKDF(secret, 32, b"", SHA256, context=frame(purpose, *context))
 
 
-def exchange(private: bytes, public: bytes) -> bytes:
+def exchange(private, public):
     return key_agreement(
         static_priv=import_x25519_private_key(private),
         static_pub=import_x25519_public_key(public),
@@ -46,48 +43,48 @@ def exchange(private: bytes, public: bytes) -> bytes:
     )
 
 
-def public(private: bytes) -> bytes:
+def public(private):
     return import_x25519_private_key(private).public_key().export_key(format="raw")
 
 
-def number(value: int) -> bytes:
+def number(value):
     return value.to_bytes(8, "little")
 
 
-def stream(key: bytes) -> np.ndarray:
+def stream(key):
     return np.frombuffer(AES.new(key, AES.MODE_CTR, nonce=b"").encrypt(bytes(16)), "<u4")
 
 
 class Second:
     """The protocol once more, from the document, with pycryptodome."""
 
-    def __init__(self, answers: dict[str, Any]) -> None:
+    def __init__(self, answers):
         self.answers = answers
         self.context = hashlib.sha256(bytes.fromhex(answers["terms"])).digest()
         self.sites = answers["sites"]
 
-    def of(self, at: int, name: str) -> bytes:
+    def of(self, at, name):
         return bytes.fromhex(self.sites[at][name])
 
-    def site(self, at: int) -> bytes:
+    def site(self, at):
         return base64.b64decode(self.sites[at]["fingerprint"].removeprefix("SHA256:") + "=")
 
-    def channel(self, one: int, other: int) -> bytes:
+    def channel(self, one, other):
         privates = {at: self.of(at, "channel private") for at in (one, other)}
         ends = sorted((self.site(at), public(privates[at])) for at in (one, other))
         secret = exchange(privates[one], public(privates[other]))
         run = self.answers["run"].encode()
         return derive(secret, "channel", run, *(part for end in ends for part in end))
 
-    def mask_private(self, at: int) -> bytes:
+    def mask_private(self, at):
         return derive(self.of(at, "mask seed"), "mask key", self.context)
 
-    def pair(self, one: int, other: int) -> np.ndarray:
+    def pair(self, one, other):
         secret = exchange(self.mask_private(one), self.of(other, "mask key"))
         ends = number(min(one, other)), number(max(one, other))
         return stream(derive(secret, "pair mask", self.context, *ends))
 
-    def masked(self, at: int) -> np.ndarray:
+    def masked(self, at):
         words = np.array(self.sites[at]["values"], np.int64).astype("<u4")
         words = words + stream(derive(self.of(at, "self seed"), "self mask", self.context))
         for other in range(3):
@@ -95,7 +92,7 @@ class Second:
                 words = words + (self.pair(at, other) if other > at else -self.pair(at, other))
         return words
 
-    def shares(self, sender: int, receiver: int) -> bytes:
+    def shares(self, sender, receiver):
         ends = number(sender), number(receiver)
         key = derive(
             self.channel(sender, receiver), "box", self.context, *ends, self.of(sender, "mask key")
@@ -154,7 +151,7 @@ def test_another_library_makes_the_same_tags_and_the_sum(answers):
 KEYS = [bytes([k]) * 32 for k in range(3)]
 
 
-def reference(key: bytes, length: int, bits: int) -> np.ndarray:
+def reference(key, length, bits):
     """The stream of another library."""
     cipher = AES.new(key, AES.MODE_CTR, counter=Counter.new(128, initial_value=0))
     return np.frombuffer(cipher.encrypt(bytes(length * bits // 8)), ring_type(bits))

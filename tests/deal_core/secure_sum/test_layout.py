@@ -1,7 +1,5 @@
 """Numbers become ring words without bias; what could leave the ring is refused before."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

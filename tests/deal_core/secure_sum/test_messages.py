@@ -1,12 +1,8 @@
 """Bytes: each value has one form, and what is no value is refused by one line. The page alone says
 how messages are written: they are made here from its table."""
 
-from __future__ import annotations
-
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -42,7 +38,7 @@ KINDS = (
 
 
 @pytest.fixture(scope="module")
-def whole() -> Round:
+def whole():
     """A round of five sites in which one drops out."""
     states = first(met(5), 5)
     layout = integers(3, 5)
@@ -52,14 +48,14 @@ def whole() -> Round:
 
 
 @pytest.fixture(scope="module")
-def records(whole) -> list[bytes]:
+def records(whole):
     """Every kind of message and record."""
     state = whole.states[whole.terms.cohort[0]]
     messages = [*whole.sent.values(), *whole.received.values()]
     return [*messages, state.announcement, state.to_bytes(), whole.held.to_bytes()]
 
 
-def kind_of(data: bytes):
+def kind_of(data):
     for kind in KINDS:
         try:
             return kind.from_bytes(data)
@@ -123,7 +119,7 @@ NAMED = {
     "mask-request": MaskRequest, "masked": Masked, "confirm-request": ConfirmRequest,
     "confirmed": Confirmed, "unmask-request": UnmaskRequest, "unmasked": Unmasked,
 }  # fmt: skip
-WRITTEN: dict[str, Callable[[Any], bytes]] = {
+WRITTEN = {
     "text": str.encode,
     "number": lambda value: int(value).to_bytes(8, "little"),
     "set": bytes,
@@ -131,7 +127,7 @@ WRITTEN: dict[str, Callable[[Any], bytes]] = {
 }
 
 
-def written(value: Any, encoding: str) -> bytes:
+def written(value, encoding):
     """A part, by the word that the table has for it."""
     if encoding in WRITTEN:
         return WRITTEN[encoding](value)
@@ -141,14 +137,14 @@ def written(value: Any, encoding: str) -> bytes:
     return b"".join(items)
 
 
-def frame(kind: str, parts: list[bytes]) -> bytes:
+def frame(kind, parts):
     """As the page has it."""
     framed = b"".join(len(part).to_bytes(4, "little") + part for part in parts)
     return b"DSS2" + bytes([len(kind)]) + kind.encode() + framed
 
 
 @pytest.fixture(scope="module")
-def messages(whole) -> dict[tuple[str, str], list[bytes]]:
+def messages(whole):
     """(leg, sender) -> all such messages of a round."""
     found = {("announce", "site"): [state.announcement for state in whole.states.values()]}
     for sender, passed in (("server", whole.sent), ("site", whole.received)):
@@ -158,7 +154,7 @@ def messages(whole) -> dict[tuple[str, str], list[bytes]]:
 
 
 @pytest.fixture(scope="module")
-def rows() -> dict[tuple[str, str], tuple[str, list[tuple[str, str]]]]:
+def rows():
     """(leg, sender) -> kind, parts."""
     said = ROW.findall(PAGE.read_text())
     return {(leg, sender): (kind, PART.findall(parts)) for kind, leg, sender, parts in said}

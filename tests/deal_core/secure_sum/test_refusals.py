@@ -1,7 +1,5 @@
 """What a server asks that it must not: each has its own line, and nothing is revealed."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +19,6 @@ from deal_core.secure_sum.messages import (
     positions_from,
 )
 from deal_core.secure_sum.server_round import open_round, unmasked_sum
-from deal_core.secure_sum.site_state import SiteState
 from deal_core.secure_sum.terms import RoundTerms, SitePolicy
 from tests.deal_core.secure_sum.rounds import (
     Round,
@@ -37,13 +34,13 @@ SITES = 5
 LAYOUT = integers(4, SITES)
 
 
-def a_round(number: int = 1, states=None, seed: int = 0, **changed) -> Round:
+def a_round(number=1, states=None, seed=0, **changed):
     states = states or first(met(SITES), SITES)
     terms = terms_of(states, LAYOUT, number, **changed)
     return Round(terms, states, vectors(states, LAYOUT), seed=seed)
 
 
-def refused(leg: str, state: SiteState, request: bytes, line: str, *rest) -> None:
+def refused(leg, state, request, line, *rest):
     """The request is refused; the state is what it was, so nothing has left."""
     before = state.to_bytes()
     with pytest.raises(ProtocolError, match=line):
@@ -51,7 +48,7 @@ def refused(leg: str, state: SiteState, request: bytes, line: str, *rest) -> Non
     assert state.to_bytes() == before
 
 
-def goes_on(round_: Round, leg: str) -> None:
+def goes_on(round_, leg):
     """After all refusals the round ends as it should."""
     legs = ["prepare", "mask", "confirm", "unmask"]
     for name in legs[legs.index(leg) :]:
@@ -107,7 +104,7 @@ def test_a_round_is_prepared_once():
     goes_on(round_, "mask")
 
 
-def spoilt_mask_requests(round_: Round, earlier: Round, site: bytes) -> list[tuple[bytes, str]]:
+def spoilt_mask_requests(round_, earlier, site):
     """Requests with something exchanged, and how each is refused."""
     good = MaskRequest.from_bytes(server_round.mask_request(round_.held, site))
     old = MaskRequest.from_bytes(server_round.mask_request(earlier.held, site))

@@ -1,7 +1,5 @@
 """Sites and server that start again in any leg: the same bytes for the same request, no second."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -25,7 +23,7 @@ from tests.deal_core.secure_sum.rounds import (
 
 
 @pytest.fixture
-def finished() -> Round:
+def finished():
     states = first(met(5), 5)
     layout = integers(4, 5)
     round_ = Round(terms_of(states, layout), states, vectors(states, layout), {"mask": [2]})

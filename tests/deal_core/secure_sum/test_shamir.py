@@ -1,7 +1,5 @@
 """Shares are those of pycryptodome, and fewer than the threshold tell nothing."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

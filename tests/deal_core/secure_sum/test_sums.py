@@ -1,7 +1,5 @@
 """The secure sum is the plain sum, bit for bit, whoever drops out within the threshold."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -25,13 +23,13 @@ from tests.slow import slow_but
 FEW, SITES = 12, 50
 
 
-def survivors_sum(round_: Round) -> np.ndarray:
+def survivors_sum(round_):
     gone = {*round_.absent.get("prepare", ()), *round_.absent.get("mask", ())}
     sites = [site for at, site in enumerate(round_.terms.cohort) if at not in gone]
     return plain_sum(round_.encoded, sites)
 
 
-def a_round(sites: int, absent=None, bits: int = 32, length: int = 5, **changed) -> Round:
+def a_round(sites, absent=None, bits=32, length=5, **changed):
     states = first(met(FEW if sites <= FEW else SITES), sites)
     layout = integers(length, sites, bits)
     return Round(terms_of(states, layout, **changed), states, vectors(states, layout), absent or {})
@@ -74,7 +72,7 @@ def test_whoever_is_gone_in_whichever_leg(data):
     most = (sites - 1) // 2
     gone = data.draw(st.lists(st.integers(0, sites - 1), unique=True, max_size=most))
     legs = st.sampled_from(LEGS)
-    absent: dict[str, list[int]] = {}
+    absent = {}
     for position in gone:
         absent.setdefault(data.draw(legs), []).append(position)
     round_ = a_round(sites, absent, data.draw(st.sampled_from([32, 64])))

@@ -1,7 +1,5 @@
 """What one gradient adds to a clipped sum is at most the bound, whatever the others are."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -20,7 +18,7 @@ BITS = 30
 LABELS = ("Anatomy", "Surgery", "Skin")
 
 
-def total(gradients: list[dict[str, torch.Tensor]], most: float = 1.0, bits: int = BITS):
+def total(gradients, most=1.0, bits=BITS):
     entries = sum(part.numel() for part in gradients[0].values())
     found = ClippedSum(clipping_bound(most, entries, bits), most / 2**bits)
     for gradient in gradients:
@@ -28,12 +26,12 @@ def total(gradients: list[dict[str, torch.Tensor]], most: float = 1.0, bits: int
     return found
 
 
-def length(change: dict[str, torch.Tensor], most: float = 1.0, bits: int = BITS) -> float:
+def length(change, most=1.0, bits=BITS):
     squares = sum(int((part.to(torch.int64) ** 2).sum()) for part in change.values())
     return math.sqrt(squares) * most / 2**bits
 
 
-def difference(first: ClippedSum, second: ClippedSum) -> dict[str, torch.Tensor]:
+def difference(first, second):
     return {key: first.total[key] - second.total[key] for key in first.total}
 
 
@@ -125,7 +123,7 @@ def test_a_record_adds_the_same_whoever_else_is_drawn(collapsed):
     objective = Plain(collapsed, LABELS, data)
     step = 2.0**-BITS
 
-    def of(examples: list[int]) -> ClippedSum:
+    def of(examples):
         return clipped_gradients(collapsed.module, objective, examples, range(12), 0.9, step)
 
     whole = of(list(range(12)))

@@ -1,14 +1,10 @@
 """Scores of names and of heads, and written texts: counted as by hand; and, where each is computed
 with alone, a text that fails changes nothing about the others."""
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
@@ -32,12 +28,12 @@ SENTENCES = ("a beat", "a rash that itches", "a valve")
 LEARNT = {"heart": ("old", "new"), "skin": ("rash", "old")}
 
 
-def examples(*targets: int) -> list[Encoded]:
+def examples(*targets):
     """Each has one token: its place."""
     return [Encoded((place,), target) for place, target in enumerate(targets)]
 
 
-def scorer(rows: list[list[float]]):
+def scorer(rows):
     """A row for each example."""
     return lambda batch: torch.tensor([rows[i] for i in batch])
 
@@ -86,7 +82,7 @@ TEXTS = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 SKIN = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.25, 0.5]])
 
 
-def names(batch: Sequence[int]) -> Tensor:
+def names(batch):
     return torch.tensor([[9.0, 9.0, 0.0, 0.0], [0.0, 0.0, 2.0, 0.0]])[list(batch)]
 
 
@@ -122,7 +118,7 @@ def test_a_task_without_a_head_is_answered_by_names_where_it_is_told_and_never_w
 
 
 def test_a_failure_about_one_record_stands_in_the_sites_log_alone(caplog):
-    def fail() -> int:
+    def fail():
         raise IndexError("a text of 9 tokens")
 
     with caplog.at_level(logging.ERROR):
@@ -142,7 +138,7 @@ def data(model):
     return model.encode([Example(text, NAMES[n % 2]) for n, text in enumerate(SENTENCES)], NAMES)
 
 
-def failing_on(monkeypatch: pytest.MonkeyPatch, model, name: str, tokens) -> None:
+def failing_on(monkeypatch, model, name, tokens):
     """One method of the model fails where one text is among those it is asked about."""
     real = getattr(model, name)
 

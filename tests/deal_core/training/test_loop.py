@@ -1,7 +1,5 @@
 """Batches, passes, what is merged and what the teacher is of a local training."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -36,12 +34,12 @@ DATA = [
 ]
 
 
-def random_state(shapes, random_adapter, residual: bool) -> State:
+def random_state(shapes, random_adapter, residual):
     small = [random_adapter(shapes, r, 0.003, seed) for r, seed in ((8, 0), (16, 1), (3, 2))]
     return State(small[0], small[1], small[2] if residual else None)
 
 
-def gradients(model) -> list[torch.Tensor]:
+def gradients(model):
     return [p.grad.clone() for p in model.module.parameters() if p.requires_grad]
 
 
@@ -152,7 +150,7 @@ def test_precision_is_what_is_asked_for():
 LENGTHS = st.lists(st.integers(1, 600), max_size=120)
 
 
-def texts(lengths: list[int]) -> list[Encoded]:
+def texts(lengths):
     return [Encoded((7,) * length, 0) for length in lengths]
 
 

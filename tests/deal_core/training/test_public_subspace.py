@@ -1,7 +1,5 @@
 """Public directions: the same at every site, and a head in them scores as its lifted one."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -21,7 +19,7 @@ LABELS = ("Heart", "Eye")
 SENTENCES = ("A murmur in systole", "Blurred vision", "Pain in one knee", "A rash after rain")
 
 
-def texts(seed: int = 0) -> torch.Tensor:
+def texts(seed=0):
     """Unit vectors with a common mean, more alike in some directions than in others."""
     generator = seeded("public texts", seed)
     spread = torch.linspace(2.0, 0.1, SIZE)
@@ -110,7 +108,7 @@ def test_public_texts_are_embedded_ones_or_names_of_labels(monkeypatch):
     assert len(set(embedded)) == len(embedded) > 1000
     assert embedded == public_texts(DataConfig(), ())
 
-    def missing(name: str) -> None:
+    def missing(name):
         raise UserError("not installed")
 
     monkeypatch.setattr("deal_core.data.asset_folder", missing)

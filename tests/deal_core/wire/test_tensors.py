@@ -3,7 +3,6 @@ all else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -13,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from torch import Tensor
 from torch.nn.functional import normalize
 
 from deal_core.aggregation.running import one_vector
@@ -50,13 +48,13 @@ class Wire:
     stype: str = "numpy.ndarray"
 
 
-def wire(array: np.ndarray) -> Wire:
+def wire(array):
     buffer = BytesIO()
     np.save(buffer, array, allow_pickle=array.dtype == object)
     return Wire(str(array.dtype), array.shape, buffer.getvalue())
 
 
-def record(arrays) -> dict[str, Wire]:
+def record(arrays):
     return {key: wire(np.ascontiguousarray(value)) for key, value in arrays.items()}
 
 
@@ -65,17 +63,17 @@ def drawn(random_adapter):
     return lambda seed: random_adapter(SHAPES, 3, 2.0, seed)
 
 
-def sent(adapter: Adapter, dtype: str, trained=ONLY_B, seed: int = 0):
+def sent(adapter, dtype, trained=ONLY_B, seed=0):
     """The arrays of a whole adapter, or of some of its factors."""
     return encode(dtype, selected(adapter, trained), seeded("wire", seed))
 
 
-def with_b_of(other: Adapter, adapter: Adapter) -> Adapter:
+def with_b_of(other, adapter):
     layers = {n: LoraFactors(f.A, other.layers[n].B) for n, f in adapter.layers.items()}
     return Adapter(layers, adapter.scaling)
 
 
-def one(dtype: str, array: np.ndarray, factor: str, seed: int = 0) -> np.ndarray:
+def one(dtype, array, factor, seed=0):
     """Send one array as the given factor of a layer."""
     key, codec = f"{PREFIX}q.{factor}.weight", CODECS[dtype]
     return codec.decode(key, codec.encode(key, array, seeded("one", seed)))
@@ -317,7 +315,7 @@ SIZE = 24
 Arrays = dict[str, np.ndarray]
 
 
-def heads() -> dict[str, Tensor]:
+def heads():
     """Of few values and of large ones; with a huge bias, and a row of zeros."""
     generator = seeded("heads")
     large = 30 * torch.randn(4, SIZE + 1, generator=generator)
@@ -326,11 +324,11 @@ def heads() -> dict[str, Tensor]:
     return {"skin": large, "eye": torch.randn(3, SIZE + 1, generator=generator)}
 
 
-def shapes(own: dict[str, Tensor]) -> dict[str, tuple[int, int]]:
+def shapes(own):
     return {task: (head.shape[0], head.shape[1]) for task, head in own.items()}
 
 
-def travelled(own: dict[str, Tensor], rounded: bool) -> dict[str, Tensor]:
+def travelled(own, rounded):
     return read_heads(record(pack_heads(own, rounded)), shapes(own), rounded)
 
 
@@ -367,15 +365,15 @@ def test_a_rounded_head_costs_a_quarter_and_scores_nearly_the_same():
     assert 0 < float((near - exact).std()) < 0.01 * float(exact.std())
 
 
-def changed(key: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:
+def changed(key, change):
     return lambda arrays: {**arrays, key: change(arrays[key])}
 
 
-def without(key: str) -> Callable[[Arrays], Arrays]:
+def without(key):
     return lambda arrays: {k: v for k, v in arrays.items() if k != key}
 
 
-BAD: dict[str, tuple[bool, Callable[[Arrays], Arrays]]] = {
+BAD = {
     "a label more": (False, changed("eye", lambda a: np.concatenate([a, a[:1]]))),
     "float64": (False, changed("eye", lambda a: a.astype(np.float64))),
     "not finite": (False, changed("eye", lambda a: np.full_like(a, np.nan))),

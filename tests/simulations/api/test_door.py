@@ -1,19 +1,13 @@
 """Clients and a strategy around models that a program passes."""
 
-from __future__ import annotations
-
 import doctest
 import json
-from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, cast
 
 import pytest
 import torch
 import transformers
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import Strategy
 from peft import IA3Config, LoraConfig, get_peft_model
 
@@ -28,7 +22,6 @@ from simulations.api import (
     DealClient,
     DealStrategy,
     RecordDP,
-    Run,
     UserError,
     experiment,
     load_run,
@@ -52,7 +45,7 @@ TEXTS = ("a b", "c d c", "a a d", "b c")
 OFF = Deal(distillation=0, future=0, class_means="off")
 
 
-def rows(client: int) -> dict[str, Any]:
+def rows(client):
     """A few rows of each task."""
     made = {}
     for task, labels in TASKS.items():
@@ -61,14 +54,11 @@ def rows(client: int) -> dict[str, Any]:
     return made
 
 
-Objects = Callable[..., tuple[Any, Any]]
-
-
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
+def objects(tmp_path_factory):
     """``objects("bert")``: a model with an adapter, and its tokeniser."""
 
-    def make(name: str, loader: Any = None, peft: bool = True, **more: Any) -> tuple[Any, Any]:
+    def make(name, loader=None, peft=True, **more):
         folder = save(tmp_path_factory.mktemp(name), name)
         torch.manual_seed(1)
         transformers.logging.set_verbosity_error()
@@ -81,17 +71,15 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
 
 
 @pytest.fixture(scope="module")
-def bert(objects: Objects) -> tuple[Any, Any]:
+def bert(objects):
     return objects("bert")
 
 
-def strategy(*parts: Any, **more: Any) -> DealStrategy:
+def strategy(*parts, **more):
     return DealStrategy(*parts, clients=2, rounds=1, overrides=SMALL, **more)
 
 
-def run_of(
-    passed: tuple[Any, Any], out: Path, asked: DealStrategy | None = None, **own: Any
-) -> Run:
+def run_of(passed, out, asked=None, **own):
     return simulate(
         lambda number: DealClient(*passed, rows(number), **own), asked or strategy(), TASKS, out=out
     )
@@ -100,9 +88,7 @@ def run_of(
 @pytest.mark.parametrize(
     ("name", "privacy"), [("bert", None), ("llama", RecordDP(epsilon=8, delta=1e-3)), ("t5", None)]
 )
-def test_a_model_that_is_passed_is_federated(
-    objects: Objects, tmp_path: Path, name: str, privacy: RecordDP | None
-) -> None:
+def test_a_model_that_is_passed_is_federated(objects, tmp_path, name, privacy):
     model, tokenizer = objects(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     done = run_of((model, tokenizer), tmp_path / "run", privacy=privacy)
@@ -119,7 +105,7 @@ def test_a_model_that_is_passed_is_federated(
         assert all(0 < value <= 8 for value in done.results.privacy.epsilon.values())
 
 
-def test_the_door_learns_what_the_command_learns_to_the_bit(tmp_path: Path) -> None:
+def test_the_door_learns_what_the_command_learns_to_the_bit(tmp_path):
     """The quickstart with few rows, class means included."""
     few = {
         "data.tasks": ["laboratory", "surgery"],
@@ -143,7 +129,7 @@ def test_the_door_learns_what_the_command_learns_to_the_bit(tmp_path: Path) -> N
     model = transformers.AutoModel.from_pretrained(weights)
     tokenizer = transformers.AutoTokenizer.from_pretrained(weights)
 
-    def client(number: int) -> DealClient:
+    def client(number):
         own = {task: (s[number].train, s[number].test) for task, s in shares.items()}
         return DealClient(model, tokenizer, own)
 
@@ -157,23 +143,21 @@ def test_the_door_learns_what_the_command_learns_to_the_bit(tmp_path: Path) -> N
     assert same(learnt_adapter(tmp_path / "door"), learnt_adapter(tmp_path / "command"))
 
 
-def test_anybodys_server_app_and_flowers_own_loop_play_the_same_run(
-    bert: tuple[Any, Any], tmp_path: Path
-) -> None:
-    seen: list[str] = []
+def test_anybodys_server_app_and_flowers_own_loop_play_the_same_run(bert, tmp_path):
+    seen = []
 
-    def mod(message: Message, context: Context, app: Any) -> Message:
+    def mod(message, context, app):
         seen.append(message.metadata.message_type)
         return app(message, context)
 
     clients = [DealClient(*bert, rows(number), mods=[mod]) for number in range(2)]
 
-    def answer(message: Message, context: Context) -> Message:
+    def answer(message, context):
         return clients[int(context.node_config["partition-id"])](message, context)
 
     whole = run_of(bert, tmp_path / "simulated").results
     with assume_identity(1, 1):
-        grid = InProcessGrid(cast(ClientApp, answer), {}, 2)
+        grid = InProcessGrid(answer, {}, 2)
         result = strategy(*bert, TASKS, out=tmp_path / "own").start(grid)
     assert {"query.hello", "train", "evaluate"} <= set(seen)
     own = load_run(tmp_path / "own").results
@@ -183,14 +167,14 @@ def test_anybodys_server_app_and_flowers_own_loop_play_the_same_run(
         zip(own.tasks, own.accuracy_matrix[-1], strict=True)
     )
     with assume_identity(1, 1):
-        grid = InProcessGrid(cast(ClientApp, answer), {}, 2)
+        grid = InProcessGrid(answer, {}, 2)
         walked = strategy(*bert, TASKS, out=tmp_path / "walked")
         found = Strategy.start(walked, grid, ArrayRecord(), 2)
     for number, stage in enumerate(own.accuracy_matrix, start=1):
         assert list(found.evaluate_metrics_clientapp[number].values()) == stage
 
 
-def test_a_head_for_all_labels_learns_with_the_encoder(objects: Objects, tmp_path: Path) -> None:
+def test_a_head_for_all_labels_learns_with_the_encoder(objects, tmp_path):
     named = {"id2label": dict(enumerate(NAMES)), "label2id": {n: k for k, n in enumerate(NAMES)}}
     model = objects("bert", transformers.AutoModelForSequenceClassification, peft=False, **named)
     asked = strategy(config={"train": {"learning_rate": 0.02}, "federation": {"local_epochs": 6}})
@@ -200,33 +184,33 @@ def test_a_head_for_all_labels_learns_with_the_encoder(objects: Objects, tmp_pat
     assert done.results.accuracy_matrix[0][0] == 1.0
 
 
-def loss(model: Any, batch: Sequence[Example], tokenizer: Any) -> torch.Tensor:
+def loss(model, batch, tokenizer):
     """How far a text's mean state is from zero, or from one, by its label's place."""
     return (states(model, batch, tokenizer) - targets(batch)).square()
 
 
-def targets(batch: Sequence[Example]) -> torch.Tensor:
+def targets(batch):
     places = {label: float(k) for labels in TASKS.values() for k, label in enumerate(labels)}
     return torch.tensor([places[example.label] for example in batch])
 
 
-def states(model: Any, batch: Sequence[Example], tokenizer: Any) -> torch.Tensor:
+def states(model, batch, tokenizer):
     read = [tokenizer(example.text, return_tensors="pt")["input_ids"] for example in batch]
     return torch.stack([model(input_ids=ids).last_hidden_state.mean() for ids in read])
 
 
-def predict(model: Any, batch: Sequence[Example], labels: list[str], tokenizer: Any) -> list[str]:
+def predict(model, batch, labels, tokenizer):
     return [labels[int(value > 0.5)] for value in states(model, batch, tokenizer)]
 
 
-def functions(tokenizer: Any) -> dict[str, Any]:
+def functions(tokenizer):
     return {
         "loss": partial(loss, tokenizer=tokenizer),
         "predict": partial(predict, tokenizer=tokenizer),
     }
 
 
-def test_a_pair_of_functions_is_federated(bert: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_pair_of_functions_is_federated(bert, tmp_path):
     done = run_of(bert, tmp_path / "run", **functions(bert[1]), method=OFF)
     assert done.results.config.model.family == "own-loss"
     assert any(value.any() for key, value in learnt_adapter(tmp_path / "run").items())
@@ -274,13 +258,7 @@ def test_a_pair_of_functions_is_federated(bert: tuple[Any, Any], tmp_path: Path)
         (strategy(method="deel"), {}, "unknown method.name 'deel'"),
     ],
 )
-def test_what_cannot_be_done_is_said_at_once(
-    bert: tuple[Any, Any],
-    tmp_path: Path,
-    asked: DealStrategy,
-    own: dict[str, Any],
-    reason: str,
-) -> None:
+def test_what_cannot_be_done_is_said_at_once(bert, tmp_path, asked, own, reason):
     own = {**own, **(functions(bert[1]) if own.get("functions") else {})}
     own.pop("functions", None)
     own_rows, out = own.pop("rows", rows(0)), tmp_path / "run"
@@ -291,7 +269,7 @@ def test_what_cannot_be_done_is_said_at_once(
     assert not out.exists()
 
 
-def test_a_model_that_cannot_be_followed_is_one_line(objects: Objects) -> None:
+def test_a_model_that_cannot_be_followed_is_one_line(objects):
     plain, tokenizer = objects("bert", peft=False)
     learnt, _ = objects("bert")
     next(p for n, p in learnt.named_parameters() if "lora_B" in n).data.fill_(1.0)
@@ -317,12 +295,12 @@ def test_a_model_that_cannot_be_followed_is_one_line(objects: Objects) -> None:
         strategy().experiment  # noqa: B018
 
 
-def test_a_site_keeps_its_gate_ledger_and_budget(bert: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_site_keeps_its_gate_ledger_and_budget(bert, tmp_path):
     tasks = {task: LABELS[task] for task in ("laboratory", "surgery")}
     site = RealSite(tmp_path, 'mechanism = "record"\nmax_epsilon = 3.0\nmetrics = "clear"\n')
     sites = {**SMALL, "federation.sites": ["north"], "federation.clients": 1}
 
-    def experiment_for(**asked: Any) -> Any:
+    def experiment_for(**asked):
         asked = DealStrategy(*bert, tasks, rounds=1, overrides=sites, **asked).experiment
         return at(asked, tmp_path / "server")
 
@@ -344,17 +322,17 @@ def test_a_site_keeps_its_gate_ledger_and_budget(bert: tuple[Any, Any], tmp_path
 OWN = {task: LABELS[task] for task in ("laboratory", "surgery")}
 
 
-def own_rows(count: int = 40) -> dict[str, Any]:
+def own_rows(count=40):
     return {task: (site_rows(task, count), site_rows(task, count)) for task in OWN}
 
 
-def asked_of_a_site(bert: tuple[Any, Any], folder: Path, **privacy: Any) -> Any:
+def asked_of_a_site(bert, folder, **privacy):
     sites = {**SMALL, "federation.sites": ["north"], "federation.clients": 1}
     made = DealStrategy(*bert, OWN, rounds=1, overrides=sites, privacy=RecordDP(**privacy))
     return at(made.experiment, folder / "server")
 
 
-def test_a_demand_for_a_large_delta_loosens_no_site(bert: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_demand_for_a_large_delta_loosens_no_site(bert, tmp_path):
     site = RealSite(tmp_path, 'mechanism = "record"\n')
     asked = asked_of_a_site(bert, tmp_path, delta=0.05)
     assert code(site.answer(asked, {}, app=DealClient(*bert, own_rows()))) == "policy"
@@ -367,9 +345,7 @@ def test_a_demand_for_a_large_delta_loosens_no_site(bert: tuple[Any, Any], tmp_p
     "row",
     [("one more case", "Oncology"), (" ", "Surgery"), ("half \ud800", "Surgery"), Example("a", "")],
 )
-def test_a_row_that_a_site_cannot_use_harms_itself_alone(
-    bert: tuple[Any, Any], tmp_path: Path, row: Any
-) -> None:
+def test_a_row_that_a_site_cannot_use_harms_itself_alone(bert, tmp_path, row):
     site, own = RealSite(tmp_path), own_rows()
     own["surgery"] = ([*own["surgery"][0], row], own["surgery"][1])
     asked = asked_of_a_site(bert, tmp_path)
@@ -378,9 +354,7 @@ def test_a_row_that_a_site_cannot_use_harms_itself_alone(
     assert [(line["task"], line["rows"]) for line in left_out] == [("surgery", 1)]
 
 
-def test_disjoint_tasks_are_of_rows_that_say_whose_they_are(
-    bert: tuple[Any, Any], tmp_path: Path
-) -> None:
+def test_disjoint_tasks_are_of_rows_that_say_whose_they_are(bert, tmp_path):
     """Else two people with one text would decide which tasks the site refuses."""
     site = RealSite(tmp_path, 'mechanism = "record"\ndisjoint_tasks = true\n')
     asked, own = asked_of_a_site(bert, tmp_path), own_rows()
@@ -395,7 +369,7 @@ def test_disjoint_tasks_are_of_rows_that_say_whose_they_are(
     assert [line["rows"] for line in site.log() if line["event"] == "rows_left_out"] == [8]
 
 
-def test_whose_rows_a_site_reads_is_its_own_word(bert: tuple[Any, Any], tmp_path: Path) -> None:
+def test_whose_rows_a_site_reads_is_its_own_word(bert, tmp_path):
     site = RealSite(tmp_path)
     asked = asked_of_a_site(bert, tmp_path)
     data = asked.data.model_copy(update={"source": f"{GIVEN}0"})
@@ -405,7 +379,7 @@ def test_whose_rows_a_site_reads_is_its_own_word(bert: tuple[Any, Any], tmp_path
     assert [work["records"] for work in json.loads(plan)["work"]] == [24, 24]  # its files have 40
 
 
-def test_what_a_site_declares_holds_at_once(bert: tuple[Any, Any], tmp_path: Path) -> None:
+def test_what_a_site_declares_holds_at_once(bert, tmp_path):
     site, app = RealSite(tmp_path), DealClient(*bert, own_rows())
     asked = asked_of_a_site(bert, tmp_path)
     assert code(site.answer(asked, {}, app=app)) == "ok"
@@ -413,16 +387,14 @@ def test_what_a_site_declares_holds_at_once(bert: tuple[Any, Any], tmp_path: Pat
     assert code(site.answer(asked, {"server_round": 2}, app=app)) == "policy"
 
 
-def test_a_client_that_demands_privacy_draws_its_noise_itself(
-    bert: tuple[Any, Any], tmp_path: Path
-) -> None:
+def test_a_client_that_demands_privacy_draws_its_noise_itself(bert, tmp_path):
     """The server, which names the seed, could take seeded noise away."""
     made = strategy(*bert, TASKS, privacy=RecordDP(delta=1e-3)).experiment
     state = start(made)
     found = []
     for name in ("one", "two"):
         app = DealClient(*bert, rows(0), privacy=RecordDP(delta=1e-3))
-        config: Any = to_run_config(at(made, tmp_path / name))
+        config = to_run_config(at(made, tmp_path / name))
         asks = asking(state).model_copy(update={"task": "words"})
         with assume_identity(7, 1):
             context = Context(7, 1, {"partition-id": 0}, RecordDict(), config)
@@ -436,12 +408,12 @@ def test_a_client_that_demands_privacy_draws_its_noise_itself(
 @pytest.mark.parametrize(
     "given", [{"epsilon": 0}, {"epsilon": float("nan")}, {"delta": 1}, {"max_grad_norm": 0}]
 )
-def test_a_demand_that_limits_nothing_is_none(given: dict[str, float]) -> None:
+def test_a_demand_that_limits_nothing_is_none(given):
     with pytest.raises(UserError, match="epsilon and max_grad_norm should be above 0"):
         RecordDP(**given)
 
 
-def test_the_settings_of_a_run_stay_what_its_first_message_said(bert: tuple[Any, Any]) -> None:
+def test_the_settings_of_a_run_stay_what_its_first_message_said(bert):
     app, codes = DealClient(*bert, rows(0)), []
     context = Context(7, 1, {"partition-id": 0}, RecordDict(), {})
     with assume_identity(7, 1):
@@ -452,9 +424,9 @@ def test_the_settings_of_a_run_stay_what_its_first_message_said(bert: tuple[Any,
     assert codes == ["ok", "refused"]
 
 
-def trainer_of(passed: tuple[Any, Any], folder: Path, steps: list[int]) -> transformers.Trainer:
+def trainer_of(passed, folder, steps):
     class Count(transformers.TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        def on_step_end(self, args, state, control, **more):
             steps.append(state.global_step)
 
     arguments = transformers.TrainingArguments(
@@ -473,8 +445,8 @@ def trainer_of(passed: tuple[Any, Any], folder: Path, steps: list[int]) -> trans
     return transformers.Trainer(model, arguments, processing_class=tokenizer, callbacks=[Count()])
 
 
-def test_a_trainer_takes_the_steps_of_rounds(objects: Objects, tmp_path: Path) -> None:
-    steps: list[int] = []
+def test_a_trainer_takes_the_steps_of_rounds(objects, tmp_path):
+    steps = []
     passed = objects("llama")
     done = simulate(
         lambda number: patch(trainer_of(passed, tmp_path / "trainer", steps), rows(number)),
@@ -493,5 +465,5 @@ def test_a_trainer_takes_the_steps_of_rounds(objects: Objects, tmp_path: Path) -
         patch(made, rows(0))
 
 
-def test_the_examples_of_the_nouns_run() -> None:
+def test_the_examples_of_the_nouns_run():
     assert doctest.testmod(nouns) == doctest.TestResults(0, 2)

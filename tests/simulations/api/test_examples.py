@@ -1,7 +1,5 @@
 """The examples of simulations/examples and the code of docs/python.md, as a reader runs them."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -11,13 +9,12 @@ from pathlib import Path
 import pytest
 
 from deal_core.data.embedded import asset_folder
-from tests.forked import Forker
 
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "simulations/examples"
 
 
-def said_by(program: Path, where: Path) -> str:
+def said_by(program, where):
     done = subprocess.run(
         [sys.executable, str(program)],
         cwd=where,
@@ -32,7 +29,7 @@ def said_by(program: Path, where: Path) -> str:
     return done.stdout
 
 
-def said_by_forked(fork: Forker, program: Path, where: Path) -> str:
+def said_by_forked(fork, program, where):
     """The same, in a process that need not import everything again. The slow tests
     are of a process from its start."""
     where.mkdir(exist_ok=True)
@@ -43,12 +40,12 @@ def said_by_forked(fork: Forker, program: Path, where: Path) -> str:
     return said
 
 
-def numbers(line: str) -> list[float]:
+def numbers(line):
     return [float(word) for word in re.findall(r"\d+\.\d+", line)]
 
 
 @pytest.mark.slow
-def test_rounds_of_ones_own(fork: Forker, tmp_path: Path) -> None:
+def test_rounds_of_ones_own(fork, tmp_path):
     lines = said_by_forked(fork, FOLDER / "own_rounds.py", tmp_path).splitlines()
     assert [line.split(" {")[0] for line in lines] == [
         "round 1: 2 of 3 updates",
@@ -58,7 +55,7 @@ def test_rounds_of_ones_own(fork: Forker, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_run_and_predict(tmp_path: Path) -> None:
+def test_run_and_predict(tmp_path):
     # Its run has two worker processes, and it has no guard of its main module.
     lines = said_by(FOLDER / "run_and_predict.py", tmp_path).splitlines()
     assert len(lines) == 5
@@ -70,19 +67,19 @@ def test_run_and_predict(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_compare_methods(fork: Forker, tmp_path: Path) -> None:
+def test_compare_methods(fork, tmp_path):
     lines = said_by_forked(fork, FOLDER / "compare_methods.py", tmp_path).splitlines()
     assert [line.split()[0] for line in lines] == ["method", "sequential", "lwf", "deal"]
     assert all(0.3 < numbers(line)[0] <= 1 for line in lines[1:])
 
 
-def blocks() -> list[str]:
+def blocks():
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
 
 
 @pytest.mark.slow
-def test_the_ten_lines_of_the_page_in_an_empty_file(fork: Forker, tmp_path: Path) -> None:
+def test_the_ten_lines_of_the_page_in_an_empty_file(fork, tmp_path):
     here = str(asset_folder("minilm"))
     lines = blocks()[0].replace("sentence-transformers/all-MiniLM-L6-v2", here)
     few = "clients=2, rounds=1, overrides={'run.threads': 1, 'train.max_length': 16}"
@@ -95,7 +92,7 @@ def test_the_ten_lines_of_the_page_in_an_empty_file(fork: Forker, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_whole_run_on_the_page(fork: Forker, tmp_path: Path) -> None:
+def test_a_whole_run_on_the_page(fork, tmp_path):
     small = blocks()[1].replace("runs/mine", str(tmp_path / "run"))
     assert small.count("/run") == 2
     (tmp_path / "page.py").write_text(small, encoding="utf-8")

@@ -1,12 +1,9 @@
 """A program of one's own in Flower's runtimes: the numbers of the simulation in one process."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -57,9 +54,7 @@ KINDS = ("plain", "private", "trainer")
         ("llama", "private", "flower"),
     ],
 )
-def test_ten_lines_give_equal_numbers_in_flowers_runtimes(
-    tmp_path: Path, name: str, kind: str, engine: str
-) -> None:
+def test_ten_lines_give_equal_numbers_in_flowers_runtimes(tmp_path, name, kind, engine):
     """The program, in a file of its own, runs here and then there."""
     tasks = TASKS if (name, kind) == ("bert", "private") else {"words": TASKS["words"]}
     save(tmp_path / name, name)

@@ -1,7 +1,5 @@
 """Runs from a program: the same as those of the command, with nothing on the screen."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable
@@ -30,11 +28,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def played(
-    make_experiment: Make, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[api.Run, list[str], str]:
+def played(make_experiment, tmp_path_factory):
     """A run, its events, and what was printed."""
-    events: list[str] = []
+    events = []
     with redirect_stdout(StringIO()) as printed, redirect_stderr(printed):
         done = run(
             make_experiment(*TINY),
@@ -45,12 +41,12 @@ def played(
 
 
 @pytest.fixture
-def finished(played: tuple[api.Run, list[str], str]) -> api.Run:
+def finished(played):
     return played[0]
 
 
-def test_it_answers_as_the_command_does(finished: api.Run) -> None:
-    lines: list[str] = []
+def test_it_answers_as_the_command_does(finished):
+    lines = []
     predict(PredictRequest(str(finished.folder), tuple(TEXTS)), lines.append)
     told = [json.loads(line)["label"] for line in lines]
     for one in (load_run(finished.folder), load_run(finished.folder / "adapter")):
@@ -71,7 +67,7 @@ def test_it_answers_as_the_command_does(finished: api.Run) -> None:
         _ = load_run(finished.folder / "adapter").results
 
 
-def test_data_beside_an_experiment_file_are_found_as_by_the_command(tmp_path: Path) -> None:
+def test_data_beside_an_experiment_file_are_found_as_by_the_command(tmp_path):
     (tmp_path / "exp" / "rows").mkdir(parents=True)
     file = tmp_path / "exp" / "own.toml"
     file.write_text('[data]\nsource = "files"\npath = "rows"\n')
@@ -82,9 +78,7 @@ def test_data_beside_an_experiment_file_are_found_as_by_the_command(tmp_path: Pa
     assert api.experiment(file, {"data.max_train": 4}).data.path == ready.data.path
 
 
-def test_events_come_and_nothing_is_printed(
-    played: tuple[api.Run, list[str], str], make_experiment: Make
-) -> None:
+def test_events_come_and_nothing_is_printed(played, make_experiment):
     done, events, printed = played
     assert (events[0], events[-1], printed) == ("run_started", "run_finished", "")
     assert done.results.config.run.out == str(done.folder)
@@ -94,7 +88,7 @@ def test_events_come_and_nothing_is_printed(
     assert again.results.accuracy_matrix == done.results.accuracy_matrix
 
 
-def test_an_experiment_comes_from_a_name_a_file_tables_or_an_experiment(tmp_path: Path) -> None:
+def test_an_experiment_comes_from_a_name_a_file_tables_or_an_experiment(tmp_path):
     named = experiment("quickstart")
     assert named.federation.clients == 4
     file = tmp_path / "own.toml"
@@ -134,20 +128,20 @@ def test_an_experiment_comes_from_a_name_a_file_tables_or_an_experiment(tmp_path
         ({}, {"data.max_train": "many"}, r"overrides: key 'data\.max_train' should be"),
     ],
 )
-def test_a_mistake_is_one_line(config: object, overrides: dict[str, object], reason: str) -> None:
+def test_a_mistake_is_one_line(config, overrides, reason):
     with pytest.raises(UserError, match=reason) as caught:
-        experiment(config, overrides)  # type: ignore[arg-type]
+        experiment(config, overrides)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_a_finished_run_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_finished_run_is_one_line(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         load_run(tmp_path / "nothing")
     with pytest.raises(UserError, match="has not finished"):
         load_run(tmp_path)
 
 
-def test_every_public_name_is_described() -> None:
+def test_every_public_name_is_described():
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     described = set(re.findall(r"^\| `(\w+)[(`]", page, flags=re.MULTILINE))
     assert described == set(api.__all__)

@@ -1,10 +1,5 @@
 """TRL's SFTTrainer takes the steps of rounds: ``pip install --editable '.[trl]'``."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 import transformers
@@ -27,14 +22,12 @@ INSTRUCTIONS = {
 }
 
 
-def trainer_of(folder: Path, losses: list[float]) -> Any:
+def trainer_of(folder, losses):
     """A Llama of a few thousand weights, and its own instructions."""
     from datasets import Dataset
 
     class Note(transformers.TrainerCallback):
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, float], **more: Any
-        ) -> None:
+        def on_log(self, args, state, control, logs, **more):
             losses.extend([logs["loss"]] if "loss" in logs else [])
 
     place = folder / "llama"
@@ -65,12 +58,12 @@ def trainer_of(folder: Path, losses: list[float]) -> Any:
     )
 
 
-def test_an_sft_trainer_takes_the_steps_of_rounds(tmp_path: Path) -> None:
-    losses: list[float] = []
+def test_an_sft_trainer_takes_the_steps_of_rounds(tmp_path):
+    losses = []
     trainer = trainer_of(tmp_path, losses)
     strategy = DealStrategy(clients=2, rounds=2, overrides={"train.max_length": 32})
 
-    def client(number: int) -> Any:
+    def client(number):
         own = {t: {"train": r[number::2], "test": r[:2]} for t, r in INSTRUCTIONS.items()}
         return patch(trainer, own)
 

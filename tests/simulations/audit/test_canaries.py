@@ -1,7 +1,5 @@
 """Canaries: what they add to a step, and what their scores tell."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -30,13 +28,13 @@ def factors(minilm, request):
         weight.grad = None
 
 
-def planted(minilm, canaries, length=50.0) -> PlantedObjective:
+def planted(minilm, canaries, length=50.0):
     return PlantedObjective(
         Plain(minilm, LABELS, RECORDS), minilm.module, len(RECORDS), canaries, length
     )
 
 
-def direction(canaries, number, factors) -> dict[str, torch.Tensor]:
+def direction(canaries, number, factors):
     """One of them, dense, of norm 1."""
     entries, names = canaries.entries(factors), sorted(factors)
     flat = torch.zeros(sum(factor.numel() for factor in factors.values()))
@@ -47,7 +45,7 @@ def direction(canaries, number, factors) -> dict[str, torch.Tensor]:
     return {n: part.view(factors[n].shape) for n, part in zip(names, parts, strict=True)}
 
 
-def taken(factors) -> dict[str, torch.Tensor]:
+def taken(factors):
     """All gradients; forgets them."""
     gradients = {name: factor.grad.clone() for name, factor in factors.items()}
     for factor in factors.values():

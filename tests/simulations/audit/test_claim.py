@@ -1,7 +1,5 @@
 """Verdict and lower bound: against a solver, and against mechanisms that are exact."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np
@@ -26,7 +24,7 @@ from simulations.audit.claim import (
 from tests.slow import slow_but
 
 
-def solved(m: int, r: int, c: int, epsilons, deltas) -> float:
+def solved(m, r, c, epsilons, deltas):
     """The largest ``P(C >= c)`` by a linear program: every inequality, every line of the curve."""
     i = np.arange(r + 1)
     rows, limits = [], []
@@ -56,7 +54,7 @@ def test_it_is_what_a_solver_finds(spent, m, r):
         assert 0 <= p_value(Guesses(m, r, c), curve) - expected + 1e-7 < 1e-3
 
 
-def gaussian(sigma: float, m: int, rng) -> tuple[Guesses, ...]:
+def gaussian(sigma, m, rng):
     coins = rng.random(m) < 0.5
     return guess(coins + sigma * rng.normal(size=m), coins)
 
@@ -76,7 +74,7 @@ def test_of_an_exact_mechanism_it_is_seldom_small(sigma):
             assert (p <= alpha).sum() <= stats.binom.ppf(0.999, trials, alpha)
 
 
-def leaky(m: int, r: int, leak: float, rng) -> Guesses:
+def leaky(m, r, leak, rng):
     """With probability ``leak`` all is told, otherwise nothing: (0, leak)-private."""
     right = r if rng.random() < leak else int(rng.binomial(r, 0.5))
     return Guesses(m, r, right)
@@ -103,7 +101,7 @@ def test_it_moves_with_the_guesses_and_with_the_noise():
         p_value(Guesses(10, 11, 5), curve)
 
 
-def repetitions(sigma: float, real: float, count: int, m: int, rng) -> list[Repetition]:
+def repetitions(sigma, real, count, m, rng):
     spent = (DpEvent(1.0, sigma, 1),)
     return [Repetition(spent=spent, outcomes=gaussian(real * sigma, m, rng)) for _ in range(count)]
 

@@ -5,8 +5,6 @@ Every weakening is applied where the mechanism does its work; plan, ledger and c
 are.
 """
 
-from __future__ import annotations
-
 from itertools import count
 
 import numpy as np
@@ -60,7 +58,7 @@ def records(make_experiment):
 def audit(make_experiment, records, tmp_path, one_thread):
     folders = (tmp_path / f"audit-{number}" for number in count())
 
-    def run(base, epsilon: float, *overrides: str, canaries=1500, repetitions=3, silent=0):
+    def run(base, epsilon, *overrides, canaries=1500, repetitions=3, silent=0):
         experiment = make_experiment(*base, f"privacy.target_epsilon={epsilon}", *overrides)
         sizes = {"canaries": canaries, "repetitions": repetitions, "silent": silent}
         found = audit_mechanism(experiment, records, next(folders), **sizes)
@@ -81,8 +79,8 @@ def test_steps_as_they_are_are_not_refuted(audit, tmp_path, epsilon, overrides):
     assert all(event.simulation_only == (SECURE not in overrides) for event in events)
 
 
-def noise_times(scale: float):
-    def weaken(monkeypatch) -> None:
+def noise_times(scale):
+    def weaken(monkeypatch):
         for source in (SeededNoise, SecureNoise):
             drawn = source.normal
             weaker = lambda self, shape, drawn=drawn: scale * drawn(self, shape)  # noqa: E731
@@ -94,7 +92,7 @@ def noise_times(scale: float):
 def clipped_to(bound_of):
     """Clip to a bound that is made of the norms of a batch, and of the real one."""
 
-    def weaken(monkeypatch) -> None:
+    def weaken(monkeypatch):
         clipped = dpsgd.clipped_gradients
 
         def to_another(module, objective, examples, groups, bound, step):
@@ -114,7 +112,7 @@ def upper_quartile(norms, bound):
     return max([bound, *np.quantile(norms or [0.0], [0.75])])
 
 
-def rate_doubled_after_the_first_step(monkeypatch) -> None:
+def rate_doubled_after_the_first_step(monkeypatch):
     def doubled(self):
         for step in range(self.steps):
             rate = self.sample_rate * (2 if step else 1)
@@ -124,9 +122,9 @@ def rate_doubled_after_the_first_step(monkeypatch) -> None:
     monkeypatch.setattr(dpsgd, "require_sampled", lambda *of: None)
 
 
-def one_draw_of_noise_for_all_layers_of_a_shape(monkeypatch) -> None:
+def one_draw_of_noise_for_all_layers_of_a_shape(monkeypatch):
     drawn = SeededNoise.normal
-    kept: dict[torch.Size, list[torch.Tensor]] = {}
+    kept = {}
 
     def shared(self, shape):
         """Two layers have every shape: the second gets what the first got."""
@@ -141,7 +139,7 @@ def one_draw_of_noise_for_all_layers_of_a_shape(monkeypatch) -> None:
 CLIPPED = dpsgd.clipped_gradients
 
 
-def clipped_by_record(monkeypatch) -> None:
+def clipped_by_record(monkeypatch):
     """Each record by itself, whosever it is: of a group, three records pull as far as it may."""
 
     def by_record(module, objective, examples, groups, bound, step):
@@ -150,7 +148,7 @@ def clipped_by_record(monkeypatch) -> None:
     monkeypatch.setattr(dpsgd, "clipped_gradients", by_record)
 
 
-def bound_twice_as_large(monkeypatch) -> None:
+def bound_twice_as_large(monkeypatch):
     monkeypatch.setattr("deal_core.privacy.dpsgd.clipping_bound", lambda bound, *rest: 2 * bound)
 
 

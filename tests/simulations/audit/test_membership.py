@@ -1,11 +1,8 @@
 """Membership inference: in class sums it finds members as well as the closed form expects, and in
 adapters it finds those that a site has learnt by heart."""
 
-from __future__ import annotations
-
 import io
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -13,7 +10,6 @@ import pytest
 import torch
 from rich.console import Console
 from scipy.stats import norm
-from torch import Tensor
 
 from deal_core.data import open_source
 from deal_core.deal.class_means import noised_head
@@ -28,7 +24,6 @@ from deal_core.training.public_subspace import principal
 from simulations.audit import membership
 from simulations.audit.membership import (
     MembershipAudit,
-    Rows,
     Told,
     area,
     as_added,
@@ -53,7 +48,7 @@ EACH, DIRECTIONS, LABELS, SITES = 120, 64, 3, 4
 
 
 @cache
-def embedded() -> Tensor:
+def embedded():
     """Records of three labels, one label after the other."""
     config = load_experiment(Request("quickstart"))
     task = open_source(config.data).load("basic-science")
@@ -63,19 +58,19 @@ def embedded() -> Tensor:
 
 
 @cache
-def projected() -> Tensor:
+def projected():
     """The same in directions of their own."""
     return principal(embedded(), DIRECTIONS).project(embedded())
 
 
 @cache
-def texts() -> list[Rows]:
+def texts():
     """What they add to the sums, by label."""
     return np.split(as_added(projected(), 1.0), LABELS)
 
 
 @cache
-def told() -> tuple[Told, ...]:
+def told():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(membership, "SIZES", (20, 40))
         patch.setattr(membership, "DRAWS", 17)
@@ -84,11 +79,11 @@ def told() -> tuple[Told, ...]:
     return tuple(found)
 
 
-def of(seen: str, noise: str) -> list[Told]:
+def of(seen, noise):
     return [each for each in told() if each.seen.startswith(seen) and each.noise == noise]
 
 
-def test_the_closed_form_expects_what_is_measured() -> None:
+def test_the_closed_form_expects_what_is_measured():
     assert {each.noise for each in told()} == {"none", "default", "ε = 2"}
     for each in told():  # who has the whole list tells more of a bare sum
         assert each.auc > each.expected - 0.04, each
@@ -96,14 +91,14 @@ def test_the_closed_form_expects_what_is_measured() -> None:
     assert {each.records for each in of("sum over sites (server)", "default")} == {20, 40}
 
 
-def test_small_sums_without_noise_tell_and_noise_hides() -> None:
+def test_small_sums_without_noise_tell_and_noise_hides():
     bare, noised = of("a sum", "none"), of("sum over sites (server)", "default")
     assert bare[0].auc > 0.8
     assert bare[0].auc > noised[0].auc + 0.05
     assert of("sum over sites (server)", "ε = 2")[0].auc < 0.57
 
 
-def test_noise_is_that_of_a_run() -> None:
+def test_noise_is_that_of_a_run():
     """Four sites, of which a sum needs three and one may collude: 0.61 is the noise of two."""
     config = load_experiment(Request("quickstart"))
     statistics = membership.class_sums_of(config)
@@ -118,7 +113,7 @@ def test_noise_is_that_of_a_run() -> None:
     )
 
 
-def test_the_command_writes_figures_and_a_report(monkeypatch, tmp_path) -> None:
+def test_the_command_writes_figures_and_a_report(monkeypatch, tmp_path):
     monkeypatch.setattr(membership, "embedded", lambda experiment, seed: texts())
     monkeypatch.setattr(membership, "told_of_sums", lambda *given: list(told()))
     monkeypatch.setattr(membership, "told_of_adapters", lambda *given: [ADAPTER])
@@ -147,7 +142,7 @@ ALONE = (
 
 
 @pytest.mark.parametrize("budgets", slow_but([(), (8.0,)], ()))
-def test_adapters_of_every_round_are_attacked(make_experiment, monkeypatch, budgets) -> None:
+def test_adapters_of_every_round_are_attacked(make_experiment, monkeypatch, budgets):
     monkeypatch.setattr(membership, "BUDGETS", budgets)
     found = told_of_adapters(make_experiment(*ALONE), 0, 0, lambda event: None)
     noises = ["none", *(f"ε = {epsilon:g}" for epsilon in budgets)]
@@ -160,7 +155,7 @@ def test_adapters_of_every_round_are_attacked(make_experiment, monkeypatch, budg
 
 
 @pytest.mark.slow
-def test_what_is_learnt_by_heart_is_found(make_experiment, monkeypatch) -> None:
+def test_what_is_learnt_by_heart_is_found(make_experiment, monkeypatch):
     monkeypatch.setattr(membership, "BUDGETS", ())
     more = ("data.max_train=96", "data.max_test=100", "train.batch_size=8")
     hard = ("train.learning_rate=5e-3", "federation.local_epochs=12", "federation.rounds=1")
@@ -171,12 +166,12 @@ def test_what_is_learnt_by_heart_is_found(make_experiment, monkeypatch) -> None:
 SIZE, SPREAD = 40, 0.5
 
 
-def rows(rng: np.random.Generator, number: int) -> np.ndarray:
+def rows(rng, number):
     return rng.normal(0.3, np.sqrt(SPREAD / SIZE), (number, SIZE))
 
 
 @pytest.mark.parametrize(("members", "deviation"), [(5, 0.0), (20, 0.6)])
-def test_a_gaussian_sum_is_told_as_well_as_theory_says(members: int, deviation: float) -> None:
+def test_a_gaussian_sum_is_told_as_well_as_theory_says(members, deviation):
     rng = np.random.default_rng((members, int(10 * deviation)))
     known, within, areas = rows(rng, 200), np.eye(SIZE) * SPREAD / SIZE, []
     for _ in range(60):
@@ -189,7 +184,7 @@ def test_a_gaussian_sum_is_told_as_well_as_theory_says(members: int, deviation: 
     assert np.mean(areas) == pytest.approx(norm.cdf(np.sqrt(squared / 2)), abs=0.03)
 
 
-def test_more_noise_records_and_ignorance_tell_less() -> None:
+def test_more_noise_records_and_ignorance_tell_less():
     assert expected_auc(20, 256, 0.0) > expected_auc(80, 256, 0.0) > expected_auc(160, 256, 0.0)
     assert expected_auc(20, 256, 0.0) > expected_auc(20, 256, 0.6) > expected_auc(20, 256, 1.0)
     assert expected_auc(80, 256, 0.0) > expected_auc(80, 64, 0.0)
@@ -200,7 +195,7 @@ def test_more_noise_records_and_ignorance_tell_less() -> None:
             expected_auc(*wrong, 0.6)
 
 
-def test_a_check_tells_what_is_expected_of_the_users_own_sizes() -> None:
+def test_a_check_tells_what_is_expected_of_the_users_own_sizes():
     config = load_experiment(Request("quickstart", overrides=('data.tasks=["laboratory"]',)))
     task = open_source(config.data).load("laboratory")
     counts = sorted(Counter(each.label for each in task.train).values())
@@ -212,7 +207,7 @@ def test_a_check_tells_what_is_expected_of_the_users_own_sizes() -> None:
     assert list(check_membership(plain)) == []
 
 
-def summed(members: np.ndarray, seed: int) -> tuple[Tensor, Tensor, float]:
+def summed(members, seed):
     """Counts and sums by label of some records that four sites have, as the server decodes them by
     default, and the deviation of their noise."""
     config = load_experiment(Request("quickstart"))
@@ -238,21 +233,21 @@ def summed(members: np.ndarray, seed: int) -> tuple[Tensor, Tensor, float]:
     return values[:, -1] / COUNT_WEIGHT, values[:, :-1], deviation
 
 
-def within_span(shown: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def within_span(shown, rows):
     """Share of each row's squared length in the span of the rows of what is shown."""
     _, strength, basis = np.linalg.svd(shown)
     basis = basis[: (strength > 1e-4 * strength[0]).sum()]
     return ((rows @ basis.T) ** 2).sum(axis=1) / (rows**2).sum(axis=1)
 
 
-def margins(head: Tensor, rows: Tensor) -> np.ndarray:
+def margins(head, rows):
     """Score of each row's own label above the largest other one."""
     scores, own = rows @ head.T, torch.arange(len(rows)) // EACH
     others = scores.scatter(1, own[:, None], -torch.inf).amax(dim=1)
     return (scores.gather(1, own[:, None])[:, 0] - others).numpy()
 
 
-def areas(attack: Callable[[np.ndarray, int], np.ndarray], size: int, times: int = 8) -> float:
+def areas(attack, size, times=8):
     """Mean area of an attack on so many records, drawn so many times."""
     found = []
     for seed in range(times):
@@ -262,24 +257,24 @@ def areas(attack: Callable[[np.ndarray, int], np.ndarray], size: int, times: int
     return float(np.mean(found))
 
 
-def test_a_gram_matrix_names_its_records_and_what_leaves_does_not() -> None:
+def test_a_gram_matrix_names_its_records_and_what_leaves_does_not():
     """64 records of 768 entries: only they lie in its span."""
 
-    def of_gram(members: np.ndarray, seed: int) -> np.ndarray:
+    def of_gram(members, seed):
         own = embedded()[members]
         return within_span((own.T @ own).numpy(), embedded().numpy())
 
-    def of_sums(members: np.ndarray, seed: int) -> np.ndarray:
+    def of_sums(members, seed):
         return within_span(summed(members, seed)[1].numpy(), projected().numpy())
 
     assert areas(of_gram, 64, times=2) > 0.999
     assert areas(of_sums, 64) < 0.65
 
 
-def test_heads_of_noised_sums_hide_the_members_that_exact_ones_favour() -> None:
+def test_heads_of_noised_sums_hide_the_members_that_exact_ones_favour():
     """The exact ones: linear discriminants, of class means and one covariance within labels."""
 
-    def exact(members: np.ndarray, seed: int) -> np.ndarray:
+    def exact(members, seed):
         own, targets = embedded()[members], members // EACH
         means = torch.stack([own[targets == label].mean(0) for label in range(LABELS)])
         within = torch.cov((own - means[targets]).T)
@@ -289,7 +284,7 @@ def test_heads_of_noised_sums_hide_the_members_that_exact_ones_favour() -> None:
         whole = torch.cat([weights, -scale], dim=1)
         return margins(whole, torch.cat([embedded(), torch.ones(len(embedded()), 1)], dim=1))
 
-    def noised(members: np.ndarray, seed: int) -> np.ndarray:
+    def noised(members, seed):
         names = torch.zeros(LABELS, DIRECTIONS)
         count, total, deviation = summed(members, seed)
         return margins(noised_head(count, total, names, deviation)[:, :-1], projected())
@@ -298,21 +293,21 @@ def test_heads_of_noised_sums_hide_the_members_that_exact_ones_favour() -> None:
     assert areas(noised, 60) < 0.70
 
 
-def test_by_default_the_expected_figure_has_a_ceiling() -> None:
+def test_by_default_the_expected_figure_has_a_ceiling():
     """As the server with one colluding site sees a sum, in the four sites of the quickstart."""
     deviation = 0.61 * (3 / 2) ** 0.5
     assert expected_auc(1, 256, deviation) < 0.77
     assert expected_auc(160, 256, deviation) < 0.70
 
 
-def test_known_areas() -> None:
+def test_known_areas():
     assert area(np.array([3.0, 4.0]), np.array([1.0, 2.0])) == 1.0
     assert area(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == 0.0
     assert area(np.ones(5), np.ones(7)) == 0.5
     assert area(np.array([1.0, 3.0]), np.array([2.0])) == 0.5
 
 
-def test_at_most_one_in_a_thousand_others_passes() -> None:
+def test_at_most_one_in_a_thousand_others_passes():
     rng = np.random.default_rng(0)
     members, others = rng.normal(1, 1, 50_000), rng.normal(0, 1, 50_000)
     expected = norm.sf(norm.isf(1e-3) - 1)

@@ -1,7 +1,5 @@
 """Audited trainings: real apps, real mechanism, real accountant."""
 
-from __future__ import annotations
-
 import io
 
 import pytest
@@ -31,7 +29,7 @@ AUDITED = (
 )
 
 
-def trained(make_experiment, *overrides) -> Found:
+def trained(make_experiment, *overrides):
     experiment = make_experiment(*AUDITED, *overrides)
     return carry_out(experiment, 0, GradientCanaries(250, 5), 8, lambda event: None)
 
@@ -82,7 +80,7 @@ SUMMED = (
 )
 
 
-def summed(make_experiment) -> Found:
+def summed(make_experiment):
     experiment = make_experiment(*SUMMED)
     return carry_out(experiment, 1, GradientCanaries(400, 5), 4, lambda event: None)
 
@@ -143,7 +141,7 @@ SIGMA = {1.0: 3.73, 8.0: 0.6}
 """Epsilon at delta 1e-5 to the noise of one step on all records."""
 
 
-def as_if_trained(epsilon: float, client: int, share: float) -> Found:
+def as_if_trained(epsilon, client, share):
     """As if it had been trained, and so many of all guesses were right."""
     return Found(
         client=client,
@@ -163,7 +161,7 @@ def audited(monkeypatch, tmp_path):
     its figures, and the trainings that it asks for."""
     monkeypatch.setattr(command, "preflight", lambda experiment, say: None)
 
-    def run(name: str, epsilon: str, share: float = 0.5, **asked):
+    def run(name, epsilon, share=0.5, **asked):
         trainings = []
 
         def carry(experiment, client, canaries, records, listener):

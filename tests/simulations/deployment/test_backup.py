@@ -1,7 +1,5 @@
 """What a backup holds while a process writes, and what is refused when it is put back."""
 
-from __future__ import annotations
-
 import shutil
 import sqlite3
 import stat
@@ -25,16 +23,16 @@ from simulations.deployment.site.folder import backup_site, init_site
 from tests.ledger_events import ledger_event
 
 
-def deal(*words: object) -> str:
+def deal(*words):
     return CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False).output
 
 
-def charge(ledger: Ledger, server_round: int) -> None:
+def charge(ledger, server_round):
     event = ledger_event(server_round=server_round)
     ledger.charge(event, Budget(8.0, 1e-4), f"round {server_round}", b"answer")
 
 
-def test_a_site_is_copied_while_it_is_written_and_an_older_ledger_is_refused(tmp_path: Path):
+def test_a_site_is_copied_while_it_is_written_and_an_older_ledger_is_refused(tmp_path):
     folder, to = tmp_path / "site", tmp_path / "copy"
     (tmp_path / "data").mkdir()
     init_site(folder, tmp_path / "data", "north")
@@ -65,7 +63,7 @@ def test_a_site_is_copied_while_it_is_written_and_an_older_ledger_is_refused(tmp
         ledger.events()
 
 
-def test_a_server_is_copied_with_what_its_database_has_not_folded_in(tmp_path: Path):
+def test_a_server_is_copied_with_what_its_database_has_not_folded_in(tmp_path):
     server = ServerFolder(tmp_path / "server")
     init_server(server, ServerSettings(hosts=("localhost",)))
     server.log.write_text("long")
@@ -86,7 +84,7 @@ def test_a_server_is_copied_with_what_its_database_has_not_folded_in(tmp_path: P
     assert not (server.path / "copy").exists()
 
 
-def test_what_lies_elsewhere_is_copied_or_named_and_a_broken_ledger_is_not_kept(tmp_path: Path):
+def test_what_lies_elsewhere_is_copied_or_named_and_a_broken_ledger_is_not_kept(tmp_path):
     folder, disk = tmp_path / "site", tmp_path / "disk"
     (tmp_path / "data").mkdir()
     init_site(folder, tmp_path / "data", "north")

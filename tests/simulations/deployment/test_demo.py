@@ -1,7 +1,5 @@
 """``deal demo``: whose rows are whose, which processes run, when it ends; and all of it."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -9,7 +7,6 @@ import signal
 import subprocess
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -29,9 +26,7 @@ from simulations.run.experiment import Request, load_experiment
 from tests.simulations.deployment.loopback import DEAL, ROOT, SLOW, wait_for
 
 
-def test_every_question_is_at_one_site_and_the_experiment_is_one_that_can_be_submitted(
-    tmp_path: Path,
-) -> None:
+def test_every_question_is_at_one_site_and_the_experiment_is_one_that_can_be_submitted(tmp_path):
     experiment = load_experiment(Request(str(demo.write_shares(tmp_path, NAMES))))
     check(experiment)
     source = open_source(DataConfig(tasks=TASKS))
@@ -48,18 +43,18 @@ def test_every_question_is_at_one_site_and_the_experiment_is_one_that_can_be_sub
 
 
 @pytest.fixture
-def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+def shell(tmp_path, monkeypatch):
     """Shells in the place of ``deal``."""
     monkeypatch.setattr(Commands, "program", ("bash", "-c"))
     monkeypatch.setattr(demo, "STOP_SECONDS", 0.5)
     return Commands(tmp_path, Console(file=io.StringIO()))
 
 
-def running(folder: Path) -> list[psutil.Process]:
+def running(folder):
     return members(folder, MARK)
 
 
-def gone(process: psutil.Process) -> bool:
+def gone(process):
     """It runs no more; the machine's first process collects its entry, or does not."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
@@ -71,8 +66,8 @@ STUBBORN = "trap '' TERM; (setsid sleep 300 &) ; echo up; while true; do sleep 0
 """Refuses to end, and has a child that has left its session and its parent."""
 
 
-def test_nothing_outlives_the_block(shell: Commands) -> None:
-    seen: list[psutil.Process] = []
+def test_nothing_outlives_the_block(shell):
+    seen = []
     with suppress(KeyboardInterrupt), shell:
         shell.start("stubborn", STUBBORN)
         shell.start("mild", "exec sleep 300")
@@ -88,7 +83,7 @@ def test_nothing_outlives_the_block(shell: Commands) -> None:
     assert all(gone(process) for process in seen)
 
 
-def test_what_ends_by_itself_or_never_comes_is_one_line(shell: Commands, tmp_path: Path) -> None:
+def test_what_ends_by_itself_or_never_comes_is_one_line(shell, tmp_path):
     with shell:
         with pytest.raises(UserError, match=r"no such key$"):
             shell.call("echo error: no such key >&2; exit 2")
@@ -104,7 +99,7 @@ def test_what_ends_by_itself_or_never_comes_is_one_line(shell: Commands, tmp_pat
         ended(Tail(tmp_path / "metrics.jsonl"), lambda event: None)
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def start(folder):
     return subprocess.Popen(
         [*DEAL, "demo", "--dir", str(folder), "--sites", "2"],
         cwd=folder.parent,
@@ -117,7 +112,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900 * SLOW)
-def test_a_whole_run_ends_with_its_report_and_leaves_no_process(tmp_path: Path) -> None:
+def test_a_whole_run_ends_with_its_report_and_leaves_no_process(tmp_path):
     folder, begun = tmp_path / "demo", time.monotonic()
     process = start(folder)
     seen = wait_for("processes", lambda: running(folder), 120)
@@ -138,11 +133,11 @@ def test_a_whole_run_ends_with_its_report_and_leaves_no_process(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900 * SLOW)
-def test_a_signal_stops_all_of_it(tmp_path: Path) -> None:
+def test_a_signal_stops_all_of_it(tmp_path):
     folder = tmp_path / "demo"
     process = start(folder)
 
-    def begun() -> bool:
+    def begun():
         logs = folder.glob("server/runs/*/metrics.jsonl")
         return any("run_started" in log.read_text() for log in logs)
 

@@ -1,14 +1,11 @@
 """Sites and a server that are slow, die or are cut off, with and without secure sums: the run goes
 on, and they catch up."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import threading
 import time
 from contextlib import closing, suppress
-from pathlib import Path
 
 import pytest
 
@@ -23,7 +20,6 @@ from tests.simulations.deployment.loopback import (
     OPEN,
     SITES,
     SLOW,
-    Federation,
     alone,
     divide,
     done,
@@ -52,30 +48,30 @@ ROUNDS = 2
 class Cable:
     """A network cable between a site and the server, that can be pulled out."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port):
         self._target = port
-        self._open: list[socket.socket] = []
+        self._open = []
         self._whole = threading.Event()
         self._whole.set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def cut(self) -> None:
+    def cut(self):
         self._whole.clear()
         for end in self._open:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         self._open.clear()
 
-    def mend(self) -> None:
+    def mend(self):
         self._whole.set()
 
-    def close(self) -> None:
+    def close(self):
         self.cut()
         self._listener.close()
 
-    def _accept(self) -> None:
+    def _accept(self):
         while True:
             try:
                 near, _ = self._listener.accept()
@@ -94,7 +90,7 @@ class Cable:
             threading.Thread(target=_carry, args=(near, far), daemon=True).start()
 
 
-def _carry(near: socket.socket, far: socket.socket) -> None:
+def _carry(near, far):
     """Both ways, until one end is closed."""
     with near, far:
         back = threading.Thread(target=_pump, args=(far, near), daemon=True)
@@ -103,7 +99,7 @@ def _carry(near: socket.socket, far: socket.socket) -> None:
         back.join()
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(source, target):
     with suppress(OSError):
         while data := source.recv(65536):
             target.sendall(data)
@@ -112,7 +108,7 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
             end.shutdown(socket.SHUT_RDWR)
 
 
-def rounds_of(fed: Federation, run: str, event: str, client: str = "") -> list[int]:
+def rounds_of(fed, run, event, client=""):
     return [
         e["server_round"]
         for e in fed.events(run)
@@ -121,18 +117,18 @@ def rounds_of(fed: Federation, run: str, event: str, client: str = "") -> list[i
     ]
 
 
-def next_round(fed: Federation, run: str) -> int:
+def next_round(fed, run):
     """Wait for a round to start; its number."""
     now = max(rounds_of(fed, run, "round_started"))
     fed.wait_event(run, "round_started", 150, server_round=now + 1)
     return now + 1
 
 
-def fails(fed: Federation, run: str, client: str, since: int) -> int:
+def fails(fed, run, client, since):
     """Wait until a site has failed in a round; its number. A quick site may have answered the
     round that a fault was meant for, and fails in the next."""
 
-    def failed() -> list[int]:
+    def failed():
         fed.require_running(run)
         rounds = rounds_of(fed, run, "client_failed", client)
         return [number for number in rounds if number >= since]
@@ -140,15 +136,15 @@ def fails(fed: Federation, run: str, client: str, since: int) -> int:
     return int(wait_for(f"{client} fails from round {since}", failed, 150 * SLOW)[0])
 
 
-def comes_back(fed: Federation, run: str, client: str, after: int) -> None:
-    def back() -> bool:
+def comes_back(fed, run, client, after):
+    def back():
         fed.require_running(run)
         return max(rounds_of(fed, run, "client_finished", client)) > after
 
     wait_for(f"{client} after round {after}", back, 300)
 
 
-def test_a_straggler_a_dead_site_and_a_cut_cable(tmp_path: Path) -> None:
+def test_a_straggler_a_dead_site_and_a_cut_cable(tmp_path):
     data = tmp_path / "data"
     divide(data)
     path = experiment_file(tmp_path / "faults.toml", ["surgery"], rounds=99, deadline=40)
@@ -198,7 +194,7 @@ def test_a_straggler_a_dead_site_and_a_cut_cable(tmp_path: Path) -> None:
         assert rounds[: len(finished)] == finished, client
 
 
-def test_a_killed_server_and_lost_sites_change_nothing_of_the_result(tmp_path: Path) -> None:
+def test_a_killed_server_and_lost_sites_change_nothing_of_the_result(tmp_path):
     data = tmp_path / "data"
     divide(data, TWO)
     path = experiment_file(tmp_path / "resumed.toml", ["surgery"], rounds=4, deadline=90)
@@ -234,7 +230,7 @@ def test_a_killed_server_and_lost_sites_change_nothing_of_the_result(tmp_path: P
     same_adapter(deployed, alone(path, data, tmp_path / "alone", list(TWO)))
 
 
-def test_a_site_that_is_killed_after_it_has_masked_is_in_the_sum(tmp_path: Path) -> None:
+def test_a_site_that_is_killed_after_it_has_masked_is_in_the_sum(tmp_path):
     data = tmp_path / "data"
     divide(data, FOUR, train=32, test=8)
     path = experiment_file(tmp_path / "secure.toml", ["surgery"], rounds=3, deadline=60)
@@ -267,7 +263,7 @@ def test_a_site_that_is_killed_after_it_has_masked_is_in_the_sum(tmp_path: Path)
     assert left == {"ok"}
 
 
-def test_every_site_pays_for_its_rounds_and_epsilon_is_that_of_its_ledger(tmp_path: Path) -> None:
+def test_every_site_pays_for_its_rounds_and_epsilon_is_that_of_its_ledger(tmp_path):
     data = tmp_path / "data"
     divide(data, SITES, train=24, test=6)
     path = experiment_file(tmp_path / "private.toml", ["surgery"], rounds=ROUNDS, deadline=120)

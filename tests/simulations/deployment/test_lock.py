@@ -1,7 +1,5 @@
 """``requirements.lock``: every dependency by version and hash, and not where it comes from."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires
@@ -18,7 +16,7 @@ BUILD = ("hatchling>=1.27", "editables")
 """What ``pip install --no-build-isolation --editable`` needs."""
 
 
-def test_every_dependency_and_what_it_needs_is_pinned_by_version_and_hashes() -> None:
+def test_every_dependency_and_what_it_needs_is_pinned_by_version_and_hashes():
     text = (ROOT / "requirements.lock").read_text()
     body = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     entries = [ENTRY.fullmatch(block) for block in re.split(r"\n(?=\S)", body.strip())]

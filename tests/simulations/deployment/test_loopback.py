@@ -1,15 +1,11 @@
 """Separate institutions on one machine: real processes, TLS, keys, three data formats. One
 federation of three sites serves all checks but the first."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
 import subprocess
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -30,7 +26,6 @@ from tests.simulations.deployment.loopback import (
     ROOT,
     SITES,
     SLOW,
-    Federation,
     alone,
     changed_app,
     divide,
@@ -51,9 +46,7 @@ signing.now = lambda: date.now() + datetime.timedelta(hours=1)
 """
 
 
-def test_a_site_answers_over_tls_with_the_app_that_it_has_installed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_site_answers_over_tls_with_the_app_that_it_has_installed(tmp_path, monkeypatch):
     """Whatever the server pushes."""
     data, marker = tmp_path / "data", tmp_path / "marker"
     divide(data, {"north": ".csv"}, train=4, test=2)
@@ -74,14 +67,14 @@ def test_a_site_answers_over_tls_with_the_app_that_it_has_installed(
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     divide(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def fed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Federation]:
+def fed(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("federation")
     experiment = experiment_file(path / "two-tasks.toml")
     with federation(path) as made:
@@ -90,7 +83,7 @@ def fed(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Iterator[Federa
 
 
 @pytest.mark.slow
-def test_three_sites_learn_what_one_process_learns(fed: Federation, data: Path) -> None:
+def test_three_sites_learn_what_one_process_learns(fed, data):
     path = fed.path / "two-tasks.toml"
     for site in SITES:
         assert check_site(fed.site(site), load_experiment(Request(str(path)))).problems == []
@@ -119,7 +112,7 @@ def test_three_sites_learn_what_one_process_learns(fed: Federation, data: Path) 
 
 
 @pytest.mark.slow
-def test_strangers_are_refused_and_told_why(fed: Federation, data: Path) -> None:
+def test_strangers_are_refused_and_told_why(fed, data):
     other = fed.path / "other.crt"
     other.write_bytes(make_authority().public)
     fed.make("stranger", data / "all")
@@ -143,7 +136,7 @@ def test_strangers_are_refused_and_told_why(fed: Federation, data: Path) -> None
 
 
 @pytest.mark.slow
-def test_one_key_on_two_machines_is_one_site(fed: Federation) -> None:
+def test_one_key_on_two_machines_is_one_site(fed):
     """The second is refused while the first is there, and disturbs nothing."""
     wait_for("north", lambda: "online" in fed.connections(), 60)
     shutil.copytree(fed.site("north"), fed.site("copy"), ignore=shutil.ignore_patterns("state"))
@@ -157,7 +150,7 @@ def test_one_key_on_two_machines_is_one_site(fed: Federation) -> None:
 
 
 @pytest.mark.slow
-def test_a_clock_an_hour_ahead_is_refused_at_sign_in(fed: Federation, data: Path) -> None:
+def test_a_clock_an_hour_ahead_is_refused_at_sign_in(fed, data):
     """The real SuperNode, which signs with another time; and a key that has been removed."""
     patch = fed.path / "patch"
     patch.mkdir()
@@ -174,9 +167,7 @@ def test_a_clock_an_hour_ahead_is_refused_at_sign_in(fed: Federation, data: Path
 
 
 @pytest.mark.slow
-def test_under_the_policy_of_site_init_it_learns_with_privacy(
-    fed: Federation, tmp_path: Path
-) -> None:
+def test_under_the_policy_of_site_init_it_learns_with_privacy(fed, tmp_path):
     """The experiment of the docs; what was spent stands in the ledgers."""
     names, path = {"first": ".csv", "second": ".jsonl"}, tmp_path / "two-tasks.toml"
     divide(tmp_path / "data", names, train=40)

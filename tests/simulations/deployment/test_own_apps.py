@@ -1,9 +1,5 @@
 """Clients and a strategy of one's own as the apps of ``flwr run``, at sites with TLS and keys."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from client.site_file import read_site
@@ -54,7 +50,7 @@ def main(grid, context):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900 * SLOW)
-def test_own_objects_are_the_apps_of_a_deployment(tmp_path: Path) -> None:
+def test_own_objects_are_the_apps_of_a_deployment(tmp_path):
     """What a client demands holds, and each site's ledger is charged."""
     names, out = ("north", "south"), tmp_path / "own"
     common = COMMON.format(model=str(save(tmp_path / "llama", "llama")), labels=LABELS)

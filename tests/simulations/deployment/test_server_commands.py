@@ -1,7 +1,5 @@
 """What the commands of the server's side make, refuse and print; Flower's answers are made up."""
 
-from __future__ import annotations
-
 import ipaddress
 import json
 import re
@@ -11,11 +9,9 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography import x509
@@ -51,44 +47,44 @@ OF_A_FOLDER = r"deal (?:submit|status|stop|server (?:add-site|remove-site))\b"
 class Flower:
     """Its answers to everything that these commands ask, and what was asked."""
 
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, ...]] = []
+    def __init__(self):
+        self.asked = []
 
-    def ask(self, *words: str) -> dict[str, Any]:
+    def ask(self, *words):
         self.asked.append(words)
         time.sleep(0.1)
         known = {"run-id": 7, "runs": [{"status": "running"}], "nodes": []}
         return {"node-id": len(self.asked), **known}
 
-    def connect(self, *words: object) -> None:
+    def connect(self, *words):
         """The real one writes a file."""
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> ServerFolder:
+def server(tmp_path):
     folder = ServerFolder(tmp_path / "the server")
     serving.init_server(folder, ServerSettings(hosts=HOSTS))
     folder.flower = Flower()
     return folder
 
 
-def key(tmp_path: Path, name: str) -> Path:
+def key(tmp_path, name):
     path = tmp_path / f"{name}.pub"
     path.write_bytes(make_key_pair(name).public)
     return path
 
 
-def mode(path: Path) -> int:
+def mode(path):
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def error(call: Callable[[], object]) -> str:
+def error(call):
     with pytest.raises(UserError) as caught:
         call()
     return str(caught.value)
 
 
-def test_the_server_has_private_keys_and_a_certificate_for_its_hosts(server: ServerFolder) -> None:
+def test_the_server_has_private_keys_and_a_certificate_for_its_hosts(server):
     assert mode(server.path) == 0o700
     for secret in (server.key, server.authority_key):
         assert mode(secret) == 0o600
@@ -97,16 +93,16 @@ def test_the_server_has_private_keys_and_a_certificate_for_its_hosts(server: Ser
     authority = x509.load_pem_x509_certificate(server.authority.read_bytes())
     trusting = PolicyBuilder().store(Store([authority]))
     for host in (*HOSTS, "127.0.0.1", "localhost"):
-        name: x509.GeneralName = x509.DNSName(host)
+        name = x509.DNSName(host)
         if host[0].isdigit():
             name = x509.IPAddress(ipaddress.ip_address(host))
-        trusting.build_server_verifier(name).verify(certificate, [])  # type: ignore[arg-type]
+        trusting.build_server_verifier(name).verify(certificate, [])
     with pytest.raises(VerificationError):
         trusting.build_server_verifier(x509.DNSName("other.example.org")).verify(certificate, [])
 
 
 @pytest.mark.parametrize("host", ["https://x.org", "x.org:9443", "a b", "-x.org", ""])
-def test_a_host_that_is_none_is_refused(tmp_path: Path, host: str) -> None:
+def test_a_host_that_is_none_is_refused(tmp_path, host):
     folder = ServerFolder(tmp_path / "server")
     with pytest.raises(UserError, match="neither a host name nor an address"):
         serving.init_server(folder, ServerSettings(hosts=(host,)))
@@ -114,13 +110,13 @@ def test_a_host_that_is_none_is_refused(tmp_path: Path, host: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:", ":9443", "a:0", "::1", "x:99999"])
-def test_an_address_without_host_or_port_is_refused(tmp_path: Path, address: str) -> None:
+def test_an_address_without_host_or_port_is_refused(tmp_path, address):
     with pytest.raises(UserError, match=f"--server '{address}': write it as HOST:PORT"):
         init_site(tmp_path / "site", tmp_path, "north", address)
     assert not (tmp_path / "site").exists()
 
 
-def test_a_server_and_a_site_are_made_once(server: ServerFolder, tmp_path: Path) -> None:
+def test_a_server_and_a_site_are_made_once(server, tmp_path):
     before = server.authority_key.read_bytes()
     with pytest.raises(UserError, match="holds a server already"):
         serving.init_server(server, ServerSettings(hosts=HOSTS))
@@ -141,7 +137,7 @@ def test_a_server_and_a_site_are_made_once(server: ServerFolder, tmp_path: Path)
     assert (policy.share_num_examples, policy.share_sums, policy.spending) == (False, False, True)
 
 
-def test_the_labels_come_from_the_experiment_of_the_consortium(tmp_path: Path) -> None:
+def test_the_labels_come_from_the_experiment_of_the_consortium(tmp_path):
     init = ["site", "init", str(tmp_path / "site"), "--data", str(tmp_path)]
     init += ["--name", "north", "--experiment", str(experiment_file(tmp_path / "two-tasks.toml"))]
     CliRunner().invoke(app, init)
@@ -151,7 +147,7 @@ def test_the_labels_come_from_the_experiment_of_the_consortium(tmp_path: Path) -
         agreed_labels(Experiment())
 
 
-def test_the_proxy_forwards_one_path_and_limits_what_is_sent(tmp_path: Path) -> None:
+def test_the_proxy_forwards_one_path_and_limits_what_is_sent(tmp_path):
     server = ServerFolder(tmp_path / 'a server; # {1} "x" \\')
     serving.init_server(server, ServerSettings(hosts=HOSTS))
     written = (server.path / "nginx.conf").read_text()
@@ -174,7 +170,7 @@ def test_the_proxy_forwards_one_path_and_limits_what_is_sent(tmp_path: Path) -> 
     assert not (tmp_path / "a$b").exists()
 
 
-def nginx_words(text: str) -> list[str]:
+def nginx_words(text):
     """The words of a configuration, read by nginx's rules for quotes and comments."""
     text = re.sub(r"(?m)^\s*#.*$", "", text)
     words = re.findall(r'"((?:\\.|[^"\\])*)"|([^\s;{}"]+)|[;{}]', text)
@@ -182,13 +178,13 @@ def nginx_words(text: str) -> list[str]:
 
 
 @pytest.fixture
-def on_disk() -> Iterator[Path]:
+def on_disk():
     """systemd takes no folder below /dev, where those of tests may lie."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         yield Path(folder)
 
 
-def test_units_confine_what_they_run_and_systemd_takes_them(on_disk: Path) -> None:
+def test_units_confine_what_they_run_and_systemd_takes_them(on_disk):
     server = ServerFolder(on_disk / 'a "server" at 50%n')
     serving.init_server(server, ServerSettings(hosts=HOSTS))
     data, site, plain = on_disk / "the data $HOME 50%n", on_disk / 'a "$HOME"', on_disk / "site"
@@ -216,7 +212,7 @@ def test_units_confine_what_they_run_and_systemd_takes_them(on_disk: Path) -> No
             assert (told.returncode, told.stdout + told.stderr) == (0, "")
 
 
-def test_sites_are_added_at_the_same_time_and_each_has_one_name_and_key(server, tmp_path) -> None:
+def test_sites_are_added_at_the_same_time_and_each_has_one_name_and_key(server, tmp_path):
     public = {name: key(tmp_path, name) for name in ("north", "south", "west")}
     with ThreadPoolExecutor(3) as pool:
         for name, path in public.items():
@@ -234,8 +230,8 @@ def test_sites_are_added_at_the_same_time_and_each_has_one_name_and_key(server, 
     assert {each["site"] for each in written if each["event"] == "site_added"} == set(public)
 
 
-def test_a_list_that_cannot_be_written_leaves_no_key_behind(server, tmp_path, monkeypatch) -> None:
-    def full(path: Path, sites: object) -> None:
+def test_a_list_that_cannot_be_written_leaves_no_key_behind(server, tmp_path, monkeypatch):
+    def full(path, sites):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(serving, "_write", full)
@@ -245,7 +241,7 @@ def test_a_list_that_cannot_be_written_leaves_no_key_behind(server, tmp_path, mo
     assert serving.registered(server) == {}
 
 
-def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Path) -> None:
+def test_what_cannot_be_submitted_is_one_line(server, tmp_path):
     with pytest.raises(UserError, match=r'a run with sites has data\.source = "sites"'):
         check(Experiment())
     seeded = Experiment(privacy={"mechanism": "record", "noise": "seeded"}, data=SITES)
@@ -256,10 +252,10 @@ def test_what_cannot_be_submitted_is_one_line(server: ServerFolder, tmp_path: Pa
     assert not any(server.runs.iterdir())
 
 
-def test_a_run_goes_on_without_a_site_that_has_left(server: ServerFolder, monkeypatch) -> None:
+def test_a_run_goes_on_without_a_site_that_has_left(server, monkeypatch):
     three = {"sites": ["north", "south", "west"], "clients": 3, "quorum": 0.5}
     record(Experiment(data=SITES, federation=three, run={"out": str(server.runs / "one")}))
-    going: list[Experiment] = []
+    going = []
     monkeypatch.setattr(submitting, "_start", lambda at, asked, done: going.append(asked))
     server.sites.write_text(json.dumps({name: {} for name in ("north", "south", "east")}))
     resume(server, "one")
@@ -277,7 +273,7 @@ def test_a_run_goes_on_without_a_site_that_has_left(server: ServerFolder, monkey
         resume(server, "one")
 
 
-def started(server: ServerFolder, name: str, *starts: tuple[str, float]) -> Path:
+def started(server, name, *starts):
     """The folder of a run that Flower was given under these numbers, at these times."""
     run = server.runs / name
     run.mkdir()
@@ -286,15 +282,13 @@ def started(server: ServerFolder, name: str, *starts: tuple[str, float]) -> Path
     return run
 
 
-def test_the_latest_run_is_the_one_that_was_started_last(server: ServerFolder) -> None:
+def test_the_latest_run_is_the_one_that_was_started_last(server):
     one, _ = started(server, "one", ("1", 0.0)), started(server, "two", ("2", 1.0))
     (one / "report.html").write_text("written later")
     assert run_folder(server, "").name == "two"
 
 
-def test_a_run_that_was_continued_a_moment_ago_is_not_continued_again(
-    server: ServerFolder, monkeypatch
-) -> None:
+def test_a_run_that_was_continued_a_moment_ago_is_not_continued_again(server, monkeypatch):
     run = started(server, "one", ("7", 1.0))
     for found in ("running", "pending", "finished:failed", "unknown", ""):
         monkeypatch.setattr(submitting, "flower_status", lambda *given, found=found: found)
@@ -305,9 +299,7 @@ def test_a_run_that_was_continued_a_moment_ago_is_not_continued_again(
             submitting._require_ended(server, run, "")
 
 
-def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(
-    server: ServerFolder, monkeypatch
-) -> None:
+def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(server, monkeypatch):
     started(server, "one", ("7", 1.0), ("8", 1.0))
     found = {"7": "running", "8": "finished:failed"}
     monkeypatch.setattr(submitting, "flower_status", lambda folder, number: found[number])
@@ -317,7 +309,7 @@ def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(
 
 def test_a_certificate_that_expires_is_told_at_the_start_and_by_status(
     tmp_path, monkeypatch, capsys
-) -> None:
+):
     monkeypatch.setattr(keys, "SERVER_DAYS", 20)
     monkeypatch.setattr(service, "supervise", lambda *given: 0)
     monkeypatch.setattr(service, "require_idle", lambda *given: None)
@@ -332,7 +324,7 @@ def test_a_certificate_that_expires_is_told_at_the_start_and_by_status(
     assert expiry(datetime.now(UTC) + timedelta(days=90)) == ""
 
 
-def test_what_is_printed_names_the_folder(server, tmp_path, monkeypatch, capsys) -> None:
+def test_what_is_printed_names_the_folder(server, tmp_path, monkeypatch, capsys):
     """Every command that is printed works when it is pasted, from any folder."""
     monkeypatch.setattr(submitting, "BUNDLE", tmp_path)
     monkeypatch.setattr(service, "supervise", lambda *given: 0)

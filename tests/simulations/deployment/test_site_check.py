@@ -1,7 +1,5 @@
 """What ``deal site check`` tells a site before it serves; nothing of it needs a server."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -9,9 +7,6 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -27,7 +22,6 @@ from simulations.cli import app
 from simulations.deployment import keys
 from simulations.deployment.site.check import (
     MOST_SKEW,
-    Report,
     check_clock,
     check_connection,
     check_site,
@@ -44,49 +38,49 @@ SECURE = {"secure": True, "min_cohort": 3}
 TWO = ("south", "west")
 
 
-def jsonl(path: Path, rows: Sequence[dict[str, str]]) -> None:
+def jsonl(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
+def data(tmp_path):
     for split in ("train", "test"):
         jsonl(tmp_path / "data" / "triage" / f"{split}.jsonl", GOOD)
     return tmp_path / "data"
 
 
 @pytest.fixture
-def site(tmp_path: Path, data: Path) -> Path:
+def site(tmp_path, data):
     authority = tmp_path / "given.crt"
     authority.write_bytes(keys.make_authority().public)
     init_site(tmp_path / "site", data, "north", "127.0.0.1:1", authority, AGREED)
     return tmp_path / "site"
 
 
-def asked(labels: dict[str, tuple[str, ...]] = AGREED, **tables: Any) -> Experiment:
+def asked(labels=AGREED, **tables):
     """An experiment that the policy of ``deal site init`` allows, but for ``tables``."""
     data = DataConfig(source="sites", labels=labels)
     return Experiment(**{"data": data, "privacy": {"mechanism": "record"}} | tables)
 
 
-def checked(site: Path, experiment: Experiment | None = None) -> Report:
+def checked(site, experiment=None):
     return check_site(site, experiment, offline=True)
 
 
-def change(site: Path, old: str, new: str) -> None:
+def change(site, old, new):
     text = (site / "site.toml").read_text()
     assert old in text
     (site / "site.toml").write_text(text.replace(old, new, 1))
 
 
-def undeclared(site: Path) -> None:
+def undeclared(site):
     """Without labels, as ``deal site init`` writes it without an experiment."""
     head, _, rest = (site / "site.toml").read_text().partition("[data.labels]")
     (site / "site.toml").write_text(head + rest[rest.index("[compute]") :])
 
 
-def test_a_good_site_counts_per_task_and_label_and_says_what_leaves(site: Path) -> None:
+def test_a_good_site_counts_per_task_and_label_and_says_what_leaves(site):
     report = checked(site)
     assert (report.problems, report.warnings) == ([], [])
     said = "\n".join(report.lines)
@@ -98,7 +92,7 @@ def test_a_good_site_counts_per_task_and_label_and_says_what_leaves(site: Path) 
     assert "\nnote   secure sums: not possible here: no site is pinned" in printed
 
 
-def test_all_that_is_wrong_with_a_task_is_told_beside_what_is_right(site, data) -> None:
+def test_all_that_is_wrong_with_a_task_is_told_beside_what_is_right(site, data):
     wrong = [{"text": " ", "label": "a"}, {"text": "case", "label": "z"}]
     jsonl(data / "triage" / "train.jsonl", [*GOOD, wrong[0], *GOOD, *wrong])
     report = checked(site, asked())
@@ -109,7 +103,7 @@ def test_all_that_is_wrong_with_a_task_is_told_beside_what_is_right(site, data) 
     assert "task 'triage': 2 rows have no text or no answer, and are left out" in report.warnings
 
 
-def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, data) -> None:
+def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, data):
     (data / "triage" / "test.jsonl").unlink()
     rows = [{"text": f"case {n}", "label": "ab"[n % 2]} for n in range(40)]
     jsonl(data / "triage" / "train.jsonl", rows)
@@ -121,7 +115,7 @@ def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, data) ->
     assert f"task 'triage': {len(own.train)} train, {len(own.test)} test" in said
 
 
-def test_the_labels_of_an_experiment_are_compared(site: Path) -> None:
+def test_the_labels_of_an_experiment_are_compared(site):
     report = checked(site, asked({"triage": ("a", "beta"), "later": ("x", "y")}))
     differ, row, _ = report.problems  # of train and of test
     assert "[data.labels] of site.toml: 'triage' differs, 'later' is missing" in differ
@@ -133,7 +127,7 @@ def test_the_labels_of_an_experiment_are_compared(site: Path) -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_the_lines_that_are_printed_make_the_labels_agree(site: Path, declared: bool) -> None:
+def test_the_lines_that_are_printed_make_the_labels_agree(site, declared):
     """Also with names that TOML must quote."""
     labels = AGREED | {'a "rare" task': ("x, y", "z]")}
     if not declared:
@@ -147,10 +141,10 @@ def test_the_lines_that_are_printed_make_the_labels_agree(site: Path, declared: 
     assert checked(site, asked(labels)).problems == []
 
 
-def test_class_sums_leave_with_noise_or_not_at_all(site: Path) -> None:
+def test_class_sums_leave_with_noise_or_not_at_all(site):
     own = read_site(site / "site.toml")
 
-    def said(policy: Policy, experiment: Experiment) -> str:
+    def said(policy, experiment):
         line, *told = check_sums(own.model_copy(update={"policy": policy}), experiment)
         assert ["the smallest label (3 records)" in each for each in told] == [
             True for _ in told if "leave under" in line
@@ -189,7 +183,7 @@ def test_class_sums_leave_with_noise_or_not_at_all(site: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "<html>not found</html>"])
-def test_keys_and_connection_are_problems_that_hide_nothing_else(site: Path, text: str) -> None:
+def test_keys_and_connection_are_problems_that_hide_nothing_else(site, text):
     (problem,) = check_site(site).problems
     assert problem.startswith("127.0.0.1:1: no connection")
     (site / "ca.crt").write_text(text)
@@ -201,7 +195,7 @@ def test_keys_and_connection_are_problems_that_hide_nothing_else(site: Path, tex
     assert any("ca.crt: no certificate" in line for line in check_site(site).problems)
 
 
-def test_a_server_is_reached_through_the_proxy_of_a_hospital(tmp_path, data, monkeypatch) -> None:
+def test_a_server_is_reached_through_the_proxy_of_a_hospital(tmp_path, data, monkeypatch):
     """And an end of its certificate that is near is told."""
     monkeypatch.setattr(keys, "SERVER_DAYS", 20)
     authority = keys.make_authority()
@@ -213,9 +207,9 @@ def test_a_server_is_reached_through_the_proxy_of_a_hospital(tmp_path, data, mon
         (tmp_path / name).write_bytes(content)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "server.pem")
-    asked_for: list[str] = []
+    asked_for = []
 
-    def serve(listener: socket.socket) -> None:
+    def serve(listener):
         near, _ = listener.accept()
         with near:
             asked_for.append(near.recv(4096).decode().splitlines()[0])
@@ -237,14 +231,14 @@ def test_a_server_is_reached_through_the_proxy_of_a_hospital(tmp_path, data, mon
 
 
 @pytest.mark.parametrize("skew", [MOST_SKEW + 1, -MOST_SKEW - 1])
-def test_clocks_that_differ_are_named(skew: float) -> None:
+def test_clocks_that_differ_are_named(skew):
     word = "behind" if skew > 0 else "ahead of"
     with pytest.raises(UserError, match=f"the clock here is 11 s {word} the server's.*NTP"):
         list(check_clock(skew))
     assert list(check_clock(skew / 2)) == ["clock: agrees with the server's"]
 
 
-def test_a_state_folder_elsewhere_is_its_owners_alone(site: Path, tmp_path: Path) -> None:
+def test_a_state_folder_elsewhere_is_its_owners_alone(site, tmp_path):
     state = tmp_path / "elsewhere"
     state.mkdir(mode=0o755)
     change(site, 'state = "state"', f'state = "{state}"')
@@ -252,10 +246,10 @@ def test_a_state_folder_elsewhere_is_its_owners_alone(site: Path, tmp_path: Path
     assert state.stat().st_mode & 0o777 == 0o700
 
 
-def test_units_are_columns_that_name_people(site: Path) -> None:
+def test_units_are_columns_that_name_people(site):
     """A column that does is warned of; as unit it must be there, and the experiment's too."""
 
-    def of_patients(name: str, empty: bool = False) -> None:
+    def of_patients(name, empty=False):
         """Two records of each patient, the same in training and test."""
         rows = [{**r, name: "" if empty and n == 5 else f"p{n // 2}"} for n, r in enumerate(GOOD)]
         for split in ("train", "test"):
@@ -289,7 +283,7 @@ def test_units_are_columns_that_name_people(site: Path) -> None:
         assert [problem in each for each in found] == [True, True]  # of train and of test
 
 
-def test_people_who_differ_in_punctuation_alone_are_warned_of(site: Path) -> None:
+def test_people_who_differ_in_punctuation_alone_are_warned_of(site):
     names = ("P-1", "p 1", "p-2", "P-2", "p-3", "12")
     rows = [{**row, "patient": name} for row, name in zip(GOOD, names, strict=True)]
     jsonl(site.parent / "data" / "triage" / "train.jsonl", rows)
@@ -299,7 +293,7 @@ def test_people_who_differ_in_punctuation_alone_are_warned_of(site: Path) -> Non
     assert warning.startswith("task 'triage': 'p 1' and 'p-1' look alike")
 
 
-def test_counts_are_warned_of_in_the_clear_and_where_they_are_in_no_sum(site: Path) -> None:
+def test_counts_are_warned_of_in_the_clear_and_where_they_are_in_no_sum(site):
     private = {"mechanism": "record", "metrics": "summed"}
     (told,) = checked(site, asked(privacy=private, aggregation={"secure": True})).warnings
     assert told.startswith(f"task 'triage': {len(GOOD)} test rows")
@@ -310,23 +304,23 @@ def test_counts_are_warned_of_in_the_clear_and_where_they_are_in_no_sum(site: Pa
     assert warning.startswith('policy.metrics = "clear": a crafted head or adapter can name')
 
 
-def own(site: Path) -> str:
+def own(site):
     return keys.fingerprint_of_line(keys.read_public_key(site / "site.pub"))
 
 
-def pin(site: Path, *names: str) -> None:
+def pin(site, *names):
     """Write pins, as the comment in the file says."""
     shown = {name: keys.fingerprint_of_line(OTHERS[name].public.decode()) for name in names}
     lines = "".join(f'{name} = "{print_}"\n' for name, print_ in shown.items())
     change(site, "\n[policy]", f"\n[peers]\n{lines}\n[policy]")
 
 
-def secure_line(report: Report) -> str:
+def secure_line(report):
     (line,) = [each for each in (*report.lines, *report.problems) if each.startswith("secure sums")]
     return line
 
 
-def test_a_site_is_told_its_fingerprint_at_once_and_at_every_check(tmp_path: Path, site: Path):
+def test_a_site_is_told_its_fingerprint_at_once_and_at_every_check(tmp_path, site):
     said = init_site(tmp_path / "other", tmp_path / "data", "south")
     assert f"fingerprint of this site's key: {own(tmp_path / 'other')}" in said
     assert any(own(site) in line for line in checked(site).lines)
@@ -336,7 +330,7 @@ def test_a_site_is_told_its_fingerprint_at_once_and_at_every_check(tmp_path: Pat
         assert own(site) in told
 
 
-def test_a_pin_that_is_no_fingerprint_is_one_line_with_the_cure(site: Path):
+def test_a_pin_that_is_no_fingerprint_is_one_line_with_the_cure(site):
     change(site, "\n[policy]", '\n[peers]\nwest = "MD5:12:34"\n[policy]')
     with pytest.raises(UserError, match=r"peers\.west: .* is no fingerprint; write what deal site"):
         read_site(site / "site.toml")
@@ -371,8 +365,8 @@ TOLD = DataConfig(source="sites", labels=AGREED, instructions={"triage": "Whose?
     ],
 )
 def test_what_the_site_would_refuse_in_the_first_round_is_told_before(
-    site: Path, changes, pinned, experiment: Experiment | None, problem: str
-) -> None:
+    site, changes, pinned, experiment, problem
+):
     """Another base model, mechanism or instruction, sums that it could not make; or nothing."""
     for old, new in changes:
         change(site, old, new)
@@ -385,7 +379,7 @@ def test_what_the_site_would_refuse_in_the_first_round_is_told_before(
         assert "the policy allows the experiment: privacy.mechanism 'record'" in report.lines
 
 
-def test_whether_sums_could_be_made_is_one_line(site: Path) -> None:
+def test_whether_sums_could_be_made_is_one_line(site):
     assert checked(site).problems == []  # nobody has asked for them
     assert "not possible here: no site is pinned; write the" in secure_line(checked(site))
     pin(site, *TWO)
@@ -397,7 +391,7 @@ def test_whether_sums_could_be_made_is_one_line(site: Path) -> None:
     assert "2 other sites are pinned, and a sum is of 5" in secure_line(checked(site))
 
 
-def test_somebody_in_two_tasks_is_a_problem_before_anything_is_served(site: Path, data: Path):
+def test_somebody_in_two_tasks_is_a_problem_before_anything_is_served(site, data):
     for task in ("triage", "ward"):
         rows = [
             {"text": "no findings", "label": "ab"[n % 2], "who": f"{task} {n}"} for n in range(40)

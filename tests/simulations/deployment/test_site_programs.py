@@ -1,18 +1,13 @@
 """What a site runs: the installed app alone, whatever a server sends; Flower's own code runs, the
 server's answers are made up."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +15,7 @@ import uvicorn
 from flwr.app import Context, Message, RecordDict
 from flwr.app.error import Error
 from flwr.cli.build import build_fab_from_disk
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.fab import Fab
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
@@ -30,7 +25,7 @@ from flwr.supercore.run import Run
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.superexec.executor import ExecutionSpec
 from flwr.supernode.main import create_app
-from flwr.supernode.nodestate import NodeState, NodeStateFactory
+from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _pull_and_store_message
 
 from simulations.deployment.keys import make_key_pair
@@ -44,7 +39,7 @@ RUN, NODE = 7, 1
 
 
 @pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # Flower's
-def test_the_bundle_is_a_module_and_its_settings_whatever_lies_beside_it(tmp_path: Path) -> None:
+def test_the_bundle_is_a_module_and_its_settings_whatever_lies_beside_it(tmp_path):
     """No keys, no data; what ``flwr run`` builds has the bytes of the app that a site runs."""
     with zipfile.ZipFile(BytesIO(own_app().content)) as bundle:
         held = {name: bundle.read(name).decode() for name in bundle.namelist()}
@@ -62,20 +57,20 @@ def test_the_bundle_is_a_module_and_its_settings_whatever_lies_beside_it(tmp_pat
     assert built == own_app().content
 
 
-def message() -> Message:
+def message():
     with assume_identity(RUN, 0):
         made = Message(RecordDict(), dst_node_id=NODE, message_type="train")
     made.metadata.__dict__["_message_id"] = made.object_id
     return made
 
 
-def pull(content: bytes, **claimed: Any) -> NodeState:
+def pull(content, **claimed):
     """One round of the SuperNode's loop, with what a server sends and claims."""
     sent, store = message(), ObjectStoreFactory()
     objects = get_all_nested_objects(sent)
     state = NodeStateFactory(objectstore_factory=store).state()
     state.set_node_id(NODE)
-    server: dict[str, Any] = {
+    server = {
         "receive": lambda: (sent, get_object_tree(sent)),
         "get_run": lambda run_id: replace(Run.create_empty(RUN), **claimed),
         "get_fab": lambda fab_hash, run_id: Fab(fab_hash, content, {}),
@@ -90,7 +85,7 @@ def pull(content: bytes, **claimed: Any) -> NodeState:
 
 
 @pytest.mark.parametrize("kind", ["one comment more", "no bundle at all"])
-def test_whatever_app_is_sent_the_installed_one_is_kept_and_run(tmp_path: Path, kind: str) -> None:
+def test_whatever_app_is_sent_the_installed_one_is_kept_and_run(tmp_path, kind):
     """Also where the server claims a name that leads out of the folder of apps."""
     content = b"PK\x03\x04 torn"
     if kind == "one comment more":
@@ -108,12 +103,12 @@ def test_whatever_app_is_sent_the_installed_one_is_kept_and_run(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("kind", [TaskType.AGENT_APP, TaskType.MODEL, TaskType.SIMULATION])
-def test_a_run_of_any_kind_is_a_message_to_the_client_app(kind: TaskType) -> None:
+def test_a_run_of_any_kind_is_a_message_to_the_client_app(kind):
     state = pull(b"", primary_task_type=kind)
     assert [task.type for task in state.get_tasks()] == [TaskType.CLIENT_APP]
 
 
-def test_the_superexec_starts_client_apps_alone() -> None:
+def test_the_superexec_starts_client_apps_alone():
     executor = ClientAppExecutor()
     assert executor.get_eligible_capacity(set(TaskType)) == ({TaskType.CLIENT_APP}, set())
     for kind in set(TaskType) - {TaskType.CLIENT_APP}:
@@ -142,7 +137,7 @@ if __name__ == "__main__":
 """
 
 
-def test_the_token_of_a_message_is_in_no_command_line(tmp_path: Path) -> None:
+def test_the_token_of_a_message_is_in_no_command_line(tmp_path):
     """Other users of the machine can read those; and modules come from where -P leaves them."""
     script = tmp_path / "launching.py"
     script.write_text(LAUNCHING)
@@ -153,20 +148,18 @@ def test_the_token_of_a_message_is_in_no_command_line(tmp_path: Path) -> None:
     assert "token-of-a-task" not in done.stdout
 
 
-def test_a_site_asks_soon_again_after_a_message_and_seldom_when_idle(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_site_asks_soon_again_after_a_message_and_seldom_when_idle(monkeypatch):
     """The legs of a secure sum follow each other."""
     monkeypatch.setattr(programs, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(programs, "IDLE_POLL_SECONDS", 0.1)
-    answers: list[int | None] = [None, RUN, None, None, RUN]
+    answers = [None, RUN, None, None, RUN]
     asked = programs.with_own_app(lambda **given: answers.pop(0))
     assert [asked() for _ in range(3)] == [None, RUN, RUN]
     assert not answers
 
 
-def test_the_text_of_an_error_stays() -> None:
-    sent: list[Message] = []
+def test_the_text_of_an_error_stays():
+    sent = []
     push = programs.pushing(lambda client, message, context: sent.append(message))
     with assume_identity(RUN, NODE):
         quoting = Message(Error(2, "<class 'ValueError'>:<'Mrs X'>"), reply_to=message())
@@ -175,7 +168,7 @@ def test_the_text_of_an_error_stays() -> None:
 
 
 @pytest.fixture
-def interface(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def interface(tmp_path):
     """Address of Flower's local interface, and the secret, while a message waits."""
     secret, port = new_secret(tmp_path), free_port()
     states = NodeStateFactory(objectstore_factory=ObjectStoreFactory())
@@ -192,7 +185,7 @@ def interface(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     thread.join()
 
 
-def take(address: str, secret: bytes) -> AcquireTaskResponse:
+def take(address, secret):
     protected = frozenset({"/flwr.proto.Runtime/AcquireTask"})
     signing = SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=protected)
     signed = [signing] if secret else []
@@ -204,7 +197,7 @@ def take(address: str, secret: bytes) -> AcquireTaskResponse:
         client.close()
 
 
-def test_only_who_can_read_the_secret_takes_a_message(interface: tuple[str, Path]) -> None:
+def test_only_who_can_read_the_secret_takes_a_message(interface):
     """Other users of a site's machine can take none from Flower's local interface."""
     address, secret = interface
     assert secret.stat().st_mode & 0o777 == 0o600

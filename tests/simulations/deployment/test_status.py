@@ -1,10 +1,7 @@
 """What an administrator sees of a run."""
 
-from __future__ import annotations
-
 import json
 import re
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -23,13 +20,13 @@ ROUND = {"stage": 0, "phase": "learn", "server_round": 1, "round": 1}
 BEGUN = {"event": "round_started", "time": 1000.0, "clients": 3, "tasks": ["a"], **ROUND}
 
 
-def said(kind: str, client: str = "0", **fields: object) -> dict[str, object]:
+def said(kind, client="0", **fields):
     event = {"event": kind, "time": 1100.0, "client": client, "task": "a", "reason": "late"}
     return event | ROUND | fields
 
 
 @pytest.fixture(scope="module")
-def run(make_experiment, tmp_path_factory) -> Path:
+def run(make_experiment, tmp_path_factory):
     """A finished run whose first client answers with NaN."""
     path = tmp_path_factory.mktemp("server") / "runs" / "one"
     path.mkdir(parents=True)
@@ -41,7 +38,7 @@ def run(make_experiment, tmp_path_factory) -> Path:
     return path
 
 
-def test_the_state_names_sites_tasks_rounds_and_who_was_left_out(run: Path) -> None:
+def test_the_state_names_sites_tasks_rounds_and_who_was_left_out(run):
     state = state_of(run)
     assert (state.phase, state.rounds, state.planned) == ("finished", 2, 2)
     assert (state.working, state.left_out) == (["surgery"], ["north"])
@@ -53,14 +50,14 @@ def test_the_state_names_sites_tasks_rounds_and_who_was_left_out(run: Path) -> N
     assert described("one", state)[1] == "round 2 of 2 finished; stage 2 of 2: surgery"
 
 
-def test_no_run_is_called_finished_without_its_results(run: Path, tmp_path: Path) -> None:
+def test_no_run_is_called_finished_without_its_results(run, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(RunFolder(run).metrics.read_bytes())
     state = state_of(tmp_path)
     assert state.phase == "stopped"
     assert "results.json: not there" in state.reason
 
 
-def test_a_run_that_stops_says_why_and_goes_on_when_resumed() -> None:
+def test_a_run_that_stops_says_why_and_goes_on_when_resumed():
     stopped = {"event": "run_stopped", "time": 2.0, "reason": "UserError: quorum\nmore"}
     state = run_state([STARTED, stopped])
     assert (state.phase, state.reason) == ("stopped", "quorum")
@@ -69,7 +66,7 @@ def test_a_run_that_stops_says_why_and_goes_on_when_resumed() -> None:
     assert run_state([]) == RunState()
 
 
-def test_of_secure_sums_it_is_told_over_how_many_and_why_a_round_was_lost() -> None:
+def test_of_secure_sums_it_is_told_over_how_many_and_why_a_round_was_lost():
     missed = said("leg_failed", leg="confirm", reason="no reply before the deadline")
     state = run_state([STARTED, BEGUN, missed, said("summed", sites=3, cohort=4)])
     assert state.left_out == []  # its update is in the sum
@@ -86,9 +83,7 @@ def test_of_secure_sums_it_is_told_over_how_many_and_why_a_round_was_lost() -> N
     assert "lost" not in "\n".join(described("one", run_state([STARTED, BEGUN, lost, BEGUN])))
 
 
-def test_a_round_that_is_under_way_says_who_was_asked_when_and_who_has_answered(
-    monkeypatch,
-) -> None:
+def test_a_round_that_is_under_way_says_who_was_asked_when_and_who_has_answered(monkeypatch):
     monkeypatch.setattr(module.time, "time", lambda: 1480.0)
     waiting = described("one", run_state([STARTED, BEGUN]), 1800.0)
     assert "round 1: 3 sites asked 8 min ago, 0 replied, deadline in 22 min" in waiting
@@ -111,7 +106,7 @@ def test_a_round_that_is_under_way_says_who_was_asked_when_and_who_has_answered(
 
 
 @pytest.mark.parametrize("end", ["round_finished", "round_skipped", "run_stopped"])
-def test_no_round_is_under_way_once_it_has_ended(end: str) -> None:
+def test_no_round_is_under_way_once_it_has_ended(end):
     state = run_state([STARTED, BEGUN, said(end, excluded=[])])
     assert state.asked == 0
     between = "no round is under way: sites evaluate, or the server is at work"
@@ -120,8 +115,8 @@ def test_no_round_is_under_way_once_it_has_ended(end: str) -> None:
 
 @pytest.mark.parametrize(("start", "phase"), [(1000.0, "stopped"), (3000.0, "starting")])
 def test_a_run_that_was_continued_is_starting_while_it_waits_for_its_sites(
-    tmp_path, monkeypatch, capsys, start: float, phase: str
-) -> None:
+    tmp_path, monkeypatch, capsys, start, phase
+):
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)
     stopped = {"event": "run_stopped", "time": 2000.0, "reason": "SystemExit: 0"}

@@ -1,7 +1,5 @@
 """One program in the foreground: its end, its hanging, and the wish to stop it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -23,7 +21,7 @@ from simulations.engines.flower import FlowerHome, members
 from tests.simulations.deployment.loopback import wait_for
 
 
-def run(tmp_path: Path, script: str, fatal: str = "") -> int:
+def run(tmp_path, script, fatal=""):
     home = FlowerHome(tmp_path / "flower")
     log, pid = tmp_path / "log", tmp_path / "it.pid"
     code = supervise(["bash", "-c", script], home, log, pid, fatal)
@@ -32,15 +30,15 @@ def run(tmp_path: Path, script: str, fatal: str = "") -> int:
     return code
 
 
-def test_an_end_that_nobody_asked_for_is_a_failure(tmp_path: Path) -> None:
+def test_an_end_that_nobody_asked_for_is_a_failure(tmp_path):
     assert run(tmp_path, "exit 0") == 1
     assert run(tmp_path, "exit 3") == 3
 
 
-def test_a_signal_ends_it_in_order(tmp_path: Path) -> None:
+def test_a_signal_ends_it_in_order(tmp_path):
     over = threading.Event()
 
-    def ask() -> None:
+    def ask():
         """Once it is listened for: before, the signal would end this process."""
         while signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
             if over.wait(0.05):
@@ -57,7 +55,7 @@ def test_a_signal_ends_it_in_order(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_full_disk_leaves_no_program_behind(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_program_behind(tmp_path):
     home, nowhere = FlowerHome(tmp_path / "flower"), tmp_path / "it.pid"
     nowhere.mkdir()  # its number cannot be written
     with pytest.raises(OSError, match="directory"):
@@ -65,9 +63,7 @@ def test_a_full_disk_leaves_no_program_behind(tmp_path: Path) -> None:
     assert members(home.path) == []
 
 
-def test_one_that_hangs_after_its_last_word_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_that_hangs_after_its_last_word_is_ended(tmp_path, monkeypatch):
     """The words come in two pieces; those of an earlier start do not count."""
     monkeypatch.setattr(service, "HUNG_SECONDS", 0.5)
     (tmp_path / "log").write_text(f"{HANDSHAKE}\n")
@@ -80,8 +76,8 @@ def test_one_that_hangs_after_its_last_word_is_ended(
 
 @pytest.mark.parametrize("was_in", [True, False])
 def test_a_site_that_was_in_waits_for_a_certificate_that_has_expired_to_be_renewed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, was_in: bool
-) -> None:
+    tmp_path, monkeypatch, capsys, was_in
+):
     """Twice it has expired; then the server is another one, which no waiting mends."""
     monkeypatch.setattr(site_folder, "RETRY_SECONDS", 0.1)
     (tmp_path / "data").mkdir()
@@ -102,7 +98,7 @@ def test_a_site_that_was_in_waits_for_a_certificate_that_has_expired_to_be_renew
     assert all("its certificate has expired" in line for line in said)
 
 
-def test_a_log_has_no_colours_and_the_one_before_is_kept(tmp_path: Path, monkeypatch) -> None:
+def test_a_log_has_no_colours_and_the_one_before_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("deal_core.atomic_write.LARGEST_LOG", 40)
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -113,7 +109,7 @@ def test_a_log_has_no_colours_and_the_one_before_is_kept(tmp_path: Path, monkeyp
     assert (tmp_path / "log").stat().st_size < 80
 
 
-def test_nobody_runs_it_twice_and_who_does_is_named(tmp_path: Path) -> None:
+def test_nobody_runs_it_twice_and_who_does_is_named(tmp_path):
     with (
         exclusive_lock(tmp_path / "it.lock"),
         pytest.raises(UserError, match=rf"runs already \(process {os.getpid()}: .*python"),
@@ -128,7 +124,7 @@ def test_nobody_runs_it_twice_and_who_does_is_named(tmp_path: Path) -> None:
     require_idle(tmp_path / "it.pid", port)
 
 
-def test_a_killed_parent_takes_what_it_has_started_with_it(tmp_path: Path) -> None:
+def test_a_killed_parent_takes_what_it_has_started_with_it(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
         "from simulations.deployment.service import supervise\n"

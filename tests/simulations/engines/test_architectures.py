@@ -4,8 +4,6 @@ Few of them here, each rule and each mechanism with another architecture; all of
 tests run.
 """
 
-from __future__ import annotations
-
 from itertools import product
 
 import numpy as np
@@ -41,12 +39,12 @@ THEIRS = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
 """PEFT tells that it corrects this for a GPT-2."""
 
 
-def test_the_few_have_every_rule_and_every_mechanism() -> None:
+def test_the_few_have_every_rule_and_every_mechanism():
     assert {rule for _, rule, _ in SPARSE} == set(AGGREGATION_RULES)
     assert {mechanism for *_, mechanism in SPARSE} == set(MECHANISMS)
 
 
-def run_of(make_experiment, tmp_path, name: str, rule: str, mechanism: str):
+def run_of(make_experiment, tmp_path, name, rule, mechanism):
     folder = save(tmp_path / "model", name)
     experiment = make_experiment(
         f"model.family={CONFIGS[name][0]}",
@@ -65,7 +63,7 @@ def run_of(make_experiment, tmp_path, name: str, rule: str, mechanism: str):
     return experiment, folder
 
 
-def check(make_experiment, tmp_path, name: str, rule: str, mechanism: str) -> None:
+def check(make_experiment, tmp_path, name, rule, mechanism):
     """Every task is measured, what is private is charged, the run answers a text, and plain PEFT
     makes the same model of what is exported."""
     experiment, folder = run_of(make_experiment, tmp_path, name, rule, mechanism)

@@ -1,12 +1,7 @@
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,11 +25,11 @@ from tests.simulations.runs import IN_SUM
 from tests.sizes import TINY
 
 
-def ignore(event: dict[str, Any]) -> None:
+def ignore(event):
     pass
 
 
-def test_the_tail_skips_what_was_there_and_waits_for_whole_lines(tmp_path: Path) -> None:
+def test_the_tail_skips_what_was_there_and_waits_for_whole_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"event": "old"}\n')
     tail = Tail.from_end(path)
@@ -48,7 +43,7 @@ def test_the_tail_skips_what_was_there_and_waits_for_whole_lines(tmp_path: Path)
     assert list(Tail.from_end(tmp_path / "missing").new()) == []
 
 
-def test_flower_gets_room_for_exactly_the_workers() -> None:
+def test_flower_gets_room_for_exactly_the_workers():
     four = Experiment(federation=FederationConfig(clients=4))
     assert resources(four, Workers(count=3, threads=2, gpus=0.0)) == {
         "num-supernodes": 4,
@@ -59,7 +54,7 @@ def test_flower_gets_room_for_exactly_the_workers() -> None:
 
 
 @contextmanager
-def sleeper(home: Path) -> Iterator[subprocess.Popen[str]]:
+def sleeper(home):
     """A process with this home that has begun: until then its environment may read as empty."""
     command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
     environment = {**os.environ, "FLWR_HOME": str(home)}
@@ -72,7 +67,7 @@ def sleeper(home: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_only_what_was_started_with_the_home_is_stopped(tmp_path: Path) -> None:
+def test_only_what_was_started_with_the_home_is_stopped(tmp_path):
     with sleeper(tmp_path) as mine, sleeper(tmp_path / "other") as other:
         assert [process.pid for process in members(tmp_path)] == [mine.pid]
         stop_all(tmp_path)
@@ -81,7 +76,7 @@ def test_only_what_was_started_with_the_home_is_stopped(tmp_path: Path) -> None:
         assert other.poll() is None
 
 
-def test_the_sandbox_is_private_empty_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_sandbox_is_private_empty_and_leaves_nothing(tmp_path):
     log = tmp_path / LOG
     with flower_sandbox(log) as (home, start):
         assert list(home.empty.iterdir()) == []
@@ -110,18 +105,16 @@ SECURE = ("aggregation.secure=true", "federation.clients=3")
     [WITH_SUMS, OWN_ORDERS, SECURE, IN_SUM],
     ids=["synchronous, with sums", "per-client", "secure sums", "noise in the sum"],
 )
-def test_both_engines_give_the_same_numbers(
-    tmp_path: Path, make_experiment: Callable[..., Experiment], stream: tuple[str, ...]
-) -> None:
+def test_both_engines_give_the_same_numbers(tmp_path, make_experiment, stream):
     adapters, matrices, events, spent = [], [], [], []
     for name in ("inprocess", "flower", "loopback")[: 3 if stream is WITH_SUMS else 2]:
         out = tmp_path / name
         out.mkdir()
-        seen: list[str] = []
+        seen = []
         asked = f'run.out="{out}"', f"run.engine={name}", "federation.rounds=1"
         ENGINES[name](
             make_experiment(*asked, *TINY, *stream),
-            lambda event, seen=seen: seen.append(event["event"]),  # type: ignore[misc]
+            lambda event, seen=seen: seen.append(event["event"]),
         )
         events.append(seen)
         results = read_results(out)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
@@ -22,11 +22,11 @@ from tests.sizes import TINY
 pytestmark = pytest.mark.usefixtures("one_model")
 
 
-def matrix(folder: Path) -> list[list[float]]:
+def matrix(folder):
     return read_results(folder).accuracy_matrix
 
 
-def is_update(reply: Message) -> bool:
+def is_update(reply):
     return reply.has_content() and "lora" in reply.content.array_records
 
 
@@ -41,11 +41,11 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(make_experiment, tmp_path_factory, one_model) -> Finished:
+def finished(make_experiment, tmp_path_factory, one_model):
     folder = tmp_path_factory.mktemp("finished")
     ran = Finished(at(make_experiment(*TINY), folder), folder)
 
-    def see(reply: Message) -> Message:
+    def see(reply):
         for name, record in reply.content.items():
             for key, value in record.items():
                 kind = "adapter" if isinstance(value, Array) else type(value).__name__
@@ -98,7 +98,7 @@ def test_nothing_but_adapters_and_figures_leaves_a_client(finished):
     }
 
 
-def cut_short(folder: RunFolder) -> None:
+def cut_short(folder):
     folder.checkpoint.write_bytes(folder.checkpoint.read_bytes()[:-100])
 
 
@@ -119,14 +119,14 @@ def test_stopped_anywhere_and_resumed_equals_uninterrupted(finished, tmp_path, s
     ended = {"round_finished", "stage_finished"}
     count = 0
 
-    def in_the_step(event: dict) -> bool:
+    def in_the_step(event):
         nonlocal count
         count += event["event"] in ended
         return count == steps and event["event"] in {"client_finished", "round_finished"}
 
     stopped(experiment, tmp_path, in_the_step)
     damage(RunFolder(tmp_path))
-    events: list[dict] = []
+    events = []
     simulated(experiment, tmp_path, events.append, resume=True)
     assert [e["reason"] for e in events if e["event"] == "checkpoint_damaged"] == (
         [] if told is None else [events[0]["reason"]]
@@ -176,7 +176,7 @@ def test_killed_and_resumed_equals_uninterrupted(fork, finished, tmp_path):
     assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
 
 
-def spoil(kind: str, reply: Message) -> Message | None:
+def spoil(kind, reply):
     """Turn a good update into a bad one."""
     record = reply.content["lora"]
     key = next(iter(record))
@@ -226,9 +226,9 @@ def test_a_bad_reply_costs_its_sender_the_round_and_nobody_else(make_experiment,
         f"federation.rounds={len(KINDS)}",
         "federation.deadline_seconds=0.3",
     )
-    hit: set[int] = set()
+    hit = set()
 
-    def bad(reply: Message) -> Message | None:
+    def bad(reply):
         if (
             is_update(reply)
             and (server_round := reply.content["status"]["server_round"]) not in hit
@@ -250,7 +250,7 @@ def test_a_fault_at_all_sites_leaves_no_text_and_stops_the_run_which_can_go_on(
 ):
     experiment = make_experiment(*TINY, 'data.tasks=["surgery"]', "federation.rounds=1")
 
-    def leak(*args: object) -> None:
+    def leak(*args):
         raise RuntimeError("patient 17 has gout")
 
     with monkeypatch.context() as patch:

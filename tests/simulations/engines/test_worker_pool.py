@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -7,7 +5,6 @@ import sys
 import time
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
-from pathlib import Path
 from queue import Queue
 
 import psutil
@@ -21,7 +18,6 @@ from server.results import read_results
 from simulations.engines import deferred, stoppable
 from simulations.engines.worker_pool import WorkerPool, Workers, divide, shown_gpu
 from tests.conftest import SHORT
-from tests.forked import Forker, Process
 from tests.simulations.runs import IN_SUM, simulated
 from tests.sizes import QUIET, TINY
 from tests.slow import slow_but
@@ -30,18 +26,18 @@ from tests.slow import slow_but
 class Line:
     """An executor that works when the test says so; its process may be ``gone``."""
 
-    def __init__(self) -> None:
-        self.jobs: Queue[tuple[str, Future]] = Queue()
+    def __init__(self):
+        self.jobs = Queue()
         self.gone = False
 
-    def submit(self, function, request, context) -> Future:
+    def submit(self, function, request, context):
         if self.gone:
             raise BrokenExecutor("gone")
-        future: Future = Future()
+        future = Future()
         self.jobs.put((request, future))
         return future
 
-    def finish(self, fault: Exception | None = None) -> str:
+    def finish(self, fault=None):
         request, future = self.jobs.get(timeout=5)
         if fault is None:
             future.set_result(f"reply to {request}")
@@ -49,7 +45,7 @@ class Line:
             future.set_exception(fault)
         return request
 
-    def shutdown(self, cancel_futures: bool) -> None:
+    def shutdown(self, cancel_futures):
         """Nothing has been started."""
 
 
@@ -116,7 +112,7 @@ which is charged to ledgers that any worker may write."""
 
 
 @pytest.fixture(scope="module", params=slow_but(KINDS, "int8"))
-def runs(request, make_experiment, fork, tmp_path_factory) -> tuple[Path, Path]:
+def runs(request, make_experiment, fork, tmp_path_factory):
     """The same experiment in this process, and in another one with two workers."""
     settings = ("federation.clients=3", *KINDS[request.param], *TINY)
     alone = tmp_path_factory.mktemp("alone")
@@ -154,25 +150,25 @@ if __name__ == "__main__":
 """
 
 
-def run_of(fork: Forker, folder: Path, *settings: str) -> Process:
+def run_of(fork, folder, *settings):
     script = folder / "run.py"
     script.write_text(RUN)
     return fork(str(script), "x", *settings, f'run.out="{folder}"')
 
 
-def start_run(fork: Forker, folder: Path) -> Process:
+def start_run(fork, folder):
     settings = ('data.tasks=["surgery"]', "federation.clients=2", "run.workers=2", *TINY)
     # It cannot end before it is killed.
     return run_of(fork, folder, *settings, "federation.rounds=500")
 
 
-def wait_for(run: Process, line: str) -> None:
+def wait_for(run, line):
     while line not in run.stdout.splitlines():
         assert run.poll() is None, f"no {line}: {run.stderr}"
         time.sleep(0.01)
 
 
-def workers_of(run: Process) -> list[psutil.Process]:
+def workers_of(run):
     """The forked ones: children of the fork server."""
     found = psutil.Process(run.pid).children(recursive=True)
     return [p for p in found if p.ppid() != run.pid]
@@ -248,7 +244,7 @@ def test_a_signal_while_workers_start_leaves_one_traceback(fork, tmp_path, send,
     assert errors.rstrip().endswith("KeyboardInterrupt")
 
 
-def asked(clients: int = 100, threads: int = 0, workers: int = 0) -> Experiment:
+def asked(clients=100, threads=0, workers=0):
     return Experiment(
         federation=FederationConfig(clients=clients),
         run=RunConfig(threads=threads, workers=workers),
@@ -271,14 +267,12 @@ def asked(clients: int = 100, threads: int = 0, workers: int = 0) -> Experiment:
         (asked(workers=3), 16, 1, Workers(3, 5, 0.3333)),
     ],
 )
-def test_cores_and_gpus_are_divided(
-    experiment: Experiment, cores: int, gpus: int, expected: Workers
-) -> None:
+def test_cores_and_gpus_are_divided(experiment, cores, gpus, expected):
     assert divide(experiment, cores, gpus) == expected
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3, 8])
-def test_as_many_actors_fit_as_there_are_workers(gpus: int) -> None:
+def test_as_many_actors_fit_as_there_are_workers(gpus):
     """Flower's arithmetic (``pool_size_from_resources``), and no GPU is promised twice."""
     for workers in range(1, 60):
         divided = divide(asked(workers=workers), 16, gpus)
@@ -299,7 +293,7 @@ def test_as_many_actors_fit_as_there_are_workers(gpus: int) -> None:
         (3, "GPU-a,GPU-b,GPU-c", [{"CUDA_VISIBLE_DEVICES": f"GPU-{name}"} for name in "abc"]),
     ],
 )
-def test_each_process_is_shown_one_shown_gpu_that_torch_sees(gpus, shown, found) -> None:
+def test_each_process_is_shown_one_shown_gpu_that_torch_sees(gpus, shown, found):
     environment = {} if shown is None else {"CUDA_VISIBLE_DEVICES": shown}
     assert [shown_gpu(place, gpus, environment) for place in range(3)] == found
 
@@ -342,7 +336,7 @@ def test_a_signal_says_what_it_waits_for_and_a_second_one_ends_at_once(fork, tmp
 def test_a_signal_waits_for_the_end_of_the_block(number):
     done = []
 
-    def start() -> None:
+    def start():
         with stoppable("it"):
             with deferred():
                 signal.raise_signal(number)
@@ -364,7 +358,7 @@ def test_what_is_started_in_the_block_hears_signals():
 
 
 def test_a_fault_in_the_block_is_told_and_the_signal_as_well():
-    def start() -> None:
+    def start():
         with stoppable("it"), deferred():
             signal.raise_signal(signal.SIGINT)
             raise ValueError("no")

@@ -1,8 +1,6 @@
 """``deal report`` and ``deal compare``: which page a folder gets, what stands side by side, and
 what happens where there is nothing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +17,7 @@ from tests.simulations.report.html_page import EXAMPLES, HtmlPage
 from tests.stored_results import RESULTS
 
 
-def called(*words: object) -> str:
+def called(*words):
     """The output of ``deal WORDS``; a user's error is raised."""
     result = CliRunner().invoke(app, [str(word) for word in words])
     if isinstance(result.exception, UserError):
@@ -29,7 +27,7 @@ def called(*words: object) -> str:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_each_folder_gets_the_page_of_what_lies_in_it(tmp_path: Path) -> None:
+def test_each_folder_gets_the_page_of_what_lies_in_it(tmp_path):
     kinds = {"Run": EXAMPLES / "plain", "Audit": RESULTS / "audit-private"}
     folders = [Path(shutil.copytree(path, tmp_path / kind)) for kind, path in kinds.items()]
     (folders[0] / "report.html").write_text("old")
@@ -51,9 +49,7 @@ def test_each_folder_gets_the_page_of_what_lies_in_it(tmp_path: Path) -> None:
         ("audit.json", "{", "no audit"),
     ],
 )
-def test_what_cannot_be_reported_is_one_line(
-    file: str, content: str, message: str, tmp_path: Path
-) -> None:
+def test_what_cannot_be_reported_is_one_line(file, content, message, tmp_path):
     if file:
         (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=message) as caught:
@@ -61,12 +57,10 @@ def test_what_cannot_be_reported_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_report_that_fails_costs_nothing_of_what_it_is_about(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_that_fails_costs_nothing_of_what_it_is_about(tmp_path, monkeypatch):
     console = Console(record=True, width=200)
 
-    def fail(folder: Path) -> Path:
+    def fail(folder):
         raise ZeroDivisionError("of the drawing")
 
     monkeypatch.setattr("simulations.report.commands.write_report", fail)
@@ -75,11 +69,11 @@ def test_a_report_that_fails_costs_nothing_of_what_it_is_about(
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> list[Path]:
+def runs(tmp_path):
     return [Path(shutil.copytree(EXAMPLES / n, tmp_path / n)) for n in ("plain", "private")]
 
 
-def test_runs_side_by_side_have_their_figures_and_what_an_epsilon_means(runs: list[Path]) -> None:
+def test_runs_side_by_side_have_their_figures_and_what_an_epsilon_means(runs):
     said = called("compare", *runs)
     for run in runs:
         found = read_results(run)
@@ -96,7 +90,7 @@ def test_runs_side_by_side_have_their_figures_and_what_an_epsilon_means(runs: li
     assert "run.out" not in said
 
 
-def test_what_makes_runs_hard_to_compare_is_said(runs: list[Path]) -> None:
+def test_what_makes_runs_hard_to_compare_is_said(runs):
     data = json.loads((runs[0] / "results.json").read_text())
     one, *others = data["tasks"]
     data["tasks"] = [*others, one]
@@ -110,9 +104,7 @@ def test_what_makes_runs_hard_to_compare_is_said(runs: list[Path]) -> None:
     assert said.count("other rows") == len(others)
 
 
-def test_runs_of_one_name_are_told_apart_and_bad_input_is_one_line(
-    runs: list[Path], tmp_path: Path
-) -> None:
+def test_runs_of_one_name_are_told_apart_and_bad_input_is_one_line(runs, tmp_path):
     twins = [shutil.copytree(runs[0], tmp_path / where / "run") for where in ("a", "b")]
     said = called("compare", *twins)
     assert "a/run " in said

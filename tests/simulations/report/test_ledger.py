@@ -1,14 +1,11 @@
 """A site's ledger, checked and certified; and its page, which says what it holds, and no secret."""
 
-from __future__ import annotations
-
 import base64
 import json
 import os
 import sqlite3
 import stat
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -41,7 +38,7 @@ max_epsilon = 6.0
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
+def ledger(tmp_path):
     """Two tasks of a run, three rounds."""
     ledger = Ledger(tmp_path / "state")
     for n, task in enumerate(["surgery", "surgery", "skin"]):
@@ -51,7 +48,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return ledger
 
 
-def deal(*words: object) -> str:
+def deal(*words):
     """The output of ``deal WORDS``; a user's error is raised."""
     result = CliRunner().invoke(app, [*map(str, words)])
     if isinstance(result.exception, UserError):
@@ -60,16 +57,16 @@ def deal(*words: object) -> str:
     return result.output
 
 
-def call(*words: object) -> str:
+def call(*words):
     return deal("ledger", *words)
 
 
-def page(ledger: Ledger) -> HtmlPage:
+def page(ledger):
     deal("report", "--privacy", ledger.folder)
     return HtmlPage((ledger.folder / "privacy.html").read_text(encoding="utf-8"))
 
 
-def test_the_promise_is_that_of_the_ledger_with_all_that_it_means(ledger: Ledger) -> None:
+def test_the_promise_is_that_of_the_ledger_with_all_that_it_means(ledger):
     epsilon = composed(ledger.events(), 1e-4)
     shown = page(ledger)
     for part in (
@@ -91,14 +88,14 @@ def test_the_promise_is_that_of_the_ledger_with_all_that_it_means(ledger: Ledger
     ("epsilon", "told"),
     [(1.0, "at most 2.8 times"), (3.0, "at most 21 times"), (25.0, "promises next to nothing")],
 )
-def test_chances_are_never_told_smaller_than_they_may_be(epsilon: float, told: str) -> None:
+def test_chances_are_never_told_smaller_than_they_may_be(epsilon, told):
     assert told in in_chances(epsilon, 1e-5, "record")
 
 
 HONEST = "all sites but 1, which may pool what they know with the server"
 
 
-def test_noise_that_others_share_makes_the_promise_count_on_them(ledger: Ledger) -> None:
+def test_noise_that_others_share_makes_the_promise_count_on_them(ledger):
     ledger.charge(replace(EVENT, assumes=HONEST), Budget(100.0, 1e-4), "shared", b"an answer")
     shown = page(ledger)
     assert f"Assumed honest: {HONEST}." in shown.text
@@ -107,7 +104,7 @@ def test_noise_that_others_share_makes_the_promise_count_on_them(ledger: Ledger)
     assert "3 × record" in shown.text
 
 
-def test_every_charge_is_there_by_run_and_task(ledger: Ledger) -> None:
+def test_every_charge_is_there_by_run_and_task(ledger):
     shown = page(ledger)
     rows = [dict(zip(r[0], row, strict=True)) for r in [shown.table("Charges")] for row in r[1:]]
     assert [(row["run"], row["task"], row["releases"], row["steps"]) for row in rows] == [
@@ -120,14 +117,14 @@ def test_every_charge_is_there_by_run_and_task(ledger: Ledger) -> None:
     assert ledger.entries()[-1].hash in shown.text
 
 
-def test_what_may_leave_is_the_list_of_the_guard_itself(ledger: Ledger) -> None:
+def test_what_may_leave_is_the_list_of_the_guard_itself(ledger):
     rows = page(ledger).table("May be sent, and why")
     sent = {row[0] for row in rows[1:]}
     fields = {name for record in FIELDS.values() for name in record}
     assert sent == fields | {"factors"}
 
 
-def test_the_site_and_its_limit_are_named_and_no_path_of_it(ledger: Ledger, tmp_path: Path) -> None:
+def test_the_site_and_its_limit_are_named_and_no_path_of_it(ledger, tmp_path):
     (tmp_path / "site.toml").write_text(SITE)
     shown = page(ledger)
     assert shown.text.startswith("north – Record of private releases")
@@ -139,7 +136,7 @@ def test_the_site_and_its_limit_are_named_and_no_path_of_it(ledger: Ledger, tmp_
     assert "north" not in page(ledger).text  # it is the file of another state directory
 
 
-def test_a_site_file_that_cannot_be_used_hides_no_limit(ledger: Ledger, tmp_path: Path) -> None:
+def test_a_site_file_that_cannot_be_used_hides_no_limit(ledger, tmp_path):
     for text in (SITE.replace("[policy]", "[policy"), SITE.replace("max_epsilon", "max_epsilom")):
         (tmp_path / "site.toml").write_text(text)
         with pytest.raises(UserError, match=r"site\.toml: ") as caught:
@@ -148,7 +145,7 @@ def test_a_site_file_that_cannot_be_used_hides_no_limit(ledger: Ledger, tmp_path
     assert not (ledger.folder / "privacy.html").exists()
 
 
-def test_what_left_unprotected_or_with_seeded_noise_cannot_be_missed(ledger: Ledger) -> None:
+def test_what_left_unprotected_or_with_seeded_noise_cannot_be_missed(ledger):
     ledger.note(unprotected_event("another", "clear-counts", ("", "evaluate", 0, 0)))
     ledger.note(unprotected_event("another", "none", ("skin", "learn", 0, 1)))
     ledger.charge(replace(EVENT, simulation_only=True), Budget(100.0, 1e-4), "seeded", b"x")
@@ -162,7 +159,7 @@ def test_what_left_unprotected_or_with_seeded_noise_cannot_be_missed(ledger: Led
     assert "the counts left as they are" in shown.text
 
 
-def test_tasks_in_parallel_only_where_they_were_compared(ledger: Ledger, tmp_path: Path) -> None:
+def test_tasks_in_parallel_only_where_they_were_compared(ledger, tmp_path):
     sequential = composed(ledger.events(), 1e-4)
     site = f"{SITE}disjoint_tasks = true\n".replace("[data]", '[data]\nid_column = "patient"')
     (tmp_path / "site.toml").write_text(site)
@@ -179,9 +176,7 @@ def test_tasks_in_parallel_only_where_they_were_compared(ledger: Ledger, tmp_pat
     assert "record of" not in " ".join(shown.words)
 
 
-def test_a_ledger_that_was_changed_or_is_none_is_neither_shown_nor_certified(
-    ledger: Ledger, tmp_path: Path
-) -> None:
+def test_a_ledger_that_was_changed_or_is_none_is_neither_shown_nor_certified(ledger, tmp_path):
     with pytest.raises(UserError, match="no ledger"):
         page(Ledger(tmp_path / "empty"))
     assert not (tmp_path / "empty").exists()
@@ -199,7 +194,7 @@ def test_a_ledger_that_was_changed_or_is_none_is_neither_shown_nor_certified(
     assert not (ledger.folder / "privacy.html").exists()
 
 
-def exported(ledger, tmp_path) -> dict:
+def exported(ledger, tmp_path):
     call("export", ledger.folder, "--out", tmp_path / "c.json")
     return json.loads((tmp_path / "c.json").read_text())
 

@@ -1,8 +1,6 @@
 """Every page: one file, nothing from outside, readable by eye and by ear. Those of studies and
 audits have the figures of their tables, which tests of their own compare with the cells."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re
@@ -22,7 +20,7 @@ from simulations.report.commands import write_report
 from simulations.report.study import tex
 from simulations.study import tables
 from simulations.study.grid import Study, StudyFile, load_study
-from simulations.study.results import CellResult, StudyResults
+from simulations.study.results import StudyResults
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage
 from tests.simulations.study.test_tables import UNDER_BUDGETS
 from tests.stored_results import RESULTS
@@ -34,14 +32,14 @@ KINDS = {
 }
 
 
-def drawn(address: str) -> str:
+def drawn(address):
     head, _, body = address.partition(",")
     assert head == "data:image/svg+xml;base64"
     return b64decode(body).decode()
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def written(tmp_path_factory):
     """A folder of each kind, with its report."""
     above = tmp_path_factory.mktemp("written")
     return {
@@ -50,14 +48,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def read_page(folder: Path) -> HtmlPage:
+def read_page(folder):
     return HtmlPage((folder / "report.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_page_is_one_file_in_order_with_nothing_from_outside(
-    kind: str, written: dict[str, Path]
-) -> None:
+def test_a_page_is_one_file_in_order_with_nothing_from_outside(kind, written):
     text = (written[kind] / "report.html").read_text(encoding="utf-8")
     page = HtmlPage(text)
     assert {"script", "iframe", "object", "embed", "svg"} & set(page.tags) == set()
@@ -85,7 +81,7 @@ def test_a_page_is_one_file_in_order_with_nothing_from_outside(
     assert bool(pictures) == (kind != "audit")  # an audit is tables alone
 
 
-def test_what_users_wrote_is_text_and_no_markup() -> None:
+def test_what_users_wrote_is_text_and_no_markup():
     evil = "<script>$x^2$ & \\1</script>bell\x07 ä"
     drawings = [
         dots(evil, [Dot(evil, 1.0, 0.5, marked=False, hollow=False)], "x", (1.0, "it")),
@@ -102,7 +98,7 @@ def test_what_users_wrote_is_text_and_no_markup() -> None:
         assert not re.search(r"[\x00-\x08\x0b-\x1f]", text)
 
 
-def test_lines_draw_curves_with_their_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_draw_curves_with_their_values(monkeypatch):
     from matplotlib.figure import Figure
 
     curve = Curve("method", (1, 2, 3), (10.0, None, 30.0))
@@ -114,20 +110,20 @@ def test_lines_draw_curves_with_their_values(monkeypatch: pytest.MonkeyPatch) ->
     np.testing.assert_equal(np.array(line.get_ydata(), float), [10.0, np.nan, 30.0])
 
 
-def copied(name: str, folder: Path) -> Path:
+def copied(name, folder):
     return Path(shutil.copytree(RESULTS / name, folder / name))
 
 
-def page(folder: Path) -> HtmlPage:
+def page(folder):
     return HtmlPage(write_report(folder).read_text(encoding="utf-8"))
 
 
-def read(folder: Path) -> tuple[Study, StudyResults]:
+def read(folder):
     results = StudyResults.model_validate_json((folder / "study.json").read_text())
     return Study(results.study, folder, results.file), results
 
 
-def has(shown: HtmlPage, *parts: Table | str | None) -> None:
+def has(shown, *parts):
     """Every table is on the page, cell by cell, and every paragraph."""
     for part in parts:
         if isinstance(part, str):
@@ -138,7 +134,7 @@ def has(shown: HtmlPage, *parts: Table | str | None) -> None:
             assert rows in [found.rows for found in shown.tables]
 
 
-def test_a_study_has_all_its_tables(written: dict[str, Path]) -> None:
+def test_a_study_has_all_its_tables(written):
     shown, (study, results) = read_page(written["study"]), read(written["study"])
     cells = results.standing
     has(
@@ -153,7 +149,7 @@ def test_a_study_has_all_its_tables(written: dict[str, Path]) -> None:
     )
 
 
-def test_a_study_writes_what_a_paper_takes_of_it(written: dict[str, Path]) -> None:
+def test_a_study_writes_what_a_paper_takes_of_it(written):
     folder = written["study"]
     study, results = read(folder)
     made = tables.arms_table(study, results.standing)
@@ -177,7 +173,7 @@ def test_a_study_writes_what_a_paper_takes_of_it(written: dict[str, Path]) -> No
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_study_of_settings_has_a_table_for_each(tmp_path: Path) -> None:
+def test_a_study_of_settings_has_a_table_for_each(tmp_path):
     folder = copied("memory", tmp_path)
     shown, (study, results) = page(folder), read(folder)
     has(shown, *tables.setting_tables(study, results.cells))
@@ -187,7 +183,7 @@ def test_a_study_of_settings_has_a_table_for_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_study_of_budgets_has_what_they_mean(tmp_path: Path) -> None:
+def test_a_study_of_budgets_has_what_they_mean(tmp_path):
     (tmp_path / "mine.toml").write_text('epsilons = "1,8,inf"\nseeds = [0, 1]\n[arms.deal]\n')
     study = load_study(str(tmp_path / "mine.toml"))
     results = StudyResults(
@@ -204,13 +200,13 @@ def test_a_study_of_budgets_has_what_they_mean(tmp_path: Path) -> None:
     assert "at delta = 1e-05 per record, over all rounds and tasks; nobody." in shown.text
 
 
-def stored(folder: Path, results: StudyResults, file: StudyFile, cells: list[CellResult]) -> None:
+def stored(folder, results, file, cells):
     update = {"study": "mine", "file": file, "cells": cells, "wanted": 4}
     (folder / "study.json").write_text(results.model_copy(update=update).model_dump_json())
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_only_cells_that_are_in_the_study_are_on_its_page(tmp_path: Path) -> None:
+def test_only_cells_that_are_in_the_study_are_on_its_page(tmp_path):
     """An arm has another name, a seed was taken out, and one cell has not been run yet."""
     folder = copied("medmcqa", tmp_path)
     _, results = read(folder)
@@ -237,7 +233,7 @@ def test_only_cells_that_are_in_the_study_are_on_its_page(tmp_path: Path) -> Non
     assert "0 of 4 cells" in page(folder).text
 
 
-def test_an_audit_has_its_tables_and_its_verdict(tmp_path: Path) -> None:
+def test_an_audit_has_its_tables_and_its_verdict(tmp_path):
     folder = copied("audit-private", tmp_path)
     audit = Audit.model_validate_json((folder / "audit.json").read_text())
     shown = page(folder)

@@ -1,13 +1,10 @@
 """The page of a run says what its files say; measures of each label are those of counts by hand."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,24 +27,24 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> Path:
+def plain(tmp_path):
     return Path(shutil.copytree(EXAMPLES / "plain", tmp_path / "a-run"))
 
 
 @pytest.fixture
-def private(tmp_path: Path) -> Path:
+def private(tmp_path):
     return Path(shutil.copytree(EXAMPLES / "private", tmp_path / "a-run"))
 
 
-def page(folder: Path) -> HtmlPage:
+def page(folder):
     return HtmlPage(write_report(folder).read_text(encoding="utf-8"))
 
 
-def percent(share: float | None) -> str:
+def percent(share):
     return "–" if share is None else f"{100 * share:.1f}"
 
 
-def stopped(folder: Path, after: int) -> Path:
+def stopped(folder, after):
     """Leave of a run what there is when it is interrupted after so many rounds."""
     RunFolder(folder).results.unlink()
     path = RunFolder(folder).metrics
@@ -63,7 +60,7 @@ def stopped(folder: Path, after: int) -> Path:
     return folder
 
 
-def test_accuracies_are_those_of_the_results_in_both_protocols(plain: Path) -> None:
+def test_accuracies_are_those_of_the_results_in_both_protocols(plain):
     results, shown = read_results(plain), page(plain)
     assert results.class_incremental is not None
     assert "no epsilon holds" in shown.text  # no mechanism protects it
@@ -81,7 +78,7 @@ def test_accuracies_are_those_of_the_results_in_both_protocols(plain: Path) -> N
         assert float(kept[j + 1][4]) == pytest.approx(100 * (now - then), abs=0.06)
 
 
-def test_clients_rounds_and_faults_are_those_of_the_log(plain: Path) -> None:
+def test_clients_rounds_and_faults_are_those_of_the_log(plain):
     """The third client answers with NaN in each of four rounds."""
     results, shown = read_results(plain), page(plain)
     names, *clients = shown.table("Each client; accuracies in %")
@@ -107,7 +104,7 @@ def test_clients_rounds_and_faults_are_those_of_the_log(plain: Path) -> None:
         assert "not finite" in row[5]
 
 
-def test_class_sums_tell_what_is_expected_of_them_and_who_is_against_them(plain: Path) -> None:
+def test_class_sums_tell_what_is_expected_of_them_and_who_is_against_them(plain):
     assert "membership" not in page(plain).text
     results = RunFolder(plain).results
     text = results.read_text().replace('"enabled": "off"', '"enabled": "on"')
@@ -131,7 +128,7 @@ def test_class_sums_tell_what_is_expected_of_them_and_who_is_against_them(plain:
     assert (rejected[0], rejected[5]) == ("new class means left out", "laboratory")
 
 
-def test_what_is_needed_to_run_it_again_is_there(plain: Path) -> None:
+def test_what_is_needed_to_run_it_again_is_there(plain):
     data = read_json(plain / "results.json")
     (plain / "results.json").write_text(json.dumps({**data, "commit": 40 * "a" + "-dirty"}))
     shown, results = page(plain), read_results(plain)
@@ -147,7 +144,7 @@ def test_what_is_needed_to_run_it_again_is_there(plain: Path) -> None:
     assert "run.out" not in shown.text
 
 
-def test_no_epsilon_without_what_it_means(private: Path) -> None:
+def test_no_epsilon_without_what_it_means(private):
     privacy, shown = read_results(private).privacy, page(private)
     delta = rounded_up(privacy.delta or 0.0, 3)
     for part in (
@@ -177,7 +174,7 @@ def test_no_epsilon_without_what_it_means(private: Path) -> None:
 
 
 @pytest.mark.parametrize("rounds", [0, 3])
-def test_a_run_that_stopped_early_says_so_and_shows_what_is_known(plain: Path, rounds: int) -> None:
+def test_a_run_that_stopped_early_says_so_and_shows_what_is_known(plain, rounds):
     log = RunFolder(stopped(plain, rounds)).metrics.read_text().splitlines()
     evaluated = [json.loads(line) for line in log if '"evaluated"' in line]
     shown = page(plain)
@@ -195,7 +192,7 @@ def test_a_run_that_stopped_early_says_so_and_shows_what_is_known(plain: Path, r
     assert "its process ended without a word" in page(plain).text
 
 
-def test_a_page_names_sites_and_values_of_a_column(plain: Path) -> None:
+def test_a_page_names_sites_and_values_of_a_column(plain):
     path = RunFolder(plain).metrics
     names = ["north", "south", "<east>"]
     path.write_text(path.read_text().replace('"sites": []', f'"sites": {json.dumps(names)}'))
@@ -216,8 +213,8 @@ START = {
 }
 
 
-def played(**more: object) -> list[dict[str, Any]]:
-    where: dict[str, Any] = {**EVENT, **more}
+def played(**more):
+    where = {**EVENT, **more}
     return [
         {**where, "event": "round_started", "clients": 2, "tasks": ["a"]},
         {**where, "event": "client_finished", "client": "0", "task": "a", "loss": 1.0},
@@ -226,11 +223,11 @@ def played(**more: object) -> list[dict[str, Any]]:
     ]
 
 
-def fault(event: str, client: str, **more: object) -> dict[str, Any]:
+def fault(event, client, **more):
     return {**EVENT, "event": event, "client": client, **more}
 
 
-def test_a_round_that_was_played_twice_counts_once_as_it_went_last() -> None:
+def test_a_round_that_was_played_twice_counts_once_as_it_went_last():
     """Killed between the round and its checkpoint, then resumed; an evaluation alike."""
     log = RunLog([START, *played(), START, *played(), *played(server_round=2, round=2)])
     assert [(one.number, one.used, one.loss) for one in log.done] == [(1, 2, 2.0), (2, 2, 2.0)]
@@ -249,7 +246,7 @@ def test_a_round_that_was_played_twice_counts_once_as_it_went_last() -> None:
     assert list(log.replies) == [(-1, "learn", 0)]  # its evaluation stands
 
 
-def test_a_damaged_log_is_one_line(plain: Path) -> None:
+def test_a_damaged_log_is_one_line(plain):
     (plain / "metrics.jsonl").write_text('{"event": "round_lost", "server_round": 1}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read"):
         read_run(plain)
@@ -258,14 +255,14 @@ def test_a_damaged_log_is_one_line(plain: Path) -> None:
 COUNTS = TaskCounts(labels=["cat", "dog", "bird"], counts=[[3, 1, 0], [2, 4, 0], [0, 0, 0]])
 
 
-def test_precision_recall_and_f1_are_those_of_the_counts() -> None:
+def test_precision_recall_and_f1_are_those_of_the_counts():
     """cat: 3 of 4 texts, 3 of 5 answers; dog: 4 of 6, 4 of 5; no bird, and none seen."""
     by_hand = [[3 / 5, 3 / 4, 2 / 3], [4 / 5, 4 / 6, 8 / 11], [np.nan, np.nan, 0.0]]
     np.testing.assert_allclose(COUNTS.scores(), by_hand)
     assert COUNTS.macro_f1 == pytest.approx((2 / 3 + 8 / 11) / 2)
 
 
-def test_the_page_has_measures_and_confusions(plain: Path) -> None:
+def test_the_page_has_measures_and_confusions(plain):
     """Texts have their measures, and many labels no matrix."""
     names = [f"label {number}" for number in range(40)]
     counts = [[int(i == j) for j in range(40)] for i in range(40)]
@@ -295,20 +292,20 @@ def test_the_page_has_measures_and_confusions(plain: Path) -> None:
     ]
 
 
-def test_without_counts_the_page_says_how_to_get_them(plain: Path) -> None:
+def test_without_counts_the_page_says_how_to_get_them(plain):
     assert "deal report RUN --labels" in page(plain).text
     (plain / FILE).write_text("damaged")
     assert "Not counted" in page(plain).text
 
 
-def test_texts_of_a_deployment_stay_where_they_are(plain: Path) -> None:
+def test_texts_of_a_deployment_stay_where_they_are(plain):
     text = (plain / "results.json").read_text()
     (plain / "results.json").write_text(text.replace('"source": "medmcqa"', '"source": "sites"'))
     with pytest.raises(UserError, match="at its sites, and stay there"):
         count_labels(plain, lambda task: None)
 
 
-def test_other_rows_than_those_of_the_run_are_not_counted(plain: Path) -> None:
+def test_other_rows_than_those_of_the_run_are_not_counted(plain):
     results = read_results(plain)
     write_row_hashes(results.config.model_copy(update={"run": RunConfig(out=str(plain))}))
     record = RunFolder(plain).row_hashes

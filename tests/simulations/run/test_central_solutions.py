@@ -21,7 +21,7 @@ from deal_core.data import open_source
 from deal_core.deal.class_means import SCALE
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT
 from deal_core.training.evaluation import base_embeddings
-from deal_core.training.public_subspace import Subspace, principal, text_vectors
+from deal_core.training.public_subspace import principal, text_vectors
 from tests.conftest import load_once
 from tests.simulations.runs import learnt_adapter, simulated
 from tests.slow import slow_but
@@ -48,11 +48,11 @@ class Records:
     labels: int
 
     @property
-    def means(self) -> Floats:
+    def means(self):
         return np.stack([self.x[self.y == label].mean(0) for label in range(self.labels)])
 
     @property
-    def with_one(self) -> Floats:
+    def with_one(self):
         return np.hstack([self.x, np.ones((len(self.x), 1))])
 
 
@@ -62,9 +62,9 @@ def everything(make_experiment):
     experiment = make_experiment(*EXACT)
     model = load_once()(experiment.model, experiment.adapter, experiment.train.max_length)
     source = open_source(experiment.data)
-    found: dict[int, list[Records]] = {}
+    found = {}
 
-    def records(layers: int) -> list[Records]:
+    def records(layers):
         if layers not in found:
             tasks = [source.load(task) for task in TASKS]
             encoded = [model.encode(task.train, task.labels) for task in tasks]
@@ -85,7 +85,7 @@ def everything(make_experiment):
 def learnt(make_experiment, tmp_path):
     """The heads of both tasks that four clients give together."""
 
-    def run(split: str, *overrides: str) -> list[Floats]:
+    def run(split, *overrides):
         experiment = make_experiment(*EXACT, *SPLITS[split], *overrides)
         simulated(experiment, tmp_path)
         heads = learnt_adapter(tmp_path)
@@ -94,19 +94,19 @@ def learnt(make_experiment, tmp_path):
     return run
 
 
-def off(found: Floats, expected: Floats) -> float:
+def off(found, expected):
     assert found.shape == expected.shape
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def of_one_length(means: Floats) -> Floats:
+def of_one_length(means):
     """Weights of class means, all of one length; biases are 0."""
     length = SCALE * np.sqrt(means.shape[1])
     rows = length * means / np.linalg.norm(means, axis=1, keepdims=True)
     return np.hstack([rows, np.zeros((len(means), 1))])
 
 
-def in_directions(tasks: list[Records], subspace: Subspace) -> list[Floats]:
+def in_directions(tasks, subspace):
     """The same for whole embeddings, where class means are compared in public directions. A record
     beyond the unit of length, with its count, is shortened to it, and so weighs less."""
     centre, scaled = subspace.centre.numpy(), subspace.scaled.numpy()
@@ -150,7 +150,7 @@ def test_class_means_in_public_directions_are_the_central_closed_form(
 ONE_PROBE = ("method.name=linear-probe", f'data.tasks=["{TASKS[0]}"]')
 
 
-def loss(weights: Floats, task: Records) -> tuple[float, Floats]:
+def loss(weights, task):
     """(M41) and its gradient."""
     x, rows = task.with_one, np.arange(len(task.y))
     scores = x @ weights.T
@@ -161,11 +161,11 @@ def loss(weights: Floats, task: Records) -> tuple[float, Floats]:
     return float(value), error.T @ x / len(x) + RIDGE * weights
 
 
-def minimiser(task: Records) -> Floats:
+def minimiser(task):
     """The weights that L-BFGS finds, until no entry of the gradient is above 1e-9."""
     shape = (task.labels, task.x.shape[1] + 1)
 
-    def flat(values: Floats) -> tuple[float, Floats]:
+    def flat(values):
         value, gradient = loss(values.reshape(shape), task)
         return value, gradient.ravel()
 
@@ -175,7 +175,7 @@ def minimiser(task: Records) -> Floats:
     return found.x.reshape(shape)
 
 
-def stepped(task: Records, rounds: int) -> Floats:
+def stepped(task, rounds):
     """The weights after so many steps of (M42), taken by one machine in float64."""
     x = task.with_one
     bound = 0.5 * x.T @ x / len(x) + RIDGE * np.eye(x.shape[1])

@@ -6,10 +6,9 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -22,7 +21,6 @@ from simulations.run.check import check, findings
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.quick_checks import (
     CLEAR_COUNTS,
-    Finding,
     check_privacy,
     check_training,
     check_worth,
@@ -41,7 +39,7 @@ SMALL_LM = '[model]\nfamily = "causal-lm"\nname = "embedded:smollm2"\n'
 RECORD = '[privacy]\nmechanism = "record"\n'
 
 
-def table(rows: Rows, separator: str = ",") -> str:
+def table(rows, separator=","):
     return "".join(f"{text}{separator}{label}\n" for text, label in (("text", "label"), *rows))
 
 
@@ -56,7 +54,7 @@ class Odd:
     test: Rows = TESTS
     files: dict[str, str | None] = field(default_factory=dict)
 
-    def write(self, folder: Path) -> Path:
+    def write(self, folder):
         """Write everything below ``folder``; return the experiment file."""
         content = {
             "own.toml": f'{self.toml}\n[data]\nsource = "files"\npath = "data"\n{self.data}\n',
@@ -72,7 +70,7 @@ class Odd:
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def elsewhere(tmp_path, monkeypatch):
     """The experiment's data lie beside it, not in the working directory; there is no hub."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
@@ -82,7 +80,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 NUMBERED = {"train": [(t, "12"[b == "b"]) for t, b in ROWS]} | {
     "test": [(t, "12"[b == "b"]) for t, b in TESTS]
 }
-GOOD: dict[str, Odd] = {
+GOOD = {
     "marks": Odd(files={TRAIN: "\ufeff" + table(ROWS, ";"), TEST: table(TESTS, "\t")}),
     "data.split": Odd(data="split = 0.3", files={TEST: None}),
     "numbers with names": Odd(
@@ -95,18 +93,18 @@ GOOD: dict[str, Odd] = {
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_a_good_input_has_no_line(name: str, tmp_path: Path) -> None:
+def test_a_good_input_has_no_line(name, tmp_path):
     assert [each for each in findings(str(GOOD[name].write(tmp_path)), ()) if bad(each)] == []
 
 
-def test_a_note_says_what_training_is_worth() -> None:
+def test_a_note_says_what_training_is_worth():
     answers = {"quickstart": "labels", "quickstart-llm": "texts", "private-sums": None}
     for name, kind in answers.items():
         notes = [each.text for each in check_worth(load_experiment(Request(name)))]
         assert [kind in note for note in notes] == [True] * (kind is not None)
 
 
-def bad(finding: Finding) -> bool:
+def bad(finding):
     return finding.kind != "note"
 
 
@@ -186,7 +184,7 @@ WARNINGS = (
 )
 
 
-def case(odd: Odd, kind: str) -> Any:
+def case(odd, kind):
     """A language model is unpacked first, which takes half a minute."""
     slow = [pytest.mark.slow] if odd.toml.startswith(SMALL_LM) else []
     return pytest.param(odd, kind, id=odd.message[:40], marks=slow)
@@ -196,7 +194,7 @@ def case(odd: Odd, kind: str) -> Any:
     ("odd", "kind"),
     [*(case(odd, "error") for odd in ERRORS), *(case(odd, "warning") for odd in WARNINGS)],
 )
-def test_the_line_of_an_input(odd: Odd, kind: str, tmp_path: Path) -> None:
+def test_the_line_of_an_input(odd, kind, tmp_path):
     """The first that is bad; what takes longer is not waited for."""
     found = next(filter(bad, findings(str(odd.write(tmp_path)), ())))
     assert odd.message in found.text
@@ -204,17 +202,17 @@ def test_the_line_of_an_input(odd: Odd, kind: str, tmp_path: Path) -> None:
     assert "\n" not in found.text
 
 
-def test_an_empty_file_says_that_it_is_the_default(tmp_path: Path) -> None:
+def test_an_empty_file_says_that_it_is_the_default(tmp_path):
     (tmp_path / "own.toml").write_text("# nothing yet\n")
     first = next(findings(str(tmp_path / "own.toml"), ()))
     assert (first.kind, "is empty, so it is what all keys" in first.text) == ("warning", True)
 
 
 @pytest.fixture
-def checked(tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
+def checked(tmp_path):
     """Exit code and lines of the command."""
 
-    def run(odd: Odd, *overrides: str, strict: bool = False) -> tuple[int, list[str]]:
+    def run(odd, *overrides, strict=False):
         text = io.StringIO()
         path = str(odd.write(tmp_path))
         code = check(path, overrides, strict, Console(file=text, width=160))
@@ -223,7 +221,7 @@ def checked(tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
     return run
 
 
-def test_all_at_once_each_once_and_the_exit_code(checked) -> None:
+def test_all_at_once_each_once_and_the_exit_code(checked):
     """What takes longer is left out where something is wrong by then."""
     odd = Odd(
         toml='[method]\nname = "deel"\n[train]\nlearning_rate = 0.5\n[adapter]\nkind = "lera"',
@@ -244,7 +242,7 @@ def test_all_at_once_each_once_and_the_exit_code(checked) -> None:
     assert checked(keys)[1][-1] == "3 errors, no warnings"
 
 
-def test_warnings_fail_where_they_are_asked_to(checked) -> None:
+def test_warnings_fail_where_they_are_asked_to(checked):
     read = "task 'ward': 80 train and 40 test rows, 2 labels"
     code, lines = checked(Odd(), strict=True)
     assert (code, lines[0], lines[-1]) == (0, read, "nothing is wrong")
@@ -256,7 +254,7 @@ def test_warnings_fail_where_they_are_asked_to(checked) -> None:
     assert checked(odd, strict=True)[0] == 2
 
 
-def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path: Path) -> None:
+def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path):
     odd = Odd(test=(*TESTS, ("itch", "c")), train=(*ROWS, (ROWS[0][0], "b")))
     text, out = io.StringIO(), tmp_path / "run"
     request = Request(str(odd.write(tmp_path)), str(out), ("adapter.kind=lera",))
@@ -269,7 +267,7 @@ def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path: Path) -> None
     assert not out.exists()
 
 
-def test_data_of_sites_are_theirs_to_check(tmp_path: Path) -> None:
+def test_data_of_sites_are_theirs_to_check(tmp_path):
     path = tmp_path / "sites.toml"
     path.write_text('[data]\nsource = "sites"\nlabels.ward = ["a", "b"]\n')
     assert [each.text for each in findings(str(path), ()) if bad(each)] == [
@@ -283,7 +281,7 @@ def test_data_of_sites_are_theirs_to_check(tmp_path: Path) -> None:
     ("source", "metrics", "said"),
     [("sites", "clear", True), ("sites", "summed", False), ("medmcqa", "clear", False)],
 )
-def test_counts_in_the_clear_are_said_of_sites(source: str, metrics: str, said: bool) -> None:
+def test_counts_in_the_clear_are_said_of_sites(source, metrics, said):
     """A crafted head can name test records by them."""
     tables = {"data": {"source": source}, "privacy": {"metrics": metrics}}
     found = [finding.text for finding in check_privacy(parse_experiment(tables, "test"))]
@@ -294,14 +292,14 @@ def test_counts_in_the_clear_are_said_of_sites(source: str, metrics: str, said: 
     ("held_out", "cure"),
     [(False, "take them out of one side"), (True, "add a test file without them")],
 )
-def test_a_text_on_both_sides_has_a_cure(held_out: bool, cure: str) -> None:
+def test_a_text_on_both_sides_has_a_cure(held_out, cure):
     """Who lets data.split choose the sides cannot take a row out of one."""
     sides = (Example("itch", "a"),), (Example("itch", "b"),)
     lines = odd_rows(TaskData("ward", ("a", "b"), *sides, held_out=held_out))
     assert f"1 of 1 test rows have a text that is in training too; {cure}: " in next(lines)
 
 
-def test_a_row_is_named_once_for_each_problem() -> None:
+def test_a_row_is_named_once_for_each_problem():
     rows = [f"f.csv, row {n}: column 'text' is empty" for n in range(2, 12)]
     assert grouped([*rows, "f.csv, row 3: other", "no file"]) == [
         "f.csv, row 2: column 'text' is empty (and 9 more rows: 3, 4, 5, 6, 7, ...)",
@@ -310,13 +308,13 @@ def test_a_row_is_named_once_for_each_problem() -> None:
     ]
 
 
-def test_no_shipped_experiment_has_an_odd_setting() -> None:
+def test_no_shipped_experiment_has_an_odd_setting():
     for name, path in shipped_experiments().items():
         experiment = parse_experiment(read_toml(path), name)
         assert [*check_training(experiment), *check_privacy(experiment)] == []
 
 
-def test_the_first_answer_needs_no_torch(tmp_path: Path) -> None:
+def test_the_first_answer_needs_no_torch(tmp_path):
     path = Odd(files={TEST: None}).write(tmp_path)
     code = (
         "import sys\n"

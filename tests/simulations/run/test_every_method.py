@@ -1,20 +1,14 @@
 """Every method, rule and wire format through the real apps: a whole run, and one that is stopped
 and resumed; bytes as sent, exactness as measured; the switches of `deal`."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.numpy import load_file
 
-from deal_core.config.experiment import Experiment
 from deal_core.methods import METHODS
-from server.folder import RunEvent
 from server.results import read_results
 from tests.registered import register
 from tests.simulations.runs import learnt_adapter, same, simulated, stopped
@@ -33,7 +27,7 @@ and what a method keeps is in use. Of sums that are given once there is no round
 
 
 @pytest.fixture(scope="module", autouse=True)
-def sums_of_all_records() -> Iterator[None]:
+def sums_of_all_records():
     """No record is held back, and class means are used whatever they are worth."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("client.runtime.HELD_BACK", 10**9)
@@ -44,9 +38,9 @@ def sums_of_all_records() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def whole_run(make_experiment, tmp_path_factory):
     """One run a method; two of three clients a round, so some come first in a second round."""
-    finished: dict[str, tuple[Experiment, Path]] = {}
+    finished = {}
 
-    def run(name: str) -> tuple[Experiment, Path]:
+    def run(name):
         if name not in finished:
             experiment = make_experiment(
                 *RUNS[name],
@@ -67,9 +61,9 @@ def whole_run(make_experiment, tmp_path_factory):
 def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, tmp_path, name):
     experiment, folder = whole_run(name)
     assert len(read_results(folder).accuracy_matrix) == 2
-    ended: list[str] = []
+    ended = []
 
-    def in_use(event: RunEvent) -> bool:
+    def in_use(event):
         if event["event"] in {"round_finished", "stage_finished"}:
             ended.append(event["event"])
         return len(ended) >= STEPS.get(name, 4) and event["event"] == "client_finished"
@@ -113,7 +107,7 @@ def run_with(make_experiment, tmp_path):
     return run
 
 
-def model_update(folder) -> torch.Tensor:
+def model_update(folder):
     """``dW`` of every layer, in one vector."""
     arrays = load_file(folder / "adapter" / "adapter_model.safetensors")
     keys = sorted(key for key in arrays if "lora_A" in key)

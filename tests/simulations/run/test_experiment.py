@@ -1,11 +1,8 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import pytest
 
-from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.errors import UserError
 from server.folder import RunFolder
@@ -23,11 +20,11 @@ from simulations.run.simulate import (
 
 
 @pytest.fixture(autouse=True)
-def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_tmp(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def started(request: Request) -> Experiment:
+def started(request):
     """A run folder as it is after the first checkpoint."""
     experiment = load_experiment(request)
     record(experiment)
@@ -35,7 +32,7 @@ def started(request: Request) -> Experiment:
     return experiment
 
 
-def test_the_run_folder_is_named_after_experiment_and_seed_and_is_absolute(tmp_path: Path) -> None:
+def test_the_run_folder_is_named_after_experiment_and_seed_and_is_absolute(tmp_path):
     assert load_experiment(Request("quickstart")).run.out == str(tmp_path / "runs/quickstart-seed0")
     seeded = load_experiment(Request("quickstart", seed=3))
     assert (seeded.run.seed, Path(seeded.run.out).name) == (3, "quickstart-seed3")
@@ -44,7 +41,7 @@ def test_the_run_folder_is_named_after_experiment_and_seed_and_is_absolute(tmp_p
     assert load_experiment(Request("quickstart", out="x")).run.out == str(tmp_path / "x")
 
 
-def test_arguments_beat_overrides_beat_the_file(tmp_path: Path) -> None:
+def test_arguments_beat_overrides_beat_the_file(tmp_path):
     Path("own.toml").write_text("[adapter]\nrank = 4\n[run]\nseed = 1\nengine = 'flower'\n")
     experiment = load_experiment(
         Request("own.toml", overrides=("adapter.rank=5", "run.seed=2"), seed=3, engine="inprocess")
@@ -53,7 +50,7 @@ def test_arguments_beat_overrides_beat_the_file(tmp_path: Path) -> None:
     assert (experiment.run.seed, experiment.run.engine) == (3, "inprocess")
 
 
-def test_paths_become_absolute_because_apps_run_elsewhere(tmp_path: Path) -> None:
+def test_paths_become_absolute_because_apps_run_elsewhere(tmp_path):
     (tmp_path / "model").mkdir()
     overrides = ("data.source=files", "data.path=../data", "model.name=model")
     experiment = load_experiment(Request("quickstart", overrides=overrides))
@@ -62,7 +59,7 @@ def test_paths_become_absolute_because_apps_run_elsewhere(tmp_path: Path) -> Non
     assert load_experiment(Request("quickstart")).model.name == "embedded:minilm"
 
 
-def test_a_fault_in_the_file_is_blamed_on_the_file_and_one_in_set_on_set() -> None:
+def test_a_fault_in_the_file_is_blamed_on_the_file_and_one_in_set_on_set():
     Path("own.toml").write_text("[adapter]\nrnk = 4\n")
     with pytest.raises(UserError, match=r"own.toml: unknown key 'adapter.rnk'.*'rank'"):
         load_experiment(Request("own.toml", overrides=("run.seed=1",)))
@@ -70,7 +67,7 @@ def test_a_fault_in_the_file_is_blamed_on_the_file_and_one_in_set_on_set() -> No
         load_experiment(Request("quickstart", overrides=("adapter.rank=x",)))
 
 
-def test_every_shipped_experiment_parses_and_says_what_it_is_for() -> None:
+def test_every_shipped_experiment_parses_and_says_what_it_is_for():
     assert {"quickstart", "clinc10"} <= set(shipped_experiments())
     for name, path in shipped_experiments().items():
         experiment = parse_experiment(read_toml(path), name)
@@ -78,7 +75,7 @@ def test_every_shipped_experiment_parses_and_says_what_it_is_for() -> None:
         assert f"deal simulate {name}" in path.read_text().splitlines()[0]
 
 
-def test_the_record_reads_back_as_the_experiment() -> None:
+def test_the_record_reads_back_as_the_experiment():
     request = Request(
         "clinc10", overrides=('data.hub={"a b" = {path = "x", text_column = "é\\"☃"}}',)
     )
@@ -87,7 +84,7 @@ def test_the_record_reads_back_as_the_experiment() -> None:
     assert parse_experiment(read_toml(path), "record") == experiment
 
 
-def test_a_folder_that_holds_a_run_is_refused_with_the_cure() -> None:
+def test_a_folder_that_holds_a_run_is_refused_with_the_cure():
     started(Request("quickstart"))
     with pytest.raises(
         UserError, match=r"quickstart-seed0: already holds a run; .*--resume.*--out"
@@ -95,7 +92,7 @@ def test_a_folder_that_holds_a_run_is_refused_with_the_cure() -> None:
         check_folder(load_experiment(Request("quickstart")))
 
 
-def test_a_start_that_came_to_no_checkpoint_does_not_block_the_next() -> None:
+def test_a_start_that_came_to_no_checkpoint_does_not_block_the_next():
     experiment = load_experiment(Request("quickstart"))
     record(experiment)
     folder = RunFolder(Path(experiment.run.out))
@@ -105,14 +102,14 @@ def test_a_start_that_came_to_no_checkpoint_does_not_block_the_next() -> None:
     assert not folder.metrics.exists()
 
 
-def test_resume_with_other_settings_names_the_first_that_differs() -> None:
+def test_resume_with_other_settings_names_the_first_that_differs():
     started(Request("quickstart"))
     other = Request("quickstart", overrides=("adapter.rank=4", "train.batch_size=2"), resume=True)
     with pytest.raises(UserError, match=r"'adapter.rank' is 4, but .* started with 8"):
         check_folder(load_experiment(other))
 
 
-def test_settings_of_a_method_that_the_run_does_not_have_are_none_of_it() -> None:
+def test_settings_of_a_method_that_the_run_does_not_have_are_none_of_it():
     """So that another default of a baseline leaves all other runs that have begun as they are."""
     weight = "method.ewc.weight=7"
     started(Request("quickstart"))
@@ -122,7 +119,7 @@ def test_settings_of_a_method_that_the_run_does_not_have_are_none_of_it() -> Non
         check_folder(load_experiment(Request("quickstart", overrides=other, resume=True)))
 
 
-def test_resume_may_change_engine_and_threads_and_keeps_the_record() -> None:
+def test_resume_may_change_engine_and_threads_and_keeps_the_record():
     first = started(Request("quickstart"))
     text = (Path(first.run.out) / RECORD).read_text()
     again = Request("quickstart", overrides=("run.threads=1",), engine="flower", resume=True)
@@ -132,7 +129,7 @@ def test_resume_may_change_engine_and_threads_and_keeps_the_record() -> None:
     assert (Path(first.run.out) / RECORD).read_text() == text
 
 
-def test_a_folder_of_the_hub_is_found_beside_the_experiment_and_is_absolute(tmp_path: Path) -> None:
+def test_a_folder_of_the_hub_is_found_beside_the_experiment_and_is_absolute(tmp_path):
     (tmp_path / "exp" / "mine").mkdir(parents=True)
     file = tmp_path / "exp" / "own.toml"
     file.write_text(
@@ -142,7 +139,7 @@ def test_a_folder_of_the_hub_is_found_beside_the_experiment_and_is_absolute(tmp_
     assert (hub["a"].path, hub["b"].path) == (str(tmp_path / "exp" / "mine"), "o/n")
 
 
-def test_other_rows_than_those_of_the_run_are_refused(tmp_path: Path) -> None:
+def test_other_rows_than_those_of_the_run_are_refused(tmp_path):
     experiment = load_experiment(Request("quickstart", out=str(tmp_path / "run")))
     write_row_hashes(experiment)
     path = RunFolder(tmp_path / "run").row_hashes
@@ -158,7 +155,7 @@ def test_other_rows_than_those_of_the_run_are_refused(tmp_path: Path) -> None:
 ROWS = "text,label\n" + "".join(f"word {n} of ward,{'ab'[n % 2]}\n" for n in range(24))
 
 
-def write_rows(task: str, train: str, test: str) -> None:
+def write_rows(task, train, test):
     for split, rows in {"train": train, "test": test}.items():
         path = Path("data") / task / f"{split}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,9 +174,7 @@ OTHER, LABEL = ROWS.replace("word", "sign"), ROWS.replace(",a\n", ",A\n")
         (("bed", ROWS, ROWS), r"has the tasks bed, ward, .* was started with ward;"),
     ],
 )
-def test_a_run_goes_on_with_the_rows_that_it_was_started_with(
-    make_experiment, change: tuple[str, str, str], line: str
-) -> None:
+def test_a_run_goes_on_with_the_rows_that_it_was_started_with(make_experiment, change, line):
     write_rows("ward", ROWS, ROWS)
     own = ("data.source=files", "data.tasks=[]", "data.path=data", "run.out=run")
     start, again = make_experiment(*own), make_experiment(*own, "run.resume=true")

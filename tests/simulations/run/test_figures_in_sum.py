@@ -1,14 +1,9 @@
 """Counts of right answers and training losses that leave in a secure sum alone: the same accuracies
 and the same mean, nobody's own."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
-from numpy.typing import NDArray
 
 from client.egress import check_reply
 from deal_core.errors import UserError
@@ -57,9 +52,9 @@ SUMMED = (*PLAIN, "aggregation.secure=true", "privacy.metrics=summed")
 @pytest.fixture(scope="module")
 def finished(make_experiment, tmp_path_factory):
     """A run with summed counts, all that left its clients, and the same run in the clear."""
-    left: list[Message] = []
+    left = []
 
-    def see(reply: Message) -> Message:
+    def see(reply):
         left.append(reply)
         return reply
 
@@ -105,9 +100,9 @@ def test_a_client_whose_counts_are_lost_takes_the_evaluation_along_and_not_the_r
     make_experiment, tmp_path
 ):
     """Of three sites none may be missing; what is not known is left out of the results."""
-    lost: list[Message] = []
+    lost = []
 
-    def lose_the_last(reply: Message) -> Message | None:
+    def lose_the_last(reply):
         masked = {"secure", "status"} == set(reply.content) and len(lost) < 1
         if masked and reply.metadata.message_type == "evaluate":
             lost.append(reply)
@@ -123,7 +118,7 @@ def test_a_client_whose_counts_are_lost_takes_the_evaluation_along_and_not_the_r
 
 
 def test_too_few_end_the_run_which_can_go_on(make_experiment, tmp_path, monkeypatch):
-    def fail(*given: object, **options: object) -> None:
+    def fail(*given, **options):
         raise UserError("too few")
 
     monkeypatch.setattr(SecureAggregation, "share_keys", fail)
@@ -209,7 +204,7 @@ def test_figures_leave_as_the_policy_of_a_site_says(metrics, masked, left):
     assert figures_allowed(figures, Policy(metrics=metrics) if metrics else None, masked) == left
 
 
-def summed(losses: list[float | None], bits: int = 32) -> dict[str, NDArray[Any]]:
+def summed(losses, bits=32):
     """What the server decodes of a value and the losses."""
     count = len(losses)
     layout = Layout((SumField("x", (2,), 1.0, 1024.0), *loss_fields(bits, count)), bits, count)

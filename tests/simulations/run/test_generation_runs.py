@@ -1,12 +1,9 @@
 """Runs in which one task chooses a label and another writes a text, in both families that write;
 and in which each task keeps an adapter of its own, and a router chooses among them."""
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -43,7 +40,7 @@ TEXTS = ("a b", "c d", "a c", "b d", "a d", "b c", "a a", "d d")
 CLASS_MEANS = ("method.prototype.enabled=on", "federation.clients=3", *QUIET)
 
 
-def rows(task: str) -> list[dict[str, str]]:
+def rows(task):
     """Of one task a label, of the other a text of two words."""
     if task == "colours":
         return [{"text": text, "label": "red" if "a" in text else "green"} for text in TEXTS]
@@ -59,7 +56,7 @@ def experiment_of(make_experiment, tmp_path_factory):
             lines = [json.dumps(row) for row in rows(task)]
             (data / task / f"{split}.jsonl").write_text("\n".join(lines))
 
-    def make(name: str, *overrides: str):
+    def make(name, *overrides):
         folder = models / name
         return make_experiment(
             f"model.family={CONFIGS[name][0]}",
@@ -84,7 +81,7 @@ def experiment_of(make_experiment, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sums_of_all_records() -> Iterator[None]:
+def sums_of_all_records():
     """No record is held back, and class means are used whatever they are worth."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("client.runtime.HELD_BACK", 10**9)
@@ -188,7 +185,7 @@ def test_a_text_is_measured_as_its_experiment_says(experiment_of):
     assert share["exact-match"] <= share["rouge-l"] < 1
 
 
-def test_the_experiment_of_the_page_on_generation_is_in_order(make_causal, tmp_path) -> None:
+def test_the_experiment_of_the_page_on_generation_is_in_order(make_causal, tmp_path):
     """With a small model in the place of the page's, and three tasks of the page's names."""
     (told,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     tables = tomllib.loads(told)

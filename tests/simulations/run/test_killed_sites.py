@@ -5,8 +5,6 @@ real one (``site.toml``, noise that no seed gives again), killed from inside at 
 that trained anew would answer with other noise.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pickle
@@ -15,17 +13,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import psutil
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, RecordDict
 from safetensors.numpy import load
 
 from client.app import make_app
 from client.site_file import NODE_KEY
-from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
 from deal_core.models import adapter_shapes
 from deal_core.privacy.events import composed
@@ -36,7 +31,6 @@ from server.results import read_results
 from server.strategy import start_state
 from simulations.engines.worker_pool import assume_identity
 from tests.client.real_site import message_of
-from tests.forked import Forker
 from tests.simulations.runs import at, simulated
 from tests.sizes import ENOUGH_TO_LEARN
 
@@ -92,7 +86,7 @@ for name in sys.argv[2:]:
 
 
 @pytest.fixture
-def site(make_experiment, tmp_path: Path) -> Path:
+def site(make_experiment, tmp_path):
     """A folder with ``site.toml``, data, and the requests ``first`` and ``second`` (rounds)."""
     (tmp_path / "site.toml").write_text(TOML.format(keep=0))
     (tmp_path / "program.py").write_text(FAULTS + PROGRAM)
@@ -101,7 +95,7 @@ def site(make_experiment, tmp_path: Path) -> Path:
         (tmp_path / "data" / "triage").mkdir(parents=True, exist_ok=True)
         file = tmp_path / "data" / "triage" / f"{split}.csv"
         file.write_text("\n".join(["text,label", *rows, ""]))
-    experiment: Experiment = make_experiment(
+    experiment = make_experiment(
         "data.source=sites",
         'data.tasks=["triage"]',
         'data.labels.triage=["skin", "bone"]',
@@ -120,7 +114,7 @@ def site(make_experiment, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def ask(experiment: Experiment, server_round: int) -> Message:
+def ask(experiment, server_round):
     """What a server asks in this round."""
     state = start_state(experiment, adapter_shapes(experiment.model, experiment.adapter))
     for factors in state.current.layers.values():
@@ -137,23 +131,23 @@ def ask(experiment: Experiment, server_round: int) -> Message:
         return message_of(experiment, state, instruction)
 
 
-def context(experiment: Experiment, site: Path) -> Context:
+def context(experiment, site):
     config = to_run_config(experiment)
     return Context(7, 1, {NODE_KEY: str(site / "site.toml")}, RecordDict(), config)
 
 
 @pytest.fixture
-def live(fork: Forker, site: Path) -> Callable[..., int]:
+def live(fork, site):
     """A process of the site, from its start to its end; the exit status."""
 
-    def run(*requests: str, die_at: str = "") -> int:
+    def run(*requests, die_at=""):
         program = str(site / "program.py")
         return fork(program, str(site), *requests, environment={"DIE_AT": die_at}).wait()
 
     return run
 
 
-def replies(site: Path, name: str) -> list[RecordDict]:
+def replies(site, name):
     """All that has left in answer to a request."""
     found = []
     with (site / f"{name}.reply").open("rb") as file:
@@ -162,22 +156,20 @@ def replies(site: Path, name: str) -> list[RecordDict]:
     return found
 
 
-def same(reply: RecordDict, kept: bytes) -> bool:
+def same(reply, kept):
     """Whether a reply is what the ledger has paid for, to the byte."""
     paid, arrays = load(kept), reply.array_records["lora"]
     sent = {key: (array.shape, array.numpy().tobytes()) for key, array in arrays.items()}
     return sent == {key: (array.shape, array.tobytes()) for key, array in paid.items()}
 
 
-def answers(ledger: Ledger) -> dict[str, bytes]:
+def answers(ledger):
     """All that the ledger keeps; a request's name to its answer."""
     with ledger._open() as db:
         return dict(db.execute("SELECT request, body FROM answers ORDER BY seq"))
 
 
-def test_killed_after_the_charge_it_sends_what_was_charged_and_pays_once(
-    site: Path, live: Callable[..., int]
-) -> None:
+def test_killed_after_the_charge_it_sends_what_was_charged_and_pays_once(site, live):
     ledger, run = Ledger(site / "state"), site / "state" / "runs" / "run-1"
     assert live("first", die_at="charged") == -signal.SIGKILL
     # killed within the charge, behind its commit: the second file is one entry behind
@@ -207,9 +199,7 @@ def test_killed_after_the_charge_it_sends_what_was_charged_and_pays_once(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it outlives us
-def test_where_the_process_that_stays_dies_another_sends_what_it_charged(
-    site: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_process_that_stays_dies_another_sends_what_it_charged(site, monkeypatch):
     """The light process, which Flower has started, lives: it takes over within the request."""
     (site / "site.toml").write_text(TOML.format(keep=60))
     (site / "sitecustomize.py").write_text(FAULTS)  # Python imports it when it starts
@@ -260,7 +250,7 @@ run_inprocess(Experiment.model_validate_json(sys.argv[1]), lambda event: None)
 """
 
 
-def released(path: Path) -> list[str]:
+def released(path):
     """Places and contents of the updates that left, each once however often it left."""
     return sorted(set(path.read_text().splitlines())) if path.exists() else []
 
@@ -276,7 +266,7 @@ def test_killed_at_twenty_random_moments_the_ledger_stays_true(make_experiment, 
         "federation.rounds=6",
         *ENOUGH_TO_LEARN,  # so that a round lasts long enough to be killed in
     )
-    events: list[dict] = []
+    events = []
     simulated(experiment, tmp_path / "whole", events.append)
     took = events[-1]["time"] - events[0]["time"]
     whole = read_results(tmp_path / "whole").privacy
@@ -309,18 +299,18 @@ def test_killed_at_twenty_random_moments_the_ledger_stays_true(make_experiment, 
     assert len(released(notes)) == 24  # all rounds of both clients left, always the same bytes
 
 
-def wait(process: subprocess.Popen, happened: Callable[[], bool]) -> None:
+def wait(process, happened):
     """Until it has happened, or the process is gone."""
     end = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < end and not happened():
         time.sleep(0.01)
 
 
-def count(path: Path, word: str) -> int:
+def count(path, word):
     return path.read_text().count(word) if path.exists() else 0
 
 
-def check_ledger(site: Path, client: str, notes: Path) -> None:
+def check_ledger(site, client, notes):
     """All that left is in the ledger; nothing is in it twice."""
     if not (site / FILE).exists():
         assert not [line for line in released(notes) if line.startswith(f"{100 + int(client)} ")]

@@ -1,24 +1,18 @@
 """Nothing grows over the rounds of a run: memory and files of the server and of the clients'
 processes, and what a round costs."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
-from deal_core.config.experiment import Experiment
 from simulations.api import run
 from tests.architectures import save
 from tests.sizes import TINY
 
 
-def looked_at() -> tuple[float, ...]:
+def looked_at():
     """Megabytes, open files and seconds of computing, of this process and all that it started."""
     every = [psutil.Process(), *psutil.Process().children(recursive=True)]
     times = [process.cpu_times() for process in every]
@@ -29,7 +23,7 @@ def looked_at() -> tuple[float, ...]:
     )
 
 
-def generative(folder: Path) -> tuple[str, ...]:
+def generative(folder):
     """A Llama of a few thousand weights, and rows in its words."""
     for task, labels in {"laboratory": ("red", "blue"), "surgery": ("green", "options")}.items():
         texts = ["a b", "c d c", "a a d", "b c", "d d a", "c a b"] * 2
@@ -57,16 +51,11 @@ PRIVATE = ("privacy.mechanism=record", "privacy.target_delta=1e-3")
     ],
     ids=["encoder", "private", "generative"],
 )
-def test_a_long_run_stays_as_it_is(
-    tmp_path: Path,
-    make_experiment: Callable[..., Experiment],
-    rounds: int,
-    settings: Callable[[Path], tuple[str, ...]],
-) -> None:
+def test_a_long_run_stays_as_it_is(tmp_path, make_experiment, rounds, settings):
     lengths = "federation.clients=4", f"federation.rounds={rounds // 2}", "run.workers=2"
-    seen: list[tuple[float, ...]] = []
+    seen = []
 
-    def listen(event: dict[str, Any]) -> None:
+    def listen(event):
         if event["event"] == "round_finished":
             seen.append(looked_at())
 

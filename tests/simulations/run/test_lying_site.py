@@ -1,9 +1,6 @@
 """One of four sites lies about its class sums: what it can take from the average accuracy."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +37,7 @@ SMALL = (
 MOST_LOST = 0.03
 
 
-def turned(sums: np.ndarray) -> np.ndarray:
+def turned(sums):
     """Every record under the next label."""
     return np.roll(sums, 1, axis=0)
 
@@ -53,11 +50,11 @@ LIES = {
 }
 
 
-def accuracies(experiment, folder: Path, lie=None, monkeypatch=None) -> tuple[float, list[str]]:
+def accuracies(experiment, folder, lie=None, monkeypatch=None):
     """Average accuracy after the last task, and the names of the events."""
     if lie is not None:
 
-        def lying(granted, *others) -> LocalUpdate:
+        def lying(granted, *others):
             found = class_sums(granted, *others)
             if granted.client.number != LIAR:
                 return found

@@ -1,7 +1,5 @@
 """Runs whose noise is in a secure sum: the real apps, the sites' own ledgers, what leaves."""
 
-from __future__ import annotations
-
 import base64
 import json
 import math
@@ -12,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Message
 from rich.console import Console
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -45,7 +42,7 @@ class LoseOneUpdate:
 
     lost = False
 
-    def __call__(self, reply: Message) -> Message | None:
+    def __call__(self, reply):
         if self.lost or not {"secure", "metrics"} <= set(reply.content):
             return reply
         self.lost = True
@@ -56,10 +53,10 @@ class LoseOneUpdate:
 def finished(make_experiment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sum")
     experiment = make_experiment(*IN_SUM, *FEW)
-    left: set[str] = set()
-    answered: Counter[str] = Counter()
+    left = set()
+    answered = Counter()
 
-    def see(reply: Message) -> Message:
+    def see(reply):
         left.update(reply.content.array_records)
         if {"secure", "metrics"} <= set(reply.content):
             client = str(reply.metadata.src_node_id - FIRST_CLIENT_NODE)
@@ -144,7 +141,7 @@ def test_epsilon_is_that_of_an_independent_accountant(finished):
     results = read_results(folder)
     multiplier = common_noise_multiplier(experiment, 2) / 2
 
-    def delta(epsilon: float) -> float:
+    def delta(epsilon):
         first = norm.cdf(1 / (2 * multiplier) - epsilon * multiplier)
         return first - math.exp(epsilon) * norm.cdf(-1 / (2 * multiplier) - epsilon * multiplier)
 

@@ -1,22 +1,18 @@
 """Clients with tasks and orders of their own, through the real apps."""
 
-from __future__ import annotations
-
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from client import local_training as work
 from client.app import make_app
-from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
 from deal_core.data import open_source
 from deal_core.data.partition import partition
 from deal_core.deal.interface import LocalTask
 from deal_core.methods import METHODS
-from deal_core.wire.instruction import Instruction, read_instruction
+from deal_core.wire.instruction import read_instruction
 from server.results import read_results
 from server.run import run
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
@@ -33,7 +29,7 @@ ORDERS = (
 )
 
 
-def per_client(make_experiment, folder: Path, *overrides: str) -> Experiment:
+def per_client(make_experiment, folder, *overrides):
     """Three clients, a round a task; a stage of two rounds and one of one."""
     return make_experiment(
         f'run.out="{folder}"',
@@ -57,7 +53,7 @@ Asked = dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]
 """Client to its task, what it knows others had met, and its own past."""
 
 L, S, M = "laboratory", "surgery", "medicine"
-PLANNED: dict[tuple[int, int], Asked] = {
+PLANNED = {
     (0, 1): {"0": (L, (), ()), "1": (S, (), ()), "2": (M, (), ())},
     (0, 2): {"0": (S, (), (L,)), "2": (L, (), (M,))},  # 1 is through; nothing is retained yet
     (1, 1): {"0": (M, (L, S), (L, S))},
@@ -69,7 +65,7 @@ class Spy(InProcessGrid):
 
     def push_messages(self, messages):
         messages = list(messages)
-        self.asked: list[tuple[str, str, Instruction]] = getattr(self, "asked", [])
+        self.asked = getattr(self, "asked", [])
         for message in messages:
             if "instruction" in message.content.config_records:
                 instruction = read_instruction(dict(message.content["instruction"]))
@@ -80,19 +76,19 @@ class Spy(InProcessGrid):
 
 def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, monkeypatch):
     experiment = own_orders("method.name=replay")
-    learnt: list[LocalTask] = []
+    learnt = []
 
-    def spied(**fields) -> LocalTask:
+    def spied(**fields):
         learnt.append(LocalTask(**fields))
         return learnt[-1]
 
     monkeypatch.setattr(work, "LocalTask", spied)
     grid = Spy(make_app(), to_run_config(experiment), 3)
-    events: list[dict] = []
+    events = []
     with assume_identity(1, 1):
         run(grid, experiment, events.append)
 
-    found: dict[tuple[int, int], Asked] = {}
+    found = {}
     for client, kind, asked in grid.asked:
         if kind == "train":
             place = found.setdefault((asked.stage, asked.server_round), {})
@@ -127,7 +123,7 @@ def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, 
     assert all(len(own.accuracy_matrix) == 2 for own in results.per_client.values())
 
 
-def tiny(name: str) -> list[str]:
+def tiny(name):
     # Several steps a round: ewc holds nothing at the first, where it stands at the start.
     overrides = [f"method.name={name}", "federation.local_epochs=2"]
     if name == "deal":
@@ -138,9 +134,9 @@ def tiny(name: str) -> list[str]:
 @pytest.fixture(scope="module")
 def whole_run(make_experiment, tmp_path_factory):
     """One run a method."""
-    finished: dict[str, Path] = {}
+    finished = {}
 
-    def run_of(name: str) -> Path:
+    def run_of(name):
         if name not in finished:
             folder = finished[name] = tmp_path_factory.mktemp(name)
             simulated(per_client(make_experiment, folder, *tiny(name)), folder)
@@ -177,7 +173,7 @@ def test_class_means_are_those_of_all_tasks_at_once_whatever_the_orders(
     monkeypatch.setattr("server.strategy.found_worse", lambda *given: False)
     asked = (*TINY, *QUIET, 'data.tasks=["laboratory", "surgery"]', "data.partition.kind=iid")
     asked += (f"method.name={method}", "method.prototype.enabled=on")
-    events: list[dict] = []
+    events = []
     own = per_client(make_experiment, tmp_path / "own", *asked, EVERYBODY, *settings)
     simulated(own, tmp_path / "own", events.append)
     joint = make_experiment(
@@ -194,7 +190,7 @@ def test_class_means_are_those_of_all_tasks_at_once_whatever_the_orders(
 @pytest.mark.slow
 def test_a_task_of_two_clients_has_no_class_means_and_the_run_goes_on(own_orders, tmp_path):
     """Of the sum over two, each knows the other's part, also where a third is in the round."""
-    events: list[dict] = []
+    events = []
     simulated(own_orders(*tiny("prototype"), *QUIET), tmp_path, events.append)
     left_out = [event["task"] for event in events if event["event"] == "sums_left_out"]
     assert {L, S} <= set(left_out)
@@ -209,7 +205,7 @@ def test_stopped_within_a_stage_and_resumed_equals_a_whole_run(
     """And equal seeds give equal runs; these two keep something at the client."""
     place = None
 
-    def within(event: dict) -> bool:
+    def within(event):
         nonlocal place
         if event["event"] == "round_started":
             place = event["stage"], event["server_round"]

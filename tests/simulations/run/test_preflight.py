@@ -1,7 +1,5 @@
 """What cannot go together is refused by name before anything starts, in one line."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -125,12 +123,12 @@ def test_a_task_that_no_client_meets_is_found_before_the_start(make_experiment):
         ({"path": "mine"}, r'data\.path = "mine" is read with data\.source = "files"'),
     ],
 )
-def test_answers_and_folders_that_nothing_would_read_are_refused(settings, line) -> None:
+def test_answers_and_folders_that_nothing_would_read_are_refused(settings, line):
     with pytest.raises(UserError, match=line):
         check_declared(Experiment(data=DataConfig(**settings)))
 
 
-def with_positions(folder, positions: int):
+def with_positions(folder, positions):
     """The saved model's description with so many positions."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
@@ -155,7 +153,7 @@ def gpt2(tmp_path_factory):
 )
 def test_a_prompt_that_the_model_cannot_read_is_an_error(
     make_experiment, gpt2, instruction, max_length, expected
-) -> None:
+):
     """A model with learnt positions would stop in the middle of a run, or of its evaluation."""
     experiment = make_experiment(
         "model.family=causal-lm",
@@ -176,12 +174,12 @@ def test_a_prompt_that_the_model_cannot_read_is_an_error(
 @pytest.mark.parametrize(("name", "together"), [("gpt2", True), ("bart", False)])
 def test_an_answer_takes_room_of_the_text_in_a_decoder_alone(
     make_experiment, tmp_path, name, together
-) -> None:
+):
     """An encoder-decoder writes it beside the text."""
     model = with_positions(save(tmp_path, name), 64)
     family = "causal-lm" if together else "seq2seq-lm"
 
-    def asked(tokens: int) -> Experiment:
+    def asked(tokens):
         words = (f"model.family={family}", f'model.name="{model}"', "train.max_length=40")
         return make_experiment(*words, f"model.max_new_tokens={tokens}")
 
@@ -191,6 +189,6 @@ def test_an_answer_takes_room_of_the_text_in_a_decoder_alone(
         check_names(asked(most + 1))
 
 
-def test_positions_of_a_model_of_texts_and_pictures_are_those_of_its_texts(tmp_path) -> None:
+def test_positions_of_a_model_of_texts_and_pictures_are_those_of_its_texts(tmp_path):
     Gemma3Config(text_config={"max_position_embeddings": 77}).save_pretrained(tmp_path)
     assert max_positions(ModelConfig(family="causal-lm", name=str(tmp_path))) == 77

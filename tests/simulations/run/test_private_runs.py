@@ -1,14 +1,11 @@
 """Runs under differential privacy, of records and of groups of them: the real apps, the site's own
 ledgers, what leaves, what all reports say."""
 
-from __future__ import annotations
-
 import io
 import json
-from pathlib import Path
 
 import pytest
-from flwr.app import Array, Message
+from flwr.app import Array
 from rich.console import Console
 
 from deal_core.data import load_for_clients
@@ -34,9 +31,9 @@ PRIVATE = ("privacy.mechanism=record", "train.precision=float32", "train.batch_s
 def finished(make_experiment, tmp_path_factory):
     """One private run; every field that left a client, and every event."""
     folder = tmp_path_factory.mktemp("private")
-    fields: set[str] = set()
+    fields = set()
 
-    def see(reply: Message) -> Message:
+    def see(reply):
         for name, record in reply.content.items():
             for key, value in record.items():
                 fields.add(f"{name}.{'*' if isinstance(value, Array) else key}")
@@ -47,7 +44,7 @@ def finished(make_experiment, tmp_path_factory):
     return experiment, folder, events, fields
 
 
-def epsilons_shown(events) -> list[str]:
+def epsilons_shown(events):
     progress = Progress()
     return [line for event in events for line in progress.hear(event) if "epsilon" in line]
 
@@ -134,7 +131,7 @@ def test_stopped_after_the_charge_and_resumed_spends_what_it_would_have(finished
     """The update was charged, the answer was lost with the server: it is sent again, for free."""
     experiment, folder, _, _ = finished
 
-    def in_round_two(event: dict) -> bool:
+    def in_round_two(event):
         return event["event"] == "client_finished" and event["server_round"] == 2
 
     stopped(experiment, tmp_path, in_round_two)
@@ -151,7 +148,7 @@ def test_a_site_whose_budget_is_spent_takes_no_part_and_the_others_go_on(finishe
     past = Ledger(folder / "sites" / "1").events()
     for number, event in enumerate([*past, past[0]]):
         spent.charge(event, Budget(100.0, event.delta), f"earlier {number}", b"")
-    events: list[dict] = []
+    events = []
     simulated(experiment, tmp_path, events.append)
     idle = [e for e in events if e["event"] == "client_idle"]
     assert {(e["client"], e["code"]) for e in idle} == {("1", "budget-spent")}
@@ -162,7 +159,7 @@ def test_a_site_whose_budget_is_spent_takes_no_part_and_the_others_go_on(finishe
     assert len(spent.events()) == 5
 
 
-def write(folder: Path, task: str, labels: tuple[str, str], patients: range) -> None:
+def write(folder, task, labels, patients):
     """Two to four records of a patient; tests have the last ones as well, and three others."""
     (folder / task).mkdir(parents=True)
     rows = [
@@ -176,7 +173,7 @@ def write(folder: Path, task: str, labels: tuple[str, str], patients: range) -> 
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
+def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("patients")
     write(folder, "triage", ("urgent", "can wait"), range(24))
     write(folder, "referral", ("surgery", "skin"), range(12, 36))
@@ -185,7 +182,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(make_experiment, data):
-    def make(*overrides: str):
+    def make(*overrides):
         return make_experiment(
             "data.source=files",
             f'data.path="{data}"',
@@ -253,7 +250,7 @@ def test_ledgers_are_of_the_groups_that_each_client_has(grouped):
         assert event.delta <= 1e-1
 
 
-def warned(experiment) -> list[str]:
+def warned(experiment):
     return [finding.text for finding in check_data(experiment)]
 
 

@@ -1,7 +1,5 @@
 """Runs whose frozen weights have 8 or 4 bits."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -79,7 +77,7 @@ def test_records_are_protected_as_with_whole_weights(small, tmp_path, bits):
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_frozen_weights_take_less_memory(small, bits):
-    def size(bits: int) -> int:
+    def size(bits):
         model = small["encoder"].model.model_copy(update={"bits": bits})
         module = load_model(model, AdapterConfig(rank=1), 16, torch.float32).module
         inner = [

@@ -1,10 +1,6 @@
 """What people read of a run: line by line while it goes on, and on one screen at its end."""
 
-from __future__ import annotations
-
 import io
-from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -30,9 +26,7 @@ START = 1000.0
 TASKS = ["heart", "skin"]
 
 
-def round_events(
-    task: int, number: int, start: float, phase: str = "learn"
-) -> list[dict[str, Any]]:
+def round_events(task, number, start, phase="learn"):
     where = {"stage": task, "phase": phase, "server_round": number}
     return [
         {"event": "round_started", "time": start, **where, "clients": 2},
@@ -49,12 +43,12 @@ def round_events(
     ]
 
 
-def evaluated(index: int, time: float, heart: float, skin: float, **more: Any) -> dict[str, Any]:
+def evaluated(index, time, heart, skin, **more):
     accuracy = {"heart": heart, "skin": skin}
     return {"event": "evaluated", "time": time, "stage": index, "accuracy": accuracy, **more}
 
 
-def run_started(done: int = 0, stages: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+def run_started(done=0, stages=None):
     return {
         "event": "run_started",
         "time": START,
@@ -85,14 +79,14 @@ LINES = [
 ]
 
 
-def after(events: list[dict[str, Any]]) -> Progress:
+def after(events):
     progress = Progress()
     for event in events:
         progress.hear(event)
     return progress
 
 
-def test_there_is_one_line_a_round() -> None:
+def test_there_is_one_line_a_round():
     output = io.StringIO()
     listener = told_to(Console(file=output, width=40), lambda *now: None)
     for event in FIRST_TASK:
@@ -100,12 +94,12 @@ def test_there_is_one_line_a_round() -> None:
     assert output.getvalue().splitlines() == LINES
 
 
-def test_a_resumed_run_goes_on_counting() -> None:
+def test_a_resumed_run_goes_on_counting():
     (line,) = Progress().hear(run_started(done=2))
     assert line == "resumed after 2 of 6 rounds: 2 tasks, 2 clients"
 
 
-def test_where_clients_have_their_own_tasks_a_stage_is_named_and_a_task_learnt_at_its_end() -> None:
+def test_where_clients_have_their_own_tasks_a_stage_is_named_and_a_task_learnt_at_its_end():
     own = [{"rounds": 2, "tasks": ["heart", "skin"]}, {"rounds": 1, "tasks": ["skin"]}]
     progress = after([run_started(stages=own), *round_events(0, 1, START)[:-1]])
     (line,) = progress.hear(round_events(0, 1, START)[-1])
@@ -117,7 +111,7 @@ def test_where_clients_have_their_own_tasks_a_stage_is_named_and_a_task_learnt_a
     ]
 
 
-def test_what_is_lost_and_whose_weight_is_cut_is_told() -> None:
+def test_what_is_lost_and_whose_weight_is_cut_is_told():
     progress = after(FIRST_TASK[:3])
     lost = {"event": "round_lost", "time": START + 4, "reason": "LinAlgError: no end"}
     assert progress.hear(lost) == ["lost, the model stays as it was: LinAlgError: no end"]
@@ -128,7 +122,7 @@ def test_what_is_lost_and_whose_weight_is_cut_is_told() -> None:
     assert progress.hear({"event": "new", "time": START + 21}) == []
 
 
-def test_clients_have_the_names_of_their_sites_or_of_their_column() -> None:
+def test_clients_have_the_names_of_their_sites_or_of_their_column():
     progress = after([{**run_started(), "sites": ["Klinik München", "Süd"]}])
     failed = {"event": "client_failed", "client": "0", "reason": "slow"}
     assert progress.hear(failed) == ["client Klinik München left out: slow"]
@@ -136,7 +130,7 @@ def test_clients_have_the_names_of_their_sites_or_of_their_column() -> None:
     assert progress.hear(idle) == ["client Süd takes no part: no example of the task"]
 
 
-def test_what_an_epsilon_means_is_said_once_and_again_where_it_changes() -> None:
+def test_what_an_epsilon_means_is_said_once_and_again_where_it_changes():
     progress = after([{**run_started(), "unit": "record", "assumes": "nobody"}])
     told = {"event": "client_finished", "client": "0", "epsilon": 1.234, "delta": 1e-5}
     shown = []
@@ -148,14 +142,14 @@ def test_what_an_epsilon_means_is_said_once_and_again_where_it_changes() -> None
     assert "at delta 1e-05 per record, over all rounds and tasks so far" in shown[0][1]
 
 
-def test_numbers_for_people() -> None:
+def test_numbers_for_people():
     times = [duration(s) for s in (0.4, 59, 130, 3 * 3600 + 301)]
     assert times == ["0 s", "59 s", "2 min 10 s", "3 h 5 min"]
     assert [signed(-0.0002), signed(-0.0006)] == ["+0.0", "-0.1"]
 
 
-def results(**changes: Any) -> Results:
-    fields: dict[str, Any] = {
+def results(**changes):
+    fields = {
         "config": Experiment(),
         "engine": "inprocess",
         "seed": 0,
@@ -182,11 +176,11 @@ def results(**changes: Any) -> Results:
     return Results(**{**fields, **changes})
 
 
-def client(average: float | None) -> ClientResult:
+def client(average):
     return ClientResult(accuracy_matrix=[], average_accuracy=average, test_examples=[])
 
 
-def among_all() -> ClassIncremental:
+def among_all():
     return ClassIncremental(
         accuracy_matrix=[[0.8, 0.05], [0.35, 0.55]],
         zero_shot={"heart": 0.2, "skin": 0.3},
@@ -198,7 +192,7 @@ def among_all() -> ClassIncremental:
     )
 
 
-def test_accuracy_and_overlap_of_texts_are_never_one_figure() -> None:
+def test_accuracy_and_overlap_of_texts_are_never_one_figure():
     assert task_table(results()).caption.startswith("Accuracy in %")
     written = Experiment(data=DataConfig(generation=("skin",)))
     mixed = results(config=written, class_incremental=among_all())
@@ -214,7 +208,7 @@ def test_accuracy_and_overlap_of_texts_are_never_one_figure() -> None:
     assert task_table(both).caption.startswith("ROUGE-L in %")
 
 
-def test_a_run_ends_with_a_row_for_each_task_its_measures_and_its_place(tmp_path: Path) -> None:
+def test_a_run_ends_with_a_row_for_each_task_its_measures_and_its_place(tmp_path):
     write_results(RunFolder(tmp_path).results, results(class_incremental=among_all()))
     output = io.StringIO()
     print_report(Console(file=output, width=160), tmp_path)
@@ -232,7 +226,7 @@ def test_a_run_ends_with_a_row_for_each_task_its_measures_and_its_place(tmp_path
     ]
 
 
-def test_the_measures_are_those_of_the_file() -> None:
+def test_the_measures_are_those_of_the_file():
     shown = dict(measures(results()))
     assert shown["zero-shot accuracy"] == "25.0 %"
     assert shown["backward transfer"] == "-20.0 points"
@@ -242,7 +236,7 @@ def test_the_measures_are_those_of_the_file() -> None:
     assert shown["time"] == "2 min 10 s"
 
 
-def test_an_epsilon_is_never_shown_without_delta_and_unit() -> None:
+def test_an_epsilon_is_never_shown_without_delta_and_unit():
     spent = {"0": 1.5, "1": 2.25}
     whole = Privacy(mechanism="record", unit="record", delta=1e-5, epsilon=spent)
     assert "epsilon <= 2.25 at delta = 1e-05 per record" in privacy_text(whole)
@@ -250,7 +244,7 @@ def test_an_epsilon_is_never_shown_without_delta_and_unit() -> None:
         assert "epsilon" not in privacy_text(whole.model_copy(update=part))
 
 
-def test_an_unfinished_run_has_no_report(tmp_path: Path) -> None:
+def test_an_unfinished_run_has_no_report(tmp_path):
     with pytest.raises(UserError, match="has not finished"):
         print_report(Console(file=io.StringIO()), tmp_path)
 

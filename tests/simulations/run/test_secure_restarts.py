@@ -1,19 +1,14 @@
 """Server and clients that end in any leg of a secure sum and start again: the same sum, once."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
-from flwr.app import Message
 
 from client import requests
 from client.gate import Refusal
 from client.secure_legs import STATE, USED, SecureStore
 from deal_core.secure_sum.site_state import SiteState
 from simulations.engines.inprocess import InProcessGrid
-from tests.simulations.run.secure_runs import LEGS, SHORT, Ran, client_of, leg_of, rounds
+from tests.simulations.run.secure_runs import LEGS, SHORT, client_of, leg_of, rounds
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -35,11 +30,11 @@ class Crash(BaseException):
 class CrashingGrid(InProcessGrid):
     """Loses the reply of a client whose process ends."""
 
-    def _execute(self, request: Message) -> Message:
+    def _execute(self, request):
         try:
             return super()._execute(request)
         except Crash:
-            return None  # type: ignore[return-value]
+            return None
 
 
 @pytest.fixture
@@ -48,17 +43,17 @@ def experiment(make_experiment):
 
 
 @pytest.fixture(scope="module")
-def whole(make_experiment, tmp_path_factory, one_model) -> Ran:
+def whole(make_experiment, tmp_path_factory, one_model):
     """Two rounds of which nothing is cut off."""
     return rounds(make_experiment(*SETTINGS), tmp_path_factory.mktemp("whole"), last=2)
 
 
-def same(one: Ran, two: Ran) -> bool:
+def same(one, two):
     first, second = one.factors, two.factors
     return all(np.array_equal(first[key], second[key]) for key in second)
 
 
-def ending(leg: str, number: int = 2):
+def ending(leg, number=2):
     """End the server with the so-manyeth reply of a leg, before it has seen it."""
     left = {"replies": number}
 
@@ -92,7 +87,7 @@ def test_a_server_that_ends_when_the_sum_is_known_and_not_kept_gets_it_again(
     assert same(rounds(experiment, tmp_path / "run", last=2), whole)
 
 
-def crashing(monkeypatch: pytest.MonkeyPatch, client: str, leg: str, point: str) -> dict[str, str]:
+def crashing(monkeypatch, client, leg, point):
     """End a client's process once, in a leg, before or after its state is written."""
     now = {"leg": "", "client": ""}
     keep = SecureStore.keep
@@ -236,7 +231,7 @@ def test_whoever_takes_no_part_is_not_counted_on_again(make_experiment, tmp_path
     assert "1" not in ran.told("client_finished", "client")
 
 
-def folder_of(reply: Message, run: Path) -> Path:
+def folder_of(reply, run):
     return run / "sites" / client_of(reply)
 
 

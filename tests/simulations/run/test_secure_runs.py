@@ -1,26 +1,22 @@
 """Secure aggregation in whole runs: the model of the plain sum of those in it, whoever drops out,
 and what the server is shown."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deal_core.config.experiment import Experiment
 from deal_core.secure_sum import keys as masks
 from deal_core.wire.secure_layout import LOSS, layout_of
-from tests.simulations.run.secure_runs import LEGS, POOLED, SHORT, Ran, leg_of, lost, rounds
+from tests.simulations.run.secure_runs import LEGS, POOLED, SHORT, leg_of, lost, rounds
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
 Arrays = Mapping[str, NDArray[np.float32]]
 PLAIN = "aggregation.secure=false"
-RULES: dict[str, tuple[str, ...]] = {
+RULES = {
     "fedit": ("aggregation.rule=fedit",),
     "ffa": ("aggregation.rule=ffa",),
     "ffa-a, pooled": POOLED,
@@ -29,7 +25,7 @@ TRAINED = {"fedit": frozenset({"lora_A", "lora_B"}), "ffa-a, pooled": frozenset(
 """Of all other rules ``lora_B``."""
 
 
-def assert_same_model(experiment: Experiment, secure: Ran, plain: Ran, rule: str) -> None:
+def assert_same_model(experiment, secure, plain, rule):
     """After one round of a rule; what is allowed is far below what was learnt."""
     allowed = tolerance(experiment, secure, TRAINED.get(rule, frozenset({"lora_B"})))
     first, second = secure.factors, plain.factors
@@ -39,7 +35,7 @@ def assert_same_model(experiment: Experiment, secure: Ran, plain: Ran, rule: str
     assert changed(secure.factors, plain.factors) < changed_at_all(plain) / 50
 
 
-def tolerance(experiment: Experiment, ran: Ran, trained: frozenset[str]) -> float:
+def tolerance(experiment, ran, trained):
     """How far an entry of a mean of factors may be from what it is without masks.
 
     Each of ``n`` sites rounds ``x`` to a neighbour on its grid, so the sum is wrong by less than
@@ -52,19 +48,19 @@ def tolerance(experiment: Experiment, ran: Ran, trained: frozenset[str]) -> floa
     return sites / (sites - 1) * step + 2 * float(np.finfo(np.float32).eps)
 
 
-def changed(one: Arrays, two: Arrays) -> float:
+def changed(one, two):
     """Largest difference of two adapters' factors."""
     return max(float(np.abs(one[key] - two[key]).max()) for key in two)
 
 
-def changed_at_all(ran: Ran) -> float:
+def changed_at_all(ran):
     """Largest entry of what starts at zero."""
     return max(float(np.abs(value).max()) for key, value in ran.factors.items() if "lora_B" in key)
 
 
 @pytest.fixture
 def short(make_experiment):
-    def make(*overrides: str) -> Experiment:
+    def make(*overrides):
         return make_experiment(*SHORT, *overrides)
 
     return make
@@ -124,7 +120,7 @@ KINDS = {
 class NoMask:
     """In the place of a stream: what a site sends is its plain vector."""
 
-    def update_into(self, still: memoryview, buffer: bytearray) -> None:
+    def update_into(self, still, buffer):
         """Write zeros."""
         buffer[: len(still)] = bytes(len(still))
 
@@ -137,7 +133,7 @@ def test_sums_of_gradients_are_those_of_plain_vectors_to_the_bit(
     """Whole numbers. Steps at the server have no run without the protocol: its streams are zero."""
     experiment = short(*FIVE, *KINDS[kind])
     secure = rounds(experiment, tmp_path / "secure", lost(*EARLY))
-    keys: list[bytes] = []
+    keys = []
     with monkeypatch.context() as patch:
         patch.setattr(masks, "mask_stream", lambda key: keys.append(key) or NoMask())
         plain = rounds(experiment, tmp_path / "plain", lost(EARLY[0]))
@@ -174,8 +170,8 @@ def test_below_the_threshold_a_round_is_lost_and_the_run_goes_on(short, tmp_path
 
 def test_what_the_server_holds_of_clients_are_words_of_the_ring(short, tmp_path):
     """Two runs of the same seed give the same model, and every masked vector is another."""
-    vectors: dict[str, list[bytes]] = {"one": [], "two": []}
-    made: list[Any] = []
+    vectors = {"one": [], "two": []}
+    made = []
     for name, kept in vectors.items():
 
         def see(reply, kept=kept):

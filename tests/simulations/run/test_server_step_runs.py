@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from torch import Tensor
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
 from deal_core.inference.folder import find_adapter
-from deal_core.inference.predictor import Predictor, load_predictor
+from deal_core.inference.predictor import load_predictor
 from deal_core.lora.adapter import Adapter, LoraFactors, stack
 from deal_core.lora.attach import lora_layers
-from deal_core.lora.state import State
 from deal_core.methods import method_of
 from deal_core.models import load_model
 from deal_core.randomness import seeded
@@ -50,16 +48,16 @@ class Ran:
     experiment: Experiment
     events: list[dict[str, Any]]
 
-    def plain_peft(self) -> PeftModel:
+    def plain_peft(self):
         family = self.experiment.model.family
         base = LOADERS[family].from_pretrained(self.base)
         return PeftModel.from_pretrained(base, str(self.folder / "adapter")).eval()
 
-    def predictor(self) -> Predictor:
+    def predictor(self):
         return load_predictor(find_adapter(self.folder))
 
 
-def write_data(folder: Path) -> None:
+def write_data(folder):
     for task, labels in LABELS.items():
         (folder / task).mkdir(parents=True)
         rows = [{"text": t, "label": labels[n % len(labels)]} for n, t in enumerate(TEXTS)]
@@ -68,7 +66,7 @@ def write_data(folder: Path) -> None:
             (folder / task / f"{split}.jsonl").write_text(text)
 
 
-def played(make_experiment, name: str, folder: Path, *overrides: str) -> Ran:
+def played(make_experiment, name, folder, *overrides):
     base = save(folder / "model", name)
     write_data(folder / "data")
     experiment = make_experiment(
@@ -98,21 +96,21 @@ def played(make_experiment, name: str, folder: Path, *overrides: str) -> Ran:
 
 
 @pytest.fixture(scope="module", params=slow_but(NAMES, "llama"))
-def ran(request, make_experiment, tmp_path_factory) -> Ran:
+def ran(request, make_experiment, tmp_path_factory):
     return played(make_experiment, request.param, tmp_path_factory.mktemp(request.param))
 
 
 class Plain:
     """The same model, whose adapted layers are plain again and whose whole weights learn."""
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment):
         self.model = load_model(experiment.model, experiment.adapter, experiment.train.max_length)
         self.layers = lora_layers(self.model.module)
         for layer in self.layers.values():
             layer.forward = layer.base_layer.forward
             layer.base_layer.weight.requires_grad_(True)
 
-    def move(self, name: str, learnt: Tensor) -> None:
+    def move(self, name, learnt):
         """Names of labels are still embedded by the weights as they were loaded."""
         layer = self.layers[name]
         change = (learnt.T if layer.fan_in_fan_out else learnt).float()
@@ -120,7 +118,7 @@ class Plain:
         layer.weights.task_start = layer.weights.current = moved
         layer.base_layer.weight.data = moved
 
-    def gradients(self, item: Any, labels: tuple[str, ...]) -> dict[str, Tensor]:
+    def gradients(self, item, labels):
         self.model.module.zero_grad()
         self.model.forward_train([item], labels, ()).example_losses.sum().backward()
         found = {}
@@ -130,7 +128,7 @@ class Plain:
         return found
 
 
-def expected_changes(experiment: Experiment) -> dict[str, Tensor]:
+def expected_changes(experiment):
     """Layer name to what all of the run adds to its weight: every text of all clients in one sum,
     without masks and clients."""
     plain, source, method = Plain(experiment), open_source(experiment.data), method_of(experiment)
@@ -162,7 +160,7 @@ def expected_changes(experiment: Experiment) -> dict[str, Tensor]:
     return {name: update_of(state, name) for name in shapes}
 
 
-def update_of(state: State, name: str) -> Tensor:
+def update_of(state, name):
     factors = stack(state.parts()).layers[name]
     return factors.B.double() @ factors.A.double()
 
@@ -181,7 +179,7 @@ def test_the_secure_sum_is_a_plain_sum_over_all_texts(ran):
         assert off < 1e-2, name
 
 
-def outputs(module: Any, family: str) -> Tensor:
+def outputs(module, family):
     ids = torch.tensor([[5, 6, 7, 20, 21, 22, 23]])
     asked = {"decoder_input_ids": torch.tensor([[1, 18, 19]])} if family == "seq2seq-lm" else {}
     with torch.no_grad():

@@ -1,19 +1,15 @@
 """Shipped experiments: the orders of public benchmarks, and what the README promises of the
 quickstart, on the real thing."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
-from server.results import Results, read_results
+from server.results import read_results
 from simulations.importing import INSTRUCTIONS, TRACE_ORDER
 from simulations.output import shipped_experiments
 from simulations.run.data_checks import check_data
@@ -36,7 +32,7 @@ APPENDIX = {
 
 
 @pytest.mark.parametrize("number", APPENDIX)
-def test_the_orders_are_those_of_the_appendix_of_olora(number: int) -> None:
+def test_the_orders_are_those_of_the_appendix_of_olora(number):
     """The first of three is in the experiment, the others are in its comments."""
     first = shipped_experiments()[f"cl-order{1 if number < 4 else 4}"]
     tasks = parse_experiment(read_toml(first), first.name).data.tasks
@@ -50,9 +46,7 @@ def test_the_orders_are_those_of_the_appendix_of_olora(number: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["cl-order1", "cl-order4", "trace"])
-def test_a_shipped_order_is_sound_once_its_data_are_there(
-    name: str, make_causal: Callable[[Path, str], Path], tmp_path: Path
-) -> None:
+def test_a_shipped_order_is_sound_once_its_data_are_there(name, make_causal, tmp_path):
     experiment = parse_experiment(read_toml(shipped_experiments()[name]), name)
     for task in experiment.data.tasks:
         column = "target" if task in experiment.data.generation else "label"
@@ -72,7 +66,7 @@ def test_a_shipped_order_is_sound_once_its_data_are_there(
         assert set(experiment.data.instructions.values()) <= set(INSTRUCTIONS.values())
 
 
-def learnt(name: str, folder: Path, *settings: str) -> Results:
+def learnt(name, folder, *settings):
     """What a shipped experiment reaches, as the command runs it."""
     arguments = [part for setting in settings for part in ("--set", setting)]
     command = [sys.executable, "-m", "simulations.cli", "simulate", name, "--out", str(folder)]
@@ -84,7 +78,7 @@ def learnt(name: str, folder: Path, *settings: str) -> Results:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_quickstart_learns_and_hardly_forgets(tmp_path: Path) -> None:
+def test_the_quickstart_learns_and_hardly_forgets(tmp_path):
     results = learnt("quickstart", tmp_path / "run")
     assert gain(results) >= 0.05
     assert results.forgetting <= 0.03
@@ -92,7 +86,7 @@ def test_the_quickstart_learns_and_hardly_forgets(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_method_beats_sequential_training_on_the_same_budget(tmp_path: Path) -> None:
+def test_the_method_beats_sequential_training_on_the_same_budget(tmp_path):
     deal, sequential = (
         learnt("quickstart", tmp_path / method, f"method.name={method}", "data.max_train=400")
         for method in ("deal", "sequential")
@@ -103,7 +97,7 @@ def test_the_method_beats_sequential_training_on_the_same_budget(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_language_model_learns_four_tasks_that_write_and_forgets_none(tmp_path: Path) -> None:
+def test_a_language_model_learns_four_tasks_that_write_and_forgets_none(tmp_path):
     results = learnt("quickstart-llm", tmp_path / "run")
     assert gain(results) >= 0.25
     assert results.backward_transfer == 0.0
@@ -114,7 +108,7 @@ def test_a_language_model_learns_four_tasks_that_write_and_forgets_none(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_names_are_found_in_texts_and_hardly_forgotten(tmp_path: Path) -> None:
+def test_names_are_found_in_texts_and_hardly_forgotten(tmp_path):
     results = learnt("names", tmp_path / "run")
     assert set(results.measures.values()) == {"entity-f1"}
     assert min(results.accuracy_matrix[-1]) > 0.85

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord
 
 from deal_core.config.experiment import Experiment
 from deal_core.data import Example, open_source
@@ -21,8 +20,8 @@ from deal_core.privacy.distributed_noise import COUNT_WEIGHT
 from deal_core.privacy.ledger import Ledger
 from deal_core.protection import common_noise_multiplier
 from deal_core.training.evaluation import base_embeddings
-from server.run import Checkpoint, load_latest
-from simulations.engines.inprocess import FIRST_CLIENT_NODE, Interceptor
+from server.run import load_latest
+from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.conftest import load_once
 from tests.simulations.runs import at, run_in_process
 from tests.sizes import QUIET
@@ -45,18 +44,18 @@ NOISED = (
 PRIVATE = (*NOISED, "privacy.mechanism=record", "privacy.noise_share=sum")
 
 
-def last(folder: Path, experiment) -> Checkpoint:
+def last(folder, experiment):
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     return load_latest(folder / "checkpoint.safetensors", shapes)[0]
 
 
-def played(experiment, folder: Path, see=lambda reply: reply):
+def played(experiment, folder, see=lambda reply: reply):
     folder.mkdir(exist_ok=True)
     events = run_in_process(at(experiment, folder), see)
     return events, last(folder, experiment)
 
 
-def heads_alike(one: Checkpoint, two: Checkpoint) -> bool:
+def heads_alike(one, two):
     first, second = one.state.heads, two.state.heads
     return first.keys() == second.keys() and all(torch.equal(first[t], second[t]) for t in first)
 
@@ -67,9 +66,9 @@ def test_in_a_phase_of_statistics_nothing_leaves_but_masked_vectors(
     make_experiment, tmp_path, method, secure
 ):
     """Whatever the experiment says of updates; with noise and public directions as by default."""
-    left: set[tuple[str, str]] = set()
+    left = set()
 
-    def see(reply: Message) -> Message:
+    def see(reply):
         records = reply.content
         phase = records["status"].get("phase", "") if "status" in records else ""
         for name, record in records.items():
@@ -96,7 +95,7 @@ def test_in_a_phase_of_statistics_nothing_leaves_but_masked_vectors(
         assert not {name for _, name in left if name.startswith(("lora", "sums"))}
 
 
-def public_file(folder: Path) -> Path:
+def public_file(folder):
     """Public texts that all clients have."""
     path = folder / "public.txt"
     folder.mkdir(exist_ok=True)
@@ -107,27 +106,27 @@ def public_file(folder: Path) -> Path:
 FOUR = ("data.max_test=4", "federation.clients=4", "federation.rounds=1", "federation.quorum=0.5")
 
 
-def unmasked(name: str) -> Callable[[Message], None]:
+def unmasked(name):
     """Sums beside the masked vector, in a record that once held them, or in that of an update."""
 
-    def change(reply: Message) -> None:
+    def change(reply):
         reply.content[name] = ArrayRecord({"0.count": Array(np.ones(4))})
 
     return change
 
 
-def in_its_place(reply: Message) -> None:
+def in_its_place(reply):
     unmasked("sums")(reply)
     del reply.content["secure"]
 
 
-def of_another_length(reply: Message) -> None:
+def of_another_length(reply):
     masked = reply.content["secure"]["reply"]
     assert isinstance(masked, bytes)
     reply.content["secure"] = ConfigRecord({"reply": masked[:-8]})
 
 
-def of_another_phase(reply: Message) -> None:
+def of_another_phase(reply):
     reply.content["status"]["phase"] = "probe"
 
 
@@ -140,10 +139,10 @@ HOSTILE = {
 }
 
 
-def to_the_third(change: Callable[[Message], None] | None) -> Interceptor:
+def to_the_third(change):
     """Change the third client's masked vectors; None: they are lost."""
 
-    def see(reply: Message) -> Message | None:
+    def see(reply):
         third = reply.metadata.src_node_id == FIRST_CLIENT_NODE + 2
         if not third or not reply.has_content() or "metrics" not in reply.content:
             return reply
@@ -202,7 +201,7 @@ def private(make_experiment, tmp_path_factory):
         ran.deviations.append(known.deviation)
         return absorb(state, totals, known, projected)
 
-    def see(reply: Message) -> Message:
+    def see(reply):
         ran.left.update(reply.content.array_records)
         return reply
 
@@ -226,7 +225,7 @@ def test_class_sums_are_charged_once_a_task_before_they_leave(private):
     assert not [event for event in private.events if event["event"] == "round_lost"]
 
 
-def embedded(experiment, task: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def embedded(experiment, task):
     """Vectors of all records of a task, their labels, and vectors of the labels' names."""
     model = load_once()(experiment.model, experiment.adapter, experiment.train.max_length)
     data = open_source(experiment.data).load(task)
@@ -274,9 +273,9 @@ def test_heads_come_from_names_and_class_sums(private, make_experiment, tmp_path
 
 def test_sums_of_a_task_are_masked_once_even_after_a_round_that_is_lost(make_experiment, tmp_path):
     """Two sums over other sites, of the same class sums, would tell the difference."""
-    lost: list[Message] = []
+    lost = []
 
-    def lose_the_first(reply: Message) -> Message | None:
+    def lose_the_first(reply):
         if lost or not {"secure", "metrics"} <= set(reply.content):
             return reply
         lost.append(reply)

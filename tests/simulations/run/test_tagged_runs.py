@@ -1,7 +1,5 @@
 """Runs whose tasks have tags for words: what is measured, what leaves, what is refused."""
 
-from __future__ import annotations
-
 import json
 import random
 import re
@@ -11,10 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deal_core.config.experiment import Experiment
 from deal_core.data import load_for_clients
 from deal_core.data.partition import partition
-from deal_core.data.source import TaskData
 from deal_core.data.tags import entities, entity_f1
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
@@ -38,7 +34,7 @@ LEARNS = ("data.max_train=0", "federation.local_epochs=8", "train.learning_rate=
 VALUES = {"person": ("ann lee", "ben", "zoe"), "date": ("3 may", "12 may"), "record": ("77x88",)}
 
 
-def rows(task: str, count: int, seed: str) -> list[dict[str, list[str]]]:
+def rows(task, count, seed):
     """Words, some of them in an entity of the task."""
     draw, made = random.Random(f"{task} {seed}"), []
     for _ in range(count):
@@ -63,7 +59,7 @@ def experiment_of(make_experiment, tmp_path_factory):
             lines = [json.dumps(row) for row in rows(task, count, split)]
             (data / task / f"{split}.jsonl").write_text("\n".join(lines))
 
-    def make(*overrides: str) -> Experiment:
+    def make(*overrides):
         return make_experiment(
             "model.family=token-labels",
             *TINY_MODEL,
@@ -82,19 +78,19 @@ def experiment_of(make_experiment, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(experiment_of, tmp_path_factory) -> tuple[Experiment, Path]:
+def finished(experiment_of, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tagged")
     experiment = at(experiment_of(*LEARNS, "federation.clients=3"), folder)
     simulated(experiment, folder)
     return experiment, folder
 
 
-def shares(experiment: Experiment, task: str) -> list[TaskData]:
+def shares(experiment, task):
     data, clients = load_for_clients(experiment, task), experiment.federation.clients
     return partition(data, experiment.data.partition, clients, experiment.run.seed)
 
 
-def test_each_clients_f1_is_measured_and_theirs_is_the_mean_by_entities(finished) -> None:
+def test_each_clients_f1_is_measured_and_theirs_is_the_mean_by_entities(finished):
     experiment, folder = finished
     results = read_results(folder)
     assert results.measures == dict.fromkeys(LABELS, "entity-f1")
@@ -115,13 +111,13 @@ def test_each_clients_f1_is_measured_and_theirs_is_the_mean_by_entities(finished
     assert results.accuracy_matrix[-1][-1] > results.zero_shot["numbers"]
 
 
-def test_what_was_learnt_marks_texts(finished, tmp_path: Path) -> None:
+def test_what_was_learnt_marks_texts(finished, tmp_path):
     experiment, folder = finished
     predictor = load_predictor(find_adapter(folder))
     example = next(e for e in load_for_clients(experiment, "numbers").test if entities(e.tags))
     (written,) = predictor.answers([example.text], "numbers")
     assert re.sub(r"\[([^]]*)\]\(\w+\)", r"\1", written.answer) == example.text
-    lines: list[str] = []
+    lines = []
     predict(PredictRequest(str(folder), (example.text,), task="numbers"), lines.append)
     assert json.loads(lines[0])["answer"] == written.answer
     with pytest.raises(UserError, match="name it with --task"):
@@ -133,7 +129,7 @@ def test_what_was_learnt_marks_texts(finished, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_records_are_protected_and_counts_hidden_in_a_sum(experiment_of, tmp_path: Path) -> None:
+def test_records_are_protected_and_counts_hidden_in_a_sum(experiment_of, tmp_path):
     """The masked sum of F1 by entities is what three clients would have told in the clear."""
     private = (
         "privacy.mechanism=record",
@@ -163,13 +159,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("override", REFUSED)
-def test_what_reads_whole_texts_is_refused_in_a_line(experiment_of, override: str) -> None:
+def test_what_reads_whole_texts_is_refused_in_a_line(experiment_of, override):
     asked = experiment_of("federation.clients=3", override)
     errors = [found.text for found in run_checks(asked) if found.kind == "error"]
     assert any(REFUSED[override] in error and "\n" not in error for error in errors)
 
 
-def test_the_check_says_what_is_off(experiment_of) -> None:
+def test_the_check_says_what_is_off(experiment_of):
     found = [each for each in run_checks(experiment_of()) if each.kind != "error"]
     assert all("in training too" in each.text for each in found if each.kind == "warning")
     assert any(each.text.startswith("class means and Class-IL accuracy are off") for each in found)
@@ -177,7 +173,7 @@ def test_the_check_says_what_is_off(experiment_of) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"ewc", "prototype", "linear-probe"}))
-def test_every_other_method_takes_such_tasks(experiment_of, tmp_path: Path, method: str) -> None:
+def test_every_other_method_takes_such_tasks(experiment_of, tmp_path, method):
     results = read_results(simulated(experiment_of(*LEARNS, f"method.name={method}"), tmp_path))
     assert all(0 <= value <= 1 for row in results.accuracy_matrix for value in row)
     assert results.accuracy_matrix[-1] != [*results.zero_shot.values()]
@@ -217,7 +213,7 @@ FILLED = {
 }
 
 
-def sentence(template: str, draw: random.Random) -> dict[str, list[str]]:
+def sentence(template, draw):
     """A template with its fields filled in; those of a label of ``FILLED`` are tagged."""
     words, tags = [], []
     for part in template.split():
@@ -230,7 +226,7 @@ def sentence(template: str, draw: random.Random) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-def test_names_in_the_templates_of_presidio_are_found(make_experiment, tmp_path: Path) -> None:
+def test_names_in_the_templates_of_presidio_are_found(make_experiment, tmp_path):
     try:
         path = Path(str(distribution("presidio-evaluator").locate_file(PRESIDIO)))
     except PackageNotFoundError:

@@ -1,10 +1,7 @@
 """The bounds: which runs they are, and how a client learns jointly."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -12,9 +9,7 @@ from client.gate import authorize
 from client.identity import Client, ClientRequest
 from client.local_training import local_update
 from client.runtime import ClientRuntime
-from deal_core.data import TaskData
 from deal_core.errors import UserError
-from deal_core.lora.state import State
 from deal_core.methods import make_method
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
@@ -33,12 +28,12 @@ def test_joint_is_one_stage_with_the_rounds_of_one_task(make_experiment):
     assert make_plan(part, TASKS, ("0", "1")).stages == [2]
 
 
-def start_of_task(runtime: ClientRuntime) -> State:
+def start_of_task(runtime):
     method = make_method(runtime.experiment.method, runtime.experiment.adapter)
     return method.begin_task(start_state(runtime.experiment, runtime.shapes), seeded(0))
 
 
-def update_of(runtime: ClientRuntime, number: int, folder: Path, begun: State):
+def update_of(runtime, number, folder, begun):
     client = Client(number, folder, runtime.experiment)
     phase = runtime.phases[ALL_AT_ONCE.phase]
     request = ClientRequest(client, runtime, ALL_AT_ONCE, phase, begun)
@@ -59,7 +54,7 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
             "train.batch_size=8",
         )
     )
-    seen: Counter = Counter()
+    seen = Counter()
     real = type(runtime.model).forward_train
 
     def learn(model, batch, labels, earlier):
@@ -82,7 +77,7 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
 
 
 def test_without_data_of_the_first_task_a_client_still_learns_the_others(make_experiment, tmp_path):
-    def without_the_first(shares: list[TaskData]) -> list[TaskData]:
+    def without_the_first(shares):
         first, *others = shares
         return [replace(first, train=()) if first.name == TASKS[0] else first, *others]
 

@@ -1,7 +1,5 @@
 """A whole small study, in real processes: fresh, continued and failing cells; then again."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -9,10 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -26,7 +22,6 @@ from simulations.run.simulate import claimed, record, recorded
 from simulations.study.command import fitting, run_study
 from simulations.study.grid import grid, load_study
 from simulations.study.results import StudyResults
-from tests.forked import Forker
 
 STUDY = """
 description = "A small one"
@@ -50,25 +45,25 @@ set.method.name = "deal"
 """
 
 
-def call(folder: Path, **options: Any) -> tuple[int, str]:
+def call(folder, **options):
     """Exit code and output of the study ``mine.toml`` of a folder; its cells lie in ``out``."""
     screen = Console(file=io.StringIO(), width=200)
     options = {"out": str(folder / "out"), **options}
     code = run_study(str(folder / "mine.toml"), screen, **options)
-    return code, screen.file.getvalue()  # type: ignore[attr-defined]
+    return code, screen.file.getvalue()
 
 
-def runs_of(folder: Path) -> dict[str, Experiment]:
+def runs_of(folder):
     """Arm to its run."""
     cells = grid(load_study(str(folder / "mine.toml")), folder / "out")
     return {cell.arm: cell.runs[""] for cell in cells}
 
 
-def kill_midway(experiment: Experiment) -> None:
+def kill_midway(experiment):
     """What a run leaves that is stopped in its second task."""
     record(experiment)
 
-    def interrupt(event: dict[str, object]) -> None:
+    def interrupt(event):
         if event["event"] == "round_started" and event["stage"] == 1:
             raise KeyboardInterrupt
 
@@ -76,10 +71,10 @@ def kill_midway(experiment: Experiment) -> None:
         run_inprocess(experiment, interrupt)
 
 
-def without_broken(fork: Forker) -> Callable[..., Any]:
+def without_broken(fork):
     """Starts a fork in the place of a process; one for the arm ``broken`` fails."""
 
-    def start(command: list[str], **options: Any) -> Any:
+    def start(command, **options):
         if any("broken" in word for word in command):
             fails = "import sys; sys.exit('error: no quorum')"
             return subprocess.Popen([sys.executable, "-c", fails], **options)
@@ -89,7 +84,7 @@ def without_broken(fork: Forker) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, fork: Forker) -> Iterator[tuple[Path, int, str]]:
+def done(tmp_path_factory, fork):
     """The study after its first call: one cell fresh, one continued, one failed."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "mine.toml").write_text(STUDY)
@@ -100,9 +95,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, fork: Forker) -> Iterator[tup
         yield folder, *call(folder, jobs=2)
 
 
-def test_cells_are_run_or_continued_and_one_that_fails_stops_no_other(
-    done: tuple[Path, int, str],
-) -> None:
+def test_cells_are_run_or_continued_and_one_that_fails_stops_no_other(done):
     folder, code, text = done
     results = StudyResults.model_validate_json((folder / "out/study.json").read_text())
     assert results.wanted == 3
@@ -131,9 +124,7 @@ def test_cells_are_run_or_continued_and_one_that_fails_stops_no_other(
     assert "3/3 " in text
 
 
-def test_again_no_finished_cell_is_run_and_none_under_other_settings(
-    done: tuple[Path, int, str],
-) -> None:
+def test_again_no_finished_cell_is_run_and_none_under_other_settings(done):
     folder = done[0]
     before = {p: p.stat().st_mtime_ns for p in folder.glob("out/cells/**/*") if p.is_file()}
     # where it runs is no setting
@@ -145,7 +136,7 @@ def test_again_no_finished_cell_is_run_and_none_under_other_settings(
         call(folder, overrides=("adapter.rank=4",))
 
 
-def test_figures_whose_runs_are_gone_are_kept(done: tuple[Path, int, str], tmp_path: Path) -> None:
+def test_figures_whose_runs_are_gone_are_kept(done, tmp_path):
     figures = (done[0] / "out/study.json").read_text()
     (tmp_path / "study.json").write_text(figures)
     with pytest.raises(UserError, match=r"has figures of sequential\.seed0, and its runs are not"):
@@ -156,7 +147,7 @@ def test_figures_whose_runs_are_gone_are_kept(done: tuple[Path, int, str], tmp_p
         call(done[0], out=str(tmp_path))
 
 
-def test_a_run_that_another_process_writes_fails_and_is_left_alone(tmp_path: Path) -> None:
+def test_a_run_that_another_process_writes_fails_and_is_left_alone(tmp_path):
     (tmp_path / "mine.toml").write_text(STUDY)
     theirs = runs_of(tmp_path)["deal"]
     train = theirs.train.model_copy(update={"learning_rate": 0.5})
@@ -185,18 +176,14 @@ ONE_TASK = "".join(f'\nstream.orders.{k} = ["laboratory"]' for k in range(3))
     ],
     ids=["data", "orders", "counts"],
 )
-def test_every_cell_is_checked_before_anything_starts(
-    tmp_path: Path, old: str, new: str, options: dict[str, Any], message: str
-) -> None:
+def test_every_cell_is_checked_before_anything_starts(tmp_path, old, new, options, message):
     (tmp_path / "mine.toml").write_text(STUDY.replace(old, new))
     with pytest.raises(UserError, match=message):
         call(tmp_path, **options)
     assert not (tmp_path / "out" / "cells").exists()
 
 
-def test_a_run_whose_clients_kept_their_counts_is_left_out_and_stops_no_other(
-    done: tuple[Path, int, str],
-) -> None:
+def test_a_run_whose_clients_kept_their_counts_is_left_out_and_stops_no_other(done):
     folder = done[0]
     results = RunFolder(Path(runs_of(folder)["deal"].run.out)).results
     told = results.read_text()
@@ -212,7 +199,7 @@ def test_a_run_whose_clients_kept_their_counts_is_left_out_and_stops_no_other(
     call(folder, only="sequential,deal")
 
 
-def test_jobs_fit_the_cores() -> None:
+def test_jobs_fit_the_cores():
     one = Experiment()
     wide = one.model_copy(update={"run": one.run.model_copy(update={"threads": 2, "workers": 2})})
     narrow = one.model_copy(update={"run": one.run.model_copy(update={"threads": 1, "workers": 1})})
@@ -224,7 +211,7 @@ def test_jobs_fit_the_cores() -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_every_process_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_ctrl_c_stops_every_process_and_says_how_to_go_on(tmp_path):
     text = STUDY.replace("rounds = 1", "rounds = 200")
     (tmp_path / "mine.toml").write_text(text)
     root = Path(__file__).parents[3]

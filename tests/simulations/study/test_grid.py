@@ -1,13 +1,9 @@
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.errors import UserError
 from simulations.output import descriptions, shipped_experiments, shipped_studies
-from simulations.study.grid import Cell, Study, chosen, grid, load_study
+from simulations.study.grid import chosen, grid, load_study
 
 STUDY = """
 description = "test"
@@ -32,22 +28,22 @@ adapter.rank = 3
 """
 
 
-def study(tmp_path: Path, text: str = STUDY) -> Study:
+def study(tmp_path, text=STUDY):
     path = tmp_path / "mine.toml"
     path.write_text(text)
     return load_study(str(path))
 
 
-def cells(tmp_path: Path, text: str = STUDY, *overrides: str) -> list[Cell]:
+def cells(tmp_path, text=STUDY, *overrides):
     return grid(study(tmp_path, text), tmp_path / "out", overrides)
 
 
-def clinc_tasks() -> tuple[str, ...]:
+def clinc_tasks():
     path = shipped_experiments()["clinc10"]
     return parse_experiment(read_toml(path), "clinc10").data.tasks
 
 
-def test_cells_come_seed_after_seed_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_cells_come_seed_after_seed_in_the_order_of_the_file(tmp_path):
     assert [cell.name for cell in cells(tmp_path)] == [
         "one.forth.small.seed3",
         "all-at-once.forth.small.seed3",  # a bound that knows no order runs in the first alone
@@ -62,7 +58,7 @@ def test_cells_come_seed_after_seed_in_the_order_of_the_file(tmp_path: Path) -> 
     ]
 
 
-def test_the_later_table_holds_and_set_over_all(tmp_path: Path) -> None:
+def test_the_later_table_holds_and_set_over_all(tmp_path):
     by_name = {cell.name: cell.runs[""] for cell in cells(tmp_path)}
     one, two = by_name["one.back.small.seed1"], by_name["two.back.small.seed1"]
     assert (one.adapter.rank, two.adapter.rank) == (3, 5)  # [set] < setting < arm
@@ -75,7 +71,7 @@ def test_the_later_table_holds_and_set_over_all(tmp_path: Path) -> None:
     assert {cell.runs[""].run.threads for cell in forced} == {2}
 
 
-def test_bounds_are_ordinary_experiments(tmp_path: Path) -> None:
+def test_bounds_are_ordinary_experiments(tmp_path):
     text = """
     [set]
     data.tasks = ["laboratory", "surgery"]
@@ -95,7 +91,7 @@ def test_bounds_are_ordinary_experiments(tmp_path: Path) -> None:
     assert len({run.run.out for runs in found for run in runs.values()}) == 6
 
 
-def test_a_part_of_the_grid_is_named_by_parts_of_names_or_patterns(tmp_path: Path) -> None:
+def test_a_part_of_the_grid_is_named_by_parts_of_names_or_patterns(tmp_path):
     whole = cells(tmp_path)
     assert chosen(whole, []) == whole
     assert [c.name for c in chosen(whole, ["two.*.seed1"])] == [
@@ -107,7 +103,7 @@ def test_a_part_of_the_grid_is_named_by_parts_of_names_or_patterns(tmp_path: Pat
         chosen(whole, ["two", "tow"])
 
 
-def test_an_experiment_is_a_study_of_one_arm_under_budgets(tmp_path: Path) -> None:
+def test_an_experiment_is_a_study_of_one_arm_under_budgets(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text("[adapter]\nrank = 7\n")
     study = load_study(str(path), seeds=(4, 5), budgets="0.5,8,inf")
@@ -136,7 +132,7 @@ def test_an_experiment_is_a_study_of_one_arm_under_budgets(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "override", ['mechanism="record"', 'mechanism="none"', "target_epsilon=4.0"]
 )
-def test_nothing_overrules_a_budget_nor_its_absence(tmp_path: Path, override: str) -> None:
+def test_nothing_overrules_a_budget_nor_its_absence(tmp_path, override):
     """Else what is called without privacy is trained privately, or all budgets at one epsilon."""
     text = 'epsilons = "2,inf"\n[arms.a]\n'
     for own, overrides in ((f"set.privacy.{override}\n", []), ("", [f"privacy.{override}"])):
@@ -164,14 +160,14 @@ def test_nothing_overrules_a_budget_nor_its_absence(tmp_path: Path, override: st
         ("experiment = 'own.toml'\n[arms.a]\n", "own.toml: no such file"),
     ],
 )
-def test_mistakes_in_the_file(tmp_path: Path, text: str, message: str) -> None:
+def test_mistakes_in_the_file(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         cells(tmp_path, text)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", shipped_studies())
-def test_every_shipped_study_is_a_grid_of_valid_experiments(tmp_path: Path, name: str) -> None:
+def test_every_shipped_study_is_a_grid_of_valid_experiments(tmp_path, name):
     study = load_study(name)
     assert descriptions(shipped_studies())[name] == study.file.description != ""
     assert f"deal study {name}" in study.path.read_text().splitlines()[0]

@@ -1,7 +1,5 @@
 """What several runs say together, against counts made by hand."""
 
-from __future__ import annotations
-
 import pytest
 
 from deal_core.config.data import StreamConfig
@@ -9,13 +7,13 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from server.measures import EVERYBODY, make_results
 from server.plan import make_plan
-from server.results import History, Results
+from server.results import History
 from simulations.study.outcome import outcome, pooled_own, together
 
 Counts = dict[str, list[list[int]]]
 
 
-def run(tasks: list[str], *evaluations: Counts, seconds: float = 1.0, peak: int = 1) -> Results:
+def run(tasks, *evaluations, seconds=1.0, peak=1):
     history = History(
         evaluations=evaluations,
         bytes_up=(10.0, 20.0),
@@ -32,7 +30,7 @@ def run(tasks: list[str], *evaluations: Counts, seconds: float = 1.0, peak: int 
 START = {"0": [[1, 10], [0, 10]], "1": [[2, 10], [10, 10]]}
 
 
-def test_of_one_run_it_is_what_the_run_says() -> None:
+def test_of_one_run_it_is_what_the_run_says():
     first = {"0": [[8, 10], [1, 10]], "1": [[8, 10], [1, 10]]}
     last = {"0": [[4, 10], [7, 10]], "1": [[8, 10], [9, 10]]}
     results = run(["a", "b"], START, first, last)
@@ -46,7 +44,7 @@ def test_of_one_run_it_is_what_the_run_says() -> None:
     assert (found.bytes_up, found.bytes_down, found.seconds) == (30.0, 5.0, 1.0)
 
 
-def test_among_all_labels_all_measures_are_of_the_second_count() -> None:
+def test_among_all_labels_all_measures_are_of_the_second_count():
     start = {"0": [[1, 10, 1], [0, 10, 0]], "1": [[2, 10, 2], [10, 10, 10]]}
     first = {"0": [[8, 10, 8], [1, 10, 0]], "1": [[8, 10, 8], [1, 10, 2]]}
     last = {"0": [[4, 10, 2], [7, 10, 5]], "1": [[8, 10, 4], [9, 10, 3]]}
@@ -63,7 +61,7 @@ def test_among_all_labels_all_measures_are_of_the_second_count() -> None:
     assert outcome(results).worst_client == pytest.approx((0.4 + 0.7) / 2)
 
 
-def test_tasks_learnt_at_once_or_each_alone_have_no_transfer() -> None:
+def test_tasks_learnt_at_once_or_each_alone_have_no_transfer():
     one = run(["a"], {"0": [[1, 10]], "1": [[1, 10]]}, {"0": [[9, 10]], "1": [[5, 10]]}, peak=7)
     two = run(["b"], {"0": [[3, 10]], "1": [[0, 0]]}, {"0": [[6, 10]], "1": [[0, 0]]}, seconds=2.0)
     joint = outcome(run(["a", "b"], START, {"0": [[4, 10], [7, 10]], "1": [[8, 10], [9, 10]]}))
@@ -79,7 +77,7 @@ def test_tasks_learnt_at_once_or_each_alone_have_no_transfer() -> None:
     assert found.forgetting is None
 
 
-def test_each_client_alone_is_judged_on_its_own_tests_every_example_once() -> None:
+def test_each_client_alone_is_judged_on_its_own_tests_every_example_once():
     first = {"0": [[9, 10], [0, 0]], "1": [[1, 30], [3, 10]]}
     last = {"0": [[7, 10], [0, 0]], "1": [[2, 30], [5, 10]]}
     zero = run(["a", "b"], START, first, last)
@@ -99,8 +97,8 @@ def test_each_client_alone_is_judged_on_its_own_tests_every_example_once() -> No
     assert (found.bytes_up, found.bytes_down) == (30.0, 5.0)  # of each client
 
 
-def test_each_client_alone_is_judged_among_all_labels_on_its_own_tests_as_well() -> None:
-    start: Counts = {"0": [[0, 10, 0], [0, 0, 0]], "1": [[0, 30, 0], [0, 10, 0]]}
+def test_each_client_alone_is_judged_among_all_labels_on_its_own_tests_as_well():
+    start = {"0": [[0, 10, 0], [0, 0, 0]], "1": [[0, 30, 0], [0, 10, 0]]}
     zero = run(["a", "b"], start, {"0": [[9, 10, 6], [0, 0, 0]], "1": [[1, 30, 1], [3, 10, 3]]})
     one = run(["a", "b"], start, {"0": [[0, 10, 0], [0, 0, 0]], "1": [[24, 30, 18], [2, 10, 1]]})
     found = pooled_own([zero, one]).class_incremental
@@ -111,7 +109,7 @@ def test_each_client_alone_is_judged_among_all_labels_on_its_own_tests_as_well()
     assert pooled_own([zero, silent]).class_incremental is None
 
 
-def test_of_clients_alone_in_their_own_orders_a_task_is_learnt_when_its_last_learner_was() -> None:
+def test_of_clients_alone_in_their_own_orders_a_task_is_learnt_when_its_last_learner_was():
     orders = {"0": ("a", "b"), "1": ("b", "a")}
     parts = []
     for client in (0, 1):
@@ -127,17 +125,17 @@ def test_of_clients_alone_in_their_own_orders_a_task_is_learnt_when_its_last_lea
 
 
 @pytest.mark.parametrize("combine", [together, pooled_own, lambda parts: outcome(parts[0])])
-def test_runs_without_counts_are_refused_in_one_line(combine) -> None:
+def test_runs_without_counts_are_refused_in_one_line(combine):
     results = run(["a"], START, START).model_copy(update={"accuracy_matrix": []})
     with pytest.raises(UserError, match=r"its clients kept their counts.*remove that folder"):
         combine([results, results])
 
 
-SUMMED: Counts = {EVERYBODY: [[5, 10, 4], [7, 10, 6]]}
+SUMMED = {EVERYBODY: [[5, 10, 4], [7, 10, 6]]}
 """What a secure sum tells: nothing of single clients."""
 
 
-def test_counts_of_all_clients_together_are_enough() -> None:
+def test_counts_of_all_clients_together_are_enough():
     results = run(["a", "b"], SUMMED, SUMMED, SUMMED)
     assert not results.per_client
     found = outcome(results)
@@ -150,9 +148,9 @@ def test_counts_of_all_clients_together_are_enough() -> None:
     assert together(parts).worst_client is None
 
 
-def test_clients_alone_need_counts_of_their_own() -> None:
+def test_clients_alone_need_counts_of_their_own():
     """Of the last evaluation, and at every stage those of one of them."""
-    last: Counts = {"0": [[7, 10], [6, 10]], "1": [[2, 10], [5, 10]]}
+    last = {"0": [[7, 10], [6, 10]], "1": [[2, 10], [5, 10]]}
     whole = run(["a", "b"], START, last, last)
     missing = run(["a", "b"], START, last, {"0": last["0"]})
     others = [run(["a", "b"], START, {name: last[name]}, last) for name in ("1", "0")]
@@ -168,12 +166,12 @@ def test_clients_alone_need_counts_of_their_own() -> None:
             pooled_own(parts)
 
 
-def at(results: Results, out: str) -> Results:
+def at(results, out):
     run = results.config.run.model_copy(update={"out": out})
     return results.model_copy(update={"config": results.config.model_copy(update={"run": run})})
 
 
-def test_counts_that_did_not_arrive_are_no_wrong_answers() -> None:
+def test_counts_that_did_not_arrive_are_no_wrong_answers():
     last = {"0": [[7, 10], [6, 10]], "1": [[2, 10], [5, 10]]}
     whole = run(["a", "b"], START, last, last)
     lost = run(["a", "b"], START, {"0": last["0"]}, last)  # client 1 was silent once

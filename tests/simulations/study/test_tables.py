@@ -1,9 +1,5 @@
 """The tables of a study, from cells that are made up."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from deal_core.errors import UserError
@@ -43,20 +39,13 @@ bound = "joint"
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Study:
+def study(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(STUDY)
     return load_study(str(path))
 
 
-def cell(
-    arm: str,
-    seed: int,
-    matrix: list[list[float]],
-    setting: str = "",
-    order: str = "",
-    zero_shot: tuple[float, float] = (0.1, 0.3),
-) -> CellResult:
+def cell(arm, seed, matrix, setting="", order="", zero_shot=(0.1, 0.3)):
     in_turn = len(matrix) > 1
     found = Outcome(
         tasks=["a", "b"],
@@ -92,15 +81,13 @@ CELLS = [
 ]
 
 
-def rows(table: Table | None) -> dict[str, list[str]]:
+def rows(table):
     """First cell of every row of a table to the others."""
     assert table is not None
     return {first: others for first, *others in table.rows}
 
 
-def parts(
-    study: Study, cells: list[CellResult], *more: str
-) -> tuple[list[str], list[tuple[str, ...]]]:
+def parts(study, cells, *more):
     """Paragraphs and rows of the differences."""
     found = list(significance(study, cells, *more))
     tables = [part for part in found if isinstance(part, Table)]
@@ -108,7 +95,7 @@ def parts(
     return texts, [row for table in tables for row in table.rows]
 
 
-def test_arms_have_means_intervals_and_marks(study: Study) -> None:
+def test_arms_have_means_intervals_and_marks(study):
     table = rows(arms_table(study, CELLS))
     # 0.75 and 0.82: standard error 0.035, t(0.975, 1) = 12.706
     assert table["DEAL"][:3] == ["2", "78.5 ± 44.5", "-8.0 ± 25.4"]
@@ -119,7 +106,7 @@ def test_arms_have_means_intervals_and_marks(study: Study) -> None:
     assert list(table)[1:] == names
 
 
-def test_the_best_contestant_is_in_bold_and_neither_bound_nor_reference(study: Study) -> None:
+def test_the_best_contestant_is_in_bold_and_neither_bound_nor_reference(study):
     made = arms_table(study, CELLS)
     bold = {(made.rows[y][0], made.columns[x]) for y, x in made.best}
     assert ("DEAL", "Task-IL accuracy") in bold
@@ -128,7 +115,7 @@ def test_the_best_contestant_is_in_bold_and_neither_bound_nor_reference(study: S
     assert arms_table(study, CELLS[:1]).best == frozenset()  # one alone is no best
 
 
-def test_overlap_of_texts_is_not_passed_off_as_accuracy() -> None:
+def test_overlap_of_texts_is_not_passed_off_as_accuracy():
     assert mixed_measures(CELLS) == ""
     settings = {"": {"data.generation": '["notes"]'}}
     assert "texts in: notes." in mixed_measures(
@@ -136,7 +123,7 @@ def test_overlap_of_texts_is_not_passed_off_as_accuracy() -> None:
     )
 
 
-def test_class_il_accuracy_stands_beside_where_it_is_known(study: Study) -> None:
+def test_class_il_accuracy_stands_beside_where_it_is_known(study):
     found = Measures(
         accuracy_matrix=[[0.8, 0.0], [0.1, 0.3]],
         average_accuracy=0.2,
@@ -152,7 +139,7 @@ def test_class_il_accuracy_stands_beside_where_it_is_known(study: Study) -> None
     assert table["DEAL"][:3] == ["2", "78.5 ± 44.5", "–"]
 
 
-def test_an_order_cannot_change_zero_shot(study: Study) -> None:
+def test_an_order_cannot_change_zero_shot(study):
     """Nothing was learnt: the same texts, hence one value for each seed. Orders of other tasks have
     values of their own."""
     matrix = [[0.8, 0.3], [0.4, 0.8]]
@@ -164,7 +151,7 @@ def test_an_order_cannot_change_zero_shot(study: Study) -> None:
     assert rows(arms_table(study, [*cells, longer]))["zero-shot (bound)"][0] == "3"
 
 
-def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study: Study) -> None:
+def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study):
     (text,), found = parts(study, CELLS)
     assert "have in common, is Good" in text
     assert ("replay (not private)", "DEAL: candidate", "1", "+10.0", "–") in found
@@ -173,7 +160,7 @@ def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study: Study) 
     assert best_of({"weak": {0: 0.9, 1: 0.5}, "good": {0: 0.8}}) == ("weak", True)
 
 
-def test_differences_are_paired_by_seed_order_and_precision(study: Study) -> None:
+def test_differences_are_paired_by_seed_order_and_precision(study):
     # 0.75 - 0.70 and 0.82 - 0.75: 6 points, standard error 1, t(0.975, 1) = 12.706
     assert ("DEAL", "Good | old: best baseline", "2", "+6.0 ± 12.7", "0.105") in parts(
         study, CELLS
@@ -191,8 +178,8 @@ def test_differences_are_paired_by_seed_order_and_precision(study: Study) -> Non
     assert ("DEAL", "Good | old: best baseline", "1", "+5.0", "–") in parts(study, cells)[1]
 
 
-def test_class_il_differences_are_of_the_cells_that_have_counted_that(study: Study) -> None:
-    def counted(cell: CellResult, value: float) -> CellResult:
+def test_class_il_differences_are_of_the_cells_that_have_counted_that(study):
+    def counted(cell, value):
         found = {"accuracy_matrix": [[value]], "average_accuracy": value}
         more = Measures(**found, backward_transfer=None, forgetting=None)
         outcome = cell.outcome.model_copy(update={"class_incremental": more})
@@ -206,7 +193,7 @@ def test_class_il_differences_are_of_the_cells_that_have_counted_that(study: Stu
     assert not [row for row in found if "replay" in row[0]]
 
 
-def test_an_arm_without_a_pair_is_named_and_the_fallback_said(study: Study) -> None:
+def test_an_arm_without_a_pair_is_named_and_the_fallback_said(study):
     """A reader must not take the comparison for one of all."""
     matrix = [[0.5, 0.1], [0.4, 0.6]]
     told = [cell("deal", 0, matrix), cell("good", 0, matrix), cell("weak", 1, matrix)]
@@ -217,13 +204,13 @@ def test_an_arm_without_a_pair_is_named_and_the_fallback_said(study: Study) -> N
     assert "by the cells that all have in common" in text
 
 
-def test_forgetting_by_age(study: Study) -> None:
+def test_forgetting_by_age(study):
     table = rows(age_table(study, CELLS))
     assert table["DEAL"] == ["82.5", "77.0"]  # R[j][j]: 80, 80, 90, 80; R[j+1][j]: 70, 84
     assert "joint (bound)" not in table
 
 
-def test_settings_have_an_overview_and_every_arm_its_best(study: Study) -> None:
+def test_settings_have_an_overview_and_every_arm_its_best(study):
     file = StudyFile.model_validate({**study.file.model_dump(), "settings": {"s1": {}, "s2": {}}})
     tuned = Study(study.name, study.path, file)
     cells = [
@@ -247,9 +234,7 @@ def test_settings_have_an_overview_and_every_arm_its_best(study: Study) -> None:
         (1, {}, False),
     ],
 )
-def test_cells_that_are_compared_were_found_on_the_same_rows(
-    seed: int, settings: dict[str, object], other: bool
-) -> None:
+def test_cells_that_are_compared_were_found_on_the_same_rows(seed, settings, other):
     first = CELLS[0].model_copy(update={"rows": {"heart": "1"}, "settings": {"": {}}})
     changed = {"arm": "other", "rows": {"heart": "2"}, "settings": {"": settings}, "seed": seed}
     beside = first.model_copy(update=changed)
@@ -266,7 +251,7 @@ PRIVATE = Privacy(
 )
 
 
-def under(setting: str, seed: int, reached: float, spent: Privacy | None = None) -> CellResult:
+def under(setting, seed, reached, spent=None):
     found = cell("deal", seed, [[0.8, 0.3], [reached, reached]], setting)
     return found.model_copy(
         update={"privacy": spent, "settings": {"": {"train.precision": "float32"}}}
@@ -281,7 +266,7 @@ UNDER_BUDGETS = [
 ]
 
 
-def test_a_row_for_every_budget_that_has_run(tmp_path: Path) -> None:
+def test_a_row_for_every_budget_that_has_run(tmp_path):
     (tmp_path / "mine.toml").write_text('epsilons = "1,8,inf"\nseeds = [0, 1]\n[arms.deal]\n')
     study = load_study(str(tmp_path / "mine.toml"))
     table = rows(budget_table(study, "deal", UNDER_BUDGETS))
@@ -293,14 +278,14 @@ def test_a_row_for_every_budget_that_has_run(tmp_path: Path) -> None:
     assert table["inf (no privacy)"][5:] == ["100.0", "–"]
 
 
-def test_an_epsilon_comes_with_its_delta_unit_extent_and_trust() -> None:
+def test_an_epsilon_comes_with_its_delta_unit_extent_and_trust():
     (text,) = meanings(UNDER_BUDGETS)
     assert text.startswith("Spent: epsilon at delta = 1e-05 per record, over all")
     seeded = PRIVATE.model_copy(update={"simulation_only": True})
     assert "simulation only" in meanings([under("eps-1", 0, 0.4, seeded)])[0]
 
 
-def test_a_sweep_is_a_release_for_each_of_its_runs() -> None:
+def test_a_sweep_is_a_release_for_each_of_its_runs():
     text = sweep_text(UNDER_BUDGETS)
     assert "the 2 private runs of this sweep would together spend at most epsilon = 1.5" in text
     assert "The 2 runs without privacy protect nothing" in text

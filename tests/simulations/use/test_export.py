@@ -1,7 +1,5 @@
 """``deal export``: PEFT, transformers and the program of an export give the answers of the run."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -10,7 +8,6 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter, read_inference
-from deal_core.inference.predictor import Predictor, load_predictor
+from deal_core.inference.predictor import load_predictor
 from deal_core.lora.attach import base_only
 from deal_core.models.encoder import LOGIT_SCALE
 from deal_core.training.evaluation import base_embeddings
@@ -39,13 +36,13 @@ TEXT, TASK = "spinal block", "surgery"
 
 
 @pytest.fixture(scope="module")
-def exported(encoder, tmp_path_factory) -> Path:
+def exported(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     export(ExportRequest(str(encoder), str(folder / "mine")))
     return folder
 
 
-def worded(name: str, folder: Path, make_causal, make_experiment) -> Path:
+def worded(name, folder, make_causal, make_experiment):
     """The folder with the run of such a model with class means, its adapter (``mine``), and with
     texts for the answers of its first task (``writing``)."""
     causal = name in ("llama", "gpt2")
@@ -65,7 +62,7 @@ def worded(name: str, folder: Path, make_causal, make_experiment) -> Path:
 
 
 @pytest.fixture(scope="module")
-def with_heads(tmp_path_factory, make_experiment) -> Path:
+def with_heads(tmp_path_factory, make_experiment):
     """A folder with the run of an encoder of the default method, which answers by heads and names,
     and its export (``mine``)."""
     folder = tmp_path_factory.mktemp("heads")
@@ -76,7 +73,7 @@ def with_heads(tmp_path_factory, make_experiment) -> Path:
     return folder
 
 
-def run_outside(folder: Path, jobs: dict[str, list[object]]) -> dict[str, Any]:
+def run_outside(folder, jobs):
     """What a process without this project says of each job; see ``outside.py``."""
     script = str(Path(__file__).with_name("outside.py"))
     done = subprocess.run(
@@ -90,12 +87,12 @@ def run_outside(folder: Path, jobs: dict[str, list[object]]) -> dict[str, Any]:
     return dict(zip(jobs, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
-def token_ids(predictor: Predictor, task: str) -> list[int]:
+def token_ids(predictor, task):
     labels = predictor.inference.all_tasks[task]
     return list(predictor.model.encode([Example(TEXT, labels[0])], labels)[0].tokens)
 
 
-def own_numbers(predictor: Predictor, ids: list[int]) -> torch.Tensor:
+def own_numbers(predictor, ids):
     tokens = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long()}
     if predictor.inference.model.family == "seq2seq-lm":
         tokens["decoder_input_ids"] = tokens["input_ids"]
@@ -104,7 +101,7 @@ def own_numbers(predictor: Predictor, ids: list[int]) -> torch.Tensor:
     return output.logits if hasattr(output, "logits") else output.last_hidden_state
 
 
-def check_numbers(predictor: Predictor, out: Path, ids: list[int], names: set[str]) -> None:
+def check_numbers(predictor, out, ids, names):
     """Those of every folder are the run's, and not those of the base model."""
     numbers, expected = load_file(out), own_numbers(predictor, ids)
     assert numbers.keys() == names
@@ -114,7 +111,7 @@ def check_numbers(predictor: Predictor, out: Path, ids: list[int], names: set[st
         assert (own_numbers(predictor, ids) - expected).abs().max() > 1e-3  # the adapter is there
 
 
-def own_scores(predictor: Predictor, task: str) -> dict[str, float]:
+def own_scores(predictor, task):
     """Of each label by its name, or its words."""
     labels, model = predictor.inference.all_tasks[task], predictor.model
     batch = model.encode([Example(TEXT, labels[0])], labels, predictor.inference.instruction(task))
@@ -122,7 +119,7 @@ def own_scores(predictor: Predictor, task: str) -> dict[str, float]:
         return dict(zip(labels, model.scores(batch, labels)[0].tolist(), strict=True))
 
 
-def check_answer(predictor: Predictor, task: str, said: dict[str, Any]) -> None:
+def check_answer(predictor, task, said):
     answer, scores = predictor.answer(TEXT, task), said["scores"]
     assert [said["label"], answer.runner_up] == sorted(scores, key=scores.get)[:-3:-1]
     assert answer.label == said["label"]
@@ -177,7 +174,7 @@ def test_exports_answer_without_this_project(
     assert max(abs(before[x] - y) for x, y in own_scores(learnt, TASK).items()) > 1
 
 
-def word_jobs(place: Path) -> dict[str, list[object]]:
+def word_jobs(place):
     predictor = load_predictor(find_adapter(place / "run"))
     kind = "causal" if predictor.inference.model.family == "causal-lm" else "seq2seq"
     ids, task = token_ids(predictor, TASK), predictor.inference.tasks[0].name
@@ -189,7 +186,7 @@ def word_jobs(place: Path) -> dict[str, list[object]]:
     return {"word numbers": numbers, **answers, **cards}
 
 
-def check_words(place: Path, said: dict[str, Any]) -> None:
+def check_words(place, said):
     predictor = load_predictor(find_adapter(place / "run"))
     task, model = predictor.inference.tasks[0], predictor.model
     ids = token_ids(predictor, TASK)
@@ -312,7 +309,7 @@ def test_a_base_that_it_was_not_learnt_for_is_refused(encoder, tmp_path):
 
 
 def test_a_failed_export_leaves_nothing_that_blocks_the_next(encoder, tmp_path, monkeypatch):
-    def full(*_: object) -> None:
+    def full(*_):
         raise OSError(28, "No space left on device")
 
     (tmp_path / "there").mkdir()

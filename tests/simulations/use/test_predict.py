@@ -6,26 +6,21 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from client.gate import Refusal
-from client.identity import ClientRequest
 from client.local_training import class_sums
-from deal_core.config.experiment import Experiment
-from deal_core.data import Example, load_for_clients
+from deal_core.data import load_for_clients
 from deal_core.errors import UserError
 from deal_core.inference.folder import AdapterFolder, Written, find_adapter, read_inference
-from deal_core.inference.predictor import Predictor, load_predictor, read_temperatures
-from deal_core.models.interface import Encoded
-from deal_core.training.evaluation import AnswerSpace, Scorer, count_both
+from deal_core.inference.predictor import load_predictor, read_temperatures
+from deal_core.training.evaluation import count_both
 from server.results import read_results
 from simulations import cli
 from simulations.report.labels import count_labels, read_label_counts
@@ -80,13 +75,11 @@ class EvaluationAnswers:
     told: dict[Key, tuple[str, float]] = field(default_factory=dict)
     among_all: dict[Key, tuple[str, str]] = field(default_factory=dict)
 
-    def count_both(
-        self, score: Scorer, data: Sequence[Encoded], space: AnswerSpace, *options: Any
-    ) -> tuple[float, float]:
+    def count_both(self, score, data, space, *options):
         """The real one, with an eye on the scores."""
         labels = tuple(space.columns[column][1] for column in space.own)
 
-        def seen(batch: Sequence[int]) -> torch.Tensor:
+        def seen(batch):
             scores = score(batch)
             for i, row in zip(batch, scores.cpu(), strict=True):
                 key = labels, data[i].tokens
@@ -98,12 +91,12 @@ class EvaluationAnswers:
         return count_both(seen, data, space, *options)
 
 
-def finished(experiment: Experiment, keeping: bool = False) -> EvaluationAnswers:
+def finished(experiment, keeping=False):
     """Run it; return what its evaluations answered. ``keeping``: sites keep sums of the second
     task."""
     answers = EvaluationAnswers()
 
-    def kept(granted: ClientRequest, *rest: Any) -> Any:
+    def kept(granted, *rest):
         if granted.instruction.task == TASKS[1]:
             raise Refusal("policy", "sums stay here")
         return class_sums(granted, *rest)
@@ -117,12 +110,12 @@ def finished(experiment: Experiment, keeping: bool = False) -> EvaluationAnswers
     return answers
 
 
-ANSWERS: dict[Path, EvaluationAnswers] = {}
+ANSWERS = {}
 """Run folder to what its evaluations answered."""
 
 
 @pytest.fixture(scope="module", params=slow_but(SETTINGS, "heads", "names"))
-def run(request, tmp_path_factory, make_experiment) -> tuple[Path, Experiment]:
+def run(request, tmp_path_factory, make_experiment):
     folder = tmp_path_factory.mktemp(request.param)
     public = tmp_path_factory.mktemp("public") / "texts.txt"
     public.write_text("".join(f"Sentence {n} is about {n % 7} things\n" for n in range(60)))
@@ -134,11 +127,11 @@ def run(request, tmp_path_factory, make_experiment) -> tuple[Path, Experiment]:
 
 
 @pytest.fixture(scope="module")
-def predictor(run) -> Predictor:
+def predictor(run):
     return load_predictor(find_adapter(run[0]))
 
 
-def encoded(predictor: Predictor, experiment: Experiment, task: str) -> list[tuple[Example, Key]]:
+def encoded(predictor, experiment, task):
     """A task's test texts, and under what their answers are in :class:`EvaluationAnswers`."""
     data = load_for_clients(experiment, task)
     items = predictor.model.encode(data.test, data.labels, predictor.inference.instruction(task))
@@ -192,7 +185,7 @@ def test_a_file_with_right_answers_has_the_accuracy_of_the_run(run, tmp_path):
         for example in load_for_clients(experiment, "surgery").test
     ]
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines: list[str] = []
+    lines = []
     asked = {"file": str(table), "column": "question", "label_column": "ward", "task": "surgery"}
     score = predict(PredictRequest(str(folder), **asked), lines.append)
     right = round(len(rows) * results.accuracy_matrix[-1][place])
@@ -238,11 +231,11 @@ def test_a_calibration_and_a_threshold(run, tmp_path):
     told = replace(asked, label_column="ward")
     typed = with_columns(replace(asked, column="a", pair_column="b"), AdapterFolder(folder))
     assert (typed.column, typed.pair_column) == ("a", "b")
-    before: list[str] = []
+    before = []
     assert "calibration error" in predict(told, before.append).line
     said = predict(replace(told, calibrate=True), before.append).line
     assert re.search(r"ECE\) [\d.]+ % before, [\d.]+ % with the temperature", said)
-    after: list[str] = []
+    after = []
     predict(replace(asked, threshold=0.6), after.append)
     first, last = ([json.loads(line) for line in each] for each in (before[: len(rows)], after))
     assert len(first) == len(last)
@@ -263,10 +256,10 @@ def test_only_the_adapter_folder_and_the_base_model_are_read(encoder, tmp_path, 
 
 
 @pytest.fixture
-def deal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def deal(monkeypatch, capsys):
     """Call the command; returns what it prints."""
 
-    def call(*arguments: str) -> str:
+    def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["deal", *arguments])
         capsys.readouterr()
         try:
@@ -282,7 +275,7 @@ def deal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.fixture(scope="module")
-def causal(tmp_path_factory, make_causal, make_experiment) -> tuple[Path, Experiment]:
+def causal(tmp_path_factory, make_causal, make_experiment):
     base = make_causal(tmp_path_factory.mktemp("base"), "llama")
     folder = tmp_path_factory.mktemp("run")
     settings = ("model.family=causal-lm", f'model.name="{base}"', "federation.rounds=1")
@@ -300,7 +293,7 @@ def test_a_causal_model_is_told_the_task(causal, deal):
 
 
 @pytest.fixture(scope="module", params=slow_but(["llama", "t5"], "llama"))
-def colours(request, tmp_path_factory, make_experiment) -> tuple[Predictor, Experiment, Any]:
+def colours(request, tmp_path_factory, make_experiment):
     """A model that answers in words, on labels that are words to it: what a run has learnt, the
     run, and what its evaluations answered."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -341,7 +334,7 @@ def test_each_text_is_answered_in_words_as_the_evaluation_did(colours):
     assert len(shares) > 9  # texts differ to the model
 
 
-def lines(error: pytest.ExceptionInfo[Any]) -> list[str]:
+def lines(error):
     return str(error.value).splitlines()
 
 
@@ -382,7 +375,7 @@ def test_mistakes_in_a_file_are_one_line(causal, deal, tmp_path, name, content, 
     assert len(lines(error)) == 1
 
 
-def answered_table(folder: Path, *answers: str) -> Path:
+def answered_table(folder, *answers):
     """A file with these answers in the column `ward`, and others in `note`."""
     table = folder / "tests.csv"
     rows = "".join(f"text {n},{answer},note {n}\n" for n, answer in enumerate(answers))
