@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import cycle
 from logging import INFO
 from pathlib import Path
 from typing import Any
@@ -325,10 +324,6 @@ class DealStrategy(Strategy):
         trained = tuple(sorted(summation.trained))
         common = instruction_of(step, shown).model_copy(update={"trained": trained})
         met, future = plan.met(step.stage, step.server_round), plan.future(step.stage)
-        learns = step.phase == LEARN and not adds
-        ranks = self.clients.experiment.adapter.client_ranks if learns else ()
-        turns = cycle(ranks or (common.rank,))
-        rank_of = dict(zip(self.clients.roster.clients, turns, strict=False))
         own = {}
         for name, task in summation.asked.items():
             past = plan.past(name, step.stage, step.server_round)
@@ -341,7 +336,6 @@ class DealStrategy(Strategy):
                     "seen": tuple(other for other in met if other != task),
                     "future": future,
                     "past": past,
-                    "rank": rank_of[name],
                 }
             )
         return own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +13,6 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from deal_core.aggregation.rule import AggregationFailed, require_finite
-from deal_core.aggregation.rules import starting_adapter
 from deal_core.config.experiment import Experiment
 from deal_core.deal.interface import statistics_of
 from deal_core.installed import package_digest
@@ -172,7 +171,6 @@ class Outgoing:
         kind: Flower's type of the messages that carry it.
         retained_rank: rows of the record of the retained adapter; its others are 0.
         digest: of that record.
-        smaller: rank to the same, for clients whose own adapter has a smaller one.
     """
 
     records: dict[str, ArrayRecord]
@@ -180,23 +178,14 @@ class Outgoing:
     kind: str
     retained_rank: int
     digest: str
-    smaller: Mapping[int, Outgoing] = field(default_factory=dict)
-
-    def of(self, rank: int) -> Outgoing:
-        """Return what a client of this rank is sent."""
-        return self.smaller.get(rank, self)
 
 
-def packed(
-    experiment: Experiment, state: State, asked: Instruction, ranks: Set[int] = frozenset()
-) -> Outgoing:
-    """Return a state packed for what is asked of it, and for each of the clients' own ``ranks``;
-    formats that round draw by what is asked. Rows of the retained adapter that are zero do not
-    travel."""
+def packed(experiment: Experiment, state: State, asked: Instruction) -> Outgoing:
+    """Return a state packed for what is asked of it; formats that round draw by what is asked. Rows
+    of the retained adapter that are zero do not travel."""
     dtype, rank, heads = experiment.wire.dtype, nonzero_rank(state.retained), state.heads
     kind = MessageType.TRAIN if asked.task else MessageType.EVALUATE  # which is of no one task
-    where = (experiment.run.seed, "downlink", kind, asked.stage, asked.server_round)
-    generator = seeded(*where)
+    generator = seeded(experiment.run.seed, "downlink", kind, asked.stage, asked.server_round)
     sent = {LORA: state.current, RETAINED: split(state.retained, rank)[0]}
     if state.residual is not None:
         sent[RESIDUAL] = state.residual
@@ -217,14 +206,7 @@ def packed(
         retained=padded(arrived[RETAINED], state.retained.rank),
         residual=arrived.get(RESIDUAL),
     )
-    full, smaller = Outgoing(records, decoded, kind, rank, record_digest(records[RETAINED])), {}
-    for own_rank in ranks - {state.current.rank}:
-        scaling = experiment.adapter.lora_alpha / own_rank
-        current = starting_adapter(decoded.current, own_rank, scaling)
-        record = as_record(encode(dtype, to_arrays(current), seeded(*where)))
-        own = replace(decoded, current=unpack(record, dtype, current))
-        smaller[own_rank] = replace(full, records={**records, LORA: record}, state=own)
-    return replace(full, smaller=smaller)
+    return Outgoing(records, decoded, kind, rank, record_digest(records[RETAINED]))
 
 
 def sendable(state: State) -> State:

@@ -26,7 +26,7 @@ from deal_core.aggregation.rule import (
     Rule,
     check_update,
 )
-from deal_core.aggregation.running import ErrorMeter, FactorMean, ProductSum, head
+from deal_core.aggregation.running import ErrorMeter, FactorMean, ProductSum
 from deal_core.aggregation.screen import cosine_norm
 from deal_core.config.experiment import AggregationConfig
 from deal_core.errors import choose
@@ -36,12 +36,7 @@ from deal_core.lora.adapter import (
     Spectrum,
     refactor,
     relative_difference,
-    spectrum,
-    strong_part,
 )
-
-NEGLIGIBLE = 1e-6
-"""Directions below this part of a layer's strongest are none."""
 
 
 class _FedIt:
@@ -243,30 +238,3 @@ def residual_of(spectra: Mapping[str, Spectrum]) -> Adapter | None:
     if rank == 0:
         return None
     return Adapter({name: refactor(parts, rank) for name, parts in spectra.items()})
-
-
-def starting_adapter(current: Adapter, rank: int, scaling: float) -> Adapter:
-    """Return what a client of its own rank starts from: the best ``rank`` part of ``current``.
-
-    As FlexLoRA redistributes (Bai et al., NeurIPS 2024, arXiv 2402.11505), on factors:
-    ``A = Vh[:r]`` has orthonormal rows, and ``B = U[:, :r] diag(S[:r]) / scaling``. The singular
-    values go to ``B`` whole: were they shared, a new adapter (``S = 0``) would have ``A = B = 0``
-    and never learn. Where ``current`` has fewer directions than ``rank``, rows of ``current.A``
-    with zero columns of ``B`` fill up: exact, and still trainable. Float32.
-
-    ``rank`` is the client's ``r_i`` (the server's own: the same product), and ``scaling`` its
-    ``lora_alpha / r_i``.
-
-    Raises:
-        ValueError: ``rank`` is less than 1 or more than the server's.
-    """
-    if not 1 <= rank <= current.rank:
-        raise ValueError(f"client rank {rank}: the server's adapter has rank {current.rank}")
-    layers = {}
-    for name, factors in current.layers.items():
-        held = head(strong_part(spectrum(factors, current.scaling), NEGLIGIBLE), rank)
-        missing = rank - held.S.numel()
-        left = held.U * (held.S / scaling)
-        a = torch.cat([held.Vh.float(), factors.A[rank - missing : rank].float()])
-        layers[name] = LoraFactors(a, torch.nn.functional.pad(left, (0, missing)).float())
-    return Adapter(layers, scaling)

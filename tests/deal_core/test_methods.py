@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from deal_core.aggregation.rules import starting_adapter
 from deal_core.config.experiment import AdapterConfig, MethodConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory, statistics_of
@@ -107,17 +106,6 @@ def test_a_fresh_adapter_starts_outside_of_what_is_retained():
     for name, f in fresh.layers.items():
         assert (f.A.double() @ state.retained.layers[name].A.double().T).abs().max() < 1e-5
         assert not f.B.any()
-
-
-@pytest.mark.parametrize("rank", [1, 2, 4])
-def test_clients_of_low_rank_lose_nothing_of_earlier_tasks(rank):
-    """They train a part of the current adapter: nothing learnt before may be in it."""
-    method = make_method(deal(), CONFIG.model_copy(update={"client_ranks": (2, 4)}))
-    kept = method.end_task(learnt(method.begin_task(start(), seeded(0)), 1))
-    begun = method.begin_task(kept, seeded(1))
-    small = starting_adapter(begun.current, rank, 8.0 / rank)
-    theirs = replace(begun, current=small)
-    assert relative_difference(stack(theirs.parts()), kept.retained) < 1e-6
 
 
 def test_deal_consolidates_the_residual_too():

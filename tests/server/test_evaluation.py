@@ -75,13 +75,11 @@ class Listed(InProcessGrid):
         return super().push_messages(messages)
 
 
-def run_with(away, patience, folder, monkeypatch, ranks=(), **federation):
+def run_with(away, patience, folder, monkeypatch, **federation):
     """A run of two tasks, a round each; its folder, and what was sent."""
-    rule = "flora" if ranks else "fedit"
-    experiment = settings(folder / "run", tiny_model(folder / "model"), rule, "float32")
-    adapter = experiment.adapter.model_copy(update={"client_ranks": ranks})
+    experiment = settings(folder / "run", tiny_model(folder / "model"), "fedit", "float32")
     few = experiment.federation.model_copy(update={"clients": 3, "rounds": 1, **federation})
-    experiment = experiment.model_copy(update={"adapter": adapter, "federation": few})
+    experiment = experiment.model_copy(update={"federation": few})
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     inner = Listed(tiny_app(experiment, shapes), to_run_config(experiment), few.clients)
     grid = FuzzGrid(inner, shapes, RunFolder(folder / "run"), away)
