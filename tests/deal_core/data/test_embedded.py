@@ -4,10 +4,8 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from zipfile import ZipFile
 
 import pytest
 import torch
@@ -19,8 +17,6 @@ from deal_core.data import embedded as assets
 from deal_core.data import open_source
 from deal_core.data.embedded import (
     ASSETS,
-    OPTIONAL,
-    REQUIREMENTS,
     asset_folder,
     cache_folder,
     requirements_file,
@@ -76,7 +72,7 @@ def test_limits_keep_the_share_of_each_label(tasks):
     assert [order[example] for example in part.train] == sorted(order[e] for e in part.train)
 
 
-@pytest.mark.parametrize("name", sorted(n for n, asset in ASSETS.items() if asset.parts == 1))
+@pytest.mark.parametrize("name", sorted(ASSETS))
 def test_asset_is_found_without_importing_its_package(name):
     path = asset_folder(name)
     assert path.exists()
@@ -107,73 +103,14 @@ def test_missing_files_name_the_cure(tmp_path, monkeypatch):
         asset_folder("minilm")
 
 
-@pytest.mark.parametrize(("name", "optional"), [(REQUIREMENTS, False), (OPTIONAL, True)])
-def test_every_requirement_is_an_asset_pinned_by_hash(name, optional):
+def test_every_requirement_is_an_asset_pinned_by_hash():
     pins = [
         line
-        for line in requirements_file(name).read_text().splitlines()
+        for line in requirements_file().read_text().splitlines()
         if line and not line.startswith("#")
     ]
-    packages = {
-        asset.package.replace("001", f"{part:03}")
-        for asset in ASSETS.values()
-        for part in range(1, asset.parts + 1)
-        if (asset.parts > 1) == optional
-    }
-    assert {pin.split("==")[0] for pin in pins} == packages
+    assert {pin.split("==")[0] for pin in pins} == {asset.package for asset in ASSETS.values()}
     assert all(re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}", pin) for pin in pins)
-
-
-@pytest.fixture
-def zipped(tmp_path, monkeypatch):
-    """Five parts of a zip file, each in the package that the optional encoder names."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    whole, asset = tmp_path / "whole.zip", ASSETS["mpnet"]
-    with ZipFile(whole, "w") as archive:
-        archive.writestr(asset.checked, b"weights" * 100)
-        archive.writestr("all-mpnet-base-v2/config.json", b"{}")
-    content = whole.read_bytes()
-    parts = []
-    for number in range(1, 6):
-        part = tmp_path / "site" / asset.path.replace("001", f"{number:03}")
-        part.parent.mkdir(parents=True)
-        size = -(-len(content) // 5)
-        part.write_bytes(content[(number - 1) * size : number * size])
-        parts.append(part)
-
-    class Installed:
-        def locate_file(self, path):
-            return tmp_path / "site" / path
-
-    monkeypatch.setattr(assets, "distribution", lambda package: Installed())
-    known = replace(asset, sha256=hashlib.sha256(b"weights" * 100).hexdigest())
-    monkeypatch.setattr(assets, "ASSETS", {**ASSETS, "mpnet": known})
-    return parts
-
-
-def test_an_optional_model_in_parts_is_put_together_once(zipped):
-    folder = asset_folder("mpnet")
-    assert {each.name for each in folder.iterdir()} == {"model.safetensors", "config.json"}
-    zipped[2].write_bytes(b"")  # it is not read again
-    assert asset_folder("mpnet") == folder
-    left = [each.name for each in folder.parents[1].iterdir()]
-    assert len([name for name in left if not name.endswith(".lock")]) == 1
-
-
-def test_a_damaged_part_is_one_error_and_leaves_nothing(zipped):
-    zipped[2].write_bytes(b"damaged")
-    with pytest.raises(UserError, match="cannot be unpacked there") as raised:
-        asset_folder("mpnet")
-    assert "\n" not in str(raised.value)
-    models = cache_folder("models")
-    assert [each.suffix for each in models.iterdir()] == [".lock"]
-
-
-def test_weights_that_are_not_the_pinned_ones_are_refused(zipped, monkeypatch):
-    known = replace(ASSETS["mpnet"], sha256="0" * 64)
-    monkeypatch.setattr(assets, "ASSETS", {"mpnet": known})
-    with pytest.raises(UserError, match=r"model\.safetensors: SHA-256 is"):
-        asset_folder("mpnet")
 
 
 NAME = "embedded:smollm2"
