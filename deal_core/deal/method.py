@@ -38,6 +38,7 @@ from deal_core.errors import choose
 from deal_core.lora.adapter import (
     Adapter,
     LoraFactors,
+    Spectrum,
     fingerprint,
     orthogonal_init,
     spectrum,
@@ -90,7 +91,7 @@ class Deal:
             return losses
         module, retained = task.model.module, task.state.retained
         device = next(module.parameters()).device
-        anchors: dict[str, Anchor] = task.cache.get_or_compute(
+        anchors: dict[str, Spectrum] = task.cache.get_or_compute(
             "anchors", fingerprint(retained), lambda: make_anchors(retained, device)
         )
         changed = task.state.delta_since_task_start()
@@ -121,32 +122,19 @@ NEGLIGIBLE = 1e-3
 their strength, any change would be immense."""
 
 
-@dataclass(frozen=True)
-class Anchor:
-    """What is retained of one layer, as directions.
-
-    Attributes:
-        U: ``(d_out, k)``. S: ``(k,)``, positive, descending. V: ``(d_in, k)``. ``k`` is 0
-            where nothing is retained.
-    """
-
-    U: Tensor
-    S: Tensor
-    V: Tensor
-
-
-def make_anchors(retained: Adapter, device: torch.device) -> dict[str, Anchor]:
-    """Return layer name to anchor, float32, on ``device``: one thin SVD a layer."""
+def make_anchors(retained: Adapter, device: torch.device) -> dict[str, Spectrum]:
+    """Return layer name to the directions of what is retained of it, none where nothing is;
+    float32, on ``device``: one thin SVD a layer."""
     anchors = {}
     for name, factors in retained.layers.items():
         parts = strong_part(spectrum(factors, retained.scaling), NEGLIGIBLE)
-        directions = parts.U, parts.S, parts.Vh.T
-        anchors[name] = Anchor(*(part.to(device, torch.float32) for part in directions))
+        directions = parts.U, parts.S, parts.Vh
+        anchors[name] = Spectrum(*(part.to(device, torch.float32) for part in directions))
     return anchors
 
 
 def update_penalty(
-    updates: Mapping[str, LoraFactors], anchors: Mapping[str, Anchor], config: UpdateConfig
+    updates: Mapping[str, LoraFactors], anchors: Mapping[str, Spectrum], config: UpdateConfig
 ) -> Tensor:
     """Return the mean over layers of :func:`layer_penalty`, a scalar (M15).
 
@@ -157,7 +145,7 @@ def update_penalty(
     return torch.stack(costs).mean()
 
 
-def layer_penalty(update: LoraFactors, anchor: Anchor, config: UpdateConfig) -> Tensor:
+def layer_penalty(update: LoraFactors, anchor: Spectrum, config: UpdateConfig) -> Tensor:
     """Return ``lambda1 sum_k w_k iota_k^2 + lambda2 ||Delta (I - V V^T)||_F^2``, a scalar.
 
     ``iota_k = (||Delta v_k||^2 + ||u_k^T Delta||^2)^(1/2) / sigma_k`` is the interference (M14)
@@ -165,12 +153,12 @@ def layer_penalty(update: LoraFactors, anchor: Anchor, config: UpdateConfig) -> 
     = sigma_k / sum sigma``. Where nothing is retained, the second term is all. Cost ``O((d_out +
     d_in) r (r + k))``; differentiable in both factors, with gradient 0 at ``Delta = 0``.
     """
-    along = update.A @ anchor.V
+    along = update.A @ anchor.Vh.T
     entering = (update.B @ along).square().sum(dim=0)
     leaving = (anchor.U.T @ update.B @ update.A).square().sum(dim=1)
     weights = anchor.S / anchor.S.sum()
     interference = (entering + leaving) / anchor.S.square()
-    free = update.A - along @ anchor.V.T
+    free = update.A - along @ anchor.Vh
     free_size = ((update.B.T @ update.B) * (free @ free.T)).sum().clamp(min=0.0)  # rounding
     return config.lambda1 * (weights * interference).sum() + config.lambda2 * free_size
 

@@ -57,7 +57,7 @@ class State:
             for telling it from other labels of its task. A task without one is answered by the
             names of its labels.
         components: of ``retained``, where what tasks taught is kept apart
-            (:mod:`deal_core.deal.components`); none: its rows are one sum.
+            (:mod:`deal_core.deal.routed`); none: its rows are one sum.
         sums: what clients' statistics add up to so far, or what else a method keeps at the server,
             float64, by names of the method's own; none of it travels.
     """

@@ -112,7 +112,7 @@ def test_where_a_sum_does_not_depend_on_it_the_update_of_the_one_is_read(
     tmp_path, monkeypatch, found
 ):
     """So the test above can fail, and the terms of a round are what stands in the way."""
-    for module in ("client.masked_input", "server.summation"):
+    for module in ("client.requests", "server.summation"):
         monkeypatch.setattr(f"{module}.sum_terms", lambda *told: "")
     sites, grids = make_sites(tmp_path), []
     rounds(asked_for(), tmp_path / RUN, grid_of=noting(grid_of(sites, Zeros), grids))

@@ -54,7 +54,7 @@ def test_sites_that_know_each_other_send_nothing_but_masked_vectors(sites, play,
     """Of as many as policies and experiment ask for; rounding does not follow from the run's seed,
     which is the server's word."""
     drawn = []
-    monkeypatch.setattr("client.masked_input.seeded_numpy", lambda *given: drawn.append(given))
+    monkeypatch.setattr("client.requests.seeded_numpy", lambda *given: drawn.append(given))
     for site in sites:
         site.write(pins(sites, site), OPEN + "min_cohort = 4\n")
     ran = play(sites, "aggregation.min_cohort=4")

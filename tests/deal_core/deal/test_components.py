@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from deal_core.config.experiment import AdapterConfig, MethodConfig
-from deal_core.deal.components import (
+from deal_core.deal.routed import (
     THINNEST,
     Kept,
+    RoutedDeal,
     fitted,
     holding,
     kept_components,
     likeness,
     merge,
 )
-from deal_core.deal.routed import RoutedDeal
 from deal_core.lora.adapter import compress, relative_difference, stack, zero_adapter
 from deal_core.lora.state import State
 

@@ -6,8 +6,8 @@ import torch
 from deal_core.config.experiment import AdapterConfig, MethodConfig, UpdateConfig
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask
-from deal_core.deal.method import Anchor, layer_penalty, make_anchors, update_penalty
-from deal_core.lora.adapter import Adapter, LoraFactors, compress, zero_adapter
+from deal_core.deal.method import layer_penalty, make_anchors, update_penalty
+from deal_core.lora.adapter import Adapter, LoraFactors, Spectrum, compress, zero_adapter
 from deal_core.lora.attach import CURRENT, lora_layers, set_trainable
 from deal_core.lora.state import State, snapshot_task_start
 from deal_core.methods import make_method
@@ -25,8 +25,8 @@ def config(**keys):
 
 def exact(anchor):
     """Orthonormal in float64, so that the comparison with the dense formula is sharp."""
-    U, V = (torch.linalg.qr(part.double()).Q for part in (anchor.U, anchor.V))
-    return Anchor(U, anchor.S.double(), V)
+    U, V = (torch.linalg.qr(part.double()).Q for part in (anchor.U, anchor.Vh.T))
+    return Spectrum(U, anchor.S.double(), V.T)
 
 
 def drawn(random_adapter, seed):
@@ -40,10 +40,10 @@ def dense_penalty(update, anchor, c):
     """METHOD's formula word for word on the dense matrices."""
     delta = update.B @ update.A
     total = torch.zeros((), dtype=delta.dtype)
-    for u, s, v in zip(anchor.U.T, anchor.S, anchor.V.T, strict=True):
+    for u, s, v in zip(anchor.U.T, anchor.S, anchor.Vh, strict=True):
         iota = ((delta @ v).norm() ** 2 + (u @ delta).norm() ** 2).sqrt() / s
         total = total + c.lambda1 * s / anchor.S.sum() * iota**2
-    outside = torch.eye(delta.shape[1], dtype=delta.dtype) - anchor.V @ anchor.V.T
+    outside = torch.eye(delta.shape[1], dtype=delta.dtype) - anchor.Vh.T @ anchor.Vh
     return total + c.lambda2 * torch.linalg.matrix_norm(delta @ outside) ** 2
 
 
@@ -79,8 +79,8 @@ def test_interference_costs_more_than_an_update_beside_what_is_retained(random_a
     """Equal size: along a retained direction, only its inputs, only its outputs, neither."""
     _, anchor = drawn(random_adapter, 1)
     beside_u = torch.linalg.qr(anchor.U, mode="complete").Q[:, -1]
-    beside_v = torch.linalg.qr(anchor.V, mode="complete").Q[:, -1]
-    u, v = anchor.U[:, 0], anchor.V[:, 0]
+    beside_v = torch.linalg.qr(anchor.Vh.T, mode="complete").Q[:, -1]
+    u, v = anchor.U[:, 0], anchor.Vh[0]
     size = float(anchor.S[0])
     c = config(lambda1=1.0, lambda2=1e-4)
     along, inputs, outputs, neither = (
@@ -114,7 +114,7 @@ def test_anchors_are_the_retained_directions_and_leave_out_negligible_ones(rando
     assert anchors["first"].S.numel() == 4
     whole = anchors["second"]
     f = retained.layers["second"]
-    torch.testing.assert_close(whole.U * whole.S @ whole.V.T, f.B @ f.A, rtol=0, atol=1e-4)
+    torch.testing.assert_close(whole.U * whole.S @ whole.Vh, f.B @ f.A, rtol=0, atol=1e-4)
 
 
 LABELS = ("Anatomy", "Surgery")
