@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import TaskType
@@ -196,6 +196,10 @@ PROBES = (
     Encoded((0, 1, 2, 0, 3), -1, shared=2, answer=(2, 3)),
 )
 """Prompts that begin alike, and go on for different lengths."""
+PLACES = (0, 1 / 8, 1 / 2)
+"""Of the probes' words in the vocabulary. Some words upset a model so much that in bfloat16 it does
+not agree with itself (measured: 13 % with 1.5 billion parameters); another reading upsets it with
+all words."""
 
 
 def require_same_logits(model: GeneratingModel, config: ModelConfig, tolerance: float) -> None:
@@ -205,19 +209,32 @@ def require_same_logits(model: GeneratingModel, config: ModelConfig, tolerance: 
     Raises:
         UserError: they have not.
     """
-    try:
-        with torch.no_grad():
-            ours = model.word_logits(model.word_states(PROBES, ())[0])
-            theirs = torch.cat([model.own_logits(item) for item in PROBES]).float()
-        error = float((ours - theirs).norm() / theirs.norm())
-    except Exception:
-        error = float("inf")
-    if not error < tolerance:
+    size = int(cast(Any, model.module).get_input_embeddings().weight.shape[0])
+    if not any(_difference(model, int(place * size)) < tolerance for place in PLACES):
         raise UserError(
             f"model.name '{config.name}': reads prompts, or scores words, in a way that "
             f"{config.family} cannot follow (its attention, or what follows its last product); "
             "choose another model (Llama, Qwen, Mistral, Gemma 3, GPT-2, T5, BART, ...)"
         )
+
+
+def _difference(model: GeneratingModel, first: int) -> float:
+    """Relative, of the logits of probes whose words begin at ``first``; infinite: none come."""
+    probes = [
+        replace(
+            item,
+            tokens=tuple(first + word for word in item.tokens),
+            answer=tuple(first + word for word in item.answer),
+        )
+        for item in PROBES
+    ]
+    try:
+        with torch.no_grad():
+            ours = model.word_logits(model.word_states(probes, ())[0])
+            theirs = torch.cat([model.own_logits(item) for item in probes]).float()
+        return float((ours - theirs).norm() / theirs.norm())
+    except Exception:
+        return float("inf")
 
 
 def greedy_settings(prompts: PromptTokens) -> dict[str, Any]:

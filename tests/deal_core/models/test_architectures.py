@@ -1,6 +1,7 @@
 """Every family with several architectures: loaded, scored, trained, and per example."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from deal_core.data import Example
 from deal_core.errors import UserError
 from deal_core.lora.attach import read, write
 from deal_core.models import adapter_shapes, auto_class, embedding_size, load_model
+from deal_core.models.decoders import CausalLM
 from deal_core.models.fast.attention import attention, register_attention
 from deal_core.training.evaluation import base_embeddings
 from tests.architectures import OF_ATTENTION, REFUSED, WORKING, model_config, save
@@ -98,6 +100,27 @@ def test_an_attention_that_overlooks_how_prompts_lie_is_refused(name, tmp_path, 
         load_model(config, adapter, 32, torch.bfloat16)
     monkeypatch.undo()
     register_attention()
+
+
+@pytest.mark.parametrize("upset", [4, 10_000])
+def test_words_that_upset_a_model_do_not_refuse_it(upset, tmp_path, monkeypatch):
+    own = CausalLM.own_logits
+
+    def upset_by_the_first_words(self, item):
+        logits = own(self, item)
+        return (
+            logits
+            if min(item.tokens) > upset
+            else logits
+            + logits.std()
+            * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits.dtype)
+        )
+
+    monkeypatch.setattr(CausalLM, "own_logits", upset_by_the_first_words)
+    config = model_config(save(tmp_path, "llama"), "llama")
+    all_words = upset == 10_000
+    with pytest.raises(UserError, match="cannot follow") if all_words else nullcontext():
+        load_model(config, AdapterConfig(), 32, torch.bfloat16)
 
 
 @pytest.mark.parametrize(("name", "kept"), [("bert", "deal"), ("mpnet", "eager")])
