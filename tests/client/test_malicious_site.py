@@ -3,7 +3,6 @@ the run."""
 
 import base64
 import struct
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +24,6 @@ pytestmark = pytest.mark.usefixtures("one_model")
 
 EAST = 3
 """The malicious one."""
-Bend = Callable[[bytes], bytes]
 PRIVATE = (
     "privacy.mechanism=record",
     "privacy.noise_share=sum",

@@ -48,10 +48,6 @@ COUNTS = {
     "metrics.correct_all": "the same",
     "metrics.examples": "the policy lets counts of right answers go",
 }
-OPEN = {
-    "lora.*": "the policy demands no mechanism",
-    "metrics.num_examples": "always 1 without leave to send counts",
-}
 
 
 def sent(experiment, folder, policy, stops="", simulated=True):

@@ -21,8 +21,6 @@ from simulations.engines.worker_pool import assume_identity
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
 from tests.server.spoil import COUNTS, INT8, MUTATIONS, TEXT
 
-HASTE = 1e4
-"""Silence lasts until the deadline."""
 pytestmark = pytest.mark.usefixtures("now", "one_thread")
 CLIENTS, BAD, ROUNDS, TASKS = 10, 8, 9, 2
 ARRIVALS = ("late", "error first", "duplicate")
@@ -62,7 +60,6 @@ class Spoiler:
 
     def _place(self, reply):
         if "lora" not in reply.content:
-            assert self.grid is not None
             return (len(self.grid.models) - 2) // (ROUNDS + 1), 0
         status = reply.content["status"]
         return int(status["stage"]), int(status["server_round"])
@@ -78,7 +75,6 @@ class Spoiler:
         return {str(order[i]): kinds[(turn + i) % len(kinds)] for i in range(BAD)}
 
     def _arrives(self, kind, reply):
-        assert self.grid is not None
         if kind == "late":
             self.grid.held_back.append(reply)
             return []

@@ -9,7 +9,7 @@ import pytest
 
 from deal_core.config.experiment import Experiment
 from server import folder
-from server.folder import EventLog, figures_of, read_events, tracked
+from server.folder import EventLog, read_events, tracked
 
 READER = """
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -81,18 +81,3 @@ def test_a_tracker_that_fails_costs_nothing_of_the_run(tmp_path, monkeypatch):
     assert "no more than one" in failed["reason"]
     assert [each["event"] for each in written].count("evaluated") == 3
     assert heard == written
-
-
-@pytest.mark.parametrize(
-    ("event", "drawn"),
-    [
-        ({"event": "round_finished", "seconds": 2.0, "excluded": []}, {"round/seconds": 2.0}),
-        ({"event": "client_finished", "client": "1", "loss": 0.5}, {"loss/1": 0.5}),
-        ({"event": "client_finished", "client": "1", "epsilon": 2.0}, {}),
-        ({"event": "loss_summed", "loss": 1.5}, {"loss/sum": 1.5}),
-        ({"event": "run_finished", "forgetting": None}, {}),
-        ({"event": "run_started", "clients": 3}, {}),
-    ],
-)
-def test_what_is_drawn_of_an_event(event, drawn):
-    assert figures_of(event) == drawn

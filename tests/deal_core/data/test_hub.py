@@ -1,11 +1,8 @@
 import gc
 import json
 import socket
-from email.message import Message
-from urllib.error import HTTPError
 
 import pytest
-from huggingface_hub import constants
 from transformers import AutoConfig
 
 from deal_core.config.data import DataConfig, HubTask, PartitionConfig
@@ -105,35 +102,6 @@ def test_bad_configuration_is_one_line(hub, spec, problem):
     assert problem in message
 
 
-ANSWERS = [
-    {"q": "What is it?", "a": "a cat", "more": ["a cat", "the cat"]},
-    {"q": "And that?", "a": "a dog", "more": ["one dog"]},
-]
-
-
-def test_a_task_whose_answers_are_texts_has_columns_of_its_own(hub):
-    for split in ("train", "test"):
-        write(hub / f"{split}.jsonl", ANSWERS)
-    spec = {"target_column": "a", "references_column": "more"}
-    data = load(config(hub, spec, generation=["intents"]))
-    assert data.labels == ()
-    assert data.train == data.test
-    assert data.train[0] == Example(
-        "What is it?", "", target="a cat", references=("a cat", "the cat")
-    )
-
-
-def test_chats_are_read_as_they_are_and_rows_without_an_answer_are_counted(hub):
-    said = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a cat"}]
-    for split in ("train", "test"):
-        write(
-            hub / f"{split}.jsonl",
-            [{"messages": said}, {"messages": [*said[:1], {**said[1], "content": " "}]}],
-        )
-    data = load(config(hub, {"text_column": ""}, generation=["intents"]))
-    assert (data.train, data.left_out) == ((Example("What is it?", "", target="a cat"),), 2)
-
-
 @pytest.fixture
 def files_left_open():
     """By the library, until memory is collected: here, and not in a test that comes later."""
@@ -165,25 +133,6 @@ def test_csv_files_are_read_as_they_are_written(hub):
     assert task.labels == ("0010", "010", "10")
 
 
-@csv_test
-@pytest.mark.parametrize(
-    ("name", "content", "told"),
-    [
-        # Else the first half of every text would be the name of its row.
-        ("train.csv", b"text,label\npatient 1, has fever,01\n", "Length of header"),
-        ("README.md", b"---\na: [1\nb: }\n---\n", "data.hub.ward"),
-        ("train.csv", b"text,label\ncaf\xe9,x\n", "utf-8"),
-        ("train.csv", b"", "No columns to parse"),
-    ],
-    ids=["fields", "card", "latin-1", "empty"],
-)
-def test_what_is_wrong_with_files_is_said(hub, name, content, told):
-    config = csv_folder(hub, "text,label", "fever,x", "cough,y")
-    (hub / name).write_bytes(content)
-    with pytest.raises(UserError, match=told):
-        open_source(config).load("ward")
-
-
 @pytest.fixture
 def silent():
     """Takes connections, and says nothing."""
@@ -209,16 +158,6 @@ def test_a_hub_that_keeps_silent_costs_seconds_once(silent, monkeypatch):
     assert str(model.value).startswith("model.name 'nobody/nothing': cannot load this name (")
     assert "data.hub.ward (nobody/nothing, split train): cannot be loaded (" in str(data.value)
     assert "\n" not in f"{model.value}{data.value}"
-
-
-def test_any_answer_is_one(monkeypatch):
-    def refused(request, timeout):
-        raise HTTPError(request.full_url, 404, "no such page", Message(), None)
-
-    use(monkeypatch, "http://127.0.0.1:1")
-    monkeypatch.setattr(libraries, "urlopen", refused)
-    libraries.reach_hub()
-    assert not constants.HF_HUB_OFFLINE
 
 
 def keep_in_cache(folder, monkeypatch):

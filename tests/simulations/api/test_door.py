@@ -341,19 +341,6 @@ def test_a_demand_for_a_large_delta_loosens_no_site(bert, tmp_path):
     assert site.events[0].delta == 1e-3  # of 80 records
 
 
-@pytest.mark.parametrize(
-    "row",
-    [("one more case", "Oncology"), (" ", "Surgery"), ("half \ud800", "Surgery"), Example("a", "")],
-)
-def test_a_row_that_a_site_cannot_use_harms_itself_alone(bert, tmp_path, row):
-    site, own = RealSite(tmp_path), own_rows()
-    own["surgery"] = ([*own["surgery"][0], row], own["surgery"][1])
-    asked = asked_of_a_site(bert, tmp_path)
-    assert code(site.answer(asked, {}, app=DealClient(*bert, own))) == "ok"
-    left_out = [line for line in site.log() if line["event"] == "rows_left_out"]
-    assert [(line["task"], line["rows"]) for line in left_out] == [("surgery", 1)]
-
-
 def test_disjoint_tasks_are_of_rows_that_say_whose_they_are(bert, tmp_path):
     """Else two people with one text would decide which tasks the site refuses."""
     site = RealSite(tmp_path, 'mechanism = "record"\ndisjoint_tasks = true\n')
@@ -379,14 +366,6 @@ def test_whose_rows_a_site_reads_is_its_own_word(bert, tmp_path):
     assert [work["records"] for work in json.loads(plan)["work"]] == [24, 24]  # its files have 40
 
 
-def test_what_a_site_declares_holds_at_once(bert, tmp_path):
-    site, app = RealSite(tmp_path), DealClient(*bert, own_rows())
-    asked = asked_of_a_site(bert, tmp_path)
-    assert code(site.answer(asked, {}, app=app)) == "ok"
-    RealSite(tmp_path, declared={"laboratory": LABELS["laboratory"]})
-    assert code(site.answer(asked, {"server_round": 2}, app=app)) == "policy"
-
-
 def test_a_client_that_demands_privacy_draws_its_noise_itself(bert, tmp_path):
     """The server, which names the seed, could take seeded noise away."""
     made = strategy(*bert, TASKS, privacy=RecordDP(delta=1e-3)).experiment
@@ -403,14 +382,6 @@ def test_a_client_that_demands_privacy_draws_its_noise_itself(bert, tmp_path):
         assert reply.content["metrics"]["simulation_only"] == 0
         found.append(update(reply))
     assert not torch.equal(*found)
-
-
-@pytest.mark.parametrize(
-    "given", [{"epsilon": 0}, {"epsilon": float("nan")}, {"delta": 1}, {"max_grad_norm": 0}]
-)
-def test_a_demand_that_limits_nothing_is_none(given):
-    with pytest.raises(UserError, match="epsilon and max_grad_norm should be above 0"):
-        RecordDP(**given)
 
 
 def test_the_settings_of_a_run_stay_what_its_first_message_said(bert):

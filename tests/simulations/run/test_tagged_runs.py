@@ -3,8 +3,6 @@
 import json
 import random
 import re
-from importlib.metadata import PackageNotFoundError, distribution
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,95 +163,9 @@ def test_what_reads_whole_texts_is_refused_in_a_line(experiment_of, override):
     assert any(REFUSED[override] in error and "\n" not in error for error in errors)
 
 
-def test_the_check_says_what_is_off(experiment_of):
-    found = [each for each in run_checks(experiment_of()) if each.kind != "error"]
-    assert all("in training too" in each.text for each in found if each.kind == "warning")
-    assert any(each.text.startswith("class means and Class-IL accuracy are off") for each in found)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"ewc", "prototype", "linear-probe"}))
 def test_every_other_method_takes_such_tasks(experiment_of, tmp_path, method):
     results = read_results(simulated(experiment_of(*LEARNS, f"method.name={method}"), tmp_path))
     assert all(0 <= value <= 1 for row in results.accuracy_matrix for value in row)
     assert results.accuracy_matrix[-1] != [*results.zero_shot.values()]
-
-
-PRESIDIO = "presidio_evaluator/data_generator/raw_data/templates.txt"
-"""MIT; read as a file, its package is not imported."""
-NAMES = {
-    "person": (
-        "Amara",
-        "Boris",
-        "Chen",
-        "Devi",
-        "Elif",
-        "Farah",
-        "Goran",
-        "Hana",
-        "Ingrid",
-        "Juan",
-    ),
-    "place": (
-        "Oslo",
-        "Lima",
-        "Ghana",
-        "Utrecht",
-        "Cuba",
-        "Perth",
-        "Nepal",
-        "Lyon",
-        "Kenya",
-        "Turin",
-    ),
-}
-FILLED = {
-    "person": ("person", "name", "first_name", "last_name"),
-    "place": ("city", "country", "street_name"),
-}
-
-
-def sentence(template, draw):
-    """A template with its fields filled in; those of a label of ``FILLED`` are tagged."""
-    words, tags = [], []
-    for part in template.split():
-        field = re.fullmatch(r"(\W*)\{\{(\w+)\}\}(.*)", part)
-        label = field and next((label for label, own in FILLED.items() if field[2] in own), "")
-        name = draw.choice(NAMES.get(label or "", ("A7",)))
-        words.append(f"{field[1]}{name}{field[3]}" if field else part)
-        tags.append(f"B-{label}" if label else "O")
-    return {"tokens": words, "tags": tags}
-
-
-@pytest.mark.slow
-def test_names_in_the_templates_of_presidio_are_found(make_experiment, tmp_path):
-    try:
-        path = Path(str(distribution("presidio-evaluator").locate_file(PRESIDIO)))
-    except PackageNotFoundError:
-        pytest.skip("pip install --no-deps presidio-evaluator")
-    templates = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for task, fields in FILLED.items():
-        (tmp_path / task).mkdir()
-        own = [t for t in templates if any(f"{{{{{field}}}}}" in t for field in fields)]
-        for split, some in (("train", own[::2] * 8), ("test", own[1::2])):  # of other templates
-            draw = random.Random(f"{task} {split}")
-            lines = [json.dumps(sentence(each, draw)) for each in some]
-            (tmp_path / task / f"{split}.jsonl").write_text("\n".join(lines))
-    experiment = make_experiment(
-        "model.family=token-labels",
-        "data.source=files",
-        "data.max_train=0",
-        "data.max_test=0",
-        f'data.path="{tmp_path}"',
-        'data.tasks=["person", "place"]',
-        'data.measures={person="entity-f1", place="entity-f1"}',
-        "method.prototype.enabled=auto",
-        "federation.rounds=2",
-        "federation.local_epochs=3",
-        "train.learning_rate=3e-3",
-        "train.max_length=64",
-    )
-    results = read_results(simulated(experiment, tmp_path / "run"))
-    assert results.average_accuracy is not None
-    assert results.average_accuracy > 0.6
-    assert (results.forgetting or 0.0) < 0.1

@@ -6,16 +6,13 @@ from deal_core.errors import UserError
 from server.results import Privacy
 from simulations.output import Table
 from simulations.study.grid import Study, StudyFile, load_study
-from simulations.study.outcome import Measures, Outcome
+from simulations.study.outcome import Outcome
 from simulations.study.results import CellResult, require_same_rows
 from simulations.study.tables import (
-    CLASS_IL,
-    age_table,
     arms_table,
     best_of,
     budget_table,
     meanings,
-    mixed_measures,
     setting_tables,
     significance,
     sweep_text,
@@ -83,7 +80,6 @@ CELLS = [
 
 def rows(table):
     """First cell of every row of a table to the others."""
-    assert table is not None
     return {first: others for first, *others in table.rows}
 
 
@@ -113,30 +109,6 @@ def test_the_best_contestant_is_in_bold_and_neither_bound_nor_reference(study):
     assert ("DEAL", "forgetting") in bold  # of which less is better
     assert not [row for row, _ in bold if "replay" in row or "bound" in row]
     assert arms_table(study, CELLS[:1]).best == frozenset()  # one alone is no best
-
-
-def test_overlap_of_texts_is_not_passed_off_as_accuracy():
-    assert mixed_measures(CELLS) == ""
-    settings = {"": {"data.generation": '["notes"]'}}
-    assert "texts in: notes." in mixed_measures(
-        [CELLS[0].model_copy(update={"settings": settings})]
-    )
-
-
-def test_class_il_accuracy_stands_beside_where_it_is_known(study):
-    found = Measures(
-        accuracy_matrix=[[0.8, 0.0], [0.1, 0.3]],
-        average_accuracy=0.2,
-        backward_transfer=-0.7,
-        forgetting=0.7,
-    )
-    told = [
-        c.model_copy(update={"outcome": c.outcome.model_copy(update={"class_incremental": found})})
-        for c in CELLS[:1]
-    ]
-    table = rows(arms_table(study, [*told, *CELLS[1:]]))
-    assert table["weak"][:3] == ["2", "62.5 ± 31.8", "20.0 (1)"]
-    assert table["DEAL"][:3] == ["2", "78.5 ± 44.5", "–"]
 
 
 def test_an_order_cannot_change_zero_shot(study):
@@ -178,21 +150,6 @@ def test_differences_are_paired_by_seed_order_and_precision(study):
     assert ("DEAL", "Good | old: best baseline", "1", "+5.0", "–") in parts(study, cells)[1]
 
 
-def test_class_il_differences_are_of_the_cells_that_have_counted_that(study):
-    def counted(cell, value):
-        found = {"accuracy_matrix": [[value]], "average_accuracy": value}
-        more = Measures(**found, backward_transfer=None, forgetting=None)
-        outcome = cell.outcome.model_copy(update={"class_incremental": more})
-        return cell.model_copy(update={"outcome": outcome})
-
-    values = {("deal", 0): 0.6, ("deal", 1): 0.7, ("good", 0): 0.5, ("weak", 0): 0.4}
-    cells = [counted(c, values[c.arm, c.seed]) if (c.arm, c.seed) in values else c for c in CELLS]
-    found = parts(study, cells, CLASS_IL)[1]
-    best = ("DEAL", "Good | old: best baseline", "1", "+10.0", "–")
-    assert [row for row in found if row[0] == "DEAL"] == [best]
-    assert not [row for row in found if "replay" in row[0]]
-
-
 def test_an_arm_without_a_pair_is_named_and_the_fallback_said(study):
     """A reader must not take the comparison for one of all."""
     matrix = [[0.5, 0.1], [0.4, 0.6]]
@@ -202,12 +159,6 @@ def test_an_arm_without_a_pair_is_named_and_the_fallback_said(study):
     assert texts[1] == "Not compared, for want of a pair: weak."
     (text,), _ = parts(study, [*told, cell("weak", 0, matrix)])
     assert "by the cells that all have in common" in text
-
-
-def test_forgetting_by_age(study):
-    table = rows(age_table(study, CELLS))
-    assert table["DEAL"] == ["82.5", "77.0"]  # R[j][j]: 80, 80, 90, 80; R[j+1][j]: 70, 84
-    assert "joint (bound)" not in table
 
 
 def test_settings_have_an_overview_and_every_arm_its_best(study):
