@@ -105,7 +105,9 @@ class SiteFile(Table):
     server: Connection
     data: SiteData
     compute: Compute = Compute()
-    models: dict[str, str] = Field({"embedded:minilm": "", "embedded:smollm2": ""})
+    models: dict[str, str] = Field(
+        {"embedded:minilm": "", "embedded:mpnet": "", "embedded:smollm2": ""}
+    )
     """Base models that the site accepts, by the experiment's name, each with the folder where it
     lies here; empty: the name itself."""
     peers: dict[str, Fingerprint] = Field({})

@@ -30,10 +30,11 @@ from deal_core.lora.linear import compute_whole
 EMBEDDED = "embedded:"
 UPSTREAM = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
+    "mpnet": "sentence-transformers/all-mpnet-base-v2",
     "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
 }
 """Embedded name to the Hugging Face hub name that it comes from: ``minilm`` to the bit, ``smollm2``
-as 4-bit GGUF."""
+as 4-bit GGUF; ``mpnet``, in five packages, is optional."""
 TO_THE_BIT = frozenset({"embedded:minilm"})
 """Embedded models whose weights are those of their hub name."""
 POOLER = "pooler"
