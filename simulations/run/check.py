@@ -78,7 +78,15 @@ def findings(
     experiment = with_absolute_inputs(experiment, own_folder(name, path))
     if experiment.data.source == "sites":
         yield warning('data.source = "sites": rows are read by deal site check')
-    yield from run_checks(experiment, experiment.data.source != "sites", say)
+    right = True
+    for finding in run_checks(experiment, experiment.data.source != "sites", say):
+        right = right and finding.kind != "error"
+        yield finding
+    if right and experiment.data.source != "sites":
+        say("estimating memory and time")
+        from simulations.run.needs import check_needs  # with torch
+
+        yield from check_needs(experiment)
 
 
 def run_checks(
