@@ -1,13 +1,8 @@
 """Flower's run config of an experiment whose run folder lies somewhere."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
-from deal_core.config.experiment import Experiment
-from deal_core.config.file import Value, to_run_config
+from deal_core.config.file import to_run_config
 
 
-def placed(experiment: Experiment, out: str | Path) -> dict[str, Value]:
+def placed(experiment, out):
     run = experiment.run.model_copy(update={"out": str(out)})
     return to_run_config(experiment.model_copy(update={"run": run}))

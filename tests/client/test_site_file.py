@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 import stat
 import subprocess
 import time
@@ -11,7 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import resident_worker
-from client.app import choose_device, make_app
+from client.app import make_app
 from client.gate import Refusal
 from client.identity import Client, as_the_site_decides, client_of, file_of
 from client.site_file import NODE_KEY, read_site
@@ -209,16 +208,6 @@ def test_the_server_gets_a_code_and_the_sites_log_the_rest(site_file, monkeypatc
     assert (line["task"], line["server_round"]) == ("triage", "2")
 
 
-@pytest.mark.parametrize(
-    ("device", "shown"), [("cpu", ""), ("cuda:1", "1"), ("cuda", "0,1"), ("auto", "0,1")]
-)
-def test_torch_sees_the_device_that_the_site_lends(site_file, monkeypatch, device, shown):
-    site_file.write_text(TOML.replace('device = "cpu"', f'device = "{device}"'))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    choose_device(read_site(site_file))
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == shown
-
-
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
 def test_a_process_that_cannot_be_started_costs_no_answer_and_tells_nothing(site_file, kind):
     """By default a process that stays does the work; what fails before it is asked is in no
@@ -307,18 +296,6 @@ def test_where_the_sites_file_cannot_be_read_nothing_leaves(site_file):
     assert {name: dict(record) for name, record in reply.content.items()} == {
         "status": {"code": "failed"}
     }
-
-
-def test_site_toml_names_its_faults(site_file):
-    site_file.write_text(TOML + "max_epsilo = 1\n")
-    with pytest.raises(UserError, match=r"unknown key 'policy.max_epsilo'; did you mean 'max_eps"):
-        read_site(site_file)
-    site_file.write_text(TOML + "[dat]\n")
-    with pytest.raises(UserError, match="unknown key 'dat'; did you mean 'data'"):
-        read_site(site_file)
-    site_file.write_text(TOML.replace('name = "north"', 'name = "../north"'))
-    with pytest.raises(UserError, match=r"site.name '../north' should be letters"):
-        read_site(site_file)
 
 
 def test_a_log_on_a_full_disk_stops_no_reply(site_file):

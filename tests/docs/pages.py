@@ -6,13 +6,11 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from markdown_it import MarkdownIt
-from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -36,18 +34,18 @@ class Fence:
     text: str
 
 
-def parse(page: Path) -> list[Token]:
+def parse(page):
     text = page.read_text(encoding="utf-8")
     return MarkdownIt("commonmark").enable("table").parse(text)
 
 
-def fences(page: Path) -> Iterator[Fence]:
+def fences(page):
     for token in parse(page):
         if token.type == "fence":
             yield Fence(page, token.info.strip(), token.content)
 
 
-def commands() -> list[str]:
+def commands():
     """Of README, CONTRIBUTING and docs, a command a line as a shell would read it: without
     comments, and without the text after ``<<``."""
     found = []
@@ -62,7 +60,7 @@ def commands() -> list[str]:
     return [command for command in found if command]
 
 
-def links(page: Path) -> Iterator[str]:
+def links(page):
     """The address of every link and picture."""
     for block in parse(page):
         for token in block.children or ():
@@ -71,7 +69,7 @@ def links(page: Path) -> Iterator[str]:
                 yield str(address)
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(page):
     """Of its headings, by the rule of code forges: letters, digits, hyphens and underscores."""
     tokens = parse(page)
     titles = [
@@ -83,7 +81,7 @@ def anchors(page: Path) -> set[str]:
     return {title.replace(" ", "-") for title in kept}
 
 
-def commands_in(folder: Path) -> str:
+def commands_in(folder):
     """A PATH with ``deal`` and ``python``, as an active environment has them, in a new folder."""
     folder.mkdir()
     python = shlex.quote(sys.executable)

@@ -1,15 +1,12 @@
 """The server's clock and threads, for runs without a language model."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 
 
 @pytest.fixture
-def now(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+def now(request, monkeypatch):
     """The server's clock: waiting takes no time, and computing takes none of it. Where a module has
     a ``HASTE``, a sleep lasts so many times as long."""
     from server import clients, wire
@@ -25,7 +22,7 @@ def now(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
+def one_thread():
     """Small tensors are computed in one thread."""
     import torch
 

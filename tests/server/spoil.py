@@ -1,8 +1,6 @@
 """Every way in which a client's reply can be wrong that we can think of: a mutation takes a good
 reply and spoils it in place."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -10,29 +8,28 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
 
 TEXT = "patient 17 has gout"
-Mutation = Callable[[Message, torch.Generator], None]
 Change = Callable[[np.ndarray, torch.Generator], np.ndarray]
 
 
-def number(generator: torch.Generator, low: int, high: int) -> int:
+def number(generator, low, high):
     """An integer from ``low`` to ``high``."""
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 
-def some_key(reply: Message, generator: torch.Generator, dtype: str = "", end: str = "") -> str:
+def some_key(reply, generator, dtype="", end=""):
     """The name of a random array, of the given type and ending if asked for."""
     record = reply.content["lora"]
     keys = [k for k, a in record.items() if a.dtype.startswith(dtype) and k.endswith(end)]
     return keys[number(generator, 0, len(keys) - 1)]
 
 
-def changed(change: Change, dtype: str = "", end: str = "") -> Mutation:
+def changed(change, dtype="", end=""):
     """Replace one array by another."""
 
-    def mutate(reply: Message, generator: torch.Generator) -> None:
+    def mutate(reply, generator):
         key = some_key(reply, generator, dtype, end)
         record = reply.content["lora"]
         record[key] = Array(np.ascontiguousarray(change(record[key].numpy(), generator)))
@@ -40,10 +37,10 @@ def changed(change: Change, dtype: str = "", end: str = "") -> Mutation:
     return mutate
 
 
-def one_value(value: float) -> Mutation:
+def one_value(value):
     """Put ``value`` somewhere into a float array."""
 
-    def change(array: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    def change(array, generator):
         array = array.copy()
         array.flat[number(generator, 0, array.size - 1)] = value
         return array
@@ -51,8 +48,8 @@ def one_value(value: float) -> Mutation:
     return changed(change, "float")
 
 
-def every_float(value: float) -> Mutation:
-    def mutate(reply: Message, generator: torch.Generator) -> None:
+def every_float(value):
+    def mutate(reply, generator):
         record = reply.content["lora"]
         for key in [k for k, a in record.items() if a.dtype == "float32"]:
             record[key] = Array(np.full(record[key].shape, value, np.float32))
@@ -60,10 +57,10 @@ def every_float(value: float) -> Mutation:
     return mutate
 
 
-def every_array(change: Change) -> Mutation:
+def every_array(change):
     """Replace every float array by another."""
 
-    def mutate(reply: Message, generator: torch.Generator) -> None:
+    def mutate(reply, generator):
         record = reply.content["lora"]
         for key in [k for k, a in record.items() if a.dtype == "float32"]:
             made = np.ascontiguousarray(change(record[key].numpy(), generator), np.float32)
@@ -72,28 +69,28 @@ def every_array(change: Change) -> Mutation:
     return mutate
 
 
-def alternating(value: float) -> Mutation:
+def alternating(value):
     """The same size everywhere, every other one negative."""
 
-    def change(array: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    def change(array, generator):
         signs = np.where(np.arange(array.size) % 2, -1.0, 1.0)
         return value * signs.reshape(array.shape)
 
     return every_array(change)
 
 
-def times(value: float) -> Mutation:
+def times(value):
     return every_array(lambda array, generator: value * array)
 
 
-def as_type(dtype: str) -> Mutation:
+def as_type(dtype):
     return changed(lambda array, generator: array.astype(dtype))
 
 
-def rebytes(change: Callable[[bytes, torch.Generator], bytes], stype: str = "") -> Mutation:
+def rebytes(change, stype=""):
     """Change the bytes of one array under an honest header."""
 
-    def mutate(reply: Message, generator: torch.Generator) -> None:
+    def mutate(reply, generator):
         record, key = reply.content["lora"], some_key(reply, generator)
         good = record[key]
         data = change(good.data, generator)
@@ -102,27 +99,27 @@ def rebytes(change: Callable[[bytes, torch.Generator], bytes], stype: str = "") 
     return mutate
 
 
-def behind_header(change: Callable[[np.ndarray], np.ndarray]) -> Mutation:
+def behind_header(change):
     """An honest outer header over the bytes of another array."""
     return rebytes(lambda data, generator: saved(change(np.load(BytesIO(data)))))
 
 
-def saved(array: np.ndarray) -> bytes:
+def saved(array):
     file = BytesIO()
     np.save(file, array, allow_pickle=True)
     return file.getvalue()
 
 
-def zipped(data: bytes, generator: torch.Generator) -> bytes:
+def zipped(data, generator):
     file = BytesIO()
     np.savez(file, np.load(BytesIO(data)))
     return file.getvalue()
 
 
-def lying_shape(shape: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Mutation:
+def lying_shape(shape):
     """Good bytes under an outer header of another shape."""
 
-    def mutate(reply: Message, generator: torch.Generator) -> None:
+    def mutate(reply, generator):
         record, key = reply.content["lora"], some_key(reply, generator)
         good = record[key]
         record[key] = Array(good.dtype, shape(good.shape), good.stype, good.data)
@@ -130,7 +127,7 @@ def lying_shape(shape: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Mutation
     return mutate
 
 
-def vast_inside(data: bytes, generator: torch.Generator) -> bytes:
+def vast_inside(data, generator):
     """numpy's own header promises 2^40 rows; the length stays as it was."""
     start = data.index(b"'shape': (") + len(b"'shape': (")
     end = data.index(b")", start)
@@ -140,8 +137,8 @@ def vast_inside(data: bytes, generator: torch.Generator) -> bytes:
     return data[:start] + wide + spaces.replace(b" " * surplus, b"", 1)
 
 
-def renamed(name: Callable[[str], str], keep: bool = False) -> Mutation:
-    def mutate(reply: Message, generator: torch.Generator) -> None:
+def renamed(name, keep=False):
+    def mutate(reply, generator):
         record, key = reply.content["lora"], some_key(reply, generator)
         array = record[key] if keep else record.pop(key)
         if name(key):
@@ -150,7 +147,7 @@ def renamed(name: Callable[[str], str], keep: bool = False) -> Mutation:
     return mutate
 
 
-def other_factor(reply: Message, generator: torch.Generator) -> None:
+def other_factor(reply, generator):
     """Send the factor that is not asked for; where both are, one of the other adapter."""
     record, key = reply.content["lora"], some_key(reply, generator)
     other = key.replace("lora_A", "#").replace("lora_B", "lora_A").replace("#", "lora_B")
@@ -158,10 +155,10 @@ def other_factor(reply: Message, generator: torch.Generator) -> None:
     record[name] = record[key]
 
 
-def figures(**values: object) -> Mutation:
+def figures(**values):
     """Replace figures; None takes one away."""
 
-    def mutate(reply: Message, generator: torch.Generator) -> None:
+    def mutate(reply, generator):
         new = {**reply.content["metrics"], **values}
         metrics = MetricRecord({k: v for k, v in new.items() if v is not None})
         reply.content["metrics"] = metrics
@@ -169,44 +166,44 @@ def figures(**values: object) -> Mutation:
     return mutate
 
 
-def said(**values: object) -> Mutation:
+def said(**values):
     """Replace fields of the status; None takes one away."""
 
-    def mutate(reply: Message, generator: torch.Generator) -> None:
+    def mutate(reply, generator):
         new = {**reply.content["status"], **values}
         reply.content["status"] = ConfigRecord({k: v for k, v in new.items() if v is not None})
 
     return mutate
 
 
-def placed(name: str, record: Callable[[], object]) -> Mutation:
-    def mutate(reply: Message, generator: torch.Generator) -> None:
+def placed(name, record):
+    def mutate(reply, generator):
         reply.content[name] = record()
 
     return mutate
 
 
-def removed(name: str) -> Mutation:
-    def mutate(reply: Message, generator: torch.Generator) -> None:
+def removed(name):
+    def mutate(reply, generator):
         del reply.content[name]
 
     return mutate
 
 
-def only_text(reply: Message, generator: torch.Generator) -> None:
+def only_text(reply, generator):
     reply.content.clear()
     reply.content["notes"] = ConfigRecord({"question": TEXT})
 
 
-def emptied(reply: Message, generator: torch.Generator) -> None:
+def emptied(reply, generator):
     reply.__dict__["_content"] = None
 
 
-def padding(least: int, most: int) -> Mutation:
+def padding(least, most):
     return rebytes(lambda data, g: data + b"x" * number(g, least, most))
 
 
-def truncation(least: int, most: int) -> Mutation:
+def truncation(least, most):
     return rebytes(lambda data, g: data[: -number(g, least, most)])
 
 
@@ -214,7 +211,7 @@ text_record = partial(ConfigRecord, {"question": TEXT})
 spent = partial(figures, epsilon=1.0, delta=1e-4, simulation_only=1.0)
 array_record = partial(ArrayRecord, {"x": Array(np.zeros((2, 2), np.float32))})
 
-MUTATIONS: dict[str, Mutation] = {
+MUTATIONS = {
     "NaN": one_value(np.nan),
     "Inf": one_value(np.inf),
     "-Inf": one_value(-np.inf),
@@ -315,7 +312,7 @@ MUTATIONS: dict[str, Mutation] = {
 }
 """For every wire format."""
 
-INT8: dict[str, Mutation] = {
+INT8 = {
     "code -128": changed(lambda a, g: np.full_like(a, -128), "int8"),
     "negative scale": changed(lambda a, g: -a - 1, "float32", ".scale"),
     "scale of one number": changed(lambda a, g: a[:1], end=".scale"),
@@ -326,7 +323,7 @@ INT8: dict[str, Mutation] = {
 }
 """For the coded format alone."""
 
-COUNTS: dict[str, Mutation] = {
+COUNTS = {
     "NaN counts": figures(correct=[float("nan")] * 2),
     "infinite counts": figures(correct=[float("inf")] * 2),
     "fractions": figures(correct=[0.5, 0.5]),

@@ -72,14 +72,6 @@ def test_what_is_wrong_is_one_line(deal, typed, message):
     assert message in refused(deal("simulate", *typed))
 
 
-def test_a_folder_that_holds_a_run(deal, tmp_path):
-    folder = RunFolder(tmp_path / "runs" / "quickstart-seed0")
-    folder.path.mkdir(parents=True)
-    folder.results.touch()
-    assert "already holds a run" in refused(deal("simulate", "quickstart"))
-    assert "no checkpoint" in refused(deal("simulate", "quickstart", "--resume"))
-
-
 FINISHED = """
 import sys
 from simulations.start import main

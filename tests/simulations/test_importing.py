@@ -4,13 +4,10 @@ import json
 import sys
 
 import pytest
-from rich.console import Console
 
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.data.files import FilesSource
-from deal_core.errors import UserError
 from simulations import cli
-from simulations.importing import import_benchmark
 from simulations.run.model_checks import check_answers
 
 
@@ -92,16 +89,6 @@ def imported(monkeypatch, capsys):
     return call
 
 
-def refused(folder, name="cl-benchmark"):
-    """Return the one line of a refusal. Nothing has been written."""
-    out = folder.parent / "out"
-    with pytest.raises(UserError) as refusal:
-        import_benchmark(folder, out, name, Console(quiet=True))
-    assert not out.exists()
-    assert "\n" not in str(refusal.value)
-    return str(refusal.value)
-
-
 def test_sentences_with_labels_read_back_as_a_stream(olora, imported):
     experiment, printed = imported(olora)
     assert experiment.data.tasks == ("ag_news", "copa")
@@ -144,24 +131,3 @@ def test_the_first_lines_of_prompts_are_the_instruction(trace, imported):
     assert source.load("FOMC").labels == ("dovish", "hawkish")
     assert source.load("FOMC").train[0].text == "rates rise\nStance:"
     assert source.load("MeetingBank").train[0].target == "Met.\nTwice."
-
-
-def test_missing_doubled_and_broken_files_are_one_line(olora):
-    labels, train = olora / "TC/agnews/labels.json", olora / "TC/agnews/train.json"
-    labels.write_text('["[/x]", "World", "Science or Technologie"]')
-    assert "'Science or Technology' is not in labels.json; did you mean" in refused(olora)
-    labels.write_text('{"World": 1}')
-    assert "should be a list of labels" in refused(olora)
-    labels.unlink()
-    train.write_text(train.read_text()[:-3])
-    assert f"{train}: not valid JSON (" in refused(olora)
-    train.write_text('[{"sentence": "a", "label": {}}]')
-    assert "example 1: text or answer is no text" in refused(olora)
-    train.write_text("[]")
-    assert "a split has no example" in refused(olora)
-    train.unlink()
-    assert f"{train}: cannot be read (No such file" in refused(olora)
-    train.write_text('[{"sentence": "a", "label": "World"}]')
-    for split in ("train", "test"):
-        save(olora / f"SC/agnews/{split}.json", [{"sentence": "a", "label": "World"}])
-    assert "two tasks are called 'ag_news'" in refused(olora)

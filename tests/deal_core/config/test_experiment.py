@@ -89,14 +89,6 @@ def test_a_wrong_type_or_value_names_the_key(tables, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("keys", [{"consolidate_every": 2}, {"orders": {"0": ["eye"]}}])
-@pytest.mark.parametrize("schedule", ["synchronous", "joint"])
-def test_an_order_of_their_own_without_its_schedule_is_named(schedule, keys):
-    with pytest.raises(UserError, match=r"file: stream: .* schedule = \"per-client\" alone"):
-        parse_experiment({"stream": {"schedule": schedule, **keys}}, "file")
-    parse_experiment({"stream": {"schedule": "per-client", **keys}}, "file")
-
-
 def test_override_values_are_toml_and_a_bare_word_is_a_string():
     before = {"adapter": {"rank": 8}}
     overrides = ["adapter.rank=4", "model.name=embedded:minilm", 'data.tasks=["a"]']

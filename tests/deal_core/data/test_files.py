@@ -271,18 +271,6 @@ def test_bad_rows_and_splits_without_any_are_named(tmp_path, suffix):
     assert f"{path}: holds no examples" in error_of(tmp_path)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_columns_that_a_table_lacks_are_said_once_with_their_keys(tmp_path, suffix):
-    folder = make_task(tmp_path, suffix)
-    keys = {"text_column": "note", "files": {"triage": TaskColumns(label_column="labels")}}
-    assert error_of(tmp_path, **keys) == (
-        f"{folder / f'train{suffix}'}: no column 'note' or 'labels'; the columns are: text, label, "
-        "ward; set data.text_column and data.label_column"
-    )
-    source = FilesSource(DataConfig(source="files", path=str(tmp_path), **keys))
-    assert len(source.examine("triage")[1]) == 2  # of train and of test, however many rows
-
-
 def test_declared_labels_are_the_tasks_labels(tmp_path):
     make_task(tmp_path)
     declared = {"triage": ("1", "2", "3"), "later": ("x", "y")}

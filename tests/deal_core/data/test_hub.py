@@ -59,14 +59,6 @@ def load(data, task="intents"):
     return open_source(data).load(task)
 
 
-def error_of(data, task="intents"):
-    with pytest.raises(UserError) as caught:
-        load(data, task)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
 def test_label_text_names_the_labels_in_its_order(hub):
     spec = {"label_text": {"1": "money", "0": "travel"}, "pair_column": "more"}
     task = load(config(hub, spec))
@@ -83,23 +75,6 @@ def test_class_labels_give_their_names_and_the_whole_label_space(hub):
     assert task.labels == ("travel", "money")
     assert task.groups == ("book a flight",)
     assert [example.label for example in (*task.train, *task.test)] == ["travel", "money"]
-
-
-@pytest.mark.parametrize(
-    ("spec", "problem"),
-    [
-        ({"path": "no/such-folder"}, "(no/such-folder, split train): cannot be loaded"),
-        ({"train_split": "training"}, "split training): cannot be loaded"),
-        ({"text_column": "p"}, "no column 'p'; the columns are: q, more, intent, site"),
-        ({"label_text": {"0": "travel"}}, "row 2: label '1' has no text (known: 0)"),
-        ({"train_split": "train[:1]", "test_split": "train"}, "no training example has the label"),
-        ({"test_split": "train[:0]"}, "corresponds to no data"),
-    ],
-)
-def test_bad_configuration_is_one_line(hub, spec, problem):
-    message = error_of(config(hub, spec))
-    assert message.startswith("data.hub.intents (")
-    assert problem in message
 
 
 @pytest.fixture

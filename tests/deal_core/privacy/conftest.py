@@ -1,7 +1,5 @@
 """Fixtures of tests of mechanisms."""
 
-from __future__ import annotations
-
 import pytest
 
 from deal_core.privacy.interface import Site
@@ -9,6 +7,6 @@ from deal_core.privacy.ledger import Ledger
 
 
 @pytest.fixture
-def site(tmp_path) -> Site:
+def site(tmp_path):
     """A real site without a policy, whose ledger is empty."""
     return Site(lambda: Ledger(tmp_path), None, simulated=False)

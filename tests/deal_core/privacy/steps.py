@@ -1,9 +1,5 @@
 """What private steps are tested with: short texts, gradients without noise, groups."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
 import torch
 
 from deal_core.models.interface import Encoded
@@ -24,7 +20,7 @@ class Silence:
         return torch.zeros(count, dtype=torch.float64)
 
 
-def texts(count: int, seed: str = "texts") -> list[Encoded]:
+def texts(count, seed="texts"):
     """Short texts of different lengths over the tiny model's words."""
     generator = seeded(seed)
     lengths = torch.randint(3, 9, (count,), generator=generator).tolist()
@@ -34,9 +30,7 @@ def texts(count: int, seed: str = "texts") -> list[Encoded]:
     ]
 
 
-def gradients(
-    data: Sequence[Encoded], noise: object, groups: Sequence[int] | None = None, **changes: object
-) -> PrivateGradients:
+def gradients(data, noise, groups=None, **changes):
     """Private gradients as the mechanism makes them."""
     given = {
         "sample_rate": 1.0,
@@ -50,7 +44,7 @@ def gradients(
     return PrivateGradients(data=data, record_ids=ids, noise=noise, **{**given, **changes})
 
 
-def dealt(sizes: Sequence[int]) -> list[int]:
+def dealt(sizes):
     """Groups of these sizes, their records not in a row: dealt in turn."""
     order = [(place, number) for number, size in enumerate(sizes) for place in range(size)]
     return [number for _, number in sorted(order)]

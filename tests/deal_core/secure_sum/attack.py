@@ -1,17 +1,12 @@
 """What a server tries to learn of one site, with all that it has seen of a round."""
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from Crypto.Cipher import AES
 
 from deal_core.secure_sum import server_round
 from deal_core.secure_sum.keys import (
-    Words,
     add_masks,
     mask_private_key,
     pair_mask_key,
@@ -21,7 +16,6 @@ from deal_core.secure_sum.keys import (
 from deal_core.secure_sum.messages import Masked, Prepared, Unmasked, UnmaskRequest, positions_from
 from deal_core.secure_sum.shamir import combine, combining_weights
 from tests.deal_core.secure_sum.rounds import (
-    Absent,
     Round,
     first,
     integers,
@@ -38,14 +32,7 @@ WORDS = 8
 """First words of a stream: enough to tell a small number from a random one."""
 
 
-def attacked(
-    absent: Absent,
-    length: int = WORDS,
-    seed: int = 0,
-    sites: int = 4,
-    bits: int = 32,
-    **changed: Any,
-) -> Round:
+def attacked(absent, length=WORDS, seed=0, sites=4, bits=32, **changed):
     """A whole round; a target that was said to be gone sends its vector all the same."""
     states = first(met(5), sites)
     layout = integers(length, sites, bits, LARGEST)
@@ -58,24 +45,24 @@ def attacked(
     return round_
 
 
-def weak_key(number: int) -> bytes:
+def weak_key(number):
     """A key of a weak generator: all of it comes from a small number."""
     return number.to_bytes(4, "little").ljust(32, b"\0")
 
 
-def weak_number(key: bytes, bits: int) -> int:
+def weak_number(key, bits):
     """The seed that a weak generator makes of a good key."""
     return int.from_bytes(key[:4], "little") % (1 << bits)
 
 
-def revealed_seeds(round_: Round) -> tuple[dict[int, bytes], dict[int, bytes]]:
+def revealed_seeds(round_):
     """Put all shares together that sites have revealed, each as what it was asked for.
 
     Returns:
         Self seeds and mask seeds by position, where there are enough shares.
     """
     terms = round_.terms
-    shares: dict[tuple[bool, int], dict[int, bytes]] = {}
+    shares = {}
     for (leg, site), reply in round_.received.items():
         if leg != "unmask":
             continue
@@ -85,7 +72,7 @@ def revealed_seeds(round_: Round) -> tuple[dict[int, bytes], dict[int, bytes]]:
         for member, share in zip(members, Unmasked.from_bytes(reply).shares, strict=True):
             held = shares.setdefault((member in survivors, member), {})
             held[terms.cohort.index(site) + 1] = share
-    seeds: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
+    seeds = ({}, {})
     for (survived, member), held in shares.items():
         if len(held) >= terms.threshold:
             some = dict(list(held.items())[: terms.threshold])
@@ -94,9 +81,7 @@ def revealed_seeds(round_: Round) -> tuple[dict[int, bytes], dict[int, bytes]]:
     return seeds
 
 
-def residual(
-    round_: Round, target: int, told: Mapping[int, bytes] | None = None
-) -> tuple[Words, list[int]]:
+def residual(round_, target, told=None):
     """Take every mask from a site's vector that the server knows.
 
     Args:
@@ -140,14 +125,14 @@ def residual(
     return words, left
 
 
-def colluding_seed(round_: Round, position: int) -> bytes:
+def colluding_seed(round_, position):
     """A colluding site hands over its mask seed: here it draws it again from its seed."""
     site = round_.terms.cohort[position]
     return seeded_bytes(round_.seed, round_.terms.number, *site[:4])(16)
 
 
 @functools.cache
-def weak_streams(bits: int, itemsize: int) -> np.ndarray:
+def weak_streams(bits, itemsize):
     """The first words of all streams whose seeds have so many bits, ``(streams, words)``."""
     plain = bytes(WORDS * itemsize)
     keys = (weak_key(number) for number in range(1 << bits))
@@ -155,7 +140,7 @@ def weak_streams(bits: int, itemsize: int) -> np.ndarray:
     return np.stack([np.frombuffer(each.encrypt(plain), f"<u{itemsize}") for each in ciphers])
 
 
-def search(words: Words, signs: Sequence[int], largest: int) -> Words | None:
+def search(words, signs, largest):
     """Try all seeds of :data:`UNKNOWN_BITS` bits in all for the masks that are left.
 
     Returns:
@@ -173,7 +158,7 @@ def search(words: Words, signs: Sequence[int], largest: int) -> Words | None:
     return found[0] if len(found) == 1 else None
 
 
-def is_small(rows: Words, largest: int) -> np.ndarray:
+def is_small(rows, largest):
     """Whether all words of a row are numbers that a site may have sent."""
     signed = rows.view(f"<i{rows.itemsize}").astype(np.int64)
     return np.asarray(np.abs(signed).max(axis=1) <= largest)

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 
 import torch
 
-from deal_core.config.experiment import Experiment, at_server
+from deal_core.config.experiment import at_server
 from deal_core.deal.objective import Plain
 from deal_core.lora.attach import read, set_trainable, write
 from deal_core.models import load_model
@@ -26,8 +25,8 @@ from deal_core.privacy.ledger import Ledger
 from deal_core.protection import make_mechanism
 from deal_core.training.loop import run_local_steps
 from deal_core.wire.instruction import LEARN
-from simulations.audit.canaries import GradientCanaries, Overseen, Scores, plant
-from simulations.audit.claim import LowerBound, Repetition, claim_p_value, guess, lower_bound
+from simulations.audit.canaries import GradientCanaries, Overseen, plant
+from simulations.audit.claim import Repetition, claim_p_value, guess, lower_bound
 
 TASK, LABELS = "audited", ("heart", "skin")
 FACTORS = frozenset({"lora_A", "lora_B"})
@@ -42,11 +41,11 @@ class MechanismAudit:
     delta: float
 
     @cached_property
-    def p_value(self) -> float:
+    def p_value(self):
         return claim_p_value(self.repetitions)
 
     @cached_property
-    def bound(self) -> LowerBound:
+    def bound(self):
         return lower_bound(self.repetitions, self.delta)
 
 
@@ -60,21 +59,13 @@ class Records:
     groups: Sequence[int]
 
 
-def six_records(experiment: Experiment, groups: Sequence[int] = (0, 1, 0, 2, 1, 0)) -> Records:
+def six_records(experiment, groups=(0, 1, 0, 2, 1, 0)):
     model = load_model(experiment.model, experiment.adapter, 32, torch.float32)
     data = [Encoded((101, 2540 + i, 102), i % 2) for i in range(len(groups))]
     return Records(model, data, groups)
 
 
-def audit_mechanism(
-    experiment: Experiment,
-    records: Records,
-    folder: Path,
-    *,
-    canaries: int,
-    repetitions: int,
-    silent: int = 0,
-) -> MechanismAudit:
+def audit_mechanism(experiment, records, folder, *, canaries, repetitions, silent=0):
     """Train with canaries, several times, and judge; where the noise is in a sum ``silent`` of the
     honest sites, beside the attacked one, leave their noise out."""
     before, done = read(records.model.module), []
@@ -93,13 +84,11 @@ def audit_mechanism(
     return MechanismAudit(done, composed(first, first[0].delta), first[0].delta)
 
 
-def _trained(
-    experiment: Experiment, records: Records, folder: Path, canaries: GradientCanaries
-) -> Scores:
+def _trained(experiment, records, folder, canaries):
     planted, seen = plant(make_mechanism(experiment), canaries)
     trained = planted.trained(FACTORS)
 
-    def make(gradients) -> LocalUpdate:
+    def make(gradients):
         objective = Plain(records.model, LABELS, gradients.data)
         run_local_steps(records.model, objective, gradients, trained, experiment.train)
         gradients.finished(records.model, LABELS, records.data[:2])
@@ -110,13 +99,7 @@ def _trained(
     return seen.total
 
 
-def _summed(
-    experiment: Experiment,
-    records: Records,
-    folder: Path,
-    canaries: GradientCanaries,
-    silent: int,
-) -> Scores:
+def _summed(experiment, records, folder, canaries, silent):
     module, mechanism = records.model.module, make_mechanism(experiment)
     sites = experiment.federation.clients - experiment.privacy.colluding
     honest = tuple(map(str, range(sites)))
@@ -131,7 +114,7 @@ def _summed(
     learning = set_trainable(module, mechanism.trained(FACTORS))
     entries = sum(factor.numel() for factor in learning)
 
-    def make(given) -> LocalUpdate:
+    def make(given):
         return LocalUpdate(given.total(module, objective), {"num_examples": 1.0})
 
     for server_round in range(1, experiment.federation.rounds + 1):
@@ -143,11 +126,11 @@ def _summed(
     return seen.total
 
 
-def _site(folder: Path, client: str) -> Site:
+def _site(folder, client):
     return Site(partial(Ledger, folder / client), policy=None, simulated=True)
 
 
-def _request(experiment: Experiment, records: Records, server_round: int) -> UpdateRequest:
+def _request(experiment, records, server_round):
     """One round as the mechanism under audit sees it."""
     count = len(records.data)
     groups = records.groups if experiment.privacy.unit_column else None

@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -17,19 +16,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
-from rich.console import Console
 
 from client.site_file import read_site
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import run_name
 from deal_core.errors import UserError
-from simulations.deployment import keys, service
-from simulations.deployment.keys import expiry, make_key_pair
+from simulations.deployment.keys import make_key_pair
 from simulations.deployment.server import folder as serving
 from simulations.deployment.server import submit as submitting
 from simulations.deployment.server.folder import ServerFolder, ServerSettings
-from simulations.deployment.server.status import status
-from simulations.deployment.server.submit import STARTS, check, resume, stop, submit
+from simulations.deployment.server.submit import STARTS, resume, stop
 from simulations.deployment.site.folder import init_site
 from simulations.run.simulate import record, recorded
 
@@ -216,17 +212,6 @@ def test_a_list_that_cannot_be_written_leaves_no_key_behind(server, tmp_path, mo
     assert serving.registered(server) == {}
 
 
-def test_what_cannot_be_submitted_is_one_line(server, tmp_path):
-    with pytest.raises(UserError, match=r'a run with sites has data\.source = "sites"'):
-        check(Experiment())
-    seeded = Experiment(privacy={"mechanism": "record", "noise": "seeded"}, data=SITES)
-    with pytest.raises(UserError, match=r"privacy\.noise is 'seeded'.*gives no protection"):
-        check(seeded)
-    with pytest.raises(UserError, match=r"no server.toml; make one with deal server init"):
-        submit(ServerFolder(tmp_path), "quickstart")
-    assert not any(server.runs.iterdir())
-
-
 def test_a_run_goes_on_without_a_site_that_has_left(server, monkeypatch):
     three = {"sites": ["north", "south", "west"], "clients": 3, "quorum": 0.5}
     record(Experiment(data=SITES, federation=three, run={"out": str(server.runs / "one")}))
@@ -274,20 +259,3 @@ def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(server
     monkeypatch.setattr(submitting, "flower_status", lambda folder, number: found[number])
     stop(server, "one")
     assert server.flower.asked[0][:2] == ("stop", "7")
-
-
-def test_a_certificate_that_expires_is_told_at_the_start_and_by_status(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(keys, "SERVER_DAYS", 20)
-    monkeypatch.setattr(service, "supervise", lambda *given: 0)
-    monkeypatch.setattr(service, "require_idle", lambda *given: None)
-    folder = ServerFolder(tmp_path / "server")
-    serving.init_server(folder, ServerSettings(hosts=HOSTS))
-    folder.flower = Flower()
-    serving.start_server(folder)
-    status(folder, "", Console(width=200), as_json=False)
-    said = f"warning: {folder.certificate}: expires on "
-    assert capsys.readouterr().out.count(said) == 2
-    assert expiry(datetime.now(UTC) - timedelta(days=3)).startswith("expired on ")
-    assert expiry(datetime.now(UTC) + timedelta(days=90)) == ""

@@ -68,12 +68,6 @@ def change(site, old, new):
     (site / "site.toml").write_text(text.replace(old, new, 1))
 
 
-def undeclared(site):
-    """Without labels, as ``deal site init`` writes it without an experiment."""
-    head, _, rest = (site / "site.toml").read_text().partition("[data.labels]")
-    (site / "site.toml").write_text(head + rest[rest.index("[compute]") :])
-
-
 def test_a_good_site_counts_per_task_and_label_and_says_what_leaves(site):
     report = checked(site)
     assert (report.problems, report.warnings) == ([], [])
@@ -96,32 +90,6 @@ def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, data):
     )
     said = "\n".join(checked(site).lines)
     assert f"task 'triage': {len(own.train)} train, {len(own.test)} test" in said
-
-
-def test_the_labels_of_an_experiment_are_compared(site):
-    report = checked(site, asked({"triage": ("a", "beta"), "later": ("x", "y")}))
-    differ, row, _ = report.problems  # of train and of test
-    assert "[data.labels] of site.toml: 'triage' differs, 'later' is missing" in differ
-    assert "row 2: 'b' is no label of the task (they are: a, beta" in row
-    assert any("'later': no folder; this site sits it out" in line for line in report.lines)
-    undeclared(site)
-    (problem,) = checked(site).problems
-    assert "takes part in no task; deal site check --experiment FILE prints the lines" in problem
-
-
-@pytest.mark.parametrize("declared", [True, False])
-def test_the_lines_that_are_printed_make_the_labels_agree(site, declared):
-    """Also with names that TOML must quote."""
-    labels = AGREED | {'a "rare" task': ("x, y", "z]")}
-    if not declared:
-        undeclared(site)
-    (problem,) = checked(site, asked(labels)).problems
-    lines = problem.partition(":\n")[2]
-    assert lines.startswith("[data.labels]\n") == (not declared)
-    where = '"triage" = ["a", "b"]\n' if declared else "[compute]"
-    change(site, where, f"{where}{lines}\n" if declared else f"{lines}\n{where}")
-    assert read_site(site / "site.toml").data.labels == labels
-    assert checked(site, asked(labels)).problems == []
 
 
 @pytest.mark.parametrize("text", ["", "<html>not found</html>"])

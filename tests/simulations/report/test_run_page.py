@@ -1,6 +1,5 @@
 """The page of a run says what its files say; measures of each label are those of counts by hand."""
 
-import io
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +7,6 @@ from statistics import fmean
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from deal_core.config.experiment import RunConfig
 from deal_core.errors import UserError
@@ -17,10 +15,8 @@ from server.results import read_results, rounded_up
 from simulations.report.commands import write_report
 from simulations.report.labels import FILE, TaskCounts, count_labels
 from simulations.report.record import read_run
-from simulations.run.data_checks import expected_auc
 from simulations.run.run_log import RunLog
 from simulations.run.simulate import write_row_hashes
-from simulations.run.summary import print_report
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage, read_json
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -102,30 +98,6 @@ def test_clients_rounds_and_faults_are_those_of_the_log(plain):
     for row in shown.table("What went wrong")[1:]:
         assert row[:2] == ["reply not used", "2"]
         assert "not finite" in row[5]
-
-
-def test_class_sums_tell_what_is_expected_of_them_and_who_is_against_them(plain):
-    assert "membership" not in page(plain).text
-    results = RunFolder(plain).results
-    text = results.read_text().replace('"enabled": "off"', '"enabled": "on"')
-    results.write_text(text.replace('"identity"', '"svd"'))
-    where = {"time": 1795786390.0, "stage": 1}
-    with RunFolder(plain).metrics.open("a") as log:
-        for event in (
-            {"event": "class_sums", "task": "laboratory", "records": [160, -2, 20], **where},
-            {"event": "class_means_doubted", "tasks": ["laboratory"], "by": 2, "of": 3, **where},
-            {"event": "class_means_rejected", "tasks": ["laboratory"], **where},
-        ):
-            log.write(json.dumps(event) + "\n")
-    shown, screen = page(plain), io.StringIO()
-    least, middle = (expected_auc(size, 256, 0.61) for size in (1, 20))
-    line = f"{least:.2f} for the smallest label (1 records), {middle:.2f} for the median label"
-    assert line in shown.text
-    print_report(Console(file=screen, width=300), plain)
-    assert line in screen.getvalue()
-    doubted, rejected = shown.table("What went wrong")[-2:]
-    assert doubted[5] == "2 of 3 clients answer worse with those of laboratory"
-    assert (rejected[0], rejected[5]) == ("new class means left out", "laboratory")
 
 
 def test_no_epsilon_without_what_it_means(private):

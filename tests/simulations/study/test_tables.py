@@ -5,7 +5,7 @@ import pytest
 from deal_core.errors import UserError
 from server.results import Privacy
 from simulations.output import Table
-from simulations.study.grid import Study, StudyFile, load_study
+from simulations.study.grid import load_study
 from simulations.study.outcome import Outcome
 from simulations.study.results import CellResult, require_same_rows
 from simulations.study.tables import (
@@ -13,9 +13,7 @@ from simulations.study.tables import (
     best_of,
     budget_table,
     meanings,
-    setting_tables,
     significance,
-    sweep_text,
 )
 
 STUDY = """
@@ -102,27 +100,6 @@ def test_arms_have_means_intervals_and_marks(study):
     assert list(table)[1:] == names
 
 
-def test_the_best_contestant_is_in_bold_and_neither_bound_nor_reference(study):
-    made = arms_table(study, CELLS)
-    bold = {(made.rows[y][0], made.columns[x]) for y, x in made.best}
-    assert ("DEAL", "Task-IL accuracy") in bold
-    assert ("DEAL", "forgetting") in bold  # of which less is better
-    assert not [row for row, _ in bold if "replay" in row or "bound" in row]
-    assert arms_table(study, CELLS[:1]).best == frozenset()  # one alone is no best
-
-
-def test_an_order_cannot_change_zero_shot(study):
-    """Nothing was learnt: the same texts, hence one value for each seed. Orders of other tasks have
-    values of their own."""
-    matrix = [[0.8, 0.3], [0.4, 0.8]]
-    places = [(seed, order) for seed in (0, 1) for order in "ABC"]
-    cells = [cell("weak", seed, matrix, order=order) for seed, order in places]
-    assert rows(arms_table(study, cells))["zero-shot (bound)"][0] == "2"
-    third = cells[0].outcome.model_copy(update={"zero_shot": {"a": 0.1, "b": 0.3, "c": 0.5}})
-    longer = cell("weak", 0, matrix, order="D").model_copy(update={"outcome": third})
-    assert rows(arms_table(study, [*cells, longer]))["zero-shot (bound)"][0] == "3"
-
-
 def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study):
     (text,), found = parts(study, CELLS)
     assert "have in common, is Good" in text
@@ -159,19 +136,6 @@ def test_an_arm_without_a_pair_is_named_and_the_fallback_said(study):
     assert texts[1] == "Not compared, for want of a pair: weak."
     (text,), _ = parts(study, [*told, cell("weak", 0, matrix)])
     assert "by the cells that all have in common" in text
-
-
-def test_settings_have_an_overview_and_every_arm_its_best(study):
-    file = StudyFile.model_validate({**study.file.model_dump(), "settings": {"s1": {}, "s2": {}}})
-    tuned = Study(study.name, study.path, file)
-    cells = [
-        cell("weak", 0, [[0.8, 0.3], [0.4, 0.8]], "s1"),
-        cell("weak", 0, [[0.8, 0.3], [0.5, 0.9]], "s2"),
-        cell("deal", 0, [[0.8, 0.3], [0.9, 0.9]], "s1"),
-    ]
-    best, every = map(rows, setting_tables(tuned, cells))
-    assert every == {"weak": ["60.0", "70.0"], "DEAL": ["90.0", "–"]}
-    assert best == {"weak": ["s2", "70.0", "1", "2"], "DEAL": ["s1", "90.0", "1", "1"]}
 
 
 @pytest.mark.parametrize(
@@ -234,10 +198,3 @@ def test_an_epsilon_comes_with_its_delta_unit_extent_and_trust():
     assert text.startswith("Spent: epsilon at delta = 1e-05 per record, over all")
     seeded = PRIVATE.model_copy(update={"simulation_only": True})
     assert "simulation only" in meanings([under("eps-1", 0, 0.4, seeded)])[0]
-
-
-def test_a_sweep_is_a_release_for_each_of_its_runs():
-    text = sweep_text(UNDER_BUDGETS)
-    assert "the 2 private runs of this sweep would together spend at most epsilon = 1.5" in text
-    assert "The 2 runs without privacy protect nothing" in text
-    assert sweep_text(UNDER_BUDGETS[2:]).startswith("No private run has finished")

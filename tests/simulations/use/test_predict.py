@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -23,7 +22,6 @@ from deal_core.inference.predictor import load_predictor, read_temperatures
 from deal_core.training.evaluation import count_both
 from server.results import read_results
 from simulations import cli
-from simulations.report.labels import count_labels, read_label_counts
 from simulations.run.simulate import record
 from simulations.use.predict import PredictRequest, predict, with_columns
 from tests.architectures import CONFIGS, save
@@ -160,20 +158,6 @@ def test_each_text_is_answered_as_the_evaluation_did_in_both_protocols(run, pred
     assert among_all == results.class_incremental.accuracy_matrix[-1]
     assert told != list(results.zero_shot.values())  # what was learnt is there
     assert among_all != told
-
-
-def test_the_counts_of_a_report_by_label_are_the_accuracy_of_the_results(run):
-    folder, _ = run
-    results, asked = read_results(folder), []
-    counts = count_labels(folder, asked.append)
-    assert asked == list(counts.tasks) == results.tasks
-    for task, accuracy in zip(results.tasks, results.accuracy_matrix[-1], strict=True):
-        own = counts.tasks[task]
-        assert np.trace(own.counts) / np.sum(own.counts) == accuracy
-        assert own.labels == results.labels[task]
-        assert own.calibration_error is not None
-        assert 0 <= own.calibration_error < 1
-    assert read_label_counts(folder) == counts
 
 
 def test_a_file_with_right_answers_has_the_accuracy_of_the_run(run, tmp_path):
