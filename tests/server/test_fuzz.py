@@ -21,6 +21,8 @@ from simulations.engines.worker_pool import assume_identity
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
 from tests.server.spoil import COUNTS, INT8, MUTATIONS, TEXT
 
+HASTE = 1e4
+"""Silence lasts until the deadline."""
 pytestmark = pytest.mark.usefixtures("now", "one_thread")
 CLIENTS, BAD, ROUNDS, TASKS = 10, 8, 9, 2
 ARRIVALS = ("late", "error first", "duplicate")

@@ -27,6 +27,8 @@ from simulations.engines.worker_pool import assume_identity
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
 from tests.server.spoil import alternating, every_float, figures, one_value, times
 
+HASTE = 1e4
+"""Silence lasts until the deadline."""
 pytestmark = pytest.mark.usefixtures("now", "one_thread")
 CLIENTS = 6
 LARGEST = 3.4e38
