@@ -53,8 +53,9 @@ class RoutedDeal:
         self, state: State, generator: torch.Generator, tasks: Sequence[str] = ()
     ) -> State:
         """Return a state whose current adapter is a copy of the last component, fresh where there
-        is none; a task that returns goes on with its own component, which is no longer retained
-        until the task ends."""
+        is none; what is beyond the adapter's rank (an exact rule's residual) is residual again. A
+        task that returns goes on with its own component, which is no longer retained until the task
+        ends."""
         kept = kept_components(state)
         own = [each for each in kept if set(each.tasks) == set(tasks)]
         shapes, rank = state.retained.shapes, self.adapter.rank
@@ -62,11 +63,14 @@ class RoutedDeal:
         before = start.adapter if start else zero_adapter(shapes, 0)
         scaling = self.adapter.lora_alpha / rank
         taken = before if start else zero_adapter(shapes, 1)
-        fresh = orthogonal_init(taken, rank - min(rank, before.rank), scaling, generator)
+        copied, beyond = split(before, min(rank, before.rank))
+        fresh = orthogonal_init(taken, rank - copied.rank, scaling, generator)
         others = [each for each in kept if each not in own]
-        current = side_by_side(fresh, _scaled(before, scaling))
         return replace(
-            holding(state, others), current=current, residual=None, num_reference_directions=0
+            holding(state, others),
+            current=side_by_side(fresh, _scaled(copied, scaling)),
+            residual=beyond if beyond.rank else None,
+            num_reference_directions=0,
         )
 
     def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:

@@ -28,6 +28,7 @@ from deal_core.lora.attach import set_trainable
 from deal_core.models.interface import LanguageModel
 from deal_core.models.loading import Loss, Predict, keep
 from deal_core.privacy.interface import Mechanism
+from deal_core.privacy.policy import in_sum
 from deal_core.protection import make_mechanism
 from deal_core.training.loop import Gradients, NonPrivateGradients, Objective, TrainReport
 from simulations.api.nouns import (
@@ -40,8 +41,11 @@ from simulations.api.nouns import (
     require_possible,
 )
 
-WITHOUT_TABLE = NO_LIMITS.model_copy(update={"metrics": "clear", "share_num_examples": True})
-"""The policy of a site whose ``site.toml`` has none: it does what is asked."""
+WITHOUT_TABLE = NO_LIMITS.model_copy(
+    update={"metrics": "clear", "share_num_examples": True, "noise_share": "site"}
+)
+"""The policy of a client that demands privacy and has none: it does what is asked, with noise that
+is all its own. Who could pose as the other sites of a sum would take away what they add."""
 
 
 class DealClient(ClientApp):
@@ -145,6 +149,9 @@ class DealClient(ClientApp):
         self.require_allowed(client.asked)
         # Of simulate, with the rows of all other clients; whose rows a site reads is its own word.
         together = client.simulated and client.asked.data.source.startswith(GIVEN)
+        alone = client.simulated and not together and self.privacy is not None
+        if alone and in_sum(client.asked.privacy):
+            raise Refusal("policy", _ALL_NOISE)
         if together and self._trainer is None:
             return runtime_of(client)
         place = client.settings, "" if client.file is None else client.file.model_dump_json()
@@ -162,7 +169,7 @@ class DealClient(ClientApp):
                 changes["data"] = experiment.data.model_copy(update={"source": source})
             runtime = ClientRuntime(
                 experiment.model_copy(update=changes),
-                _own_noise if "privacy" in changes and not together else make_mechanism,
+                _own_noise if alone else make_mechanism,
                 whole=not together,
             )
             if self._trainer is not None:
@@ -176,6 +183,10 @@ def _own_noise(experiment: Experiment) -> Mechanism:
     return make_mechanism(experiment.changed(privacy={"noise": "secure"}))
 
 
+_ALL_NOISE = (
+    "RecordDP: privacy.noise_share is 'sum', and this client makes all noise itself; share it by "
+    'noise_share = "sum" in [policy] of a site.toml'
+)
 _ON_A_TRAINER = (
     "RecordDP: a Trainer's own loop clips no single record's gradient; leave trainer= out, and "
     "DealClient's loop trains with it"

@@ -164,3 +164,17 @@ def test_a_task_that_returns_goes_on_with_its_component(random_adapter):
     assert [each.tasks for each in begun.components] == [("b",)]
     again = method.end_task(begun, ("a",))
     assert relative_difference(again.view(again.place_of("a")).retained, adapter) < 1e-5
+
+
+def test_a_copy_of_more_than_the_rank_of_an_adapter_is_one_with_the_rest_beside_it(random_adapter):
+    """A residual, of an exact rule, makes a component of more directions; clients know the scaling
+    of an adapter by its rank."""
+    method, parts = routed(), [random_adapter(SHAPES, 4, 2.0, 1), random_adapter(SHAPES, 3, 1.0, 2)]
+    begun = method.begin_task(fresh_state(), torch.Generator().manual_seed(0), ("a",))
+    taught = method.end_task(replace(begun, current=parts[0], residual=parts[1]), ("a",))
+    assert taught.components[0].rank == 7
+    for task in ("a", "b"):
+        begun = method.begin_task(taught, torch.Generator().manual_seed(0), (task,))
+        assert (begun.current.rank, begun.current.scaling) == (4, 2.0)
+        learnt = stack([begun.current, begun.residual])
+        assert relative_difference(learnt, stack(parts)) < 1e-5

@@ -11,11 +11,13 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp.strategy import Strategy
 from peft import IA3Config, LoraConfig, get_peft_model
 
+from client.site_file import NODE_KEY
 from deal_core.config.file import to_run_config
 from deal_core.data import Example, load_for_clients
 from deal_core.data.embedded import asset_folder
 from deal_core.data.partition import partition
 from deal_core.models.loading import GIVEN
+from deal_core.wire.records import REQUEST, SECURE
 from server.results import read_results
 from simulations.api import (
     Deal,
@@ -34,6 +36,7 @@ from simulations.engines.worker_pool import assume_identity
 from tests.architectures import CONFIGS, LOADERS, save
 from tests.client.real_site import LABELS, RealSite, asking, code, message_of, start, update
 from tests.client.real_site import rows as site_rows
+from tests.run_configs import placed
 from tests.simulations.runs import at, learnt_adapter, same, simulated
 
 pytestmark = pytest.mark.filterwarnings("ignore:task")  # those of tests are small
@@ -382,6 +385,42 @@ def test_a_client_that_demands_privacy_draws_its_noise_itself(bert, tmp_path):
         assert reply.content["metrics"]["simulation_only"] == 0
         found.append(update(reply))
     assert not torch.equal(*found)
+
+
+IN_SUM = {
+    "privacy.noise_share": "sum",
+    "privacy.colluding": 0,
+    "aggregation.secure": True,
+    "aggregation.rule": "ffa",
+    "train.step": "server",
+}
+"""Of a client's noise one share of three: who poses as the two others sees the rest of none."""
+
+
+@pytest.mark.parametrize("table", ["no site", "no policy", "policy", "sum"])
+def test_a_client_that_demands_privacy_makes_all_noise_itself(bert, tmp_path, table):
+    """Unless the policy of its site shares it: whoever asks could pose as all others of a sum."""
+    RealSite(tmp_path, 'noise_share = "sum"\ncolluding = 0\n' if table == "sum" else "")
+    if table == "no policy":
+        written = (tmp_path / "site.toml").read_text().partition("[policy]")[0]
+        (tmp_path / "site.toml").write_text(written)
+    sites = {} if table == "no site" else {"federation.sites": ["north", "b", "c"]}
+    overrides = {**SMALL, **sites, **IN_SUM, "federation.clients": 3}
+    privacy = RecordDP(delta=1e-5)
+    asked = at(
+        DealStrategy(
+            *bert, OWN, rounds=1, overrides=overrides, method=OFF, privacy=privacy
+        ).experiment,
+        tmp_path / "server",
+    )
+    node = {"partition-id": 0} if table == "no site" else {NODE_KEY: str(tmp_path / "site.toml")}
+    with assume_identity(7, 1):
+        state, config = start(asked), placed(asked, "/srv/runs/run-1")
+        message = message_of(asked, state, asking(state))
+        message.content[SECURE] = ConfigRecord({REQUEST: b"of a mask"})
+        app = DealClient(*bert, own_rows(), privacy=privacy)
+        reply = app(message, Context(7, 1, node, RecordDict(), config))
+    assert code(reply) == ("refused" if table == "sum" else "policy")  # that is no request
 
 
 def test_the_settings_of_a_run_stay_what_its_first_message_said(bert):
