@@ -138,6 +138,16 @@ def _foreign_module(asked: Asked) -> str:
     return min(named - set(asked.policy.target_modules), default="")
 
 
+def _too_few_collude(asked: Asked) -> bool:
+    return asked.experiment.privacy.colluding < asked.limits.colluding
+
+
+_TOO_FEW_COLLUDE = (
+    "privacy.colluding is {experiment.privacy.colluding}, but the site's policy wants noise that "
+    "suffices against {limits.colluding} other sites and the server together; raise it"
+)
+
+
 def _unknown_task(asked: Asked) -> bool:
     request: Instruction = asked.request
     lists = (request.tasks, request.seen, request.future, request.past, request.learnt)
@@ -241,14 +251,7 @@ REFUSALS: Mapping[str, tuple[Rule, ...]] = {
             'set policy.noise_share to "sum" to accept it',
             lambda a: in_sum(a.experiment.privacy) and a.limits.noise_share != "sum",
         ),
-        Rule(
-            "privacy.colluding is {experiment.privacy.colluding}, but the site's policy wants "
-            "noise that suffices against {limits.colluding} other sites and the server together; "
-            "raise it",
-            lambda a: (
-                in_sum(a.experiment.privacy) and a.experiment.privacy.colluding < a.limits.colluding
-            ),
-        ),
+        Rule(_TOO_FEW_COLLUDE, lambda a: in_sum(a.experiment.privacy) and _too_few_collude(a)),
     ),
     "sum": (
         Rule(
@@ -311,6 +314,7 @@ REFUSALS: Mapping[str, tuple[Rule, ...]] = {
             f"class sums leave with a noise multiplier of {LEAST_NOISE} or more",
             lambda a: a.open_sums and a.open_sums.noise_multiplier < LEAST_NOISE,
         ),
+        Rule(_TOO_FEW_COLLUDE, lambda a: a.open_sums and _too_few_collude(a)),
     ),
     "verdict": (
         Rule(

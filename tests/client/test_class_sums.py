@@ -88,6 +88,13 @@ def test_a_share_of_the_noise_among_many_sites_is_too_little_among_few(tmp_path)
         given(site, sites=3)
 
 
+def test_noise_of_sums_suffices_against_as_many_sites_as_the_policy_says(tmp_path):
+    """Those of a lie: the terms of the masks count on one that colludes, the shares on none."""
+    with pytest.raises(Refusal, match="policy wants noise that suffices against 1 other"):
+        given(site_of(tmp_path), "privacy.colluding=0")
+    assert given(site_of(tmp_path), "privacy.colluding=1")
+
+
 @pytest.mark.parametrize(
     ("schedule", "told"), [("joint", {}), ("per-client", {"past": (TASKS[0],)})]
 )

@@ -130,6 +130,7 @@ CASES = {
         (sums(asked(NONE), exact=True), sums(asked(NONE), exact=True, simulated=True)),
         (sums(asked(NONE), share=False), sums(asked(), share=False)),
         (sums(asked(NONE), noise=0.6), sums(asked(NONE))),
+        (sums(asked(NONE, "privacy.colluding=0")), sums(asked("privacy.colluding=0"))),
     ],
     "verdict": [(under(Policy(share_sums=False), NONE), under(Policy(share_sums=True), NONE))],
     "counts": [(under(Policy(metrics="summed")), under(Policy(metrics="clear")))],
