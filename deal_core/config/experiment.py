@@ -21,8 +21,9 @@ class ModelConfig(Table):
 
     family: str = "encoder-labels"
     """Model family: ``encoder-labels``; ``causal-lm`` or ``seq2seq-lm``, which answer in words
-    (generating models); ``token-labels``, an encoder that tags words; ``sequence-classification``,
-    with a head of its own; ``own-loss`` (of a model that a program passes)."""
+    (generating models); ``token-labels``, an encoder that tags words; ``sequence-classification``
+    and ``token-classification``, with a head of their own; ``own-loss`` (of a model that a program
+    passes)."""
     name: str = "embedded:minilm"
     """``embedded:NAME``, a folder, or a Hugging Face hub name; ``NAME@REVISION`` (a tag, or the
     hash of a commit) is the same at every institution, however the name moves on."""

@@ -13,6 +13,7 @@ from typing import Any
 from deal_core.config.data import DataConfig
 from deal_core.data.rows import same_person, whole_characters
 from deal_core.data.source import Example, Sides, TaskData, limited
+from deal_core.data.tags import read_tagged
 from deal_core.errors import UserError
 
 GIVEN = "given:"
@@ -58,10 +59,10 @@ class GivenTasks:
         given = self._tasks.get(task, ((), ()))  # a client need not have rows of every task
         for kind, rows in zip(("training", "test"), given, strict=True):
             for place, row in enumerate(rows):
-                if labels and row.label not in labels:
+                if labels and (others := row.labels.difference(labels)):
                     raise UserError(
-                        f"task '{task}', {kind} row {place}: its label '{row.label}' is not one of "
-                        f"{', '.join(labels)}; add it to the task, or leave the row out"
+                        f"task '{task}', {kind} row {place}: its label '{min(others)}' is not one "
+                        f"of {', '.join(labels)}; add it to the task, or leave the row out"
                     )
             texts = (replace(row, label="", target=row.target or row.label) for row in rows)
             sides.append(rows if labels else tuple(texts))
@@ -96,8 +97,11 @@ def _can_be_used(row: Example, config: DataConfig, task: str) -> bool:
             whole_characters(each, task)
     except UserError:
         return False
-    filled = row.text.strip() and answer.strip() and (row.id.strip() or not config.id_column)
-    return bool(filled) and (not labels or row.label in labels)
+    if not row.text.strip() or not (row.id.strip() or not config.id_column):
+        return False
+    if config.tagged(task) != bool(row.tags) or not (row.tags or answer.strip()):
+        return False
+    return not labels or row.labels.issubset(labels)
 
 
 def read_rows(task: str, given: Any) -> Sides:
@@ -122,11 +126,17 @@ def read_rows(task: str, given: Any) -> Sides:
 def _example(row: Any, where: str) -> Example:
     if isinstance(row, Example):
         return row
+    if isinstance(row, Mapping) and "tags" in row:
+        try:
+            text, tags = read_tagged(row.get("tokens"), row["tags"], {})
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        return Example(text, "", tags=tags)
     if isinstance(row, Mapping):
         row = row.get("text"), row.get("label", row.get("target"))
     if isinstance(row, (tuple, list)) and len(row) == 2 and all(isinstance(e, str) for e in row):
         return Example(row[0], row[1])
     raise UserError(
-        f"{where}: should be (text, answer), a mapping with text and label, both strings, or an "
-        "Example"
+        f"{where}: should be (text, answer), a mapping with text and label, both strings, or with "
+        "tokens and tags, two lists, or an Example"
     )

@@ -31,7 +31,7 @@ from deal_core.models.loading import (
     require_fixed_places,
 )
 from deal_core.models.prompt import PromptTokens, require_distinct
-from deal_core.models.tokens import TokenLabels
+from deal_core.models.tokens import TokenClassifier, TokenLabels
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,12 @@ FAMILIES: Mapping[str, Family] = {
     "token-labels": Family(
         partial(load_encoder, make=TokenLabels),
         *(TaskType.FEATURE_EXTRACTION, "AutoModel", True),
+        tags=True,
+    ),
+    "token-classification": Family(
+        partial(load_encoder, make=TokenClassifier, loader="AutoModelForTokenClassification"),
+        *(TaskType.FEATURE_EXTRACTION, "AutoModelForTokenClassification", True),
+        layers=with_head,
         tags=True,
     ),
     "own-loss": Family(load_own_loss, TaskType.FEATURE_EXTRACTION, "AutoModel", True),

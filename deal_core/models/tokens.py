@@ -1,4 +1,5 @@
-"""Family ``token-labels``: each word of a text gets a tag, by the names of labels.
+"""Families ``token-labels``: each word of a text gets a tag, by the names of labels; and
+``token-classification``: by a head.
 
 Words lie between blanks. They (the states of their first tokens) and label names meet in one
 embedding space, as in ``encoder-labels``. An example's loss is the mean over its words that are
@@ -21,7 +22,7 @@ from torch.nn.functional import cross_entropy, normalize
 from deal_core.config.experiment import AdapterConfig
 from deal_core.data import Example
 from deal_core.data.tags import OUTSIDE, tags_of
-from deal_core.models.encoder import LOGIT_SCALE, EncoderLabels
+from deal_core.models.encoder import LOGIT_SCALE, EncoderLabels, output_of, with_head
 from deal_core.models.fast.prompt_forest import Tokens
 from deal_core.models.interface import Encoded, ForwardOutput, Memo
 
@@ -88,10 +89,8 @@ class TokenLabels(EncoderLabels):
         """Return scores of the words that are read, ``(words, tags)``, float32."""
         ids, mask = self._padded([item.tokens for item in batch])
         states = self._encoder(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        places = [(n, first) for n, text in enumerate(_words(batch)) for _, first, _ in text]
-        rows, firsts = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T.to(states.device)
         names = self.label_vectors([NAMES[tag[0]].format(tag[2:]) for tag in tags])
-        return LOGIT_SCALE * normalize(states[rows, firsts].float(), dim=1) @ names.T
+        return LOGIT_SCALE * normalize(_of_words(states, batch), dim=1) @ names.T
 
     def tagged(self, batch: Sequence[Encoded], labels: Sequence[str]) -> list[list[str]]:
         """Return the likeliest tag of every word of the texts; ``O`` where no score is a number."""
@@ -104,6 +103,29 @@ class TokenLabels(EncoderLabels):
             for word, _, _ in text:
                 own[word] = tags[next(best)]
         return found
+
+
+class TokenClassifier(TokenLabels):
+    """Family ``token-classification``: a transformers model whose head has an output for every tag
+    of the stream, by the names in its configuration (``label2id``). Linear layers of the head are
+    adapted beside those of the encoder."""
+
+    def __init__(self, base: Any, tokenizer: Any, adapter: AdapterConfig, max_length: int) -> None:
+        super().__init__(base, tokenizer, with_head(base, adapter), max_length)
+        self._encoder = base.base_model
+        self._outputs: dict[str, int] = dict(base.config.label2id)
+
+    def _tag_scores(self, batch: Sequence[Encoded], tags: Sequence[str]) -> Tensor:
+        ids, mask = self._padded([item.tokens for item in batch])
+        logits: Tensor = self.module(input_ids=ids, attention_mask=mask.long()).logits
+        return _of_words(logits, batch)[:, [output_of(tag, self._outputs) for tag in tags]]
+
+
+def _of_words(states: Tensor, batch: Sequence[Encoded]) -> Tensor:
+    """Return what the first tokens of the words have, ``(words, width)``, float32."""
+    places = [(n, first) for n, text in enumerate(_words(batch)) for _, first, _ in text]
+    rows, firsts = torch.tensor(places, dtype=torch.long).reshape(-1, 2).T.to(states.device)
+    return states[rows, firsts].float()
 
 
 def _words(batch: Sequence[Encoded]) -> list[Sequence[tuple[int, int, int]]]:

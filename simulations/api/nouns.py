@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from deal_core.config.experiment import Experiment
 from deal_core.config.privacy import PrivacyConfig
+from deal_core.data.tags import tags_of
 from deal_core.errors import UserError
 from deal_core.methods import resolve_auto
 from deal_core.models import FAMILIES
@@ -195,8 +196,9 @@ def require_possible(experiment: Experiment) -> None:
             head has no output for.
     """
     model, method = given(experiment.model.name), resolve_auto(experiment)
-    if model.family == "sequence-classification":
-        for label in chain.from_iterable(experiment.data.labels.values()):
+    if model.family in ("sequence-classification", "token-classification"):
+        labels = [*chain.from_iterable(experiment.data.labels.values())]
+        for label in tags_of(labels) if FAMILIES[model.family].tags else labels:
             output_of(label, getattr(model.base, "config").label2id)  # noqa: B009
     if model.family != OWN_LOSS:
         return

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from safetensors.numpy import load_file
 
-from deal_core.config.data import DataConfig
+from deal_core.config.data import ENTITY_F1, DataConfig
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import EXPERIMENT, parse_tables, to_run_config
 from deal_core.data import Example
@@ -24,7 +24,7 @@ from deal_core.data.given import keep_rows
 from deal_core.data.source import Sides
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
-from deal_core.models import adapter_shapes
+from deal_core.models import FAMILIES, adapter_shapes
 from deal_core.models.loading import GivenModel, Loss, Predict, keep
 from server import run as server_run
 from server.app import with_run_folder
@@ -113,12 +113,15 @@ class DealStrategy(Rounds):
         came = {f"adapter.{key}": value for key, value in model.adapter.items()}
         asked = experiment(self.asked, {**came, **self.own, **more})
         texts = [task for task, labels in tasks.items() if not labels]
+        measures = {task: asked.data.measure(task) for task in texts}
+        if FAMILIES[model.family].tags:
+            measures = dict.fromkeys(tasks, ENTITY_F1)
         tables = {
             "source": source,
             "tasks": list(tasks),
             "labels": {task: list(labels) for task, labels in tasks.items() if labels},
             "generation": texts,
-            "measures": {task: asked.data.measure(task) for task in texts},
+            "measures": measures,
             "instructions": asked.data.instructions,
             "public_path": asked.data.public_path,
             "partition": {"kind": "column"},

@@ -187,6 +187,50 @@ def test_a_head_for_all_labels_learns_with_the_encoder(objects, tmp_path):
     assert done.results.accuracy_matrix[0][0] == 1.0
 
 
+TAGGED = {"colours": ("red",), "words": ("green",)}
+
+
+def tagged_rows(client):
+    """Rows whose word ``b`` is an entity of the task."""
+    made = {}
+    for task, (label,) in TAGGED.items():
+        texts = [(f"{text} a" + " a" * client).split() for text in TEXTS]
+        train = [
+            {"tokens": words, "tags": [f"B-{label}" if w == "b" else "O" for w in words]}
+            for words in texts
+        ]
+        made[task] = {"train": train * 4, "test": train}
+    return made
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_head_for_all_tags_finds_entities(objects, tmp_path, private):
+    tags = ["O", *(f"{b}-{label}" for (label,) in TAGGED.values() for b in "BI")]
+    named = {"id2label": dict(enumerate(tags)), "label2id": {n: k for k, n in enumerate(tags)}}
+    model = objects("bert", transformers.AutoModelForTokenClassification, peft=False, **named)
+    asked = DealStrategy(
+        tasks=TAGGED,
+        method=OFF,
+        overrides={**SMALL, "train.learning_rate": 0.03, "federation.local_epochs": 8},
+        privacy=RecordDP(epsilon=8, delta=1e-3) if private else None,
+        clients=2,
+        rounds=2,
+        out=tmp_path / "run",
+    )
+    run = simulate(lambda n: DealClient(*model, tagged_rows(n)), asked, TAGGED)
+    assert run.results.config.model.family == "token-classification"
+    assert set(run.results.measures.values()) == {"entity-f1"}
+    assert "base_model.model.classifier.lora_B.weight" in learnt_adapter(tmp_path / "run")
+    if not private:
+        assert run.results.accuracy_matrix[0][0] == 1.0
+
+
+def test_tags_that_cannot_be_are_refused_in_one_line(bert):
+    bad = {"tokens": ["a", "b"], "tags": ["O"]}
+    with pytest.raises(UserError, match="task 'words', row 0: 2 words and 1 tags"):
+        DealClient(*bert, {"words": {"train": [bad], "test": []}})
+
+
 def loss(model, batch, tokenizer):
     """How far a text's mean state is from zero, or from one, by its label's place."""
     return (states(model, batch, tokenizer) - targets(batch)).square()
@@ -277,13 +321,13 @@ def test_a_model_that_cannot_be_followed_is_one_line(objects):
     learnt, _ = objects("bert")
     next(p for n, p in learnt.named_parameters() if "lora_B" in n).data.fill_(1.0)
     other, _ = objects("bert", peft=False)
-    tokens, _ = objects("bert", transformers.AutoModelForTokenClassification, peft=False)
+    spans, _ = objects("bert", transformers.AutoModelForQuestionAnswering, peft=False)
     for model, reason in {
         torch.nn.Linear(2, 2): "pass a PeftModel or a PreTrainedModel",
         learnt: "has learnt something already",
         get_peft_model(plain, IA3Config(target_modules=["value"], feedforward_modules=[])): "IA3",
         get_peft_model(other, LoraConfig(use_rslora=True)): r"LoraConfig\.use_rslora is set",
-        tokens: "no family trains a BertForTokenClassification",
+        spans: "no family trains a BertForQuestionAnswering",
     }.items():
         with pytest.raises(UserError, match=reason) as caught:
             DealClient(model, tokenizer, {})
