@@ -325,9 +325,11 @@ def _no_sums(site: SiteFile, policy: Policy, least: int, asked: Experiment | Non
 
 def last_verdict(site: SiteFile) -> Iterator[str]:
     """What the site has said of class means last, by its log."""
-    log = Path(site.site.state) / LOG
-    lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
-    told = [event for line in lines if (event := json.loads(line))["event"] == VERDICT]
+    log, told = Path(site.site.state) / LOG, []
+    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
+        with suppress(ValueError):  # a full disk leaves half a line
+            event = json.loads(line)
+            told += [event] if event["event"] == VERDICT else []
     for last in told[-1:]:
         word = "worse" if last["worse"] else "not worse"
         tasks = ", ".join(last["tasks"])

@@ -148,6 +148,14 @@ def test_clocks_that_differ_are_named(skew):
     assert list(check_clock(skew / 2)) == ["clock: agrees with the server's"]
 
 
+def test_half_a_line_of_the_log_hides_no_other(site):
+    """A full disk, or a loss of power, has left it."""
+    said = json.dumps({"event": "verdict", "worse": True, "tasks": ["triage"]})
+    (site / "state" / "log.jsonl").write_text(f'{{"event": "answ{said}\n{said}\n{{"event": "ar')
+    lines = check_site(site, None, offline=True).lines
+    assert any("of triage: they make answers here worse" in line for line in lines)
+
+
 def test_a_state_folder_elsewhere_is_its_owners_alone(site, tmp_path):
     state = tmp_path / "elsewhere"
     state.mkdir(mode=0o755)
