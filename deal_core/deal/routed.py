@@ -54,10 +54,10 @@ class RoutedDeal:
     ) -> State:
         """Return a state whose current adapter is a copy of the last component, fresh where there
         is none; what is beyond the adapter's rank (an exact rule's residual) is residual again. A
-        task that returns goes on with its own component, which is no longer retained until the task
-        ends."""
+        task that returns goes on with the component that answers it, which, where it is its own, is
+        no longer retained until the task ends."""
         kept = kept_components(state)
-        own = [each for each in kept if set(each.tasks) == set(tasks)]
+        own = [each for each in kept if tasks and set(tasks) <= set(each.tasks)]
         shapes, rank = state.retained.shapes, self.adapter.rank
         start = next(iter(own or kept[-1:]), None)
         before = start.adapter if start else zero_adapter(shapes, 0)
@@ -65,7 +65,7 @@ class RoutedDeal:
         taken = before if start else zero_adapter(shapes, 1)
         copied, beyond = split(before, min(rank, before.rank))
         fresh = orthogonal_init(taken, rank - copied.rank, scaling, generator)
-        others = [each for each in kept if each not in own]
+        others = [each for each in kept if set(each.tasks) != set(tasks)]
         return replace(
             holding(state, others),
             current=side_by_side(fresh, _scaled(copied, scaling)),
@@ -148,9 +148,9 @@ def fitted(components: Iterable[Kept], limit: int) -> list[Kept]:
             break
         cut = [_cut(each, rank) for each, rank in zip(kept, ranks, strict=True)]
         first, second = most_alike(cut)
-        merged = merge(cut[first], cut[second])
-        others = [each for n, each in enumerate(cut) if n not in (first, second)]
-        return fitted([*others, merged], limit)
+        cut[second] = merge(cut[first], cut[second])
+        del cut[first]
+        return fitted(cut, limit)
     return [_cut(each, rank) for each, rank in zip(kept, ranks, strict=True)]
 
 

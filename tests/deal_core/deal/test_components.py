@@ -95,6 +95,13 @@ def test_the_two_most_alike_become_one(kept):
     assert torch.allclose(dense(merged[1].adapter), mean, atol=1e-5)
 
 
+def test_the_last_component_stays_the_last_where_others_become_one(kept):
+    """The next task begins with a copy of it."""
+    a, b = kept("a", THINNEST, 1), kept("b", THINNEST, 2)
+    merged = fitted([a, Kept(("twin",), a.adapter), b], 2 * THINNEST)
+    assert [each.tasks for each in merged] == [("a", "twin"), ("b",)]
+
+
 def test_a_merged_component_counts_each_of_its_tasks(kept):
     a, b, c = (kept(name, 2, seed) for seed, name in enumerate("abc"))
     all_three = merge(merge(Kept(("a",), a.adapter), b), c)
@@ -178,3 +185,13 @@ def test_a_copy_of_more_than_the_rank_of_an_adapter_is_one_with_the_rest_beside_
         assert (begun.current.rank, begun.current.scaling) == (4, 2.0)
         learnt = stack([begun.current, begun.residual])
         assert relative_difference(learnt, stack(parts)) < 1e-5
+
+
+def test_a_task_that_returns_goes_on_with_the_component_that_it_shares(kept):
+    shared, last = Kept(("a", "b"), kept("a", 4, 1).adapter), kept("c", 4, 2)
+    state = holding(fresh_state(), [shared, last])
+    begun = routed().begin_task(state, torch.Generator().manual_seed(0), ("a",))
+    assert relative_difference(begun.current, shared.adapter) < 1e-5
+    assert begun.components == state.components
+    again = routed().end_task(begun, ("a",))
+    assert [each.tasks for each in again.components] == [("b",), ("c",), ("a",)]
