@@ -16,7 +16,8 @@ from deal_core.deal.interface import TaskDataset
 from deal_core.errors import UserError
 from deal_core.models.interface import Encoded
 from deal_core.privacy.ledger import Ledger
-from deal_core.privacy.policy import Policy, default_delta, require_delta
+from deal_core.privacy.policy import Policy, default_delta, figures_allowed, require_delta
+from deal_core.protection import make_mechanism
 from deal_core.wire.instruction import Instruction
 from server.results import read_results
 from server.run import run
@@ -216,3 +217,21 @@ def test_of_tasks_that_a_client_has_not_worked_on_it_gives_no_record(small):
     for schedule, sizes in (("per-client", [9, 0, 9, 0, 0]), ("joint", [9] * 5)):
         runtime = SimpleNamespace(experiment=small(f"stream.schedule={schedule}"))
         assert [len(own.data) for own in worked_on(runtime, ask, shares, None)] == sizes
+
+
+def test_under_a_mechanism_no_exact_sums_are_begun(small):
+    for name in ("prototype", "linear-probe"):
+        config = small("privacy.mechanism=record", f"method.name={name}")
+        with pytest.raises(UserError, match="leave without noise"):
+            make_mechanism(config)
+
+
+def test_figures_leave_one_by_one():
+    figures = {"num_examples": 225, "loss": 0.5, "seconds": 3.0}
+    assert figures_allowed(figures, None) == figures
+    assert figures_allowed(figures, Policy()) == {"num_examples": 1.0}
+    assert figures_allowed(figures, Policy(share_num_examples=True)) == {
+        "num_examples": 225,
+        "seconds": 3.0,
+    }
+    assert figures_allowed(figures, Policy(metrics="clear")) == {"num_examples": 1.0, "loss": 0.5}

@@ -323,3 +323,9 @@ def test_which_rows_have_tags_for_words_is_the_sites_word(site_file):
     assert not decided().tagged("triage")
     with pytest.raises(Refusal, match=r"\[data\.measures\] has \"entity-f1\""):
         decided(triage="entity-f1")
+
+
+def test_the_name_of_a_site_is_no_path(site_file):
+    site_file.write_text(TOML.replace('name = "north"', 'name = "../north"'))
+    with pytest.raises(UserError, match=r"site.name '../north' should be letters"):
+        read_site(site_file)

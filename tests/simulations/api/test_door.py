@@ -388,6 +388,19 @@ def test_a_demand_for_a_large_delta_loosens_no_site(bert, tmp_path):
     assert site.events[0].delta == 1e-3  # of 80 records
 
 
+@pytest.mark.parametrize(
+    "row",
+    [("one more case", "Oncology"), (" ", "Surgery"), ("half \ud800", "Surgery"), Example("a", "")],
+)
+def test_a_row_that_a_site_cannot_use_harms_itself_alone(bert, tmp_path, row):
+    site, own = RealSite(tmp_path), own_rows()
+    own["surgery"] = ([*own["surgery"][0], row], own["surgery"][1])
+    asked = asked_of_a_site(bert, tmp_path)
+    assert code(site.answer(asked, {}, app=DealClient(*bert, own))) == "ok"
+    left_out = [line for line in site.log() if line["event"] == "rows_left_out"]
+    assert [(line["task"], line["rows"]) for line in left_out] == [("surgery", 1)]
+
+
 def test_disjoint_tasks_are_of_rows_that_say_whose_they_are(bert, tmp_path):
     """Else two people with one text would decide which tasks the site refuses."""
     site = RealSite(tmp_path, 'mechanism = "record"\ndisjoint_tasks = true\n')
@@ -411,6 +424,14 @@ def test_whose_rows_a_site_reads_is_its_own_word(bert, tmp_path):
     assert code(site.answer(asked, {}, app=DealClient(*bert, own_rows(24)))) == "ok"
     (plan,) = site.ledger.plans().values()
     assert [work["records"] for work in json.loads(plan)["work"]] == [24, 24]  # its files have 40
+
+
+def test_what_a_site_declares_holds_at_once(bert, tmp_path):
+    site, app = RealSite(tmp_path), DealClient(*bert, own_rows())
+    asked = asked_of_a_site(bert, tmp_path)
+    assert code(site.answer(asked, {}, app=app)) == "ok"
+    RealSite(tmp_path, declared={"laboratory": LABELS["laboratory"]})
+    assert code(site.answer(asked, {"server_round": 2}, app=app)) == "policy"
 
 
 def test_a_client_that_demands_privacy_draws_its_noise_itself(bert, tmp_path):
@@ -465,6 +486,14 @@ def test_a_client_that_demands_privacy_makes_all_noise_itself(bert, tmp_path, ta
         app = DealClient(*bert, own_rows(), privacy=privacy)
         reply = app(message, Context(7, 1, node, RecordDict(), config))
     assert code(reply) == ("refused" if table == "sum" else "policy")  # that is no request
+
+
+@pytest.mark.parametrize(
+    "given", [{"epsilon": 0}, {"epsilon": float("nan")}, {"delta": 1}, {"max_grad_norm": 0}]
+)
+def test_a_demand_that_limits_nothing_is_none(given):
+    with pytest.raises(UserError, match="epsilon and max_grad_norm should be above 0"):
+        RecordDP(**given)
 
 
 def test_the_settings_of_a_run_stay_what_its_first_message_said(bert):
