@@ -16,30 +16,15 @@ from deal_core.aggregation.rule import AggregationFailed, require_finite
 from deal_core.config.experiment import Experiment
 from deal_core.deal.interface import statistics_of
 from deal_core.installed import package_digest
+from deal_core.lora import payload
 from deal_core.lora.adapter import nonzero_rank, padded, split
-from deal_core.lora.payload import (
-    HEADS,
-    LORA,
-    MOST_EXAMPLES,
-    RESIDUAL,
-    RETAINED,
-    WORSE,
-    PayloadError,
-)
 from deal_core.lora.state import State, to_arrays
 from deal_core.methods import method_of
 from deal_core.randomness import seeded
 from deal_core.secure_sum.messages import ProtocolError, UsedUpdate
+from deal_core.wire import tensors
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.records import BLAMES, EXAMPLES, REPLY, SECURE, record_digest
-from deal_core.wire.tensors import (
-    WireArrays,
-    encode,
-    pack_heads,
-    read_heads,
-    require_bounded,
-    unpack,
-)
 from server.results import Spending, spending_in
 
 F = TypeVar("F")
@@ -85,7 +70,7 @@ class Reply:
     def answered(self) -> Message:
         """Return the message, or raise a PayloadError with the reason why there is none."""
         if self.message is None:
-            raise PayloadError(self.fault)
+            raise payload.PayloadError(self.fault)
         return self.message
 
 
@@ -186,27 +171,28 @@ def packed(experiment: Experiment, state: State, asked: Instruction) -> Outgoing
     dtype, rank, heads = experiment.wire.dtype, nonzero_rank(state.retained), state.heads
     kind = MessageType.TRAIN if asked.task else MessageType.EVALUATE  # which is of no one task
     generator = seeded(experiment.run.seed, "downlink", kind, asked.stage, asked.server_round)
-    sent = {LORA: state.current, RETAINED: split(state.retained, rank)[0]}
+    sent = {payload.LORA: state.current, payload.RETAINED: split(state.retained, rank)[0]}
     if state.residual is not None:
-        sent[RESIDUAL] = state.residual
+        sent[payload.RESIDUAL] = state.residual
     records = {
-        name: as_record(encode(dtype, to_arrays(each), generator)) for name, each in sent.items()
+        name: as_record(tensors.encode(dtype, to_arrays(each), generator))
+        for name, each in sent.items()
     }
-    arrived = {name: unpack(record, dtype, sent[name]) for name, record in records.items()}
+    arrived = {name: tensors.unpack(record, dtype, sent[name]) for name, record in records.items()}
     if heads:
         statistics = statistics_of(method_of(experiment))
         rounded = statistics is not None and statistics.rounds(dtype)
-        records[HEADS] = as_record(pack_heads(heads, rounded))
+        records[payload.HEADS] = as_record(tensors.pack_heads(heads, rounded))
         shapes = {task: (head.shape[0], head.shape[1]) for task, head in heads.items()}
-        heads = read_heads(records[HEADS], shapes, rounded) if rounded else heads
+        heads = tensors.read_heads(records[payload.HEADS], shapes, rounded) if rounded else heads
     decoded = replace(
         state,
         heads=heads,
-        current=arrived[LORA],
-        retained=padded(arrived[RETAINED], state.retained.rank),
-        residual=arrived.get(RESIDUAL),
+        current=arrived[payload.LORA],
+        retained=padded(arrived[payload.RETAINED], state.retained.rank),
+        residual=arrived.get(payload.RESIDUAL),
     )
-    return Outgoing(records, decoded, kind, rank, record_digest(records[RETAINED]))
+    return Outgoing(records, decoded, kind, rank, record_digest(records[payload.RETAINED]))
 
 
 def sendable(state: State) -> State:
@@ -223,7 +209,7 @@ def sendable(state: State) -> State:
             raise AggregationFailed(f"{name} is not finite")
     for adapter in (state.current, state.retained, state.residual):
         if adapter is not None:
-            require_bounded(adapter)
+            tensors.require_bounded(adapter)
     return state
 
 
@@ -241,19 +227,19 @@ def read_figures(
     answered = _fields(content.config_records, "status", {"code", *PLACE})
     for key in PLACE:
         if answered[key] != getattr(instruction, key):
-            raise PayloadError(f"answers another {key}")
+            raise payload.PayloadError(f"answers another {key}")
     figures = _fields(content.metric_records, "metrics", {"num_examples"}, OPTIONAL)
     measured: dict[str, float] = {}
     for key, value in figures.items():
         if not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
-            raise PayloadError("a figure is no number or not finite")
+            raise payload.PayloadError("a figure is no number or not finite")
         measured[key] = float(value)
-    if not 1 <= measured["num_examples"] <= MOST_EXAMPLES:
-        raise PayloadError("num_examples out of bounds")
+    if not 1 <= measured["num_examples"] <= payload.MOST_EXAMPLES:
+        raise payload.PayloadError("num_examples out of bounds")
     try:
         return measured, spending_in(measured)
     except ValueError as fault:
-        raise PayloadError("what privacy has cost cannot be") from fault
+        raise payload.PayloadError("what privacy has cost cannot be") from fault
 
 
 def read_secure(message: Message, idle: Set[str] = frozenset()) -> bytes:
@@ -266,7 +252,7 @@ def read_secure(message: Message, idle: Set[str] = frozenset()) -> bytes:
     content = _content(message, NO_PART | NO_COUNTS | idle)
     reply = _fields(content.config_records, SECURE, {REPLY})[REPLY]
     if not isinstance(reply, bytes):
-        raise PayloadError("secure: no bytes")
+        raise payload.PayloadError("secure: no bytes")
     return reply
 
 
@@ -289,13 +275,13 @@ def read_counts(
         if not (
             isinstance(values, list) and len(values) == tasks and set(map(type, values)) <= kinds
         ):
-            raise PayloadError("counts are not one number per task")
+            raise payload.PayloadError("counts are not one number per task")
         columns.append(values)
     rows = [list(row) for row in zip(*columns, strict=True)]
     for row in rows:
         examples = row[names.index(EXAMPLES)]
-        if any(not 0 <= count <= examples <= MOST_EXAMPLES for count in row):
-            raise PayloadError("counts out of bounds")
+        if any(not 0 <= count <= examples <= payload.MOST_EXAMPLES for count in row):
+            raise payload.PayloadError("counts out of bounds")
     return rows
 
 
@@ -303,16 +289,16 @@ def read_verdict(message: Message) -> bool:
     """Return whether a client's answers are worse with class means; or raise, as above."""
     content = _content(message, NO_COUNTS, {"status", "metrics"})
     _fields(content.config_records, "status", {"code"})
-    worse = _fields(content.metric_records, "metrics", {WORSE})[WORSE]
+    worse = _fields(content.metric_records, "metrics", {payload.WORSE})[payload.WORSE]
     if isinstance(worse, bool) or worse not in (0, 1):
-        raise PayloadError("worse: no bit")
+        raise payload.PayloadError("worse: no bit")
     return bool(worse)
 
 
 def status(message: Message) -> str:
     """Return the code that a reply carries, or raise a PayloadError: it carries nothing."""
     if not message.has_content():
-        raise PayloadError("an empty reply")
+        raise payload.PayloadError("an empty reply")
     if "status" not in message.content.config_records:
         return ""
     return str(message.content.config_records["status"].get("code", ""))
@@ -340,14 +326,14 @@ def _content(message: Message, idle: Set[str], names: Set[str] | None = None) ->
     if code in idle:
         raise ClientSkipped(code)
     if code == "version":
-        raise PayloadError(
+        raise payload.PayloadError(
             "the client has another federated-deal installed than the server "
             f"({package_digest()[:12]}); install the same release at both"
         )
     if code != "ok":
-        raise PayloadError(f"client reports {code[:40]!r}")
+        raise payload.PayloadError(f"client reports {code[:40]!r}")
     if names is not None and set(message.content) != names:
-        raise PayloadError(f"records other than {', '.join(sorted(names))}")
+        raise payload.PayloadError(f"records other than {', '.join(sorted(names))}")
     return message.content
 
 
@@ -359,9 +345,9 @@ def _fields(
 ) -> Mapping[str, F]:
     """A record with these fields and no others: a spare one could carry anything."""
     if name not in records:
-        raise PayloadError("a record of another kind than expected")
+        raise payload.PayloadError("a record of another kind than expected")
     if set(records[name]) - optional != fields:
-        raise PayloadError(f"{name}: fields other than {', '.join(sorted(fields))}")
+        raise payload.PayloadError(f"{name}: fields other than {', '.join(sorted(fields))}")
     return records[name]
 
 
@@ -370,6 +356,6 @@ def payload_bytes(content: RecordDict) -> int:
     return sum(len(a.data) for record in content.array_records.values() for a in record.values())
 
 
-def as_record(encoded: WireArrays) -> ArrayRecord:
+def as_record(encoded: tensors.WireArrays) -> ArrayRecord:
     """Flower's record of what a codec made."""
     return ArrayRecord({key: Array(np.ascontiguousarray(a)) for key, a in encoded.items()})

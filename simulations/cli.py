@@ -14,14 +14,8 @@ from typer.models import ArgumentInfo
 
 from deal_core.errors import UserError
 from deal_core.installed import require_own_packages
+from simulations import output
 from simulations.deployment.commands import add_to
-from simulations.output import (
-    at_work,
-    descriptions,
-    shipped_experiments,
-    shipped_studies,
-    wide_console,
-)
 from simulations.report.commands import add_report_commands, report_after
 
 app = typer.Typer(
@@ -47,14 +41,14 @@ ExperimentName = Annotated[
     str,
     typer.Argument(
         help="A name from `deal ls`, or a TOML file.",
-        autocompletion=lambda: list(shipped_experiments()),
+        autocompletion=lambda: list(output.shipped_experiments()),
     ),
 ]
 StudyName = Annotated[
     str,
     typer.Argument(
         help="A name from `deal ls`, or a TOML file.",
-        autocompletion=lambda: [*shipped_studies(), *shipped_experiments()],
+        autocompletion=lambda: [*output.shipped_studies(), *output.shipped_experiments()],
     ),
 ]
 RunFolderName = Annotated[
@@ -117,7 +111,7 @@ def simulate(
         engine=engine,
         resume=resume,
     )
-    console = wide_console()
+    console = output.wide_console()
     raise typer.Exit(simulate(request, console, lambda folder: report_after(folder, console)))
 
 
@@ -130,7 +124,7 @@ def check(
     """Find all that is wrong with an experiment and its data; nothing starts (docs/checking.md)."""
     from simulations.run.check import check as run
 
-    raise typer.Exit(run(experiment, tuple(overrides or ()), strict, wide_console()))
+    raise typer.Exit(run(experiment, tuple(overrides or ()), strict, output.wide_console()))
 
 
 @app.command()
@@ -194,7 +188,7 @@ def export(
     """Write a folder that PEFT loads without deal (docs/using.md)."""
     from rich.console import Console
 
-    with at_work(Console(stderr=True), "loading the model and writing it"):
+    with output.at_work(Console(stderr=True), "loading the model and writing it"):
         from simulations.use.export import ExportRequest
         from simulations.use.export import export as run
 
@@ -222,7 +216,7 @@ def study(
     """Run a grid of methods, orders, seeds, settings or budgets; the same command continues it."""
     from simulations.study.command import run_study, study_folder
 
-    console = wide_console()
+    console = output.wide_console()
     code = run_study(
         study,
         console,
@@ -260,7 +254,7 @@ def audit(
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""
     from simulations.audit.command import audit_folder, run_audit
 
-    console = wide_console()
+    console = output.wide_console()
     folder = audit_folder("membership" if membership else "audit", experiment, out)
     if membership:
         from simulations.audit.membership import run_membership
@@ -293,17 +287,17 @@ def demo(
     """Run a server and sites on this machine: keys, TLS, a whole run, and the end of it all."""
     from simulations.deployment.demo import run_demo
 
-    console = wide_console()
+    console = output.wide_console()
     raise typer.Exit(run_demo(folder, sites, console, lambda run: report_after(run, console)))
 
 
 @app.command("ls")
 def list_shipped() -> None:
     """List the experiments and studies that come with deal."""
-    kinds = {"simulate": shipped_experiments(), "study": shipped_studies()}
+    kinds = {"simulate": output.shipped_experiments(), "study": output.shipped_studies()}
     width = max(len(name) for files in kinds.values() for name in files)
     for verb, files in kinds.items():
-        for name, description in descriptions(files).items():
+        for name, description in output.descriptions(files).items():
             typer.echo(f"deal {verb.ljust(8)} {name.ljust(width)}  {description}")
 
 
@@ -318,7 +312,7 @@ def ledger_verify(
 
     if not folder and not certificate:
         raise UserError("deal ledger verify: name a state directory, a --certificate, or both")
-    verify(folder, certificate, wide_console(), disjoint_tasks)
+    verify(folder, certificate, output.wide_console(), disjoint_tasks)
 
 
 @ledger.command("export")
@@ -330,7 +324,7 @@ def ledger_export(
     """Write a signed certificate of all that was spent."""
     from simulations.report.ledger import export
 
-    export(folder, out, wide_console(), disjoint_tasks)
+    export(folder, out, output.wide_console(), disjoint_tasks)
 
 
 @data.command("import-cl-benchmark")
@@ -344,7 +338,7 @@ def data_import(
     """Turn a public benchmark into folders of tasks and an experiment file."""
     from simulations.importing import import_benchmark
 
-    import_benchmark(Path(folder), Path(out), layout, wide_console())
+    import_benchmark(Path(folder), Path(out), layout, output.wide_console())
 
 
 add_report_commands(app)  # after the verbs above, which come first on the help's page

@@ -19,16 +19,8 @@ import torch
 from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig, PrototypeConfig
+from deal_core.deal import interface
 from deal_core.deal.class_means import class_statistics
-from deal_core.deal.interface import (
-    EmbeddedTask,
-    ExactSums,
-    Phase,
-    Statistics,
-    SumContext,
-    Tensors,
-    no_objective,
-)
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.payload import MOST_EXAMPLES, PayloadError
 from deal_core.lora.state import State
@@ -47,7 +39,7 @@ class Frozen:
     """Attributes: ``phases`` that add up statistics, one in the place of learning."""
 
     adapter: AdapterConfig
-    phases: tuple[Phase, ...]
+    phases: tuple[interface.Phase, ...]
 
     def begin_task(
         self, state: State, generator: torch.Generator, tasks: Sequence[str] = ()
@@ -64,14 +56,14 @@ class Frozen:
         """Keep everything as it is."""
         return state
 
-    objective = staticmethod(no_objective)  # every phase adds up statistics
+    objective = staticmethod(interface.no_objective)  # every phase adds up statistics
 
 
 def prototype(adapter: AdapterConfig, config: PrototypeConfig) -> Frozen:
     """Return ``prototype``: every client sends the sums of its records of a task once, with noise;
     the nearest class mean in the metric of public texts is the answer, (M69). Sources: Mensink et
     al. 2013 (nearest class mean); Janson et al. 2022 (in continual learning)."""
-    return Frozen(adapter, (Phase(LEARN, 0, statistics=class_statistics(config)),))
+    return Frozen(adapter, (interface.Phase(LEARN, 0, statistics=class_statistics(config)),))
 
 
 ROUNDS = 30
@@ -80,7 +72,7 @@ RIDGE = 3e-4
 """Weight of half the squared norm of weights and biases beside the mean cross-entropy."""
 
 
-def collect_moment(task: EmbeddedTask) -> Tensors:
+def collect_moment(task: interface.EmbeddedTask) -> interface.Tensors:
     """Return how many examples each label has, and ``sum_x [x; 1][x; 1]^T``, rows of its upper
     triangle; float64."""
     x = with_one(task.embeddings.double())
@@ -100,7 +92,7 @@ def symmetric(values: Tensor) -> Tensor:
     return matrix
 
 
-def check_moment(sums: Tensors) -> None:
+def check_moment(sums: interface.Tensors) -> None:
     """Raise PayloadError unless unit vectors can have this moment."""
     n, moment = require_counts(sums[COUNT]), symmetric(sums[MOMENT])
     if max(abs(float(moment.trace()) - 2 * n), abs(float(moment[-1, -1]) - n)) > TOLERANCE * n:
@@ -124,7 +116,7 @@ def shapes(labels: int, size: int) -> Mapping[str, tuple[int, ...]]:
     return {COUNT: (1,), GRADIENT: (labels, size + 1)}
 
 
-def collect(task: EmbeddedTask) -> Tensors:
+def collect(task: interface.EmbeddedTask) -> interface.Tensors:
     """Return the sum over examples of the gradient of the cross-entropy at the task's head:
     ``count`` ``(1,)``, ``gradient`` ``(labels, size + 1)``, float64."""
     x, targets = with_one(task.embeddings.double()), task.targets
@@ -139,7 +131,7 @@ def with_one(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
 
 
-def check(sums: Tensors) -> None:
+def check(sums: interface.Tensors) -> None:
     """Raise PayloadError unless unit vectors can have this gradient."""
     n, gradient = require_counts(sums[COUNT]), sums[GRADIENT]
     if bool((gradient.norm(dim=1) > math.sqrt(2.0) * n * (1 + TOLERANCE)).any()):
@@ -148,7 +140,9 @@ def check(sums: Tensors) -> None:
         raise PayloadError("gradient: its rows do not cancel")
 
 
-def absorb_moment(state: State, totals: Mapping[str, Tensors], known: SumContext) -> State:
+def absorb_moment(
+    state: State, totals: Mapping[str, interface.Tensors], known: interface.SumContext
+) -> State:
     """Server: keep the moments of a round; a new task starts from a head of zeros."""
     sums, heads = dict(state.sums), dict(state.heads)
     for task, total in totals.items():
@@ -161,7 +155,7 @@ def absorb_moment(state: State, totals: Mapping[str, Tensors], known: SumContext
 
 
 def absorb_gradient(
-    state: State, totals: Mapping[str, Tensors], known: SumContext, ridge: float
+    state: State, totals: Mapping[str, interface.Tensors], known: interface.SumContext, ridge: float
 ) -> State:
     """Return the state after one step of every task that gradients have come of; at the server. The
     head is where the next gradient is taken. Without the task's moment there is no metric, and no
@@ -203,14 +197,14 @@ class LinearProbe(Frozen):
 
 def linear_probe(adapter: AdapterConfig, rounds: int = ROUNDS, ridge: float = RIDGE) -> LinearProbe:
     """Return the method with so many rounds of exact gradients a task."""
-    once = ExactSums(
+    once = interface.ExactSums(
         lambda labels, size: {COUNT: (labels,), MOMENT: ((size + 1) * (size + 2) // 2,)},
         collect_moment,  # of a symmetric moment the upper triangle
         check_moment,
     )
-    first = Statistics(absorb_moment, True, exact=once)
+    first = interface.Statistics(absorb_moment, True, exact=once)
     absorb = partial(absorb_gradient, ridge=ridge)
-    further = Statistics(absorb, False, exact=ExactSums(shapes, collect, check))
-    learn = Phase(LEARN, 0, statistics=first)
-    probe = Phase("probe", rounds, statistics=further)
+    further = interface.Statistics(absorb, False, exact=interface.ExactSums(shapes, collect, check))
+    learn = interface.Phase(LEARN, 0, statistics=first)
+    probe = interface.Phase("probe", rounds, statistics=further)
     return LinearProbe(adapter, (learn, probe))

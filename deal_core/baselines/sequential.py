@@ -14,13 +14,7 @@ from deal_core.config.experiment import AdapterConfig, DistillationConfig
 from deal_core.deal.distillation import distilled
 from deal_core.deal.interface import LocalTask, Phase
 from deal_core.deal.objective import Penalised, plain
-from deal_core.lora.adapter import (
-    Adapter,
-    LoraFactors,
-    orthogonal_init,
-    stack,
-    zero_adapter,
-)
+from deal_core.lora import adapter as lora
 from deal_core.lora.attach import CURRENT, lora_layers
 from deal_core.lora.state import State, continued, drop_task_start, snapshot_task_start
 from deal_core.training.loop import Objective
@@ -109,15 +103,15 @@ class OLora(Sequential):
     ) -> State:
         """Start a fresh current adapter outside the row space of the earlier ones."""
         scaling = self.adapter.lora_alpha / self.adapter.rank
-        current = orthogonal_init(state.retained, self.adapter.rank, scaling, generator)
+        current = lora.orthogonal_init(state.retained, self.adapter.rank, scaling, generator)
         return State(current, state.retained)
 
     def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """Return the same model: the task's adapter stands frozen beside the earlier ones, stacked
         in the retained one, and the current one is zero."""
         current = state.current
-        nothing = zero_adapter(current.shapes, current.rank, current.scaling)
-        return State(nothing, in_use(stack(state.parts())))
+        nothing = lora.zero_adapter(current.shapes, current.rank, current.scaling)
+        return State(nothing, in_use(lora.stack(state.parts())))
 
     def objective(self, task: LocalTask) -> Objective:
         """Return ``CE + weight * ||A_earlier A^T||_F^2``."""
@@ -126,12 +120,12 @@ class OLora(Sequential):
         return Penalised(plain(task), lambda: overlap(model.module, earlier, self.weight))
 
 
-def in_use(adapter: Adapter) -> Adapter:
+def in_use(adapter: lora.Adapter) -> lora.Adapter:
     """Leave out directions that change nothing: ``B`` zero in every layer; keep one at least."""
     used = torch.stack([f.B.any(dim=0) for f in adapter.layers.values()]).any(dim=0)
     used[0] |= not used.any()
-    layers = {n: LoraFactors(f.A[used], f.B[:, used]) for n, f in adapter.layers.items()}
-    return Adapter(layers, adapter.scaling)
+    layers = {n: lora.LoraFactors(f.A[used], f.B[:, used]) for n, f in adapter.layers.items()}
+    return lora.Adapter(layers, adapter.scaling)
 
 
 def overlap(module: nn.Module, earlier: dict[str, Tensor], weight: float) -> Tensor | None:
@@ -184,8 +178,8 @@ class Slao(Sequential):
         for name, factors in state.current.layers.items():
             kept[f"{MERGED}/{name}"] = factors.B.double()
             last = state.sums[f"{FINE_TUNED}/{name}"].float()
-            layers[name] = LoraFactors(orthonormal_rows(factors.A), last)
-        return replace(state, current=Adapter(layers, state.current.scaling), sums=kept)
+            layers[name] = lora.LoraFactors(orthonormal_rows(factors.A), last)
+        return replace(state, current=lora.Adapter(layers, state.current.scaling), sums=kept)
 
     def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """Return a state that answers with the merged factors, (M47), and keeps the task's own
@@ -197,8 +191,8 @@ class Slao(Sequential):
             own = factors.B.double()
             merged = state.sums.get(f"{MERGED}/{name}", torch.zeros_like(own))
             kept[f"{FINE_TUNED}/{name}"] = own
-            layers[name] = LoraFactors(factors.A, (merged + share * (own - merged)).float())
-        return replace(state, current=Adapter(layers, state.current.scaling), sums=kept)
+            layers[name] = lora.LoraFactors(factors.A, (merged + share * (own - merged)).float())
+        return replace(state, current=lora.Adapter(layers, state.current.scaling), sums=kept)
 
 
 def orthonormal_rows(A: Tensor) -> Tensor:

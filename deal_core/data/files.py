@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from deal_core.config.data import DataConfig, TaskColumns
+from deal_core.data import source
 from deal_core.data.rows import (
     Columns,
     EmptyRow,
@@ -23,14 +24,6 @@ from deal_core.data.rows import (
     same_person,
     shaped,
     to_example,
-)
-from deal_core.data.source import (
-    Example,
-    TaskData,
-    limited,
-    select_tasks,
-    split_off,
-    split_off_each,
 )
 from deal_core.data.tables import READERS, read_table
 from deal_core.errors import UserError, at_home, choose, nearest
@@ -56,9 +49,9 @@ class FilesSource:
         found = task_folders(folder)
         if not found:
             raise UserError(f"{folder}: holds no task; make one folder per task in it")
-        return select_tasks(found, self._config.tasks, f"task in {folder}:")
+        return source.select_tasks(found, self._config.tasks, f"task in {folder}:")
 
-    def load(self, task: str) -> TaskData:
+    def load(self, task: str) -> source.TaskData:
         """Return a task; its labels are those of ``data.labels``, or of the training file, sorted.
         A task of ``data.labels`` without a folder has no examples here.
 
@@ -67,9 +60,9 @@ class FilesSource:
                 row, or a label that is not one of the task's. The message names file and row.
         """
         data = self._task(task, _raised)
-        return limited(replace(data, groups=self._groups), self._config)
+        return source.limited(replace(data, groups=self._groups), self._config)
 
-    def examine(self, task: str) -> tuple[TaskData, list[UserError]]:
+    def examine(self, task: str) -> tuple[source.TaskData, list[UserError]]:
         """Return what can be read of a task, without limits, and all that is wrong with it.
 
         Raises:
@@ -78,12 +71,12 @@ class FilesSource:
         problems: list[UserError] = []
         return self._task(task, problems.append), problems
 
-    def _task(self, task: str, refuse: Refuse) -> TaskData:
+    def _task(self, task: str, refuse: Refuse) -> source.TaskData:
         folder, labels = self._folder(), self._config.labels.get(task, ())
         # Compared with what is listed, not looked up: a task's name must not lead elsewhere.
         if labels and task not in task_folders(folder):
-            return TaskData(task, labels, (), ())
-        select_tasks(self.task_names(), (task,), f"task in {folder}:")
+            return source.TaskData(task, labels, (), ())
+        source.select_tasks(self.task_names(), (task,), f"task in {folder}:")
         refused: list[UserError] = []
         empty: list[UserError] = []
 
@@ -103,14 +96,14 @@ class FilesSource:
             known = None if refused else labels
         held_out = bool(self._config.split) and not split_files(folder / task, "test")
         if held_out:
-            train, test = split_off(train, self._config.split)
+            train, test = source.split_off(train, self._config.split)
         else:
             test = self._split(task, "test", known, note)
-        return TaskData(task, labels, train, test, left_out=len(empty), held_out=held_out)
+        return source.TaskData(task, labels, train, test, left_out=len(empty), held_out=held_out)
 
     def _split(
         self, task: str, split: str, known: Collection[str] | None, refuse: Refuse
-    ) -> tuple[Example, ...]:
+    ) -> tuple[source.Example, ...]:
         """Return a split's examples; none where the file itself is refused."""
         try:
             path = self._file(self._folder() / task, split)
@@ -163,7 +156,7 @@ class SiteSource:
             self._labels(task)
         return self._config.tasks or tuple(self._config.labels)
 
-    def load(self, task: str) -> TaskData:
+    def load(self, task: str) -> source.TaskData:
         """Return a task's usable rows; none where there is no folder of its name.
 
         Raises:
@@ -172,11 +165,11 @@ class SiteSource:
         labels, folder = self._labels(task), Path(self._config.path)
         # Compared with what is listed, not looked up: a task's name must not lead elsewhere.
         if task not in task_folders(folder):
-            return TaskData(task, labels, (), ())
+            return source.TaskData(task, labels, (), ())
         known = None if task in self._config.generation else labels
         left_out: list[UserError] = []
 
-        def rows(split: str) -> tuple[Example, ...]:
+        def rows(split: str) -> tuple[source.Example, ...]:
             path = split_file(folder / task, split)
             return read_examples(
                 path, task, self._config, self._unit_column, known, left_out.append
@@ -185,10 +178,10 @@ class SiteSource:
         train = rows("train")
         held_out = bool(self._config.split) and not split_files(folder / task, "test")
         if held_out:
-            train, test = split_off_each(train, self._config.split)
+            train, test = source.split_off_each(train, self._config.split)
         else:
             test = rows("test")
-        return TaskData(task, labels, train, test, left_out=len(left_out), held_out=held_out)
+        return source.TaskData(task, labels, train, test, left_out=len(left_out), held_out=held_out)
 
     def _labels(self, task: str) -> tuple[str, ...]:
         return choose("task in [data.labels] of site.toml:", task, self._config.labels)
@@ -202,7 +195,7 @@ def read_examples(
     known: Collection[str] | None,
     refuse: Refuse,
     whole: bool = False,
-) -> tuple[Example, ...]:
+) -> tuple[source.Example, ...]:
     """Return the examples of the rows that can be used.
 
     Args:
@@ -220,7 +213,7 @@ def read_examples(
     """
     columns = Columns.of(config, task, unit_column)
     label_text = config.files.get(task, TaskColumns()).label_text
-    examples: list[Example] = []
+    examples: list[source.Example] = []
     known = None if known is None else tuple(sorted(known))
     filled, unseen = False, {columns.references, columns.pair}  # a row may have none, not every row
     for rows, (number, values) in enumerate(read_table(path), start=1):

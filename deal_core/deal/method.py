@@ -35,17 +35,7 @@ from deal_core.deal.objective import Penalised
 from deal_core.deal.retention import RETENTIONS, retain
 from deal_core.deal.routed import RoutedDeal
 from deal_core.errors import choose
-from deal_core.lora.adapter import (
-    Adapter,
-    LoraFactors,
-    Spectrum,
-    fingerprint,
-    orthogonal_init,
-    spectrum,
-    stack,
-    strong_part,
-    zero_adapter,
-)
+from deal_core.lora import adapter as lora
 from deal_core.lora.attach import CURRENT, lora_layers
 from deal_core.lora.state import State, continued, drop_task_start, snapshot_task_start
 from deal_core.training.loop import Objective
@@ -68,7 +58,7 @@ class Deal:
         if self.method.retention.filter == "none":
             return snapshot_task_start(continued(state, self.adapter, generator))
         rank, scaling = self.adapter.rank, self.adapter.lora_alpha / self.adapter.rank
-        fresh = orthogonal_init(state.retained, rank, scaling, generator)
+        fresh = lora.orthogonal_init(state.retained, rank, scaling, generator)
         return replace(state, current=fresh, residual=None, num_reference_directions=0)
 
     def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
@@ -76,9 +66,9 @@ class Deal:
         ``retained_rank`` (exact while everything learnt so far fits)."""
         if self.method.retention.filter == "none":
             return drop_task_start(state)
-        everything = stack(state.parts())
+        everything = lora.stack(state.parts())
         retained = retain(everything, self.adapter.retained_rank, self.method.retention)
-        current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
+        current = lora.zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
         return replace(
             state, current=current, retained=retained, residual=None, num_reference_directions=0
         )
@@ -91,12 +81,12 @@ class Deal:
             return losses
         module, retained = task.model.module, task.state.retained
         device = next(module.parameters()).device
-        anchors: dict[str, Spectrum] = task.cache.get_or_compute(
-            "anchors", fingerprint(retained), lambda: make_anchors(retained, device)
+        anchors: dict[str, lora.Spectrum] = task.cache.get_or_compute(
+            "anchors", lora.fingerprint(retained), lambda: make_anchors(retained, device)
         )
         changed = task.state.delta_since_task_start()
         layers = {} if changed is None else changed.layers
-        beside = {n: LoraFactors(f.A.to(device), f.B.to(device)) for n, f in layers.items()}
+        beside = {n: lora.LoraFactors(f.A.to(device), f.B.to(device)) for n, f in layers.items()}
 
         def price() -> Tensor:
             update = live_update(module, beside)
@@ -122,19 +112,21 @@ NEGLIGIBLE = 1e-3
 their strength, any change would be immense."""
 
 
-def make_anchors(retained: Adapter, device: torch.device) -> dict[str, Spectrum]:
+def make_anchors(retained: lora.Adapter, device: torch.device) -> dict[str, lora.Spectrum]:
     """Return layer name to the directions of what is retained of it, none where nothing is;
     float32, on ``device``: one thin SVD a layer."""
     anchors = {}
     for name, factors in retained.layers.items():
-        parts = strong_part(spectrum(factors, retained.scaling), NEGLIGIBLE)
+        parts = lora.strong_part(lora.spectrum(factors, retained.scaling), NEGLIGIBLE)
         directions = parts.U, parts.S, parts.Vh
-        anchors[name] = Spectrum(*(part.to(device, torch.float32) for part in directions))
+        anchors[name] = lora.Spectrum(*(part.to(device, torch.float32) for part in directions))
     return anchors
 
 
 def update_penalty(
-    updates: Mapping[str, LoraFactors], anchors: Mapping[str, Spectrum], config: UpdateConfig
+    updates: Mapping[str, lora.LoraFactors],
+    anchors: Mapping[str, lora.Spectrum],
+    config: UpdateConfig,
 ) -> Tensor:
     """Return the mean over layers of :func:`layer_penalty`, a scalar (M15).
 
@@ -145,7 +137,7 @@ def update_penalty(
     return torch.stack(costs).mean()
 
 
-def layer_penalty(update: LoraFactors, anchor: Spectrum, config: UpdateConfig) -> Tensor:
+def layer_penalty(update: lora.LoraFactors, anchor: lora.Spectrum, config: UpdateConfig) -> Tensor:
     """Return ``lambda1 sum_k w_k iota_k^2 + lambda2 ||Delta (I - V V^T)||_F^2``, a scalar.
 
     ``iota_k = (||Delta v_k||^2 + ||u_k^T Delta||^2)^(1/2) / sigma_k`` is the interference (M14)
@@ -163,7 +155,9 @@ def layer_penalty(update: LoraFactors, anchor: Spectrum, config: UpdateConfig) -
     return config.lambda1 * (weights * interference).sum() + config.lambda2 * free_size
 
 
-def live_update(module: nn.Module, beside: Mapping[str, LoraFactors]) -> dict[str, LoraFactors]:
+def live_update(
+    module: nn.Module, beside: Mapping[str, lora.LoraFactors]
+) -> dict[str, lora.LoraFactors]:
     """Return layer name to factors of what the task changes, scaling included, with gradient."""
     update = {}
     for name, layer in lora_layers(module).items():
@@ -172,5 +166,5 @@ def live_update(module: nn.Module, beside: Mapping[str, LoraFactors]) -> dict[st
         if name in beside:
             A = torch.cat([A, beside[name].A], dim=0)
             B = torch.cat([B, beside[name].B], dim=1)
-        update[name] = LoraFactors(A, B)
+        update[name] = lora.LoraFactors(A, B)
     return update

@@ -24,16 +24,7 @@ from deal_core.config.experiment import AdapterConfig, MethodConfig
 from deal_core.deal.interface import LocalTask, Phase
 from deal_core.deal.objective import plain
 from deal_core.deal.retention import retain
-from deal_core.lora.adapter import (
-    Adapter,
-    LoraFactors,
-    compress,
-    orthogonal_init,
-    side_by_side,
-    split,
-    stack,
-    zero_adapter,
-)
+from deal_core.lora import adapter as lora
 from deal_core.lora.state import Component, State
 from deal_core.training.loop import Objective
 
@@ -60,27 +51,27 @@ class RoutedDeal:
         own = [each for each in kept if tasks and set(tasks) <= set(each.tasks)]
         shapes, rank = state.retained.shapes, self.adapter.rank
         start = next(iter(own or kept[-1:]), None)
-        before = start.adapter if start else zero_adapter(shapes, 0)
+        before = start.adapter if start else lora.zero_adapter(shapes, 0)
         scaling = self.adapter.lora_alpha / rank
-        taken = before if start else zero_adapter(shapes, 1)
-        copied, beyond = split(before, min(rank, before.rank))
-        fresh = orthogonal_init(taken, rank - copied.rank, scaling, generator)
+        taken = before if start else lora.zero_adapter(shapes, 1)
+        copied, beyond = lora.split(before, min(rank, before.rank))
+        fresh = lora.orthogonal_init(taken, rank - copied.rank, scaling, generator)
         others = [each for each in kept if set(each.tasks) != set(tasks)]
         return replace(
             holding(state, others),
-            current=side_by_side(fresh, _scaled(copied, scaling)),
+            current=lora.side_by_side(fresh, _scaled(copied, scaling)),
             residual=beyond if beyond.rank else None,
             num_reference_directions=0,
         )
 
     def end_task(self, state: State, tasks: Sequence[str] = ()) -> State:
         """Return a state that retains what was learnt as the component of these tasks."""
-        learnt = stack(part for part in (state.current, state.residual) if part is not None)
+        learnt = lora.stack(part for part in (state.current, state.residual) if part is not None)
         rank = min(learnt.rank, self.adapter.retained_rank)
         own = Kept(tuple(tasks), retain(learnt, rank, self.method.retention))
         others = [_without(each, tasks) for each in kept_components(state)]
         kept = fitted([*filter(None, others), own], self.adapter.retained_rank)
-        current = zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
+        current = lora.zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
         return replace(holding(state, kept), current=current, residual=None)
 
     def objective(self, task: LocalTask) -> Objective:
@@ -88,13 +79,13 @@ class RoutedDeal:
         return plain(task)
 
 
-def _scaled(adapter: Adapter, scaling: float) -> Adapter:
+def _scaled(adapter: lora.Adapter, scaling: float) -> lora.Adapter:
     """The same update with a scaling of ``scaling``."""
     layers = {
-        name: LoraFactors(f.A, f.B * (adapter.scaling / scaling))
+        name: lora.LoraFactors(f.A, f.B * (adapter.scaling / scaling))
         for name, f in adapter.layers.items()
     }
-    return Adapter(layers, scaling)
+    return lora.Adapter(layers, scaling)
 
 
 def _without(kept: Kept, tasks: Sequence[str]) -> Kept | None:
@@ -109,7 +100,7 @@ class Kept:
     directions of each layer by descending strength."""
 
     tasks: tuple[str, ...]
-    adapter: Adapter
+    adapter: lora.Adapter
 
 
 def kept_components(state: State) -> list[Kept]:
@@ -120,10 +111,10 @@ def kept_components(state: State) -> list[Kept]:
 def holding(state: State, components: Sequence[Kept]) -> State:
     """Return the state that retains these components."""
     if not components:
-        return replace(state, retained=zero_adapter(state.retained.shapes, 1), components=())
+        return replace(state, retained=lora.zero_adapter(state.retained.shapes, 1), components=())
     retained = components[0].adapter
     for each in components[1:]:
-        retained = side_by_side(retained, each.adapter)
+        retained = lora.side_by_side(retained, each.adapter)
     ranks = tuple(Component(each.tasks, each.adapter.rank) for each in components)
     return replace(state, retained=retained, components=ranks)
 
@@ -163,7 +154,7 @@ def merge(first: Kept, second: Kept) -> Kept:
         for each in (first, second)
     ]
     rank = max(first.adapter.rank, second.adapter.rank)
-    return Kept((*first.tasks, *second.tasks), compress(stack(halves), rank))
+    return Kept((*first.tasks, *second.tasks), lora.compress(lora.stack(halves), rank))
 
 
 def most_alike(components: Sequence[Kept]) -> tuple[int, int]:
@@ -172,14 +163,14 @@ def most_alike(components: Sequence[Kept]) -> tuple[int, int]:
     return max(pairs, key=lambda pair: likeness(*(components[n].adapter for n in pair)))
 
 
-def likeness(first: Adapter, second: Adapter) -> float:
+def likeness(first: lora.Adapter, second: lora.Adapter) -> float:
     """Return the cosine of two updates over all layers, on factors: ``<B1 A1, B2 A2> / norms``."""
     dot = _product(first, second)
     size = _product(first, first) * _product(second, second)
     return dot / size**0.5 if size else 0.0
 
 
-def _product(first: Adapter, second: Adapter) -> float:
+def _product(first: lora.Adapter, second: lora.Adapter) -> float:
     total = 0.0
     for name, f in first.layers.items():
         g = second.layers[name]
@@ -187,7 +178,7 @@ def _product(first: Adapter, second: Adapter) -> float:
     return first.scaling * second.scaling * total
 
 
-def _energies(adapter: Adapter) -> list[float]:
+def _energies(adapter: lora.Adapter) -> list[float]:
     """Share of each direction of a component in all that it does, ``rank`` values."""
     total = torch.zeros(adapter.rank, dtype=torch.float64)
     for factors in adapter.layers.values():
@@ -198,4 +189,4 @@ def _energies(adapter: Adapter) -> list[float]:
 def _cut(kept: Kept, rank: int) -> Kept:
     if kept.adapter.rank == rank:
         return kept
-    return replace(kept, adapter=split(kept.adapter, rank)[0])
+    return replace(kept, adapter=lora.split(kept.adapter, rank)[0])

@@ -12,15 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig
-from deal_core.lora.adapter import (
-    Adapter,
-    LoraFactors,
-    Shapes,
-    orthogonal_init,
-    split,
-    stack,
-    zero_adapter,
-)
+from deal_core.lora import adapter as lora
 from deal_core.lora.payload import (
     PREFIX,
     Arrays,
@@ -62,18 +54,18 @@ class State:
             float64, by names of the method's own; none of it travels.
     """
 
-    current: Adapter
-    retained: Adapter
-    residual: Adapter | None = None
+    current: lora.Adapter
+    retained: lora.Adapter
+    residual: lora.Adapter | None = None
     num_reference_directions: int = 0
     heads: Mapping[str, Tensor] = field(default_factory=dict)
     components: tuple[Component, ...] = ()
     sums: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def parts(self) -> list[Adapter]:
+    def parts(self) -> list[lora.Adapter]:
         """Return all adapters of the model now; their sum is the whole update of the base model."""
         kept = (
-            split(self.retained, self.num_reference_directions)[1]
+            lora.split(self.retained, self.num_reference_directions)[1]
             if self.num_reference_directions
             else self.retained
         )
@@ -90,11 +82,11 @@ class State:
         if not self.components:
             return self
         if place not in self._views:  # one object each: what is merged already is not merged anew
-            retained = zero_adapter(self.retained.shapes, 1)
+            retained = lora.zero_adapter(self.retained.shapes, 1)
             if place is not None:
                 ranks = [each.rank for each in self.components]
-                behind = split(self.retained, sum(ranks[:place]))[1]
-                retained = split(behind, ranks[place])[0]
+                behind = lora.split(self.retained, sum(ranks[:place]))[1]
+                retained = lora.split(behind, ranks[place])[0]
             self._views[place] = replace(self, retained=retained, components=())
         return self._views[place]
 
@@ -102,14 +94,14 @@ class State:
     def _views(self) -> dict[int | None, State]:
         return {}
 
-    def delta_since_task_start(self) -> Adapter | None:
+    def delta_since_task_start(self) -> lora.Adapter | None:
         """Return what is changed since the start of the task, ``current`` left out (scaling 1)."""
         changes = [] if self.residual is None else [self.residual]
         if self.num_reference_directions:
-            gone = split(self.retained, self.num_reference_directions)[0]
-            layers = {n: LoraFactors(f.A, -f.B) for n, f in gone.layers.items()}
-            changes.append(Adapter(layers, gone.scaling))
-        return stack(changes) if changes else None
+            gone = lora.split(self.retained, self.num_reference_directions)[0]
+            layers = {n: lora.LoraFactors(f.A, -f.B) for n, f in gone.layers.items()}
+            changes.append(lora.Adapter(layers, gone.scaling))
+        return lora.stack(changes) if changes else None
 
 
 def continued(state: State, config: AdapterConfig, generator: torch.Generator) -> State:
@@ -118,8 +110,8 @@ def continued(state: State, config: AdapterConfig, generator: torch.Generator) -
     if any(bool(factors.A.any()) for factors in state.current.layers.values()):
         return state
     scaling = config.lora_alpha / config.rank
-    current = orthogonal_init(state.retained, config.rank, scaling, generator)
-    nothing = zero_adapter(state.retained.shapes, 1)
+    current = lora.orthogonal_init(state.retained, config.rank, scaling, generator)
+    nothing = lora.zero_adapter(state.retained.shapes, 1)
     return replace(state, current=current, retained=nothing, num_reference_directions=0)
 
 
@@ -134,7 +126,7 @@ def snapshot_task_start(state: State) -> State:
     found no room for in earlier tasks, which *is* part of the model.
     """
     current = state.current
-    start = stack([current] if state.residual is None else [current, state.residual])
+    start = lora.stack([current] if state.residual is None else [current, state.residual])
     return replace(state, retained=start, residual=None, num_reference_directions=current.rank)
 
 
@@ -144,23 +136,26 @@ def drop_task_start(state: State) -> State:
     What exact rules found no room for, in this task and before, is the residual again.
     """
     left = state.parts()[:-1]
-    nothing = zero_adapter(state.current.shapes, 1)
+    nothing = lora.zero_adapter(state.current.shapes, 1)
     return replace(
         state,
         retained=nothing,
-        residual=stack(left) if left else None,
+        residual=lora.stack(left) if left else None,
         num_reference_directions=0,
     )
 
 
 def start_of(state: State) -> State:
     """Return the state at the start of the task, at any time during it."""
-    held, scaling = split(state.retained, state.num_reference_directions)[0], state.current.scaling
-    layers = {n: LoraFactors(f.A, f.B / scaling) for n, f in held.layers.items()}
-    return replace(state, current=Adapter(layers, scaling), residual=None)
+    held, scaling = (
+        lora.split(state.retained, state.num_reference_directions)[0],
+        state.current.scaling,
+    )
+    layers = {n: lora.LoraFactors(f.A, f.B / scaling) for n, f in held.layers.items()}
+    return replace(state, current=lora.Adapter(layers, scaling), residual=None)
 
 
-def by_key(adapter: Adapter) -> dict[str, Tensor]:
+def by_key(adapter: lora.Adapter) -> dict[str, Tensor]:
     """Return key to factor, in the order of the layers; the scaling is left out."""
     tensors = {}
     for name, factors in adapter.layers.items():
@@ -169,45 +164,45 @@ def by_key(adapter: Adapter) -> dict[str, Tensor]:
     return tensors
 
 
-def with_factors(like: Adapter, tensors: Mapping[str, Tensor]) -> Adapter:
+def with_factors(like: lora.Adapter, tensors: Mapping[str, Tensor]) -> lora.Adapter:
     """Return the adapter ``like`` with the factors in ``tensors``, by key, in place of its own."""
     layers = {
-        name: LoraFactors(
+        name: lora.LoraFactors(
             tensors.get(f"{PREFIX}{name}.lora_A.weight", own.A),
             tensors.get(f"{PREFIX}{name}.lora_B.weight", own.B),
         )
         for name, own in like.layers.items()
     }
-    return Adapter(layers, like.scaling)
+    return lora.Adapter(layers, like.scaling)
 
 
-def changed(adapter: Adapter, change: Mapping[str, Tensor]) -> Adapter:
+def changed(adapter: lora.Adapter, change: Mapping[str, Tensor]) -> lora.Adapter:
     """Return the adapter after a change of some factors, by key; float32."""
     before = by_key(adapter)
     after = {key: (before[key].double() + own.double()).float() for key, own in change.items()}
     return with_factors(adapter, after)
 
 
-def learnt_shapes(adapter: Adapter, trained: frozenset[str]) -> dict[str, tuple[int, ...]]:
+def learnt_shapes(adapter: lora.Adapter, trained: frozenset[str]) -> dict[str, tuple[int, ...]]:
     """Return key to shape of what learns."""
     return {k: tuple(t.shape) for k, t in by_key(adapter).items() if factor_of(k) in trained}
 
 
-def to_arrays(adapter: Adapter) -> Arrays:
+def to_arrays(adapter: lora.Adapter) -> Arrays:
     """Return key to factor as float32 arrays."""
     return {key: factor.detach().cpu().numpy() for key, factor in by_key(adapter).items()}
 
 
 def from_arrays(
-    arrays: Mapping[str, NDArray[np.generic]], shapes: Shapes, rank: int, scaling: float
-) -> Adapter:
+    arrays: Mapping[str, NDArray[np.generic]], shapes: lora.Shapes, rank: int, scaling: float
+) -> lora.Adapter:
     """Return the adapter of arrays by key, every one checked.
 
     Raises:
         PayloadError: a key too many or too few, a wrong dtype or shape, a value that is
             not finite.
     """
-    like = zero_adapter(shapes, rank, scaling)
+    like = lora.zero_adapter(shapes, rank, scaling)
     expected = {k: Header("float32", tuple(each.shape)) for k, each in by_key(like).items()}
     check_headers(arrays, expected)
     for key in expected:

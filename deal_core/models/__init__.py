@@ -18,18 +18,11 @@ from peft import TaskType
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.errors import choose
 from deal_core.lora.attach import attach, lora_layers
+from deal_core.models import loading
 from deal_core.models.decoders import CausalLM, Seq2SeqLM, causal_prompts, seq2seq_prompts
 from deal_core.models.encoder import SequenceClassifier, load_encoder, load_own_loss, with_head
 from deal_core.models.generating import load_generating
 from deal_core.models.interface import LanguageModel
-from deal_core.models.loading import (
-    EMBEDDED,
-    GIVEN,
-    copy_of,
-    given,
-    pretrained,
-    require_fixed_places,
-)
 from deal_core.models.prompt import PromptTokens, require_distinct
 from deal_core.models.tokens import TokenClassifier, TokenLabels
 
@@ -106,7 +99,7 @@ def load_model(
 def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tuple[int, int]]:
     """Return layer name to ``(d_out, d_in)`` of every adapted layer, without reading weights."""
     base, family = skeleton(model), family_of(model)
-    require_fixed_places(base, model.name)
+    loading.require_fixed_places(base, model.name)
     module = attach(base, family.layers(base, adapter), family.task_type)
     return {
         name: (layer.out_features, layer.in_features) for name, layer in lora_layers(module).items()
@@ -122,8 +115,8 @@ def auto_class(model: ModelConfig) -> Any:
 
 def skeleton(model: ModelConfig) -> Any:
     """Return the base model without weights (meta device): enough to know its layers."""
-    if model.name.startswith(GIVEN):
-        return copy_of(given(model.name).base, "meta")
+    if model.name.startswith(loading.GIVEN):
+        return loading.copy_of(loading.given(model.name).base, "meta")
     config = _config(model)
     with torch.device("meta"):
         return auto_class(model).from_config(config)
@@ -132,7 +125,7 @@ def skeleton(model: ModelConfig) -> Any:
 def _config(model: ModelConfig) -> Any:
     from transformers import AutoConfig
 
-    return pretrained(AutoConfig, model.name)
+    return loading.pretrained(AutoConfig, model.name)
 
 
 def check_weights(model: ModelConfig) -> None:
@@ -142,8 +135,8 @@ def check_weights(model: ModelConfig) -> None:
     Raises:
         UserError: weights are missing.
     """
-    if not model.name.startswith(EMBEDDED):
-        pretrained(auto_class(model), model.name, device_map="meta")
+    if not model.name.startswith(loading.EMBEDDED):
+        loading.pretrained(auto_class(model), model.name, device_map="meta")
 
 
 def has_label_logits(model: ModelConfig) -> bool:
@@ -161,7 +154,7 @@ def check_label_tokens(model: ModelConfig, labels: Sequence[str]) -> None:
     from transformers import AutoTokenizer
 
     if not has_label_logits(model):
-        require_distinct(pretrained(AutoTokenizer, model.name), labels)
+        require_distinct(loading.pretrained(AutoTokenizer, model.name), labels)
 
 
 def max_positions(model: ModelConfig) -> int:

@@ -31,15 +31,7 @@ from deal_core.privacy.interface import Mechanism
 from deal_core.privacy.policy import in_sum
 from deal_core.protection import make_mechanism
 from deal_core.training.loop import Gradients, NonPrivateGradients, Objective, TrainReport
-from simulations.api.nouns import (
-    OWN_LOSS,
-    READS_SEVERAL,
-    Deal,
-    RecordDP,
-    method_settings,
-    read_model,
-    require_possible,
-)
+from simulations.api import nouns
 
 WITHOUT_TABLE = NO_LIMITS.model_copy(
     update={"metrics": "clear", "share_num_examples": True, "noise_share": "site"}
@@ -76,19 +68,19 @@ class DealClient(ClientApp):
         tokenizer: Any,
         tasks: Mapping[str, Any],
         *,
-        method: Deal | str | None = None,
-        privacy: RecordDP | None = None,
+        method: nouns.Deal | str | None = None,
+        privacy: nouns.RecordDP | None = None,
         loss: Loss | None = None,
         predict: Predict | None = None,
         trainer: Any = None,
         mods: list[Mod] | None = None,
     ) -> None:
         super().__init__(mods=mods)
-        self.model = read_model(model, tokenizer, loss, predict)
+        self.model = nouns.read_model(model, tokenizer, loss, predict)
         self.rows = {task: read_rows(task, rows) for task, rows in tasks.items()}
         self.method, self.privacy, self._trainer = method, privacy, trainer
-        if privacy is not None and self.model.family == OWN_LOSS:
-            raise UserError(f"RecordDP and a model with a loss of its own: {READS_SEVERAL}")
+        if privacy is not None and self.model.family == nouns.OWN_LOSS:
+            raise UserError(f"RecordDP and a model with a loss of its own: {nouns.READS_SEVERAL}")
         if privacy is not None and trainer is not None:
             raise UserError(_ON_A_TRAINER)
         self._runtimes: dict[tuple[str, str], ClientRuntime] = {}
@@ -116,7 +108,7 @@ class DealClient(ClientApp):
         Raises:
             Refusal: it is not; one line.
         """
-        wanted = {"model.name": self.model.name} | method_settings(self.method)
+        wanted = {"model.name": self.model.name} | nouns.method_settings(self.method)
         wanted |= {} if self.privacy is None else {"privacy.mechanism": "record"}
         for key, own in wanted.items():
             if (asked := leaves(experiment)[key]) != own:
@@ -126,7 +118,7 @@ class DealClient(ClientApp):
         if self._trainer is not None and experiment.privacy.mechanism != "none":
             raise Refusal("policy", _ON_A_TRAINER)
         try:
-            require_possible(experiment)
+            nouns.require_possible(experiment)
         except UserError as error:
             raise Refusal("policy", str(error)) from None
 

@@ -16,19 +16,11 @@ from deal_core.errors import UserError, at_home
 from deal_core.models import embedding_size
 from deal_core.privacy.events import unit_text
 from server.results import Strict, rounded_up
+from simulations import output
 from simulations.audit.canaries import GradientCanaries
 from simulations.audit.claim import SIGNIFICANCE, LowerBound, claim_p_value, lower_bound
 from simulations.audit.run import Found, carry_out
 from simulations.engines import STOPPED, stoppable
-from simulations.output import (
-    DASH,
-    Table,
-    at_work,
-    print_line,
-    print_table,
-    require_one_kind,
-    write_texts,
-)
 from simulations.run.check import preflight
 from simulations.run.experiment import Request, epsilons, load_experiment, named, with_budget
 from simulations.run.run_log import told_to
@@ -80,26 +72,26 @@ def run_audit(
     Raises:
         UserError: bad input; nothing has started.
     """
-    require_one_kind(folder, "audit.json")
+    output.require_one_kind(folder, "audit.json")
     base = load_experiment(Request(name, str(folder), tuple(overrides)))
     budgets = epsilons(epsilon)
     _check(name, base, client, budgets)
     room = _with_room(base, canaries)
-    with at_work(console, "checking the experiment") as say:
+    with output.at_work(console, "checking the experiment") as say:
         preflight(with_budget(base, budgets[0]), say=say)
     found: dict[float, list[Found]] = {}
     stops = stoppable("the training at work ends, and nothing is kept")
     try:
-        with stops, at_work(console, "starting") as say:
+        with stops, output.at_work(console, "starting") as say:
             for budget, repeat in product(budgets, range(repetitions)):
-                print_line(console, f"epsilon {named(budget)}, {repeat + 1}")
+                output.print_line(console, f"epsilon {named(budget)}, {repeat + 1}")
                 own, hear = GradientCanaries(room, seed, repeat), told_to(console, say)
                 one = carry_out(with_budget(base, budget), client, own, records, hear)
                 found.setdefault(budget, []).append(one)
     except KeyboardInterrupt:
-        print_line(console, "stopped; nothing is kept")
+        output.print_line(console, "stopped; nothing is kept")
         return STOPPED
-    with at_work(console, "judging"):
+    with output.at_work(console, "judging"):
         cells = [
             AuditedCell(
                 epsilon=named(budget),
@@ -110,13 +102,15 @@ def run_audit(
             for budget, trainings in found.items()
         ]
         audit = Audit(experiment=Path(name).stem, cells=cells)
-    write_texts(folder, {"audit.json": audit.model_dump_json(indent=1) + "\n"})
-    print_table(console, attack_table(audit))
+    output.write_texts(folder, {"audit.json": audit.model_dump_json(indent=1) + "\n"})
+    output.print_table(console, attack_table(audit))
     first = audit.cells[0].trainings[0]
-    print_line(console, claims(first))
+    output.print_line(console, claims(first))
     if first.simulation_only:
-        print_line(console, "Simulation only: the noise came from a seed.")
-    print_line(console, f"figures in {folder / 'audit.json'}; report.html says how to read them")
+        output.print_line(console, "Simulation only: the noise came from a seed.")
+    output.print_line(
+        console, f"figures in {folder / 'audit.json'}; report.html says how to read them"
+    )
     return REFUTED if any(cell.refuted for cell in audit.cells) else 0
 
 
@@ -210,7 +204,7 @@ def claims(found: Found) -> str:
     )
 
 
-def attack_table(audit: Audit) -> Table:
+def attack_table(audit: Audit) -> output.Table:
     """Return a row for each budget."""
     rows = []
     for cell in audit.cells:
@@ -220,9 +214,9 @@ def attack_table(audit: Audit) -> Table:
             f"{len(cell.trainings)} × {cell.trainings[0].outcomes[0].canaries}",
             f"{cell.bound.epsilon:.2f}",
             f"{cell.p_value:.2g}",
-            DASH if scale is None else f"× {scale:.2f}",
+            output.DASH if scale is None else f"× {scale:.2f}",
             "REFUTED" if cell.refuted else "not refuted",
         )
         rows.append(figures)
     columns = ("claim", "canaries", "at least", "p", "refuted noise", "verdict")
-    return Table("Every budget", columns, tuple(rows))
+    return output.Table("Every budget", columns, tuple(rows))

@@ -38,17 +38,9 @@ from deal_core.protection import class_sum_noise
 from deal_core.training.evaluation import base_embeddings
 from server.folder import Listener
 from server.results import Strict
+from simulations import output
 from simulations.audit.canaries import Scores
 from simulations.audit.run import DELTA, adapter_scores
-from simulations.output import (
-    DASH,
-    Table,
-    at_work,
-    print_line,
-    print_table,
-    require_one_kind,
-    write_texts,
-)
 from simulations.run.check import preflight
 from simulations.run.data_checks import expected_auc
 from simulations.run.experiment import Request, load_experiment, with_budget
@@ -123,9 +115,9 @@ def run_membership(
     Raises:
         UserError: bad input, or an experiment of which neither class sums nor adapters leave.
     """
-    require_one_kind(folder, FILE)
+    output.require_one_kind(folder, FILE)
     experiment = load_experiment(Request(name, str(folder), tuple(overrides)))
-    with at_work(console, "checking the experiment") as say:
+    with output.at_work(console, "checking the experiment") as say:
         preflight(experiment, say=say)
         say("embedding texts")
         data = embedded(experiment, seed)
@@ -138,12 +130,12 @@ def run_membership(
         )
     directions = data[0].shape[1] if data else 0
     audit = MembershipAudit(experiment=Path(name).stem, directions=directions, told=told)
-    write_texts(folder, {FILE: audit.model_dump_json(indent=1) + "\n"})
-    print_table(console, told_table(told))
-    print_line(console, f"figures in {folder / FILE}; report.html says how to read them")
+    output.write_texts(folder, {FILE: audit.model_dump_json(indent=1) + "\n"})
+    output.print_table(console, told_table(told))
+    output.print_line(console, f"figures in {folder / FILE}; report.html says how to read them")
 
 
-def told_table(told: Sequence[Told]) -> Table:
+def told_table(told: Sequence[Told]) -> output.Table:
     """Return a row for each attack."""
     rows = []
     for each in told:
@@ -153,12 +145,12 @@ def told_table(told: Sequence[Told]) -> Table:
             each.noise + (f" ({each.deviation:.2f})" if each.deviation else ""),
             str(each.records),
             f"{each.auc:.2f}" + (f" [{low:.2f}, {high:.2f}]" if each.interval else ""),
-            DASH if each.expected is None else f"{each.expected:.2f}",
+            output.DASH if each.expected is None else f"{each.expected:.2f}",
             "n too small" if each.found is None else f"{100 * each.found:.1f} %",
         )
         rows.append(figures)
     columns = ("seen", "noise", "records", "AUC", "expected", "TPR at 0.1 % FPR")
-    return Table("Attacks on sums, heads and adapters", columns, tuple(rows))
+    return output.Table("Attacks on sums, heads and adapters", columns, tuple(rows))
 
 
 def class_sums_of(experiment: Experiment) -> Statistics | None:

@@ -28,19 +28,7 @@ from deal_core.privacy.events import CLEAR_COUNTS, KEEPER_ALONE, composed, unit_
 from deal_core.privacy.ledger import FILE, Entry, Ledger, LedgerError, LedgerUnusable
 from server.results import rounded_up
 from simulations.output import DASH, Table, print_line, write_file
-from simulations.report.blocks import (
-    Block,
-    Bullets,
-    Facts,
-    Heading,
-    Page,
-    Section,
-    Text,
-    Tiles,
-    at_most,
-    decimal,
-    whole,
-)
+from simulations.report import blocks as html
 
 T = TypeVar("T")
 SITE_FILE = "site.toml"
@@ -172,7 +160,7 @@ def _read_json(path: Path) -> dict[str, object]:
     return found
 
 
-def ledger_page(folder: str) -> Page:
+def ledger_page(folder: str) -> html.Page:
     """Return the page of the ledger in a state directory, after a check of all of it.
 
     Raises:
@@ -189,13 +177,13 @@ def ledger_page(folder: str) -> Page:
         "What the guarantee does not cover": _limits(entries),
         "How to check this page": _check(entries),
     }
-    return Page(
+    return html.Page(
         kind="Record of private releases",
         title=site.site.name if site else f"client {ledger.folder.name}",
         subtitle="What left this site, what protected it, and what that has cost: for the data "
         "protection officer",
         sections=tuple(
-            Section(f"part-{number}", title, tuple(blocks))
+            html.Section(f"part-{number}", title, tuple(blocks))
             for number, (title, blocks) in enumerate(sections.items(), start=1)
         ),
         state="chain verified" if entries else "empty",
@@ -222,53 +210,54 @@ def _limit(site: SiteFile | None, ledger: Ledger) -> tuple[str, str]:
     """Return the largest epsilon that the site allows for ever, or else that a plan of the ledger
     was made for; and which of both it is."""
     if site and site.policy and site.policy.max_epsilon:
-        return decimal(site.policy.max_epsilon, 4), "of the site's policy"
+        return html.decimal(site.policy.max_epsilon, 4), "of the site's policy"
     plans = map(json.loads, trusted(ledger.plans).values())
     planned = max((float(plan["epsilon"]) for plan in plans if plan.get("epsilon")), default=None)
-    return decimal(planned, 4), "of the runs' plans" if planned else "none is known"
+    return html.decimal(planned, 4), "of the runs' plans" if planned else "none is known"
 
 
-def _short(entries: list[Entry], site: SiteFile | None, ledger: Ledger) -> Iterator[Block]:
+def _short(entries: list[Entry], site: SiteFile | None, ledger: Ledger) -> Iterator[html.Block]:
     if not entries:
-        yield Text("The ledger is empty: nothing that it keeps account of has left this site.")
+        yield html.Text("The ledger is empty: nothing that it keeps account of has left this site.")
         return
     disjoint = bool(site and site.policy and site.policy.disjoint_tasks)
     spent = meaning_of([entry.event for entry in entries], disjoint)
     epsilon, delta, unprotected = spent["epsilon"], spent["delta"], spent["unprotected"]
     if spent["simulation_only"]:
-        yield Text(
+        yield html.Text(
             "Simulation only: some noise came from a seed. Who knows the seed can take it off, so "
             "nothing of what follows is guaranteed. At a real site noise never comes from a seed.",
             "bad",
         )
     if unprotected:
-        yield Text(
+        yield html.Text(
             f"{unprotected} releases left without protection. For the records that they were made "
             "from no epsilon holds.",
             "bad",
         )
     counts = (
-        ("Releases", whole(len(entries)), "each is a line of the ledger"),
-        ("Without protection", whole(unprotected), ""),
+        ("Releases", html.whole(len(entries)), "each is a line of the ledger"),
+        ("Without protection", html.whole(unprotected), ""),
     )
     if epsilon is None:
-        yield Tiles(counts)
+        yield html.Tiles(counts)
         return
     unit = unit_text(spent["unit"], spent["unit_column"])
     name = "Epsilon of the protected releases alone" if unprotected else "Epsilon spent"
     units = trusted(lambda: most_units(ledger))
-    times = f" (n delta = {decimal(units * delta)} of n = {units})" if units else ""
-    note = f"at delta = {at_most(delta)}" + "; none of the others" * bool(unprotected)
+    times = f" (n delta = {html.decimal(units * delta)} of n = {units})" if units else ""
+    note = f"at delta = {html.at_most(delta)}" + "; none of the others" * bool(unprotected)
     limit = ("Limit", *_limit(site, ledger))
     protects = ("Protects", f"one {unit}", "the unit of privacy")
-    yield Tiles(((name, at_most(epsilon, 4), note), limit, protects, *counts))
-    yield Text(
-        f"All protected releases together have spent epsilon = {at_most(epsilon, 4)} at delta = "
-        f"{at_most(delta)}{times} per {unit}. It is composed over {spent['composed_over']}."
+    yield html.Tiles(((name, html.at_most(epsilon, 4), note), limit, protects, *counts))
+    yield html.Text(
+        f"All protected releases together have spent epsilon = {html.at_most(epsilon, 4)} at "
+        f"delta = {html.at_most(delta)}{times} per {unit}. It is composed over "
+        f"{spent['composed_over']}."
     )
-    yield Text(in_chances(epsilon, delta, unit))
+    yield html.Text(in_chances(epsilon, delta, unit))
     trust = spent["assumes"]
-    yield Text(
+    yield html.Text(
         "It holds against everybody but the keeper of this ledger. At a site, that is everybody "
         "outside of the site: the server, the other sites, who reads the network, and who is given "
         "the model, also all together. None of them has to be honest."
@@ -294,27 +283,27 @@ def in_chances(epsilon: float, delta: float, unit: str) -> str:
     )
 
 
-def _computed(entries: list[Entry], site: SiteFile | None) -> Iterator[Block]:
+def _computed(entries: list[Entry], site: SiteFile | None) -> Iterator[html.Block]:
     counted = Counter(
         (entry.event.mechanism, bool(entry.event.assumes and entry.event.mechanism == "record"))
         for entry in entries
     )
     if not counted:
-        yield Text("Nothing.")
+        yield html.Text("Nothing.")
     for (kind, in_sum), count in counted.items():
-        yield Heading(f"{count} × {kind}{', noise in a sum' * in_sum}")
-        yield Text(IN_SUM if in_sum else COMPUTED.get(kind, "A release of another kind."))
+        yield html.Heading(f"{count} × {kind}{', noise in a sum' * in_sum}")
+        yield html.Text(IN_SUM if in_sum else COMPUTED.get(kind, "A release of another kind."))
     if site is not None:
         tasks = ", ".join(site.data.labels) or DASH
         models = ", ".join(site.models) or DASH
-        yield Facts((("tasks that the site takes part in", tasks), ("base models", models)))
+        yield html.Facts((("tasks that the site takes part in", tasks), ("base models", models)))
 
 
-def _spent(entries: list[Entry]) -> Iterator[Block]:
+def _spent(entries: list[Entry]) -> Iterator[html.Block]:
     if not entries:
-        yield Text("Nothing.")
+        yield html.Text("Nothing.")
         return
-    yield Text(
+    yield html.Text(
         "A row is all releases of one kind for one task of one run. The epsilon of a row is that "
         "of the row alone; rows do not simply add up, and the total above is composed from all of "
         "them."
@@ -345,11 +334,11 @@ def _spent(entries: list[Entry]) -> Iterator[Block]:
     yield Table("Charges by run and task", columns, tuple(rows))
 
 
-def _left() -> Iterator[Block]:
-    yield Heading("What never left")
-    yield Bullets(tuple((each, "") for each in NEVER_LEFT))
-    yield Heading("What could leave")
-    yield Text(
+def _left() -> Iterator[html.Block]:
+    yield html.Heading("What never left")
+    yield html.Bullets(tuple((each, "") for each in NEVER_LEFT))
+    yield html.Heading("What could leave")
+    yield html.Text(
         "A reply is looked at a last time before it is sent. What is not in this list does not "
         "leave, whoever put it there. Under a mechanism the loss, the duration and the number of "
         "records do not leave either."
@@ -360,22 +349,22 @@ def _left() -> Iterator[Block]:
     yield Table("May be sent, and why", ("field", "part of a reply", "reason"), tuple(rows))
 
 
-def _limits(entries: list[Entry]) -> Iterator[Block]:
+def _limits(entries: list[Entry]) -> Iterator[html.Block]:
     if any(entry.event.mechanism == CLEAR_COUNTS for entry in entries):
-        yield Text("Counts of right answers on test records left as they are.")
-    yield Bullets(tuple((each, "") for each in NOT_COVERED))
+        yield html.Text("Counts of right answers on test records left as they are.")
+    yield html.Bullets(tuple((each, "") for each in NOT_COVERED))
 
 
-def _check(entries: list[Entry]) -> Iterator[Block]:
-    yield Text(
+def _check(entries: list[Entry]) -> Iterator[html.Block]:
+    yield html.Text(
         "Every release is sealed with a hash of all before it; that chain was verified when this "
         "page was made. The page itself can be changed by whoever has it: a signed certificate of "
         "the same ledger cannot. The page holds nothing of any record. Rates and steps tell how "
         "many records a task has, and it names runs, tasks and times."
     )
-    yield Facts(
+    yield html.Facts(
         (
-            ("releases", whole(len(entries))),
+            ("releases", html.whole(len(entries))),
             ("seal of the last one", entries[-1].hash if entries else DASH),
             ("verify the ledger", "deal ledger verify STATE"),
             ("signed certificate", "deal ledger export STATE --out certificate.json"),

@@ -13,35 +13,14 @@ from deal_core.config.experiment import Experiment
 from server.folder import RunEvent
 from server.results import extent
 from simulations.output import DASH, Table, percent, signed, size, stage_title
-from simulations.report.blocks import (
-    Block,
-    Curve,
-    Facts,
-    Page,
-    Section,
-    Text,
-    Tiles,
-    Tone,
-    at_most,
-    decimal,
-    lines,
-    time,
-    whole,
-)
+from simulations.report import blocks as html
 from simulations.report.labels import label_blocks
 from simulations.report.record import Rows, RunRecord, State, read_run, settings_text
+from simulations.run import summary
 from simulations.run.data_checks import membership_text
 from simulations.run.run_log import IDLE, PHASES, Round, reason_in
-from simulations.run.summary import (
-    ACCURACY,
-    large_delta,
-    one_name,
-    privacy_text,
-    task_table,
-    unheard_text,
-)
 
-TONES: dict[State, Tone] = {"finished": "good", "running": "warn", "stopped": "bad"}
+TONES: dict[State, html.Tone] = {"finished": "good", "running": "warn", "stopped": "bad"}
 FAULTS = {
     "client_failed": "reply not used",
     "reply_dropped": "reply dropped",
@@ -67,15 +46,16 @@ NAMED_COLUMNS = 8
 """Up to so many tasks a matrix names them in its columns; beyond, it has their numbers."""
 
 
-def run_page(folder: Path) -> Page:
+def run_page(folder: Path) -> html.Page:
     """Return the page of the run in a folder. UserError: it is none, or cannot be read."""
     run = read_run(folder)
-    return Page(
+    return html.Page(
         kind="Deployment" if run.experiment.run.engine == "deployment" else "Run",
         title=run.folder.name,
         subtitle=run.experiment.description,
         sections=tuple(
-            Section(name, title, tuple(blocks(run))) for name, (title, blocks) in SECTIONS.items()
+            html.Section(name, title, tuple(blocks(run)))
+            for name, (title, blocks) in SECTIONS.items()
         ),
         state="stopped early" if run.state == "stopped" else run.state,
         tone=TONES[run.state],
@@ -93,29 +73,29 @@ def _meta(run: RunRecord) -> Iterator[str]:
     yield f"{datetime.fromtimestamp(run.log.events[-1]['time'], UTC):%Y-%m-%d %H:%M} UTC"
 
 
-def _summary(run: RunRecord) -> Iterator[Block]:
+def _summary(run: RunRecord) -> Iterator[html.Block]:
     rounds = f"{run.log.passed} of {run.log.planned} rounds"
     if run.state == "running":
-        yield Text(
+        yield html.Text(
             f"The run is at work: {rounds} have ended. The page shows what is known.", "warn"
         )
     if run.state == "stopped":
         why = f": {run.log.stopped}" if run.log.stopped else "; its process ended without a word"
-        yield Text(
+        yield html.Text(
             f"The run stopped early, after {rounds}{why}. The page shows what was known by then; "
             "there are no results. The same command with --resume continues it.",
             "bad",
         )
-    yield Tiles(tuple(_tiles(run)))
+    yield html.Tiles(tuple(_tiles(run)))
     if run.results and not run.matrix:
-        yield Text(
+        yield html.Text(
             "Accuracy is not known: clients keep their counts of right answers, or a sum of them "
             "was lost.",
             "warn",
         )
     if run.results and any(run.results.unheard):
-        yield Text(f"Counts of right answers: {unheard_text(run.results)}.", "warn")
-    yield Text(
+        yield html.Text(f"Counts of right answers: {summary.unheard_text(run.results)}.", "warn")
+    yield html.Text(
         "Accuracies are in %, over the test examples of all clients. Task-IL: the task is told, an "
         "answer is one of its own labels. Class-IL: an answer is one of the labels of all tasks "
         "seen so far. Transfer and forgetting are in points."
@@ -125,7 +105,7 @@ def _summary(run: RunRecord) -> Iterator[Block]:
 def _tiles(run: RunRecord) -> Iterator[tuple[str, str, str]]:
     start, found = [value for value in run.zero_shot if value is not None], run.results
     zero_shot = percent(fmean(start) if start else None)
-    name = one_name(run.measured)
+    name = summary.one_name(run.measured)
     if found is None:
         done = _so_far(run)
         note = f"{len(done)} of {len(run.tasks)} tasks learnt"
@@ -148,12 +128,14 @@ def _tiles(run: RunRecord) -> Iterator[tuple[str, str, str]]:
             ("Worst client", f"{percent(worst[1])} %", f"client {run.log.name(worst[0])}"),
             ("Sent per client", size(sum(found.wire.bytes_up)), note),
             ("Received per client", size(found.wire.received), note),
-            ("Time", time(found.seconds.get("total")), ""),
+            ("Time", html.time(found.seconds.get("total")), ""),
         ]
     if run.privacy.epsilon:
-        limit = decimal(run.experiment.privacy.target_epsilon, 4)
-        delta = f"of {limit} at delta = {at_most(run.privacy.delta)}, per {run.privacy.unit_text}"
-        tiles.insert(1, ("Epsilon spent", at_most(max(run.privacy.epsilon.values())), delta))
+        limit = html.decimal(run.experiment.privacy.target_epsilon, 4)
+        delta = (
+            f"of {limit} at delta = {html.at_most(run.privacy.delta)}, per {run.privacy.unit_text}"
+        )
+        tiles.insert(1, ("Epsilon spent", html.at_most(max(run.privacy.epsilon.values())), delta))
     yield from (tile for tile in tiles if not tile[1].startswith(DASH))
 
 
@@ -164,21 +146,21 @@ def _so_far(run: RunRecord) -> list[float]:
     return [value for value, i in last if value is not None and i < len(run.matrix)]
 
 
-def _accuracy(run: RunRecord) -> Iterator[Block]:
+def _accuracy(run: RunRecord) -> Iterator[html.Block]:
     """Yield the accuracy matrix in both protocols, and at the end what was kept of every task."""
     if not run.matrix and not any(value is not None for value in run.zero_shot):
-        yield Text("Nothing has been evaluated.", "warn")
+        yield html.Text("Nothing has been evaluated.", "warn")
         return
-    name = one_name(run.measured)
+    name = summary.one_name(run.measured)
     for measure in dict.fromkeys(run.measured):
         own = [task for task, each in zip(run.tasks, run.measured, strict=True) if each == measure]
-        if measure != ACCURACY:
-            yield Text(f"Answers are texts, measured by {measure}, in: {', '.join(own)}.")
+        if measure != summary.ACCURACY:
+            yield html.Text(f"Answers are texts, measured by {measure}, in: {', '.join(own)}.")
     yield _matrix(run, run.matrix, f"Task-IL {name} in %")
     if run.class_il:
         yield _matrix(run, run.class_il, f"Class-IL {name} in %")
     if run.results and run.matrix:
-        yield task_table(run.results)
+        yield summary.task_table(run.results)
 
 
 def _matrix(run: RunRecord, accuracies: Rows, caption: str) -> Table:
@@ -192,7 +174,7 @@ def _matrix(run: RunRecord, accuracies: Rows, caption: str) -> Table:
     return Table(caption, ("after", *tasks), cells, shaded=True)
 
 
-def _clients(run: RunRecord) -> Iterator[Block]:
+def _clients(run: RunRecord) -> Iterator[html.Block]:
     log, own = run.log, run.results.per_client if run.results else {}
     idle: dict[str, Counter[str]] = {number: Counter() for number in log.clients}
     for event in log.of("client_idle"):
@@ -211,22 +193,24 @@ def _clients(run: RunRecord) -> Iterator[Block]:
         rows.append(
             (
                 log.name(number),
-                whole(sum(examples.values()) if told else None),
-                whole(sum(found.test_examples) if found else None),
+                html.whole(sum(examples.values()) if told else None),
+                html.whole(sum(found.test_examples) if found else None),
                 percent(fmean(start) if start else None),
                 percent(found.average_accuracy if found else None),
-                whole(used),
-                whole(len(replies) - used),
-                time(seconds / len(good) if seconds else None),
+                html.whole(used),
+                html.whole(len(replies) - used),
+                html.time(seconds / len(good) if seconds else None),
                 ", ".join(f"{why} ({times} ×)" for why, times in idle[number].items()) or DASH,
             )
         )
     known = [found.average_accuracy for found in own.values() if found.average_accuracy is not None]
     if known:
         mean, deviation = f"{percent(fmean(known))} %", f"{percent(pstdev(known))} points"
-        yield Facts((("mean over clients", mean), ("standard deviation over clients", deviation)))
+        yield html.Facts(
+            (("mean over clients", mean), ("standard deviation over clients", deviation))
+        )
     else:
-        yield Text("Accuracy of each client is known when the run has finished.")
+        yield html.Text("Accuracy of each client is known when the run has finished.")
     columns = (
         *("client", "training examples", "test examples", "zero-shot", "accuracy"),
         *("replies used", "left out", "seconds a reply", "took no part"),
@@ -234,23 +218,23 @@ def _clients(run: RunRecord) -> Iterator[Block]:
     yield Table("Each client; accuracies in %", columns, tuple(rows))
 
 
-def _rounds(run: RunRecord) -> Iterator[Block]:
+def _rounds(run: RunRecord) -> Iterator[html.Block]:
     done = run.log.done
     if not done:
-        yield Text("No round has ended.")
+        yield html.Text("No round has ended.")
         return
     facts = [("rounds played", f"{len(done)} of {run.log.planned}")]
-    facts.append(("starts", whole(len(run.log.of("run_started")))))
+    facts.append(("starts", html.whole(len(run.log.of("run_started")))))
     if run.results:
         phases = run.results.seconds.items()
-        facts += [(f"time, {phase}", time(seconds)) for phase, seconds in phases]
+        facts += [(f"time, {phase}", html.time(seconds)) for phase, seconds in phases]
         facts.append(("peak memory", size(run.results.peak_rss_bytes)))
-    yield Facts(tuple(facts))
+    yield html.Facts(tuple(facts))
     if any(each.loss for each in done) and len(done) > 1:
         numbers = [each.number for each in done]
-        yield lines(
+        yield html.lines(
             "Mean training loss of each round.",
-            [Curve("", numbers, [each.loss for each in done])],
+            [html.Curve("", numbers, [each.loss for each in done])],
             ("round", "mean training loss"),
             from_zero=True,
         )
@@ -259,7 +243,7 @@ def _rounds(run: RunRecord) -> Iterator[Block]:
         *("time", "sent per client", "received per client"),
     )
     yield Table("Every round that has ended", columns, tuple(map(_round, done)))
-    yield Text(
+    yield html.Text(
         "Off the exact mean: relative difference of what the aggregation rule gives from the exact "
         "mean of the updates; 0 where nothing is aggregated."
     )
@@ -272,20 +256,20 @@ def _round(one: Round) -> tuple[str, ...]:
         PHASES.get(one.phase, one.phase),
         ", ".join(one.tasks),
         f"{one.used} of {one.asked}",
-        decimal(one.loss, 4),
-        decimal(0.0 if one.error is not None and one.error < ROUNDING else one.error),
-        time(one.seconds),
+        html.decimal(one.loss, 4),
+        html.decimal(0.0 if one.error is not None and one.error < ROUNDING else one.error),
+        html.time(one.seconds),
         size(one.bytes_up),
         size(one.bytes_down),
     )
 
 
-def _privacy(run: RunRecord) -> Iterator[Block]:
+def _privacy(run: RunRecord) -> Iterator[html.Block]:
     config, told = run.experiment.privacy, run.privacy
     if sums := membership_text(run.experiment, run.log.label_records, len(run.tasks)):
-        yield Text(f"Class sums, {sums}.")
+        yield html.Text(f"Class sums, {sums}.")
     if config.mechanism == "none":
-        yield Text(
+        yield html.Text(
             "No mechanism protects the updates. No text leaves its client, but an adapter may tell "
             "of the records that it was trained on: no epsilon holds. The experiment private shows "
             "how to change that.",
@@ -293,24 +277,27 @@ def _privacy(run: RunRecord) -> Iterator[Block]:
         )
         return
     if told.simulation_only:
-        yield Text(
+        yield html.Text(
             "Simulation only: noise came from a seed, so that the run can be repeated. Whoever "
             "knows the seed can take the noise off: nothing is guaranteed.",
             "warn",
         )
-    if warning := large_delta(told):
-        yield Text(f"{warning[0].upper()}{warning[1:]}.", "warn")
-    yield Text(f"Mechanism {privacy_text(told)}.")
-    limit = decimal(config.target_epsilon, 4)
-    rest = (limit, at_most(told.delta), told.unit_text, extent(told.disjoint_tasks))
+    if warning := summary.large_delta(told):
+        yield html.Text(f"{warning[0].upper()}{warning[1:]}.", "warn")
+    yield html.Text(f"Mechanism {summary.privacy_text(told)}.")
+    limit = html.decimal(config.target_epsilon, 4)
+    rest = (limit, html.at_most(told.delta), told.unit_text, extent(told.disjoint_tasks))
     if told.epsilon:
         yield Table(
             "Spending of each client",
             ("client", "epsilon spent", "limit", "delta", "unit", "composed over"),
-            tuple((run.log.name(n), at_most(spent, 4), *rest) for n, spent in told.epsilon.items()),
+            tuple(
+                (run.log.name(n), html.at_most(spent, 4), *rest)
+                for n, spent in told.epsilon.items()
+            ),
         )
     delta = f"delta = {config.target_delta:g}" if config.target_delta else "the client's own delta"
-    yield Facts(
+    yield html.Facts(
         (
             ("unit of privacy", told.unit_text),
             (
@@ -319,13 +306,13 @@ def _privacy(run: RunRecord) -> Iterator[Block]:
                 f"{told.unit_text}; at a site, its own policy may set a lower one",
             ),
             ("assumed honest", told.trust),
-            ("clipping bound of a gradient", decimal(config.max_grad_norm)),
+            ("clipping bound of a gradient", html.decimal(config.max_grad_norm)),
             ("counts of right answers leave", config.metrics),
         )
     )
 
 
-def _faults(run: RunRecord) -> Iterator[Block]:
+def _faults(run: RunRecord) -> Iterator[html.Block]:
     """Yield faults, those alike together."""
     alike: dict[tuple[str, str, str], list[RunEvent]] = {}
     for event in run.log.of(*FAULTS):
@@ -333,13 +320,13 @@ def _faults(run: RunRecord) -> Iterator[Block]:
             what, client = FAULTS[event["event"]], run.log.name(event.get("client", ""))
             alike.setdefault((what, client, _why(event)), []).append(event)
     if not alike:
-        yield Text("None: every reply that was asked for came and was used.")
+        yield html.Text("None: every reply that was asked for came and was used.")
         return
     rows = []
     for (what, client, why), events in alike.items():
         first = f"{datetime.fromtimestamp(events[0]['time'], UTC):%Y-%m-%d %H:%M:%S}"
         rounds = ", ".join(dict.fromkeys(str(e["round"]) for e in events if e.get("round")))
-        rows.append((what, client or DASH, whole(len(events)), rounds or DASH, first, why))
+        rows.append((what, client or DASH, html.whole(len(events)), rounds or DASH, first, why))
     columns = ("what", "client", "times", "rounds", "first (UTC)", "why")
     yield Table("What went wrong, in order", columns, tuple(rows))
 
@@ -355,11 +342,11 @@ def _why(event: RunEvent) -> str:
     return reason_in(event) or tasks
 
 
-def _settings(run: RunRecord) -> Iterator[Block]:
+def _settings(run: RunRecord) -> Iterator[html.Block]:
     results = run.results
     if results:
         known = (("commit", results.commit or "not known"), ("finished (UTC)", results.finished))
-        yield Facts((*known, *results.versions.items()))
+        yield html.Facts((*known, *results.versions.items()))
     usual = settings_text(Experiment())
     rows = tuple(
         (key, value, usual[key])
@@ -369,7 +356,7 @@ def _settings(run: RunRecord) -> Iterator[Block]:
     yield Table("Settings other than the defaults", ("key", "value", "default"), rows)
 
 
-SECTIONS: Mapping[str, tuple[str, Callable[[RunRecord], Iterator[Block]]]] = {
+SECTIONS: Mapping[str, tuple[str, Callable[[RunRecord], Iterator[html.Block]]]] = {
     "summary": ("Summary", _summary),
     "accuracy": ("Accuracy on every task", _accuracy),
     "labels": ("Labels", label_blocks),

@@ -4,6 +4,7 @@ raises a ``UserError`` with the place and the cure."""
 from __future__ import annotations
 
 from client.gate import Asked, require
+from deal_core import models
 from deal_core.aggregation.rules import (
     AGGREGATION_RULES,
     MEANS_OF_FACTORS,
@@ -17,14 +18,6 @@ from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError
 from deal_core.lora.kinds import kind_of, rule_of
 from deal_core.methods import FEWEST_IN_SUM, RULES, method_of, texts_at_once
-from deal_core.models import (
-    adapter_shapes,
-    check_weights,
-    decodes_apart,
-    family_of,
-    has_label_logits,
-    max_positions,
-)
 from deal_core.models.loading import check_bits
 from deal_core.models.prompt import read_template
 from deal_core.protection import make_mechanism
@@ -72,7 +65,7 @@ def check_declared(experiment: Experiment) -> None:
 def check_answers(experiment: Experiment) -> None:
     """A text-generation task needs a generative model, and every prompt a place for the text."""
     model, texts = experiment.model, experiment.data.generation
-    if texts and has_label_logits(model):
+    if texts and models.has_label_logits(model):
         raise UserError(
             f"data.generation: answers of '{texts[0]}' are texts, and model.family "
             f"'{model.family}' chooses among labels; use causal-lm or seq2seq-lm"
@@ -86,7 +79,7 @@ def check_answers(experiment: Experiment) -> None:
 def check_tags(experiment: Experiment) -> None:
     """A model that tags words is for tasks whose words have tags, and such tasks are for it."""
     data, name = experiment.data, experiment.model.family
-    tags = family_of(experiment.model).tags
+    tags = models.family_of(experiment.model).tags
     if not tags and not any(map(data.tagged, data.measures)):
         return
     others = [task for task in open_source(data).task_names() if data.tagged(task) != tags]
@@ -107,9 +100,9 @@ def check_tags(experiment: Experiment) -> None:
 def check_lengths(experiment: Experiment) -> None:
     """A text, and an answer that is written below it, fit into the model."""
     text = experiment.train.max_length
-    answer = 0 if has_label_logits(experiment.model) else experiment.model.max_new_tokens
-    positions = max_positions(experiment.model)
-    apart = decodes_apart(experiment.model)
+    answer = 0 if models.has_label_logits(experiment.model) else experiment.model.max_new_tokens
+    positions = models.max_positions(experiment.model)
+    apart = models.decodes_apart(experiment.model)
     if 0 < positions < (max(text, answer) if apart else text + answer):
         written = f" and model.max_new_tokens = {answer}" if answer else ""
         raise UserError(
@@ -128,9 +121,9 @@ def check_method(experiment: Experiment) -> None:
 def check_model_names(experiment: Experiment) -> None:
     """Look up family and kind of adapter, and read the model's description."""
     check_bits(experiment.model)
-    has_label_logits(experiment.model)
+    models.has_label_logits(experiment.model)
     kind_of(experiment.adapter)
-    max_positions(experiment.model)
+    models.max_positions(experiment.model)
 
 
 def check_mechanism(experiment: Experiment) -> None:
@@ -140,8 +133,8 @@ def check_mechanism(experiment: Experiment) -> None:
 
 def check_model(experiment: Experiment) -> None:
     """Build the model without weights, and see whether its checkpoint has them all."""
-    adapter_shapes(experiment.model, experiment.adapter)
-    check_weights(experiment.model)
+    models.adapter_shapes(experiment.model, experiment.adapter)
+    models.check_weights(experiment.model)
 
 
 def check_aggregation(experiment: Experiment) -> None:
@@ -170,7 +163,7 @@ def check_components(experiment: Experiment) -> None:
     """Components are kept of generative models, task by task."""
     if not experiment.method.retention.apart:
         return
-    if experiment.method.name != "deal" or has_label_logits(experiment.model):
+    if experiment.method.name != "deal" or models.has_label_logits(experiment.model):
         raise UserError(
             "method.retention.apart keeps an adapter for each task of a generative model with "
             "method.name deal; leave it out"
@@ -188,7 +181,7 @@ def check_adapter_kind(experiment: Experiment) -> None:
     if kind_of(adapter).begin_task is None:
         return
     where = f"adapter.kind '{adapter.kind}'"
-    if adapter.kind == "pooled" and not has_label_logits(experiment.model):
+    if adapter.kind == "pooled" and not models.has_label_logits(experiment.model):
         raise UserError(
             f"{where} needs vectors of label names, and model.family '{experiment.model.family}' "
             "has none; use encoder-labels, or adapter.kind lora"

@@ -23,6 +23,7 @@ from simulations.engines import STOPPED, deferred, stoppable, uninterrupted
 from simulations.engines.worker_pool import gpus_here, shown_gpu
 from simulations.output import Table, at_work, print_line, print_table, require_one_kind
 from simulations.run.simulate import RECORD, check_same, claimed, recorded
+from simulations.study import tables
 from simulations.study.grid import Study, chosen, grid, load_study, precise
 from simulations.study.results import (
     STUDY_JSON,
@@ -31,18 +32,8 @@ from simulations.study.results import (
     require_kept,
     write_study,
 )
-from simulations.study.tables import (
-    CLASS_IL,
-    TASK_IL,
-    arms_table,
-    budget_table,
-    by_arm,
-    meanings,
-    mixed_measures,
-    setting_tables,
-)
 
-SHOWN = ("arm", "n", TASK_IL, CLASS_IL, "backward transfer", "forgetting")
+SHOWN = ("arm", "n", tables.TASK_IL, tables.CLASS_IL, "backward transfer", "forgetting")
 """Columns; the report has the others."""
 TITLE = "Means with 95 % intervals; accuracies in %, transfer and forgetting in points"
 INPUTS = {"data", "stream", "federation", "model", "adapter"}
@@ -117,19 +108,19 @@ def print_summary(console: Console, study: Study, results: StudyResults) -> None
     if not results.cells:
         return
     if study.file.epsilons:
-        for arm, own in by_arm(study, results.cells).items():
-            print_table(console, budget_table(study, arm, own))
-            for meaning in meanings(own):
+        for arm, own in tables.by_arm(study, results.cells).items():
+            print_table(console, tables.budget_table(study, arm, own))
+            for meaning in tables.meanings(own):
                 print_line(console, meaning)
     elif len(study.file.settings) > 1:
-        print_table(console, setting_tables(study, results.cells)[0])
+        print_table(console, tables.setting_tables(study, results.cells)[0])
     else:
-        table = arms_table(study, results.cells)
+        table = tables.arms_table(study, results.cells)
         places = [i for i, name in enumerate(table.columns) if name in SHOWN]
         columns, *rows = (tuple(row[i] for i in places) for row in (table.columns, *table.rows))
         best = frozenset((y, places.index(x)) for y, x in table.best if x in places)
         print_table(console, Table(TITLE, columns, tuple(rows), best=best))
-    if texts := mixed_measures(results.cells):
+    if texts := tables.mixed_measures(results.cells):
         print_line(console, texts)
 
 

@@ -15,22 +15,13 @@ from server.folder import RunFolder
 from server.results import Privacy, Strict, read_results
 from simulations.output import read_stored, write_texts
 from simulations.run.simulate import AUTO, PRECISION, rows_of
-from simulations.study.grid import (
-    CELLS,
-    Cell,
-    Place,
-    Study,
-    StudyFile,
-    places,
-    precise,
-    settings_of,
-)
+from simulations.study import grid
 from simulations.study.outcome import BOUNDS, CountsKept, Outcome
 
 STUDY_JSON = "study.json"
 
 
-class CellResult(Place):
+class CellResult(grid.Place):
     """One finished cell."""
 
     settings: dict[str, dict[str, Value]]
@@ -60,21 +51,21 @@ class StudyResults(Strict):
     """Of every setting, by flat key."""
     cells: list[CellResult]
     """What has finished."""
-    file: StudyFile
+    file: grid.StudyFile
 
     @property
     def standing(self) -> list[CellResult]:
         """The cells that the study has now, without those that an earlier form of it had."""
-        asked = {place.name for place in places(self.file)}
+        asked = {place.name for place in grid.places(self.file)}
         return [cell for cell in self.cells if cell.name in asked]
 
 
-def finished(cell: Cell) -> bool:
+def finished(cell: grid.Cell) -> bool:
     """Return whether all runs of a cell have their results."""
     return all(RunFolder(Path(run.run.out)).results.exists() for run in cell.runs.values())
 
 
-def write_study(study: Study, out: Path, cells: Sequence[Cell]) -> StudyResults:
+def write_study(study: grid.Study, out: Path, cells: Sequence[grid.Cell]) -> StudyResults:
     """Return what the finished cells found, but for those whose clients kept their counts; written
     as ``study.json``. UserError: on different rows."""
     found = []
@@ -86,7 +77,7 @@ def write_study(study: Study, out: Path, cells: Sequence[Cell]) -> StudyResults:
         study=study.name,
         description=study.file.description,
         wanted=len(cells),
-        defaults=settings_of(Experiment()),
+        defaults=grid.settings_of(Experiment()),
         cells=found,
         file=study.file,
     )
@@ -100,21 +91,21 @@ def require_kept(out: Path) -> None:
     if not path.exists():
         return
     results = read_stored(StudyResults, path, "figures of a study", f"remove it, or {cure}")
-    gone = [each.name for each in results.cells if not (out / CELLS / each.name).is_dir()]
+    gone = [each.name for each in results.cells if not (out / grid.CELLS / each.name).is_dir()]
     if gone:
         raise UserError(f"{path}: has figures of {gone[0]}, and its runs are not there; {cure}")
 
 
-def _read(cell: Cell) -> CellResult:
+def _read(cell: grid.Cell) -> CellResult:
     from deal_core.methods import resolve_auto
 
     folders = {part: Path(run.run.out) for part, run in cell.runs.items()}
     parts = {part: read_results(folder) for part, folder in folders.items()}
-    usual = settings_of(Experiment())
+    usual = grid.settings_of(Experiment())
     settings: dict[str, dict[str, Value]] = {}
     for part, found in parts.items():
         decided = found.config.model_copy(update={"method": resolve_auto(found.config)})
-        own = settings_of(precise(decided))
+        own = grid.settings_of(grid.precise(decided))
         settings[part] = {key: value for key, value in own.items() if value != usual.get(key)}
     spent = [found.privacy for found in parts.values() if found.privacy.mechanism != "none"]
     return CellResult(

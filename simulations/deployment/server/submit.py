@@ -6,14 +6,8 @@ import secrets
 from pathlib import Path
 
 from client.site_file import NAME
+from deal_core.config import file
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import (
-    PATIENCE,
-    apply_overrides,
-    from_run_config,
-    parse_experiment,
-    to_run_config,
-)
 from deal_core.data import SitesSource
 from deal_core.errors import UserError
 from server.folder import EventLog, RunEvent, RunFolder, exclusive_lock, read_events
@@ -55,14 +49,14 @@ def resume(folder: ServerFolder, name: str, overrides: tuple[str, ...] = ()) -> 
     path = run_folder(folder, name)
     before = recorded(path)
     for override in overrides:
-        if override.partition("=")[0] not in PATIENCE:
+        if override.partition("=")[0] not in file.PATIENCE:
             raise UserError(
                 f"--set {override}: a run goes on with the settings that it was started with, but "
-                f"for {' and '.join(PATIENCE)}; submit the experiment again"
+                f"for {' and '.join(file.PATIENCE)}; submit the experiment again"
             )
     if overrides:
-        changed = apply_overrides(before.model_dump(mode="json"), overrides)
-        before = parse_experiment(changed, "--set")
+        changed = file.apply_overrides(before.model_dump(mode="json"), overrides)
+        before = file.parse_experiment(changed, "--set")
     chosen = before.federation.sites
     still = registered(folder).keys() & set(chosen)
     if len(still) < max(1.0, before.federation.quorum * len(chosen)):
@@ -119,7 +113,7 @@ def check(experiment: Experiment) -> None:
     from server.plan import make_plan
     from simulations.run.model_checks import check_names
 
-    from_run_config(to_run_config(experiment))  # as the server will read it
+    file.from_run_config(file.to_run_config(experiment))  # as the server will read it
     tasks = SitesSource(experiment.data).task_names()
     check_names(experiment)
     clients = [str(number) for number in range(experiment.federation.clients)]
@@ -170,7 +164,7 @@ def _start(folder: ServerFolder, experiment: Experiment, done: str) -> list[str]
             _require_ended(folder, run, where)
         record(experiment)
         config = run / "run-config.toml"
-        config.write_text(toml_lines(to_run_config(experiment)), encoding="utf-8")
+        config.write_text(toml_lines(file.to_run_config(experiment)), encoding="utf-8")
         answer = folder.flower.ask("run", str(BUNDLE), CONNECTION, "--run-config", str(config))
         number = str(answer["run-id"])
         EventLog(run / STARTS).write("started", run=number)
