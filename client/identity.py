@@ -186,7 +186,6 @@ def client_of(context: Context, file: SiteFile | None) -> Client:
 
 @lru_cache(maxsize=64)
 def _simulated(text: str, run_id: int, number: int) -> Client:
-    """The client of this number, for all messages of a run."""
     asked = from_run_config({EXPERIMENT: text})
     out = Path(asked.run.out or f"deal-run-{run_id}")
     return Client(number, out / "sites" / str(number), asked)

@@ -22,15 +22,7 @@ from client.identity import ClientRequest
 from client.runtime import ClientRuntime, ClientTask
 from client.state import RoundStore, TaskStore, sums_once
 from deal_core.data import public_texts, texts_digest
-from deal_core.deal.interface import (
-    EmbeddedTask,
-    LocalTask,
-    Statistics,
-    TaskDataset,
-    TaskHistory,
-    TaskPrompt,
-    Tensors,
-)
+from deal_core.deal import interface
 from deal_core.deal.objective import under_all_labels
 from deal_core.lora.attach import read
 from deal_core.lora.state import learnt_shapes
@@ -40,13 +32,7 @@ from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.interface import LocalUpdate, RecordId, UpdateRequest
 from deal_core.privacy.policy import BudgetSpent, OutsidePlan, Policy
 from deal_core.randomness import seeded
-from deal_core.training.loop import (
-    Cache,
-    Gradients,
-    NonPrivateGradients,
-    load_state,
-    run_local_steps,
-)
+from deal_core.training import loop
 from deal_core.wire.instruction import Instruction
 from deal_core.wire.secure_layout import CLASS_SUMS, EXAMPLES
 from deal_core.wire.tensors import BOTH, EXACT, WireArrays, pack_update, selected
@@ -88,10 +74,10 @@ def local_update(granted: ClientRequest, sites: int = 0) -> LocalUpdate:
     return update
 
 
-def own_share(runtime: ClientRuntime, client: int, task: str) -> TaskDataset:
+def own_share(runtime: ClientRuntime, client: int, task: str) -> interface.TaskDataset:
     """Return the client's own training data of a task."""
     data = runtime.task(task, client)
-    return TaskDataset(data.labels, data.train)
+    return interface.TaskDataset(data.labels, data.train)
 
 
 @dataclass(frozen=True)
@@ -101,7 +87,7 @@ class LocalTraining:
     granted: ClientRequest
     data: ClientTask
     """The client's share of the task."""
-    joint_tasks: Sequence[TaskDataset]
+    joint_tasks: Sequence[interface.TaskDataset]
     """Its shares of all tasks that are learnt at once; none: of one alone."""
     unsaved: list[Callable[[], None]] = field(default_factory=list)
     """Writes what the client carries to later rounds. It follows from what was read, so that
@@ -154,7 +140,7 @@ class LocalTraining:
         granted, statistics, tasks = self.granted, self.granted.phase.statistics, self.joint_tasks
         runtime, instruction = granted.runtime, granted.instruction
         if statistics is not None and statistics.exact is not None:
-            own = tasks or [TaskDataset(self.data.labels, self.data.train)]
+            own = tasks or [interface.TaskDataset(self.data.labels, self.data.train)]
             return exact_sums(granted, statistics, own)
         if statistics is not None:
             assert isinstance(gradients, NoisySum)
@@ -163,7 +149,7 @@ class LocalTraining:
         objective, client = granted.phase.objective, str(granted.client.number)
         data = data if gradients is None else gradients.data
         task = self._task(data)
-        load_state(runtime.model, granted.state)
+        loop.load_state(runtime.model, granted.state)
         if gradients is not None:
             runtime.rehearse_gradients(objective, task, trained, gradients)
         made = objective(task)
@@ -175,11 +161,11 @@ class LocalTraining:
             return LocalUpdate(total, {"num_examples": 1.0, "seconds": time.monotonic() - started})
         config = runtime.experiment
         seed = config.run.seed, "train", client, instruction.stage, instruction.server_round
-        steps: Gradients | None = gradients
+        steps: loop.Gradients | None = gradients
         if steps is None:
             epochs = config.federation.local_epochs
-            steps = NonPrivateGradients(data, epochs, config.train, seeded(*seed))
-        take = runtime.take_steps if gradients is None else run_local_steps
+            steps = loop.NonPrivateGradients(data, epochs, config.train, seeded(*seed))
+        take = runtime.take_steps if gradients is None else loop.run_local_steps
         report = take(runtime.model, made, steps, trained, config.train)
         if gradients is not None:
             probes = runtime.probes(tuple(task.labels), task.instruction)
@@ -188,7 +174,7 @@ class LocalTraining:
         figures = {"num_examples": len(data), "loss": report.loss, "seconds": seconds}
         return LocalUpdate(encoded, figures)
 
-    def _task(self, data: Sequence[Encoded]) -> LocalTask:
+    def _task(self, data: Sequence[Encoded]) -> interface.LocalTask:
         """What the client knows of the task, of earlier tasks, and of earlier rounds."""
         runtime, instruction, client = (
             self.granted.runtime,
@@ -203,20 +189,20 @@ class LocalTraining:
         store = RoundStore(folder, instruction.stage, instruction.server_round)
         seen = tuple(map(runtime.labels, instruction.seen))
         asks = map(runtime.instruction, instruction.seen)
-        return LocalTask(
+        return interface.LocalTask(
             model=runtime.model,
             state=self.granted.state,
             data=data,
             labels=self.data.labels,
             seen=seen,
-            past=TaskHistory(shares, TaskStore(folder), known) if shares else None,
+            past=interface.TaskHistory(shares, TaskStore(folder), known) if shares else None,
             round_state=SavedLater(store, self.unsaved),
             joint_tasks=self.joint_tasks,
             future=lambda: list(map(runtime.labels, instruction.future)),
-            prompts=[TaskPrompt(*each) for each in zip(seen, asks, strict=True)],
+            prompts=[interface.TaskPrompt(*each) for each in zip(seen, asks, strict=True)],
             protected=protected,
             instruction=runtime.instruction(instruction.task),
-            cache=runtime.learning.get_or_compute(str(client.number), instruction.task, Cache),
+            cache=runtime.learning.get_or_compute(str(client.number), instruction.task, loop.Cache),
         )
 
     def _encoded(self, trained: frozenset[str]) -> WireArrays:
@@ -254,11 +240,11 @@ class SavedLater:
     store: RoundStore
     unsaved: list[Callable[[], None]]
 
-    def load(self, basis: str) -> Tensors:
+    def load(self, basis: str) -> interface.Tensors:
         """Return what the latest round before this one left."""
         return self.store.load(basis)
 
-    def save(self, basis: str, tensors: Tensors) -> None:
+    def save(self, basis: str, tensors: interface.Tensors) -> None:
         """Leave this for a later round."""
         self.unsaved.append(partial(self.store.save, basis, tensors))
 
@@ -266,9 +252,9 @@ class SavedLater:
 def worked_on(
     runtime: ClientRuntime,
     instruction: Instruction,
-    tasks: Sequence[TaskDataset],
+    tasks: Sequence[interface.TaskDataset],
     policy: Policy | None,
-) -> list[TaskDataset]:
+) -> list[interface.TaskDataset]:
     """Return the tasks whose records are added up, with no record of those that the client has not
     worked on, or has fewer of than the policy lets go: each of several has sums of its own."""
     least = policy.min_records if policy is not None else 0
@@ -276,16 +262,16 @@ def worked_on(
     if runtime.experiment.stream.at_once:
         own |= set(instruction.tasks)
     return [
-        each if name in own and len(each.data) >= least else TaskDataset(each.labels, [])
+        each if name in own and len(each.data) >= least else interface.TaskDataset(each.labels, [])
         for name, each in zip(instruction.tasks, tasks, strict=True)
     ]
 
 
 def class_sums(
     granted: ClientRequest,
-    statistics: Statistics,
+    statistics: interface.Statistics,
     gradients: NoisySum,
-    tasks: Sequence[TaskDataset],
+    tasks: Sequence[interface.TaskDataset],
 ) -> LocalUpdate:
     """Return class sums over the client's records of every task that it is asked about, with its
     share of the noise. A site without a mechanism gives what it gave before (:func:`sums_once`).
@@ -319,7 +305,7 @@ def class_sums(
     return LocalUpdate(found, {"num_examples": 1.0, "seconds": time.monotonic() - started})
 
 
-def _form(runtime: ClientRuntime, statistics: Statistics, labels: Sequence[str]) -> str:
+def _form(runtime: ClientRuntime, statistics: interface.Statistics, labels: Sequence[str]) -> str:
     """Return all that decides how records of a task are added up, but the records."""
     config = runtime.experiment
     texts = public_texts(config.data, list(map(runtime.labels, runtime.tasks)))
@@ -329,7 +315,7 @@ def _form(runtime: ClientRuntime, statistics: Statistics, labels: Sequence[str])
 
 
 def exact_sums(
-    granted: ClientRequest, statistics: Statistics, tasks: Sequence[TaskDataset]
+    granted: ClientRequest, statistics: interface.Statistics, tasks: Sequence[interface.TaskDataset]
 ) -> LocalUpdate:
     """Return sums of another kind over the client's records of every task that it is asked for."""
     started, runtime, instruction = time.monotonic(), granted.runtime, granted.instruction
@@ -340,7 +326,9 @@ def exact_sums(
         own, share = tasks[place], runtime.task(task, granted.client.number)
         vectors = runtime.vectors(share, "train", statistics) if own.data else nothing
         targets = torch.tensor([item.target for item in own.data], dtype=torch.long)
-        embedded = EmbeddedTask(vectors, targets, len(own.labels), granted.state.heads.get(task))
+        embedded = interface.EmbeddedTask(
+            vectors, targets, len(own.labels), granted.state.heads.get(task)
+        )
         sums = statistics.exact.collect(embedded)
         found |= {f"{place}.{name}": value.numpy() for name, value in sums.items()}
     examples = sum(len(own.data) for own in tasks)

@@ -180,7 +180,6 @@ def conditions(client: Client, experiment: Experiment) -> SitePolicy:
 
 
 def _met(client: Client, state: SiteState, message: Message) -> SiteState:
-    """Return the state with a channel to each site of a round."""
     pins, unknown, record = _pins(client), [], _record(message)
     names, announced = record.get(NAMES), record.get(ANNOUNCEMENTS)
     if not isinstance(names, list) or not isinstance(announced, list):

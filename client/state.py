@@ -118,7 +118,6 @@ class RoundStore:
         _drop(self.folder, self.kind, {path, self._before()})
 
     def _before(self) -> Path | None:
-        """Return the file of the client's latest round before this one, if there is one."""
         # Of those that are there: a server may count as far as it likes.
         start = f"{self.kind}-{self.stage}-"
         names = (path.stem for path in self.folder.glob(f"{start}*.safetensors"))

@@ -143,7 +143,6 @@ class PublicLabels:
 
     @cached_property
     def _subspace(self) -> Subspace:
-        """The public directions in which clients add up their records."""
         statistics = statistics_of(method_of(self.experiment))
         assert statistics is not None
         return statistics.subspace(self.experiment.data, self._model, list(self.of.values()))

@@ -134,7 +134,6 @@ def peft_config(adapter: Adapter, experiment: Experiment) -> LoraConfig:
 
 
 def _inference(state: State, experiment: Experiment, tasks: Sequence[TaskSpace]) -> Inference:
-    """What it takes to answer as the clients' evaluation does."""
     statistics = statistics_of(method_of(experiment)) if state.heads else None
     needs_float32 = experiment.privacy.mechanism != "none"
     precision = experiment.train.precision

@@ -152,7 +152,6 @@ def clients_that_spend(experiment: Experiment) -> int:
 def _measured(
     history: History, tasks: list[str], spans: tuple[list[int], list[int]], right: int
 ) -> dict[str, Any]:
-    """The fields of :class:`~server.results.Measures`, of one protocol."""
     begun, learnt = spans
     zero_shot, matrix = _matrix(history.evaluations, tasks, right)
     start, compared = _matrix(_heard_in_all(history), tasks, right)

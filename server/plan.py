@@ -67,7 +67,6 @@ class Plan:
 
     @cached_property
     def _rounds(self) -> list[dict[str, str]]:
-        """Of each round of the run, client to task, of those that train in it."""
         rounds: list[dict[str, str]] = [{} for _ in range(sum(self.stages))]
         for name, order in self._trained.items():
             turns = (task for task in order for _ in range(self.rounds))
@@ -78,7 +77,6 @@ class Plan:
 
     @cached_property
     def _trained(self) -> dict[str, Order]:
-        """The orders of those that train."""
         some = self.trainers or self.orders.keys()
         return {name: order for name, order in self.orders.items() if name in some}
 

@@ -306,7 +306,6 @@ class SecureAggregation:
     def _added(
         self, step: Step, leg: str, held: ServerRound, replies: list[tuple[str, bytes]], add: Add
     ) -> ServerRound:
-        """The round with all valid replies of a leg."""
         for name, data in replies:
             try:
                 held = add(held, self.keys.site(name), data)
@@ -358,7 +357,6 @@ class SecureAggregation:
         self.clients.event(event, step, client=client, leg=leg, reason=str(fault)[:400])
 
     def _clients(self, held: ServerRound, positions: tuple[int, ...] | None) -> dict[str, bytes]:
-        """Client to site, of some positions of the cohort."""
         return self.keys.clients_of(held.terms.cohort[at] for at in positions or ())
 
     def _path(self, step: Step) -> Path:

@@ -227,13 +227,11 @@ class DealStrategy(Strategy):
         return MetricRecord(dict(pooled(self.history.evaluations[-1], self.plan.tasks)))
 
     def _evaluate_start(self) -> None:
-        """Evaluate what the run began with, unless that is known by now."""
         if not self.history.evaluations:
             start = start_state(self.clients.experiment, self.state.current.shapes)
             self._evaluated(self._ask(self.steps[1], start))
 
     def _ask(self, step: Step, state: State) -> Evaluation:
-        """An evaluation of a state, with its requests."""
         tasks, learnt = self.plan.tasks, self.plan.learnt(step.stage)
         evaluation = Evaluation(self.clients, step, tasks, learnt)
         self.clients.event("evaluation_started", step, clients=len(self.clients.roster.clients))
@@ -243,7 +241,6 @@ class DealStrategy(Strategy):
         return evaluation
 
     def _evaluated(self, evaluation: Evaluation, replies: Iterable[Message] | None = None) -> None:
-        """Note the counts of an evaluation in the history."""
         sent, figures = evaluation.sent, {}
         if sent is not None:
             for reply in self.clients.replies(sent, replies):
@@ -272,7 +269,6 @@ class DealStrategy(Strategy):
             )
 
     def _summation(self, step: Step) -> Summation:
-        """What the round adds up."""
         clients, plan, statistics = self.clients, self.plan, self._sums[step.phase]
         experiment, stream = clients.experiment, len(plan.tasks)
         if statistics is not None:

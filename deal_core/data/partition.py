@@ -115,7 +115,6 @@ def _whole_groups(
 
 
 def _rows_by_unit(examples: Sequence[Example]) -> dict[str, list[int]]:
-    """Return the indices of every group's examples, groups in the order in which they occur."""
     found: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         found.setdefault(example.unit, []).append(index)
@@ -123,7 +122,6 @@ def _rows_by_unit(examples: Sequence[Example]) -> dict[str, list[int]]:
 
 
 def _commonest(examples: Sequence[Example], rows: Sequence[int]) -> Example:
-    """Return the first example with the commonest label; of equally common ones, the first."""
     labels = Counter(examples[i].label for i in rows)
     return next(examples[i] for i in rows if examples[i].label == labels.most_common(1)[0][0])
 

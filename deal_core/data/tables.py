@@ -37,7 +37,6 @@ def _named(header: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    """Yield one JSON object per line; blank lines are skipped."""
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -122,7 +121,6 @@ def _read_csv(path: Path) -> Iterator[Row]:
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
-    """Yield the rows, held in memory one batch at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -80,7 +80,6 @@ class RoutedDeal:
 
 
 def _scaled(adapter: lora.Adapter, scaling: float) -> lora.Adapter:
-    """The same update with a scaling of ``scaling``."""
     layers = {
         name: lora.LoraFactors(f.A, f.B * (adapter.scaling / scaling))
         for name, f in adapter.layers.items()

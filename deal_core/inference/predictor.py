@@ -116,7 +116,6 @@ class Predictor:
             self._routes()
 
     def _routed(self, texts: Sequence[str]) -> list[str]:
-        """The task that the router takes each text for."""
         heads = self._routes()
         data = self.model.encode([Example(text, "") for text in texts], ())
         alone = [text_alone(each) for each in data]

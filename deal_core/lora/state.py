@@ -13,14 +13,7 @@ from torch import Tensor
 
 from deal_core.config.experiment import AdapterConfig
 from deal_core.lora import adapter as lora
-from deal_core.lora.payload import (
-    PREFIX,
-    Arrays,
-    Header,
-    PayloadError,
-    check_headers,
-    factor_of,
-)
+from deal_core.lora import payload
 
 
 @dataclass(frozen=True)
@@ -159,8 +152,8 @@ def by_key(adapter: lora.Adapter) -> dict[str, Tensor]:
     """Return key to factor, in the order of the layers; the scaling is left out."""
     tensors = {}
     for name, factors in adapter.layers.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = factors.A
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = factors.B
+        tensors[f"{payload.PREFIX}{name}.lora_A.weight"] = factors.A
+        tensors[f"{payload.PREFIX}{name}.lora_B.weight"] = factors.B
     return tensors
 
 
@@ -168,8 +161,8 @@ def with_factors(like: lora.Adapter, tensors: Mapping[str, Tensor]) -> lora.Adap
     """Return the adapter ``like`` with the factors in ``tensors``, by key, in place of its own."""
     layers = {
         name: lora.LoraFactors(
-            tensors.get(f"{PREFIX}{name}.lora_A.weight", own.A),
-            tensors.get(f"{PREFIX}{name}.lora_B.weight", own.B),
+            tensors.get(f"{payload.PREFIX}{name}.lora_A.weight", own.A),
+            tensors.get(f"{payload.PREFIX}{name}.lora_B.weight", own.B),
         )
         for name, own in like.layers.items()
     }
@@ -185,10 +178,12 @@ def changed(adapter: lora.Adapter, change: Mapping[str, Tensor]) -> lora.Adapter
 
 def learnt_shapes(adapter: lora.Adapter, trained: frozenset[str]) -> dict[str, tuple[int, ...]]:
     """Return key to shape of what learns."""
-    return {k: tuple(t.shape) for k, t in by_key(adapter).items() if factor_of(k) in trained}
+    return {
+        k: tuple(t.shape) for k, t in by_key(adapter).items() if payload.factor_of(k) in trained
+    }
 
 
-def to_arrays(adapter: lora.Adapter) -> Arrays:
+def to_arrays(adapter: lora.Adapter) -> payload.Arrays:
     """Return key to factor as float32 arrays."""
     return {key: factor.detach().cpu().numpy() for key, factor in by_key(adapter).items()}
 
@@ -203,10 +198,10 @@ def from_arrays(
             not finite.
     """
     like = lora.zero_adapter(shapes, rank, scaling)
-    expected = {k: Header("float32", tuple(each.shape)) for k, each in by_key(like).items()}
-    check_headers(arrays, expected)
+    expected = {k: payload.Header("float32", tuple(each.shape)) for k, each in by_key(like).items()}
+    payload.check_headers(arrays, expected)
     for key in expected:
         if not np.isfinite(arrays[key]).all():
-            raise PayloadError(f"{key}: a value is not finite")
+            raise payload.PayloadError(f"{key}: a value is not finite")
     tensors = {key: torch.from_numpy(np.array(arrays[key], np.float32)) for key in expected}
     return with_factors(like, tensors)

@@ -153,7 +153,6 @@ def _without_gaps(head: Any, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def _rows_within(rows: Sequence[PromptRow], tokens: int) -> list[list[PromptRow]]:
-    """Rows in parts of so many tokens."""
     parts: list[list[PromptRow]] = []
     taken = 0
     for row in rows:
@@ -284,7 +283,6 @@ class Seq2SeqLM(GeneratingModel):
 
 
 def _texts_within(batch: Sequence[Encoded], labels: int) -> list[list[Encoded]]:
-    """Prompts in parts of so many tokens, once for every label."""
     parts: list[list[Encoded]] = []
     longest = 0
     for item in batch:

@@ -95,7 +95,6 @@ class NoisySum(Sampled):
         return _numbers(total, shape) + self._share(shape)
 
     def _share(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """This site's share of the noise."""
         sigma = self.noise_multiplier * 2**GRID_BITS / math.sqrt(self.shares)
         if not sigma:
             return np.zeros(shape, np.int64)

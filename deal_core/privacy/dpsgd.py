@@ -28,15 +28,7 @@ import torch
 from scipy.special import bdtrc
 from torch import Tensor, nn
 
-from deal_core.lora.attach import (
-    CURRENT,
-    ExampleLosses,
-    Gradient,
-    learning_factors,
-    lora_layers,
-    read,
-    write,
-)
+from deal_core.lora import attach
 from deal_core.lora.linear import adapted_forward
 from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy.interface import Probes, RecordId, UpdateRequest
@@ -150,7 +142,7 @@ class Sampled:
         return self.groups.batch(taken.nonzero().flatten().tolist())
 
     def clipped(
-        self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int], bits: int
+        self, module: nn.Module, objective: attach.ExampleLosses, batch: Sequence[int], bits: int
     ) -> ClippedSum:
         """Return the sum of the batch's clipped gradients, rounded to a grid of ``2^-bits`` of the
         clipping bound.
@@ -165,7 +157,7 @@ class Sampled:
         step = self.max_grad_norm / 2**bits
         return clipped_gradients(module, objective, batch, self.groups.numbers, bound, step)
 
-    def rehearse(self, module: nn.Module, objective: ExampleLosses, probes: int) -> None:
+    def rehearse(self, module: nn.Module, objective: attach.ExampleLosses, probes: int) -> None:
         """Take a clipped gradient over constant texts, and drop it.
 
         Raises:
@@ -196,7 +188,7 @@ class PrivateGradients(Sampled):
             yield self.draw()
 
     def accumulate(
-        self, module: nn.Module, objective: ExampleLosses, batch: Sequence[int]
+        self, module: nn.Module, objective: attach.ExampleLosses, batch: Sequence[int]
     ) -> float:
         """Add ``(sum_i clip(g_i) + noise) / expected_batch``; of groups, ``g_i`` is the mean over
         the records of one.
@@ -215,7 +207,7 @@ class PrivateGradients(Sampled):
             self._before = [factor.detach().clone() for factor in factors]
         found = self.clipped(module, objective, batch, GRID_BITS)
         scale = self.noise_multiplier * self.max_grad_norm
-        for key, factor in learning_factors(module).items():
+        for key, factor in attach.learning_factors(module).items():
             total = scale * self.noise.normal(factor.shape)
             if key in found.total:
                 total += found.step * found.total[key].double().cpu()
@@ -251,7 +243,7 @@ class PrivateGradients(Sampled):
 
         with torch.no_grad():
             trained = answers()
-            write(model.module, read(model.module))
+            attach.write(model.module, attach.read(model.module))
             again = answers()
         if not torch.allclose(trained, again, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
             raise UnsafeModel("the adapter that was read is not the model that was trained")
@@ -265,9 +257,9 @@ def require_plain_lora(module: nn.Module) -> list[Tensor]:
             operation: its gradient would escape the clipping.
     """
     known: dict[int, Any] = {}
-    for name, layer in lora_layers(module).items():
+    for name, layer in attach.lora_layers(module).items():
         forward = getattr(layer.forward, "func", None)
-        factors = layer.lora_A[CURRENT], layer.lora_B[CURRENT]
+        factors = layer.lora_A[attach.CURRENT], layer.lora_B[attach.CURRENT]
         linear = all(isinstance(factor, nn.Linear) for factor in factors)
         if not linear or forward is not adapted_forward:
             raise UnsafeModel(f"layer {name} is no plain LoRA layer")
@@ -309,7 +301,7 @@ class ClippedSum:
     norms: list[float] = field(default_factory=list)
     """Before clipping; NaN: there was none. Private: for tests and tuning on public data alone."""
 
-    def add(self, gradient: Gradient) -> None:
+    def add(self, gradient: attach.Gradient) -> None:
         """Add one gradient, clipped and rounded; one that is not finite, or missing, adds
         nothing."""
         exact = {name: values.detach().double() for name, values in gradient.items()}
@@ -325,7 +317,7 @@ class ClippedSum:
 
 def clipped_gradients(
     module: nn.Module,
-    objective: ExampleLosses,
+    objective: attach.ExampleLosses,
     examples: Sequence[int],
     groups: Sequence[int],
     bound: float,
@@ -357,8 +349,7 @@ def clipped_gradients(
     return total
 
 
-def _mean(gradients: Iterator[Gradient], members: int) -> Gradient:
-    """The mean of the next gradients, so many of a group, in float64."""
+def _mean(gradients: Iterator[attach.Gradient], members: int) -> attach.Gradient:
     sums: dict[str, Tensor] = {}
     for gradient in [next(gradients) for _ in range(members)]:
         if members == 1 or all(bool(each.isfinite().all()) for each in gradient.values()):

@@ -249,7 +249,6 @@ class RecordMechanism:
         )
 
     def _groups(self, ask: UpdateRequest) -> Sequence[int]:
-        """Return the group of every record that is asked about."""
         if self.unit != GROUP:
             return range(len(ask.data))
         if ask.groups is None:

@@ -26,15 +26,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.modeling_outputs import BaseModelOutput
 
-from deal_core.lora.attach import (
-    CURRENT,
-    ExampleLosses,
-    Gradient,
-    example_gradient,
-    factors_in,
-    learning_factors,
-    lora_layers,
-)
+from deal_core.lora import attach
 from deal_core.lora.payload import PREFIX
 from deal_core.randomness import seeded
 
@@ -54,7 +46,7 @@ end with a whole vector; in smaller parts place and company would decide, and a 
 ROUNDING = 1e-3
 """Relative difference of gradients that rounding may make."""
 
-Row = tuple[Tensor, Callable[[Tensor], tuple[Gradient, Tensor]]]
+Row = tuple[Tensor, Callable[[Tensor], tuple[attach.Gradient, Tensor]]]
 """Ids of a text, ``(tokens,)``, and what makes of its states, ``(1, tokens, hidden)``, the gradient
 that reaches the factors beside them, and that which reaches the states."""
 
@@ -66,29 +58,29 @@ class _Asked(BaseException):
 
 
 def record_gradients(
-    module: nn.Module, objective: ExampleLosses, examples: Sequence[int]
-) -> Iterator[Gradient]:
+    module: nn.Module, objective: attach.ExampleLosses, examples: Sequence[int]
+) -> Iterator[attach.Gradient]:
     """Yield the gradient of each example: all of its loss, whichever way that reads a factor, as it
     is without the others; empty where it cannot be computed, so that what an example does to the
     arithmetic stays its own. Gradients of the factors stay as they are."""
-    entries = sum(factor.numel() for factor in learning_factors(module).values())
+    entries = sum(factor.numel() for factor in attach.learning_factors(module).values())
     most = max(ROWS[0], WAITING // entries)
     for start in range(0, len(examples), most):
         yield from _gradients(module, objective, examples[start : start + most])
 
 
 def _gradients(
-    module: nn.Module, objective: ExampleLosses, examples: Sequence[int]
-) -> Sequence[Gradient]:
+    module: nn.Module, objective: attach.ExampleLosses, examples: Sequence[int]
+) -> Sequence[attach.Gradient]:
     def ask(*text: Any) -> Any:
         raise _Asked(*text)
 
-    found: list[Gradient] = [{}] * len(examples)
+    found: list[attach.Gradient] = [{}] * len(examples)
     waiting: dict[int, list[tuple[int, Row]]] = {}
     for place, example in enumerate(examples):
         try:
             with _answering(module, ask):
-                found[place] = example_gradient(module, objective, example)
+                found[place] = attach.example_gradient(module, objective, example)
         except _Asked as asked:
             ids, width = asked.args
             row = ids, partial(_above, module, objective, example, ids)
@@ -132,11 +124,11 @@ def _answering(module: nn.Module, answer: Callable[[Tensor, int], Any]) -> Itera
 
 
 def _above(
-    module: nn.Module, objective: ExampleLosses, example: int, text: Tensor, states: Tensor
-) -> tuple[Gradient, Tensor]:
+    module: nn.Module, objective: attach.ExampleLosses, example: int, text: Tensor, states: Tensor
+) -> tuple[attach.Gradient, Tensor]:
     """Return what the loss of an example, the ``states`` of whose ``text`` are known, gives; as of
     :data:`Row`."""
-    factors, states = learning_factors(module), states.requires_grad_()
+    factors, states = attach.learning_factors(module), states.requires_grad_()
 
     def answer(ids: Tensor, width: int) -> BaseModelOutput:
         if not torch.equal(ids, text):
@@ -149,7 +141,9 @@ def _above(
     return dict(zip(factors, own, strict=True)), back
 
 
-def _pass(module: nn.Module, width: int, rows: Sequence[Row], count: int) -> Sequence[Gradient]:
+def _pass(
+    module: nn.Module, width: int, rows: Sequence[Row], count: int
+) -> Sequence[attach.Gradient]:
     """Return what :func:`one_pass` does, of ``count`` rows; where it fails, what each row does
     without others, and empty for the one whose fault it is."""
     try:
@@ -160,7 +154,7 @@ def _pass(module: nn.Module, width: int, rows: Sequence[Row], count: int) -> Seq
         return [{}] if len(rows) == 1 else [_pass(module, width, [r], least)[0] for r in rows]
 
 
-def one_pass(module: nn.Module, width: int, rows: Sequence[Row]) -> Sequence[Gradient]:
+def one_pass(module: nn.Module, width: int, rows: Sequence[Row]) -> Sequence[attach.Gradient]:
     """Return the gradient of each row; empty where that of its states cannot be had, or is not
     finite, so that nothing of it goes back."""
     config: Any = module.config
@@ -170,7 +164,7 @@ def one_pass(module: nn.Module, width: int, rows: Sequence[Row]) -> Sequence[Gra
         ids[n, : len(text)], real[n, : len(text)] = text, True
     calls: list[tuple[Any, str, Tensor, Tensor]] = []
     with ExitStack() as noting:
-        for name, layer in lora_layers(module).items():
+        for name, layer in attach.lora_layers(module).items():
             note = partial(lambda name, own, x, out: calls.append((own, name, x[0], out)), name)
             noting.enter_context(layer.register_forward_hook(note))
         sees = real[:, None, None, :].expand(-1, 1, width, -1)
@@ -197,9 +191,9 @@ def _factor_gradients(layer: Any, name: str, x: Tensor, g: Tensor) -> Sequence[t
     """Return key and gradients, ``(rows, ...)``, of what learns in a layer that was given ``x``,
     where ``g`` reaches what it made of it."""
     A, B, scaling = (
-        layer.lora_A[CURRENT].weight,
-        layer.lora_B[CURRENT].weight,
-        layer.scaling[CURRENT],
+        layer.lora_A[attach.CURRENT].weight,
+        layer.lora_B[attach.CURRENT].weight,
+        layer.scaling[attach.CURRENT],
     )
     found = []
     if A.requires_grad:
@@ -216,7 +210,7 @@ def widths_apart(module: nn.Module) -> Sequence[int]:
     tried out once for what learns."""
     if torch.get_num_threads() > MOST_THREADS:
         return ()
-    learning = learning_factors(module).items()
+    learning = attach.learning_factors(module).items()
     shapes = {key: (factor.shape, factor.dtype) for key, factor in learning}
     key = f"{shapes} {torch.get_num_threads()} {module.training}"
     known: dict[str, Sequence[int]] = vars(module).setdefault("widths_apart", {})
@@ -230,9 +224,9 @@ def _are_apart(module: nn.Module, width: int) -> bool:
     """Return whether random rows, under random factors, have the gradients of an ordinary pass, to
     the bit the same in other places, beside one that gives no number, and in smaller passes;
     and no number decides what a pass computes: tensors without numbers go through it."""
-    draw, learning = seeded("rows", width), learning_factors(module)
+    draw, learning = seeded("rows", width), attach.learning_factors(module)
     with suppress(Exception), ExitStack() as put_back:
-        for factor in factors_in(module).values():
+        for factor in attach.factors_in(module).values():
             put_back.callback(setattr, factor, "data", factor.data)
             factor.data = 0.05 * torch.randn(factor.shape, generator=draw).to(factor)
         embedding = module.get_input_embeddings().weight  # type: ignore[operator]
@@ -242,7 +236,7 @@ def _are_apart(module: nn.Module, width: int) -> bool:
         texts = [torch.randint(last, (width - n,), generator=draw) for n in range(7, -1, -1)]
         texts[-1][0] = last  # in no other
 
-        def aim(states: Tensor) -> tuple[Gradient, Tensor]:
+        def aim(states: Tensor) -> tuple[attach.Gradient, Tensor]:
             return {}, torch.randn(states.shape, generator=seeded("aim")).to(states)
 
         rows: list[Row] = [(text.to(tokens.device), aim) for text in texts]

@@ -137,7 +137,6 @@ class DealClient(ClientApp):
         return file.model_copy(update={"models": models, "policy": policy})
 
     def _runtime(self, client: Client) -> ClientRuntime:
-        """The runtime of an experiment: model, method, rows."""
         self.require_allowed(client.asked)
         # Of simulate, with the rows of all other clients; whose rows a site reads is its own word.
         together = client.simulated and client.asked.data.source.startswith(GIVEN)

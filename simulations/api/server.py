@@ -300,8 +300,6 @@ def _demanded(strategy: DealStrategy, clients: Sequence[DealClient]) -> dict[str
 
 
 def _together(clients: Sequence[DealClient], tasks: Tasks) -> dict[str, Sides]:
-    """Return all clients' rows of the tasks, each with its client's number as its group."""
-
     def side(task: str, which: int) -> tuple[Example, ...]:
         found = (client.rows.get(task, ((), ()))[which] for client in clients)
         return tuple(replace(row, group=f"{k:06}") for k, own in enumerate(found) for row in own)

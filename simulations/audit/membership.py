@@ -239,7 +239,6 @@ def told_of_sums(
 
 
 def _told(seen: str, noise: str, members: Scores, others: Scores, **figures: Any) -> Told:
-    """Return one attack, with the scores of members and others."""
     return Told(
         seen=seen,
         noise=noise,

@@ -155,7 +155,6 @@ def _signed(
     limits: x509.BasicConstraints,
     *extensions: x509.ExtensionType,
 ) -> KeyPair:
-    """Return a certificate of ``key`` from now on."""
     now = datetime.now(UTC)
     usage = x509.KeyUsage(
         digital_signature=not limits.ca,

@@ -140,14 +140,12 @@ def _tiles(run: RunRecord) -> Iterator[tuple[str, str, str]]:
 
 
 def _so_far(run: RunRecord) -> list[float]:
-    """Return the last accuracy on every task that is learnt by now."""
     _, learnt = metrics.spans(run.tasks, run.stages)
     last = zip(run.matrix[-1], learnt, strict=True) if run.matrix else ()
     return [value for value, i in last if value is not None and i < len(run.matrix)]
 
 
 def _accuracy(run: RunRecord) -> Iterator[html.Block]:
-    """Yield the accuracy matrix in both protocols, and at the end what was kept of every task."""
     if not run.matrix and not any(value is not None for value in run.zero_shot):
         yield html.Text("Nothing has been evaluated.", "warn")
         return
@@ -164,7 +162,6 @@ def _accuracy(run: RunRecord) -> Iterator[html.Block]:
 
 
 def _matrix(run: RunRecord, accuracies: Rows, caption: str) -> Table:
-    """Return a row for what was known before, and one after each stage."""
     names = ["nothing (zero-shot)"]
     names += [stage_title(i, run.tasks, run.stages) for i in range(len(accuracies))]
     named = len(run.tasks) <= NAMED_COLUMNS
@@ -313,7 +310,6 @@ def _privacy(run: RunRecord) -> Iterator[html.Block]:
 
 
 def _faults(run: RunRecord) -> Iterator[html.Block]:
-    """Yield faults, those alike together."""
     alike: dict[tuple[str, str, str], list[RunEvent]] = {}
     for event in run.log.of(*FAULTS):
         if event.get("code") != "no-data":  # by the division of the data, and no fault

@@ -100,7 +100,6 @@ def _summary(study: Study, results: StudyResults) -> Iterator[html.Block]:
 
 
 def _parts(study: Study, cells: Sequence[CellResult]) -> dict[str, list[html.Block]]:
-    """Return name and blocks of each part of what was found under one setting."""
     known = [
         name for name in (tables.TASK_IL, tables.CLASS_IL) if name in tables.measures_of(cells)
     ]
@@ -118,7 +117,6 @@ def _parts(study: Study, cells: Sequence[CellResult]) -> dict[str, list[html.Blo
 
 
 def _arms_drawing(study: Study, cells: Sequence[CellResult], measure: str) -> html.Drawing:
-    """Return every arm's mean and interval."""
     rows = []
     for arm, own in tables.by_arm(study, cells).items():
         known = [v for c in own if (v := tables.MEASURES[measure](c.outcome)) is not None]
@@ -137,7 +135,6 @@ def _arms_drawing(study: Study, cells: Sequence[CellResult], measure: str) -> ht
 
 
 def _forgetting(study: Study, cells: Sequence[CellResult]) -> Iterator[html.Block]:
-    """Yield what is left of a task with the tasks learnt since: contestants drawn, and a table."""
     table = tables.age_table(study, cells)
     if table is None:
         yield html.Text("No arm has learnt one task after another.")
@@ -156,7 +153,6 @@ def _forgetting(study: Study, cells: Sequence[CellResult]) -> Iterator[html.Bloc
 
 
 def _budgets(study: Study, cells: Sequence[CellResult]) -> Iterator[html.Block]:
-    """Yield measures against epsilon, drawn, and a table of each arm."""
     if any(cell.privacy and cell.privacy.simulation_only for cell in cells):
         text = "Simulation only: the noise came from a seed, so nothing is guaranteed."
         yield html.Text(text, "warn")

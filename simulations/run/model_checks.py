@@ -5,12 +5,7 @@ from __future__ import annotations
 
 from client.gate import Asked, require
 from deal_core import models
-from deal_core.aggregation.rules import (
-    AGGREGATION_RULES,
-    MEANS_OF_FACTORS,
-    RULES_OF_KINDS,
-    make_rule,
-)
+from deal_core.aggregation import rules
 from deal_core.config.data import ENTITY_F1
 from deal_core.config.experiment import AggregationConfig, Experiment
 from deal_core.data import open_source
@@ -146,12 +141,12 @@ def check_aggregation(experiment: Experiment) -> None:
             f"aggregation.rule '{name}': adapter.kind '{kind}' has a rule of its own; leave out "
             "aggregation.rule"
         )
-    if name in RULES_OF_KINDS and name != own_rule:
+    if name in rules.RULES_OF_KINDS and name != own_rule:
         raise UserError(
             f"aggregation.rule '{name}' learns nothing with adapter.kind '{kind}', whose lora_B "
-            f"begins at zero; use {', '.join(AGGREGATION_RULES)}"
+            f"begins at zero; use {', '.join(rules.AGGREGATION_RULES)}"
         )
-    make_rule(experiment.aggregation)
+    rules.make_rule(experiment.aggregation)
     if name not in RULES.get(method, {name}):
         raise UserError(
             f"aggregation.rule '{name}' does not go with method.name '{method}'; "
@@ -241,10 +236,10 @@ def check_secure(experiment: Experiment) -> None:
     if not config.secure:
         return
     rule = rule_of(experiment.adapter, config)
-    if rule not in MEANS_OF_FACTORS:
+    if rule not in rules.MEANS_OF_FACTORS:
         raise UserError(
             f"aggregation.secure: rule '{rule}' is no mean of factors; use "
-            f"{', '.join(sorted(MEANS_OF_FACTORS))}"
+            f"{', '.join(sorted(rules.MEANS_OF_FACTORS))}"
         )
     if config.robust != "none":
         raise UserError(

@@ -112,7 +112,6 @@ def pooled_own(parts: Sequence[Results]) -> Outcome:
 
 
 def _own(part: Results, client: int) -> ClientResult:
-    """Return of a part the client that trained, which was heard at the end."""
     own = part.per_client.get(str(client))
     if own is None or (own.average_accuracy is None and any(own.test_examples)):
         raise _missing(part, client)

@@ -132,7 +132,6 @@ def export(request: ExportRequest) -> list[str]:
 def _write(
     source: AdapterFolder, inference: Inference, adapted: AdapterConfig, to: Path
 ) -> list[str]:
-    """Return what has been written into the empty folder ``to``."""
     for file in (source.inference, source.weights, source.heads):
         if file.exists():
             shutil.copyfile(file, to / file.name)
@@ -175,7 +174,6 @@ def _write(
 
 
 def _write_components(source: AdapterFolder, inference: Inference, to: Path, base: str) -> None:
-    """Write each component as an adapter that PEFT loads."""
     state = as_evaluated(read_adapter(source), inference)
     (to / source.weights.name).unlink()
     for place in range(len(state.components)):

@@ -55,7 +55,6 @@ class Bodies:
 
     @cached_property
     def _cells(self) -> Tensor:
-        """Places of their tokens in the rectangle, row by row."""
         longest = max(self.lengths)
         real = torch.arange(longest)[None, :] < torch.tensor(self.lengths)[:, None]
         return real.flatten().nonzero().flatten()

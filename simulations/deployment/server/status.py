@@ -160,7 +160,6 @@ def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> 
 
 
 def _current_state(folder: ServerFolder, run: Path, answers: bool) -> RunState:
-    """Return the state of a run; ``answers``: the SuperLink does."""
     state, begun = state_of(run), starts(run)
     continued = bool(begun) and float(begun[-1]["time"]) > state.last_event
     if state.phase == "stopped" and (continued or held(RunFolder(run).writing)):
@@ -210,7 +209,6 @@ def described(name: str, state: RunState, deadline: float = 0.0) -> list[str]:
 
 
 def _round_line(state: RunState, deadline: float) -> str:
-    """Return the round that is under way now."""
     counts, now = Counter(state.answers.values()), time.time()
     sites = "1 site" if state.asked == 1 else f"{state.asked} sites"
     parts = [f"{sites} asked {span(now - state.since)} ago", f"{counts['replied']} replied"]

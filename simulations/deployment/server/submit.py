@@ -151,7 +151,6 @@ def _at(experiment: Experiment, out: Path, sites: tuple[str, ...]) -> Experiment
 
 
 def _start(folder: ServerFolder, experiment: Experiment, done: str) -> list[str]:
-    """Start it with ``flwr run``; return the lines to print."""
     check(experiment)
     run = Path(experiment.run.out)
     where = (

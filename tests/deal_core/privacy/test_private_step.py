@@ -282,6 +282,6 @@ def test_an_adapter_that_is_not_read_back_whole_is_noticed(model, learning, monk
     source.finished(model, LABELS, DATA)
     half = read(model.module)
     layers = {n: replace(f, B=f.B / 2) for n, f in half.layers.items()}
-    monkeypatch.setattr(dpsgd, "read", lambda module: replace(half, layers=layers))
+    monkeypatch.setattr(dpsgd.attach, "read", lambda module: replace(half, layers=layers))
     with pytest.raises(UnsafeModel, match="not the model"):
         source.finished(model, LABELS, DATA)
