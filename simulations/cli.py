@@ -189,10 +189,9 @@ def export(
     from rich.console import Console
 
     with output.at_work(Console(stderr=True), "loading the model and writing it"):
-        from simulations.use.export import ExportRequest
         from simulations.use.export import export as run
 
-        lines = run(ExportRequest(folder, to=to, base=model))
+        lines = run(folder, to, model)
     for line in lines:
         typer.echo(line)
 

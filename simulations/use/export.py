@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,50 +81,43 @@ HOLDS = {
 MODULES = "sentence_transformers.models"
 
 
-@dataclass(frozen=True)
-class ExportRequest:
-    """What was typed."""
-
-    folder: str
-    """Of a run, or its adapter."""
-    to: str
-    """A new or empty folder."""
-    base: str = ""
-    """Folder or hub name of the base model; empty: as the run named it."""
-
-
-def export(request: ExportRequest) -> list[str]:
+def export(folder: str, to: str, base: str = "") -> list[str]:
     """Return what has been written into the folder, and how to go on.
+
+    Args:
+        folder: of a run, or its adapter.
+        to: a new or empty folder.
+        base: folder or hub name of the base model; empty: as the run named it.
 
     Raises:
         UserError: no adapter, a damaged one, a folder that is not empty, or a base model that is
             another or cannot be loaded. Nothing is left in the folder.
     """
-    source = find_adapter(at_home(request.folder))
+    source = find_adapter(at_home(folder))
     inference = read_inference(source)
-    if request.base:
-        model = inference.model.model_copy(update={"name": request.base})
+    if base:
+        model = inference.model.model_copy(update={"name": base})
         inference = inference.model_copy(update={"model": model, "upstream": ""})
     if family_of(inference.model).tags:
         raise UserError(f"{source.path}: tags words; peft loads it as it is, or use deal predict")
-    to = at_home(request.to)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise UserError(f"{to}: is there already; choose another --to")
-    to, there = to.resolve(), to.exists()
+    target = at_home(to)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: is there already; choose another --to")
+    target, there = target.resolve(), target.exists()
     adapted = checked_adapter(source, inference, inference.model)[1]
     read_heads(source)
-    to.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     try:
-        return _write(source, inference, adapted, to)
+        return _write(source, inference, adapted, target)
     except BaseException as error:  # nothing is left, so that the same command can be tried again
-        shutil.rmtree(to, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
         if there:
-            to.mkdir()
+            target.mkdir()
         if not isinstance(error, OSError):
             raise
         why = f"cannot be written ({error.strerror or error})"
         raise UserError(
-            f"{to}: {why}; see that the disk has room, or choose another --to"
+            f"{target}: {why}; see that the disk has room, or choose another --to"
         ) from None
 
 

@@ -19,7 +19,7 @@ from deal_core.models import adapter_shapes
 from deal_core.protection import MECHANISMS
 from server.results import read_results
 from server.run import load_checkpoint
-from simulations.use.export import ExportRequest, export
+from simulations.use.export import export
 from tests.architectures import CONFIGS, LOADERS, WORKING, save
 from tests.simulations.runs import learnt_adapter, simulated
 from tests.slow import slow_but
@@ -79,7 +79,7 @@ def check(make_experiment, tmp_path, name, rule, mechanism):
     whole = stack(state.parts())
     answer = load_predictor(find_adapter(tmp_path / "run")).answer("a b", results.tasks[0])
     assert answer.label in results.labels[results.tasks[0]]
-    export(ExportRequest(str(tmp_path / "run"), str(tmp_path / "mine")))
+    export(str(tmp_path / "run"), str(tmp_path / "mine"))
     base = LOADERS[experiment.model.family].from_pretrained(folder)
     plain = PeftModel.from_pretrained(base, str(tmp_path / "mine"))
     for layer, factors in whole.layers.items():

@@ -25,7 +25,7 @@ from server.run import load_checkpoint
 from simulations.report.labels import count_labels
 from simulations.run.check import preflight
 from simulations.run.model_checks import check_components, check_statistics
-from simulations.use.export import ExportRequest, export
+from simulations.use.export import export
 from simulations.use.predict import PredictRequest, Text, line_of
 from tests.architectures import CONFIGS, save
 from tests.simulations.runs import accuracy_of, at, learnt_adapter, simulated
@@ -231,7 +231,7 @@ def test_peft_answers_with_a_component_as_the_run_does(routed, tmp_path):
     from transformers import AutoModelForCausalLM
 
     experiment, folder = routed
-    export(ExportRequest(str(folder), str(tmp_path / "out")))
+    export(str(folder), str(tmp_path / "out"))
     predictor = load_predictor(find_adapter(folder))
     predictor.answer("a b", "colours")  # its component is in the model
     base = AutoModelForCausalLM.from_pretrained(experiment.model.name, dtype=torch.float32)

@@ -19,7 +19,7 @@ from server.results import read_results
 from simulations.report.labels import count_labels
 from simulations.run.check import run_checks
 from simulations.run.summary import measures
-from simulations.use.export import ExportRequest, export
+from simulations.use.export import export
 from simulations.use.predict import PredictRequest, predict
 from tests.simulations.runs import at, simulated
 from tests.sizes import TINY_MODEL
@@ -123,7 +123,7 @@ def test_what_was_learnt_marks_texts(finished, tmp_path):
     with pytest.raises(UserError, match="leave out --labels"):
         count_labels(folder, lambda task: None)
     with pytest.raises(UserError, match="deal predict"):
-        export(ExportRequest(str(folder), str(tmp_path / "out")))
+        export(str(folder), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

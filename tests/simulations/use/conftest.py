@@ -2,7 +2,7 @@
 
 import pytest
 
-from simulations.use.export import ExportRequest, export
+from simulations.use.export import export
 from tests.simulations.runs import simulated
 from tests.sizes import TWO_LAYERS
 
@@ -24,5 +24,5 @@ def pooled(tmp_path_factory, make_experiment):
     settings = ("adapter.kind=pooled", "federation.rounds=1", "train.learning_rate=1")
     own = ("train.precision=float32", "data.max_test=4")
     run = simulated(make_experiment(*settings, *own), folder / "run")
-    export(ExportRequest(str(run), str(folder / "mine")))
+    export(str(run), str(folder / "mine"))
     return folder

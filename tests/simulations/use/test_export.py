@@ -20,7 +20,7 @@ from deal_core.inference.folder import find_adapter, read_inference
 from deal_core.inference.predictor import load_predictor
 from deal_core.lora.attach import base_only
 from deal_core.training.evaluation import base_embeddings
-from simulations.use.export import ExportRequest, export, write_prompts
+from simulations.use.export import export, write_prompts
 from tests.architectures import save
 from tests.simulations.runs import simulated
 from tests.simulations.use.conftest import LEARNING
@@ -36,7 +36,7 @@ TEXT, TASK = "spinal block", "surgery"
 @pytest.fixture(scope="module")
 def exported(encoder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    export(ExportRequest(str(encoder), str(folder / "mine")))
+    export(str(encoder), str(folder / "mine"))
     return folder
 
 
@@ -49,7 +49,7 @@ def worded(name, folder, make_causal, make_experiment):
     means = ("method.name=deal", "method.prototype.enabled=on", "federation.clients=3", *QUIET)
     settings = (f"model.family={family}", f'model.name="{base}"', *LEARNING, *means)
     run = simulated(make_experiment(*settings), folder / "run")
-    export(ExportRequest(str(run), str(folder / "mine")))
+    export(str(run), str(folder / "mine"))
     inference = read_inference(find_adapter(run))
     texts = inference.tasks[0].model_copy(update={"labels": ()})
     writing = inference.model_copy(update={"tasks": (texts,)})
@@ -67,7 +67,7 @@ def with_heads(tmp_path_factory, make_experiment):
     means = ("method.prototype.enabled=on", "federation.clients=3", *QUIET)
     settings = (*means, "federation.rounds=1", "train.precision=float32", TWO_LAYERS)
     run = simulated(make_experiment(*settings), folder / "run")
-    export(ExportRequest(str(run), str(folder / "mine")))
+    export(str(run), str(folder / "mine"))
     return folder
 
 
@@ -220,7 +220,7 @@ def test_a_gguf_becomes_ordinary_safetensors(tmp_path, make_experiment):
     settings = ("model.family=causal-lm", "model.name=embedded:smollm2", "train.max_length=8")
     sizes = ('data.tasks=["surgery"]', "data.max_train=4", "data.max_test=4", "adapter.rank=2")
     run = simulated(make_experiment(*settings, *sizes, *LEARNING), tmp_path / "run")
-    export(ExportRequest(str(run), str(tmp_path / "mine")))
+    export(str(run), str(tmp_path / "mine"))
     predictor = load_predictor(find_adapter(run))
     ids = token_ids(predictor, "surgery")
     out, mine = str(tmp_path / "numbers.safetensors"), str(tmp_path / "mine")
@@ -262,7 +262,7 @@ def test_an_encoder_is_one_of_sentence_transformers_and_names_no_path(encoder, e
 def test_a_folder_that_is_not_empty_is_left_alone(encoder, tmp_path):
     (tmp_path / "note").write_text("mine")
     with pytest.raises(UserError, match="is there already; choose another --to"):
-        export(ExportRequest(str(encoder), str(tmp_path)))
+        export(str(encoder), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
 
 
@@ -271,14 +271,14 @@ def test_a_damaged_file_is_not_handed_on(with_heads, tmp_path, file):
     run = shutil.copytree(with_heads / "run" / "adapter", tmp_path / "run")
     (run / file).write_bytes((run / file).read_bytes()[:-9])
     with pytest.raises(UserError, match=f"{file}: cannot be read"):
-        export(ExportRequest(str(run), str(tmp_path / "to")))
+        export(str(run), str(tmp_path / "to"))
     assert not (tmp_path / "to").exists()
 
 
 def test_a_base_that_it_was_not_learnt_for_is_refused(encoder, tmp_path):
     other = save(tmp_path / "other", "bert")
     with pytest.raises(UserError, match="was learnt for another base model"):
-        export(ExportRequest(str(encoder), str(tmp_path / "to"), base=str(other)))
+        export(str(encoder), str(tmp_path / "to"), base=str(other))
     assert not (tmp_path / "to").exists()
 
 
@@ -291,5 +291,5 @@ def test_a_failed_export_leaves_nothing_that_blocks_the_next(encoder, tmp_path, 
         later.setattr("simulations.use.export.write_labels", full)
         for to in ("there", "new"):
             with pytest.raises(UserError, match="No space left on device"):
-                export(ExportRequest(str(encoder), str(tmp_path / to)))
+                export(str(encoder), str(tmp_path / to))
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
