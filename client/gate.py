@@ -370,8 +370,7 @@ REFUSALS: Mapping[str, tuple[Rule, ...]] = {
             lambda a: a.given[0] != a.wanted[0],
         ),
         Rule(
-            "class sums of '{task}' were given with less noise",
-            lambda a: a.given[1] > a.wanted[1],
+            "class sums of '{task}' were given with less noise", lambda a: a.given[1] > a.wanted[1]
         ),
     ),
 }

@@ -70,11 +70,7 @@ def local_evaluation(granted: ClientRequest, masked: bool = False) -> Counts:
 
 
 def right_answers(
-    runtime: ClientRuntime,
-    task: str,
-    share: ClientTask,
-    state: State,
-    learnt: Sequence[str] | None,
+    runtime: ClientRuntime, task: str, share: ClientTask, state: State, learnt: Sequence[str] | None
 ) -> tuple[float, float]:
     """Return how many answers are right among the task's own labels, and among those of all tasks
     ``learnt`` as well (0 where that is None: not asked about); not counted again while nothing that
@@ -99,11 +95,7 @@ def right_answers(
 
 
 def _routed(
-    runtime: ClientRuntime,
-    task: str,
-    share: ClientTask,
-    state: State,
-    learnt: Sequence[str],
+    runtime: ClientRuntime, task: str, share: ClientTask, state: State, learnt: Sequence[str]
 ) -> tuple[float, float]:
     """Return right answers where each task has a component: told, by its own; not told, by that of
     the task, of those ``learnt``, which the router takes a text for, under that task's prompt (0

@@ -187,10 +187,7 @@ def _adapter(record: ArrayRecord, runtime: ClientRuntime, rank: int, scaling: fl
 
 
 def update_reply(
-    message: Message,
-    update: LocalUpdate,
-    instruction: Instruction,
-    masked: bytes | None = None,
+    message: Message, update: LocalUpdate, instruction: Instruction, masked: bytes | None = None
 ) -> Message:
     """Return the reply with a local update; ``masked``: the vector in the place of the factors,
     beside which those figures leave that tell nothing of single records."""

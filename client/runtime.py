@@ -39,10 +39,7 @@ from deal_core.training.public_subspace import Subspace
 HELD_BACK = 10
 """One training record in so many is held back where class means are checked with it; none of
 fewer."""
-PROBE_TEXTS = (
-    "The first of two texts on which nothing depends.",
-    "Another one.",
-)
+PROBE_TEXTS = ("The first of two texts on which nothing depends.", "Another one.")
 """Constant texts: what a model makes of them tells nothing of a record."""
 
 

@@ -28,12 +28,7 @@ from deal_core.errors import UserError
 from deal_core.secure_sum import server_round as stages
 from deal_core.secure_sum.keys import Announcement, Words, fingerprint, site_of, verify
 from deal_core.secure_sum.layout import Layout
-from deal_core.secure_sum.messages import (
-    BelowThreshold,
-    ProtocolError,
-    UnpinnedPeer,
-    UsedUpdate,
-)
+from deal_core.secure_sum.messages import BelowThreshold, ProtocolError, UnpinnedPeer, UsedUpdate
 from deal_core.secure_sum.server_round import ServerRound
 from deal_core.secure_sum.terms import LEAST_SITES, RoundTerms, threshold
 from deal_core.wire.instruction import LEARN

@@ -246,8 +246,7 @@ def audit(
         int, typer.Option(min=0, help="Real ones of a task beside the canaries; 0: all.")
     ] = 32,
     membership: Annotated[
-        bool,
-        typer.Option("--membership", help="Find members in class sums and adapters."),
+        bool, typer.Option("--membership", help="Find members in class sums and adapters.")
     ] = False,
 ) -> None:
     """Attack what was built: an empirical lower bound on epsilon, and membership inference."""

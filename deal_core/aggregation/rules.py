@@ -30,13 +30,7 @@ from deal_core.aggregation.running import ErrorMeter, FactorMean, ProductSum
 from deal_core.aggregation.screen import cosine_norm
 from deal_core.config.experiment import AggregationConfig
 from deal_core.errors import choose
-from deal_core.lora.adapter import (
-    Adapter,
-    LoraFactors,
-    Spectrum,
-    refactor,
-    relative_difference,
-)
+from deal_core.lora.adapter import Adapter, LoraFactors, Spectrum, refactor, relative_difference
 
 
 class _FedIt:
@@ -199,7 +193,7 @@ AGGREGATION_RULES: dict[str, Rule] = {
 }
 """``aggregation.rule`` to rule. Inexact: ``fedit``."""
 RULES_OF_KINDS: dict[str, Rule] = {
-    "ffa-a": Rule(frozenset({LORA_A}), lambda before: OneFactorRound(before, LORA_A)),
+    "ffa-a": Rule(frozenset({LORA_A}), lambda before: OneFactorRound(before, LORA_A))
 }
 """Name to rule of kinds of adapter that have one of their own (``adapter.kind``)."""
 MEANS_OF_FACTORS = frozenset({"fedit", "ffa", "ffa-a"})

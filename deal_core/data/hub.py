@@ -19,14 +19,7 @@ from urllib.request import Request, urlopen
 from yaml import YAMLError
 
 from deal_core.config.data import DataConfig, HubTask
-from deal_core.data.rows import (
-    Columns,
-    EmptyRow,
-    groups_of,
-    require_columns,
-    shaped,
-    to_example,
-)
+from deal_core.data.rows import Columns, EmptyRow, groups_of, require_columns, shaped, to_example
 from deal_core.data.source import Example, TaskData, limited, select_tasks
 from deal_core.errors import UserError
 
@@ -106,11 +99,7 @@ def _label_names(spec: HubTask, rows: Dataset, column: str) -> Mapping[str, str]
 
 
 def _examples(
-    rows: Dataset,
-    columns: Columns,
-    names: Mapping[str, str],
-    where: str,
-    empty: list[UserError],
+    rows: Dataset, columns: Columns, names: Mapping[str, str], where: str, empty: list[UserError]
 ) -> Iterator[Example]:
     """Yield what can be used; rows without text or answer are added to the ``empty``."""
     names_there = rows.column_names

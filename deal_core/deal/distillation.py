@@ -137,10 +137,7 @@ class Distilled(Objective):
 
 
 def distillation_losses(
-    student: Tensor,
-    teacher: Tensor,
-    spaces: Sequence[int],
-    weights: Sequence[float],
+    student: Tensor, teacher: Tensor, spaces: Sequence[int], weights: Sequence[float]
 ) -> Tensor:
     """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))`` of each row of logits,
     ``(rows, classes)``: the weighted sum over the spaces in which a choice is made, of so many
@@ -204,10 +201,7 @@ def make_teacher(
 
 
 def word_teacher(
-    model: GeneratingModel,
-    data: Sequence[Encoded],
-    labels: Sequence[str] = (),
-    alone: bool = False,
+    model: GeneratingModel, data: Sequence[Encoded], labels: Sequence[str] = (), alone: bool = False
 ) -> WordTeacher:
     """Return the teacher of the words of the examples' answers, asked once about all examples where
     the states that these are predicted from fit into memory; ``alone``: again each time, for

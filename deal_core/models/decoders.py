@@ -113,10 +113,7 @@ class CausalLM(GeneratingModel):
         return states[torch.tensor(index, device=states.device)]
 
     def _rows(
-        self,
-        batch: Sequence[Encoded],
-        answers: Sequence[Tokens],
-        branches: tuple[Tokens, ...] = (),
+        self, batch: Sequence[Encoded], answers: Sequence[Tokens], branches: tuple[Tokens, ...] = ()
     ) -> list[PromptRow]:
         """Lay out prompts; one alone shares nothing."""
         rows = []

@@ -112,9 +112,7 @@ class EncoderLabels(LanguageModel):
         """Return unit vectors of mean-pooled token states."""
         ids, mask = self._padded(token_ids)
         output = self._encoder(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            output_hidden_states=layers > 1,
+            input_ids=ids, attention_mask=mask.long(), output_hidden_states=layers > 1
         )
         counts = mask.sum(1, keepdim=True)
         return embedding_of(

@@ -51,11 +51,7 @@ def answer_space(task: str, own: Sequence[str], learnt: Mapping[str, Sequence[st
     )
 
 
-def count_both(
-    score: Scorer,
-    data: Sequence[Encoded],
-    space: AnswerSpace,
-) -> tuple[int, int]:
+def count_both(score: Scorer, data: Sequence[Encoded], space: AnswerSpace) -> tuple[int, int]:
     """Return how many examples are answered rightly among the task's own labels, and among all of
     the ``space``, whose columns are scored. Of equal scores the first column's wins.
 

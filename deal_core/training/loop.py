@@ -207,10 +207,7 @@ def evaluation_batches(data: Sequence[Encoded], alone: bool = False) -> list[lis
 
 
 def within_budget(
-    data: Sequence[Encoded],
-    batch: Sequence[int],
-    tokens: int,
-    waste: int | None = None,
+    data: Sequence[Encoded], batch: Sequence[int], tokens: int, waste: int | None = None
 ) -> list[list[int]]:
     """Return the passes of a batch of positions in the data, at least one each, in the order given:
     of so many ``tokens`` at most, padding included, and so many tokens of padding (``waste``)."""

@@ -68,10 +68,7 @@ class Codec:
 
 
 def _int8_headers(key: str, shape: tuple[int, ...]) -> dict[str, Header]:
-    return {
-        key: Header("int8", shape),
-        key + SCALE: Header("float32", (shape[1 - _within(key)],)),
-    }
+    return {key: Header("int8", shape), key + SCALE: Header("float32", (shape[1 - _within(key)],))}
 
 
 def _int8_encode(key: str, array: NDArray[np.float32], generator: torch.Generator) -> WireArrays:

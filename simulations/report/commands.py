@@ -76,11 +76,7 @@ def write_report(folder: Path) -> Path:
     from simulations.report.run import run_page
     from simulations.report.study import audit_page, membership_page, study_page, write_paper
 
-    pages = {
-        "study.json": study_page,
-        "audit.json": audit_page,
-        "membership.json": membership_page,
-    }
+    pages = {"study.json": study_page, "audit.json": audit_page, "membership.json": membership_page}
     made = next((pages[name] for name in pages if (folder / name).is_file()), run_page)
     page = made(folder)
     write_texts(folder, {REPORT: render(page)})

@@ -25,13 +25,7 @@ from simulations.output import Table, at_work, print_line, print_table, require_
 from simulations.run.simulate import RECORD, check_same, claimed, recorded
 from simulations.study import tables
 from simulations.study.grid import Study, chosen, grid, load_study, precise
-from simulations.study.results import (
-    STUDY_JSON,
-    StudyResults,
-    finished,
-    require_kept,
-    write_study,
-)
+from simulations.study.results import STUDY_JSON, StudyResults, finished, require_kept, write_study
 
 SHOWN = ("arm", "n", tables.TASK_IL, tables.CLASS_IL, "backward transfer", "forgetting")
 """Columns; the report has the others."""
