@@ -6,8 +6,6 @@ no sum and that nothing is learnt from. Where these are answered worse with the 
 the names of labels, it says so; it says one thing in a stage, whatever it is asked.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

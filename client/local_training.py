@@ -1,8 +1,6 @@
 """A request for an update, and the answer, without Flower: what the client makes of the records
 that its privacy mechanism lets it read."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import time

@@ -2,8 +2,6 @@
 side, and answered; in a secure sum with a masked vector, of a place in the run one, which is on the
 disk before it leaves."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import secrets

@@ -5,8 +5,6 @@ to the one that stays. The first message starts it, and it ends when nobody has 
 where it cannot be reached, the light process does the work itself.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import socket

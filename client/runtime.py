@@ -5,8 +5,6 @@ Simulated clients in one process share one runtime: one frozen base model, whose
 are swapped in for each request. Nothing in it depends on which client asked before.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

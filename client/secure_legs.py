@@ -6,8 +6,6 @@ what the site has decided: whose keys it accepts, and which rounds. Nothing here
 process that answers these legs starts in a second.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass

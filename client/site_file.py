@@ -1,8 +1,6 @@
 """``site.toml``: what the site decides, whatever the server asks. It names everything that the
 server must not: the server knows tasks and labels, never a path or a column."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated

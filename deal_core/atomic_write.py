@@ -1,7 +1,5 @@
 """Atomic file replacement: a temporary file, fsync, rename."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """The one exception a user can cause: its message is the whole story."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import entry_points

@@ -1,8 +1,6 @@
 """The installation: its digest, which both sides of a run must have in common, whether its packages
 are those that would be imported, and the import of large libraries in less time."""
 
-from __future__ import annotations
-
 import gc
 import hashlib
 from collections.abc import Iterator

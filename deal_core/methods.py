@@ -1,8 +1,6 @@
 """Continual-learning methods by name: DEAL and its baselines; a method is a file and a line in
 ``METHODS``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 from deal_core.baselines.deal_reference import DealReference

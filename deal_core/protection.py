@@ -1,8 +1,6 @@
 """What an experiment asks of :mod:`deal_core.privacy`: its mechanism with plain values, and what it
 must be for it; and what all sites of a secure sum are told alike."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Explicit generators: one for each purpose, each derived from the run's seed."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

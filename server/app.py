@@ -1,7 +1,5 @@
 """The Flower ServerApp: configuration in, a run folder out."""
 
-from __future__ import annotations
-
 from logging import INFO
 from pathlib import Path
 

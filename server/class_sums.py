@@ -1,7 +1,5 @@
 """Sums over records in a secure sum, and what the server knows of them without any record."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Clients go by name, a number as text, in everything that is seeded or stored: na
 across runs and restarts, node ids need not be.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Evaluations: every client counts its own right answers on every task, those to come included."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,6 @@
 """What a run leaves: the adapter folder with its model card, and its way to the sites that are
 connected at the end."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace

@@ -2,8 +2,6 @@
 people, progress views and scripts), and TensorBoard, which may follow it. A tracker that fails
 costs nothing of the run."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

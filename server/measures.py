@@ -1,7 +1,5 @@
 """What has been measured in a run, and what it comes to: accuracy, privacy, bytes, time, memory."""
 
-from __future__ import annotations
-
 import resource
 import subprocess
 from collections.abc import Mapping, Sequence

@@ -10,8 +10,6 @@ one stage, with the rounds of one task.
 The clock is the federation's: a round in which a client is not sampled, or its reply is lost,
 counts as one of its rounds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

@@ -1,8 +1,6 @@
 """One run from start, or from its checkpoint, to its results; and the checkpoint, a file of which
 the one before is kept."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

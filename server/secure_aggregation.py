@@ -6,8 +6,6 @@ bytes. Channel keys and the numbers of rounds last as long as the run's folder: 
 announcement of a peer in a run, and no number twice.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping

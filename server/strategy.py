@@ -4,8 +4,6 @@ A strategy belongs to one run, and holds its state. It can be walked by Flower's
 (``strategy.start``), or step by step, with a checkpoint after each (:mod:`server.run`).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace

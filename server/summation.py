@@ -2,8 +2,6 @@
 asks and listens (:mod:`server.strategy`); a summation says whom to ask, what a reply adds, and what
 follows."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace

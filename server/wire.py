@@ -1,7 +1,5 @@
 """Messages to clients, and their replies: sent, collected, and read, with the server's checks."""
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set

@@ -1,7 +1,5 @@
 """The ``deal`` command. Each verb delegates; heavy libraries load inside it."""
 
-from __future__ import annotations
-
 import errno
 import inspect
 import sys

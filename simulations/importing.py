@@ -1,8 +1,6 @@
 """``deal data import-cl-benchmark``: the folder of a public benchmark becomes folders of tasks and
 an experiment."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The program ``deal``: from its first moment on Ctrl-C ends it with one line."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -7,8 +7,6 @@ measured against, is ``sum_i p_i s_i B_i A_i`` (M23); the error is (M24). Tensor
 the CPU.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

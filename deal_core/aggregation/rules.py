@@ -11,8 +11,6 @@ A rule is a line in :data:`AGGREGATION_RULES`::
     result = finished(aggregation)              # current, residual, error
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

@@ -1,8 +1,6 @@
 """Running sums over clients: of one factor, of products kept as factors, and of what the
 aggregation error follows from."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -7,8 +7,6 @@ The robust step, where an experiment asks for one, comes before any aggregation 
 model around, or leaps, is left out.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from bisect import bisect_left, insort

@@ -8,8 +8,6 @@ those of one machine. Exact sums tell who is among few records, so a site gives 
 alone do. Sources: Boehning 1992 (the bound); Nesterov 1983; O'Donoghue & Candes 2015 (restart).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

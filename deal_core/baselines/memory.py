@@ -1,8 +1,6 @@
 """Baselines whose clients keep something of earlier tasks on their own disks: ``ewc`` what matters
 to those tasks, ``replay`` texts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

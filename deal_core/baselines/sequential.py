@@ -1,8 +1,6 @@
 """Baselines that train adapters on task after task: ``sequential`` alone, the lower one; ``lwf``,
 which distils its own past; ``olora`` and ``slao``."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The tables ``data`` and ``stream``: where rows come from, who holds them, how tasks arrive."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator

@@ -1,8 +1,6 @@
 """From text to the frozen experiment and back: experiment files, ``--set``, and Flower's run
 config, which carries an experiment as one JSON value."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import tomllib

@@ -1,7 +1,5 @@
 """The table ``privacy``: what ``deal_core.privacy`` reads of an experiment."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field

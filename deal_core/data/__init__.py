@@ -4,8 +4,6 @@ them; public texts, which are no client's own. No adapter, no training.
 A source is a class and a line in ``SOURCES``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Sequence

@@ -1,8 +1,6 @@
 """Models and data that come as hash-pinned wheels, read as files and never imported; what has to be
 unpacked is kept in the user's cache."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess

@@ -22,8 +22,6 @@ One example in five, of each specialty and of each task that writes, is for test
 the same on every machine.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

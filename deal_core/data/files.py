@@ -4,8 +4,6 @@
 :class:`SiteSource` reads them at a site, where what is in a row stays a matter of that row.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator

@@ -1,8 +1,6 @@
 """Rows that a program passes as objects, as a source of tasks: ``given:DIGEST``, equal for equal
 rows, known while the process lasts."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -7,8 +7,6 @@ in any order of the rows. Rows alike in text and answer are on one side; where t
 those of one unit.
 """
 
-from __future__ import annotations
-
 import hashlib
 import random
 from collections import defaultdict

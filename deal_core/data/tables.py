@@ -1,7 +1,5 @@
 """Rows of JSONL, CSV, Parquet, Excel and CoNLL files, one at a time, each with its number."""
 
-from __future__ import annotations
-
 import csv
 import json
 import zipfile

@@ -1,8 +1,6 @@
 """Tags of words, and the entities that they mark. F1 is that of the package seqeval (by default),
 and of the script of CoNLL-2000: an entity is right where its label and both of its ends are."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

@@ -7,8 +7,6 @@ adapter, which learns within a task, tells its labels apart. Source: docs/method
 (M62), (M69).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import replace

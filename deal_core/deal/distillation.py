@@ -7,8 +7,6 @@ published form asks with the prompt and the answer of the task at hand (M18). So
 docs/method.md.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

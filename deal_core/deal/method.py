@@ -19,8 +19,6 @@ answer beside the model. The size of the model does not grow with the number of 
 has a switch. Source: docs/method.md (M4) to (M6), (M8), (M9), (M15), (M16).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,8 +1,6 @@
 """What is minimised on a task at hand: cross-entropy on its labels, or on those of each of several
 tasks that are learnt at once; and a term beside the data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain

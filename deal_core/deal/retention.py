@@ -5,8 +5,6 @@ retention answers with a gain for each singular value; the best part of fixed ra
 V^T`` is retained. Source: docs/method.md (M8) to (M12); DEAL, arXiv 2509.18942, eqs. 7 to 9.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 
 import torch

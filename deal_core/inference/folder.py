@@ -4,8 +4,6 @@
 PEFT does not know: label spaces, how texts are read, and how scores are made of both.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

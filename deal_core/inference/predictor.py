@@ -1,7 +1,5 @@
 """A learnt model that answers, text by text, as the evaluation does; and its calibration."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

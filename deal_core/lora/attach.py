@@ -5,8 +5,6 @@ residual, is added to the frozen weights once instead of being multiplied in eve
 names are those of the base model (``encoder.layer.0.attention.self.query``).
 """
 
-from __future__ import annotations
-
 import json
 import operator
 import re

@@ -8,8 +8,6 @@ alone, the mean of ``lora_A`` over clients is exact, and few numbers learn. Sour
 (M56), (M57).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 

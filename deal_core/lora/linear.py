@@ -5,8 +5,6 @@ Here the product with the frozen weight and the two thin ones share their result
 in the precision of the input, and nothing is computed whose gradient nobody wants.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal

@@ -7,8 +7,6 @@ Both sides use the same names and the same checks. A tensor is known by PEFT's k
 Without torch: a site's light process, one for every message, looks at what leaves.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

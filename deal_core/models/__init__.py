@@ -4,8 +4,6 @@ file and a line in ``FAMILIES``.
 Whatever asks about a model raises :class:`UserError` where its family or its name is unknown.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

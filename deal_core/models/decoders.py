@@ -7,8 +7,6 @@ changes (:mod:`deal_core.models.fast.lower_layers`); an encoder reads a text onc
 decoder takes from it is made once for all its labels.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,8 +1,6 @@
 """Families that score any number of labels in one forward pass: ``encoder-labels``,
 ``sequence-classification`` and ``own-loss``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain

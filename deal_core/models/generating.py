@@ -5,8 +5,6 @@ example. Scoring is the length-normalised log-likelihood of each label as the an
 (M3). Answers are written with the likeliest word each time, whatever habits a model comes with.
 """
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace

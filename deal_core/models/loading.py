@@ -6,8 +6,6 @@ every process, and is known while the process lasts. A run computes with a copy 
 its own, and shares the frozen numbers: neither adapters nor attention of a run reach the object.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

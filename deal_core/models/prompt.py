@@ -1,7 +1,5 @@
 """Prompts and answers of a generating model: instruction, options and text, and their token ids."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property

@@ -6,8 +6,6 @@ embedding space, as in ``encoder-labels``. An example's loss is the mean over it
 read (``train.max_length``); those beyond are tagged ``O``.
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_right
 from collections.abc import Sequence

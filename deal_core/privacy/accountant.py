@@ -9,8 +9,6 @@ Sources: Doroshenko et al., "Connect the Dots", PoPETs 2022 (distributions); Mir
 2019 (Renyi divergence); Lebeda et al. 2024 (why both directions).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ and places in runs. It is signed (Ed25519) with a key of the site, made when fir
 in its state directory; whoever knows the site's public key can check it without the ledger.
 """
 
-from __future__ import annotations
-
 import base64
 import json
 import os

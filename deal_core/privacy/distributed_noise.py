@@ -20,8 +20,6 @@ theorem 2 (the sum of discrete Gaussians); Canonne, Kamath & Steinke, NeurIPS 20
 (one of them).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

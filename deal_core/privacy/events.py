@@ -12,8 +12,6 @@ twice the bound. So what was released for records and for groups, or for groups 
 never added up.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """What a client asks of a privacy mechanism, and the gradients that it gets: all that training
 knows of privacy."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -9,8 +9,6 @@ the multiplier follows from the experiment alone, whatever a site's ledger holds
 the same, and then looks whether what it has spent before leaves room.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

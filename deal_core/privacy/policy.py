@@ -4,8 +4,6 @@ A policy only tightens. The server does not see it, and cannot switch it off: wh
 asks beyond it is refused, or narrowed to it, before anything is trained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Literal, Self
 

@@ -9,8 +9,6 @@ Adversary: everybody else, the server and the other sites included, in sight of 
 of records (or of groups), rate and number of steps count as public.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

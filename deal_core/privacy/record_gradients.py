@@ -13,8 +13,6 @@ models that are asked for anything else, each record has a pass of its own. Sour
 (M66).
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress

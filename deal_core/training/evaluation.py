@@ -2,8 +2,6 @@
 example's task (Task-IL), and among the labels of all tasks learnt so far (Class-IL). Scores come
 from names of labels, or from the heads of their tasks on embeddings of the frozen base model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """What the machine decides: threads, memory that is kept, and the precision of the frozen model."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys

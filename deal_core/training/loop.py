@@ -6,8 +6,6 @@ single records are protected each has a gradient of its own, and failures are is
 cannot affect others.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

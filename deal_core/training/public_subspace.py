@@ -7,8 +7,6 @@ docs/method.md. Each site makes them itself, from texts that were installed with
 all sites have (``data.public_path``); no message chooses them.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress

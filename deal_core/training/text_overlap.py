@@ -6,8 +6,6 @@ underscore, which is a letter here, and for two texts without a word, which are 
 share nothing there.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter

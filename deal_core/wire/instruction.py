@@ -1,8 +1,6 @@
 """What the server asks of a client, beside the adapters: names and numbers, never data; and what
 all clients of a sum are asked alike."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -1,8 +1,6 @@
 """Names of records and fields that travel, the files of an adapter folder, and digests of both;
 without torch."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ of embeddings; or counts of right answers.
 Both ends make the layout from what they know of the round; a message does not bring it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -18,8 +18,6 @@ Heads. float32, or weights as int8 by rows and biases as they are. Rounding is t
 is decoded depends on no draw. Source: docs/method.md (M48).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """A client of a federation as a Flower ``ClientApp``, around a model and rows that a program
 passes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """What a program says of a federation: its method, its protection, and the model that it passes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain

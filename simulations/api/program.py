@@ -2,8 +2,6 @@
 process of Flower's that works for it: objects of a program cannot be sent, and a site runs its own.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """The server of a federation as a Flower strategy, and a run of it on this machine."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -22,8 +22,6 @@ Source: Steinke, Nasr & Jagielski, NeurIPS 2023, section 5.1 (canaries in gradie
 al., USENIX Security 2023 (one entry each).
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence

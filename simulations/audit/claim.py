@@ -26,8 +26,6 @@ run", ICML 2025, theorem 9 and algorithm 3; Berk & Jones, Z. Wahrscheinlichkeits
 p-value from several, one-sided).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

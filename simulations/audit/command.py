@@ -1,8 +1,6 @@
 """``deal audit``: attack a mechanism under several budgets, and say what is shown: ``audit.json``,
 what was claimed and, beside it, what the attacks refute."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import product

@@ -11,8 +11,6 @@ ratios, and why the true positive rate at a small false positive rate counts); S
 Nature Genetics 2009 (sums).
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

@@ -5,8 +5,6 @@ Records are audited by the real apps, one site alone: what others add to a relea
 Where the noise is in a sum all sites take part, since each adds its share.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """``deal server``, ``deal site``, ``deal submit``, ``deal status``, ``deal stop``."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 

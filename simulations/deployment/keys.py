@@ -2,8 +2,6 @@
 Flower wants it), a private certificate authority with the server's certificate from it, and
 private keys on disk, which only their owner may read."""
 
-from __future__ import annotations
-
 import ipaddress
 import os
 import stat

@@ -2,8 +2,6 @@
 wants it, the systemd unit that keeps it running, and a backup of all that cannot be made again, as
 it was at one moment, while it runs."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

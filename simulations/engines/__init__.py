@@ -7,8 +7,6 @@ names and that add methods, rules, models and sources to the registries. A site 
 what is installed there, and reads no plugin.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -4,8 +4,6 @@ All simulated clients of a process share one frozen base model. Every message is
 way, so no client can see or change what another one holds.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import BrokenExecutor, Future

@@ -1,8 +1,6 @@
 """Processes that train side by side: how many there are, what each of them gets, and who they are
 to Flower."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence

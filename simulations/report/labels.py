@@ -5,8 +5,6 @@ Where the texts are at hand, as in a simulation, they are answered as the last e
 answers that are texts it is how near they are to right ones, by every measure.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean

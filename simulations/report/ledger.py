@@ -1,8 +1,6 @@
 """A site's book of private releases, read: ``deal ledger`` checks and certifies it, and
 ``deal report --privacy`` makes one page of it for the data protection officer, in plain English."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

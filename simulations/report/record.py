@@ -1,8 +1,6 @@
 """What the folders of runs say: of one its results, or what the server's own log has told so far,
 alike in a simulation and in a deployment; of several their figures side by side."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence

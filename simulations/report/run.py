@@ -1,7 +1,5 @@
 """The page of a run, from what its folder says: finished, at work, or stopped."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime

@@ -1,8 +1,6 @@
 """The pages of what was measured: of a study, with what a paper takes of it (figures of every cell
 as CSV, the tables of the page as LaTeX, its drawings as SVG and PDF), and of audits."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

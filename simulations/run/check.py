@@ -1,8 +1,6 @@
 """``deal check``: all that is wrong, or odd, with an experiment and its data; nothing starts. Each
 check in words: docs/checking.md."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 

@@ -12,8 +12,6 @@ Source: Homer et al., PLoS Genetics 2008; Sankararaman et al., Nature Genetics 2
 published mean).
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """From what a user typed to one complete experiment."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Checks of names, rules and sums, and of what must go together; torch is imported here. Each
 raises a ``UserError`` with the place and the cure."""
 
-from __future__ import annotations
-
 from client.gate import Asked, require
 from deal_core import models
 from deal_core.aggregation import rules

@@ -1,7 +1,5 @@
 """What a check finds, and checks that need no torch: of rows, and of odd settings."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator

@@ -1,8 +1,6 @@
 """What the log of a run says, in a simulation and in a deployment: of its rounds and clients, and
 line by line for people."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,8 +1,6 @@
 """One run: from its checks to its report, and its folder: may it be used, and with which settings
 and rows was it started."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shlex

@@ -1,7 +1,5 @@
 """The end of a run on one screen: accuracies of its tasks, the measures, where the files lie."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean

@@ -1,8 +1,6 @@
 """``deal study``: runs what is left of a grid, a process for each run and several at a time, and
 shows what it found in 80 columns."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

@@ -1,8 +1,6 @@
 """From a study file (a grid of arms, seeds, task orders, and settings or privacy budgets over one
 experiment) to its cells, and from a cell to the ordinary runs that it takes."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

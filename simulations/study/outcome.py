@@ -4,8 +4,6 @@ experiment rewritten into ordinary ones, and what these say together.
 Bounds train by plain cross-entropy (``sequential``), with the rounds, clients and optimiser of the
 experiment. One more, zero-shot, is in the results of every run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean

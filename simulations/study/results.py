@@ -1,7 +1,5 @@
 """``study.json``: what all finished cells of a study found, read from their runs and written."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path

@@ -1,8 +1,6 @@
 """The tables of a study, and what a study with ``epsilons`` shows of accuracy against the privacy
 budget. Accuracies in per cent, differences in points."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence

@@ -1,8 +1,6 @@
 """``deal export``: what was learnt, for PEFT alone; beside the weights prompts as token ids, the
 program that answers without this project, and the card that says what is in the folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -5,8 +5,6 @@ expensive part of a step: in bfloat16 on a processor four to six times what two 
 products and a softmax cost up to 256 tokens.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,8 +3,6 @@
 What they make of a prompt serves epochs, rounds, teacher and evaluation.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

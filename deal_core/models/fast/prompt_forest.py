@@ -6,8 +6,6 @@ in its own part, and nothing else: so every prompt and every answer is read as i
 forest is several trees end to end.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

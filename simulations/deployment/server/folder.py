@@ -2,8 +2,6 @@
 which runs Flower's SuperLink with TLS and a lasting memory, its backup, and who may sign in
 there."""
 
-from __future__ import annotations
-
 import ipaddress
 import json
 import re

@@ -1,8 +1,6 @@
 """``deal status``: what the events of a run say about where it and its sites stand, in lines and a
 table, or as JSON."""
 
-from __future__ import annotations
-
 import json
 import shlex
 import time

@@ -1,7 +1,5 @@
 """``deal submit``, ``deal stop``: an experiment becomes a run of the federation, goes on, ends."""
 
-from __future__ import annotations
-
 import secrets
 from pathlib import Path
 

@@ -1,8 +1,6 @@
 """``deal site check``: look at everything that can go wrong at a site, before it does; whether the
 site takes part in an experiment, by its own ``site.toml``; and what would leave it."""
 
-from __future__ import annotations
-
 import json
 import ssl
 from collections import Counter

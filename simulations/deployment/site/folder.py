@@ -2,8 +2,6 @@
 says what the site lends, its backup, and ``deal site start``, which keeps Flower's SuperNode
 running."""
 
-from __future__ import annotations
-
 import shutil
 import ssl
 import sys
