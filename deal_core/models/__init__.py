@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import transformers
 from peft import TaskType
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
@@ -106,8 +107,6 @@ def adapter_shapes(model: ModelConfig, adapter: AdapterConfig) -> dict[str, tupl
 
 def auto_class(model: ModelConfig) -> Any:
     """Return the class of transformers that loads base models of its family."""
-    import transformers
-
     return getattr(transformers, family_of(model).auto_class)
 
 
@@ -121,9 +120,7 @@ def skeleton(model: ModelConfig) -> Any:
 
 
 def _config(model: ModelConfig) -> Any:
-    from transformers import AutoConfig
-
-    return loading.pretrained(AutoConfig, model.name)
+    return loading.pretrained(transformers.AutoConfig, model.name)
 
 
 def check_weights(model: ModelConfig) -> None:
@@ -149,10 +146,8 @@ def check_label_tokens(model: ModelConfig, labels: Sequence[str]) -> None:
     Raises:
         UserError: it cannot.
     """
-    from transformers import AutoTokenizer
-
     if not has_label_logits(model):
-        require_distinct(loading.pretrained(AutoTokenizer, model.name), labels)
+        require_distinct(loading.pretrained(transformers.AutoTokenizer, model.name), labels)
 
 
 def max_positions(model: ModelConfig) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft import TaskType
 from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache
 
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.models.fast.lower_layers import LowerLayers, first_adapted
@@ -189,8 +190,6 @@ class Seq2SeqLM(GeneratingModel):
 
     def _likelihoods(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
         """Mean log-likelihood of each answer to each prompt, ``(batch, answers)``."""
-        from transformers import DynamicCache, EncoderDecoderCache
-
         texts = self._read(batch)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         start = self._decode(texts, [self._start] * len(batch), cache)[:, -1]

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+import transformers
 from peft import TaskType
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
@@ -150,8 +151,6 @@ def load_encoder(
         UserError: the model cannot be loaded, or a text beside a longer one has other states than
             it has alone.
     """
-    import transformers
-
     for attention in (register_attention(), "eager"):
         base = load_base_model(getattr(transformers, loader), model, dtype, attention)
         if reads_alone(base.base_model):

@@ -12,6 +12,7 @@ from itertools import chain
 from typing import Any, cast
 
 import torch
+import transformers
 from peft import TaskType
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -36,14 +37,12 @@ class GeneratingModel(LanguageModel):
     def __init__(
         self, base: Any, adapter: AdapterConfig, task_type: TaskType, prompts: PromptTokens
     ) -> None:
-        from transformers import GenerationConfig
-
         super().__init__(base, adapter, task_type)
         self._base, self._decoder = base, base.get_decoder()
         self._head = base.get_output_embeddings()
         self._prompts = prompts
         greedy = greedy_settings(prompts)
-        base.generation_config = GenerationConfig(**greedy)  # type: ignore[no-untyped-call]
+        base.generation_config = transformers.GenerationConfig(**greedy)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def answer_states(self, batch: Sequence[Encoded], answers: Sequence[Tokens]) -> Tensor:
@@ -179,8 +178,6 @@ def load_generating(
         UserError: it cannot be loaded, its attention cannot be replaced, or it reads prompts or
             scores words otherwise than the family does.
     """
-    import transformers
-
     base = load_base_model(getattr(transformers, loader), model, dtype, register_attention())
     tokenizer = pretrained(transformers.AutoTokenizer, model.name)
     loaded = make(base, adapter, make_prompts(tokenizer, base.config, model, max_length))

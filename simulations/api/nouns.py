@@ -6,6 +6,10 @@ from itertools import chain
 from math import inf
 from typing import Any, Literal
 
+import transformers
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
+
 from deal_core.config.experiment import Experiment
 from deal_core.config.privacy import PrivacyConfig
 from deal_core.data.tags import tags_of
@@ -121,15 +125,12 @@ def read_model(
         UserError: it is neither, no family fits, one function is missing, or PEFT settings that
             cannot be followed.
     """
-    from peft import PeftModel
-    from transformers import PreTrainedModel
-
     adapter: dict[str, Any] = {}
     base = model
     if isinstance(model, PeftModel):
         adapter = _adapter_of(model)
         base = copy_of(model).unload()
-    if not isinstance(base, PreTrainedModel):
+    if not isinstance(base, transformers.PreTrainedModel):
         raise UserError(f"model is a {type(model).__name__}; pass a PeftModel or a PreTrainedModel")
     if (loss is None) != (predict is None):
         raise UserError("loss and predict belong together; pass both, or neither")
@@ -139,8 +140,6 @@ def read_model(
 
 
 def _family_of(base: Any) -> str:
-    import transformers
-
     for name, family in FAMILIES.items():
         kinds = getattr(transformers, family.auto_class)._model_mapping.get(type(base.config), ())
         if name != OWN_LOSS and type(base) in (kinds if isinstance(kinds, tuple) else (kinds,)):
@@ -156,9 +155,6 @@ UNREAD = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "layer_repl
 
 
 def _adapter_of(model: Any) -> dict[str, Any]:
-    from peft import LoraConfig
-    from peft.tuners.lora import LoraLayer
-
     config = model.active_peft_config
     if not isinstance(config, LoraConfig):
         raise UserError(f"model: its adapter is a {config.peft_type.value}; DEAL trains LoRA")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deal_core.errors import at_home
+from deal_core.errors import UserError, at_home
 from simulations.output import wide_console
 
 server = typer.Typer(help="The coordinating server of several institutions.", no_args_is_help=True)
@@ -144,7 +144,6 @@ def submit(
     folder: ServerDir = ".",
 ) -> None:
     """Start an experiment with the registered sites, or continue a run."""
-    from deal_core.errors import UserError
     from simulations.deployment.server import submit as runs
     from simulations.deployment.server.folder import ServerFolder
 

@@ -13,8 +13,9 @@ import numpy as np
 from pydantic import Field
 
 from deal_core.atomic_write import atomic_write
+from deal_core.data import load_for_clients
 from deal_core.errors import UserError
-from deal_core.inference.folder import AdapterFolder
+from deal_core.inference.folder import AdapterFolder, Answer, Written
 from deal_core.training.text_overlap import TEXT_MEASURES
 from server.folder import RunFolder
 from server.results import Strict, read_results
@@ -93,8 +94,6 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
         raise UserError(f"{folder}: its labels are of words, and not of texts; leave out --labels")
     load_plugins(results.config.plugins)
     check_rows_same(results.config, folder, "--labels", "leave it out")
-    from deal_core.data import load_for_clients
-    from deal_core.inference.folder import Answer, Written
     from deal_core.inference.predictor import confidences_and_hits, gap, load_predictor
 
     predictor = load_predictor(AdapterFolder(RunFolder(folder).adapter))
