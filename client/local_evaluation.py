@@ -184,12 +184,8 @@ def verdict(granted: ClientRequest) -> bool:
 
 
 def _worse(runtime: ClientRuntime, client: int, state: State, new: Sequence[str]) -> bool:
-    """Compare right answers, Task-IL and Class-IL.
-
-    Returns:
-        Whether the heads make them worse by more than chance explains: of a new task's own answers
-        a share of ``CLEARLY``, of all together one standard deviation of a sign test.
-    """
+    """Return whether the heads make answers worse by more than chance explains: of a new task's own
+    a share of ``CLEARLY``, of all together one standard deviation of a sign test."""
     if runtime.statistics is not None and runtime.statistics.routes:
         return _routed_worse(runtime, client, state, new)
     known, names = tuple(state.heads), replace(state, heads={})

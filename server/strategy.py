@@ -250,12 +250,7 @@ class DealStrategy(Strategy):
         self.history = history.appended("evaluate", seconds, **figures)
 
     def _require_participants(self, step: Step) -> None:
-        """Check that the policy of some client allows what the experiment asks: where none of those
-        that train in the run does, every round would end so.
-
-        Raises:
-            UserError: all refuse.
-        """
+        """Raise UserError where the policy of no client that trains allows what is asked."""
         learners = self.plan.learners
         refuse = bool(learners) and all(map(self.clients.refuses.get, learners))
         if refuse and self._sums[step.phase] is None:
