@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart smoke test test-slow lint bench docs clean .venv
+.PHONY: quickstart smoke test test-slow lint bench bench-gpu docs clean .venv
 
 .venv: .venv/installed
 
@@ -53,6 +53,15 @@ bench: .venv
 	$(BIN)/python benchmarks/rounds.py
 	$(BIN)/python benchmarks/aggregation.py
 	$(BIN)/python benchmarks/secure.py
+
+# The same on a GPU, as one file: build/benchmarks/gpu.json.
+bench-gpu: .venv
+	$(BIN)/python benchmarks/step.py --out build/benchmarks/gpu/step.json
+	$(BIN)/python benchmarks/private.py --out build/benchmarks/gpu/private.json
+	$(BIN)/python benchmarks/rounds.py --out build/benchmarks/gpu/rounds.json
+	$(BIN)/python -c "import json, pathlib; own = pathlib.Path('build/benchmarks/gpu'); \
+		read = {p.stem: json.loads(p.read_text()) for p in sorted(own.glob('*.json'))}; \
+		own.with_suffix('.json').write_text(json.dumps(read, indent=1))"
 
 # The docs site: build/docs/site. A warning, or a link that leads nowhere, fails it.
 docs: .venv

@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import pandas as pd
+import torch
 
 Window = Callable[[], Mapping[str, float]]
 """Does a piece of work; returns ``work`` (any unit), ``seconds``, and what else is to be known."""
@@ -58,7 +59,9 @@ def measured(function: Callable[[], object]) -> dict[str, float]:
 
 
 def peak() -> float:
-    """Return the largest resident memory of this process so far, in MB (Linux)."""
+    """Return the largest memory of this process so far, in MB: of the GPU, or resident (Linux)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
 
@@ -69,9 +72,10 @@ class Figures:
 
     def __init__(self, name: str, description: str | None, given: Sequence[str] | None) -> None:
         parser = argparse.ArgumentParser(description=description)
-        sizes = ("small", "usual", "full")
         what = "small: seconds, to see that it works; full: what the pages quote, up to hours"
-        parser.add_argument("--size", choices=sizes, default="usual", help=what)
+        parser.add_argument(
+            "--size", choices=("small", "usual", "full"), default="usual", help=what
+        )
         parser.add_argument("--out", default=f"build/benchmarks/{name}.json", help="a JSON file")
         asked = parser.parse_args(given)
         self.size: str = asked.size
@@ -122,6 +126,7 @@ class Figures:
         described = {
             "processor": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
             **{name: version(name) for name in ("torch", "numpy", "flwr")},
         }
         text = json.dumps({"machine": described, "tables": self._tables}, indent=1)
