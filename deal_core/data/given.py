@@ -57,10 +57,14 @@ class GivenTasks:
         given = self._tasks.get(task, ((), ()))  # a client need not have rows of every task
         for kind, rows in zip(("training", "test"), given, strict=True):
             for place, row in enumerate(rows):
+                where = f"task '{task}', {kind} row {place}"
+                _require_tags(row, where)
+                if self._config.tagged(task) != bool(row.tags):
+                    raise UserError(f"{where}: tags of words go with a model that tags them alone")
                 if labels and (others := row.labels.difference(labels)):
                     raise UserError(
-                        f"task '{task}', {kind} row {place}: its label '{min(others)}' is not one "
-                        f"of {', '.join(labels)}; add it to the task, or leave the row out"
+                        f"{where}: its label '{min(others)}' is not one of {', '.join(labels)}; "
+                        "add it to the task, or leave the row out"
                     )
             texts = (replace(row, label="", target=row.target or row.label) for row in rows)
             sides.append(rows if labels else tuple(texts))
@@ -93,6 +97,7 @@ def _can_be_used(row: Example, config: DataConfig, task: str) -> bool:
     try:
         for each in texts:
             whole_characters(each, task)
+        _require_tags(row, task)
     except UserError:
         return False
     if not row.text.strip() or not (row.id.strip() or not config.id_column):
@@ -125,11 +130,7 @@ def _example(row: Any, where: str) -> Example:
     if isinstance(row, Example):
         return row
     if isinstance(row, Mapping) and "tags" in row:
-        try:
-            text, tags = read_tagged(row.get("tokens"), row["tags"], {})
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
-        return Example(text, "", tags=tags)
+        return _tagged(row.get("tokens"), row["tags"], where)
     if isinstance(row, Mapping):
         row = row.get("text"), row.get("label", row.get("target"))
     if isinstance(row, (tuple, list)) and len(row) == 2 and all(isinstance(e, str) for e in row):
@@ -138,3 +139,17 @@ def _example(row: Any, where: str) -> Example:
         f"{where}: should be (text, answer), a mapping with text and label, both strings, or with "
         "tokens and tags, two lists, or an Example"
     )
+
+
+def _tagged(words: Any, tags: Any, where: str) -> Example:
+    try:
+        text, read = read_tagged(words, tags, {})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    return Example(text, "", tags=read)
+
+
+def _require_tags(row: Example, where: str) -> None:
+    """Raise a UserError for an example whose tags are not those of its words."""
+    if row.tags:
+        _tagged(row.text.split(), [*row.tags], where)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from deal_core.config.data import DataConfig, PartitionConfig
 from deal_core.data import open_source
+from deal_core.data.given import GivenTasks, keep_rows, usable
 from deal_core.data.partition import partition
 from deal_core.data.source import Example
 from deal_core.data.tags import entities, entity_f1, marked, tags_of
@@ -124,3 +125,25 @@ def test_clients_of_any_partition_get_all_rows(tmp_path):
             e.text for e in task.train
         )
         assert sum(len(share.test) for share in shares) == len(task.test)
+
+
+@pytest.mark.parametrize("tags", [("B-a",), ("B-a", "O", "O"), ("X-a", "O"), ("B-a", 3)])
+def test_an_example_whose_tags_are_none_harms_itself_alone(tags):
+    """At a site; a simulation names it."""
+    good, bad = (Example("Ann came", "", tags=each) for each in (("B-a", "O"), tags))
+    config = DataConfig(labels={"t": ("a",)}, measures={"t": "entity-f1"}, tasks=("t",))
+    kept, left_out = usable({"t": ((good, bad), (good,))}, config)
+    assert kept == {"t": ((good,), (good,))}
+    assert left_out == {"t": 1}
+    source = keep_rows({"t": ((good, bad), ())})
+    with pytest.raises(UserError, match="task 't', training row 1: "):
+        GivenTasks(config.model_copy(update={"source": source})).load("t")
+
+
+@pytest.mark.parametrize("measures", [{}, {"t": "entity-f1"}])
+def test_rows_with_tags_are_of_tasks_whose_words_have_some(measures):
+    row = Example("Ann came", "", tags=("B-a", "O")) if not measures else Example("Ann came", "a")
+    config = DataConfig(labels={"t": ("a",)}, measures=measures, tasks=("t",))
+    source = keep_rows({"t": ((row,), ())})
+    with pytest.raises(UserError, match="task 't', training row 0: "):
+        GivenTasks(config.model_copy(update={"source": source})).load("t")
