@@ -109,8 +109,8 @@ def read_request(message: Message, client: Client, runtime: ClientRuntime) -> Cl
     phase, config = runtime.phases[instruction.phase], runtime.experiment
     if instruction.task:  # sums over records always leave in a secure sum
         masked = config.aggregation.secure or phase.statistics is not None
-    else:
-        masked = counts_in_sum(config)
+    else:  # what sites think of class means they say one by one
+        masked = instruction.phase == LEARN and counts_in_sum(config)
     others = {RECORD, SECURE} if masked else {RECORD}
     arrays = dict(content.array_records)
     wanted = {LORA, RESIDUAL} if instruction.residual_rank else {LORA}

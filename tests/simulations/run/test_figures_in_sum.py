@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from client.egress import check_reply
 from deal_core.errors import UserError
-from deal_core.lora.payload import PayloadError
+from deal_core.lora.payload import WORSE, PayloadError
 from deal_core.privacy.policy import Policy, counts_leave, figures_allowed
 from deal_core.randomness import seeded_numpy
 from deal_core.secure_sum.layout import Layout, SumField
@@ -70,6 +70,15 @@ def test_accuracies_are_those_of_counts_in_the_clear(finished):
     assert summed.zero_shot == clear.zero_shot
     assert summed.forward_transfer == clear.forward_transfer
     assert summed.class_incremental.accuracy_matrix == clear.class_incremental.accuracy_matrix
+
+
+def test_clients_vote_on_class_means_where_counts_are_summed(make_experiment, tmp_path):
+    means = "method.name=deal", "method.prototype.enabled=on"
+    experiment = make_experiment(*SUMMED, *means, 'data.tasks=["laboratory"]')
+    left = []
+    run_in_process(at(experiment, tmp_path), lambda reply: left.append(reply) or reply)
+    votes = [reply for reply in left if WORSE in reply.content.metric_records.get("metrics", ())]
+    assert len(votes) == 3
 
 
 def test_the_mean_loss_is_that_of_losses_in_the_clear(finished):
