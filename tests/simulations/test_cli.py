@@ -13,7 +13,6 @@ import pytest
 
 from server.folder import RunFolder
 from simulations import cli
-from simulations.output import shipped_experiments, shipped_studies
 from tests.simulations.report.html_page import EXAMPLES
 
 Call = Callable[..., tuple[int, str, str]]
@@ -43,18 +42,6 @@ def refused(result):
     assert line.startswith("error: ")
     assert not any("error" in other for other in said)
     return line
-
-
-def test_ls_names_every_experiment_and_study_and_its_purpose(deal):
-    assert deal("--version")[1].startswith("deal ")
-    code, out, _ = deal("ls")
-    assert code == 0
-    commands = [line.split()[:3] for line in out.splitlines()]
-    assert commands == [
-        *(["deal", "simulate", name] for name in shipped_experiments()),
-        *(["deal", "study", name] for name in shipped_studies()),
-    ]
-    assert "Hospitals learn together" in out
 
 
 @pytest.mark.parametrize(
@@ -185,10 +172,3 @@ def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(fork, tmp_path, 
     assert stdout.splitlines()[-1].strip() == f"deal {' '.join(arguments)} --resume"
     assert f"report              {out / 'report.html'}" in stdout
     assert "The run stopped early" in (out / "report.html").read_text(encoding="utf-8")
-
-
-def commands(command, *names):
-    """Every command below, with the words that call it."""
-    yield " ".join(names), command
-    for name, below in getattr(command, "commands", {}).items():
-        yield from commands(below, *names, name)
