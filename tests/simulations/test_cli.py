@@ -80,13 +80,6 @@ def test_a_finished_run_is_not_resumed_and_says_so_before_anything_large_loads(t
     assert done.stdout.splitlines() == [said, "False"]
 
 
-def test_finished_runs_are_compared_without_what_is_large(tmp_path):
-    runs = [str(shutil.copytree(EXAMPLES / "plain", tmp_path / name)) for name in ("one", "two")]
-    command = [sys.executable, "-c", FINISHED, "compare", *runs]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
-
-
 def test_ctrl_c_is_one_line_from_the_first_moment_on(tmp_path):
     command = [sys.executable, "-m", "simulations.start", "simulate", "quickstart"]
     for moment in (0.3, 0.9):

@@ -242,17 +242,6 @@ def started(server, name, *starts):
     return run
 
 
-def test_a_run_that_was_continued_a_moment_ago_is_not_continued_again(server, monkeypatch):
-    run = started(server, "one", ("7", 1.0))
-    for found in ("running", "pending", "finished:failed", "unknown", ""):
-        monkeypatch.setattr(submitting, "flower_status", lambda *given, found=found: found)
-        if found in ("running", "pending"):
-            with pytest.raises(UserError, match="a moment ago"):
-                submitting._require_ended(server, run, "")
-        else:
-            submitting._require_ended(server, run, "")
-
-
 def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(server, monkeypatch):
     started(server, "one", ("7", 1.0), ("8", 1.0))
     found = {"7": "running", "8": "finished:failed"}
