@@ -15,6 +15,7 @@ from tests.deal_core.aggregation.updates import (
     delta_of,
     dense,
     moved_by,
+    moved_to,
     replies,
     run,
     skewed,
@@ -89,6 +90,15 @@ def test_who_leaps_more_than_four_medians_is_left_out(new):
     for name, factors in expected.current.layers.items():
         assert torch.equal(guarded.current.layers[name].A, factors.A)
         assert torch.equal(guarded.current.layers[name].B, factors.B)
+
+
+@pytest.mark.parametrize(("share", "out"), [(3.9, set()), (4.1, {"c4"})])
+def test_the_limit_of_a_leap_is_four_medians(share, out):
+    full = adapter(torch.Generator().manual_seed(17))
+    start = zeroed(full)  # lengths grow with the share
+    shares = (1.0, 1.0, 1.0, 1.0, share)
+    updates = [moved_to(ClientUpdate(f"c{k}", full, 1.0), start, s) for k, s in enumerate(shares)]
+    assert left_out(updates, start) == out
 
 
 def test_a_start_that_tells_nothing_excludes_nobody():

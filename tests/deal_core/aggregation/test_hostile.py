@@ -206,3 +206,12 @@ def test_an_aggregate_that_is_not_finite_is_none(part, value):
 
     with pytest.raises(AggregationFailed, match=r"not finite \(v\)"):
         finished(Round())
+
+
+def test_an_aggregate_that_cannot_be_computed_is_none():
+    class Round:
+        def finish(self):
+            raise torch.linalg.LinAlgError("ill-conditioned")
+
+    with pytest.raises(AggregationFailed, match="LinAlgError: ill-conditioned"):
+        finished(Round())

@@ -100,6 +100,16 @@ def test_sums_of_products_stay_bounded_and_exact():
     torch.testing.assert_close(parts.U * parts.S @ parts.Vh, dense / 4.0)
 
 
+def test_what_cancels_leaves_no_direction():
+    generator, sums = torch.Generator().manual_seed(3), ProductSum({"q": (12, 30)})
+    small = adapter(generator, rank=5, size=1e-3, shapes={"q": (12, 30)}).layers
+    for coefficient in (1.0, -1.0):
+        sums.add(small, coefficient)
+    assert len(sums.spectrum("q", 2.0).S) == 0
+    sums.add(small, 1.0)
+    assert len(sums.spectrum("q", 3.0).S) == 5
+
+
 def test_tensors_in_one_piece_of_memory_are_one_vector_without_a_copy():
     whole = torch.arange(20.0)
     parts = [whole[2:8].view(2, 3), whole[8:12].view(4, 1), whole[12:20]]

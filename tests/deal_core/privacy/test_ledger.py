@@ -157,6 +157,21 @@ def test_an_older_copy_in_its_place_is_noticed(ledger, tmp_path):
         ledger.events()
 
 
+def test_a_kill_between_the_two_files_costs_one_entry_of_what_the_head_knows(
+    ledger, tmp_path, monkeypatch
+):
+    """The head stays that of the entry before: an older copy is noticed all the same."""
+    ledger.charge(EVENT, WIDE, "r1", b"")
+    shutil.copy(ledger.path, tmp_path / "backup")
+    ledger.charge(EVENT, WIDE, "r2", b"")
+    monkeypatch.setattr(Ledger, "_write_head", lambda self: None)
+    ledger.charge(EVENT, WIDE, "r3", b"")
+    assert len(ledger.events()) == 3
+    shutil.copy(tmp_path / "backup", ledger.path)
+    with pytest.raises(LedgerError, match="older state"):
+        ledger.events()
+
+
 def test_a_file_that_is_no_ledger_is_an_error_not_an_empty_one(ledger):
     ledger.folder.mkdir()
     ledger.path.write_bytes(b"rubbish" * 1000)

@@ -181,3 +181,19 @@ def test_what_waits_is_bounded_and_changes_no_bit(load, monkeypatch):
     everybody = found(model, objective)
     monkeypatch.setattr(tested, "WAITING", 1)
     assert all(same(own, everybody[n]) for n, own in found(model, objective).items())
+
+
+def test_the_first_question_about_one_text_alone_is_answered_from_the_pass(load, monkeypatch):
+    """One without a gradient, or of more than a text and its mask, goes to the model."""
+    monkeypatch.setattr(tested, "widths_apart", lambda module: WIDTHS)
+    module, asked = load().module, []
+    ids = torch.tensor([[1, 5, 6]])
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with tested._answering(module, lambda ids, width: asked.append(width)):
+        with torch.no_grad():
+            module(**text)
+        module(**text, token_type_ids=torch.zeros_like(ids))
+        assert asked == []
+        for _ in range(2):
+            module(**text)
+    assert asked == [WIDTHS[0]]
