@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,6 +163,8 @@ def guarded(
         try:
             file = find_file(context)
             if file is not None:
+                with suppress(OSError):  # who writes there says what is wrong
+                    Path(file.site.state).mkdir(mode=0o700, parents=True, exist_ok=True)
                 if needs_model and not in_time(file, message):
                     return status_reply(message, "failed")
                 if needs_model and worker.INSIDE not in context.node_config:

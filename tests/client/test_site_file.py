@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import stat
 import subprocess
 import time
@@ -180,6 +181,19 @@ def test_the_server_gets_a_code_and_the_sites_log_the_rest(site_file, monkeypatc
     assert SECRET in line["error"]
     assert "RuntimeError" in line["traceback"]
     assert (line["task"], line["server_round"]) == ("triage", "2")
+
+
+@pytest.mark.parametrize("keep", [0, 60])
+def test_what_a_site_keeps_is_its_owners_alone_whoever_starts_it(site_file, monkeypatch, keep):
+    """A plain SuperNode, say: ``deal site start`` has made the folder before."""
+    site_file.write_text(TOML.replace("keep_seconds = 0", f"keep_seconds = {keep}"))
+    monkeypatch.setattr("client.resident_worker.subprocess.Popen", lambda *_, **__: None)
+    before = os.umask(0o022)
+    try:
+        ask(site_file, "train", RecordDict())
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((site_file.parent / "state").stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
