@@ -148,7 +148,11 @@ def read_events(path: Path) -> list[RunEvent]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    events = []
+    for line in text.splitlines(keepends=True):
+        with suppress(ValueError):  # a full disk has cut one off
+            events += [json.loads(line)] if line.endswith("\n") else []
+    return events
 
 
 def site_name(client: str, sites: Sequence[str]) -> str:

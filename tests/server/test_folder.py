@@ -8,7 +8,7 @@ import pytest
 
 from deal_core.errors import UserError
 from deal_core.protection import make_mechanism
-from server.folder import RunFolder, exclusive_lock
+from server.folder import EventLog, RunFolder, exclusive_lock, read_events
 from simulations.engines.inprocess import run_inprocess
 
 ROOT = Path(__file__).parents[2]
@@ -64,3 +64,14 @@ def test_a_run_that_is_there_is_not_overwritten(make_experiment, tmp_path):
         run_inprocess(make_experiment(f'run.out="{tmp_path}"'), lambda event: None)
     assert results.read_text() == "{}"
     assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_half_a_line_costs_the_event_that_it_runs_into_alone(tmp_path):
+    """A full disk has cut it off, and nobody has mended the file since."""
+    log = EventLog(tmp_path / "starts.jsonl")
+    log.write("first")
+    with log.path.open("a") as file:
+        file.write('{"event": "sec')
+    for name in ("second", "third"):
+        log.write(name)
+    assert [event["event"] for event in read_events(log.path)] == ["first", "third"]
