@@ -90,14 +90,6 @@ def test_the_server_has_private_keys_and_a_certificate_for_its_hosts(server):
         trusting.build_server_verifier(x509.DNSName("other.example.org")).verify(certificate, [])
 
 
-@pytest.mark.parametrize("host", ["https://x.org", "x.org:9443", "a b", "-x.org", ""])
-def test_a_host_that_is_none_is_refused(tmp_path, host):
-    folder = ServerFolder(tmp_path / "server")
-    with pytest.raises(UserError, match="neither a host name nor an address"):
-        serving.init_server(folder, ServerSettings(hosts=(host,)))
-    assert not folder.path.exists()
-
-
 def test_a_server_and_a_site_are_made_once(server, tmp_path):
     before = server.authority_key.read_bytes()
     with pytest.raises(UserError, match="holds a server already"):
