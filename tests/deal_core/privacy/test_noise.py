@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import chisquare, kstest, norm
 
-from deal_core.privacy.distributed_noise import density_gap
+from deal_core.privacy.distributed_noise import density_gap, slack_of
 from deal_core.privacy.noise import SecureNoise, SeededNoise, discrete_gaussian
 from deal_core.randomness import seeded
 
@@ -106,3 +106,6 @@ def test_the_gap_is_small_on_the_grid_and_grows_with_dimensions():
     assert density_gap(5 * 2.0**16, 3, 2304) > density_gap(5 * 2.0**16, 3, 1152)
     with pytest.raises(ValueError, match="coarse"):
         density_gap(1.0, 4, 10)
+    # (M60) by its formula: 1,152 numbers, five bounds of noise, three that share it
+    assert slack_of(5.0, 3, 1152) == pytest.approx(3e-9, rel=0.15)
+    assert slack_of(5.0, 3, 0) == slack_of(5.0, 3, 1) > 0

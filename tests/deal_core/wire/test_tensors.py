@@ -25,6 +25,7 @@ from deal_core.wire.tensors import (
     pack_heads,
     pack_update,
     read_heads,
+    require_bounded,
     selected,
     tasks_in,
     unpack,
@@ -262,6 +263,17 @@ def test_what_is_not_finite_is_neither_sent_nor_taken(dtype, value, drawn):
     message[key].ravel()[1] = bad
     with pytest.raises(PayloadError, match="finite"):
         unpack(record(message), dtype, drawn(1), ONLY_B)
+
+
+@pytest.mark.parametrize("factor", ["A", "B"])
+def test_a_value_of_a_thousand_is_the_largest(factor, drawn):
+    adapter = drawn(1)
+    values = getattr(adapter.layers["first"], factor)
+    values[0, 0] = -1000.0
+    require_bounded(adapter)
+    values[0, 0] = -1000.1
+    with pytest.raises(PayloadError, match="first: a value beyond 1000"):
+        require_bounded(adapter)
 
 
 def test_int8_refuses_codes_and_scales_that_nobody_sends(drawn):
