@@ -23,6 +23,7 @@ from client.identity import status_reply
 from client.site_file import SiteFile
 from client.state import alone
 from deal_core.atomic_write import rotated
+from deal_core.installed import import_path
 from deal_core.wire.records import LATE_SECONDS
 
 INSIDE = "inside-worker"
@@ -97,8 +98,6 @@ def _connect(address: Path) -> Connection | None:
 def _start(address: Path, keep_seconds: int) -> Connection | None:
     """Return a connection to a new worker, which outlives this process, or to the one that another
     process has started meanwhile."""
-    root = str(Path(__file__).resolve().parents[1])
-    paths = [root, os.environ.get("PYTHONPATH", "")]
     with alone(address.parent, "starting.lock"):
         address.parent.chmod(0o700)  # what is sent here is trusted
         connection = _connect(address)
@@ -108,7 +107,7 @@ def _start(address: Path, keep_seconds: int) -> Connection | None:
         with rotated(address.parent / "output").open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "client.app", str(address), str(keep_seconds)],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+                env={**os.environ, "PYTHONPATH": import_path()},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

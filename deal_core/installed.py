@@ -3,6 +3,7 @@ are those that would be imported, and the import of large libraries in less time
 
 import gc
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -14,6 +15,7 @@ from deal_core.errors import UserError
 PACKAGES = ("client", "deal_core", "server")
 """What the two sides of a run make of each other's messages."""
 ROOT = Path(__file__).resolve().parents[1]
+"""Folder of all packages: a checkout, or where packages are installed."""
 
 
 @cache
@@ -45,6 +47,11 @@ def require_own_packages() -> None:
                 "start deal from another folder, take that one out of PYTHONPATH, or uninstall the "
                 "other package"
             )
+
+
+def import_path() -> str:
+    """Return ``PYTHONPATH`` for a child: this code comes first."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 
 @contextmanager

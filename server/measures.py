@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from deal_core import metrics
 from deal_core.config.experiment import Experiment
+from deal_core.installed import ROOT
 from deal_core.privacy.distributed_noise import whom_to_trust
 from deal_core.privacy.events import GROUP
 from deal_core.protection import make_mechanism
@@ -36,8 +36,6 @@ Evaluated = Mapping[str, Counts]
 """Client to its counts."""
 EVERYBODY = "sum"
 """In the place of a client: the counts are those of all of them together."""
-ROOT = Path(__file__).resolve().parents[1]
-"""The checkout, where the package was not installed from a wheel or sent by Flower."""
 
 
 def pooled(evaluation: Evaluated, tasks: Sequence[str], right: int = RIGHT) -> dict[str, float]:
@@ -62,12 +60,12 @@ def peak_rss_bytes() -> int:
     return own
 
 
-def commit(root: Path = ROOT) -> str:
-    """Return the hash of the commit of a checkout, with ``-dirty`` where files differ from it;
-    empty where ``root`` is none, as a folder inside another repository, or there is no git."""
-    if not (root / ".git").exists():
+def commit() -> str:
+    """Return the hash of the commit of this checkout, with ``-dirty`` where files differ from it;
+    empty where the code lies in none, or in another's, or there is no git."""
+    if not (ROOT / ".git").exists():
         return ""
-    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    asked = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         done = subprocess.run(
             [*asked, "--exclude=*"], capture_output=True, text=True, timeout=10, check=True

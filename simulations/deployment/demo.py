@@ -18,11 +18,12 @@ from deal_core.config.data import DataConfig, PartitionConfig
 from deal_core.data import open_source
 from deal_core.data.partition import partition
 from deal_core.errors import UserError, at_home
+from deal_core.installed import import_path
 from server.folder import Listener, RunFolder, plain_reason
 from simulations.deployment.keys import fingerprint_of_line
 from simulations.deployment.service import filled
 from simulations.engines import STOPPED, deferred, stoppable, uninterrupted
-from simulations.engines.flower import LOCAL, Tail, answers, free_port, import_path, stop_all
+from simulations.engines.flower import LOCAL, Tail, answers, free_port, stop_all
 from simulations.output import at_work, print_line, toml_value
 from simulations.run.run_log import told_to
 

@@ -20,8 +20,9 @@ from types import FrameType
 
 from deal_core.atomic_write import rotated
 from deal_core.errors import UserError
+from deal_core.installed import ROOT
 from server.folder import exclusive_lock, held, holder
-from simulations.engines.flower import CODE, LOCAL, FlowerHome, dying_with, stop_all
+from simulations.engines.flower import LOCAL, FlowerHome, dying_with, stop_all
 
 COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
 STOP_SECONDS = 20.0
@@ -172,7 +173,7 @@ def unit(side: str, folder: Path, fixed: Sequence[Path], changed: Path) -> str:
     def word(value: Path | str) -> str:
         return quoted(value).replace("%", "%%")
 
-    places = [folder, CODE, Path(sys.executable), *fixed]
+    places = [folder, ROOT, Path(sys.executable), *fixed]
     hidden = any(homes & set(place.parents) for place in places)
     try:
         owner = folder.owner()
@@ -187,7 +188,7 @@ def unit(side: str, folder: Path, fixed: Sequence[Path], changed: Path) -> str:
         fixed=" ".join(map(word, fixed)),
         changed=word(changed),
         plain_folder=str(folder).replace("%", "%%"),
-        environment=word(f"PYTHONPATH={CODE}"),
+        environment=word(f"PYTHONPATH={ROOT}"),
         home="read-only" if hidden else "yes",
     )
 

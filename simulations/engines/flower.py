@@ -29,15 +29,14 @@ import psutil
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
 from deal_core.errors import UserError
+from deal_core.installed import ROOT, import_path
 from server.folder import Listener, RunEvent, RunFolder, plain_reason
 from simulations.engines import uninterrupted
 from simulations.engines.worker_pool import Workers, as_run_by, this_machine
 from simulations.output import toml_lines
 
 LOCAL = "127.0.0.1"
-CODE = Path(__file__).resolve().parents[2]
-"""This checkout, or where it is installed."""
-BUNDLE = CODE / "simulations" / "bundle"
+BUNDLE = ROOT / "simulations" / "bundle"
 """What ``flwr run`` builds and sends: it imports the installed apps."""
 CONNECTION = "deal"
 """Name of the SuperLink in the private Flower configuration."""
@@ -126,11 +125,6 @@ class FlowerHome:
                 f"flwr {arguments[0]}: {reason} (is the server running? deal server start)"
             )
         return answer
-
-
-def import_path() -> str:
-    """Return ``PYTHONPATH`` for a child: this checkout comes first."""
-    return os.pathsep.join(filter(None, [str(CODE), os.environ.get("PYTHONPATH")]))
 
 
 def _json_in(text: str) -> dict[str, Any]:

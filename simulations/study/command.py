@@ -15,6 +15,7 @@ from rich.console import Console
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError, at_home
+from deal_core.installed import import_path
 from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines import STOPPED, deferred, stoppable, uninterrupted
@@ -214,15 +215,13 @@ def start(experiment: Experiment, environment: Mapping[str, str]) -> subprocess.
         pass  # written where no other process is at work; the run claims it for itself
     command = [sys.executable, "-P", "-m", "simulations.cli", "simulate", str(folder / RECORD)]
     command += ["--out", str(folder), *(["--resume"] if resume else [])]
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, **environment, "PYTHONPATH": import_path()},
             start_new_session=True,
         )
 

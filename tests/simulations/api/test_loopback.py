@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from deal_core.installed import import_path
 from server.results import read_results
-from simulations.engines.flower import import_path
 from tests.architectures import save
 from tests.simulations.runs import learnt_adapter, same
 
