@@ -10,18 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
+from deal_core.config import file as config_file
 from deal_core.config.data import Table
 from deal_core.config.experiment import Experiment
-from deal_core.config.file import (
-    WHERE,
-    Value,
-    apply_overrides,
-    flatten,
-    overlaid,
-    parse_experiment,
-    parse_tables,
-    read_toml,
-)
 from deal_core.data import open_source
 from deal_core.errors import UserError, at_home, choose
 from server.results import Strict
@@ -168,9 +159,9 @@ def _read(name: str) -> tuple[Path, StudyFile]:
         path, experiment = experiments[name], name
     else:
         path = find_file("study", name, studies)
-        tables = read_toml(path)
+        tables = config_file.read_toml(path)
         if not tables or "arms" in tables or not tables.keys() <= Experiment.model_fields.keys():
-            return path, parse_tables(StudyFile, tables, str(path))
+            return path, config_file.parse_tables(StudyFile, tables, str(path))
         experiment = str(at_home(path).resolve())
     alone = {path.stem: Arm()}
     return path, StudyFile(description=f"{path.stem}.", experiment=experiment, arms=alone)
@@ -202,11 +193,11 @@ class Cell(Place):
     its own."""
 
 
-def settings_of(experiment: Experiment) -> dict[str, Value]:
+def settings_of(experiment: Experiment) -> dict[str, config_file.Value]:
     """Return all that decides what a run finds, by flat key: without the places of its data and
     results and the number of threads."""
-    free = {*WHERE, "data.path"}
-    return {key: value for key, value in flatten(experiment).items() if key not in free}
+    free = {*config_file.WHERE, "data.path"}
+    return {key: value for key, value in config_file.flatten(experiment).items() if key not in free}
 
 
 def precise(experiment: Experiment) -> Experiment:
@@ -286,8 +277,8 @@ def _experiment(study: Study, overrides: Sequence[str], place: Place) -> Experim
     file = study.file
     base = file.experiment
     path = find_experiment(str(study.path.parent / base) if base.endswith(".toml") else base)
-    tables = read_toml(path)
-    parse_experiment(tables, str(path))
+    tables = config_file.read_toml(path)
+    config_file.parse_experiment(tables, str(path))
     layers: list[tuple[str, Mapping[str, Any]]] = [("[set]", file.set)]
     if place.order:
         tasks = {"data": {"tasks": list(file.orders[place.order].tasks)}}
@@ -296,9 +287,11 @@ def _experiment(study: Study, overrides: Sequence[str], place: Place) -> Experim
         layers.append((f"[settings.{place.setting}]", file.settings[place.setting]))
     layers.append((f"[arms.{place.arm}.set]", file.arms[place.arm].set))
     for where, layer in layers:
-        tables = overlaid(tables, layer)
-        parse_experiment(tables, f"{study.path}: {where}")
-    experiment = parse_experiment(apply_overrides(tables, overrides), "--set")
+        tables = config_file.overlaid(tables, layer)
+        config_file.parse_experiment(tables, f"{study.path}: {where}")
+    experiment = config_file.parse_experiment(
+        config_file.apply_overrides(tables, overrides), "--set"
+    )
     budget = file.settings[place.setting]["privacy"] if file.epsilons else {}
     if any(getattr(experiment.privacy, key) != value for key, value in budget.items()):
         raise UserError(
