@@ -18,7 +18,7 @@ from deal_core.aggregation.rule import (
     Rule,
     finished,
 )
-from deal_core.aggregation.screen import Limits, Screen, Verdict
+from deal_core.aggregation.screen import Screen, Verdict
 from deal_core.config.experiment import Experiment, at_server
 from deal_core.lora.adapter import compress, stack
 from deal_core.lora.payload import LORA, PayloadError
@@ -41,14 +41,6 @@ from server.secure_aggregation import SecureAggregation, Sums
 NOISE_PER_EXAMPLE = 1.8e-2
 """Of a step at the server: noise of the mean gradient, in clipping bounds, times the learning rate,
 at most; where there is more noise the rate is lowered."""
-RELATIVE_BOUND = 20.0
-"""Largest length of a whole update, in medians of the round's other updates (of three clients or
-more); above: quarantined."""
-WEIGHT_CAP = 50.0
-"""Largest weight of a client in the average, in medians of the round's other weights; what is above
-is cut to it."""
-LARGEST_CHANGE = 100.0
-"""Of an entry in a round. AdamW moves it by about its rate in a step: a thousand steps of 0.1."""
 
 
 @dataclass(kw_only=True)
@@ -155,7 +147,7 @@ class Updates(Summation):
         """Begin the aggregation, from the current adapter as clients decode it."""
         sent = super().open(state, shown, instructions)
         self._alike = self.clients.experiment.privacy.mechanism != "none"
-        self._screen = Screen(Limits(RELATIVE_BOUND, WEIGHT_CAP, LARGEST_CHANGE))
+        self._screen = Screen()
         self._arrived: dict[str, int] = {}
         self._verdicts: list[Verdict] = []
         self._before = sent.packed.state.current

@@ -31,20 +31,16 @@ AT_ONCE = 2**18
 """Numbers of a factor pair that are computed on together."""
 JUDGES = 2
 """Others that a norm is compared with, at least: of two clients nobody can say who is wrong."""
+RELATIVE_BOUND = 20.0
+"""Largest length of a whole update, in medians of the round's other updates (of three clients or
+more); above: quarantined."""
+WEIGHT_CAP = 50.0
+"""Largest weight of a client in the average, in medians of the round's other weights; what is above
+is cut to it."""
+LARGEST_CHANGE = 100.0
+"""Of an entry in a round. AdamW moves it by about its rate in a step: a thousand steps of 0.1."""
 LONGEST = 4.0
 """Largest change, in medians over the clients of the round; honest skewed ones reach 2.6."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one client may do in a round."""
-
-    relative: float
-    """Largest length of an update, in medians of the others."""
-    weight_cap: float
-    """Largest weight, in medians of the others; what is above is cut."""
-    entry: float
-    """Largest change of an entry of a factor, whoever else takes part."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Verdict:
 
 
 class Screen:
-    """Judges the updates of one round.
+    """Judges the updates of one round, in which an entry of a factor changes by ``entry`` at most.
 
     The first 32 are held until the 33rd comes, or the round ends, and each is judged beside all of
     them; each later one beside all that have come until then: memory is bounded. Medians are over
@@ -80,8 +76,8 @@ class Screen:
     narrow that of anybody else to nothing.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, entry: float = LARGEST_CHANGE) -> None:
+        self._entry = entry
         self._held: list[tuple[ClientUpdate, Lengths]] = []
         self._factors, self._product, self._weights = (list[float]() for _ in range(3))  # sorted
         self._waiting = True
@@ -93,7 +89,7 @@ class Screen:
         Raises:
             AggregationFailed: an entry moved too far, or to nowhere. Nothing is kept.
         """
-        lengths = measured(update.adapter, before, self._limits.entry)
+        lengths = measured(update.adapter, before, self._entry)
         insort(self._factors, lengths.factors)
         insort(self._product, lengths.product)
         insort(self._weights, update.weight)
@@ -110,14 +106,14 @@ class Screen:
                 fault = self._too_long("factors", own.factors, self._factors)
                 fault = fault or self._too_long("product", own.product, self._product)
             if others and not fault:
-                most = self._limits.weight_cap * median_without(self._weights, update.weight)
+                most = WEIGHT_CAP * median_without(self._weights, update.weight)
             cut = update.weight > most
             verdicts.append(Verdict(replace(update, weight=min(update.weight, most)), fault, cut))
         return verdicts
 
     def _too_long(self, what: str, own: float, known: Sequence[float]) -> str:
         """Where most others did nothing at all there is nothing to compare with."""
-        bound, middle = self._limits.relative, median_without(known, own)
+        bound, middle = RELATIVE_BOUND, median_without(known, own)
         if own <= bound * middle or middle == 0:
             return ""
         return (

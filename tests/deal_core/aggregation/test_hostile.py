@@ -17,14 +17,18 @@ from deal_core.aggregation.rule import (
 )
 from deal_core.aggregation.rules import AGGREGATION_RULES, ROBUST_RULES, make_rule
 from deal_core.aggregation.running import fold
-from deal_core.aggregation.screen import Limits, Screen, measured
+from deal_core.aggregation.screen import (
+    RELATIVE_BOUND,
+    WEIGHT_CAP,
+    Screen,
+    measured,
+)
 from deal_core.config.experiment import AggregationConfig
 from deal_core.lora.adapter import Adapter, LoraFactors
 from tests.deal_core.aggregation.updates import adapter, delta, replies, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LIMITS = Limits(20.0, 50.0, 100.0)
 RULES = sorted(AGGREGATION_RULES)
 EXACT = sorted(set(RULES) - {"fedit"})
 
@@ -94,7 +98,7 @@ def federation(rule, seed=3):
 
 
 def screened(updates, before):
-    screen, verdicts = Screen(LIMITS), []
+    screen, verdicts = Screen(), []
     for update in updates:
         try:
             verdicts += screen.add(update, before)
@@ -143,12 +147,12 @@ def test_who_is_let_in_moves_the_model_by_no_more_than_the_bounds_say(rule, robu
     lengths = sorted(measured(u.adapter, before, 100.0).product for u in others)
     middle = lengths[len(lengths) // 2]
     weights = sorted(u.weight for u in others)
-    heaviest = LIMITS.weight_cap * weights[len(weights) // 2]
+    heaviest = WEIGHT_CAP * weights[len(weights) // 2]
     share = heaviest / (heaviest + sum(weights)) if robust == "none" else 1.0
     result = run(let_in, before, rule=rule, robust=robust)
     expected = run(others, before, rule=rule, robust=robust)
     moved = float((delta(result) - delta(expected)).norm())
-    assert moved <= share * (LIMITS.relative * middle + lengths[-1]) * (1 + 1e-4)
+    assert moved <= share * (RELATIVE_BOUND * middle + lengths[-1]) * (1 + 1e-4)
 
 
 @pytest.mark.parametrize("kind", BOUNDED)
@@ -160,7 +164,7 @@ def test_means_of_factors_are_moved_within_the_same_bounds(kind):
     result = run(screened(bad, before), before, rule="fedit").current
     expected = run(others, before, rule="fedit").current
     moved = measured(result, expected, 100.0).factors
-    assert moved <= LIMITS.relative * lengths[len(lengths) // 2] + lengths[-1]
+    assert moved <= RELATIVE_BOUND * lengths[len(lengths) // 2] + lengths[-1]
 
 
 @pytest.mark.parametrize("rule", ["flora", "fedex"])

@@ -8,23 +8,23 @@ import pytest
 import torch
 
 from deal_core.aggregation.rule import BOTH, LORA_B, AggregationFailed, ClientUpdate
-from deal_core.aggregation.screen import HELD, Limits, Screen, measured, median_without
+from deal_core.aggregation.screen import HELD, Screen, measured, median_without
 from deal_core.lora.adapter import Adapter, LoraFactors
 from tests.deal_core.aggregation.updates import adapter, delta_of, moved_to, replies
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-LIMITS = Limits(20.0, 50.0, 1e4)
+ENTRY = 1e4
 
 
-def judged(updates, before, limits=LIMITS):
-    screen, verdicts = Screen(limits), []
+def judged(updates, before, entry=ENTRY):
+    screen, verdicts = Screen(entry), []
     for update in updates:
         verdicts += screen.add(update, before)
     return verdicts + screen.judged()
 
 
-def refused(updates, before, limits=LIMITS):
-    return [v.update.client for v in judged(updates, before, limits) if v.fault]
+def refused(updates, before, entry=ENTRY):
+    return [v.update.client for v in judged(updates, before, entry) if v.fault]
 
 
 def weighing(updates, weights):
@@ -78,8 +78,8 @@ def test_factors_of_an_ordinary_product_are_measured_too(start):
     good = updates[2].adapter
     layers = {n: LoraFactors(f.A / 90, 90 * f.B) for n, f in good.layers.items()}
     updates[2] = ClientUpdate("c2", Adapter(layers, good.scaling), 1.0)
-    assert refused(updates, start, Limits(20.0, 50.0, 1e9)) == ["c2"]
-    fault = judged(updates, start, Limits(20.0, 50.0, 1e9))[2].fault
+    assert refused(updates, start, 1e9) == ["c2"]
+    fault = judged(updates, start, 1e9)[2].fault
     assert "factors" in fault
     assert "median of the others, more than 20" in fault
 
@@ -110,7 +110,7 @@ def test_where_most_did_nothing_there_is_nothing_to_compare_with(start):
 def test_an_entry_beyond_all_reason_is_refused_whoever_else_is_there(start, value, factor):
     layers = {n: LoraFactors(f.A.clone(), f.B.clone()) for n, f in start.layers.items()}
     getattr(layers["v"], factor)[1, 2] += value
-    screen = Screen(Limits(20.0, 50.0, 100.0))
+    screen = Screen()
     with pytest.raises(AggregationFailed, match="v: an entry changed by more than 100"):
         screen.add(ClientUpdate("eve", Adapter(layers, start.scaling), 1.0), start)
     assert screen.judged() == []
@@ -130,7 +130,7 @@ def test_a_weight_is_cut_to_the_cap_and_a_small_one_harms_only_its_own(start):
 
 
 def test_the_first_are_held_and_then_each_is_judged_as_it_comes(start):
-    screen, good = Screen(LIMITS), honest(start, HELD + 4)
+    screen, good = Screen(ENTRY), honest(start, HELD + 4)
     for update in good[:HELD]:
         assert screen.add(update, start) == []
     assert [v.update for v in screen.add(good[HELD], start)] == good[: HELD + 1]
