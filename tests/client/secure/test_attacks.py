@@ -206,7 +206,7 @@ def test_the_same_round_is_not_masked_again_for_a_cohort_less_one(first, monkeyp
         trained.append("again")
         raise AssertionError
 
-    monkeypatch.setattr(training, "run_local_steps", noted)
+    monkeypatch.setattr(training.loop, "run_local_steps", noted)
     assert second_sum(first, nudge) == ["masked"] * 3
     assert trained == []
     for number in first.others:

@@ -79,7 +79,7 @@ def test_every_client_learns_its_own_task_on_its_own_data(own_orders, tmp_path, 
         learnt.append(LocalTask(**fields))
         return learnt[-1]
 
-    monkeypatch.setattr(work, "LocalTask", spied)
+    monkeypatch.setattr(work.interface, "LocalTask", spied)
     grid = Spy(make_app(), to_run_config(experiment), 3)
     events = []
     with assume_identity(1, 1):
