@@ -10,7 +10,7 @@ from typing import Any
 
 from deal_core.config.data import DataConfig
 from deal_core.data.rows import same_person, whole_characters
-from deal_core.data.source import Example, Sides, TaskData, limited
+from deal_core.data.source import Example, Sides, TaskData, limited, named_tasks
 from deal_core.data.tags import read_tagged
 from deal_core.errors import UserError
 
@@ -84,12 +84,12 @@ def usable(tasks: Mapping[str, Sides], config: DataConfig) -> tuple[dict[str, Si
         left_out.update({task: len(rows) - len(kept)} if len(kept) < len(rows) else {})
         return tuple(replace(row, id=same_person(row.id)) if row.id else row for row in kept)
 
-    own = {task: sides for task, sides in tasks.items() if task in config.labels}
+    own = {task: sides for task, sides in tasks.items() if task in named_tasks(config)}
     return {task: (side(task, a), side(task, b)) for task, (a, b) in own.items()}, left_out
 
 
 def _can_be_used(row: Example, config: DataConfig, task: str) -> bool:
-    labels = config.labels[task]
+    labels = config.labels.get(task, ())
     answer = row.label if labels else row.target or row.label
     texts = (row.text, answer, row.id, row.unit, *row.references)
     if not all(isinstance(each, str) for each in texts):

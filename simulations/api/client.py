@@ -150,10 +150,11 @@ class DealClient(ClientApp):
                 changes["privacy"] = self.privacy.within(experiment.privacy)
             if not together:
                 rows: Mapping[str, Any] = self.rows
-                if client.file is not None:  # a site's, whose log says how many it cannot use
+                if client.file is not None or alone:
                     rows, left_out = usable(rows, experiment.data)
                     for task, number in left_out.items():
-                        write_log(client.file, "rows_left_out", task=task, rows=number)
+                        if client.file is not None:
+                            write_log(client.file, "rows_left_out", task=task, rows=number)
                 source = keep_rows(rows)
                 changes["data"] = experiment.data.model_copy(update={"source": source})
             runtime = ClientRuntime(

@@ -452,6 +452,21 @@ def test_a_client_that_demands_privacy_draws_its_noise_itself(bert, tmp_path):
     assert not torch.equal(*found)
 
 
+@pytest.mark.parametrize("more", [[], [("b c", "amber")]])
+def test_labels_that_a_server_leaves_out_end_no_request_of_a_client_that_demands_privacy(
+    bert, tmp_path, more
+):
+    """Whether one row has such a label would show, whatever epsilon is."""
+    made, own = strategy(*bert, TASKS, privacy=RecordDP(delta=1e-3)).experiment, rows(0)
+    own["words"]["train"] = [*own["words"]["train"], *more]
+    app = DealClient(*bert, own, privacy=RecordDP(delta=1e-3))
+    state, config = start(made), to_run_config(at(made, tmp_path / "run"))
+    asks = asking(state).model_copy(update={"task": "words"})
+    with assume_identity(7, 1):
+        context = Context(7, 1, {"partition-id": 0}, RecordDict(), config)
+        assert code(app(message_of(made, state, asks), context)) == "ok"
+
+
 IN_SUM = {
     "privacy.noise_share": "sum",
     "privacy.colluding": 0,
