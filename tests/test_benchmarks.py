@@ -64,6 +64,20 @@ def test_the_step(tables, tiny):
     assert all(row["ratio"] > 0 for row in encoder + causal)
 
 
+def test_both_read_the_same_tokens(tiny):
+    case = step.Case(tiny, 12, 2, 3, 5)
+    examples, labels = step.questions(case)
+    model = step.fresh_model(case, step.torch.float32)
+    ours = model.encode(examples, labels)
+    tokenizer = step.transformers.AutoTokenizer.from_pretrained(tiny)
+    theirs = step.prompts(case, tokenizer, examples, labels)
+    assert [list(item.tokens) for item in ours] == [prompt for prompt, _ in theirs]
+    _, rows, collate = step.causal_parts(case, step.torch.float32)
+    batch = collate(rows)
+    assert batch["attention_mask"].sum(1).tolist() == [len(p) + len(a) for p, a in theirs]
+    assert (batch["labels"] >= 0).sum(1).tolist() == [len(answer) for _, answer in theirs]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Opacus' own
 def test_the_private_step(tables):

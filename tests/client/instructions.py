@@ -1,5 +1,7 @@
 """Instructions and run configs as a server might bend them, for property tests."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 

@@ -89,6 +89,32 @@ def test_no_path_and_no_column_of_the_servers_is_used(site_file):
     assert site.policy.max_epsilon == 2.0
 
 
+def test_answers_that_are_texts_are_agreed_on_as_labels_are(site_file):
+    """Columns are the site's; the words of a prompt are the experiment's, and are compared with
+    those that the site names."""
+    tables = 'target_column = "reply"\n[data.instructions]\nletters = "Answer."\n[data.labels]'
+    text = TOML.replace('elsewhere = ["Yes", "No"]', "letters = []")
+    text = text.replace("[data.labels]", tables)
+    site_file.write_text(text)
+    site = read_site(site_file)
+
+    def decided(**changes):
+        asked = experiment()
+        more = {"labels": {"letters": (), "triage": ("Surgery", "Skin")}, "target_column": "salary"}
+        more["instructions"] = {"letters": "Answer."}
+        data = asked.data.model_copy(update={**more, "generation": ("letters",), **changes})
+        return as_the_site_decides(asked.model_copy(update={"data": data}), site)
+
+    data = decided(instructions={"letters": "Answer.", "triage": "Where to?"}).data
+    assert (data.generation, data.target_column) == (("letters",), "reply")
+    assert decided(measures={"letters": "exact-match"}).data.measure("letters") == "exact-match"
+    assert data.instructions == {"letters": "Answer.", "triage": "Where to?"}
+    with pytest.raises(UserError, match="answers are texts by"):
+        decided(generation=("letters", "triage"))
+    with pytest.raises(UserError, match="has another instruction than"):
+        decided(instructions={})
+
+
 def test_models_and_public_texts_need_the_sites_consent(site_file):
     site = read_site(site_file)
     asked = experiment(model={"name": "bert"})

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import click
 
@@ -51,6 +52,13 @@ def test_the_real_command_line_takes_every_command():
         assert wrong_settings(words.split()) != ""
     targets = {text.split()[1] for text in COMMANDS if text.startswith("make ")}
     assert targets <= {*re.findall(r"^(\S+):", (ROOT / "Makefile").read_text(), re.MULTILINE)}
+
+
+def test_extras_that_pages_install_are_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = set(re.findall(r"editable '\.\[(\w+)\]'", text))
+    assert {"notebook", "tensorboard"} <= named <= project["optional-dependencies"].keys()
 
 
 def test_commands_in_a_sentence_exist():

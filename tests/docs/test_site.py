@@ -36,3 +36,11 @@ def test_a_page_asks_for_nothing_from_elsewhere(built):
             r"<(?!a\b)\w[^>]*\b(?:src|href)=[\"']?([^\"'> ]+)", file.read_text("utf-8")
         )
         assert [each for each in loaded if "://" in each or each.startswith("//")] == [], file
+
+
+def test_equations_are_shown_without_a_script(built):
+    source = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    page = (built / "site/docs/method/index.html").read_text(encoding="utf-8")
+    assert page.count("<math") == source.count("```math") > 40
+    equations = [part.partition("</math>")[0] for part in page.split("<math")[1:]]
+    assert re.findall(r".*?\\.{9}", "".join(equations)) == []  # no command is left over

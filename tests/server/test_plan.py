@@ -13,7 +13,7 @@ from deal_core.config.experiment import (
     RetentionConfig,
     RunConfig,
 )
-from deal_core.deal.interface import phases_after
+from deal_core.deal.interface import Phase, phases_after
 from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.protection import run_schedule
@@ -217,3 +217,17 @@ def test_nobody_is_asked_for_more_than_the_privacy_budget_was_planned_for(
     planned_rounds = {each.task: each.rounds for each in work}
     assert all(count <= planned_rounds[task] for (_, task), count in asked.items())
     assert max(asked.values()) == max(planned_rounds.values())
+
+
+def test_every_stage_has_its_rounds_of_all_phases_then_its_end():
+    polish = Phase("polish", 1, lambda *given: None)
+    assert schedule([2, 1], [polish]) == [
+        Step("round", 0, 1, round=1),
+        Step("zero-shot", -1, round=1),  # of the start; learning does not wait for it
+        Step("round", 0, 2, round=2),
+        Step("round", 0, 3, "polish", round=3),
+        Step("end-stage", 0, round=3),
+        Step("round", 1, 1, round=4),  # counted over the whole run
+        Step("round", 1, 2, "polish", round=5),
+        Step("end-stage", 1, round=5),
+    ]

@@ -4,10 +4,11 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
 from server import clients, wire
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
 from simulations.engines.worker_pool import assume_identity
@@ -38,6 +39,23 @@ def test_a_machine_that_sleeps_through_a_deadline_loses_nobody(now, silent):
         }
         found = {reply.client: reply.fault for reply in wire.collect(grid, requests, 60.0)}
     assert found == {str(k): wire.LATE if str(k) in silent else "" for k in range(CLIENTS)}
+
+
+def test_a_client_beyond_those_of_the_experiment_is_named(now):
+    app = ClientApp()
+
+    @app.query("hello")
+    def hello(message, context):
+        number = message.metadata.dst_node_id - FIRST_CLIENT_NODE
+        return Message(RecordDict({"site": ConfigRecord({"client": number})}), reply_to=message)
+
+    with assume_identity(1, 1):
+        grid = InProcessGrid(app, {}, 3)
+        assert list(clients.find_clients(grid, 3, 60.0)) == ["0", "1", "2"]
+        with pytest.raises(
+            UserError, match=r"client '2' is connected, and .* is 2 \(from 0\); raise"
+        ):
+            clients.find_clients(grid, 2, 60.0)
 
 
 def test_a_flood_of_second_replies_does_not_hold_a_round_up(now):

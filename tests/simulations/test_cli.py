@@ -13,6 +13,7 @@ import pytest
 
 from server.folder import RunFolder
 from simulations import cli
+from simulations.output import shipped_experiments, shipped_studies
 from tests.simulations.report.html_page import EXAMPLES
 
 Call = Callable[..., tuple[int, str, str]]
@@ -42,6 +43,18 @@ def refused(result):
     assert line.startswith("error: ")
     assert not any("error" in other for other in said)
     return line
+
+
+def test_ls_names_every_experiment_and_study_and_its_purpose(deal):
+    assert deal("--version")[1].startswith("deal ")
+    code, out, _ = deal("ls")
+    assert code == 0
+    commands = [line.split()[:3] for line in out.splitlines()]
+    assert commands == [
+        *(["deal", "simulate", name] for name in shipped_experiments()),
+        *(["deal", "study", name] for name in shipped_studies()),
+    ]
+    assert "Hospitals learn together" in out
 
 
 @pytest.mark.parametrize(
@@ -78,6 +91,13 @@ def test_a_finished_run_is_not_resumed_and_says_so_before_anything_large_loads(t
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     said = f"{folder}: the run has finished, nothing is left to do"
     assert done.stdout.splitlines() == [said, "False"]
+
+
+def test_finished_runs_are_compared_without_what_is_large(tmp_path):
+    runs = [str(shutil.copytree(EXAMPLES / "plain", tmp_path / name)) for name in ("one", "two")]
+    command = [sys.executable, "-c", FINISHED, "compare", *runs]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_ctrl_c_is_one_line_from_the_first_moment_on(tmp_path):
@@ -165,3 +185,10 @@ def test_a_signal_stops_with_a_checkpoint_and_says_how_to_go_on(fork, tmp_path, 
     assert stdout.splitlines()[-1].strip() == f"deal {' '.join(arguments)} --resume"
     assert f"report              {out / 'report.html'}" in stdout
     assert "The run stopped early" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def commands(command, *names):
+    """Every command below, with the words that call it."""
+    yield " ".join(names), command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, *names, name)

@@ -6,8 +6,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from server.folder import RunFolder, read_events
 from simulations.cli import app
 from simulations.output import FIGURES, Table, print_table
+from simulations.run.experiment import Request
+from simulations.run.simulate import simulate
+from tests.conftest import SHORT
+from tests.sizes import TINY
 
 WIDE = 200
 
@@ -26,3 +31,31 @@ def test_figures_of_another_kind_are_left_alone(words, own, tmp_path):
     result = CliRunner().invoke(app, [*words.split(), "--out", str(tmp_path)])
     assert str(result.exception) == f"{tmp_path}: holds {FIGURES[file]}; name another --out"
     assert [each.name for each in tmp_path.iterdir()] == [file]
+
+
+def test_what_takes_its_time_is_said_before_it_begins_and_then_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("simulations.output.LONGEST_SILENCE", 0.0)
+    log, said = RunFolder(tmp_path / "run").metrics, list[tuple[str, set[str]]]()
+    plugin, read = tmp_path / "plugin.py", tmp_path / "read"
+    plugin.write_text(f"open({str(read)!r}, 'w').close()")
+
+    def seen(line):
+        events = [f"{e['event']} {e.get('stage')}" for e in read_events(log)]
+        said.append((line, {*events, *(["plugin"] if read.exists() else [])}))
+
+    monkeypatch.setattr("simulations.output.print_line", lambda console, line: seen(line))
+    keys = (*SHORT, *TINY, 'data.tasks=["surgery"]', f'plugins=["{plugin}"]')
+    request = Request("quickstart", str(tmp_path / "run"), keys)
+    assert simulate(request, Console(file=io.StringIO())) == 0
+    for phase, later in {
+        "reading the experiment": "plugin",
+        "reading the data": "run_started None",
+        "building the model": "run_started None",
+        "zero-shot evaluation": "evaluated -1",
+        "training": "client_finished 0",
+        "1/1 surgery: evaluation": "evaluated 0",
+    }.items():
+        line, before = next(each for each in said if phase in each[0])
+        assert later not in before, line
+    for phase in ("zero-shot evaluation", "training", ": evaluation"):
+        assert any(phase in line and "1 of 2 clients" in line for line, _ in said)

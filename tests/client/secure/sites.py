@@ -1,5 +1,7 @@
 """Real sites that pin each other's keys, and a server that is real but for the wire between."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass
 from functools import partial

@@ -258,6 +258,19 @@ def test_rows_of_well_known_shapes_are_read(tmp_path, suffix, row):
     assert "row 1: column 'messages' holds others than {role, content}" in error_of(tmp_path)
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_bad_rows_and_splits_without_any_are_named(tmp_path, suffix):
+    folder = make_task(tmp_path, suffix)
+    path, row = folder / f"test{suffix}", 3 if suffix == ".csv" else 2
+    for bad, problem in (
+        ({"text": "x", "label": 3, "ward": "A"}, "'3' is no label of the task (they are: 1, 2)"),
+    ):
+        WRITERS[suffix](path, [*TEST, bad])
+        assert f"{path}, row {row}: {problem}" in error_of(tmp_path)
+    WRITERS[suffix](path, [])
+    assert f"{path}: holds no examples" in error_of(tmp_path)
+
+
 def test_declared_labels_are_the_tasks_labels(tmp_path):
     make_task(tmp_path)
     declared = {"triage": ("1", "2", "3"), "later": ("x", "y")}

@@ -41,6 +41,15 @@ def test_answers_and_further_right_ones_are_read(folder):
     assert [example.references for example in alone.test] == [(), ()]
 
 
+def test_a_site_leaves_such_a_row_out(folder):
+    text = json.dumps(ROWS[0]) + "\n" + json.dumps({"text": "a"})
+    (folder / "animals" / "train.jsonl").write_text(text)
+    site = config(folder, source="site", labels={"animals": []})
+    task = open_source(site).load("animals")
+    assert [example.target for example in task.train] == ["a cat"]
+    assert task.left_out == 1
+
+
 @pytest.mark.parametrize(
     ("written", "right", "expected"),
     [

@@ -9,6 +9,7 @@ import openpyxl
 import pytest
 
 from deal_core.config.data import DataConfig
+from deal_core.data import read_public
 from deal_core.data.files import SiteSource, repeated_identifiers
 from deal_core.data.rows import Columns, to_example
 from deal_core.data.source import Example
@@ -154,3 +155,24 @@ def test_a_long_field_is_read_and_an_open_quote_has_a_cure_of_its_own(tmp_path):
     assert len(examples(path)[0].text) == 200_000
     path.write_text('text,label\na,x\n"b,x\n' + "c,x\n" * 50_000)
     assert refusal(path) == ", row 3: not valid CSV: its quotes are never closed; close them"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fault"),
+    [
+        ("texts.txt", None, "no such file"),
+        ("texts.txt", b"\n \n", "holds no texts"),
+        ("texts.txt", b"\xff\xfe\x00", "row 1: not UTF-8"),
+        ("texts.jsonl", b'{"text": "a"}\n{"question": "b"}\n', "row 2: no column 'text'"),
+        ("texts.jsonl", b'{"text": ""}\n', "row 1: column 'text' is empty"),
+    ],
+)
+def test_a_fault_is_one_line_with_the_place(tmp_path, name, content, fault):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_public(str(path), DataConfig())
+    assert str(path) in str(error.value)
+    assert fault in str(error.value)
+    assert "\n" not in str(error.value)

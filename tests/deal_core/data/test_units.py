@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from deal_core.config.data import DataConfig, PartitionConfig
-from deal_core.data import Example, TaskData, open_source
+from deal_core.data import Example, TaskData, load_for_clients, open_source
 from deal_core.data.files import repeated_identifiers
 from deal_core.data.partition import partition
 from deal_core.data.rows import folded
@@ -128,6 +128,21 @@ def test_a_share_takes_groups_whole_and_the_same_in_every_task(share):
     assert each_by_itself(task.train, "two", share) == kept
     without = tuple(e for e in task.train if e.unit != "p7")
     assert each_by_itself(without, "one", share) == tuple(e for e in kept if e.unit != "p7")
+
+
+def test_a_runs_clients_have_units(folder, make_experiment):
+    experiment = make_experiment(
+        "data.source=files",
+        f'data.path="{folder}"',
+        "data.tasks=[]",
+        "data.max_train=6",
+        "privacy.mechanism=record",
+        "privacy.unit_column=patient",
+    )
+    found = load_for_clients(experiment, "triage")
+    sizes = Counter(e.unit for e in found.train)
+    assert 0 < len(sizes) < 4
+    assert set(sizes.values()) == {3}
 
 
 def test_an_identifier_that_repeats_is_found_and_nothing_else(folder):

@@ -1,5 +1,7 @@
 """A run among sites in one process: every record and message passes through its bytes."""
 
+from __future__ import annotations
+
 import copy
 import functools
 import itertools

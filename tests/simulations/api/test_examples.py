@@ -66,6 +66,13 @@ def test_run_and_predict(tmp_path):
     assert lines[4].startswith("surgery: ")
 
 
+@pytest.mark.slow
+def test_compare_methods(fork, tmp_path):
+    lines = said_by_forked(fork, FOLDER / "compare_methods.py", tmp_path).splitlines()
+    assert [line.split()[0] for line in lines] == ["method", "sequential", "lwf", "deal"]
+    assert all(0.3 < numbers(line)[0] <= 1 for line in lines[1:])
+
+
 def blocks():
     page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     return re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)

@@ -96,3 +96,19 @@ def test_an_experiment_comes_from_a_name_a_file_tables_or_an_experiment(tmp_path
     assert changed.data.labels == {"surgery": ("a", "b")}
     assert changed.train.learning_rate == 1e-5
     assert changed.method.retention.filter == "none"
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "reason"),
+    [
+        ("quickstrat", {}, r"unknown experiment 'quickstrat'"),
+        ({"data": {"taks": []}}, {}, r"tables: unknown key 'data\.taks'"),
+        ({}, {"data.taks": []}, r"overrides: unknown key 'data\.taks'"),
+        ({}, {"data.max_train": None}, r"overrides: 'data\.max_train' is a NoneType; use strings"),
+        ({}, {"data.max_train": "many"}, r"overrides: key 'data\.max_train' should be"),
+    ],
+)
+def test_a_mistake_is_one_line(config, overrides, reason):
+    with pytest.raises(UserError, match=reason) as caught:
+        experiment(config, overrides)
+    assert "\n" not in str(caught.value)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import subprocess
 import time
 from contextlib import suppress
@@ -110,3 +111,23 @@ def test_a_whole_run_ends_with_its_report_and_leaves_no_process(tmp_path):
     assert len(list(folder.glob("server/runs/*/report.html"))) == 1
     again = start(folder)
     assert "is there already; choose a new folder" in again.communicate(timeout=60 * SLOW)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900 * SLOW)
+def test_a_signal_stops_all_of_it(tmp_path):
+    folder = tmp_path / "demo"
+    process = start(folder)
+
+    def begun():
+        logs = folder.glob("server/runs/*/metrics.jsonl")
+        return any("run_started" in log.read_text() for log in logs)
+
+    wait_for("the run", begun, 240)
+    seen = running(folder)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=120 * SLOW)
+    assert process.returncode == 130, said
+    assert "nothing of it runs any more" in said
+    assert seen
+    assert running(folder) == []

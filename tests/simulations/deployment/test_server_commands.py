@@ -90,6 +90,14 @@ def test_the_server_has_private_keys_and_a_certificate_for_its_hosts(server):
         trusting.build_server_verifier(x509.DNSName("other.example.org")).verify(certificate, [])
 
 
+@pytest.mark.parametrize("host", ["https://x.org", "x.org:9443", "a b", "-x.org", ""])
+def test_a_host_that_is_none_is_refused(tmp_path, host):
+    folder = ServerFolder(tmp_path / "server")
+    with pytest.raises(UserError, match="neither a host name nor an address"):
+        serving.init_server(folder, ServerSettings(hosts=(host,)))
+    assert not folder.path.exists()
+
+
 def test_a_server_and_a_site_are_made_once(server, tmp_path):
     before = server.authority_key.read_bytes()
     with pytest.raises(UserError, match="holds a server already"):
@@ -232,6 +240,17 @@ def started(server, name, *starts):
     lines = [json.dumps({"run": number, "time": at}) + "\n" for number, at in starts]
     (run / STARTS).write_text("".join(lines))
     return run
+
+
+def test_a_run_that_was_continued_a_moment_ago_is_not_continued_again(server, monkeypatch):
+    run = started(server, "one", ("7", 1.0))
+    for found in ("running", "pending", "finished:failed", "unknown", ""):
+        monkeypatch.setattr(submitting, "flower_status", lambda *given, found=found: found)
+        if found in ("running", "pending"):
+            with pytest.raises(UserError, match="a moment ago"):
+                submitting._require_ended(server, run, "")
+        else:
+            submitting._require_ended(server, run, "")
 
 
 def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(server, monkeypatch):

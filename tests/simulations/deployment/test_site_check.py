@@ -164,6 +164,43 @@ def test_a_state_folder_elsewhere_is_its_owners_alone(site, tmp_path):
     assert state.stat().st_mode & 0o777 == 0o700
 
 
+def test_units_are_columns_that_name_people(site):
+    """A column that does is warned of; as unit it must be there, and the experiment's too."""
+
+    def of_patients(name, empty=False):
+        """Two records of each patient, the same in training and test."""
+        rows = [{**r, name: "" if empty and n == 5 else f"p{n // 2}"} for n, r in enumerate(GOOD)]
+        for split in ("train", "test"):
+            jsonl(site.parent / "data" / "triage" / f"{split}.jsonl", rows)
+
+    of_patients("ward")
+    assert checked(site).warnings == []  # it names nobody
+    of_patients("patient_id")
+    (warning,) = checked(site).warnings
+    assert "column 'patient_id' of task 'triage' has 3 values in 6 training rows" in warning
+    assert "set policy.unit_column = 'patient_id'" in warning
+    groups = asked(privacy={"mechanism": "record", "unit_column": "person"})
+    (found,) = checked(site, groups).problems
+    assert "policy.unit_column" in found
+    change(site, "[policy] ", '[policy]\nunit_column = "patient_id" ')
+    report = checked(site, groups)
+    assert report.problems == []
+    (warning,) = report.warnings
+    assert "3 groups have training and test records" in warning
+    said = "\n".join(report.lines)
+    assert "6 train of 3 groups" in said
+    assert "unit of privacy: group of 'patient_id'" in said
+    (found,) = checked(site, asked()).problems
+    assert "demands groups of 'patient_id'" in found
+    for column, empty, problem in (
+        ("patient_id", True, "row 6: column 'patient_id' is empty"),
+        ("ward", False, "row 1: no column 'patient_id'; the columns are: text, label, ward"),
+    ):
+        of_patients(column, empty)
+        found = checked(site).problems
+        assert [problem in each for each in found] == [True, True]  # of train and of test
+
+
 def own(site):
     return keys.fingerprint_of_line(keys.read_public_key(site / "site.pub"))
 

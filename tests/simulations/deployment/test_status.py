@@ -5,6 +5,7 @@ import json
 import pytest
 
 from server.folder import RunFolder
+from simulations.deployment.server import status as module
 from simulations.deployment.server.status import RunState, described, run_state, state_of
 from tests.simulations.runs import at, no_number, run_in_process
 from tests.sizes import TINY
@@ -12,6 +13,13 @@ from tests.sizes import TINY
 SITES = ["north", "south"]
 STARTED = {"event": "run_started", "time": 990.0, "tasks": ["a"], "clients": 3, "done_rounds": 0}
 STARTED |= {"stages": [{"rounds": 3}], "sites": ["x", "y", "z"]}
+ROUND = {"stage": 0, "phase": "learn", "server_round": 1, "round": 1}
+BEGUN = {"event": "round_started", "time": 1000.0, "clients": 3, "tasks": ["a"], **ROUND}
+
+
+def said(kind, client="0", **fields):
+    event = {"event": kind, "time": 1100.0, "client": client, "task": "a", "reason": "late"}
+    return event | ROUND | fields
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +61,25 @@ def test_a_run_that_stops_says_why_and_goes_on_when_resumed():
     again = run_state([STARTED, stopped, STARTED])
     assert (again.phase, again.reason) == ("running", "")
     assert run_state([]) == RunState()
+
+
+def test_a_round_that_is_under_way_says_who_was_asked_when_and_who_has_answered(monkeypatch):
+    monkeypatch.setattr(module.time, "time", lambda: 1480.0)
+    waiting = described("one", run_state([STARTED, BEGUN]), 1800.0)
+    assert "round 1: 3 sites asked 8 min ago, 0 replied, deadline in 22 min" in waiting
+    heard = [said("client_finished"), said("client_failed", "1")]
+    heard.append(said("client_idle", "2", code="policy"))
+    state = run_state([STARTED, BEGUN, *heard])
+    expected = "1 replied, 1 declined, 1 failed, the deadline has passed"
+    assert f"round 1: 3 sites asked 8 min ago, {expected}" in described("one", state, 300.0)
+    assert state.sites["z"].last_fault.startswith("its policy refuses the experiment")
+    late = said("reply_late", "1", reason="answered 31 s after the deadline of 240 s")
+    slow = run_state([STARTED, BEGUN, *heard, late]).sites["y"]
+    assert (slow.faults, slow.last_fault) == (1, "answered 31 s after the deadline of 240 s")
+    again = run_state([STARTED, BEGUN, *heard, said("client_finished", "1")])  # asked once more
+    assert list(again.answers.values()) == ["replied", "replied", "declined"]
+    assert again.left_out == []
+    other = run_state([STARTED, BEGUN, said("client_finished", server_round=0)])
+    assert other.answers == {}
+    evaluated = run_state([STARTED, said("client_failed", server_round=0)])
+    assert evaluated.left_out == []  # of an evaluation that fails

@@ -4,19 +4,23 @@ Few of them here, each rule and each mechanism with another architecture; all of
 tests run.
 """
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 
+from deal_core.aggregation.rules import AGGREGATION_RULES
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import load_predictor
 from deal_core.lora.adapter import stack
 from deal_core.models import adapter_shapes
+from deal_core.protection import MECHANISMS
 from server.results import read_results
 from server.run import load_checkpoint
 from simulations.use.export import export
-from tests.architectures import CONFIGS, LOADERS, save
+from tests.architectures import CONFIGS, LOADERS, WORKING, save
 from tests.simulations.runs import learnt_adapter, simulated
 from tests.slow import slow_but
 
@@ -33,6 +37,11 @@ SPARSE = [
 
 THEIRS = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
 """PEFT tells that it corrects this for a GPT-2."""
+
+
+def test_the_few_have_every_rule_and_every_mechanism():
+    assert {rule for _, rule, _ in SPARSE} == set(AGGREGATION_RULES)
+    assert {mechanism for *_, mechanism in SPARSE} == set(MECHANISMS)
 
 
 def run_of(make_experiment, tmp_path, name, rule, mechanism):
@@ -86,3 +95,12 @@ def check(make_experiment, tmp_path, name, rule, mechanism):
 @pytest.mark.parametrize("case", slow_but(SPARSE, SPARSE[0], SPARSE[2], SPARSE[3]))
 def test_a_run_of_two_tasks(make_experiment, tmp_path, case):
     check(make_experiment, tmp_path, *case)
+
+
+@pytest.mark.slow
+@THEIRS
+@pytest.mark.parametrize(
+    ("name", "rule", "mechanism"), list(product(WORKING, AGGREGATION_RULES, MECHANISMS))
+)
+def test_all_of_them(make_experiment, tmp_path, name, rule, mechanism):
+    check(make_experiment, tmp_path, name, rule, mechanism)

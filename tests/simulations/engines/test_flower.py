@@ -13,12 +13,27 @@ from simulations.engines import ENGINES
 from simulations.engines.flower import (
     CONNECTION,
     LOG,
+    Tail,
     flower_sandbox,
     members,
     stop_all,
 )
 from tests.simulations.runs import IN_SUM
 from tests.sizes import TINY
+
+
+def test_the_tail_skips_what_was_there_and_waits_for_whole_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "old"}\n')
+    tail = Tail.from_end(path)
+    assert list(tail.new()) == []
+    with path.open("a") as file:
+        file.write('{"event": "a"}\n{"eve')
+        file.flush()
+        assert list(tail.new()) == [{"event": "a"}]
+        file.write('nt": "b"}\n')
+    assert list(tail.new()) == [{"event": "b"}]
+    assert list(Tail.from_end(tmp_path / "missing").new()) == []
 
 
 @contextmanager

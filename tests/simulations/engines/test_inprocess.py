@@ -1,5 +1,7 @@
 """The real thing in small: real model, real data, the real Flower apps, in one process."""
 
+from __future__ import annotations
+
 import json
 import time
 from dataclasses import dataclass, field
@@ -64,6 +66,18 @@ def test_a_run_leaves_valid_results(finished):
     assert [e["event"] for e in events].count("round_finished") == 4
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert logged == events
+
+
+def test_among_all_labels_seen_so_far_nobody_is_right_more_often(finished):
+    results = read_results(finished.folder)
+    among_all = results.class_incremental
+    own, every = np.array(results.accuracy_matrix), np.array(among_all.accuracy_matrix)
+    assert every.shape == own.shape
+    assert (every <= own).all()
+    assert every[0, 0] == own[0, 0]  # task 1 alone is learnt: there are no other labels
+    assert (every < own).any()
+    assert among_all.zero_shot == results.zero_shot
+    assert among_all.per_client.keys() == results.per_client.keys()
 
 
 def test_nothing_but_adapters_and_figures_leaves_a_client(finished):

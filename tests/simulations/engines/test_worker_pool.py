@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
@@ -309,6 +311,14 @@ def test_a_signal_waits_for_the_end_of_the_block(number):
     with pytest.raises(KeyboardInterrupt):
         start()
     assert done == ["the whole block"]
+
+
+def test_what_is_started_in_the_block_hears_signals():
+    """Ignored or blocked, they would be so in the new process as well."""
+    with deferred():
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process.terminate()
+    assert process.wait(timeout=30) == -signal.SIGTERM
 
 
 def test_a_fault_in_the_block_is_told_and_the_signal_as_well():

@@ -1,5 +1,7 @@
 """A page as a reader's program sees it: its tables, anchors and addresses."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass, field
 from html.parser import HTMLParser

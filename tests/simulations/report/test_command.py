@@ -73,3 +73,18 @@ def test_runs_side_by_side_have_their_figures_and_what_an_epsilon_means(runs):
     assert max(len(line) for line in said.splitlines() if not line.startswith("[1] ")) <= 80
     assert "privacy.mechanism" in said
     assert "run.out" not in said
+
+
+def test_runs_of_one_name_are_told_apart_and_bad_input_is_one_line(runs, tmp_path):
+    twins = [shutil.copytree(runs[0], tmp_path / where / "run") for where in ("a", "b")]
+    said = called("compare", *twins)
+    assert "a/run " in said
+    assert "b/run " in said
+    assert "Settings that differ" not in said
+    for folders, message in (
+        ([runs[0]], "name two runs"),
+        ([runs[0], runs[0]], "each once"),
+        ([runs[0], tmp_path], "the run has not finished"),
+    ):
+        with pytest.raises(UserError, match=message):
+            called("compare", *folders)

@@ -1,6 +1,7 @@
 """Every page: one file, nothing from outside, readable by eye and by ear. Those of studies and
 audits have the figures of their tables, which tests of their own compare with the cells."""
 
+import csv
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from simulations.audit.command import Audit, attack_table
 from simulations.output import Table
 from simulations.report.blocks import Curve, Dot, Page, Section, Text, dots, lines, render
 from simulations.report.commands import write_report
+from simulations.report.study import tex
 from simulations.study import tables
 from simulations.study.grid import Study, StudyFile
 from simulations.study.results import StudyResults
@@ -110,6 +112,29 @@ def has(shown, *parts):
         else:
             rows = [list(row) for row in (part.columns, *part.rows)]
             assert rows in [found.rows for found in shown.tables]
+
+
+def test_a_study_writes_what_a_paper_takes_of_it(written):
+    folder = written["study"]
+    study, results = read(folder)
+    made = tables.arms_table(study, results.standing)
+    lines = (folder / "paper/arms-and-measures.tex").read_text().splitlines()
+    assert [lines[place] for place in (2, 4, -2, -1)] == [
+        *(r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}")
+    ]
+    assert len(lines) == len(made.rows) + 7
+    for y, x in made.best:
+        cell = made.rows[y][x].replace("±", r"$\pm$")
+        assert rf"\textbf{{{cell}}}" in lines[5 + y]
+    assert tex("a_b & 50 % ± 1") == r"a\_b \& 50 \% $\pm$ 1"
+    with (folder / "paper/cells.csv").open(newline="") as file:
+        told = list(csv.DictReader(file))
+    assert [float(row["Task-IL accuracy"]) for row in told] == [
+        cell.outcome.average_accuracy for cell in results.standing
+    ]
+    drawn = sorted((folder / "paper").glob("task-il-accuracy-of-every-arm.*"))
+    assert [path.suffix for path in drawn] == [".pdf", ".svg"]
+    assert [path.read_bytes()[:5] for path in drawn] == [b"%PDF-", b"<?xml"]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -1,5 +1,7 @@
 """Short runs under secure aggregation, and the same without; legs that are lost or cut off."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,6 +1,8 @@
 """`deal check`: every bad or odd input has its line, a good one has none, and all lines come at
 once; `deal simulate` checks the same."""
 
+from __future__ import annotations
+
 import io
 import subprocess
 import sys
@@ -228,6 +230,18 @@ def test_all_at_once_each_once_and_the_exit_code(checked):
     assert lines[-1] == "2 errors, 3 warnings"
     keys = Odd(toml="speed = 1\n[stream]\nscheduel = 3", data='split = "a fifth"')
     assert checked(keys)[1][-1] == "3 errors, no warnings"
+
+
+def test_warnings_fail_where_they_are_asked_to(checked):
+    read = "task 'ward': 80 train and 40 test rows, 2 labels"
+    code, lines = checked(Odd(), strict=True)
+    assert (code, lines[0], lines[-1]) == (0, read, "nothing is wrong")
+    odd = Odd(train=(*ROWS, (ROWS[0][0], "b")))
+    code, lines = checked(odd)
+    assert code == 0
+    assert sum(line.startswith("warning: ") for line in lines) == 1
+    assert lines[-1] == "no errors, 1 warning"
+    assert checked(odd, strict=True)[0] == 2
 
 
 def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path):

@@ -4,13 +4,15 @@ import json
 
 import pytest
 
+from deal_core.config.data import DataConfig
+from deal_core.config.experiment import Experiment
 from deal_core.data import open_source
 from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.protection import make_mechanism
 from simulations.run.data_checks import check_data, check_text_lengths
-from simulations.run.model_checks import check_names
+from simulations.run.model_checks import check_declared, check_names
 from tests.architectures import save
 from tests.simulations.run.secure_runs import POOLED
 from tests.simulations.runs import IN_SUM
@@ -104,6 +106,21 @@ def test_a_task_that_no_client_meets_is_found_before_the_start(make_experiment):
     orders = 'stream.orders={0=["surgery"], 1=["surgery"], 2=[]}'
     with pytest.raises(UserError, match="no client meets the task 'laboratory'"):
         list(check_data(make_experiment(*OWN_ORDERS, orders)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"labels": {"surgery": ("b", "a")}}, "has the labels of its data"),
+        ({"source": "hub", "labels": {"t": ("b", "a")}}, "has the labels of its data"),
+        ({"generation": ("surgery",)}, "answers are labels"),
+        ({"source": "files", "labels": {"t": ("a",)}, "generation": ("t",)}, "leave it out of one"),
+        ({"path": "mine"}, r'data\.path = "mine" is read with data\.source = "files"'),
+    ],
+)
+def test_answers_and_folders_that_nothing_would_read_are_refused(settings, line):
+    with pytest.raises(UserError, match=line):
+        check_declared(Experiment(data=DataConfig(**settings)))
 
 
 def with_positions(folder, positions):

@@ -13,6 +13,7 @@ from deal_core.privacy.events import Budget, composed
 from deal_core.privacy.ledger import Ledger
 from server.results import read_results
 from simulations.run.check import preflight
+from simulations.run.data_checks import check_data
 from simulations.run.run_log import Progress
 from simulations.run.summary import privacy_text
 from tests.simulations.runs import at, no_number, run_in_process, simulated, stopped
@@ -214,6 +215,25 @@ def test_ledgers_are_of_the_groups_that_each_client_has(grouped):
         rates = {e.task: e.sample_rate for e in Ledger(folder / "sites" / str(client)).events()}
         assert rates["triage"] == 4 / groups
         assert event.delta <= 1e-1
+
+
+def warned(experiment):
+    return [finding.text for finding in check_data(experiment)]
+
+
+def test_a_column_that_repeats_is_warned_of_where_records_are_the_unit(settings):
+    first, second = warned(settings())
+    assert second.startswith("column 'patient_id' of task 'triage' has 24 values in 72")
+    assert "set privacy.unit_column = 'patient_id'" in first
+    assert warned(settings("privacy.mechanism=none")) == []
+
+
+def test_patients_on_both_sides_or_at_two_clients_are_warned_of(settings):
+    found = warned(settings(GROUPS))
+    assert [line.split(":")[0] for line in found] == ["task 'referral'", "task 'triage'"]
+    assert "groups have training and test records" in found[0]
+    skewed = warned(settings(GROUPS, "data.partition.kind=dirichlet", "run.seed=2"))
+    assert "groups have records at more than one client" in skewed[-1]
 
 
 @pytest.mark.parametrize(

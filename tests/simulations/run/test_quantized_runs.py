@@ -71,3 +71,16 @@ def test_records_are_protected_as_with_whole_weights(small, tmp_path, bits):
     ours = torch.cat([p.grad.flatten() for p in parameters])
     assert float((ours - both).norm() / both.norm()) < 1e-5
     assert float(norms[0]) == pytest.approx(float(one.norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_frozen_weights_take_less_memory(small, bits):
+    def size(bits):
+        model = small["encoder"].model.model_copy(update={"bits": bits})
+        module = load_model(model, AdapterConfig(rank=1), 16, torch.float32).module
+        inner = [
+            p for n, p in module.named_parameters() if "encoder.layer" in n and "lora" not in n
+        ]
+        return sum(p.numel() * p.element_size() for p in inner)
+
+    assert size(bits) < 1.1 * size(0) * bits / 32

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
+from server.folder import RunFolder
 from server.results import (
     ClassIncremental,
     ClientResult,
@@ -13,9 +14,10 @@ from server.results import (
     Results,
     Stage,
     Wire,
+    write_results,
 )
 from simulations.run.run_log import Progress, told_to
-from simulations.run.summary import large_delta, measures, privacy_text, task_table
+from simulations.run.summary import large_delta, measures, print_report, privacy_text, task_table
 
 START = 1000.0
 TASKS = ["heart", "skin"]
@@ -159,6 +161,24 @@ def test_accuracy_and_overlap_of_texts_are_never_one_figure():
     both = results(config=Experiment(data=DataConfig(generation=("heart", "skin"))))
     assert dict(measures(both))["average ROUGE-L"] == "75.0 %"
     assert task_table(both).caption.startswith("ROUGE-L in %")
+
+
+def test_a_run_ends_with_a_row_for_each_task_its_measures_and_its_place(tmp_path):
+    write_results(RunFolder(tmp_path).results, results(class_incremental=among_all()))
+    output = io.StringIO()
+    print_report(Console(file=output, width=160), tmp_path)
+    assert max(map(len, output.getvalue().partition("average")[0].splitlines())) <= 80
+    lines = [" ".join(line.split()) for line in output.getvalue().splitlines()]
+    assert "1 heart 20.0 80.0 60.0 -20.0 35.0" in lines
+    assert "2 skin 30.0 90.0 90.0 +0.0 55.0" in lines
+    assert "average accuracy 75.0 %" in lines
+    assert "Class-IL accuracy 45.0 %" in lines
+    assert "Class-IL transfer backward -45.0, forgetting 40.0 points" in lines
+    assert lines[-3:] == [
+        "learnt 85.0 % when a task was just learnt, 25.0 % before",
+        "forgotten 20.0 points of the best that a task had, by the end of the run",
+        f"results {tmp_path / 'results.json'}",
+    ]
 
 
 def test_an_epsilon_is_never_shown_without_delta_and_unit():

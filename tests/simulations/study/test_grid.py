@@ -130,6 +130,30 @@ def test_nothing_overrules_a_budget_nor_its_absence(tmp_path, override):
     assert [cell.runs[""].privacy.mechanism for cell in kept] == ["record", "none"]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[arm.a]\n", r"mine.toml: unknown key 'arm'; did you mean 'arms'\?"),
+        ("[arms.a]\nset.adapter.rnk = 4\n", r"mine.toml: \[arms.a.set\]: .*'adapter.rnk'.*'rank'"),
+        ("[arms.a]\n[settings.s]\nrun.seed = -1\n", r"mine.toml: \[settings.s\]: key 'run.seed'"),
+        ("seeds = [1, 1]\n[arms.a]\n", r"seeds \[1, 1\]: name one at least, all different"),
+        ("[arms]\n", "has no arm"),
+        ('[arms."a.b"]\n', r"\[arms.\"a.b\"\]: a name is letters"),
+        (
+            "[arms.a]\nbound = 'jiont'\n",
+            "unknown bound 'jiont'; known: joint, joint-all-labels, local-only, per-",
+        ),
+        ("candidate = 'b'\n[arms.a]\n", "unknown arm 'b'"),
+        ("baseline = 'a'\n[arms.a]\nbound = 'joint'\n", "'a' is a bound or a reference"),
+        ("experiment = 'own.toml'\n[arms.a]\n", "own.toml: no such file"),
+    ],
+)
+def test_mistakes_in_the_file(tmp_path, text, message):
+    with pytest.raises(UserError, match=message) as caught:
+        cells(tmp_path, text)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", shipped_studies())
 def test_every_shipped_study_is_a_grid_of_valid_experiments(tmp_path, name):
     study = load_study(name)

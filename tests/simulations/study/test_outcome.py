@@ -92,6 +92,17 @@ def test_each_client_alone_is_judged_on_its_own_tests_every_example_once():
     assert (found.bytes_up, found.bytes_down) == (30.0, 5.0)  # of each client
 
 
+def test_each_client_alone_is_judged_among_all_labels_on_its_own_tests_as_well():
+    start = {"0": [[0, 10, 0], [0, 0, 0]], "1": [[0, 30, 0], [0, 10, 0]]}
+    zero = run(["a", "b"], start, {"0": [[9, 10, 6], [0, 0, 0]], "1": [[1, 30, 1], [3, 10, 3]]})
+    one = run(["a", "b"], start, {"0": [[0, 10, 0], [0, 0, 0]], "1": [[24, 30, 18], [2, 10, 1]]})
+    found = pooled_own([zero, one]).class_incremental
+    assert found.accuracy_matrix == [pytest.approx([(6 + 18) / 40, 1 / 10])]
+    assert found.worst_client == pytest.approx((0.6 + 0.1) / 2)
+    silent = run(["a", "b"], START, START)  # has not counted among all labels
+    assert pooled_own([zero, silent]).class_incremental is None
+
+
 SUMMED = {EVERYBODY: [[5, 10, 4], [7, 10, 6]]}
 """What a secure sum tells: nothing of single clients."""
 

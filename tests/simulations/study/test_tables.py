@@ -127,6 +127,17 @@ def test_differences_are_paired_by_seed_order_and_precision(study):
     assert ("DEAL", "Good | old: best baseline", "1", "+5.0", "–") in parts(study, cells)[1]
 
 
+def test_an_arm_without_a_pair_is_named_and_the_fallback_said(study):
+    """A reader must not take the comparison for one of all."""
+    matrix = [[0.5, 0.1], [0.4, 0.6]]
+    told = [cell("deal", 0, matrix), cell("good", 0, matrix), cell("weak", 1, matrix)]
+    texts, _ = parts(study, told)
+    assert "by each one's own cells" in texts[0]
+    assert texts[1] == "Not compared, for want of a pair: weak."
+    (text,), _ = parts(study, [*told, cell("weak", 0, matrix)])
+    assert "by the cells that all have in common" in text
+
+
 @pytest.mark.parametrize(
     ("seed", "settings", "other"),
     [

@@ -1,5 +1,7 @@
 """``deal predict`` answers as the evaluation of the run did, text by text."""
 
+from __future__ import annotations
+
 import json
 import re
 import shutil
