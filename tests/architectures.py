@@ -1,5 +1,10 @@
 """Random models of a few thousand weights, one of each architecture, with word-level tokenisers."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -51,7 +56,7 @@ BART = {
     "decoder_start_token_id": 2,
     "init_std": 0.2,
 }
-CONFIGS = {
+CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("encoder-labels", "BertConfig", PLAIN),
     "roberta": ("encoder-labels", "RobertaConfig", PLAIN),
     "mpnet": ("encoder-labels", "MPNetConfig", PLAIN),
@@ -110,6 +115,12 @@ CONFIGS = {
 """Name to family, class of its configuration, sizes."""
 REFUSED = ("bloom", "falcon", "gemma2")
 WORKING = tuple(name for name in CONFIGS if name not in REFUSED)
+OF_ATTENTION = {
+    "distilbert": ["q_lin", "v_lin"],
+    "modernbert": ["Wqkv"],
+    "mpnet": ["q", "v"],
+}
+"""Adapted layers of those for which PEFT has no default."""
 LOADERS = {
     "encoder-labels": AutoModel,
     "causal-lm": AutoModelForCausalLM,
@@ -117,7 +128,7 @@ LOADERS = {
 }
 
 
-def save(folder, name):
+def save(folder: Path, name: str) -> Path:
     """Save model and tokeniser in ``folder``; equal for equal names."""
     family, kind, sizes = CONFIGS[name]
     tokenizer = by_byte() if name == "qwen2" else by_word()
@@ -139,13 +150,13 @@ def save(folder, name):
     return folder
 
 
-def by_word():
+def by_word() -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return tokenizer
 
 
-def by_byte():
+def by_byte() -> Tokenizer:
     """transformers gives a Qwen2 a tokeniser of its own, whatever lies beside it."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *letters])}
@@ -154,6 +165,6 @@ def by_byte():
     return tokenizer
 
 
-def model_config(folder, name, **changes):
+def model_config(folder: Path, name: str, **changes: Any) -> ModelConfig:
     """Return the table ``[model]`` of what :func:`save` left in ``folder``."""
     return ModelConfig(family=CONFIGS[name][0], name=str(folder), **changes)

@@ -4,10 +4,15 @@ Heavy libraries load inside the fixtures: pytest-xdist reads this file in a proc
 test, before the others start.
 """
 
+from __future__ import annotations
+
 import gc
 import os
 import shutil
+from collections.abc import Callable, Generator, Iterator
 from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,6 +20,10 @@ from deal_core.config.experiment import AdapterConfig, Experiment, ModelConfig
 from deal_core.config.file import apply_overrides, parse_experiment
 from tests.forked import Forker
 from tests.sizes import ENCODER, save_encoder
+
+if TYPE_CHECKING:
+    from deal_core.lora.adapter import Adapter, Shapes
+    from deal_core.models.interface import LanguageModel
 
 SHORT = [
     'data.tasks=["laboratory", "surgery"]',
@@ -31,7 +40,7 @@ SHORT = [
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection():
+def pytest_collection() -> Generator[None, object, object]:
     """What is imported stays: to look for garbage in it takes longer than the imports."""
     gc.disable()
     try:
@@ -41,23 +50,23 @@ def pytest_collection():
         gc.enable()
 
 
-def pytest_unconfigure():
+def pytest_unconfigure() -> None:
     """What is frozen would be told as a leak of torch's bindings when the process ends."""
     gc.unfreeze()
 
 
-def experiment_with(*overrides):
+def experiment_with(*overrides: str) -> Experiment:
     return parse_experiment(apply_overrides({}, [*SHORT, *overrides]), "test")
 
 
 @pytest.fixture(scope="session")
-def make_experiment():
+def make_experiment() -> Callable[..., Experiment]:
     """The embedded model and data, two small tasks: seconds, not minutes."""
     return experiment_with
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_caches(tmp_path_factory):
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Tests leave the user's caches alone. Those that run side by side unpack a model once."""
     own = tmp_path_factory.mktemp("cache")
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -71,7 +80,7 @@ def own_caches(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tiny_encoder():
+def tiny_encoder() -> Iterator[None]:
     """The model of :data:`tests.sizes.TINY`."""
     save_encoder()
     yield
@@ -79,7 +88,7 @@ def tiny_encoder():
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread_from_the_start():
+def one_thread_from_the_start() -> None:
     """As :func:`one_thread`, for what is made once for several tests."""
     import torch
 
@@ -87,7 +96,7 @@ def one_thread_from_the_start():
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
+def one_thread() -> Iterator[None]:
     """In every test, whatever the one before has set: tests run side by side, their matrices are
     small, and threads that wait for each other on a busy machine cost 100 times more."""
     import torch
@@ -98,13 +107,13 @@ def one_thread():
 
 
 @pytest.fixture(scope="session")
-def fork(tmp_path_factory):
+def fork(tmp_path_factory: pytest.TempPathFactory) -> Forker:
     """``fork("simulations.cli", ...)``: a real process that need not import everything again."""
     return Forker(tmp_path_factory.mktemp("forked"))
 
 
 @pytest.fixture(scope="session")
-def minilm():
+def minilm() -> LanguageModel:
     """The embedded encoder; tests that write adapters leave none behind for others to rely on."""
     from deal_core.models import load_model
 
@@ -113,7 +122,7 @@ def minilm():
 
 
 @cache
-def load_once():
+def load_once() -> Callable[..., Any]:
     """``load_model`` that keeps the last two."""
     from deal_core.models import load_model
 
@@ -121,7 +130,7 @@ def load_once():
 
 
 @pytest.fixture(scope="module")
-def one_model():
+def one_model() -> Iterator[None]:
     """Runs of other settings get the base model that was loaded for the runs before, as the next
     run of equal settings would: loading it anew is all that this saves."""
     with pytest.MonkeyPatch.context() as patch:
@@ -130,14 +139,14 @@ def one_model():
 
 
 @pytest.fixture(scope="session")
-def shapes():
+def shapes() -> Shapes:
     """Of the layers of the embedded encoder that are adapted by default."""
     from deal_core.models import adapter_shapes
 
     return adapter_shapes(ModelConfig(), AdapterConfig())
 
 
-def tiny_causal(folder, kind):
+def tiny_causal(folder: Path, kind: str) -> Path:
     """Save a random Llama or GPT-2 of a few thousand weights with a word-level tokeniser."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -171,36 +180,38 @@ def tiny_causal(folder, kind):
 
 
 @pytest.fixture(scope="session", params=["t5", "flan-t5", "bart"])
-def seq2seq_folder(request, tmp_path_factory):
+def seq2seq_folder(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     from tests.architectures import save
 
     return save(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="session", params=["llama", "gpt2"])
-def causal_folder(request, tmp_path_factory):
+def causal_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_causal(tmp_path_factory.mktemp(request.param), request.param)
 
 
 @pytest.fixture(scope="session")
-def make_causal():
+def make_causal() -> Callable[[Path, str], Path]:
     """``make_causal(folder, "llama" | "gpt2")``."""
     return tiny_causal
 
 
 @pytest.fixture(scope="session")
-def small_adapter():
+def small_adapter() -> AdapterConfig:
     return AdapterConfig(rank=4, retained_rank=6, lora_alpha=8.0)
 
 
 @pytest.fixture(scope="session")
-def random_adapter():
+def random_adapter() -> Callable[..., Adapter]:
     """``random_adapter(shapes, rank, scaling, seed)``: normal factors, equal for equal seeds."""
     import torch
 
     from deal_core.lora.adapter import Adapter, LoraFactors
 
-    def draw(shapes, rank, scaling, seed):
+    def draw(shapes: Shapes, rank: int, scaling: float, seed: int) -> Adapter:
         generator = torch.Generator().manual_seed(seed)
         return Adapter(
             {

@@ -4,6 +4,8 @@ An import of torch, transformers and Flower costs seconds, and is not what these
 process runs a module or a script as Python would, and ends as Python would.
 """
 
+from __future__ import annotations
+
 import atexit
 import gc
 import os
@@ -15,9 +17,11 @@ import threading
 import time
 import traceback
 import warnings
+from collections.abc import Mapping
 from multiprocessing import forkserver, util
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT
+from typing import IO, Any
 
 STEP = 0.02
 SPAWN = util.spawnv_passfds
@@ -26,50 +30,50 @@ SPAWN = util.spawnv_passfds
 class Process:
     """A process that was forked; the part of :class:`subprocess.Popen` that tests use."""
 
-    def __init__(self, pid, output):
+    def __init__(self, pid: int, output: Path) -> None:
         self.pid = pid
-        self.returncode = None
+        self.returncode: int | None = None
         self._output = output
 
-    def __enter__(self):
+    def __enter__(self) -> Process:
         return self
 
-    def __exit__(self, *raised):
+    def __exit__(self, *raised: object) -> None:
         if raised[0] is not None:
             self.kill()
         self.wait()
 
     @property
-    def stdout(self):
+    def stdout(self) -> str:
         """What it has written so far."""
         return (self._output / "out").read_text()
 
     @property
-    def stderr(self):
+    def stderr(self) -> str:
         """The same."""
         return (self._output / "err").read_text()
 
-    def poll(self):
+    def poll(self) -> int | None:
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
-    def wait(self, timeout=500.0):
+    def wait(self, timeout: float = 500.0) -> int:
         deadline = time.monotonic() + timeout
         while (ended := self.poll()) is None:
             assert time.monotonic() < deadline, f"it did not end: {self.stderr}"
             time.sleep(STEP)
         return ended
 
-    def send_signal(self, number):
+    def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
 
-    def kill(self):
+    def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def communicate(self, timeout=500.0):
+    def communicate(self, timeout: float = 500.0) -> tuple[str, str]:
         self.wait(timeout)
         return self.stdout, self.stderr
 
@@ -77,12 +81,18 @@ class Process:
 class Forker:
     """``fork("simulations.cli", ...)``; what processes say goes to files in ``output``."""
 
-    def __init__(self, output):
+    def __init__(self, output: Path) -> None:
         self._output = output
 
     def __call__(
-        self, program, *arguments, folder=None, environment=None, own_session=False, log=None
-    ):
+        self,
+        program: str,
+        *arguments: str,
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        own_session: bool = False,
+        log: Path | None = None,
+    ) -> Process:
         """Start ``python -m program`` or ``python program.py``; the process that its workers are
         forked from, if it has some, is forked too. What it says goes to the end of ``log``."""
         output = Path(tempfile.mkdtemp(dir=self._output))
@@ -106,7 +116,9 @@ class Forker:
         finally:
             os._exit(code)
 
-    def popen(self, command, *, env, stdout, **options):
+    def popen(
+        self, command: list[str], *, env: Mapping[str, str], stdout: IO[bytes], **options: Any
+    ) -> Process:
         """Start the command as :class:`subprocess.Popen` would, which is ``python -P -m ...``."""
         *python, program = command[:4]
         arguments = command[4:]
@@ -118,7 +130,7 @@ class Forker:
         return self(program, *arguments, environment=env, own_session=session, log=log)
 
 
-def begin_anew(out, err):
+def begin_anew(out: Path, err: Path) -> None:
     """Leave the test: the process has files of its own, and nothing of pytest's."""
     for number, path in enumerate((Path(os.devnull), out, err)):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
@@ -134,7 +146,7 @@ def begin_anew(out, err):
     util.spawnv_passfds = spawn_or_fork
 
 
-def played(program, *arguments):
+def played(program: str, *arguments: str) -> int:
     """The exit code of a program that was run."""
     sys.argv = ["", *arguments]
     try:
@@ -154,7 +166,7 @@ def played(program, *arguments):
     return 0
 
 
-def spawn_or_fork(path, arguments, passed):
+def spawn_or_fork(path: bytes, arguments: list[Any], passed: list[int]) -> int:
     """As a new interpreter: no other open files, its own handlers of signals, what goes wrong is
     shown."""
     if "forkserver" not in str(arguments[-1]):

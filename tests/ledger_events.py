@@ -1,11 +1,14 @@
 """A private release as a ledger notes it."""
 
+from __future__ import annotations
+
 from dataclasses import replace
+from typing import Any
 
 from deal_core.privacy.events import LedgerEvent
 
 
-def ledger_event(**changed):
+def ledger_event(**changed: Any) -> LedgerEvent:
     """Ten steps on a tenth of the records of a task."""
     event = LedgerEvent(
         run="run",

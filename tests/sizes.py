@@ -1,5 +1,7 @@
 """Sizes of short runs, to be added to those of :func:`tests.conftest.experiment_with`."""
 
+from __future__ import annotations
+
 import json
 import os
 import string
@@ -24,7 +26,7 @@ TINY = ("data.max_train=12", "data.max_test=6", "train.max_length=8", *TINY_MODE
 """A tenth of the time, where it matters only whether two runs are the same."""
 
 
-def save_encoder(folder=ENCODER):
+def save_encoder(folder: Path = ENCODER) -> None:
     """Save a random BERT of two layers that reads texts letter by letter."""
     import numpy as np
     from safetensors.numpy import save_file
@@ -55,7 +57,7 @@ def save_encoder(folder=ENCODER):
     layer |= {"attention.output.dense": (WIDTH, WIDTH), "output.dense": (WIDTH, 64)}
     layer |= {"attention.output.LayerNorm": (WIDTH,), "output.LayerNorm": (WIDTH,)}
     layer |= {"intermediate.dense": (64, WIDTH)}
-    shapes = {"embeddings.LayerNorm": (WIDTH,)}
+    shapes: dict[str, tuple[int, ...]] = {"embeddings.LayerNorm": (WIDTH,)}
     shapes |= {f"encoder.layer.{n}.{name}": own for n in range(2) for name, own in layer.items()}
     shapes |= {"pooler.dense": (WIDTH, WIDTH)}
     draw, weights = np.random.default_rng(0), {}

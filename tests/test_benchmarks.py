@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -14,6 +15,8 @@ import scoring
 import secure
 import step
 from deal_core.aggregation.rules import AGGREGATION_RULES
+
+Rows = list[dict[str, Any]]
 
 
 class Here:

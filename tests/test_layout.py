@@ -4,6 +4,7 @@ import ast
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,19 @@ def test_no_child_takes_a_module_from_the_working_directory():
     lines = [line for path in templates for line in path.read_text().splitlines() if "-m " in line]
     assert lines
     assert [line for line in lines if " -P -m " not in line] == []
+
+
+def test_an_environment_is_made_with_a_line_for_each_step_and_no_noise(tmp_path):
+    """By a Python that makes one in which everything succeeds."""
+    for name in ("Makefile", "pyproject.toml", "requirements-assets.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / "python"
+    inside = "mkdir -p .venv/bin; printf '#!/bin/sh\\n' > .venv/bin/python"
+    python.write_text(f"#!/bin/sh\n{inside}; chmod +x .venv/bin/python\n")
+    python.chmod(0o755)
+    made = ["make", ".venv", "PYTHON=./python"]
+    # Of its own: beneath another ``make`` it would say where it enters and leaves.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(made, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    assert [line[:3] for line in done.stdout.splitlines()] == ["1/3", "2/3", "3/3", "rea"]
+    assert done.stderr == ""

@@ -30,7 +30,7 @@ class Bent:
     policy: str
 
 
-FIELDS = {
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "task": st.sampled_from(TASKS),
     "phase": st.sampled_from(["learn", "probe", "send texts"]),
     "stage": st.integers(-1, 3),
@@ -44,7 +44,7 @@ FIELDS = {
     "residual_rank": st.integers(1, 2),
     "num_reference_directions": st.sampled_from([4, 8, 9]),
 }
-CONFIG = {
+CONFIG: dict[str, tuple[str, ...]] = {
     "privacy.mechanism": ("none", "record"),
     "privacy.metrics": ("none", "clear"),
     "privacy.target_delta": ("0.9", "0.00001"),
@@ -76,7 +76,7 @@ HONEST = {
 
 
 @st.composite
-def bent(draw, policy):
+def bent(draw: st.DrawFn, policy: str) -> Bent:
     """A message of a server that bends one thing or a few: most of them get far."""
     kind = draw(st.sampled_from(["train", "train", "train", "evaluate"]))
     task = draw(st.sampled_from(list(LABELS)))
@@ -99,7 +99,7 @@ def bent(draw, policy):
 
 
 @st.composite
-def histories(draw):
+def histories(draw: st.DrawFn) -> list[Bent]:
     """Messages to one site, in their order; some are sent twice."""
     policy = draw(st.sampled_from(list(POLICIES)))
     sent = draw(st.lists(bent(policy), min_size=1, max_size=3))

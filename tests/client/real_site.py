@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from client.app import make_app
 from client.gate import authorize
@@ -21,10 +23,13 @@ from client.local_training import local_update
 from client.resident_worker import INSIDE
 from client.runtime import ClientRuntime
 from client.site_file import NODE_KEY, read_site
+from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.lora.adapter import Adapter, LoraFactors
 from deal_core.lora.state import State
 from deal_core.models import adapter_shapes
+from deal_core.privacy.events import LedgerEvent
+from deal_core.privacy.interface import LocalUpdate
 from deal_core.privacy.ledger import Ledger
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
@@ -37,14 +42,14 @@ from tests.sizes import TWO_LAYERS
 
 Row = tuple[str, str]
 """Text and label."""
-LABELS = {
+LABELS: Mapping[str, tuple[str, ...]] = {
     "laboratory": ("Pathology", "Pharmacology"),
     "surgery": ("Radiology", "Surgery"),
     "skin": ("Eczema", "Psoriasis"),
 }
 
 
-def rows(task, count=40):
+def rows(task: str, count: int = 40) -> list[Row]:
     """Short texts that differ, with both labels in turn."""
     labels = LABELS[task]
     return [(f"{task} case number {n} seen on ward {n % 7}", labels[n % 2]) for n in range(count)]
@@ -63,7 +68,7 @@ class RealSite:
     data_lines: str = ""
     each: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for task, examples in self.data.items():
             place = self.folder / "data" / task
             place.mkdir(parents=True, exist_ok=True)
@@ -87,25 +92,32 @@ class RealSite:
         )
 
     @property
-    def ledger(self):
+    def ledger(self) -> Ledger:
         """The site's own."""
         return Ledger(self.folder / "state")
 
     @property
-    def events(self):
+    def events(self) -> list[LedgerEvent]:
         """What it holds."""
         return self.ledger.events()
 
-    def log(self):
+    def log(self) -> list[dict[str, Any]]:
         """The site's log."""
         path = self.folder / "state" / "log.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def client(self, experiment):
+    def client(self, experiment: Experiment) -> Client:
         """The site as one request of an experiment finds it."""
         return Client(0, self.folder, experiment, read_site(self.folder / "site.toml"))
 
-    def update(self, experiment, instruction, state=None, sites=0, runtime=None):
+    def update(
+        self,
+        experiment: Experiment,
+        instruction: Instruction,
+        state: State | None = None,
+        sites: int = 0,
+        runtime: ClientRuntime | None = None,
+    ) -> LocalUpdate:
         """What it makes of one request, without Flower."""
         client = self.client(experiment)
         runtime = runtime or ClientRuntime(client.experiment, whole=True)
@@ -114,7 +126,15 @@ class RealSite:
         authorize(request.asked())
         return local_update(request, sites)
 
-    def answer(self, experiment, instruction, state=None, run="run-1", kind="train", app=None):
+    def answer(
+        self,
+        experiment: Experiment,
+        instruction: Mapping[str, Any],
+        state: State | None = None,
+        run: str = "run-1",
+        kind: str = "train",
+        app: ClientApp | None = None,
+    ) -> Message:
         """Send one request to the real app, or to ``app``; return what leaves."""
         state = state or start(experiment)
         config = placed(experiment, f"/srv/runs/{run}")
@@ -127,7 +147,9 @@ class RealSite:
             return (app or make_app())(message, Context(7, 1, node, RecordDict(), config))
 
 
-def message_of(experiment, state, instruction, kind="", node=1):
+def message_of(
+    experiment: Experiment, state: State, instruction: Instruction, kind: str = "", node: int = 1
+) -> Message:
     """A server's request about a state."""
     sent = packed(experiment, state, instruction)
     retained = {"retained_digest": sent.digest, "retained_rows": sent.retained_rank}
@@ -136,7 +158,7 @@ def message_of(experiment, state, instruction, kind="", node=1):
     return Message(content, node, kind or sent.kind, ttl=2 * LATE_SECONDS)
 
 
-def asking(state):
+def asking(state: State) -> Instruction:
     """An instruction that fits the state; attacks change its fields."""
     return Instruction(
         task="surgery",
@@ -151,7 +173,7 @@ def asking(state):
 _shapes = cache(adapter_shapes)
 
 
-def start(experiment, loud=0.0, word=0):
+def start(experiment: Experiment, loud: float = 0.0, word: int = 0) -> State:
     """What a server sends: ``A`` random, ``B`` zero; ``loud`` makes the retained adapter large."""
     begun = start_state(experiment, _shapes(experiment.model, experiment.adapter))
     generator, layers = seeded("guard"), {}
@@ -170,7 +192,7 @@ def start(experiment, loud=0.0, word=0):
     return State(Adapter(layers, begun.current.scaling), retained)
 
 
-def asked(*overrides, labels=LABELS):
+def asked(*overrides: str, labels: Mapping[str, Sequence[str]] = LABELS) -> Experiment:
     """An experiment of two registered sites, small enough to be answered in a moment."""
     given = [
         "data.source=sites",
@@ -189,17 +211,17 @@ def asked(*overrides, labels=LABELS):
     return parse_experiment(tables, "test")
 
 
-def small(*overrides, labels=LABELS):
+def small(*overrides: str, labels: Mapping[str, Sequence[str]] = LABELS) -> Experiment:
     """The same with two layers adapted, where it does not matter how many are."""
     return asked(TWO_LAYERS, *overrides, labels=labels)
 
 
-def code(reply):
+def code(reply: Message) -> str:
     """How the request ended."""
     return str(reply.content.config_records["status"]["code"])
 
 
-def update(reply):
+def update(reply: Message) -> torch.Tensor:
     """All values of an update as one vector."""
     record = reply.content.array_records["lora"]
     return torch.cat([torch.tensor(record[key].numpy()).flatten() for key in sorted(record)])

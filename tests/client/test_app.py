@@ -5,15 +5,38 @@ import sys
 
 import pytest
 from flwr.app import Context, Message, MessageType, RecordDict
+from ray import cloudpickle
 
+import client.runtime
 from client.app import TOOK, make_app
 from client.resident_worker import INSIDE
 from client.site_file import NODE_KEY
+from deal_core.config.experiment import Experiment, RunConfig
 from deal_core.wire.records import LATE_SECONDS
 from simulations.engines.worker_pool import assume_identity
 from tests.client.real_site import RealSite
+from tests.run_configs import placed
 
 HEAVY = {"torch", "transformers", "peft", "pandas", "scipy", "safetensors"}
+
+
+def test_messages_to_one_process_share_a_workbench(monkeypatch, tmp_path):
+    """Flower pickles the app with every message: what it carries is made anew each time."""
+    made = []
+    original = client.runtime.ClientRuntime
+    monkeypatch.setattr(
+        client.runtime, "ClientRuntime", lambda config: made.append(config) or original(config)
+    )
+    sent = cloudpickle.dumps(make_app())
+    experiment = Experiment(run=RunConfig(seed=12345))
+    for client_number, out in enumerate(("one", "another")):
+        run_config = placed(experiment, tmp_path / out)
+        context = Context(1, 1, {"partition-id": client_number}, RecordDict(), run_config)
+        with assume_identity(1, 1):
+            request = Message(RecordDict(), 1, MessageType.TRAIN)
+            reply = cloudpickle.loads(sent)(request, context)
+        assert reply.content["status"]["code"] == "refused"  # an empty request: nothing is loaded
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(

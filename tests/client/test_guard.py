@@ -1,5 +1,6 @@
 """A client refuses what it was not made for, and then says so and nothing else."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,8 @@ from server.strategy import start_state
 from simulations.engines.inprocess import CLIENT_FAILED, FIRST_CLIENT_NODE, InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from tests.client.real_site import message_of
+
+Spoil = Callable[[RecordDict], None]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@ the run."""
 
 import base64
 import struct
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_model")
 
 EAST = 3
 """The malicious one."""
+Bend = Callable[[bytes], bytes]
 PRIVATE = (
     "privacy.mechanism=record",
     "privacy.noise_share=sum",

@@ -48,6 +48,10 @@ COUNTS = {
     "metrics.correct_all": "the same",
     "metrics.examples": "the policy lets counts of right answers go",
 }
+OPEN = {
+    "lora.*": "the policy demands no mechanism",
+    "metrics.num_examples": "always 1 without leave to send counts",
+}
 
 
 def sent(experiment, folder, policy, stops="", simulated=True):
@@ -170,6 +174,24 @@ def test_the_server_cannot_switch_a_sites_privacy_off(small, tmp_path):
     assert events[-1]["event"] == "run_stopped"
     assert not (tmp_path / "results.json").exists()
     assert Ledger(tmp_path / "sites" / "0").events() == []
+
+
+def test_a_run_in_secure_sums_that_all_refuse_is_not_called_finished(small, tmp_path):
+    config = small("aggregation.secure=true", "federation.clients=3")
+    _, events = sent(config, tmp_path, Policy(mechanism="record"), stops="all clients .* refuse")
+    assert events[-1]["event"] == "run_stopped"
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_run_that_some_refuse_goes_on(small, tmp_path):
+    """The others learn."""
+
+    def policy_of(client):
+        return Policy(mechanism="record") if client.number == 0 else None
+
+    left, events = sent(small(), tmp_path, policy_of)
+    assert events[-1]["event"] == "run_finished"
+    assert "lora.*" in left
 
 
 SUMMED = ("method.name=prototype", "federation.clients=3", "method.prototype.directions=0")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import torch
 
 from client.runtime import ClientRuntime
@@ -11,6 +13,20 @@ def prototype(make_experiment, *overrides):
     """A runtime whose clients add up whole vectors."""
     asked = ("method.name=prototype", "method.prototype.directions=0", *overrides)
     return ClientRuntime(make_experiment("data.max_train=8", "data.max_test=6", *asked))
+
+
+def test_vectors_are_those_of_the_part_and_layers_asked_for_and_made_once(
+    make_experiment, monkeypatch
+):
+    runtime = prototype(make_experiment)
+    share, four = runtime.task("laboratory", 0), runtime.statistics
+    found = runtime.vectors(share, "train", four), runtime.vectors(share, "test", four)
+    for vectors, data in zip(found, (share.train, share.test), strict=True):
+        assert torch.equal(vectors, base_embeddings(runtime.model, data, 4))
+    monkeypatch.setattr("client.runtime.base_embeddings", lambda *args: torch.zeros(0, 768))
+    assert runtime.vectors(share, "train", four) is found[0]
+    assert runtime.vectors(share, "test", four) is found[1]
+    assert not runtime.vectors(share, "train", replace(four, layers=1)).numel()  # made anew
 
 
 def test_vectors_are_coordinates_in_directions_of_public_texts(make_experiment, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import resident_worker
-from client.app import make_app
+from client.app import choose_device, make_app
 from client.gate import Refusal
 from client.identity import Client, as_the_site_decides, client_of, file_of
 from client.site_file import NODE_KEY, read_site
@@ -86,6 +86,7 @@ def test_no_path_and_no_column_of_the_servers_is_used(site_file):
     told = decided.model_dump_json()
     for word in ("/etc", "password", "shadow", "evil"):
         assert word not in told
+    assert site.policy is not None
     assert site.policy.max_epsilon == 2.0
 
 
@@ -135,6 +136,7 @@ def test_where_peers_are_pinned_the_server_vouches_for_none(site_file):
         site_file.write_text(vouched + pinned)
         client = Client(0, site_file.parent, experiment(), read_site(site_file))
         policy = client.site.policy
+        assert policy is not None
         assert policy.server_vouches_for_peers == vouches
 
 
@@ -220,6 +222,16 @@ def test_what_a_site_keeps_is_its_owners_alone_whoever_starts_it(site_file, monk
     finally:
         os.umask(before)
     assert stat.S_IMODE((site_file.parent / "state").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("device", "shown"), [("cpu", ""), ("cuda:1", "1"), ("cuda", "0,1"), ("auto", "0,1")]
+)
+def test_torch_sees_the_device_that_the_site_lends(site_file, monkeypatch, device, shown):
+    site_file.write_text(TOML.replace('device = "cpu"', f'device = "{device}"'))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    choose_device(read_site(site_file))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == shown
 
 
 @pytest.mark.parametrize("kind", ["train", "evaluate"])
@@ -312,6 +324,18 @@ def test_where_the_sites_file_cannot_be_read_nothing_leaves(site_file):
     }
 
 
+def test_site_toml_names_its_faults(site_file):
+    site_file.write_text(TOML + "max_epsilo = 1\n")
+    with pytest.raises(UserError, match=r"unknown key 'policy.max_epsilo'; did you mean 'max_eps"):
+        read_site(site_file)
+    site_file.write_text(TOML + "[dat]\n")
+    with pytest.raises(UserError, match="unknown key 'dat'; did you mean 'data'"):
+        read_site(site_file)
+    site_file.write_text(TOML.replace('name = "north"', 'name = "../north"'))
+    with pytest.raises(UserError, match=r"site.name '../north' should be letters"):
+        read_site(site_file)
+
+
 def test_a_log_on_a_full_disk_stops_no_reply(site_file):
     state = site_file.parent / "state"
     state.mkdir()
@@ -337,9 +361,3 @@ def test_which_rows_have_tags_for_words_is_the_sites_word(site_file):
     assert not decided().tagged("triage")
     with pytest.raises(Refusal, match=r"\[data\.measures\] has \"entity-f1\""):
         decided(triage="entity-f1")
-
-
-def test_the_name_of_a_site_is_no_path(site_file):
-    site_file.write_text(TOML.replace('name = "north"', 'name = "../north"'))
-    with pytest.raises(UserError, match=r"site.name '../north' should be letters"):
-        read_site(site_file)

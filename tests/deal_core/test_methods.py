@@ -7,6 +7,7 @@ from torch.nn.functional import cross_entropy
 from deal_core.config.experiment import AdapterConfig, MethodConfig, TrainConfig
 from deal_core.data import Example
 from deal_core.deal.interface import LocalTask, TaskDataset, TaskHistory, statistics_of
+from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, relative_difference, stack, zero_adapter
 from deal_core.lora.attach import read
 from deal_core.lora.state import State
@@ -151,6 +152,11 @@ def test_without_retention_what_a_rule_puts_beside_the_adapter_is_kept():
         again = method.begin_task(ended, seeded(3))
         assert relative_difference(again.retained, stack([begun.current, beside])) < 1e-6
         assert relative_difference(stack(again.parts()), again.retained) < 1e-6
+
+
+def test_unknown_method_names_the_known_ones():
+    with pytest.raises(UserError, match=r"known: .*deal.*did you mean 'deal'"):
+        make_method(MethodConfig(name="deall"), CONFIG)
 
 
 LABELS = ("Anatomy", "Surgery")

@@ -6,11 +6,13 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -34,18 +36,18 @@ class Fence:
     text: str
 
 
-def parse(page):
+def parse(page: Path) -> list[Token]:
     text = page.read_text(encoding="utf-8")
     return MarkdownIt("commonmark").enable("table").parse(text)
 
 
-def fences(page):
+def fences(page: Path) -> Iterator[Fence]:
     for token in parse(page):
         if token.type == "fence":
             yield Fence(page, token.info.strip(), token.content)
 
 
-def commands():
+def commands() -> list[str]:
     """Of README, CONTRIBUTING and docs, a command a line as a shell would read it: without
     comments, and without the text after ``<<``."""
     found = []
@@ -60,7 +62,7 @@ def commands():
     return [command for command in found if command]
 
 
-def links(page):
+def links(page: Path) -> Iterator[str]:
     """The address of every link and picture."""
     for block in parse(page):
         for token in block.children or ():
@@ -69,7 +71,7 @@ def links(page):
                 yield str(address)
 
 
-def anchors(page):
+def anchors(page: Path) -> set[str]:
     """Of its headings, by the rule of code forges: letters, digits, hyphens and underscores."""
     tokens = parse(page)
     titles = [
@@ -81,7 +83,7 @@ def anchors(page):
     return {title.replace(" ", "-") for title in kept}
 
 
-def commands_in(folder):
+def commands_in(folder: Path) -> str:
     """A PATH with ``deal`` and ``python``, as an active environment has them, in a new folder."""
     folder.mkdir()
     python = shlex.quote(sys.executable)

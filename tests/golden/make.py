@@ -4,6 +4,8 @@ A change that is to keep every number is checked against it (``test_golden``). R
 command line are made anew, the others stay; where none is named, all are.
 """
 
+from __future__ import annotations
+
 import json
 import math
 import os
@@ -13,9 +15,11 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +30,7 @@ from deal_core.privacy.ledger import Ledger
 from simulations import api
 
 FILE = Path(__file__).with_name("golden.json")
-SMALL = {
+SMALL: dict[str, Any] = {
     "data.tasks": ["laboratory", "surgery"],
     "data.max_train": 24,
     "data.max_test": 12,
@@ -61,7 +65,7 @@ LLM = {
     "model.max_new_tokens": 6,
 }
 ORDERS = {"0": ["laboratory", "surgery"], "1": ["surgery", "laboratory"]}
-RUNS = {
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "quickstart": ("quickstart", {**TWICE, **EMBEDDED}),
     "lwf": ("quickstart", {"method.name": "lwf"}),
     "ewc": ("quickstart", {"method.name": "ewc"}),
@@ -79,7 +83,7 @@ DEPLOYED = "deployment"
 NAMES = (*RUNS, DEPLOYED)
 
 
-def made(name, folder):
+def made(name: str, folder: Path) -> dict[str, Any]:
     """Play a run in an empty folder; what it computed, as :func:`told` tells it."""
     if name == DEPLOYED:
         return deployed(folder)
@@ -95,10 +99,10 @@ def made(name, folder):
     return told(out, {site.name: site for site in (out / "sites").iterdir()})
 
 
-def killed(experiment, settings, out):
+def killed(experiment: str, settings: dict[str, Any], out: Path) -> None:
     """SIGKILL to a run in its second task, when a client has trained and the round is not over."""
 
-    def die(event):
+    def die(event: dict[str, Any]) -> None:
         if event["event"] == "client_finished" and event["task"] == settings["data.tasks"][1]:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -111,7 +115,7 @@ def killed(experiment, settings, out):
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
-def deployed(folder):
+def deployed(folder: Path) -> dict[str, Any]:
     from tests.simulations.deployment.loopback import divide, experiment_file, federation
 
     sites = {"north": ".csv", "south": ".jsonl"}
@@ -124,7 +128,7 @@ def deployed(folder):
         return told(fed.run(run), {site: fed.site(site) / "state" for site in sites})
 
 
-def told(run, sites):
+def told(run: Path, sites: dict[str, Path]) -> dict[str, Any]:
     """What is compared: accuracies (the first row of a matrix is zero-shot), bytes, privacy, the
     ledgers, and of each tensor its norm, its sum, and its projection on random numbers."""
     results = json.loads((run / "results.json").read_text())
@@ -148,19 +152,19 @@ def told(run, sites):
     }
 
 
-def events(site):
+def events(site: Path) -> Iterator[dict[str, Any]]:
     """A ledger's, without the name of the run, which is made of all settings there are."""
     for event in Ledger(site).events():
         yield {key: value for key, value in asdict(event).items() if key != "run"}
 
 
-def figures(tensor):
+def figures(tensor: np.ndarray) -> list[float]:
     flat = tensor.astype(np.float64).ravel()
     direction = np.random.default_rng(flat.size).standard_normal(flat.size)
     return [float(np.linalg.norm(flat)), float(flat.sum()), float(flat @ direction)]
 
 
-def leaves(value, *path):
+def leaves(value: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     """All numbers and words of nested tables and lists, each with its path."""
     if not isinstance(value, dict | list) or not value:
         yield path, value
@@ -169,12 +173,12 @@ def leaves(value, *path):
         yield from leaves(each, *path, str(key))
 
 
-def differences(kept, now, same_machine):
+def differences(kept: dict[str, Any], now: dict[str, Any], same_machine: bool) -> list[str]:
     """One line a value that differs by more than rounding does. Adam makes much of the rounding of
     another machine: there norms and accuracies agree roughly, and all else exactly."""
     before, after = dict(leaves(kept)), dict(leaves(now))
 
-    def allowed(path):
+    def allowed(path: tuple[str, ...]) -> float:
         if path[0] in ("task-il", "class-il"):
             return 1e-9 if same_machine else 0.25
         if path[0] == "adapter":
@@ -182,7 +186,7 @@ def differences(kept, now, same_machine):
             return norm * (1e-5 if same_machine else 0.2 if path[2] == "0" else 1e9)
         return 1e-6 * abs(before[path])
 
-    def equal(path):
+    def equal(path: tuple[str, ...]) -> bool:
         one, two = before.get(path), after.get(path)
         if isinstance(one, float) and isinstance(two, float | int):
             return math.isclose(one, two, rel_tol=0, abs_tol=allowed(path))
@@ -195,17 +199,17 @@ def differences(kept, now, same_machine):
     ]
 
 
-def machine():
+def machine() -> str:
     found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     kernels = torch.backends.cpu.get_cpu_capability()
     return f"{found and found[1]}, {kernels}, torch {torch.__version__.partition('+')[0]}"
 
 
-def read():
+def read() -> dict[str, Any]:
     return json.loads(FILE.read_text()) if FILE.exists() else {"machine": machine(), "runs": {}}
 
 
-def main(*names):
+def main(*names: str) -> None:
     torch.set_num_threads(1)
     golden = {"machine": machine(), "runs": read()["runs"]}
     for name in names or NAMES:

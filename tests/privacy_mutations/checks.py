@@ -4,10 +4,14 @@ A check raises AssertionError where it does not hold. ``test_mutations.py`` runs
 it is, and on weakened code, which it must refute.
 """
 
+from __future__ import annotations
+
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +22,11 @@ from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.deal.objective import Plain
 from deal_core.lora.attach import factors_in, learning_factors, set_trainable
 from deal_core.models import load_model
+from deal_core.models.interface import Encoded, LanguageModel
 from deal_core.privacy import dpsgd
 from deal_core.privacy import noise as noise_module
-from deal_core.privacy.dpsgd import clipped_gradients, require_sampled
-from deal_core.privacy.interface import LocalUpdate, RecordId, Site
+from deal_core.privacy.dpsgd import PrivateGradients, clipped_gradients, require_sampled
+from deal_core.privacy.interface import LocalUpdate, RecordId, Site, UpdateRequest
 from deal_core.privacy.ledger import Ledger
 from deal_core.privacy.policy import BudgetSpent, OutsidePlan
 from deal_core.protection import make_mechanism
@@ -39,13 +44,13 @@ ROUNDED = 1 + 1e-5
 """What float32 makes of a noised sum."""
 
 
-def source(data, noise, **changes):
+def source(data: Sequence[Encoded], noise: object, **changes: object) -> PrivateGradients:
     """Private gradients of 40 steps, of a quarter of the records in the mean."""
     given = {"sample_rate": 0.25, "steps": 40, "expected_batch": 12}
     return gradients(data, noise, **{**given, **changes})
 
 
-def released(model, steps, batch):
+def released(model: LanguageModel, steps: PrivateGradients, batch: list[int]) -> dict:
     """What a step hands to the optimiser, by factor, float64."""
     set_trainable(model.module, B_ONLY)
     steps.accumulate(model.module, Plain(model, LABELS, steps.data), batch)
@@ -56,16 +61,16 @@ def released(model, steps, batch):
     return taken
 
 
-def flat(parts):
+def flat(parts: dict) -> torch.Tensor:
     return torch.cat([parts[name].flatten() for name in sorted(parts)])
 
 
-def check_rate_of_every_step(model):
+def check_rate_of_every_step(model: LanguageModel) -> None:
     """A training takes, in each of its steps, a sample of the rate that is charged."""
-    sizes = []
+    sizes: list[list[int]] = []
     for repeat in range(4):
         steps = source(texts(RECORDS), noise_module.SeededNoise(seeded("rate", repeat)))
-        taken = []
+        taken: list[int] = []
 
         def counted(module, objective, examples, *rest, taken=taken):
             taken.append(len(examples))
@@ -83,7 +88,7 @@ def check_rate_of_every_step(model):
     assert abs(drawn.std() / spread - 1) < 0.35
 
 
-def check_neighbours(model):
+def check_neighbours(model: LanguageModel) -> None:
     """One record among many moves the sum by at most the clipping bound, exactly."""
     data, everybody = texts(12), list(range(12))
     alone = source(data, Silence(), max_grad_norm=10.0, expected_batch=1)
@@ -102,7 +107,7 @@ def check_neighbours(model):
     )
 
 
-def check_company(model):
+def check_company(model: LanguageModel) -> None:
     """A record adds the same to the bit whoever else is drawn; of an encoder, which reads several
     in a pass."""
     encoder = load_model(ModelConfig(name=str(ENCODER)), AdapterConfig(), 32, torch.float32)
@@ -111,7 +116,7 @@ def check_company(model):
     for factor in factors_in(encoder.module).values():
         factor.data = 0.1 * torch.randn(factor.shape, generator=seeded("company"))
 
-    def total(examples):
+    def total(examples: list[int]) -> dict[str, torch.Tensor]:
         given = (objective, examples, range(12), bound, bound * 2.0**-40)
         return clipped_gradients(encoder.module, *given).total
 
@@ -122,7 +127,7 @@ def check_company(model):
         assert all(torch.equal(whole[key] - rest[key], alone[key]) for key in whole)
 
 
-def check_noise(model):
+def check_noise(model: LanguageModel) -> None:
     """Every entry of every factor in every step has noise of its own of multiplier times bound."""
     data = texts(8)
     quiet = released(model, source(data, Silence()), [0, 1, 2])
@@ -136,7 +141,7 @@ def check_noise(model):
         error = 5 / math.sqrt(2 * entries.numel())
         assert abs(float(entries.std()) / (1.3 * 0.7) - 1) < error
         assert abs(float(entries.mean())) < 5 * 1.3 * 0.7 / math.sqrt(entries.numel())
-    shapes = {}
+    shapes: dict[tuple[int, ...], list[str]] = {}
     for name, part in quiet.items():
         shapes.setdefault(tuple(part.shape), []).append(name)
     for alike in shapes.values():
@@ -147,13 +152,13 @@ def check_noise(model):
         assert _correlation(steps[:-1], steps[1:]) < 5
 
 
-def _correlation(first, second):
+def _correlation(first: list[torch.Tensor], second: list[torch.Tensor]) -> float:
     """In units of its own standard error."""
     a, b = (torch.cat([part.flatten() for part in parts]) for parts in (first, second))
     return abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) * math.sqrt(a.numel())
 
 
-def check_denominator(model):
+def check_denominator(model: LanguageModel) -> None:
     """The sum is divided by a number that does not depend on who was drawn."""
     data = texts(8)
     sums = [
@@ -166,14 +171,14 @@ def check_denominator(model):
     torch.testing.assert_close(sums[1], sum(ones), rtol=1e-4, atol=1e-9)
 
 
-def check_key(model):
+def check_key(model: LanguageModel) -> None:
     """Every bit of the stream's key is drawn from the system: another byte, another stream."""
-    drawn = []
+    drawn: list[int] = []
 
-    def streams(changed):
+    def streams(changed: tuple[int, int] | None) -> np.ndarray:
         calls = 0
 
-        def urandom(count):
+        def urandom(count: int) -> bytes:
             nonlocal calls
             material = bytearray((7 * i + calls + 1) % 256 for i in range(count))
             if changed is not None and changed[0] == calls:
@@ -193,14 +198,14 @@ def check_key(model):
         assert not np.array_equal(streams((key, byte)), honest)
 
 
-def group_source(sizes, noise, **changes):
+def group_source(sizes: Sequence[int], noise: object, **changes: object) -> PrivateGradients:
     """Private gradients of groups of these sizes; records of a group lie apart."""
     numbers = dealt(sizes)
     given = {"sample_rate": 1.0, "expected_batch": 1, **changes}
     return source(texts(len(numbers)), noise, groups=numbers, **given)
 
 
-def check_group_neighbours(model):
+def check_group_neighbours(model: LanguageModel) -> None:
     """A group more, of 1 or of 20 records, moves the sum by at most the clipping bound, exactly."""
     others = (3, 1, 7, 2)
     for size, bound in ((1, 0.05), (20, 1e-3), (20, 0.05)):
@@ -221,7 +226,7 @@ def check_group_neighbours(model):
     torch.testing.assert_close(whole, mean, rtol=1e-4, atol=1e-8)
 
 
-def check_group_samples(model):
+def check_group_samples(model: LanguageModel) -> None:
     """Groups are drawn whole, each by itself, at the rate that is charged, whatever their size."""
     sizes = [1, 1, 1, 1, 8, 2, 1, 3] * 4
     noise = noise_module.SeededNoise(seeded("group rate"))
@@ -238,7 +243,7 @@ def check_group_samples(model):
     assert abs(drawn.sum(axis=1).std() / spread - 1) < 0.15
 
 
-def check_units_apart(model, folder):
+def check_units_apart(model: LanguageModel, folder: Path) -> None:
     """What is charged says whose it is, and records and groups are never added up."""
     by_group = experiment("privacy.unit_column=patient", "privacy.target_epsilon=50.0")
     by_record = experiment("privacy.target_epsilon=50.0")
@@ -256,31 +261,31 @@ TASKS = {"task0": 150, "task1": 16}
 """Of the second all records are in every batch: a plan is solved sooner."""
 
 
-def experiment(*overrides):
+def experiment(*overrides: str):
     given = ("privacy.mechanism=record", "privacy.target_epsilon=3.0", "federation.rounds=2")
     return parse_experiment(apply_overrides({}, [*given, *overrides]), "test")
 
 
-def asked(task, server_round):
+def asked(task: str, server_round: int) -> UpdateRequest:
     return ask(task, server_round, TASKS)
 
 
-def site_in(folder):
+def site_in(folder: Path) -> Site:
     return Site(lambda: Ledger(folder), None, simulated=False)
 
 
-def made(gradients):
+def made(gradients) -> LocalUpdate:
     return LocalUpdate({"w": np.zeros((2, 2), np.float32)}, {"num_examples": 99, "loss": 0.5})
 
 
-def check_ledger(model, folder):
+def check_ledger(model: LanguageModel, folder: Path) -> None:
     """Every round is charged with what it did; a run fits its budget by another accountant too."""
     from opacus.accountants import PRVAccountant
 
     mechanism, site = make_mechanism(experiment()), site_in(folder)
-    sources = []
+    sources: list[PrivateGradients] = []
 
-    def make(gradients):
+    def make(gradients) -> LocalUpdate:
         sources.append(gradients)
         return made(gradients)
 
@@ -306,7 +311,7 @@ def check_ledger(model, folder):
     assert len(site.ledger().events()) == 4
 
 
-def check_charge_comes_first(model, folder):
+def check_charge_comes_first(model: LanguageModel, folder: Path) -> None:
     """Where the ledger cannot be written nothing leaves; where training fails, it is charged."""
     site = site_in(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -314,7 +319,7 @@ def check_charge_comes_first(model, folder):
         with pytest.raises(OSError, match="no space"):
             make_mechanism(experiment()).update(asked("task0", 1), site, made)
 
-    def fails(gradients):
+    def fails(gradients) -> LocalUpdate:
         if len(gradients.data):
             raise RuntimeError("a record that cannot be trained on")
         return made(gradients)
@@ -327,11 +332,11 @@ def check_charge_comes_first(model, folder):
     assert len(site.ledger().events()) == 1
 
 
-def _no_space(*given):
+def _no_space(*given: object) -> bytes:
     raise OSError("no space left")
 
 
-def check_planned_records(model, folder):
+def check_planned_records(model: LanguageModel, folder: Path) -> None:
     """Other records than the planned ones are not read."""
     mechanism, site = make_mechanism(experiment()), site_in(folder)
     mechanism.update(asked("task0", 1), site, made)
@@ -344,5 +349,5 @@ def check_planned_records(model, folder):
             mechanism.update(other, site, _not_trained)
 
 
-def _not_trained(gradients):
+def _not_trained(gradients: object) -> LocalUpdate:
     pytest.fail("records were handed out")

@@ -33,13 +33,13 @@ class Mutation:
     noticed_by: Callable[..., None]
 
 
-MUTATIONS = []
+MUTATIONS: list[Mutation] = []
 
 
-def weakens(name, noticed_by):
+def weakens(name: str, noticed_by: Callable[..., None]):
     """Register a weakening."""
 
-    def register(apply):
+    def register(apply: Callable[[Patch], None]) -> Callable[[Patch], None]:
         MUTATIONS.append(Mutation(name, apply, noticed_by))
         return apply
 
@@ -47,7 +47,7 @@ def weakens(name, noticed_by):
 
 
 @weakens("rate doubled after step 1", checks.check_rate_of_every_step)
-def rate_doubled_after_the_first_step(patch):
+def rate_doubled_after_the_first_step(patch: Patch) -> None:
     def batches(self):
         for step in range(self.steps):
             rate = self.sample_rate * (1 if step == 0 else 2)
@@ -57,7 +57,7 @@ def rate_doubled_after_the_first_step(patch):
 
 
 @weakens("every record in every step", checks.check_rate_of_every_step)
-def every_record_in_every_step(patch):
+def every_record_in_every_step(patch: Patch) -> None:
     patch.setattr(dpsgd, "require_sampled", lambda *given: None)
     patch.setattr(
         PrivateGradients,
@@ -67,7 +67,7 @@ def every_record_in_every_step(patch):
 
 
 @weakens("shuffled batches of one size", checks.check_rate_of_every_step)
-def sampled_by_shuffling(patch):
+def sampled_by_shuffling(patch: Patch) -> None:
     """Batches of one size: what an epoch of ordinary training draws, and amplification does not
     cover."""
 
@@ -80,7 +80,7 @@ def sampled_by_shuffling(patch):
     patch.setattr(PrivateGradients, "batches", batches)
 
 
-def _with_bound(patch, bound_of):
+def _with_bound(patch: Patch, bound_of) -> None:
     """Clip records to another bound."""
     original = dpsgd.clipped_gradients
 
@@ -92,12 +92,12 @@ def _with_bound(patch, bound_of):
 
 
 @weakens("clipping off", checks.check_neighbours)
-def clipping_off(patch):
+def clipping_off(patch: Patch) -> None:
     _with_bound(patch, lambda found, bound: 1e9)
 
 
 @weakens("bound from the batch's median norm above 3 examples", checks.check_neighbours)
-def bound_from_the_median_of_a_large_pass(patch):
+def bound_from_the_median_of_a_large_pass(patch: Patch) -> None:
     def median(found, bound):
         norms = found().norms
         return float(np.median(norms)) if len(norms) > 3 else bound
@@ -106,7 +106,7 @@ def bound_from_the_median_of_a_large_pass(patch):
 
 
 @weakens("every factor clipped by itself", checks.check_neighbours)
-def every_factor_clipped_by_itself(patch):
+def every_factor_clipped_by_itself(patch: Patch) -> None:
     original = ClippedSum.add
 
     def add(self, gradient):
@@ -117,7 +117,7 @@ def every_factor_clipped_by_itself(patch):
 
 
 @weakens("the sum clipped, not its parts", checks.check_neighbours)
-def the_sum_clipped_and_not_its_parts(patch):
+def the_sum_clipped_and_not_its_parts(patch: Patch) -> None:
     """All are shortened alike, so that together they are as long as bounds are."""
     original = dpsgd.clipped_gradients
 
@@ -131,7 +131,7 @@ def the_sum_clipped_and_not_its_parts(patch):
 
 
 @weakens("rows of a pass mixed", checks.check_company)
-def rows_of_a_pass_mixed(patch):
+def rows_of_a_pass_mixed(patch: Patch) -> None:
     """What a record adds depends on those beside it: each has the mean of its pass."""
     original = record_gradients.one_pass
 
@@ -145,7 +145,7 @@ def rows_of_a_pass_mixed(patch):
 
 
 @weakens("rows not tried out", checks.check_company)
-def rows_not_tried_out(patch):
+def rows_not_tried_out(patch: Patch) -> None:
     """Passes of one row are rounded otherwise on some machines: taken without a look."""
     original = record_gradients.one_pass
 
@@ -159,7 +159,7 @@ def rows_not_tried_out(patch):
     patch.setattr(record_gradients, "widths_apart", lambda module: record_gradients.WIDTHS)
 
 
-def _noise(patch, change):
+def _noise(patch: Patch, change) -> None:
     original = SecureNoise.normal
 
     def normal(self, shape):
@@ -170,17 +170,17 @@ def _noise(patch, change):
 
 
 @weakens("noise halved", checks.check_noise)
-def noise_halved(patch):
+def noise_halved(patch: Patch) -> None:
     _noise(patch, lambda self, drawn: drawn / 2)
 
 
 @weakens("noise divided by the batch", checks.check_noise)
-def noise_divided_by_the_batch(patch):
+def noise_divided_by_the_batch(patch: Patch) -> None:
     _noise(patch, lambda self, drawn: drawn / 12)
 
 
 @weakens("one draw for all layers of a shape", checks.check_noise)
-def one_draw_for_all_layers_of_a_shape(patch):
+def one_draw_for_all_layers_of_a_shape(patch: Patch) -> None:
     def shared(self, drawn):
         kept = self.__dict__.setdefault("kept", {})
         first = self.__dict__.get("first", tuple(drawn.shape))
@@ -193,7 +193,7 @@ def one_draw_for_all_layers_of_a_shape(patch):
 
 
 @weakens("the same noise in every step", checks.check_noise)
-def the_same_noise_in_every_step(patch):
+def the_same_noise_in_every_step(patch: Patch) -> None:
     def repeated(self, drawn):
         kept = self.__dict__.setdefault("kept", {})
         return kept.setdefault((self.calls % 4, tuple(drawn.shape)), drawn)
@@ -202,12 +202,12 @@ def the_same_noise_in_every_step(patch):
 
 
 @weakens("no noise in one factor", checks.check_noise)
-def no_noise_in_one_factor(patch):
+def no_noise_in_one_factor(patch: Patch) -> None:
     _noise(patch, lambda self, drawn: drawn * (self.calls % 4 != 3))
 
 
 @weakens("an AES key of 32 bits", checks.check_key)
-def a_key_of_32_bits(patch):
+def a_key_of_32_bits(patch: Patch) -> None:
     def init(self):
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -218,7 +218,7 @@ def a_key_of_32_bits(patch):
 
 
 @weakens("divided by the batch that was drawn", checks.check_denominator)
-def divided_by_who_was_drawn(patch):
+def divided_by_who_was_drawn(patch: Patch) -> None:
     original = PrivateGradients.accumulate
 
     def accumulate(self, module, objective, batch):
@@ -229,7 +229,7 @@ def divided_by_who_was_drawn(patch):
 
 
 @weakens("half of the steps charged", checks.check_ledger)
-def half_of_the_steps_charged(patch):
+def half_of_the_steps_charged(patch: Patch) -> None:
     original = RecordMechanism._event
 
     def event(self, *given):
@@ -246,7 +246,7 @@ def half_of_the_steps_charged(patch):
 
 
 @weakens("budget solved for each round", checks.check_ledger)
-def every_round_planned_by_itself(patch):
+def every_round_planned_by_itself(patch: Patch) -> None:
     """The commonest error of the field: the budget is spent again in every round."""
     original = RecordMechanism._solve
 
@@ -258,7 +258,7 @@ def every_round_planned_by_itself(patch):
 
 
 @weakens("accountant: rate squared", checks.check_ledger)
-def sampling_counted_twice(patch):
+def sampling_counted_twice(patch: Patch) -> None:
     patch.setattr(
         LedgerEvent,
         "spent",
@@ -267,7 +267,7 @@ def sampling_counted_twice(patch):
 
 
 @weakens("the loss leaves", checks.check_ledger)
-def the_loss_leaves(patch):
+def the_loss_leaves(patch: Patch) -> None:
     original = RecordMechanism._figures
     patch.setattr(
         RecordMechanism, "_figures", lambda self, *given: {**original(self, *given), "loss": 0.5}
@@ -275,22 +275,22 @@ def the_loss_leaves(patch):
 
 
 @weakens("a failed training says so", checks.check_charge_comes_first)
-def a_failed_training_says_so(patch):
+def a_failed_training_says_so(patch: Patch) -> None:
     patch.setattr(record, "trained_or_noise", lambda train, gradients: train(gradients(True)))
 
 
 @weakens("planned records not looked at", checks.check_planned_records)
-def what_was_planned_is_not_looked_at(patch):
+def what_was_planned_is_not_looked_at(patch: Patch) -> None:
     patch.setattr(record, "require_planned", lambda *given: None)
 
 
 @weakens("seeded noise at a real site", checks.check_ledger)
-def seeded_noise_at_a_real_site(patch):
+def seeded_noise_at_a_real_site(patch: Patch) -> None:
     patch.setattr(record, "SecureNoise", lambda: SeededNoise(seeded("always the same")))
 
 
 @weakens("charged after it has left", checks.check_charge_comes_first)
-def charged_after_it_has_left(patch):
+def charged_after_it_has_left(patch: Patch) -> None:
     """The answer does not wait for the ledger."""
 
     def charged(self, made, ask, site, event, budget):
@@ -303,7 +303,7 @@ def charged_after_it_has_left(patch):
 
 
 @weakens("groups: clipped record by record", checks.check_group_neighbours)
-def groups_clipped_record_by_record(patch):
+def groups_clipped_record_by_record(patch: Patch) -> None:
     """The guarantee of a record, told as a group's: twenty records move the sum twenty-fold."""
     original = dpsgd.clipped_gradients
 
@@ -314,7 +314,7 @@ def groups_clipped_record_by_record(patch):
 
 
 @weakens("groups: clipped pass by pass", checks.check_group_neighbours)
-def groups_clipped_in_pieces(patch):
+def groups_clipped_in_pieces(patch: Patch) -> None:
     """A group of many records is clipped anew after every three, and counts as many times."""
     original = dpsgd.clipped_gradients
 
@@ -330,12 +330,12 @@ def groups_clipped_in_pieces(patch):
 
 
 @weakens("groups: clipping off", checks.check_group_neighbours)
-def groups_unclipped(patch):
+def groups_unclipped(patch: Patch) -> None:
     _with_bound(patch, lambda found, bound: 1e9)
 
 
 @weakens("groups: bound times the number of records", checks.check_group_neighbours)
-def groups_summed_after_a_clipped_mean(patch):
+def groups_summed_after_a_clipped_mean(patch: Patch) -> None:
     """The mean is clipped, and the number of records multiplied back."""
 
     original = dpsgd.clipped_gradients
@@ -353,7 +353,7 @@ def groups_summed_after_a_clipped_mean(patch):
 
 
 @weakens("groups: records drawn", checks.check_group_samples)
-def records_drawn_where_groups_are_charged(patch):
+def records_drawn_where_groups_are_charged(patch: Patch) -> None:
     patch.setattr(dpsgd, "require_sampled", lambda *given: None)
     patch.setattr(checks, "require_sampled", lambda *given: None)
 
@@ -366,7 +366,7 @@ def records_drawn_where_groups_are_charged(patch):
 
 
 @weakens("groups: large ones drawn more often", checks.check_group_samples)
-def large_groups_drawn_more_often(patch):
+def large_groups_drawn_more_often(patch: Patch) -> None:
     """Records are drawn, and each brings its group along."""
 
     def batches(self):
@@ -379,10 +379,10 @@ def large_groups_drawn_more_often(patch):
 
 
 @weakens("groups: added up with records", checks.check_units_apart)
-def units_added_up(patch):
+def units_added_up(patch: Patch) -> None:
     patch.setattr(events, "common_unit", lambda units: None)
 
 
 @weakens("groups: charged as records", checks.check_units_apart)
-def groups_charged_as_records(patch):
+def groups_charged_as_records(patch: Patch) -> None:
     patch.setattr(RecordMechanism, "unit", property(lambda self: "record"))

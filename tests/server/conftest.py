@@ -1,12 +1,15 @@
 """The server's clock and threads, for runs without a language model."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 
 
 @pytest.fixture
-def now(request, monkeypatch):
+def now(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The server's clock: waiting takes no time, and computing takes none of it. Where a module has
     a ``HASTE``, a sleep lasts so many times as long."""
     from server import clients, wire
@@ -22,7 +25,7 @@ def now(request, monkeypatch):
 
 
 @pytest.fixture
-def one_thread():
+def one_thread() -> Iterator[None]:
     """Small tensors are computed in one thread."""
     import torch
 

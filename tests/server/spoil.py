@@ -1,6 +1,8 @@
 """Every way in which a client's reply can be wrong that we can think of: a mutation takes a good
 reply and spoils it in place."""
 
+from __future__ import annotations
+
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -8,28 +10,29 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 
 TEXT = "patient 17 has gout"
+Mutation = Callable[[Message, torch.Generator], None]
 Change = Callable[[np.ndarray, torch.Generator], np.ndarray]
 
 
-def number(generator, low, high):
+def number(generator: torch.Generator, low: int, high: int) -> int:
     """An integer from ``low`` to ``high``."""
     return int(torch.randint(low, high + 1, (), generator=generator))
 
 
-def some_key(reply, generator, dtype="", end=""):
+def some_key(reply: Message, generator: torch.Generator, dtype: str = "", end: str = "") -> str:
     """The name of a random array, of the given type and ending if asked for."""
     record = reply.content["lora"]
     keys = [k for k, a in record.items() if a.dtype.startswith(dtype) and k.endswith(end)]
     return keys[number(generator, 0, len(keys) - 1)]
 
 
-def changed(change, dtype="", end=""):
+def changed(change: Change, dtype: str = "", end: str = "") -> Mutation:
     """Replace one array by another."""
 
-    def mutate(reply, generator):
+    def mutate(reply: Message, generator: torch.Generator) -> None:
         key = some_key(reply, generator, dtype, end)
         record = reply.content["lora"]
         record[key] = Array(np.ascontiguousarray(change(record[key].numpy(), generator)))
@@ -37,10 +40,10 @@ def changed(change, dtype="", end=""):
     return mutate
 
 
-def one_value(value):
+def one_value(value: float) -> Mutation:
     """Put ``value`` somewhere into a float array."""
 
-    def change(array, generator):
+    def change(array: np.ndarray, generator: torch.Generator) -> np.ndarray:
         array = array.copy()
         array.flat[number(generator, 0, array.size - 1)] = value
         return array
@@ -48,8 +51,8 @@ def one_value(value):
     return changed(change, "float")
 
 
-def every_float(value):
-    def mutate(reply, generator):
+def every_float(value: float) -> Mutation:
+    def mutate(reply: Message, generator: torch.Generator) -> None:
         record = reply.content["lora"]
         for key in [k for k, a in record.items() if a.dtype == "float32"]:
             record[key] = Array(np.full(record[key].shape, value, np.float32))
@@ -57,10 +60,10 @@ def every_float(value):
     return mutate
 
 
-def every_array(change):
+def every_array(change: Change) -> Mutation:
     """Replace every float array by another."""
 
-    def mutate(reply, generator):
+    def mutate(reply: Message, generator: torch.Generator) -> None:
         record = reply.content["lora"]
         for key in [k for k, a in record.items() if a.dtype == "float32"]:
             made = np.ascontiguousarray(change(record[key].numpy(), generator), np.float32)
@@ -69,28 +72,28 @@ def every_array(change):
     return mutate
 
 
-def alternating(value):
+def alternating(value: float) -> Mutation:
     """The same size everywhere, every other one negative."""
 
-    def change(array, generator):
+    def change(array: np.ndarray, generator: torch.Generator) -> np.ndarray:
         signs = np.where(np.arange(array.size) % 2, -1.0, 1.0)
         return value * signs.reshape(array.shape)
 
     return every_array(change)
 
 
-def times(value):
+def times(value: float) -> Mutation:
     return every_array(lambda array, generator: value * array)
 
 
-def as_type(dtype):
+def as_type(dtype: str) -> Mutation:
     return changed(lambda array, generator: array.astype(dtype))
 
 
-def rebytes(change, stype=""):
+def rebytes(change: Callable[[bytes, torch.Generator], bytes], stype: str = "") -> Mutation:
     """Change the bytes of one array under an honest header."""
 
-    def mutate(reply, generator):
+    def mutate(reply: Message, generator: torch.Generator) -> None:
         record, key = reply.content["lora"], some_key(reply, generator)
         good = record[key]
         data = change(good.data, generator)
@@ -99,27 +102,27 @@ def rebytes(change, stype=""):
     return mutate
 
 
-def behind_header(change):
+def behind_header(change: Callable[[np.ndarray], np.ndarray]) -> Mutation:
     """An honest outer header over the bytes of another array."""
     return rebytes(lambda data, generator: saved(change(np.load(BytesIO(data)))))
 
 
-def saved(array):
+def saved(array: np.ndarray) -> bytes:
     file = BytesIO()
     np.save(file, array, allow_pickle=True)
     return file.getvalue()
 
 
-def zipped(data, generator):
+def zipped(data: bytes, generator: torch.Generator) -> bytes:
     file = BytesIO()
     np.savez(file, np.load(BytesIO(data)))
     return file.getvalue()
 
 
-def lying_shape(shape):
+def lying_shape(shape: Callable[[tuple[int, ...]], tuple[int, ...]]) -> Mutation:
     """Good bytes under an outer header of another shape."""
 
-    def mutate(reply, generator):
+    def mutate(reply: Message, generator: torch.Generator) -> None:
         record, key = reply.content["lora"], some_key(reply, generator)
         good = record[key]
         record[key] = Array(good.dtype, shape(good.shape), good.stype, good.data)
@@ -127,7 +130,7 @@ def lying_shape(shape):
     return mutate
 
 
-def vast_inside(data, generator):
+def vast_inside(data: bytes, generator: torch.Generator) -> bytes:
     """numpy's own header promises 2^40 rows; the length stays as it was."""
     start = data.index(b"'shape': (") + len(b"'shape': (")
     end = data.index(b")", start)
@@ -137,8 +140,8 @@ def vast_inside(data, generator):
     return data[:start] + wide + spaces.replace(b" " * surplus, b"", 1)
 
 
-def renamed(name, keep=False):
-    def mutate(reply, generator):
+def renamed(name: Callable[[str], str], keep: bool = False) -> Mutation:
+    def mutate(reply: Message, generator: torch.Generator) -> None:
         record, key = reply.content["lora"], some_key(reply, generator)
         array = record[key] if keep else record.pop(key)
         if name(key):
@@ -147,7 +150,7 @@ def renamed(name, keep=False):
     return mutate
 
 
-def other_factor(reply, generator):
+def other_factor(reply: Message, generator: torch.Generator) -> None:
     """Send the factor that is not asked for; where both are, one of the other adapter."""
     record, key = reply.content["lora"], some_key(reply, generator)
     other = key.replace("lora_A", "#").replace("lora_B", "lora_A").replace("#", "lora_B")
@@ -155,10 +158,10 @@ def other_factor(reply, generator):
     record[name] = record[key]
 
 
-def figures(**values):
+def figures(**values: object) -> Mutation:
     """Replace figures; None takes one away."""
 
-    def mutate(reply, generator):
+    def mutate(reply: Message, generator: torch.Generator) -> None:
         new = {**reply.content["metrics"], **values}
         metrics = MetricRecord({k: v for k, v in new.items() if v is not None})
         reply.content["metrics"] = metrics
@@ -166,44 +169,44 @@ def figures(**values):
     return mutate
 
 
-def said(**values):
+def said(**values: object) -> Mutation:
     """Replace fields of the status; None takes one away."""
 
-    def mutate(reply, generator):
+    def mutate(reply: Message, generator: torch.Generator) -> None:
         new = {**reply.content["status"], **values}
         reply.content["status"] = ConfigRecord({k: v for k, v in new.items() if v is not None})
 
     return mutate
 
 
-def placed(name, record):
-    def mutate(reply, generator):
+def placed(name: str, record: Callable[[], object]) -> Mutation:
+    def mutate(reply: Message, generator: torch.Generator) -> None:
         reply.content[name] = record()
 
     return mutate
 
 
-def removed(name):
-    def mutate(reply, generator):
+def removed(name: str) -> Mutation:
+    def mutate(reply: Message, generator: torch.Generator) -> None:
         del reply.content[name]
 
     return mutate
 
 
-def only_text(reply, generator):
+def only_text(reply: Message, generator: torch.Generator) -> None:
     reply.content.clear()
     reply.content["notes"] = ConfigRecord({"question": TEXT})
 
 
-def emptied(reply, generator):
+def emptied(reply: Message, generator: torch.Generator) -> None:
     reply.__dict__["_content"] = None
 
 
-def padding(least, most):
+def padding(least: int, most: int) -> Mutation:
     return rebytes(lambda data, g: data + b"x" * number(g, least, most))
 
 
-def truncation(least, most):
+def truncation(least: int, most: int) -> Mutation:
     return rebytes(lambda data, g: data[: -number(g, least, most)])
 
 
@@ -211,7 +214,7 @@ text_record = partial(ConfigRecord, {"question": TEXT})
 spent = partial(figures, epsilon=1.0, delta=1e-4, simulation_only=1.0)
 array_record = partial(ArrayRecord, {"x": Array(np.zeros((2, 2), np.float32))})
 
-MUTATIONS = {
+MUTATIONS: dict[str, Mutation] = {
     "NaN": one_value(np.nan),
     "Inf": one_value(np.inf),
     "-Inf": one_value(-np.inf),
@@ -312,7 +315,7 @@ MUTATIONS = {
 }
 """For every wire format."""
 
-INT8 = {
+INT8: dict[str, Mutation] = {
     "code -128": changed(lambda a, g: np.full_like(a, -128), "int8"),
     "negative scale": changed(lambda a, g: -a - 1, "float32", ".scale"),
     "scale of one number": changed(lambda a, g: a[:1], end=".scale"),
@@ -323,7 +326,7 @@ INT8 = {
 }
 """For the coded format alone."""
 
-COUNTS = {
+COUNTS: dict[str, Mutation] = {
     "NaN counts": figures(correct=[float("nan")] * 2),
     "infinite counts": figures(correct=[float("inf")] * 2),
     "fractions": figures(correct=[0.5, 0.5]),

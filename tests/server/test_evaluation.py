@@ -109,6 +109,13 @@ def test_a_site_that_was_lost_is_asked_again_when_it_is_back(tmp_path, monkeypat
     assert results.wire.received > read_results(plain).wire.received  # what is sent again counts
 
 
+def test_simulated_clients_are_asked_once(tmp_path, monkeypatch):
+    away = Away(times=1)
+    folder, _ = run_with(away, 0.0, tmp_path, monkeypatch)
+    assert max(away.told.values()) == 1
+    assert read_results(folder).per_client.keys() == {"0", "2"}
+
+
 @dataclass
 class Holder(Away):
     """Client 1 alone has test examples of the second task."""

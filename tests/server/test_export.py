@@ -5,6 +5,7 @@ import json
 import pytest
 
 from deal_core.config.experiment import Experiment, ModelConfig
+from deal_core.config.file import parse_experiment
 from deal_core.inference.folder import AdapterFolder
 from deal_core.inference.predictor import read_adapter
 from deal_core.lora.adapter import relative_difference, stack, zero_adapter
@@ -12,7 +13,7 @@ from deal_core.lora.state import State
 from deal_core.methods import make_method
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
-from server.export import export_adapter, peft_config
+from server.export import export_adapter, peft_config, task_spaces
 
 
 def test_bytes_grow_until_the_retained_rank_is_full_and_no_further(tmp_path, random_adapter):
@@ -50,3 +51,18 @@ def test_peft_is_told_the_revision_of_the_base_model(name, base, random_adapter)
     adapter = random_adapter({"query": (8, 8)}, 2, 1.0, 0)
     config = peft_config(adapter, Experiment(model=ModelConfig(name=name)))
     assert (config.base_model_name_or_path, config.revision) == base
+
+
+def test_the_labels_of_text_generation_are_declared_and_no_data_are_asked_for():
+    data = {
+        "source": "sites",
+        "labels": {"letters": [], "triage": ["Surgery", "Skin"]},
+        "generation": ["letters"],
+        "instructions": {"letters": "Answer the letter."},
+    }
+    experiment = parse_experiment({"data": data}, "test")
+    spaces = {space.name: space for space in task_spaces(experiment, ("letters",))}
+    assert spaces["letters"].labels == ()
+    assert spaces["letters"].instruction == "Answer the letter."
+    assert spaces["triage"].labels == ("Surgery", "Skin")
+    assert (spaces["letters"].learnt, spaces["triage"].learnt) == (True, False)

@@ -33,6 +33,7 @@ def test_one_process_alone_writes_and_a_dead_one_is_in_nobodys_way(tmp_path):
         text=True,
     )
     with other:
+        assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=r"run: another process is writing.*--out$"):
             exclusive_lock(lock).__enter__()
@@ -42,6 +43,12 @@ def test_one_process_alone_writes_and_a_dead_one_is_in_nobodys_way(tmp_path):
         pass
     with exclusive_lock(lock):
         pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "taken").touch()
+    with pytest.raises(UserError, match=r"taken/run: cannot be written .*; choose another --out"):
+        exclusive_lock(RunFolder(tmp_path / "taken" / "run").writing).__enter__()
 
 
 def test_no_epsilon_of_a_noise_that_is_not_added(make_experiment, tmp_path):

@@ -62,6 +62,7 @@ class Spoiler:
 
     def _place(self, reply):
         if "lora" not in reply.content:
+            assert self.grid is not None
             return (len(self.grid.models) - 2) // (ROUNDS + 1), 0
         status = reply.content["status"]
         return int(status["stage"]), int(status["server_round"])
@@ -77,6 +78,7 @@ class Spoiler:
         return {str(order[i]): kinds[(turn + i) % len(kinds)] for i in range(BAD)}
 
     def _arrives(self, kind, reply):
+        assert self.grid is not None
         if kind == "late":
             self.grid.held_back.append(reply)
             return []

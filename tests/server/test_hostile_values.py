@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +26,7 @@ from server.wire import sendable
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
-from tests.server.spoil import alternating, every_float, figures, one_value, times
+from tests.server.spoil import Mutation, alternating, every_float, figures, one_value, times
 
 HASTE = 1e4
 """Silence lasts until the deadline."""
@@ -47,6 +48,8 @@ ACCEPTED = {
     "twice": times(2.0),
     "vast weight": figures(num_examples=10_000_000),
 }
+Spoil = Callable[[int, str], Mutation | None]
+"""From round and client to what becomes of its update."""
 
 
 @pytest.fixture(scope="module")

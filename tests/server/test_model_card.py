@@ -1,8 +1,10 @@
 """The model card says what the results say: no epsilon without delta, unit and assumptions."""
 
-from deal_core.config.experiment import ModelConfig
+import pytest
+
+from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.inference.folder import Inference, TaskSpace
-from server.export import as_text, model_card
+from server.export import as_text, hub_name, model_card
 from server.results import Privacy
 from tests.simulations.run.test_run_log import results
 
@@ -31,6 +33,18 @@ def inference(name="embedded:minilm", upstream="org/model"):
     )
 
 
+def test_the_card_has_tasks_accuracies_method_and_versions():
+    lines = model_card(results(config=Experiment(description="Two wards")), inference())
+    assert "base_model: org/model" in lines
+    assert "Two wards" in lines
+    assert "| heart | old, a\\|b | 60.0 % | not known |" in lines
+    assert "- average accuracy: 75.0 %" in lines
+    assert "- backward transfer: -20.0 points" in lines
+    assert "Method: `deal`; aggregation rule: `fedit`" in lines
+    assert "rounds of learning: 4 in 2 stages" in lines
+    assert "peft 1.2.3" in lines
+
+
 def test_an_epsilon_has_delta_unit_extent_and_assumptions():
     card = model_card(results(privacy=PRIVATE), inference())
     assert "epsilon <= 7.5 at delta = 0.0001, largest over clients" in card
@@ -46,6 +60,23 @@ def test_an_epsilon_has_delta_unit_extent_and_assumptions():
     bare = model_card(results(privacy=Privacy(mechanism="record", epsilon={"0": 1.0})), inference())
     assert "no guarantee was recorded" in bare
     assert "epsilon" not in bare
+
+
+@pytest.mark.parametrize(
+    ("name", "upstream", "hub"),
+    [
+        ("embedded:minilm", "org/model", "org/model"),
+        ("org/other", "", "org/other"),
+        ("bert-base-uncased", "", "bert-base-uncased"),
+        ("org/other@v1.0", "", "org/other"),
+        ("/srv/models/bert", "", ""),
+        ("./bert", "", ""),
+    ],
+)
+def test_a_folder_is_no_name_on_a_hub(name, upstream, hub):
+    assert hub_name(inference(name, upstream)) == hub
+    card = model_card(results(), inference(name, upstream))
+    assert ("base_model:" in card) == bool(hub)
 
 
 def test_somebodys_words_forge_no_section_and_no_tag():

@@ -4,7 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from deal_core.config.experiment import Experiment
@@ -39,6 +39,24 @@ def test_a_machine_that_sleeps_through_a_deadline_loses_nobody(now, silent):
         }
         found = {reply.client: reply.fault for reply in wire.collect(grid, requests, 60.0)}
     assert found == {str(k): wire.LATE if str(k) in silent else "" for k in range(CLIENTS)}
+
+
+def test_an_error_of_flower_is_told_in_words(now):
+    """That of an app that raises, and a code that nobody knows here."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        raise ValueError
+
+    grid = InProcessGrid(app, {}, 1)
+    with assume_identity(1, 1):
+        request = {"0": Message(RecordDict(), FIRST_CLIENT_NODE, "train")}
+        (found,) = wire.collect(grid, request, 60.0)
+        unknown = Message(Error(99, ""), reply_to=request["0"])
+        (other,) = wire.matched({request["0"].metadata.message_id: "0"}, [unknown])
+    assert found.fault == f"{wire.FLOWER_ERRORS[2]} (flower error 2)"
+    assert other.fault == "no answer (flower error 99)"
 
 
 def test_a_client_beyond_those_of_the_experiment_is_named(now):

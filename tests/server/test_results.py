@@ -1,3 +1,5 @@
+import subprocess
+
 import pytest
 
 from deal_core.config.experiment import Experiment
@@ -243,3 +245,27 @@ def test_what_cannot_be_is_refused(lie):
     said = {name: value for name, value in {**SPENT, **lie}.items() if value is not None}
     with pytest.raises(ValueError, match=next(iter(lie))):
         spending_in(said)
+
+
+def git(folder, *words):
+    done = subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_the_commit_is_that_of_the_checkout_and_of_no_repository_around_it(tmp_path):
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "file").write_text("one")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "one")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    git(tmp_path, "tag", "v1")  # a tag is no hash
+    assert commit(tmp_path) == head
+    (tmp_path / "file").write_text("two")
+    assert commit(tmp_path) == f"{head}-dirty"
+    inside = tmp_path / "site-packages"
+    inside.mkdir()
+    assert commit(inside) == ""
+    (inside / ".git").write_text("gitdir: nowhere")
+    assert commit(inside) == ""

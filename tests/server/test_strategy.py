@@ -67,6 +67,7 @@ def test_what_an_exact_rule_finds_no_room_for_is_kept_whole_and_does_not_grow(ra
     for server_round in range(12):
         rests.append(random_adapter(SHAPES, 3, 1.0, 1 + server_round))
         state = fold_residual(state, Aggregate(state.current, rests[-1], error=0.0))
+        assert state.residual is not None
         assert state.residual.rank <= 12
         assert relative_difference(state.residual, stack(rests)) < 1e-6
     for name, shape in SHAPES.items():

@@ -1,11 +1,55 @@
 """TensorBoard beside a run: what it holds is what the run has found, and nothing is sent."""
 
+import json
+import subprocess
 import sys
 from types import SimpleNamespace
 
+import pytest
+
 from deal_core.config.experiment import Experiment
 from server import folder
-from server.folder import EventLog, read_events, tracked
+from server.folder import EventLog, figures_of, read_events, tracked
+
+READER = """
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+events = EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
+names = events.Tags()["scalars"]
+print(json.dumps({name: [[e.step, e.value] for e in events.Scalars(name)] for name in names}))
+"""
+RUNS = """
+import json, socket, sys
+from deal_core.config.experiment import Experiment
+from server.folder import EventLog
+from server.folder import tracked
+from pathlib import Path
+connect = socket.socket.connect
+def guarded(self, address):
+    assert self.family == socket.AF_UNIX, address
+    return connect(self, address)
+socket.socket.connect = guarded
+out = Path(sys.argv[1])
+log = EventLog(out / "metrics.jsonl")
+for number, resume in enumerate((False, True), start=1):
+    experiment = Experiment.model_validate({"run": {"track": "tensorboard", "resume": resume}})
+    with tracked(experiment, out / "tracking", log) as events:
+        events.write("evaluated", round=number, stage=number - 2, accuracy={"a": number / 4})
+        if resume:
+            raise SystemExit
+"""
+"""A run that is resumed, and ends before its time, in a process that may call nobody."""
+
+
+def test_it_holds_what_a_resumed_run_has_found_and_calls_nobody(tmp_path):
+    pytest.importorskip("tensorboard")
+    out = tmp_path / "run"
+    out.mkdir()
+    subprocess.run([sys.executable, "-c", RUNS, str(out)], check=True)
+    assert [event for event in read_events(out / "metrics.jsonl") if "tracker" in event] == []
+    program = f"import json\nfolder = {str(out / 'tracking' / 'tensorboard')!r}\n{READER}"
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    found = json.loads(told.stdout.splitlines()[-1])
+    assert found == {"accuracy/a": [[0, 0.25], [2, 0.5]]}  # what the start knows is step 0
 
 
 def test_a_tracker_that_fails_costs_nothing_of_the_run(tmp_path, monkeypatch):
@@ -37,3 +81,18 @@ def test_a_tracker_that_fails_costs_nothing_of_the_run(tmp_path, monkeypatch):
     assert "no more than one" in failed["reason"]
     assert [each["event"] for each in written].count("evaluated") == 3
     assert heard == written
+
+
+@pytest.mark.parametrize(
+    ("event", "drawn"),
+    [
+        ({"event": "round_finished", "seconds": 2.0, "excluded": []}, {"round/seconds": 2.0}),
+        ({"event": "client_finished", "client": "1", "loss": 0.5}, {"loss/1": 0.5}),
+        ({"event": "client_finished", "client": "1", "epsilon": 2.0}, {}),
+        ({"event": "loss_summed", "loss": 1.5}, {"loss/sum": 1.5}),
+        ({"event": "run_finished", "forgetting": None}, {}),
+        ({"event": "run_started", "clients": 3}, {}),
+    ],
+)
+def test_what_is_drawn_of_an_event(event, drawn):
+    assert figures_of(event) == drawn

@@ -1,19 +1,29 @@
 """What tests of whole runs ask for again and again."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Array
+from flwr.app import Array, Message
 from safetensors.numpy import load_file
 
 from client.app import make_app
+from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
 from deal_core.data import load_for_clients
+from deal_core.inference.predictor import Predictor
+from server.folder import Listener, RunEvent
+from server.results import Results
 from server.run import run
 from simulations.engines.inprocess import (
     FIRST_CLIENT_NODE,
     InProcessGrid,
+    Interceptor,
     run_inprocess,
 )
 from simulations.engines.worker_pool import assume_identity
@@ -35,22 +45,24 @@ IN_SUM = (
 """Three sites, two rounds of a task: every record protected by noise in the masked sum."""
 
 
-def at(experiment, folder, **run_keys):
+def at(experiment: Experiment, folder: Path, **run_keys: object) -> Experiment:
     """The experiment with its run in ``folder``; ``run_keys`` are other keys of ``[run]``."""
     changed = experiment.run.model_copy(update={"out": str(folder), **run_keys})
     return experiment.model_copy(update={"run": changed})
 
 
-def simulated(experiment, folder, listen=lambda event: None, **run_keys):
+def simulated(
+    experiment: Experiment, folder: Path, listen: Listener = lambda event: None, **run_keys: object
+) -> Path:
     """The folder of the run, once it has ended."""
     run_inprocess(at(experiment, folder, **run_keys), listen)
     return folder
 
 
-def stopped(experiment, folder, at_event):
+def stopped(experiment: Experiment, folder: Path, at_event: Callable[[RunEvent], bool]) -> None:
     """Run until the first event of a kind, where Ctrl-C ends it."""
 
-    def listen(event):
+    def listen(event: RunEvent) -> None:
         if at_event(event):
             raise KeyboardInterrupt
 
@@ -59,9 +71,11 @@ def stopped(experiment, folder, at_event):
     assert not (folder / "results.json").exists()
 
 
-def run_in_process(experiment, see=lambda reply: reply):
+def run_in_process(
+    experiment: Experiment, see: Interceptor = lambda reply: reply
+) -> list[dict[str, Any]]:
     """The events of a run; ``see`` sees each reply on its way, and may change or lose it."""
-    events = []
+    events: list[dict[str, Any]] = []
     grid = InProcessGrid(make_app(), to_run_config(experiment), experiment.federation.clients)
     grid.interceptor = see
     with assume_identity(1, 1):
@@ -69,7 +83,7 @@ def run_in_process(experiment, see=lambda reply: reply):
     return events
 
 
-def no_number(reply):
+def no_number(reply: Message) -> Message:
     """The reply; of the first client's updates without a number in one factor."""
     if reply.metadata.src_node_id == FIRST_CLIENT_NODE and "lora" in reply.content:
         record = reply.content["lora"]
@@ -78,25 +92,25 @@ def no_number(reply):
     return reply
 
 
-def learnt_adapter(folder):
+def learnt_adapter(folder: Path) -> dict[str, np.ndarray]:
     """The factors that a run exported, and the heads of labels where it has some."""
     factors = load_file(folder / "adapter" / "adapter_model.safetensors")
     heads = folder / "adapter" / "heads.safetensors"
     return {**factors, **(load_file(heads) if heads.exists() else {})}
 
 
-def same(one, two):
+def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
     """Equal to the bit."""
     return one.keys() == two.keys() and all(np.array_equal(one[key], two[key]) for key in one)
 
 
-def gain(results):
+def gain(results: Results) -> float:
     """Average accuracy over what the base model knew before anything was learnt."""
     assert results.average_accuracy is not None
     return results.average_accuracy - fmean(results.zero_shot.values())
 
 
-def accuracy_of(predictor, experiment, task):
+def accuracy_of(predictor: Predictor, experiment: Experiment, task: str) -> float:
     """Share of a task's test texts that are answered rightly."""
     examples = load_for_clients(experiment, task).test
     right = [predictor.answer(e.text, task).label == e.label for e in examples]

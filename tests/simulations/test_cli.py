@@ -1,5 +1,8 @@
 """The command ``deal``: what it says of itself, what it refuses in one line, and how it ends."""
 
+import errno
+import inspect
+import os
 import shutil
 import signal
 import subprocess
@@ -7,9 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from subprocess import PIPE, STDOUT
+from typing import get_args, get_type_hints
 
 import psutil
 import pytest
+from click.testing import CliRunner
+from typer.models import ArgumentInfo, OptionInfo
 
 from server.folder import RunFolder
 from simulations import cli
@@ -45,6 +51,20 @@ def refused(result):
     return line
 
 
+def test_a_tracker_without_its_package_is_one_line_and_nothing_starts(deal, tmp_path, monkeypatch):
+    monkeypatch.setattr("server.folder.find_spec", lambda name: None)
+    line = refused(deal("simulate", "quickstart", "--set", "run.track=tensorboard"))
+    assert line.startswith("error: run.track = 'tensorboard' needs tensorboard")
+    assert "pip install --editable '.[tensorboard]'" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_is_one_line():
+    assert cli.closed(OSError(errno.ENOSPC, "No space left on device", "r.json")) == (
+        "r.json: No space left on device; make room"
+    )
+
+
 def test_ls_names_every_experiment_and_study_and_its_purpose(deal):
     assert deal("--version")[1].startswith("deal ")
     code, out, _ = deal("ls")
@@ -55,6 +75,10 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal):
         *(["deal", "study", name] for name in shipped_studies()),
     ]
     assert "Hospitals learn together" in out
+
+
+LONG = "a" * 300
+"""No file system has a file of that name."""
 
 
 @pytest.mark.parametrize(
@@ -70,6 +94,21 @@ def test_ls_names_every_experiment_and_study_and_its_purpose(deal):
 )
 def test_what_is_wrong_is_one_line(deal, typed, message):
     assert message in refused(deal("simulate", *typed))
+
+
+@pytest.mark.parametrize(
+    "words", [("predict", LONG, "text"), ("simulate", LONG), ("ledger", "verify", LONG)]
+)
+def test_a_path_that_is_closed_is_one_line(deal, words):
+    assert refused(deal(*words)).startswith(f"error: {LONG}")
+
+
+def test_a_folder_that_holds_a_run(deal, tmp_path):
+    folder = RunFolder(tmp_path / "runs" / "quickstart-seed0")
+    folder.path.mkdir(parents=True)
+    folder.results.touch()
+    assert "already holds a run" in refused(deal("simulate", "quickstart"))
+    assert "no checkpoint" in refused(deal("simulate", "quickstart", "--resume"))
 
 
 FINISHED = """
@@ -110,6 +149,26 @@ def test_ctrl_c_is_one_line_from_the_first_moment_on(tmp_path):
         assert run.returncode == 130
         assert "Traceback" not in said
         assert "stop" in said
+
+
+SWALLOWING = """
+import signal
+import time
+
+from simulations.start import stopped
+
+signal.signal(signal.SIGINT, stopped)
+try:
+    signal.raise_signal(signal.SIGINT)
+except BaseException:
+    time.sleep(120)
+"""
+
+
+def test_ctrl_c_ends_what_a_library_swallows():
+    run = subprocess.run([sys.executable, "-c", SWALLOWING], capture_output=True, timeout=30)
+    assert run.returncode == 130
+    assert run.stderr == b"stopped\n"
 
 
 def words(out, *settings):
@@ -163,6 +222,14 @@ def test_a_run_is_continued_by_one_process_at_a_time(deal, fork, tmp_path):
     assert RunFolder(out).results.exists()
 
 
+def test_mistakes_in_a_study(deal, tmp_path):
+    assert "did you mean 'medmcqa'" in refused(deal("study", "medmqca"))
+    assert "write whole numbers" in refused(deal("study", "medmcqa", "--seeds", "x"))
+    assert "--only dael: no cell has" in refused(deal("study", "medmcqa", "--only", "dael"))
+    assert "needs data.path" in refused(deal("study", "clinc10"))
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("number", "workers"),
     [pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow), (signal.SIGTERM, 1)],
@@ -192,3 +259,40 @@ def commands(command, *names):
     yield " ".join(names), command
     for name, below in getattr(command, "commands", {}).items():
         yield from commands(below, *names, name)
+
+
+def test_help_shows_the_text_of_every_argument_and_option():
+    for words, command in commands(cli.command()):
+        shown = CliRunner().invoke(
+            cli.command(), [*words.split(), "--help"], prog_name="deal", env={"COLUMNS": "300"}
+        )
+        assert shown.exit_code == 0, shown.output
+        assert f"deal {words}".strip() in shown.output
+        hints = get_type_hints(inspect.unwrap(command.callback or commands), include_extras=True)
+        for parameter in command.params:
+            extras = get_args(hints.get(str(parameter.name)))
+            texts = [e.help for e in extras if isinstance(e, (ArgumentInfo, OptionInfo)) and e.help]
+            assert all(text in shown.output for text in texts), (words, parameter.name)
+
+
+def completed(typed):
+    """What bash is offered for the last of the words typed."""
+    words = typed.split(" ")
+    asked = {
+        "_DEAL_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", "from simulations.cli import main; main()"],
+        env={**os.environ, **asked},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+def test_shells_complete_commands_and_the_names_of_what_is_shipped():
+    assert {"simulate", "study", "submit"} <= set(completed("deal s"))
+    assert completed("deal simulate quick") == ["quickstart", "quickstart-llm"]

@@ -9,6 +9,9 @@ from deal_core.data import open_source
 from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.models import family_of
+from simulations.api import run
+from tests.simulations.runs import learnt_adapter, same
+from tests.sizes import TINY
 
 PACKAGE = """
 from deal_core.aggregation.rules import AGGREGATION_RULES
@@ -53,3 +56,17 @@ def test_a_package_adds_a_name(group, installed, make_experiment):
 
     made = kind in mine_of_tests.made
     assert made or found is getattr(mine_of_tests, kind)
+
+
+@pytest.mark.filterwarnings("ignore:task")  # those of tests are small
+def test_a_whole_run_knows_them(installed, make_experiment, tmp_path):
+    """It learns what it learns under the names of the same objects here."""
+    base = ("federation.rounds=1", "aggregation.rule=ffa", "method.name=sequential", *TINY)
+    names = [f"{key}=mine" for key, *_ in GROUPS.values()]
+    own, plain = (
+        run(make_experiment(*base, *more), out=tmp_path / f"run-{len(more)}")
+        for more in (names, ())
+    )
+    assert own.results.config.method.name == "mine"
+    assert own.results.accuracy_matrix == plain.results.accuracy_matrix
+    assert same(learnt_adapter(own.folder), learnt_adapter(plain.folder))

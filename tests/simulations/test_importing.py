@@ -2,13 +2,20 @@
 
 import json
 import sys
+from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 
+from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.data.files import FilesSource
+from deal_core.errors import UserError
 from simulations import cli
+from simulations.importing import LAYOUTS, import_benchmark
 from simulations.run.model_checks import check_answers
+
+Import = Callable[..., tuple[Experiment, str]]
 
 
 def save(path, value):
@@ -89,6 +96,16 @@ def imported(monkeypatch, capsys):
     return call
 
 
+def refused(folder, name="cl-benchmark"):
+    """Return the one line of a refusal. Nothing has been written."""
+    out = folder.parent / "out"
+    with pytest.raises(UserError) as refusal:
+        import_benchmark(folder, out, name, Console(quiet=True))
+    assert not out.exists()
+    assert "\n" not in str(refusal.value)
+    return str(refusal.value)
+
+
 def test_sentences_with_labels_read_back_as_a_stream(olora, imported):
     experiment, printed = imported(olora)
     assert experiment.data.tasks == ("ag_news", "copa")
@@ -131,3 +148,52 @@ def test_the_first_lines_of_prompts_are_the_instruction(trace, imported):
     assert source.load("FOMC").labels == ("dovish", "hawkish")
     assert source.load("FOMC").train[0].text == "rates rise\nStance:"
     assert source.load("MeetingBank").train[0].target == "Met.\nTwice."
+
+
+def test_a_folder_of_another_shape_is_one_line(olora, trace):
+    assert "no such folder" in refused(olora / "TC" / "yahoo")
+    assert "holds no KIND/DATASET/train.json; give the folder" in refused(trace)
+    assert "'sentence' and 'label' or 'input' and 'output'; name the benchmark" in refused(
+        trace.parent
+    )
+    assert "unknown --format 'o-lora'; known: cl-benchmark, trace" in refused(olora, "o-lora")
+    (olora.parent / "nothing").mkdir()
+    assert "holds no TASK/train.json" in refused(olora.parent / "nothing", "trace")
+
+
+def test_missing_doubled_and_broken_files_are_one_line(olora):
+    labels, train = olora / "TC/agnews/labels.json", olora / "TC/agnews/train.json"
+    labels.write_text('["[/x]", "World", "Science or Technologie"]')
+    assert "'Science or Technology' is not in labels.json; did you mean" in refused(olora)
+    labels.write_text('{"World": 1}')
+    assert "should be a list of labels" in refused(olora)
+    labels.unlink()
+    train.write_text(train.read_text()[:-3])
+    assert f"{train}: not valid JSON (" in refused(olora)
+    train.write_text('[{"sentence": "a", "label": {}}]')
+    assert "example 1: text or answer is no text" in refused(olora)
+    train.write_text("[]")
+    assert "a split has no example" in refused(olora)
+    train.unlink()
+    assert f"{train}: cannot be read (No such file" in refused(olora)
+    train.write_text('[{"sentence": "a", "label": "World"}]')
+    for split in ("train", "test"):
+        save(olora / f"SC/agnews/{split}.json", [{"sentence": "a", "label": "World"}])
+    assert "two tasks are called 'ag_news'" in refused(olora)
+
+
+def test_nothing_is_written_over(olora):
+    out = olora.parent / "out"
+    save(out / "mine.json", 1)
+    with pytest.raises(UserError, match="is there already; choose another --out"):
+        import_benchmark(olora, out, "cl-benchmark", Console(quiet=True))
+    assert [path.name for path in out.iterdir()] == ["mine.json"]
+
+
+def test_every_format_has_a_template_that_a_model_can_read():
+    from deal_core.models.prompt import read_template
+
+    with pytest.raises(ValueError, match=r"needs {options} on another line than {text}"):
+        read_template("{instruction} Options: {options} Text: {text} Answer:")
+    for layout in LAYOUTS.values():
+        read_template(layout.template)

@@ -8,13 +8,36 @@ from typer.testing import CliRunner
 
 from server.folder import RunFolder, read_events
 from simulations.cli import app
-from simulations.output import FIGURES, Table, print_table
+from simulations.output import FIGURES, NARROW, Table, at_work, print_table
 from simulations.run.experiment import Request
 from simulations.run.simulate import simulate
+from simulations.study.command import print_summary
+from simulations.study.grid import Study
+from simulations.study.results import StudyResults
 from tests.conftest import SHORT
 from tests.sizes import TINY
+from tests.stored_results import RESULTS
 
 WIDE = 200
+
+
+def read_study(folder):
+    """A study and its results, of the cells that are in it."""
+    text = (folder / "study.json").read_text(encoding="utf-8")
+    results = StudyResults.model_validate_json(text)
+    study = Study(results.study, folder, results.file)
+    return study, results.model_copy(update={"cells": results.standing})
+
+
+@pytest.mark.parametrize("name", ["medmcqa", "cl15-core", "tuning"])
+def test_a_study_ends_with_a_table_of_eighty_columns(name):
+    console = Console(file=io.StringIO(), width=WIDE)
+    study, results = read_study(RESULTS / name)
+    print_summary(console, study, results)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= NARROW
+    for arm in {cell.arm for cell in results.cells}:
+        assert any(study.label(arm)[:6] in line for line in lines)
 
 
 def test_names_in_a_table_are_no_markup():
@@ -59,3 +82,13 @@ def test_what_takes_its_time_is_said_before_it_begins_and_then_how_far_it_is(tmp
         assert later not in before, line
     for phase in ("zero-shot evaluation", "training", ": evaluation"):
         assert any(phase in line and "1 of 2 clients" in line for line, _ in said)
+
+
+def test_a_terminal_shows_a_spinner_and_a_pipe_one_line_for_what_is_new(capsys):
+    shown, terminal = io.StringIO(), {"force_terminal": True, "force_interactive": True}
+    for console in (Console(file=shown, **terminal), Console(file=io.StringIO())):
+        with at_work(console, "reading") as say:
+            for place in range(3):
+                say("answering [1]", f"{place} of 3")
+    assert capsys.readouterr().err.splitlines() == ["reading", "answering [1], 0 of 3"]
+    assert "answering [1], 2 of 3" in shown.getvalue()

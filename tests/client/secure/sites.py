@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives import serialization
-from flwr.app import Context, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 
 from client.resident_worker import INSIDE
 from client.site_file import NODE_KEY
+from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, from_run_config, parse_experiment
 from deal_core.privacy.ledger import Ledger
 from simulations.deployment.keys import KeyPair, fingerprint_of_line, make_key_pair, write_secret
@@ -38,15 +41,15 @@ class SecureSite:
     pair: KeyPair
 
     @property
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         return fingerprint_of_line(self.pair.public.decode())
 
     @property
-    def state(self):
+    def state(self) -> Path:
         """What it keeps of the run."""
         return self.folder / "state" / "runs" / RUN
 
-    def write(self, peers, policy=OPEN):
+    def write(self, peers: Mapping[str, str], policy: str = OPEN) -> None:
         """Decide: whom it knows, and its policy."""
         pinned = "".join(f'"{name}" = "{shown}"\n' for name, shown in peers.items())
         (self.folder / "site.toml").write_text(
@@ -56,21 +59,21 @@ class SecureSite:
             f"[policy]\n{TWO_LAYERS.removeprefix('adapter.')}\n{policy}"
         )
 
-    def log(self):
+    def log(self) -> list[dict[str, Any]]:
         lines = (self.folder / "state" / "log.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
-    def errors(self):
+    def errors(self) -> list[str]:
         """What its log says was refused or went wrong, one line each; counts that stay apart."""
         said = [event for event in self.log() if event["event"] != "request_withheld"]
         return [event[key] for event in said for key in ("error", "reason") if key in event]
 
-    def trained(self):
+    def trained(self) -> bool:
         """Whether anything was learnt, charged or noted."""
         return bool(list(self.state.glob("update-*")) or Ledger(self.folder / "state").events())
 
 
-def make_sites(path, names=NAMES, policy=OPEN):
+def make_sites(path: Path, names: Sequence[str] = NAMES, policy: str = OPEN) -> list[SecureSite]:
     """Sites that all know each other."""
     sites = []
     for number, name in enumerate(names):
@@ -89,12 +92,12 @@ def make_sites(path, names=NAMES, policy=OPEN):
     return sites
 
 
-def pins(sites, own):
+def pins(sites: Sequence[SecureSite], own: SecureSite) -> dict[str, str]:
     """The others, as one of them should pin them."""
     return {site.name: site.fingerprint for site in sites if site is not own}
 
 
-def asked_for(*overrides):
+def asked_for(*overrides: str) -> Experiment:
     """One task, short rounds, masked updates, of the four sites."""
     given = [
         "data.source=sites",
@@ -127,39 +130,39 @@ class SiteGrid(InProcessGrid):
     on its way.
     """
 
-    def __init__(self, *arguments, sites):
+    def __init__(self, *arguments: Any, sites: Sequence[SecureSite]) -> None:
         super().__init__(*arguments)
         self.sites = sites
-        self.asked = {}
+        self.asked: dict[tuple[str, int], Message] = {}
 
-    def get_nodes(self):
+    def get_nodes(self) -> list[NodeInfo]:
         return [
             NodeInfo(node_id=FIRST_CLIENT_NODE + k, name=site.name, public_key=_pem(site))
             for k, site in enumerate(self.sites)
         ]
 
-    def tamper(self, leg, number, request):
+    def tamper(self, leg: str, number: int, request: Message) -> None:
         """Change a request: a server that is not honest."""
 
-    def _execute(self, request):
+    def _execute(self, request: Message) -> Message:
         number = request.metadata.dst_node_id - FIRST_CLIENT_NODE
         self.asked[leg_of(request), number] = request
         self.tamper(leg_of(request), number, request)
         return super()._execute(request)
 
-    def _context(self, node):
+    def _context(self, node: int) -> Context:
         site = self.sites[node - FIRST_CLIENT_NODE]
         own = {NODE_KEY: str(site.folder / "site.toml"), INSIDE: True}
         config = placed(from_run_config(self._run_config), f"/srv/{RUN}")
         return Context(1, node, own, RecordDict(), config)
 
 
-def grid_of(sites, kind=SiteGrid):
+def grid_of(sites: Sequence[SecureSite], kind: type[SiteGrid] = SiteGrid) -> Any:
     """For :func:`tests.simulations.run.secure_runs.rounds`."""
     return partial(kind, sites=sites)
 
 
-def _pem(site):
+def _pem(site: SecureSite) -> bytes:
     key = serialization.load_ssh_public_key(site.pair.public)
     spki = serialization.PublicFormat.SubjectPublicKeyInfo
     return key.public_bytes(serialization.Encoding.PEM, spki)

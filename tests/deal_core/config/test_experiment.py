@@ -7,6 +7,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.config.file import (
     EXPERIMENT,
     apply_overrides,
+    flatten,
     from_run_config,
     parse_experiment,
     read_toml,
@@ -41,6 +42,14 @@ def test_the_run_config_is_text_and_reads_back(tables):
 def test_a_run_config_that_is_no_experiment_is_one_line(text):
     with pytest.raises(UserError, match="run config"):
         from_run_config({EXPERIMENT: text})
+
+
+def test_lists_and_tables_are_json_text():
+    flat = flatten(parse_experiment(RICH, "test"))
+    assert flat["adapter.target_modules"] == '["query", "value"]'
+    assert flat["data.tasks"] == '["a", "b c"]'
+    assert flat["method.update.lambda1"] == 0.5
+    assert flat["adapter.lora_alpha"] == 8.0
 
 
 def test_the_bundle_declares_what_the_run_config_has():
@@ -89,6 +98,19 @@ def test_a_wrong_type_or_value_names_the_key(tables, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("keys", [{"consolidate_every": 2}, {"orders": {"0": ["eye"]}}])
+@pytest.mark.parametrize("schedule", ["synchronous", "joint"])
+def test_an_order_of_their_own_without_its_schedule_is_named(schedule, keys):
+    with pytest.raises(UserError, match=r"file: stream: .* schedule = \"per-client\" alone"):
+        parse_experiment({"stream": {"schedule": schedule, **keys}}, "file")
+    parse_experiment({"stream": {"schedule": "per-client", **keys}}, "file")
+
+
+def test_the_experiment_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Experiment().run.seed = 1
+
+
 def test_override_values_are_toml_and_a_bare_word_is_a_string():
     before = {"adapter": {"rank": 8}}
     overrides = ["adapter.rank=4", "model.name=embedded:minilm", 'data.tasks=["a"]']
@@ -102,9 +124,23 @@ def test_override_values_are_toml_and_a_bare_word_is_a_string():
     assert before == {"adapter": {"rank": 8}}
 
 
+@pytest.mark.parametrize("override", ["adapter.rank", "=4", "adapter.rank.x=1"])
+def test_a_bad_override_is_quoted(override):
+    with pytest.raises(UserError, match=f"--set {override}: "):
+        apply_overrides({"adapter": {"rank": 8}}, [override])
+
+
 @pytest.mark.parametrize("text", ["3\nx = 4", "3\n[table]", "[" * 5000, "1" * 5000])
 def test_a_value_that_is_not_one_value_of_toml_is_a_text(text):
     assert apply_overrides({}, [f"data.path={text}"]) == {"data": {"path": text}}
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 5000, "x = " + "1" * 5000])
+def test_a_file_beyond_what_can_be_read_is_named(tmp_path, text):
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"x\.toml: cannot be read"):
+        read_toml(path)
 
 
 def test_a_bad_file_is_named(tmp_path):
@@ -126,6 +162,11 @@ def test_a_bad_file_is_named(tmp_path):
 )
 def test_every_shipped_experiment_parses(path):
     assert parse_experiment(read_toml(path), path.name).description
+
+
+def test_a_date_is_no_setting():
+    with pytest.raises(UserError, match="use strings, numbers, booleans and lists"):
+        parse_experiment(tomllib.loads("[run]\nseed = 2020-01-01"), "file")
 
 
 def test_sites_are_the_clients():

@@ -1,7 +1,9 @@
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ from deal_core.data import Example, TaskData, client_names, open_source
 from deal_core.data.files import FilesSource
 from deal_core.errors import UserError
 
+Rows = Sequence[Mapping[str, Any]]
 TRAIN = (
     {"text": "chest pain, left arm", "label": 1, "ward": "A"},
     {"text": 'said "it itches",\nfor a week', "label": 2, "ward": "B"},
@@ -258,6 +261,18 @@ def test_rows_of_well_known_shapes_are_read(tmp_path, suffix, row):
     assert "row 1: column 'messages' holds others than {role, content}" in error_of(tmp_path)
 
 
+def test_the_second_text_may_be_missing_or_be_several_but_not_in_every_row(tmp_path):
+    folder = make_task(tmp_path)
+    pairs = [{"text": "one", "label": 1, "more": more} for more in (None, ["two", "three"], 4)]
+    write_jsonl(folder / "train.jsonl", [*TRAIN, *pairs])
+    write_jsonl(folder / "test.jsonl", [*TEST, *pairs])
+    texts = [example.text for example in load(tmp_path, pair_column="more").train]
+    assert texts[3:] == ["one", "one\ntwo\nthree", "one\n4"]
+    assert "no row has the column 'mroe'; set data.pair_column" in error_of(
+        tmp_path, pair_column="mroe"
+    )
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_bad_rows_and_splits_without_any_are_named(tmp_path, suffix):
     folder = make_task(tmp_path, suffix)
@@ -269,6 +284,24 @@ def test_bad_rows_and_splits_without_any_are_named(tmp_path, suffix):
         assert f"{path}, row {row}: {problem}" in error_of(tmp_path)
     WRITERS[suffix](path, [])
     assert f"{path}: holds no examples" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_that_a_table_lacks_are_said_once_with_their_keys(tmp_path, suffix):
+    folder = make_task(tmp_path, suffix)
+    keys = {"text_column": "note", "files": {"triage": TaskColumns(label_column="labels")}}
+    assert error_of(tmp_path, **keys) == (
+        f"{folder / f'train{suffix}'}: no column 'note' or 'labels'; the columns are: text, label, "
+        "ward; set data.text_column and data.label_column"
+    )
+    source = FilesSource(DataConfig(source="files", path=str(tmp_path), **keys))
+    assert len(source.examine("triage")[1]) == 2  # of train and of test, however many rows
+
+
+def test_a_column_that_some_rows_of_a_jsonl_file_lack_is_named_row_by_row(tmp_path):
+    folder = make_task(tmp_path)
+    write_jsonl(folder / "train.jsonl", [{"txt": "x", "label": "1"}, *TRAIN])
+    assert "train.jsonl, row 1: no column 'text'" in error_of(tmp_path)
 
 
 def test_declared_labels_are_the_tasks_labels(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from deal_core.config.data import DataConfig
 from deal_core.data import open_source
 from deal_core.data.source import Example
+from deal_core.errors import UserError
 from deal_core.training.text_overlap import exact_match, rouge_1, rouge_l
 
 ROWS = [
@@ -48,6 +49,32 @@ def test_a_site_leaves_such_a_row_out(folder):
     task = open_source(site).load("animals")
     assert [example.target for example in task.train] == ["a cat"]
     assert task.left_out == 1
+
+
+EMBEDDED = {"medicines": 475, "passage-answer": 1136, "specialty": 7782, "research-question": 1000}
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_tasks_that_write(name):
+    source = open_source(DataConfig(source="embedded", generation=tuple(EMBEDDED)))
+    task, examples = source.load(name), EMBEDDED[name]
+    assert (len(task.train), len(task.test)) == (examples - examples // 5, examples // 5)
+    assert task.labels == ()
+    assert all(each.target for each in task.train)
+    assert not {e.text for e in task.train} & {e.text for e in task.test}
+    for each in (*task.train, *task.test):
+        if name == "medicines":
+            assert all(word in each.text for word in each.target.split(", "))
+        if name == "passage-answer":
+            sentence, question = each.text.split("\nQuestion: ")
+            assert question
+            assert each.target.lower() in sentence.lower()
+
+
+def test_an_embedded_task_that_writes_is_declared():
+    assert len(open_source(DataConfig(source="embedded")).task_names()) == 9
+    with pytest.raises(UserError, match="its answers are texts; add it to"):
+        open_source(DataConfig(source="embedded")).load("research-question")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 import gc
 import json
 import socket
+from email.message import Message
+from urllib.error import HTTPError
 
 import pytest
+from huggingface_hub import constants
 from transformers import AutoConfig
 
 from deal_core.config.data import DataConfig, HubTask, PartitionConfig
@@ -59,6 +62,14 @@ def load(data, task="intents"):
     return open_source(data).load(task)
 
 
+def error_of(data, task="intents"):
+    with pytest.raises(UserError) as caught:
+        load(data, task)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
 def test_label_text_names_the_labels_in_its_order(hub):
     spec = {"label_text": {"1": "money", "0": "travel"}, "pair_column": "more"}
     task = load(config(hub, spec))
@@ -75,6 +86,52 @@ def test_class_labels_give_their_names_and_the_whole_label_space(hub):
     assert task.labels == ("travel", "money")
     assert task.groups == ("book a flight",)
     assert [example.label for example in (*task.train, *task.test)] == ["travel", "money"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ({"path": "no/such-folder"}, "(no/such-folder, split train): cannot be loaded"),
+        ({"train_split": "training"}, "split training): cannot be loaded"),
+        ({"text_column": "p"}, "no column 'p'; the columns are: q, more, intent, site"),
+        ({"label_text": {"0": "travel"}}, "row 2: label '1' has no text (known: 0)"),
+        ({"train_split": "train[:1]", "test_split": "train"}, "no training example has the label"),
+        ({"test_split": "train[:0]"}, "corresponds to no data"),
+    ],
+)
+def test_bad_configuration_is_one_line(hub, spec, problem):
+    message = error_of(config(hub, spec))
+    assert message.startswith("data.hub.intents (")
+    assert problem in message
+
+
+ANSWERS = [
+    {"q": "What is it?", "a": "a cat", "more": ["a cat", "the cat"]},
+    {"q": "And that?", "a": "a dog", "more": ["one dog"]},
+]
+
+
+def test_a_task_whose_answers_are_texts_has_columns_of_its_own(hub):
+    for split in ("train", "test"):
+        write(hub / f"{split}.jsonl", ANSWERS)
+    spec = {"target_column": "a", "references_column": "more"}
+    data = load(config(hub, spec, generation=["intents"]))
+    assert data.labels == ()
+    assert data.train == data.test
+    assert data.train[0] == Example(
+        "What is it?", "", target="a cat", references=("a cat", "the cat")
+    )
+
+
+def test_chats_are_read_as_they_are_and_rows_without_an_answer_are_counted(hub):
+    said = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a cat"}]
+    for split in ("train", "test"):
+        write(
+            hub / f"{split}.jsonl",
+            [{"messages": said}, {"messages": [*said[:1], {**said[1], "content": " "}]}],
+        )
+    data = load(config(hub, {"text_column": ""}, generation=["intents"]))
+    assert (data.train, data.left_out) == ((Example("What is it?", "", target="a cat"),), 2)
 
 
 @pytest.fixture
@@ -108,6 +165,25 @@ def test_csv_files_are_read_as_they_are_written(hub):
     assert task.labels == ("0010", "010", "10")
 
 
+@csv_test
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        # Else the first half of every text would be the name of its row.
+        ("train.csv", b"text,label\npatient 1, has fever,01\n", "Length of header"),
+        ("README.md", b"---\na: [1\nb: }\n---\n", "data.hub.ward"),
+        ("train.csv", b"text,label\ncaf\xe9,x\n", "utf-8"),
+        ("train.csv", b"", "No columns to parse"),
+    ],
+    ids=["fields", "card", "latin-1", "empty"],
+)
+def test_what_is_wrong_with_files_is_said(hub, name, content, told):
+    config = csv_folder(hub, "text,label", "fever,x", "cough,y")
+    (hub / name).write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        open_source(config).load("ward")
+
+
 @pytest.fixture
 def silent():
     """Takes connections, and says nothing."""
@@ -133,6 +209,16 @@ def test_a_hub_that_keeps_silent_costs_seconds_once(silent, monkeypatch):
     assert str(model.value).startswith("model.name 'nobody/nothing': cannot load this name (")
     assert "data.hub.ward (nobody/nothing, split train): cannot be loaded (" in str(data.value)
     assert "\n" not in f"{model.value}{data.value}"
+
+
+def test_any_answer_is_one(monkeypatch):
+    def refused(request, timeout):
+        raise HTTPError(request.full_url, 404, "no such page", Message(), None)
+
+    use(monkeypatch, "http://127.0.0.1:1")
+    monkeypatch.setattr(libraries, "urlopen", refused)
+    libraries.reach_hub()
+    assert not constants.HF_HUB_OFFLINE
 
 
 def keep_in_cache(folder, monkeypatch):

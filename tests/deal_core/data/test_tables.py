@@ -1,6 +1,7 @@
 """Files that are damaged, or say two things at once: each is refused in one line, and what nobody
 reads harms nobody."""
 
+import json
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -150,11 +151,37 @@ def test_a_value_that_cannot_be_read_is_a_matter_of_its_row(tmp_path):
     assert data.left_out == 2
 
 
+def test_a_column_of_a_parquet_file_whose_name_is_no_text_is_one_line(tmp_path):
+    path = write_parquet(tmp_path / "train", [("text", "label", "notes"), ("a", "x", "n")])
+    path.write_bytes(path.read_bytes().replace(b"notes", b"not\xff\xfe"))
+    assert refusal(path).startswith(", row 1: not a readable Parquet file (")
+
+
+def test_a_number_of_very_many_digits_is_text(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"text": "a", "label": "x", "n": 0})[:-2] + "1" * 5000 + "}\n")
+    assert [(each.text, each.label) for each in examples(path)] == [("a", "x")]
+    assert next(read_table(path))[1]["n"] == "1" * 5000
+
+
 def test_a_long_field_is_read_and_an_open_quote_has_a_cure_of_its_own(tmp_path):
     path = write_csv(tmp_path / "train", [("text", "label"), ("a" * 200_000, "x")])
     assert len(examples(path)[0].text) == 200_000
     path.write_text('text,label\na,x\n"b,x\n' + "c,x\n" * 50_000)
     assert refusal(path) == ", row 3: not valid CSV: its quotes are never closed; close them"
+
+
+def test_lines_of_text_each_once(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("one\n\n  two \none\n", encoding="utf-8")
+    assert read_public(str(path), DataConfig()) == ["one", "two"]
+
+
+def test_rows_need_no_label(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"question": "one", "more": "x"}\n{"question": "two", "more": ""}\n')
+    config = DataConfig(text_column="question", pair_column="more")
+    assert read_public(str(path), config) == ["one\nx", "two"]
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,12 @@ def line(example):
     return {"tokens": example.text.split(), "tags": list(example.tags)}
 
 
+def test_rows_of_words_are_read(tmp_path):
+    save(tmp_path, line(ANN), line(BEN))
+    task = open_source(config(tmp_path)).load("names")
+    assert (task.labels, task.train) == (("date", "person"), (ANN, BEN))
+
+
 def test_conll_files_are_read_and_labels_named(tmp_path):
     (tmp_path / "names").mkdir()
     for split in ("train", "test"):
@@ -147,3 +153,15 @@ def test_rows_with_tags_are_of_tasks_whose_words_have_some(measures):
     source = keep_rows({"t": ((row,), ())})
     with pytest.raises(UserError, match="task 't', training row 0: "):
         GivenTasks(config.model_copy(update={"source": source})).load("t")
+
+
+def test_embedded_tasks_whose_words_have_tags():
+    measures = {"medicines": "entity-f1", "times": "entity-f1"}
+    source = open_source(DataConfig.model_validate({"source": "embedded", "measures": measures}))
+    for name, label, rows in (("medicines", "medicine", 475), ("times", "time", 1453)):
+        task = source.load(name)
+        assert (task.labels, len(task.train) + len(task.test)) == ((label,), rows)
+        assert not {e.text for e in task.train} & {e.text for e in task.test}
+        for example in (*task.train, *task.test):
+            assert entities(example.tags)
+            assert len(example.tags) == len(example.text.split())

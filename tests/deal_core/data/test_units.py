@@ -8,7 +8,7 @@ import pytest
 
 from deal_core.config.data import DataConfig, PartitionConfig
 from deal_core.data import Example, TaskData, load_for_clients, open_source
-from deal_core.data.files import repeated_identifiers
+from deal_core.data.files import looks_like_identifier, repeated_identifiers
 from deal_core.data.partition import partition
 from deal_core.data.rows import folded
 from deal_core.data.source import each_by_itself
@@ -118,6 +118,25 @@ def test_all_records_of_a_group_go_to_one_client(kind, seed):
     assert parts == partition(task, config, 5, seed)
 
 
+def test_iid_gives_a_group_the_same_client_in_every_task():
+    owners = {}
+    sizes = []
+    for name, units in (("one", UNITS), ("two", UNITS[::-1]), ("three", list(range(0, 60, 2)))):
+        parts = partition(task_of(units, name), PartitionConfig(kind="iid"), 3, 0)
+        sizes += [len({e.unit for e in part.train}) for part in parts]
+        for client, part in enumerate(parts):
+            for example in part.train:
+                owners.setdefault(example.unit, set()).add(client)
+    assert {len(clients) for clients in owners.values()} == {1}
+    assert min(sizes) >= 4
+
+
+def test_by_column_the_column_says_who_has_what():
+    task = task_of(UNITS)
+    parts = partition(task, PartitionConfig(kind="column", column="x"), 4, 0)
+    assert [{e.group for e in part.train} for part in parts] == [{f"site {n}"} for n in range(4)]
+
+
 @pytest.mark.parametrize("share", [0.2, 0.7])
 def test_a_share_takes_groups_whole_and_the_same_in_every_task(share):
     task = task_of([n for unit in range(400) for n in [unit] * 3])
@@ -143,6 +162,11 @@ def test_a_runs_clients_have_units(folder, make_experiment):
     sizes = Counter(e.unit for e in found.train)
     assert 0 < len(sizes) < 4
     assert set(sizes.values()) == {3}
+
+
+@pytest.mark.parametrize("name", ["patient_id", "PatientID", "patientid", "Subject", "MRN", "pid"])
+def test_names_of_identifiers(name):
+    assert looks_like_identifier(name)
 
 
 def test_an_identifier_that_repeats_is_found_and_nothing_else(folder):

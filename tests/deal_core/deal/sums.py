@@ -1,21 +1,25 @@
 """Embedded tasks, divided over clients, and rounds of sums over them."""
 
+from __future__ import annotations
+
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from deal_core.config.experiment import Experiment, MethodConfig
 from deal_core.deal.class_means import COUNT, SUM
-from deal_core.deal.interface import EmbeddedTask, SumContext
+from deal_core.deal.interface import EmbeddedTask, Statistics, SumContext
 from deal_core.lora.adapter import zero_adapter
 from deal_core.lora.state import State
 from deal_core.methods import method_of
 from deal_core.randomness import seeded
-from deal_core.training.public_subspace import principal
+from deal_core.training.public_subspace import Subspace, principal
 
 SIZE, LABELS = 12, 4
+Data = tuple[Tensor, Tensor]
 
 
-def data(seed, examples=160):
+def data(seed: int, examples: int = 160) -> Data:
     """Unit vectors around a mean of each label, with noise that has a direction."""
     generator = seeded("statistics", seed)
     means = torch.randn(LABELS, SIZE, generator=generator)
@@ -25,7 +29,7 @@ def data(seed, examples=160):
     return normalize(x, dim=1), targets
 
 
-def divided(x, y, how):
+def divided(x: Tensor, y: Tensor, how: str) -> list[Data]:
     """The same records at other clients."""
     if how == "one client":
         places = torch.zeros(len(x), dtype=torch.long)
@@ -41,30 +45,30 @@ def divided(x, y, how):
 SPLITS = ("one client", "a label each", "one record and the rest", "at random")
 
 
-def embedded(x, y, head=None):
+def embedded(x: Tensor, y: Tensor, head: Tensor | None = None) -> EmbeddedTask:
     return EmbeddedTask(x, y, LABELS, head)
 
 
-def method_with(**keys):
+def method_with(**keys: object):
     return method_of(Experiment(method=MethodConfig.model_validate(keys)))
 
 
-def statistics_in(method, name):
+def statistics_in(method, name: str) -> Statistics:
     return {phase.name: phase.statistics for phase in method.phases}[name]
 
 
-def name_vectors(task):
+def name_vectors(task: str) -> Tensor:
     """What a model makes of the names of a task's labels."""
     return normalize(torch.randn(LABELS, SIZE, generator=seeded("names", task)), dim=1)
 
 
-def known_of(tasks, deviation=0.0, subspace=None):
+def known_of(tasks, deviation: float = 0.0, subspace: Subspace | None = None) -> SumContext:
     """What the server knows; without a subspace: all entries of a vector as they are."""
     names = {task: name_vectors(task) for task in tasks}
     return SumContext(deviation, names, subspace or principal(torch.zeros(1, SIZE), 0))
 
 
-def class_totals(x, y):
+def class_totals(x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Counts and sums of vectors, as they are without noise."""
     total = torch.zeros(LABELS, x.shape[1], dtype=torch.float64)
     return {
@@ -73,9 +77,10 @@ def class_totals(x, y):
     }
 
 
-def one_round(state, statistics, tasks):
+def one_round(state: State, statistics: Statistics, tasks: dict[str, list[Data]]) -> State:
     """A round in which every client gives its exact sums; what they add up to is checked."""
     exact, totals = statistics.exact, {}
+    assert exact is not None
     for task, clients in tasks.items():
         total = totals.setdefault(task, {})
         for x, y in clients:
@@ -88,6 +93,6 @@ def one_round(state, statistics, tasks):
     return statistics.absorb(state, totals, SumContext(0.0, {}, None))
 
 
-def start():
+def start() -> State:
     shapes = {"layer": (SIZE, SIZE)}
     return State(zero_adapter(shapes, 2, 1.0), zero_adapter(shapes, 2))

@@ -7,8 +7,8 @@ from flwr.app import Array, ArrayRecord
 from torch.nn.functional import normalize
 
 from deal_core.config.file import apply_overrides, parse_experiment
-from deal_core.deal.class_means import COUNT, SCALE, SUM, whole_heads
-from deal_core.deal.interface import statistics_of
+from deal_core.deal.class_means import COUNT, PROTOTYPES, SCALE, SUM, whole_heads
+from deal_core.deal.interface import phases_of, statistics_of
 from deal_core.methods import method_of, resolve_auto
 from deal_core.randomness import seeded
 from deal_core.training.public_subspace import principal
@@ -141,8 +141,44 @@ def test_rounded_heads_of_class_sums_answer_as_exact_ones_do():
     assert (answers[0] == answers[1]).float().mean() > 0.98
 
 
+def test_nothing_that_is_zero_travels_at_a_larger_rank_than_one():
+    method = method_with(name="prototype")
+    state = method.begin_task(start(), seeded(0))
+    assert (state.current.rank, state.retained.rank) == (1, 1)
+    assert method.begin_task(state, seeded(1)) is state
+    assert statistics_of(method) is not None
+    assert statistics_of(method_with(name="lwf")) is None
+
+
 def experiment(*overrides):
     return parse_experiment(apply_overrides({}, overrides), "test")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "",
+        "aggregation.secure=true",
+        "aggregation.robust=cosine-norm",
+        "stream.schedule=per-client stream.consolidate_every=9",
+        "stream.schedule=joint",
+        "train.step=server",
+        "privacy.mechanism=record",
+    ],
+)
+def test_by_default_it_is_one_round_after_learning(setting):
+    phases = phases_of(method_of(experiment("federation.clients=3", *setting.split())), 3)
+    assert list(phases) == ["learn", PROTOTYPES]
+    assert phases[PROTOTYPES].rounds == 1
+    statistics = phases[PROTOTYPES].statistics
+    assert statistics is not None
+    assert (statistics.layers, statistics.names, statistics.once) == (4, True, True)
+    assert [statistics.names_weight(logits) for logits in (True, False)] == [0.5, 1.0]
+    assert (statistics.directions, statistics.noise_multiplier, statistics.exact) == (
+        256,
+        0.61,
+        None,
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deal_core.config.experiment import RetentionConfig
+from deal_core.config.experiment import MethodConfig, RetentionConfig
 from deal_core.deal import retention as wavelet
 from deal_core.deal.retention import RETENTIONS, kernel_mean, noise_floor, retain, shrinkage
+from deal_core.errors import UserError
 from deal_core.lora.adapter import (
     Adapter,
     LoraFactors,
@@ -17,6 +18,7 @@ from deal_core.lora.adapter import (
     stack,
     zero_adapter,
 )
+from deal_core.methods import make_method
 
 SHAPES = {"first": (40, 50), "second": (60, 45)}
 
@@ -132,3 +134,10 @@ def test_wavelet_comes_nearer_to_the_clean_matrix_than_truncation():
         error = relative_difference(retain(noisy, 12, WAVELET), clean)
         ratios.append(error / relative_difference(compress(noisy, 12), clean))
     assert max(ratios) < 0.65
+
+
+def test_an_unknown_retention_names_the_known_ones():
+    config = MethodConfig.model_validate({"retention": {"filter": "wavelt"}})
+    known = r"method.retention.filter 'wavelt'; known: none, svd, wavelet"
+    with pytest.raises(UserError, match=known):
+        make_method(config, None)

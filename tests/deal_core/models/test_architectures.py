@@ -1,5 +1,6 @@
 """Every family with several architectures: loaded, scored, trained, and per example."""
 
+import json
 from contextlib import nullcontext
 
 import pytest
@@ -14,7 +15,7 @@ from deal_core.models import adapter_shapes, auto_class, embedding_size, load_mo
 from deal_core.models.decoders import CausalLM
 from deal_core.models.fast.attention import attention, register_attention
 from deal_core.training.evaluation import base_embeddings
-from tests.architectures import REFUSED, WORKING, model_config, save
+from tests.architectures import OF_ATTENTION, REFUSED, WORKING, model_config, save
 
 LABELS = ("red", "blue_green", "green")
 EXAMPLES = [
@@ -65,6 +66,18 @@ def test_an_adapter_is_read_as_it_was_written(case, random_adapter):
     assert torch.equal(back, untouched)
 
 
+@pytest.mark.parametrize(("name", "expected"), OF_ATTENTION.items())
+def test_without_a_default_of_peft_queries_and_values_are_adapted(name, expected, tmp_path):
+    config = model_config(save(tmp_path, name), name)
+    shapes = adapter_shapes(config, AdapterConfig())
+    assert [*dict.fromkeys(layer.rpartition(".")[2] for layer in shapes)] == expected
+    said = json.dumps(expected)
+    with pytest.raises(UserError, match="names no linear layers") as refused:
+        adapter_shapes(config, AdapterConfig(target_modules=("nope",)))
+    assert str(refused.value).endswith(f": try {said}")
+    assert all(f" {leaf}," in str(refused.value) for leaf in expected)
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_attention_that_cannot_be_replaced_is_refused_in_one_line(name, tmp_path):
     config = model_config(save(tmp_path, name), name)
@@ -110,6 +123,13 @@ def test_words_that_upset_a_model_do_not_refuse_it(upset, tmp_path, monkeypatch)
         load_model(config, AdapterConfig(), 32, torch.bfloat16)
 
 
+@pytest.mark.parametrize(("name", "kept"), [("bert", "deal"), ("mpnet", "eager")])
+def test_an_encoder_with_an_attention_of_its_own_keeps_it(name, kept, tmp_path):
+    config = model_config(save(tmp_path, name), name)
+    base = load_model(config, AdapterConfig(), 32).module.get_base_model()
+    assert base.config._attn_implementation == kept
+
+
 def test_an_encoder_that_overlooks_padding_is_refused(tmp_path, monkeypatch):
     config = model_config(save(tmp_path, "bert"), "bert")
     blind = lambda module, query, key, value, mask, **options: attention(  # noqa: E731
@@ -121,6 +141,17 @@ def test_an_encoder_that_overlooks_padding_is_refused(tmp_path, monkeypatch):
         load_model(config, AdapterConfig(), 32)
     monkeypatch.undo()
     register_attention()
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [("t5", "encoder-labels"), ("bert", "causal-lm"), ("bert", "seq2seq-lm")],
+)
+def test_a_model_of_another_family_is_refused_in_one_line(name, family, tmp_path):
+    config = model_config(save(tmp_path, name), name).model_copy(update={"family": family})
+    with pytest.raises(UserError) as refused:
+        load_model(config, AdapterConfig(), 32)
+    assert "\n" not in str(refused.value)
 
 
 def test_an_embedding_is_the_mean_of_a_texts_states_whatever_adapter_there_is(case, random_adapter):

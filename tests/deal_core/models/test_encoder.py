@@ -8,10 +8,12 @@ from transformers import AutoModel, AutoTokenizer
 from deal_core.config.experiment import AdapterConfig, ModelConfig
 from deal_core.data import Example
 from deal_core.data.embedded import asset_folder
+from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors, zero_adapter
 from deal_core.lora.attach import CURRENT, set_trainable
 from deal_core.lora.state import State
 from deal_core.models import embedding_size, load_model
+from deal_core.models.interface import Memo
 from deal_core.training.loop import load_state
 
 LABELS = ("Anatomy", "Social_Preventive Medicine", "Surgery")
@@ -131,6 +133,13 @@ def test_only_the_chosen_factors_of_the_current_adapter_get_gradients(minilm, st
             parameter.grad = None
 
 
+def test_user_errors_are_one_line():
+    with pytest.raises(UserError, match="did you mean 'minilm'"):
+        load_model(ModelConfig(name="embedded:minilmm"), AdapterConfig(), 32)
+    with pytest.raises(UserError, match=r"unknown model\.family"):
+        load_model(ModelConfig(family="encoder"), AdapterConfig(), 32)
+
+
 def test_behind_an_encoder_that_never_changes_each_text_is_read_once_and_alone(monkeypatch):
     """Beside others a text would be rounded otherwise, and depend on them."""
     model = load_model(ModelConfig(), AdapterConfig(kind="pooled"), 32)
@@ -147,3 +156,13 @@ def test_behind_an_encoder_that_never_changes_each_text_is_read_once_and_alone(m
     assert passes == [[item.tokens] for item in batch]
     assert torch.equal(first[:3], again.flip(0))
     assert torch.equal(first[0], first[3])
+
+
+def test_what_is_kept_is_bounded():
+    made = []
+    memo = Memo(lambda keys: [made.append(key) or key + 1 for key in keys], 3)
+    assert memo([1, 2, 1]) == [2, 3, 2]
+    assert memo([2]) == [3]
+    assert made == [1, 2]
+    assert memo([1, 2, 3]) == [2, 3, 4]
+    assert made == [1, 2, 1, 2, 3]

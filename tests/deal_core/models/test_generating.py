@@ -132,6 +132,19 @@ def test_it_writes_the_likeliest_word_each_time(tmp_path, small_adapter, name):
     assert model.write(batch) == said
 
 
+def test_what_is_cut_of_an_answer_has_no_end(tmp_path, small_adapter):
+    folder = save(tmp_path, "llama")
+    model = load_model(model_config(folder, "llama", max_new_tokens=4), small_adapter, 32)
+    end = AutoTokenizer.from_pretrained(folder).eos_token_id
+    targets = ("a b c", "a b c d", "a b c d a")
+    items = model.encode([Example("a", "", target=t) for t in targets], ())
+    assert [item.right for item in items] == [(target,) for target in targets]
+    answers = [item.answer for item in items]
+    assert [answer.count(end) for answer in answers] == [1, 1, 0]
+    assert [len(answer) for answer in answers] == [4, 5, 4]
+    assert answers[2] == answers[1][:-1]
+
+
 def test_a_label_that_begins_as_another_does_is_scored_with_its_end(tmp_path, small_adapter):
     """Else 'blue' has all that 'blue green' begins with, and is the answer whatever is learnt."""
     config = model_config(save(tmp_path, "llama"), "llama")
@@ -188,6 +201,47 @@ def test_parts_of_a_prompt_are_those_of_the_whole_where_a_tokeniser_adds_a_space
     assert 0 not in whole
     assert 1 not in whole
     assert dummy_prefix(ByT5Tokenizer()) is None  # which has a token for a space
+
+
+@pytest.mark.parametrize("config", CAUSAL, indirect=True)
+def test_writing_repeats_the_head_for_no_text(model):
+    """The last states of prompts are a view with gaps: a product with one takes the matrix once for
+    every text, which in bfloat16 is a copy of 54 MB each in the embedded model."""
+    head, laid_out = model.module.get_output_embeddings(), []
+    hook = head.register_forward_pre_hook(
+        lambda _, states: laid_out.append(states[0].is_contiguous())
+    )
+    model.write(model.encode([Example("a b", "", target="a"), Example("d", "", target="a")], ()))
+    hook.remove()
+    assert laid_out
+    assert all(laid_out)
+
+
+@pytest.mark.parametrize("config", ["t5", "bart"], indirect=True)
+def test_a_text_is_read_once_for_all_its_labels(model, monkeypatch):
+    batch = model.encode(EXAMPLES, LABELS)
+    monkeypatch.setattr("deal_core.models.decoders.SCORING_TOKENS", 1)
+    base, seen = model.module.get_base_model(), []
+    keys = ("EncDecAttention.k", "encoder_attn.k_proj")
+    cross = [module for name, module in base.named_modules() if name.endswith(keys)]
+    handles = [
+        module.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+        for module in cross
+    ]
+    handles.append(base.get_encoder().register_forward_hook(lambda *_: seen.append("encoder")))
+    with torch.no_grad():
+        model.scores(batch, LABELS)
+    for handle in handles:
+        handle.remove()
+    assert len(cross) == 2
+    assert seen == ["encoder", 1, 1] * len(batch)
+
+
+@pytest.mark.parametrize("config", ["t5", "bart"], indirect=True)
+def test_the_prompt_stands_between_what_the_tokeniser_puts_around_a_text(model, config):
+    (item,) = model.encode([Example("a b", "red")], LABELS)
+    prompt = "Classify the text. Answer with one of the options.\nOptions: red, blue green, green\nText: a b\nAnswer:"  # noqa: E501
+    assert list(item.tokens) == AutoTokenizer.from_pretrained(config.name)(prompt)["input_ids"]
 
 
 @pytest.mark.parametrize("config", ["t5"], indirect=True)

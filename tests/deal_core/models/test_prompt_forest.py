@@ -140,3 +140,17 @@ def test_gradients_reach_what_is_shared(model):
         counted.square().sum().backward()
     torch.testing.assert_close(together, embedding.grad, rtol=1e-3, atol=1e-4)
     embedding.grad = None
+
+
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+def test_a_bounded_store_forgets_what_was_used_longest_ago(model, monkeypatch):
+    decoder, lower = model.get_decoder(), lower_layers(model, 1)
+    monkeypatch.setattr("deal_core.models.fast.lower_layers.CACHED_BYTES", 1500)
+    for token in range(20):
+        row = PromptRow((), (token, token + 1))
+        forest, _ = plant([row])
+        with torch.no_grad(), lower.replaced(lower.states(forest)):
+            states = decode(decoder, forest)[0]
+        check(model, states, [row])
+        assert lower._bytes <= 1500
+    assert len(lower._known) < 20

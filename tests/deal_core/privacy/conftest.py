@@ -1,5 +1,7 @@
 """Fixtures of tests of mechanisms."""
 
+from __future__ import annotations
+
 import pytest
 
 from deal_core.privacy.interface import Site
@@ -7,6 +9,6 @@ from deal_core.privacy.ledger import Ledger
 
 
 @pytest.fixture
-def site(tmp_path):
+def site(tmp_path) -> Site:
     """A real site without a policy, whose ledger is empty."""
     return Site(lambda: Ledger(tmp_path), None, simulated=False)

@@ -1,9 +1,12 @@
 """Requests to mechanism ``record`` at a site whose tasks have records, and no model."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from deal_core.config.file import apply_overrides, parse_experiment
 from deal_core.models.interface import Encoded
+from deal_core.privacy.dpsgd import PrivateGradients
 from deal_core.privacy.interface import LocalUpdate, RecordId, UpdateRequest
 
 TASKS = ("task0", "task1", "task2")
@@ -11,7 +14,7 @@ FEW = dict.fromkeys(TASKS, 32)
 """All are in every batch: nothing is sampled, and a plan is solved at once."""
 
 
-def experiment(*overrides):
+def experiment(*overrides: str):
     given = (
         "privacy.mechanism=record",
         "privacy.target_epsilon=3.0",
@@ -25,16 +28,18 @@ def experiment(*overrides):
 class Maker:
     """Trains nothing; says whether it was asked."""
 
-    def __init__(self):
-        self.seen = []
+    def __init__(self) -> None:
+        self.seen: list[PrivateGradients] = []
 
-    def __call__(self, source):
+    def __call__(self, source) -> LocalUpdate:
         self.seen.append(source)
         figures = {"num_examples": 99, "loss": 0.5, "seconds": 3.0}
         return LocalUpdate({"w": np.full((2, 2), len(self.seen), np.float32)}, figures)
 
 
-def ask(task, server_round, records=FEW, request="", each=0):
+def ask(
+    task: str, server_round: int, records=FEW, request: str = "", each: int = 0
+) -> UpdateRequest:
     """Of so many records a task; or, where ``each`` group has some, of so many groups."""
     count = records[task] * max(1, each)
     return UpdateRequest(

@@ -1,5 +1,9 @@
 """What private steps are tested with: short texts, gradients without noise, groups."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
 
 from deal_core.models.interface import Encoded
@@ -20,7 +24,7 @@ class Silence:
         return torch.zeros(count, dtype=torch.float64)
 
 
-def texts(count, seed="texts"):
+def texts(count: int, seed: str = "texts") -> list[Encoded]:
     """Short texts of different lengths over the tiny model's words."""
     generator = seeded(seed)
     lengths = torch.randint(3, 9, (count,), generator=generator).tolist()
@@ -30,7 +34,9 @@ def texts(count, seed="texts"):
     ]
 
 
-def gradients(data, noise, groups=None, **changes):
+def gradients(
+    data: Sequence[Encoded], noise: object, groups: Sequence[int] | None = None, **changes: object
+) -> PrivateGradients:
     """Private gradients as the mechanism makes them."""
     given = {
         "sample_rate": 1.0,
@@ -44,7 +50,7 @@ def gradients(data, noise, groups=None, **changes):
     return PrivateGradients(data=data, record_ids=ids, noise=noise, **{**given, **changes})
 
 
-def dealt(sizes):
+def dealt(sizes: Sequence[int]) -> list[int]:
     """Groups of these sizes, their records not in a row: dealt in turn."""
     order = [(place, number) for number, size in enumerate(sizes) for place in range(size)]
     return [number for _, number in sorted(order)]

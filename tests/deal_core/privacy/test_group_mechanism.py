@@ -185,3 +185,7 @@ def test_disjoint_tasks_are_compared_by_group(site):
 def test_a_limit_that_counts_records_does_not_go_with_groups():
     with pytest.raises(UserError, match="max_train takes depends on how many a group has"):
         make_mechanism(experiment("data.max_train=100"))
+
+
+def test_without_a_mechanism_a_unit_promises_nothing():
+    assert make_mechanism(experiment("privacy.mechanism=none")).unit is None

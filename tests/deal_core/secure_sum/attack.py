@@ -1,12 +1,17 @@
 """What a server tries to learn of one site, with all that it has seen of a round."""
 
+from __future__ import annotations
+
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from Crypto.Cipher import AES
 
 from deal_core.secure_sum import server_round
 from deal_core.secure_sum.keys import (
+    Words,
     add_masks,
     mask_private_key,
     pair_mask_key,
@@ -16,6 +21,7 @@ from deal_core.secure_sum.keys import (
 from deal_core.secure_sum.messages import Masked, Prepared, Unmasked, UnmaskRequest, positions_from
 from deal_core.secure_sum.shamir import combine, combining_weights
 from tests.deal_core.secure_sum.rounds import (
+    Absent,
     Round,
     first,
     integers,
@@ -32,7 +38,14 @@ WORDS = 8
 """First words of a stream: enough to tell a small number from a random one."""
 
 
-def attacked(absent, length=WORDS, seed=0, sites=4, bits=32, **changed):
+def attacked(
+    absent: Absent,
+    length: int = WORDS,
+    seed: int = 0,
+    sites: int = 4,
+    bits: int = 32,
+    **changed: Any,
+) -> Round:
     """A whole round; a target that was said to be gone sends its vector all the same."""
     states = first(met(5), sites)
     layout = integers(length, sites, bits, LARGEST)
@@ -45,24 +58,24 @@ def attacked(absent, length=WORDS, seed=0, sites=4, bits=32, **changed):
     return round_
 
 
-def weak_key(number):
+def weak_key(number: int) -> bytes:
     """A key of a weak generator: all of it comes from a small number."""
     return number.to_bytes(4, "little").ljust(32, b"\0")
 
 
-def weak_number(key, bits):
+def weak_number(key: bytes, bits: int) -> int:
     """The seed that a weak generator makes of a good key."""
     return int.from_bytes(key[:4], "little") % (1 << bits)
 
 
-def revealed_seeds(round_):
+def revealed_seeds(round_: Round) -> tuple[dict[int, bytes], dict[int, bytes]]:
     """Put all shares together that sites have revealed, each as what it was asked for.
 
     Returns:
         Self seeds and mask seeds by position, where there are enough shares.
     """
     terms = round_.terms
-    shares = {}
+    shares: dict[tuple[bool, int], dict[int, bytes]] = {}
     for (leg, site), reply in round_.received.items():
         if leg != "unmask":
             continue
@@ -72,7 +85,7 @@ def revealed_seeds(round_):
         for member, share in zip(members, Unmasked.from_bytes(reply).shares, strict=True):
             held = shares.setdefault((member in survivors, member), {})
             held[terms.cohort.index(site) + 1] = share
-    seeds = ({}, {})
+    seeds: tuple[dict[int, bytes], dict[int, bytes]] = ({}, {})
     for (survived, member), held in shares.items():
         if len(held) >= terms.threshold:
             some = dict(list(held.items())[: terms.threshold])
@@ -81,7 +94,9 @@ def revealed_seeds(round_):
     return seeds
 
 
-def residual(round_, target, told=None):
+def residual(
+    round_: Round, target: int, told: Mapping[int, bytes] | None = None
+) -> tuple[Words, list[int]]:
     """Take every mask from a site's vector that the server knows.
 
     Args:
@@ -125,14 +140,14 @@ def residual(round_, target, told=None):
     return words, left
 
 
-def colluding_seed(round_, position):
+def colluding_seed(round_: Round, position: int) -> bytes:
     """A colluding site hands over its mask seed: here it draws it again from its seed."""
     site = round_.terms.cohort[position]
     return seeded_bytes(round_.seed, round_.terms.number, *site[:4])(16)
 
 
 @functools.cache
-def weak_streams(bits, itemsize):
+def weak_streams(bits: int, itemsize: int) -> np.ndarray:
     """The first words of all streams whose seeds have so many bits, ``(streams, words)``."""
     plain = bytes(WORDS * itemsize)
     keys = (weak_key(number) for number in range(1 << bits))
@@ -140,7 +155,7 @@ def weak_streams(bits, itemsize):
     return np.stack([np.frombuffer(each.encrypt(plain), f"<u{itemsize}") for each in ciphers])
 
 
-def search(words, signs, largest):
+def search(words: Words, signs: Sequence[int], largest: int) -> Words | None:
     """Try all seeds of :data:`UNKNOWN_BITS` bits in all for the masks that are left.
 
     Returns:
@@ -158,7 +173,7 @@ def search(words, signs, largest):
     return found[0] if len(found) == 1 else None
 
 
-def is_small(rows, largest):
+def is_small(rows: Words, largest: int) -> np.ndarray:
     """Whether all words of a row are numbers that a site may have sent."""
     signed = rows.view(f"<i{rows.itemsize}").astype(np.int64)
     return np.asarray(np.abs(signed).max(axis=1) <= largest)

@@ -1,7 +1,11 @@
 """The round of which docs/secure-aggregation.md has the values. Run this file to print them."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -19,11 +23,11 @@ LAYOUT = Layout((SumField("x", (4,), 1000),), 32, 3)
 GENERATOR = np.random.default_rng(0)
 
 
-def draws(label):
+def draws(label: str) -> Callable[[int], bytes]:
     """SHA-256 of the label and a counter, block after block, each call from a new block on."""
     counter = 0
 
-    def random_bytes(size):
+    def random_bytes(size: int) -> bytes:
         nonlocal counter
         blocks = b""
         while len(blocks) < size:
@@ -34,7 +38,7 @@ def draws(label):
     return random_bytes
 
 
-def known_answers():
+def known_answers() -> dict[str, Any]:
     """A round of three sites, of which the last drops out after it has prepared."""
     keys = {k: ec.derive_private_key(k + 1, ec.SECP384R1()) for k in range(3)}
     random = {k: draws(f"site {k}") for k in keys}

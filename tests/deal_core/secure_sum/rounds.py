@@ -13,6 +13,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from deal_core.secure_sum import server_round, site_round
+from deal_core.secure_sum.keys import Words
 from deal_core.secure_sum.layout import Encoded, Layout, SumField
 from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
 from deal_core.secure_sum.site_state import SiteState, meet_peers, open_run
@@ -23,23 +24,24 @@ DONE = {"prepare": "prepared", "mask": "masked", "confirm": "confirmed", "unmask
 LEGS = tuple(DONE)
 LEAST = 2
 """min_cohort of the sites here, but where it is what a test is about."""
+States = Mapping[bytes, SiteState]
 Absent = Mapping[str, Sequence[int]]
 """Leg -> positions of the sites that are gone when it begins, and stay away."""
 
 
-def seeded_bytes(*seed):
+def seeded_bytes(*seed: int) -> Callable[[int], bytes]:
     """Bytes that come again in every run of a test."""
     return np.random.default_rng(seed).bytes
 
 
 @functools.cache
-def identities(sites):
+def identities(sites: int) -> tuple[ec.EllipticCurvePrivateKey, ...]:
     """Keys such as ``deal site init`` makes."""
     return tuple(ec.derive_private_key(10**9 + k, ec.SECP384R1()) for k in range(sites))
 
 
 @functools.cache
-def met(sites):
+def met(sites: int) -> States:
     """Sites that have met all others; in ascending order."""
     opened = [open_run(RUN, key, seeded_bytes(k)) for k, key in enumerate(identities(sites))]
     pins = {state.site: f"site {k}" for k, state in enumerate(opened)}
@@ -50,17 +52,17 @@ def met(sites):
     }
 
 
-def first(states, sites):
+def first(states: States, sites: int) -> dict[bytes, SiteState]:
     """The first sites of a run."""
     return dict(list(states.items())[:sites])
 
 
-def integers(length, sites, bits=32, largest=1000):
+def integers(length: int, sites: int, bits: int = 32, largest: int = 1000) -> Layout:
     """A layout of integers."""
     return Layout((SumField("x", (length,), largest),), bits, sites)
 
 
-def terms_of(states, layout, number=1, **changed):
+def terms_of(states: States, layout: Layout, number: int = 1, **changed: object) -> RoundTerms:
     """The terms of a round of all these sites."""
     values = {
         "colluding": 0, "min_cohort": min(LEAST, len(states)), "bits": layout.bits,
@@ -69,7 +71,7 @@ def terms_of(states, layout, number=1, **changed):
     return RoundTerms(RUN, number, tuple(states), **values)  # type: ignore[arg-type]
 
 
-def vectors(states, layout, seed=0):
+def vectors(states: States, layout: Layout, seed: int = 0) -> dict[bytes, Encoded]:
     """A random vector of integers at each site."""
     generator = np.random.default_rng(seed)
     most = int(layout.fields[0].largest)
@@ -79,7 +81,7 @@ def vectors(states, layout, seed=0):
     }
 
 
-def plain_sum(encoded, sites):
+def plain_sum(encoded: Mapping[bytes, Encoded], sites: Sequence[bytes]) -> Words:
     """What a sum without masks would be, in the ring."""
     words = [encoded[site].words for site in sites]
     return np.sum(words, axis=0, dtype=words[0].dtype)
@@ -105,13 +107,13 @@ class Round:
     seed: int = 0
     draw: Callable[[bytes], Callable[[int], bytes]] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.held = open_round(self.terms)
-        self.sent = {}
-        self.received = {}
-        self.gone = set()
+        self.sent: dict[tuple[str, bytes], bytes] = {}
+        self.received: dict[tuple[str, bytes], bytes] = {}
+        self.gone: set[int] = set()
 
-    def run(self, leg):
+    def run(self, leg: str) -> None:
         """One leg: all who are there answer, and the server takes what they say."""
         done = DONE[leg]
         for site in self.here(leg):
@@ -126,32 +128,32 @@ class Round:
     prepare, mask = partialmethod(run, "prepare"), partialmethod(run, "mask")
     confirm, unmask = partialmethod(run, "confirm"), partialmethod(run, "unmask")
 
-    def until(self, leg):
+    def until(self, leg: str) -> Round:
         """Run the legs before one; those who are gone when it begins are taken out."""
         for name in itertools.takewhile(lambda each: each != leg, LEGS):
             self.run(name)
         return self
 
-    def total(self, leg="prepare"):
+    def total(self, leg: str = "prepare") -> Words:
         """Run it all, or what is left of it from a leg on."""
         for name in LEGS[LEGS.index(leg) :]:
             self.run(name)
         return unmasked_sum(self.held)
 
-    def forked(self, absent):
+    def forked(self, absent: Absent) -> Round:
         """A round with the same past, from which others are absent."""
         fork = copy.copy(self)
         fork.absent, fork.gone, fork.states = absent, set(self.gone), dict(self.states)
         fork.sent, fork.received = dict(self.sent), dict(self.received)
         return fork
 
-    def here(self, leg):
+    def here(self, leg: str) -> list[bytes]:
         self.gone |= set(self.absent.get(leg, ()))
         known = {"prepare": range(len(self.terms.cohort)), "mask": self.held.members}
         expected = known.get(leg, self.held.survivors) or ()
         return [self.terms.cohort[at] for at in expected if at not in self.gone]
 
-    def reply(self, leg, site, request):
+    def reply(self, leg: str, site: bytes, request: bytes) -> bytes:
         """Ask one site, keep its state as its disk would."""
         state = self.states[site]
         if leg == "prepare":
@@ -167,5 +169,5 @@ class Round:
         self.received[leg, site] = answer.reply
         return answer.reply
 
-    def keep(self, held):
+    def keep(self, held: ServerRound) -> None:
         self.held = ServerRound.from_bytes(held.to_bytes())

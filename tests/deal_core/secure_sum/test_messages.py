@@ -68,6 +68,7 @@ def test_every_record_comes_back_from_its_bytes(records):
     seen = set()
     for data in records:
         value = kind_of(data)
+        assert value is not None
         assert value.to_bytes() == data
         seen.add(type(value))
     assert seen == set(KINDS)

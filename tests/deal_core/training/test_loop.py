@@ -162,6 +162,15 @@ def test_an_epoch_has_every_example_once_in_full_batches(lengths, batch_size, se
     assert len(batches) <= len(lengths) // batch_size + 1
 
 
+def test_batches_have_similar_lengths():
+    lengths = torch.randint(1, 100, (1600,), generator=seeded("lengths")).tolist()
+    whole = torch.tensor(lengths).float().std()
+
+    batches = training_batches(texts(lengths), 16, seeded(1))
+    spreads = [torch.tensor([lengths[i] for i in batch]).float().std() for batch in batches]
+    assert torch.stack(spreads).mean() < 0.1 * whole
+
+
 @given(LENGTHS, st.integers(1, 1000), st.none() | st.integers(0, 500))
 def test_passes_keep_the_order_and_the_budget(lengths, tokens, waste):
     data = texts(lengths)

@@ -103,6 +103,18 @@ def test_public_texts_are_those_of_the_file_that_all_have(tmp_path):
         public_texts(DataConfig(public_path=str(tmp_path / "none.txt")), SPACES)
 
 
+def test_public_texts_are_embedded_ones_or_names_of_labels(monkeypatch):
+    embedded = public_texts(DataConfig(), SPACES)
+    assert len(set(embedded)) == len(embedded) > 1000
+    assert embedded == public_texts(DataConfig(), ())
+
+    def missing(name):
+        raise UserError("not installed")
+
+    monkeypatch.setattr("deal_core.data.asset_folder", missing)
+    assert public_texts(DataConfig(), SPACES) == ("Heart", "Eye", "Skin")
+
+
 def test_texts_that_are_cut_elsewhere_have_other_directions(tmp_path):
     centres = []
     for length in (16, 2):

@@ -324,6 +324,7 @@ def test_random_bytes_in_place_of_an_array_never_pass_as_something_else(data):
 
 
 SIZE = 24
+Arrays = dict[str, np.ndarray]
 
 
 def heads():

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 
 import torch
 
-from deal_core.config.experiment import at_server
+from deal_core.config.experiment import Experiment, at_server
 from deal_core.deal.objective import Plain
 from deal_core.lora.attach import read, set_trainable, write
 from deal_core.models import load_model
@@ -25,8 +26,8 @@ from deal_core.privacy.ledger import Ledger
 from deal_core.protection import make_mechanism
 from deal_core.training.loop import run_local_steps
 from deal_core.wire.instruction import LEARN
-from simulations.audit.canaries import GradientCanaries, Overseen, plant
-from simulations.audit.claim import Repetition, claim_p_value, guess, lower_bound
+from simulations.audit.canaries import GradientCanaries, Overseen, Scores, plant
+from simulations.audit.claim import LowerBound, Repetition, claim_p_value, guess, lower_bound
 
 TASK, LABELS = "audited", ("heart", "skin")
 FACTORS = frozenset({"lora_A", "lora_B"})
@@ -41,11 +42,11 @@ class MechanismAudit:
     delta: float
 
     @cached_property
-    def p_value(self):
+    def p_value(self) -> float:
         return claim_p_value(self.repetitions)
 
     @cached_property
-    def bound(self):
+    def bound(self) -> LowerBound:
         return lower_bound(self.repetitions, self.delta)
 
 
@@ -59,13 +60,21 @@ class Records:
     groups: Sequence[int]
 
 
-def six_records(experiment, groups=(0, 1, 0, 2, 1, 0)):
+def six_records(experiment: Experiment, groups: Sequence[int] = (0, 1, 0, 2, 1, 0)) -> Records:
     model = load_model(experiment.model, experiment.adapter, 32, torch.float32)
     data = [Encoded((101, 2540 + i, 102), i % 2) for i in range(len(groups))]
     return Records(model, data, groups)
 
 
-def audit_mechanism(experiment, records, folder, *, canaries, repetitions, silent=0):
+def audit_mechanism(
+    experiment: Experiment,
+    records: Records,
+    folder: Path,
+    *,
+    canaries: int,
+    repetitions: int,
+    silent: int = 0,
+) -> MechanismAudit:
     """Train with canaries, several times, and judge; where the noise is in a sum ``silent`` of the
     honest sites, beside the attacked one, leave their noise out."""
     before, done = read(records.model.module), []
@@ -84,11 +93,13 @@ def audit_mechanism(experiment, records, folder, *, canaries, repetitions, silen
     return MechanismAudit(done, composed(first, first[0].delta), first[0].delta)
 
 
-def _trained(experiment, records, folder, canaries):
+def _trained(
+    experiment: Experiment, records: Records, folder: Path, canaries: GradientCanaries
+) -> Scores:
     planted, seen = plant(make_mechanism(experiment), canaries)
     trained = planted.trained(FACTORS)
 
-    def make(gradients):
+    def make(gradients) -> LocalUpdate:
         objective = Plain(records.model, LABELS, gradients.data)
         run_local_steps(records.model, objective, gradients, trained, experiment.train)
         gradients.finished(records.model, LABELS, records.data[:2])
@@ -99,7 +110,13 @@ def _trained(experiment, records, folder, canaries):
     return seen.total
 
 
-def _summed(experiment, records, folder, canaries, silent):
+def _summed(
+    experiment: Experiment,
+    records: Records,
+    folder: Path,
+    canaries: GradientCanaries,
+    silent: int,
+) -> Scores:
     module, mechanism = records.model.module, make_mechanism(experiment)
     sites = experiment.federation.clients - experiment.privacy.colluding
     honest = tuple(map(str, range(sites)))
@@ -114,7 +131,7 @@ def _summed(experiment, records, folder, canaries, silent):
     learning = set_trainable(module, mechanism.trained(FACTORS))
     entries = sum(factor.numel() for factor in learning)
 
-    def make(given):
+    def make(given) -> LocalUpdate:
         return LocalUpdate(given.total(module, objective), {"num_examples": 1.0})
 
     for server_round in range(1, experiment.federation.rounds + 1):
@@ -126,11 +143,11 @@ def _summed(experiment, records, folder, canaries, silent):
     return seen.total
 
 
-def _site(folder, client):
+def _site(folder: Path, client: str) -> Site:
     return Site(partial(Ledger, folder / client), policy=None, simulated=True)
 
 
-def _request(experiment, records, server_round):
+def _request(experiment: Experiment, records: Records, server_round: int) -> UpdateRequest:
     """One round as the mechanism under audit sees it."""
     count = len(records.data)
     groups = records.groups if experiment.privacy.unit_column else None

@@ -102,6 +102,7 @@ def test_noise_is_that_of_a_run():
     """Four sites, of which a sum needs three and one may collude: 0.61 is the noise of two."""
     config = load_experiment(Request("quickstart"))
     statistics = membership.class_sums_of(config)
+    assert statistics is not None
     default = {seen: deviation for seen, name, deviation in noises(config) if name == "default"}
     multiplier = statistics.noise_multiplier
     assert default == pytest.approx(

@@ -11,9 +11,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -68,7 +70,7 @@ threads = 1
 """
 
 
-def wait_for(what, condition, seconds):
+def wait_for(what: str, condition: Callable[[], Any], seconds: float) -> Any:
     end = time.monotonic() + SLOW * seconds
     while time.monotonic() < end:
         found = condition()
@@ -78,7 +80,7 @@ def wait_for(what, condition, seconds):
     raise AssertionError(f"{what}: not within {SLOW * seconds:g} s")
 
 
-def done(*arguments):
+def done(*arguments: str) -> str:
     """What a ``deal`` command says, as a process of its own."""
     result = subprocess.run(
         [*DEAL, *arguments],
@@ -105,21 +107,30 @@ class Federation:
     deal: Commands
 
     @property
-    def port(self):
+    def port(self) -> int:
         return self.folder.settings().superlink_port
 
     @property
-    def address(self):
+    def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def start_server(self):
+    def start_server(self) -> None:
         self.deal.start("server", "server", "start", self.folder.path)
         wait_for("server", lambda: answers(self.port), 60)
 
-    def site(self, name):
+    def site(self, name: str) -> Path:
         return self.path / "sites" / name
 
-    def make(self, name, data, experiment=None, *, address="", policy=OPEN, authority=None):
+    def make(
+        self,
+        name: str,
+        data: Path,
+        experiment: Path | None = None,
+        *,
+        address: str = "",
+        policy: str = OPEN,
+        authority: Path | None = None,
+    ) -> Path:
         """A site that takes part in the experiment's tasks; its public key."""
         labels = agreed_labels(load_experiment(Request(str(experiment)))) if experiment else {}
         trusted = authority or self.folder.authority
@@ -131,11 +142,19 @@ class Federation:
             settings.write_text(f"{head}[policy]\n{policy}\n")
         return self.site(name) / "site.pub"
 
-    def add(self, name, data, experiment=None, **settings):
+    def add(self, name: str, data: Path, experiment: Path | None = None, **settings: Any) -> None:
         """The same, registered."""
         add_site(self.folder, name, self.make(name, data, experiment, **settings))
 
-    def join(self, names, data, experiment, *, pinned=False, **settings):
+    def join(
+        self,
+        names: Collection[str],
+        data: Path,
+        experiment: Path,
+        *,
+        pinned: bool = False,
+        **settings: Any,
+    ) -> None:
         """Sites of these names, each with its own folder of the data, and started; ``pinned``:
         each knows the others' keys, and has to make secure sums."""
         for name in names:
@@ -145,7 +164,7 @@ class Federation:
         for name in names:
             self.start_site(name)
 
-    def pin(self, name, names):
+    def pin(self, name: str, names: Collection[str]) -> None:
         """As if each institution had read out its fingerprint, which the server shows as well."""
         shown = {
             each: fingerprint_of_line(read_public_key(self.site(each) / "site.pub"))
@@ -158,22 +177,22 @@ class Federation:
         assert f"read out by telephone: {shown[name]}" in checked
         assert "secure sums: required by the policy, with" in checked
 
-    def start_site(self, name, path=()):
+    def start_site(self, name: str, path: Sequence[Path] = ()) -> None:
         """Modules of ``path`` come first."""
         self.deal.environment["PYTHONPATH"] = os.pathsep.join(map(str, (*path, ROOT)))
         self.deal.start(name, "site", "start", self.site(name))
 
-    def refused(self, name):
+    def refused(self, name: str) -> str:
         """What a site says that ends by itself, with an error."""
         assert self.deal.started.pop(name).wait(timeout=90 * SLOW) == 2
         return (self.path / f"{name}.out").read_text()
 
-    def connections(self):
+    def connections(self) -> list[str]:
         """What the SuperLink says of each registered key."""
         nodes = self.folder.flower.ask("supernode", "list", "deal")["nodes"]
         return [str(node["status"]) for node in nodes]
 
-    def members(self, name):
+    def members(self, name: str) -> list[Any]:
         """The processes that work for a site, without the SuperNode that holds its place."""
         found = []
         for process in members(self.site(name) / "state" / "flower"):
@@ -182,19 +201,19 @@ class Federation:
                     found.append(process)
         return found
 
-    def wait_asked(self, name, server_round, event="arrived"):
+    def wait_asked(self, name: str, server_round: int, event: str = "arrived") -> None:
         """Until the site has begun to work on its request of a round, or has answered it."""
         wanted = {"event": event, "asked": "train", "server_round": str(server_round)}
 
-        def asked():
+        def asked() -> bool:
             return any(wanted.items() <= each.items() for each in self.log(name))
 
         wait_for(f"{name}: {event} in round {server_round}", asked, 240)
 
-    def log(self, name):
+    def log(self, name: str) -> list[dict[str, Any]]:
         return read_events(self.site(name) / "state" / "log.jsonl")
 
-    def kill(self, name):
+    def kill(self, name: str) -> None:
         """As a power cut would: every process of it, at once."""
         process = self.deal.started.pop(name)
         process.kill()
@@ -204,19 +223,21 @@ class Federation:
             with suppress(psutil.Error):
                 member.kill()
 
-    def submit(self, experiment, *overrides):
+    def submit(self, experiment: str | Path, *overrides: str) -> str:
         return submit(self.folder, str(experiment), overrides)[0].split()[1]
 
-    def run(self, name):
+    def run(self, name: str) -> Path:
         return self.folder.runs / name
 
-    def events(self, name):
+    def events(self, name: str) -> list[dict[str, Any]]:
         return read_events(self.run(name) / "metrics.jsonl")
 
-    def wait_event(self, name, event, seconds, **fields):
+    def wait_event(
+        self, name: str, event: str, seconds: float, **fields: Any
+    ) -> list[dict[str, Any]]:
         """Until the event has come; a run that stops instead ends the wait."""
 
-        def seen():
+        def seen() -> list[dict[str, Any]]:
             events, wanted = self.events(name), {"event": event, **fields}
             if event != "run_stopped":
                 self.require_running(name)
@@ -225,7 +246,7 @@ class Federation:
 
         return wait_for(f"{event} {fields}", seen, seconds)
 
-    def require_running(self, name):
+    def require_running(self, name: str) -> None:
         """Fail where the run has stopped, and nobody has continued it."""
         stopped = [e for e in self.events(name) if e["event"] == "run_stopped"]
         if stopped and len(stopped) >= len(starts(self.run(name))):
@@ -233,7 +254,7 @@ class Federation:
 
 
 @contextmanager
-def federation(path):
+def federation(path: Path) -> Iterator[Federation]:
     """A server that runs, without sites."""
     folder = ServerFolder(path / "server")
     ports = {"port": free_port(), "superlink_port": free_port()}
@@ -244,13 +265,18 @@ def federation(path):
         yield fed
 
 
-def experiment_file(path, tasks=tuple(LABELS), rounds=1, deadline=300):
+def experiment_file(
+    path: Path,
+    tasks: Sequence[str] = tuple(LABELS),
+    rounds: int = 1,
+    deadline: float = 300,
+) -> Path:
     asked = {"tasks": json.dumps(list(tasks)), "rounds": rounds, "deadline": SLOW * deadline}
     path.write_text(SHORT.format(**asked))
     return path
 
 
-def alone(path, data, out, sites):
+def alone(path: Path, data: Path, out: Path, sites: Sequence[str]) -> Path:
     """The same experiment in one process, each client with the rows of its site."""
     out.mkdir()
     overrides = [
@@ -267,7 +293,7 @@ def alone(path, data, out, sites):
     return out
 
 
-def same_adapter(one, two):
+def same_adapter(one: Path, two: Path) -> None:
     """The adapters of two run folders agree to 1e-4."""
     first, second = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (one, two))
     assert first.keys() == second.keys() != set()
@@ -275,14 +301,14 @@ def same_adapter(one, two):
         np.testing.assert_allclose(value, second[key], atol=1e-4)
 
 
-def questions(train=18, test=9):
+def questions(train: int = 18, test: int = 9) -> dict[str, dict[str, list[dict[str, str]]]]:
     """Task to split to rows of real questions, so many of a label, always in the same order;
     where there are too few tests, training rows that nobody trains on are some."""
     source = open_source(DataConfig(tasks=tuple(LABELS)))
-    found = {}
+    found: dict[str, dict[str, list[dict[str, str]]]] = {}
     for task, labels in LABELS.items():
         data = source.load(task)
-        rows = {"train": [], "test": []}
+        rows: dict[str, list[dict[str, str]]] = {"train": [], "test": []}
         for label in labels:
             known, kept = ([e for e in s if e.label == label] for s in (data.train, data.test))
             for split, examples in (
@@ -294,7 +320,7 @@ def questions(train=18, test=9):
     return found
 
 
-def write_rows(path, rows):
+def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     import pandas as pd
 
     table = pd.DataFrame(list(rows))
@@ -307,7 +333,7 @@ def write_rows(path, rows):
         table.to_parquet(path)
 
 
-def divide(folder, sites=SITES, train=18, test=9):
+def divide(folder: Path, sites: Mapping[str, str] = SITES, train: int = 18, test: int = 9) -> None:
     """``folder/SITE/TASK/SPLIT`` in a format for each site, and ``folder/all`` with a column
     that says whose row it is."""
     for task, splits in questions(train, test).items():
@@ -329,7 +355,7 @@ with open({path!r}, "a") as marker:
 """Whoever imports the app leaves a line that says who it is: the server does so, too."""
 
 
-def changed_app(folder, added):
+def changed_app(folder: Path, added: str) -> Path:
     """A copy of the app, with lines at the end of its module."""
     shutil.copytree(BUNDLE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     with (folder / "deal_app.py").open("a") as module:

@@ -1,6 +1,7 @@
 """``deal demo``: whose rows are whose, which processes run, when it ends; and all of it."""
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -14,12 +15,13 @@ from rich.console import Console
 
 from deal_core.config.data import DataConfig
 from deal_core.data import open_source
+from deal_core.errors import UserError
 from server.results import read_results
 from simulations.deployment import demo
-from simulations.deployment.demo import MARK, NAMES, TASKS, Commands
+from simulations.deployment.demo import MARK, NAMES, TASKS, Commands, ended
 from simulations.deployment.server.submit import check
 from simulations.deployment.site.folder import agreed_labels
-from simulations.engines.flower import members
+from simulations.engines.flower import Tail, members
 from simulations.run.experiment import Request, load_experiment
 from tests.simulations.deployment.loopback import DEAL, ROOT, SLOW, wait_for
 
@@ -79,6 +81,22 @@ def test_nothing_outlives_the_block(shell):
     assert len(seen) >= 3
     assert running(shell.folder) == []
     assert all(gone(process) for process in seen)
+
+
+def test_what_ends_by_itself_or_never_comes_is_one_line(shell, tmp_path):
+    with shell:
+        with pytest.raises(UserError, match=r"no such key$"):
+            shell.call("echo error: no such key >&2; exit 2")
+        shell.start("mild", "exec sleep 300")
+        with pytest.raises(UserError, match=r"the moon: not within 0\.5 s"):
+            shell.wait_for("the moon", lambda: False, 0.5)
+        shell.start("north", "echo starting; echo error: no such key; exit 2")
+        with pytest.raises(UserError, match=r"'north' has ended by itself: error: no such key \("):
+            shell.wait_for("nothing", lambda: False, 20)
+    stopped = {"event": "run_stopped", "reason": "UserError: too few sites\nmore"}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(stopped) + "\n")
+    with pytest.raises(UserError, match=r"the run stopped: too few sites \(its folder"):
+        ended(Tail(tmp_path / "metrics.jsonl"), lambda event: None)
 
 
 def start(folder):

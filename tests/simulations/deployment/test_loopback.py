@@ -172,6 +172,7 @@ def test_under_the_policy_of_site_init_it_learns_with_privacy(fed, tmp_path):
     names, path = {"first": ".csv", "second": ".jsonl"}, tmp_path / "two-tasks.toml"
     divide(tmp_path / "data", names, train=40)
     found = SHOWN.search((ROOT / "docs" / "DEPLOYMENT.md").read_text())
+    assert found is not None
     path.write_text(found[1].replace("rounds = 5", "rounds = 1"))
     asked = parse_experiment(read_toml(path), str(path))
     assert (asked.privacy.mechanism, asked.federation.rounds) == ("record", 1)

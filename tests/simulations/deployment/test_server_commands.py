@@ -3,12 +3,14 @@
 import ipaddress
 import json
 import re
+import shlex
 import shutil
 import stat
 import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,21 +18,30 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+from rich.console import Console
+from typer.testing import CliRunner
 
 from client.site_file import read_site
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import run_name
 from deal_core.errors import UserError
-from simulations.deployment.keys import make_key_pair
+from server.folder import RunFolder, exclusive_lock
+from simulations.cli import app
+from simulations.deployment import keys, service
+from simulations.deployment.keys import expiry, make_key_pair
 from simulations.deployment.server import folder as serving
 from simulations.deployment.server import submit as submitting
 from simulations.deployment.server.folder import ServerFolder, ServerSettings
-from simulations.deployment.server.submit import STARTS, resume, stop
-from simulations.deployment.site.folder import init_site
+from simulations.deployment.server.status import RunState, next_step, status
+from simulations.deployment.server.submit import STARTS, check, resume, run_folder, stop, submit
+from simulations.deployment.site.folder import agreed_labels, init_site
 from simulations.run.simulate import record, recorded
+from tests.simulations.deployment.loopback import LABELS, experiment_file
 
 HOSTS = ("federation.example.org", "192.0.2.7")
 SITES = {"source": "sites", "labels": {"triage": ["a", "b"]}}
+OF_A_FOLDER = r"deal (?:submit|status|stop|server (?:add-site|remove-site))\b"
+"""Commands that look for the server in the folder that they are called from, but for ``--dir``."""
 
 
 class Flower:
@@ -98,6 +109,13 @@ def test_a_host_that_is_none_is_refused(tmp_path, host):
     assert not folder.path.exists()
 
 
+@pytest.mark.parametrize("address", ["localhost", "localhost:", ":9443", "a:0", "::1", "x:99999"])
+def test_an_address_without_host_or_port_is_refused(tmp_path, address):
+    with pytest.raises(UserError, match=f"--server '{address}': write it as HOST:PORT"):
+        init_site(tmp_path / "site", tmp_path, "north", address)
+    assert not (tmp_path / "site").exists()
+
+
 def test_a_server_and_a_site_are_made_once(server, tmp_path):
     before = server.authority_key.read_bytes()
     with pytest.raises(UserError, match="holds a server already"):
@@ -114,8 +132,19 @@ def test_a_server_and_a_site_are_made_once(server, tmp_path):
     assert (own.site.name, own.server.address) == ("north", "[::1]:9443")
     assert own.data.labels == {}
     policy = own.policy
+    assert policy is not None
     assert (policy.mechanism, policy.max_epsilon, policy.metrics) == ("record", 8.0, "none")
     assert (policy.share_num_examples, policy.share_sums, policy.spending) == (False, False, True)
+
+
+def test_the_labels_come_from_the_experiment_of_the_consortium(tmp_path):
+    init = ["site", "init", str(tmp_path / "site"), "--data", str(tmp_path)]
+    init += ["--name", "north", "--experiment", str(experiment_file(tmp_path / "two-tasks.toml"))]
+    CliRunner().invoke(app, init)
+    site = read_site(tmp_path / "site" / "site.toml")
+    assert site.data.labels == {task: tuple(labels) for task, labels in LABELS.items()}
+    with pytest.raises(UserError, match=r'experiment of a consortium has data\.source = "sites"'):
+        agreed_labels(Experiment())
 
 
 def test_the_proxy_forwards_one_path_and_limits_what_is_sent(tmp_path):
@@ -212,6 +241,17 @@ def test_a_list_that_cannot_be_written_leaves_no_key_behind(server, tmp_path, mo
     assert serving.registered(server) == {}
 
 
+def test_what_cannot_be_submitted_is_one_line(server, tmp_path):
+    with pytest.raises(UserError, match=r'a run with sites has data\.source = "sites"'):
+        check(Experiment())
+    seeded = Experiment(privacy={"mechanism": "record", "noise": "seeded"}, data=SITES)
+    with pytest.raises(UserError, match=r"privacy\.noise is 'seeded'.*gives no protection"):
+        check(seeded)
+    with pytest.raises(UserError, match=r"no server.toml; make one with deal server init"):
+        submit(ServerFolder(tmp_path), "quickstart")
+    assert not any(server.runs.iterdir())
+
+
 def test_a_run_goes_on_without_a_site_that_has_left(server, monkeypatch):
     three = {"sites": ["north", "south", "west"], "clients": 3, "quorum": 0.5}
     record(Experiment(data=SITES, federation=three, run={"out": str(server.runs / "one")}))
@@ -242,6 +282,12 @@ def started(server, name, *starts):
     return run
 
 
+def test_the_latest_run_is_the_one_that_was_started_last(server):
+    one, _ = started(server, "one", ("1", 0.0)), started(server, "two", ("2", 1.0))
+    (one / "report.html").write_text("written later")
+    assert run_folder(server, "").name == "two"
+
+
 def test_a_run_that_was_continued_a_moment_ago_is_not_continued_again(server, monkeypatch):
     run = started(server, "one", ("7", 1.0))
     for found in ("running", "pending", "finished:failed", "unknown", ""):
@@ -259,3 +305,44 @@ def test_the_start_that_lives_is_stopped_and_not_one_that_failed_after_it(server
     monkeypatch.setattr(submitting, "flower_status", lambda folder, number: found[number])
     stop(server, "one")
     assert server.flower.asked[0][:2] == ("stop", "7")
+
+
+def test_a_certificate_that_expires_is_told_at_the_start_and_by_status(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(keys, "SERVER_DAYS", 20)
+    monkeypatch.setattr(service, "supervise", lambda *given: 0)
+    monkeypatch.setattr(service, "require_idle", lambda *given: None)
+    folder = ServerFolder(tmp_path / "server")
+    serving.init_server(folder, ServerSettings(hosts=HOSTS))
+    folder.flower = Flower()
+    serving.start_server(folder)
+    status(folder, "", Console(width=200), as_json=False)
+    said = f"warning: {folder.certificate}: expires on "
+    assert capsys.readouterr().out.count(said) == 2
+    assert expiry(datetime.now(UTC) - timedelta(days=3)).startswith("expired on ")
+    assert expiry(datetime.now(UTC) + timedelta(days=90)) == ""
+
+
+def test_what_is_printed_names_the_folder(server, tmp_path, monkeypatch, capsys):
+    """Every command that is printed works when it is pasted, from any folder."""
+    monkeypatch.setattr(submitting, "BUNDLE", tmp_path)
+    monkeypatch.setattr(service, "supervise", lambda *given: 0)
+    monkeypatch.setattr(service, "require_idle", lambda *given: None)
+    serving.start_server(server)
+    added = "\n".join(serving.add_site(server, "north", key(tmp_path, "north")))
+    assert all(part in added for part in ("localhost:9444", f"{HOSTS[0]}:9443", "without a proxy"))
+    status(server, "", Console(width=200), as_json=False)
+    begun = submit(server, str(experiment_file(tmp_path / "two-tasks.toml")))
+    run = run_folder(server, "")
+    with exclusive_lock(RunFolder(run).launching):
+        again = error(lambda: resume(server, run.name))
+    states = [next_step(server, run.name, RunState(phase=each)) for each in ("running", "stopped")]
+    ended = [*stop(server, run.name), *serving.remove_site(server, "north")]
+    said = "\n".join([capsys.readouterr().out, added, *begun, again, *states, *ended])
+    said += error(lambda: submit(server, "quickstart"))
+    found = list(re.finditer(OF_A_FOLDER, said))
+    assert len(found) > 12
+    for each in found:
+        rest = re.split(r"deal |; |\n", said[each.end() :])[0]
+        assert f" --dir {shlex.quote(str(server.path))}" in rest, said[each.start() :]

@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 
 import pytest
@@ -15,6 +17,7 @@ from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
 from deal_core.data.files import SiteSource
 from deal_core.errors import UserError
+from deal_core.privacy.policy import Policy
 from simulations.cli import app
 from simulations.deployment import keys
 from simulations.deployment.site.check import (
@@ -22,8 +25,11 @@ from simulations.deployment.site.check import (
     check_clock,
     check_connection,
     check_site,
+    check_sums,
+    what_leaves,
 )
 from simulations.deployment.site.folder import init_site, start_site
+from simulations.run.experiment import Request, load_experiment
 
 AGREED = {"triage": ("a", "b")}
 GOOD = [{"text": f"case {n}", "label": "ab"[n % 2]} for n in range(6)]
@@ -68,6 +74,12 @@ def change(site, old, new):
     (site / "site.toml").write_text(text.replace(old, new, 1))
 
 
+def undeclared(site):
+    """Without labels, as ``deal site init`` writes it without an experiment."""
+    head, _, rest = (site / "site.toml").read_text().partition("[data.labels]")
+    (site / "site.toml").write_text(head + rest[rest.index("[compute]") :])
+
+
 def test_a_good_site_counts_per_task_and_label_and_says_what_leaves(site):
     report = checked(site)
     assert (report.problems, report.warnings) == ([], [])
@@ -80,6 +92,17 @@ def test_a_good_site_counts_per_task_and_label_and_says_what_leaves(site):
     assert "\nnote   secure sums: not possible here: no site is pinned" in printed
 
 
+def test_all_that_is_wrong_with_a_task_is_told_beside_what_is_right(site, data):
+    wrong = [{"text": " ", "label": "a"}, {"text": "case", "label": "z"}]
+    jsonl(data / "triage" / "train.jsonl", [*GOOD, wrong[0], *GOOD, *wrong])
+    report = checked(site, asked())
+    assert [problem.partition(": ")[2] for problem in report.problems[:1]] == [
+        "'z' is no label of the task (they are: a, b); correct it, or map it in label_text",
+    ]
+    assert "task 'triage': 12 train, 6 test; train: a 6, b 6" in "\n".join(report.lines)
+    assert "task 'triage': 2 rows have no text or no answer, and are left out" in report.warnings
+
+
 def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, data):
     (data / "triage" / "test.jsonl").unlink()
     rows = [{"text": f"case {n}", "label": "ab"[n % 2]} for n in range(40)]
@@ -90,6 +113,73 @@ def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, data):
     )
     said = "\n".join(checked(site).lines)
     assert f"task 'triage': {len(own.train)} train, {len(own.test)} test" in said
+
+
+def test_the_labels_of_an_experiment_are_compared(site):
+    report = checked(site, asked({"triage": ("a", "beta"), "later": ("x", "y")}))
+    differ, row, _ = report.problems  # of train and of test
+    assert "[data.labels] of site.toml: 'triage' differs, 'later' is missing" in differ
+    assert "row 2: 'b' is no label of the task (they are: a, beta" in row
+    assert any("'later': no folder; this site sits it out" in line for line in report.lines)
+    undeclared(site)
+    (problem,) = checked(site).problems
+    assert "takes part in no task; deal site check --experiment FILE prints the lines" in problem
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_the_lines_that_are_printed_make_the_labels_agree(site, declared):
+    """Also with names that TOML must quote."""
+    labels = AGREED | {'a "rare" task': ("x, y", "z]")}
+    if not declared:
+        undeclared(site)
+    (problem,) = checked(site, asked(labels)).problems
+    lines = problem.partition(":\n")[2]
+    assert lines.startswith("[data.labels]\n") == (not declared)
+    where = '"triage" = ["a", "b"]\n' if declared else "[compute]"
+    change(site, where, f"{where}{lines}\n" if declared else f"{lines}\n{where}")
+    assert read_site(site / "site.toml").data.labels == labels
+    assert checked(site, asked(labels)).problems == []
+
+
+def test_class_sums_leave_with_noise_or_not_at_all(site):
+    own = read_site(site / "site.toml")
+
+    def said(policy, experiment):
+        line, *told = check_sums(own.model_copy(update={"policy": policy}), experiment)
+        assert ["the smallest label (3 records)" in each for each in told] == [
+            True for _ in told if "leave under" in line
+        ]
+        return line
+
+    clear = {"privacy": {"mechanism": "none"}, "federation": {"clients": 3, "sites": tuple("abc")}}
+    agreed = asked(**clear)
+    assert "stay here" in said(Policy(), agreed)
+    noised = "class sums leave under masks, once for each task, with a noise multiplier of 0.61"
+    assert said(Policy(share_sums=True), agreed) == noised
+    for name, message in (
+        ("prototype", r"keeps class sums \(policy.share_sums\)"),
+        ("linear-probe", "exact sums tell who is in them"),
+    ):
+        with pytest.raises(UserError, match=message):
+            said(Policy(), asked(**clear, method={"name": name}))
+    shipped = load_experiment(Request("private-sums"))
+    private = shipped.model_copy(update={"data": agreed.data})
+    assert own.policy is not None
+    charged = "class sums leave under masks, with noise, charged"
+    assert said(own.policy, private) == charged
+    weak = private.privacy.model_copy(update={"target_epsilon": 200.0})
+    with pytest.raises(UserError, match="keeps class sums"):
+        said(Policy(mechanism="record"), private.model_copy(update={"privacy": weak}))
+    for policy, told in (
+        (Policy(mechanism="record", share_sums=True), "with noise, charged"),
+        (Policy(share_sums=True), "with noise, once for each task"),
+        (Policy(), "none leaves"),
+    ):
+        lines = what_leaves(own.model_copy(update={"policy": policy}))
+        (line,) = (line for line in lines if line.startswith("class sums"))
+        assert told in line
+        (bit,) = (line for line in lines if line.startswith("one bit"))
+        assert bit.endswith("leaves") == ("once" in told)
 
 
 @pytest.mark.parametrize("text", ["", "<html>not found</html>"])
@@ -201,6 +291,27 @@ def test_units_are_columns_that_name_people(site):
         assert [problem in each for each in found] == [True, True]  # of train and of test
 
 
+def test_people_who_differ_in_punctuation_alone_are_warned_of(site):
+    names = ("P-1", "p 1", "p-2", "P-2", "p-3", "12")
+    rows = [{**row, "patient": name} for row, name in zip(GOOD, names, strict=True)]
+    jsonl(site.parent / "data" / "triage" / "train.jsonl", rows)
+    jsonl(site.parent / "data" / "triage" / "test.jsonl", [{**GOOD[0], "patient": "p-4"}])
+    change(site, "[policy] ", '[policy]\nunit_column = "patient" ')
+    (warning,) = checked(site).warnings
+    assert warning.startswith("task 'triage': 'p 1' and 'p-1' look alike")
+
+
+def test_counts_are_warned_of_in_the_clear_and_where_they_are_in_no_sum(site):
+    private = {"mechanism": "record", "metrics": "summed"}
+    (told,) = checked(site, asked(privacy=private, aggregation={"secure": True})).warnings
+    assert told.startswith(f"task 'triage': {len(GOOD)} test rows")
+    assert "policy.min_records = 32" in told
+    assert checked(site, asked(privacy=private)).warnings == []
+    change(site, 'metrics = "none"', 'metrics = "clear"')
+    (warning,) = checked(site).warnings
+    assert warning.startswith('policy.metrics = "clear": a crafted head or adapter can name')
+
+
 def own(site):
     return keys.fingerprint_of_line(keys.read_public_key(site / "site.pub"))
 
@@ -210,6 +321,27 @@ def pin(site, *names):
     shown = {name: keys.fingerprint_of_line(OTHERS[name].public.decode()) for name in names}
     lines = "".join(f'{name} = "{print_}"\n' for name, print_ in shown.items())
     change(site, "\n[policy]", f"\n[peers]\n{lines}\n[policy]")
+
+
+def secure_line(report):
+    (line,) = [each for each in (*report.lines, *report.problems) if each.startswith("secure sums")]
+    return line
+
+
+def test_a_site_is_told_its_fingerprint_at_once_and_at_every_check(tmp_path, site):
+    said = init_site(tmp_path / "other", tmp_path / "data", "south")
+    assert f"fingerprint of this site's key: {own(tmp_path / 'other')}" in said
+    assert any(own(site) in line for line in checked(site).lines)
+    if shutil.which("ssh-keygen"):
+        keygen = ["ssh-keygen", "-lf", str(site / "site.pub")]
+        told = subprocess.run(keygen, capture_output=True, text=True, check=True).stdout
+        assert own(site) in told
+
+
+def test_a_pin_that_is_no_fingerprint_is_one_line_with_the_cure(site):
+    change(site, "\n[policy]", '\n[peers]\nwest = "MD5:12:34"\n[policy]')
+    with pytest.raises(UserError, match=r"peers\.west: .* is no fingerprint; write what deal site"):
+        read_site(site / "site.toml")
 
 
 REQUIRED = ('secure_aggregation = "allowed"', 'secure_aggregation = "required"')
@@ -253,6 +385,18 @@ def test_what_the_site_would_refuse_in_the_first_round_is_told_before(
     if not problem:
         assert "base model 'embedded:minilm': agreed to" in report.lines
         assert "the policy allows the experiment: privacy.mechanism 'record'" in report.lines
+
+
+def test_whether_sums_could_be_made_is_one_line(site):
+    assert checked(site).problems == []  # nobody has asked for them
+    assert "not possible here: no site is pinned; write the" in secure_line(checked(site))
+    pin(site, *TWO)
+    assert secure_line(checked(site)) == (
+        "secure sums: allowed by the policy, with south, west (pinned), of 3 sites or more, 1 of "
+        "them working with the server"
+    )
+    change(site, "\nmin_cohort = 3", "\nmin_cohort = 5")
+    assert "2 other sites are pinned, and a sum is of 5" in secure_line(checked(site))
 
 
 def test_somebody_in_two_tasks_is_a_problem_before_anything_is_served(site, data):

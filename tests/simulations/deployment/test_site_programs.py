@@ -93,9 +93,11 @@ def test_whatever_app_is_sent_the_installed_one_is_kept_and_run(tmp_path, kind):
     own = own_app()
     state = pull(content, fab_id="a/b", fab_version="../../evil", fab_hash="0" * 64)
     run = state.get_run(RUN)
+    assert run is not None
     assert (run.fab_id, run.fab_hash) == ("deal/federated-deal", own.hash_str)
     assert ".." not in run.fab_version
     kept = state.get_fab(own.hash_str)
+    assert kept is not None
     assert kept.content == own.content
     assert state.get_fab("0" * 64) is None
 
@@ -144,6 +146,16 @@ def test_the_token_of_a_message_is_in_no_command_line(tmp_path):
     assert "forkserver" in done.stdout
     assert "-P" in done.stdout
     assert "token-of-a-task" not in done.stdout
+
+
+def test_a_site_asks_soon_again_after_a_message_and_seldom_when_idle(monkeypatch):
+    """The legs of a secure sum follow each other."""
+    monkeypatch.setattr(programs, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(programs, "IDLE_POLL_SECONDS", 0.1)
+    answers = [None, RUN, None, None, RUN]
+    asked = programs.with_own_app(lambda **given: answers.pop(0))
+    assert [asked() for _ in range(3)] == [None, RUN, RUN]
+    assert not answers
 
 
 def test_the_text_of_an_error_stays():

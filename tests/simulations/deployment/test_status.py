@@ -1,12 +1,15 @@
 """What an administrator sees of a run."""
 
 import json
+import re
 
 import pytest
+from rich.console import Console
 
-from server.folder import RunFolder
+from server.folder import TOLD_TO_END, RunFolder
 from simulations.deployment.server import status as module
-from simulations.deployment.server.status import RunState, described, run_state, state_of
+from simulations.deployment.server.folder import ServerFolder
+from simulations.deployment.server.status import RunState, described, run_state, state_of, status
 from tests.simulations.runs import at, no_number, run_in_process
 from tests.sizes import TINY
 
@@ -63,6 +66,23 @@ def test_a_run_that_stops_says_why_and_goes_on_when_resumed():
     assert run_state([]) == RunState()
 
 
+def test_of_secure_sums_it_is_told_over_how_many_and_why_a_round_was_lost():
+    missed = said("leg_failed", leg="confirm", reason="no reply before the deadline")
+    state = run_state([STARTED, BEGUN, missed, said("summed", sites=3, cohort=4)])
+    assert state.left_out == []  # its update is in the sum
+    assert state.sites["x"].faults == 1
+    told = "\n".join(described("one", state))
+    assert "the server sees no site's update; the last sum is over 3 of 4 sites" in told
+    unpinned = said("client_failed", leg="prepare", reason="client reports 'unpinned'")
+    lost = said("round_lost", reason="2 of 4 sites prepared")
+    state = run_state([STARTED, BEGUN, unpinned, lost, said("round_skipped")])
+    assert (state.left_out, state.rounds) == (["x"], 1)
+    assert state.sites["x"].last_fault == "a peer's key is not pinned there; its log says whose"
+    told = "\n".join(described("one", state))
+    assert "the last round was lost, the model stayed as it was: 2 of 4 sites prepared" in told
+    assert "lost" not in "\n".join(described("one", run_state([STARTED, BEGUN, lost, BEGUN])))
+
+
 def test_a_round_that_is_under_way_says_who_was_asked_when_and_who_has_answered(monkeypatch):
     monkeypatch.setattr(module.time, "time", lambda: 1480.0)
     waiting = described("one", run_state([STARTED, BEGUN]), 1800.0)
@@ -83,3 +103,35 @@ def test_a_round_that_is_under_way_says_who_was_asked_when_and_who_has_answered(
     assert other.answers == {}
     evaluated = run_state([STARTED, said("client_failed", server_round=0)])
     assert evaluated.left_out == []  # of an evaluation that fails
+
+
+@pytest.mark.parametrize("end", ["round_finished", "round_skipped", "run_stopped"])
+def test_no_round_is_under_way_once_it_has_ended(end):
+    state = run_state([STARTED, BEGUN, said(end, excluded=[])])
+    assert state.asked == 0
+    between = "no round is under way: sites evaluate, or the server is at work"
+    assert (between in described("one", state)) == (end != "run_stopped")
+
+
+@pytest.mark.parametrize(("start", "phase"), [(1000.0, "stopped"), (3000.0, "starting")])
+def test_a_run_that_was_continued_is_starting_while_it_waits_for_its_sites(
+    tmp_path, monkeypatch, capsys, start, phase
+):
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    stopped = {"event": "run_stopped", "time": 2000.0, "reason": "SystemExit: 0"}
+    lines = [json.dumps(event) + "\n" for event in (STARTED, stopped)]
+    RunFolder(run).metrics.write_text("".join(lines))
+    (run / "starts.jsonl").write_text(json.dumps({"run": "7", "time": start}) + "\n")
+    monkeypatch.setattr(module, "connected", lambda folder: ({"w": "online"}, ""))
+    monkeypatch.setattr(module, "flower_status", lambda folder, number: "running")
+    monkeypatch.setattr(ServerFolder, "settings", lambda self: None)
+    status(ServerFolder(tmp_path), "one", Console(), as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["phase"] == phase
+    assert told["reason"] == (TOLD_TO_END if phase == "stopped" else "")
+    assert (list(told["sites"]), told["connected"]) == (["x", "y", "z"], {"w": "online"})
+    status(ServerFolder(tmp_path), "one", Console(width=200), as_json=False)
+    shown = capsys.readouterr().out
+    assert f"run one: {phase}" in shown
+    assert re.search(r"^w +online +never", shown, re.MULTILINE)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from deal_core.config.experiment import Experiment, FederationConfig
 from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines import ENGINES
@@ -16,10 +17,16 @@ from simulations.engines.flower import (
     Tail,
     flower_sandbox,
     members,
+    resources,
     stop_all,
 )
+from simulations.engines.worker_pool import Workers
 from tests.simulations.runs import IN_SUM
 from tests.sizes import TINY
+
+
+def ignore(event):
+    pass
 
 
 def test_the_tail_skips_what_was_there_and_waits_for_whole_lines(tmp_path):
@@ -36,6 +43,16 @@ def test_the_tail_skips_what_was_there_and_waits_for_whole_lines(tmp_path):
     assert list(Tail.from_end(tmp_path / "missing").new()) == []
 
 
+def test_flower_gets_room_for_exactly_the_workers():
+    four = Experiment(federation=FederationConfig(clients=4))
+    assert resources(four, Workers(count=3, threads=2, gpus=0.0)) == {
+        "num-supernodes": 4,
+        "client-resources-num-cpus": 2,
+        "init-args-num-cpus": 6,
+    }
+    assert resources(four, Workers(2, 1, 0.5))["client-resources-num-gpus"] == 0.5
+
+
 @contextmanager
 def sleeper(home):
     """A process with this home that has begun: until then its environment may read as empty."""
@@ -43,6 +60,7 @@ def sleeper(home):
     environment = {**os.environ, "FLWR_HOME": str(home)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         try:
+            assert process.stdout is not None
             assert process.stdout.readline() == "\n"
             yield process
         finally:

@@ -60,6 +60,17 @@ def test_a_client_keeps_its_worker_unless_another_has_less_to_do():
     assert lines[1].finish() == "late"
 
 
+def test_a_fault_is_the_callers_and_what_waits_is_started():
+    line = Line()
+    pool = WorkerPool([line])
+    faulty, next_one = pool.submit(0, "a", None), pool.submit(0, "b", None)
+    line.finish(ValueError("no"))
+    with pytest.raises(ValueError, match="no"):
+        faulty.result(5)
+    assert line.finish() == "b"
+    assert next_one.result(5) == "reply to b"
+
+
 def test_a_worker_that_ends_before_its_time_is_told_to_all_that_ask_it():
     lines = [Line(), Line()]
     pool = WorkerPool(lines)
@@ -74,6 +85,19 @@ def test_a_worker_that_ends_before_its_time_is_told_to_all_that_ask_it():
     assert lines[0].finish() == "c"
     with pytest.raises(BrokenExecutor):
         pool.submit(1, "e", None).result(timeout=5)
+
+
+def test_a_closed_pool_starts_nothing_more():
+    line = Line()
+    pool = WorkerPool([line])
+    asked, waiting = pool.submit(0, "a", None), pool.submit(0, "b", None)
+    while line.jobs.empty():
+        time.sleep(0.001)
+    pool.close()
+    line.finish()
+    assert asked.result(5) == "reply to a"
+    assert waiting.cancelled()
+    assert line.jobs.empty()
 
 
 KINDS = {
@@ -245,6 +269,18 @@ def asked(clients=100, threads=0, workers=0):
 )
 def test_cores_and_gpus_are_divided(experiment, cores, gpus, expected):
     assert divide(experiment, cores, gpus) == expected
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 3, 8])
+def test_as_many_actors_fit_as_there_are_workers(gpus):
+    """Flower's arithmetic (``pool_size_from_resources``), and no GPU is promised twice."""
+    for workers in range(1, 60):
+        divided = divide(asked(workers=workers), 16, gpus)
+        cpus = divided.count * divided.threads
+        actors = min(int(cpus / divided.threads), int(gpus / divided.gpus))
+        assert actors == divided.count == workers
+        assert 0 < divided.gpus <= 1
+        assert divided.count * divided.gpus <= gpus
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 EXAMPLES = Path(__file__).parent / "examples"
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -21,21 +22,21 @@ class HtmlTable:
 class HtmlPage(HTMLParser):
     """Parsed; an element that is not closed in its order is an error."""
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.tables = []
-        self.tags = []
-        self.ids = []
-        self.addresses = []
-        self.described = []
-        self.words = []
-        self.open = []
-        self.text_of = {}
+        self.tables: list[HtmlTable] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[tuple[str, str]] = []
+        self.described: list[str] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.text_of: dict[str, list[str]] = {}
         self.feed(text)
         self.close()
         assert self.open == []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {key: value or "" for key, value in attrs}
         self.tags.append(tag)
         self.ids += [given["id"]] if "id" in given else []
@@ -50,15 +51,15 @@ class HtmlPage(HTMLParser):
         elif tag in ("td", "th"):
             self.tables[-1].rows[-1].append("")
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
         if tag not in VOID:
             self.handle_endtag(tag)
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         if "style" in self.open:
             return
         self.words.append(data)
@@ -68,14 +69,14 @@ class HtmlPage(HTMLParser):
             self.tables[-1].rows[-1][-1] += data
 
     @property
-    def text(self):
+    def text(self) -> str:
         return " ".join(" ".join(self.words).split())
 
-    def table(self, caption):
+    def table(self, caption: str) -> list[list[str]]:
         """The rows of the one table with a caption that begins so."""
         (found,) = [table.rows for table in self.tables if table.caption.startswith(caption)]
         return found
 
 
-def read_json(path):
+def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))

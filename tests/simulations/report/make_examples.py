@@ -3,12 +3,14 @@
 ``python -m tests.simulations.report.make_examples``; after a change of what a run writes.
 """
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from flwr.app import Array
+from flwr.app import Array, Message
 
 from server.folder import RunFolder
 from server.results import Results, write_results
@@ -27,7 +29,7 @@ SETTINGS = {
 """Name of an example to what its run sets."""
 
 
-def third_is_no_number(reply):
+def third_is_no_number(reply: Message) -> Message:
     """The reply; the third client's updates without a number."""
     if reply.metadata.src_node_id == FIRST_CLIENT_NODE + 2 and "lora" in reply.content:
         record = reply.content["lora"]
@@ -36,7 +38,7 @@ def third_is_no_number(reply):
     return reply
 
 
-def make_example(name):
+def make_example(name: str) -> None:
     """Run it, and keep what a report reads, but for the adapter."""
     with TemporaryDirectory() as folder:
         experiment = at(experiment_with(*SETTINGS[name]), Path(folder))

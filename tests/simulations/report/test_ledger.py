@@ -104,6 +104,19 @@ def test_noise_that_others_share_makes_the_promise_count_on_them(ledger):
     assert "3 × record" in shown.text
 
 
+def test_every_charge_is_there_by_run_and_task(ledger):
+    shown = page(ledger)
+    rows = [dict(zip(r[0], row, strict=True)) for r in [shown.table("Charges")] for row in r[1:]]
+    assert [(row["run"], row["task"], row["releases"], row["steps"]) for row in rows] == [
+        ("67a2bfa0", "surgery", "2", "20"),
+        ("67a2bfa0", "skin", "1", "10"),
+    ]
+    for row, events in zip(rows, (ledger.events()[:2], ledger.events()[2:]), strict=True):
+        assert row["epsilon, alone"] == rounded_up(composed(events, 1e-4), 4)
+        assert (row["noise multiplier"], row["clipping bound"]) == ("1.5", "1")
+    assert ledger.entries()[-1].hash in shown.text
+
+
 def test_what_may_leave_is_the_list_of_the_guard_itself(ledger):
     rows = page(ledger).table("May be sent, and why")
     sent = {row[0] for row in rows[1:]}

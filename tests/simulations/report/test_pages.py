@@ -9,17 +9,20 @@ from base64 import b64decode
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from simulations.audit.command import Audit, attack_table
 from simulations.output import Table
+from simulations.report import blocks
 from simulations.report.blocks import Curve, Dot, Page, Section, Text, dots, lines, render
 from simulations.report.commands import write_report
 from simulations.report.study import tex
 from simulations.study import tables
-from simulations.study.grid import Study, StudyFile
+from simulations.study.grid import Study, StudyFile, load_study
 from simulations.study.results import StudyResults
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage
+from tests.simulations.study.test_tables import UNDER_BUDGETS
 from tests.stored_results import RESULTS
 
 KINDS = {
@@ -43,6 +46,10 @@ def written(tmp_path_factory):
         kind: write_report(Path(shutil.copytree(path, above / path.name))).parent
         for kind, path in KINDS.items()
     }
+
+
+def read_page(folder):
+    return HtmlPage((folder / "report.html").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -91,6 +98,18 @@ def test_what_users_wrote_is_text_and_no_markup():
         assert not re.search(r"[\x00-\x08\x0b-\x1f]", text)
 
 
+def test_lines_draw_curves_with_their_values(monkeypatch):
+    from matplotlib.figure import Figure
+
+    curve = Curve("method", (1, 2, 3), (10.0, None, 30.0))
+    figure = Figure()
+    monkeypatch.setattr(blocks, "draw", lambda height, paint, form: paint(figure))
+    lines("it", [curve], ("x", "y"), levels=[(5.0, "five")]).drawn("svg")
+    level, line = figure.axes[0].lines
+    assert set(level.get_ydata()) == {5.0}
+    np.testing.assert_equal(np.array(line.get_ydata(), float), [10.0, np.nan, 30.0])
+
+
 def copied(name, folder):
     return Path(shutil.copytree(RESULTS / name, folder / name))
 
@@ -110,8 +129,24 @@ def has(shown, *parts):
         if isinstance(part, str):
             assert part in shown.text
         else:
+            assert part is not None
             rows = [list(row) for row in (part.columns, *part.rows)]
             assert rows in [found.rows for found in shown.tables]
+
+
+def test_a_study_has_all_its_tables(written):
+    shown, (study, results) = read_page(written["study"]), read(written["study"])
+    cells = results.standing
+    has(
+        shown,
+        tables.arms_table(study, cells),
+        tables.class_il_table(study, cells),
+        tables.cost_table(study, cells),
+        tables.age_table(study, cells),
+        *tables.on_all_tests(study, cells),
+        *tables.significance(study, cells),
+        *tables.significance(study, cells, tables.CLASS_IL),
+    )
 
 
 def test_a_study_writes_what_a_paper_takes_of_it(written):
@@ -145,6 +180,24 @@ def test_a_study_of_settings_has_a_table_for_each(tmp_path):
     for setting in {cell.setting for cell in results.cells}:
         own = [cell for cell in results.cells if cell.setting == setting]
         has(shown, tables.arms_table(study, own))
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_study_of_budgets_has_what_they_mean(tmp_path):
+    (tmp_path / "mine.toml").write_text('epsilons = "1,8,inf"\nseeds = [0, 1]\n[arms.deal]\n')
+    study = load_study(str(tmp_path / "mine.toml"))
+    results = StudyResults(
+        study="mine", description="", wanted=6, defaults={}, cells=UNDER_BUDGETS, file=study.file
+    )
+    (tmp_path / "study.json").write_text(results.model_dump_json())
+    shown = page(tmp_path)
+    has(
+        shown,
+        tables.budget_table(study, "deal", UNDER_BUDGETS),
+        *tables.meanings(UNDER_BUDGETS),
+        tables.sweep_text(UNDER_BUDGETS),
+    )
+    assert "at delta = 1e-05 per record, over all rounds and tasks; nobody." in shown.text
 
 
 def stored(folder, results, file, cells):

@@ -1,5 +1,6 @@
 """The page of a run says what its files say; measures of each label are those of counts by hand."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -7,16 +8,19 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from deal_core.config.experiment import RunConfig
 from deal_core.errors import UserError
 from server.folder import RunFolder, exclusive_lock
 from server.results import read_results, rounded_up
 from simulations.report.commands import write_report
-from simulations.report.labels import FILE, TaskCounts, count_labels
+from simulations.report.labels import FILE, LabelCounts, TaskCounts, count_labels
 from simulations.report.record import read_run
+from simulations.run.data_checks import expected_auc
 from simulations.run.run_log import RunLog
 from simulations.run.simulate import write_row_hashes
+from simulations.run.summary import print_report
 from tests.simulations.report.html_page import EXAMPLES, HtmlPage, read_json
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -100,6 +104,46 @@ def test_clients_rounds_and_faults_are_those_of_the_log(plain):
         assert "not finite" in row[5]
 
 
+def test_class_sums_tell_what_is_expected_of_them_and_who_is_against_them(plain):
+    assert "membership" not in page(plain).text
+    results = RunFolder(plain).results
+    text = results.read_text().replace('"enabled": "off"', '"enabled": "on"')
+    results.write_text(text.replace('"identity"', '"svd"'))
+    where = {"time": 1795786390.0, "stage": 1}
+    with RunFolder(plain).metrics.open("a") as log:
+        for event in (
+            {"event": "class_sums", "task": "laboratory", "records": [160, -2, 20], **where},
+            {"event": "class_means_doubted", "tasks": ["laboratory"], "by": 2, "of": 3, **where},
+            {"event": "class_means_rejected", "tasks": ["laboratory"], **where},
+        ):
+            log.write(json.dumps(event) + "\n")
+    shown, screen = page(plain), io.StringIO()
+    least, middle = (expected_auc(size, 256, 0.61) for size in (1, 20))
+    line = f"{least:.2f} for the smallest label (1 records), {middle:.2f} for the median label"
+    assert line in shown.text
+    print_report(Console(file=screen, width=300), plain)
+    assert line in screen.getvalue()
+    doubted, rejected = shown.table("What went wrong")[-2:]
+    assert doubted[5] == "2 of 3 clients answer worse with those of laboratory"
+    assert (rejected[0], rejected[5]) == ("new class means left out", "laboratory")
+
+
+def test_what_is_needed_to_run_it_again_is_there(plain):
+    data = read_json(plain / "results.json")
+    (plain / "results.json").write_text(json.dumps({**data, "commit": 40 * "a" + "-dirty"}))
+    shown, results = page(plain), read_results(plain)
+    for part in (
+        "seed 0",
+        "engine inprocess",
+        f"commit {40 * 'a'}-dirty",
+        *(f"{name} {version}" for name, version in results.versions.items()),
+    ):
+        assert part in shown.text
+    changed = dict(row[:2] for row in shown.table("Settings other than the defaults")[1:])
+    assert changed["data.max_train"] == "16"
+    assert "run.out" not in shown.text
+
+
 def test_no_epsilon_without_what_it_means(private):
     privacy, shown = read_results(private).privacy, page(private)
     delta = rounded_up(privacy.delta or 0.0, 3)
@@ -146,6 +190,20 @@ def test_a_run_that_stopped_early_says_so_and_shows_what_is_known(plain, rounds)
         assert f"The run is at work: {rounds} of 4 rounds have ended" in page(plain).text
     RunFolder(plain).metrics.write_text("\n".join(log[:-1]) + "\n")
     assert "its process ended without a word" in page(plain).text
+
+
+def test_a_page_names_sites_and_values_of_a_column(plain):
+    path = RunFolder(plain).metrics
+    names = ["north", "south", "<east>"]
+    path.write_text(path.read_text().replace('"sites": []', f'"sites": {json.dumps(names)}'))
+    text = (plain / "results.json").read_text()
+    (plain / "results.json").write_text(
+        text.replace('"engine": "inprocess"', '"engine": "deployment"')
+    )
+    shown = page(plain)
+    assert shown.text.startswith("a-run – Deployment – deal")
+    assert [row[0] for row in shown.table("Each client; accuracies in %")[1:]] == names
+    assert {row[1] for row in shown.table("What went wrong")[1:]} == {"<east>"}
 
 
 EVENT = {"time": 1.0, "stage": 0, "phase": "learn", "server_round": 1, "round": 1}
@@ -202,6 +260,42 @@ def test_precision_recall_and_f1_are_those_of_the_counts():
     by_hand = [[3 / 5, 3 / 4, 2 / 3], [4 / 5, 4 / 6, 8 / 11], [np.nan, np.nan, 0.0]]
     np.testing.assert_allclose(COUNTS.scores(), by_hand)
     assert COUNTS.macro_f1 == pytest.approx((2 / 3 + 8 / 11) / 2)
+
+
+def test_the_page_has_measures_and_confusions(plain):
+    """Texts have their measures, and many labels no matrix."""
+    names = [f"label {number}" for number in range(40)]
+    counts = [[int(i == j) for j in range(40)] for i in range(40)]
+    scores = {"exact-match": 0.125, "rouge-1": 0.5, "rouge-l": 0.375}
+    many = TaskCounts(labels=names, counts=counts)
+    found = LabelCounts(tasks={"surgery": COUNTS, "laboratory": many}, texts={"surgery": scores})
+    (plain / FILE).write_text(found.model_dump_json())
+    shown = page(plain)
+    assert shown.table("Each label of surgery")[1:] == [
+        ["cat", "4", "60.0", "75.0", "66.7"],
+        ["dog", "6", "80.0", "66.7", "72.7"],
+        ["bird", "0", "–", "–", "0.0"],
+    ]
+    assert "3 labels, macro F1 69.7." in shown.text
+    assert shown.table("Texts written for surgery, in %")[1:] == [
+        ["surgery", "37.5", "50.0", "12.5"]
+    ]
+    assert "40 labels, macro F1 100.0" in shown.text
+    assert len(shown.table("Each label of laboratory")) == 41
+    assert "laboratory: texts by true label" not in shown.text
+    matrix = shown.table("surgery: texts by true label")
+    assert matrix == [
+        ["true label", "cat", "dog", "bird"],
+        ["cat", "3", "1", "0"],
+        ["dog", "2", "4", "0"],
+        ["bird", "0", "0", "0"],
+    ]
+
+
+def test_without_counts_the_page_says_how_to_get_them(plain):
+    assert "deal report RUN --labels" in page(plain).text
+    (plain / FILE).write_text("damaged")
+    assert "Not counted" in page(plain).text
 
 
 def test_texts_of_a_deployment_stay_where_they_are(plain):

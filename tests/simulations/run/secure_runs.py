@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from flwr.app import Message
+from numpy.typing import NDArray
+
 from client.app import make_app
+from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
 from deal_core.lora.state import State, to_arrays
 from deal_core.models import adapter_shapes
 from server.run import load_latest, run
-from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
+from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid, Interceptor
 from simulations.engines.worker_pool import assume_identity
 from tests.simulations.runs import at
 from tests.sizes import TINY_MODEL
@@ -34,14 +41,14 @@ POOLED = ("adapter.kind=pooled", "adapter.target_modules=[]", "adapter.first_lay
 LEGS = ("announce", "prepare", "mask", "confirm", "unmask")
 
 
-def leg_of(message):
+def leg_of(message: Message) -> str:
     """Leg of a secure sum that a message belongs to; empty: none."""
     kind = message.metadata.message_type
     leg = "mask" if kind == "train" else kind.removeprefix("query.")
     return leg if leg in LEGS else ""
 
 
-def client_of(reply):
+def client_of(reply: Message) -> str:
     return str(reply.metadata.src_node_id - FIRST_CLIENT_NODE)
 
 
@@ -59,10 +66,10 @@ class Ran:
     seen: Counter[str] = field(default_factory=Counter)
 
     @property
-    def factors(self):
+    def factors(self) -> dict[str, NDArray[np.float32]]:
         return to_arrays(self.state.current)
 
-    def told(self, event, key):
+    def told(self, event: str, key: str) -> list[Any]:
         return [each[key] for each in self.events if each["event"] == event]
 
 
@@ -70,24 +77,30 @@ class Stop(Exception):
     """Ends a run where a test wants it to."""
 
 
-def lost(*legs):
+def lost(*legs: tuple[str, str]) -> Interceptor:
     """Loses the replies of clients in legs: (leg, client)."""
     return lambda reply: None if (leg_of(reply), client_of(reply)) in legs else reply
 
 
-def rounds(experiment, folder, see=lambda reply: reply, last=1, grid_of=InProcessGrid):
+def rounds(
+    experiment: Experiment,
+    folder: Path,
+    see: Interceptor = lambda reply: reply,
+    last: int = 1,
+    grid_of: Callable[..., InProcessGrid] = InProcessGrid,
+) -> Ran:
     """Run until so many rounds are over; their checkpoint is read again."""
-    events = []
-    seen = Counter()
+    events: list[dict[str, Any]] = []
+    seen: Counter[str] = Counter()
 
-    def watched(reply):
+    def watched(reply: Message | None) -> Message | None:
         if reply is None:  # its process has ended
             return None
         for name, record in reply.content.items():
             seen.update(f"{name}.{key}" for key in record)
         return see(reply)
 
-    def listen(event):
+    def listen(event: Mapping[str, Any]) -> None:
         events.append(dict(event))
         begun = sum(each["event"] == "round_started" for each in events)
         over = event["event"] == "stage_finished" or (

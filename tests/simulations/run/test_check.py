@@ -14,14 +14,18 @@ import pytest
 from rich.console import Console
 
 from deal_core.config.file import parse_experiment, read_toml
+from deal_core.data import Example, TaskData
 from deal_core.errors import UserError
 from simulations.output import shipped_experiments
 from simulations.run.check import check, findings
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.quick_checks import (
+    CLEAR_COUNTS,
     check_privacy,
     check_training,
     check_worth,
+    grouped,
+    odd_rows,
 )
 from simulations.run.simulate import simulate
 
@@ -198,6 +202,12 @@ def test_the_line_of_an_input(odd, kind, tmp_path):
     assert "\n" not in found.text
 
 
+def test_an_empty_file_says_that_it_is_the_default(tmp_path):
+    (tmp_path / "own.toml").write_text("# nothing yet\n")
+    first = next(findings(str(tmp_path / "own.toml"), ()))
+    assert (first.kind, "is empty, so it is what all keys" in first.text) == ("warning", True)
+
+
 @pytest.fixture
 def checked(tmp_path):
     """Exit code and lines of the command."""
@@ -255,6 +265,47 @@ def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path):
     assert "unknown adapter.kind 'lera'" in second
     assert "warning: task 'ward': 1 training texts have several labels" in text.getvalue()
     assert not out.exists()
+
+
+def test_data_of_sites_are_theirs_to_check(tmp_path):
+    path = tmp_path / "sites.toml"
+    path.write_text('[data]\nsource = "sites"\nlabels.ward = ["a", "b"]\n')
+    assert [each.text for each in findings(str(path), ()) if bad(each)] == [
+        'data.source = "sites": rows are read by deal site check'
+    ]
+    found = findings(str(path), ('data.instructions={wart="?"}',))
+    assert any("there is no task 'wart'; did you mean 'ward'?" in each.text for each in found)
+
+
+@pytest.mark.parametrize(
+    ("source", "metrics", "said"),
+    [("sites", "clear", True), ("sites", "summed", False), ("medmcqa", "clear", False)],
+)
+def test_counts_in_the_clear_are_said_of_sites(source, metrics, said):
+    """A crafted head can name test records by them."""
+    tables = {"data": {"source": source}, "privacy": {"metrics": metrics}}
+    found = [finding.text for finding in check_privacy(parse_experiment(tables, "test"))]
+    assert any(CLEAR_COUNTS in text for text in found) == said
+
+
+@pytest.mark.parametrize(
+    ("held_out", "cure"),
+    [(False, "take them out of one side"), (True, "add a test file without them")],
+)
+def test_a_text_on_both_sides_has_a_cure(held_out, cure):
+    """Who lets data.split choose the sides cannot take a row out of one."""
+    sides = (Example("itch", "a"),), (Example("itch", "b"),)
+    lines = odd_rows(TaskData("ward", ("a", "b"), *sides, held_out=held_out))
+    assert f"1 of 1 test rows have a text that is in training too; {cure}: " in next(lines)
+
+
+def test_a_row_is_named_once_for_each_problem():
+    rows = [f"f.csv, row {n}: column 'text' is empty" for n in range(2, 12)]
+    assert grouped([*rows, "f.csv, row 3: other", "no file"]) == [
+        "f.csv, row 2: column 'text' is empty (and 9 more rows: 3, 4, 5, 6, 7, ...)",
+        "f.csv, row 3: other",
+        "no file",
+    ]
 
 
 def test_no_shipped_experiment_has_an_odd_setting():

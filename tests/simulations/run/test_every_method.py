@@ -86,6 +86,19 @@ def test_sites_learn_and_measure_what_simulated_clients_do(whole_run, tmp_path, 
     assert sites.per_client == clients.per_client
 
 
+@pytest.mark.slow
+def test_a_new_run_in_an_old_folder_begins_anew(whole_run, tmp_path):
+    """What a client of another run kept there is not added to what is kept now."""
+    experiment, folder = whole_run("ewc")
+    for client in range(3):
+        kept = next((folder / "sites").glob("*/kept-*/task-1.safetensors"))
+        site = tmp_path / "sites" / str(client) / kept.parent.name
+        site.mkdir(parents=True)
+        shutil.copy(kept, site / "task-1.safetensors")
+    simulated(experiment, tmp_path)
+    assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
+
+
 @pytest.fixture
 def run_with(make_experiment, tmp_path):
     def run(name, *overrides):
@@ -146,6 +159,29 @@ def run_of(make_experiment, tmp_path):
         return experiment, simulated(experiment, tmp_path / name, listener)
 
     return run
+
+
+LAYERS, RANK = 2, 8
+
+
+@pytest.mark.slow
+def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_of):
+    _, exact = run_of("aggregation.rule=fedit", name="exact")
+    _, small = run_of("aggregation.rule=ffa", "wire.dtype=int8", name="small")
+    wide, narrow = read_results(exact).wire, read_results(small).wire
+    header = 128  # numpy's own, one for each array
+    width = 384
+    factor = width * RANK
+    assert wide.bytes_up == [LAYERS * 2 * (4 * factor + header)] * 4
+    assert narrow.bytes_up == [LAYERS * (factor + 4 * RANK + 2 * header)] * 4
+    row = LAYERS * 2 * (4 * width + header)  # nothing is retained yet: once, one row of zeros
+    current = LAYERS * 2 * (4 * factor + header)
+    assert wide.bytes_down == [current + row, *[current] * 3]
+    retained = LAYERS * 2 * (4 * width * 2 * RANK + header)  # two tasks
+    assert wide.evaluation_bytes_down[0] == row
+    assert wide.evaluation_bytes_down[-1] == row + retained
+    spent = sum(narrow.bytes_up) + narrow.received
+    assert spent < 0.35 * (sum(wide.bytes_up) + wide.received)
 
 
 STREAM = (*TINY, "federation.rounds=3")

@@ -6,6 +6,7 @@ import pytest
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.errors import UserError
 from server.folder import RunFolder
+from simulations.output import descriptions, shipped_experiments
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.simulate import (
     RECORD,
@@ -31,6 +32,24 @@ def started(request):
     return experiment
 
 
+def test_the_run_folder_is_named_after_experiment_and_seed_and_is_absolute(tmp_path):
+    assert load_experiment(Request("quickstart")).run.out == str(tmp_path / "runs/quickstart-seed0")
+    seeded = load_experiment(Request("quickstart", seed=3))
+    assert (seeded.run.seed, Path(seeded.run.out).name) == (3, "quickstart-seed3")
+    by_set = load_experiment(Request("quickstart", overrides=("run.seed=4",)))
+    assert Path(by_set.run.out).name == "quickstart-seed4"
+    assert load_experiment(Request("quickstart", out="x")).run.out == str(tmp_path / "x")
+
+
+def test_arguments_beat_overrides_beat_the_file(tmp_path):
+    Path("own.toml").write_text("[adapter]\nrank = 4\n[run]\nseed = 1\nengine = 'flower'\n")
+    experiment = load_experiment(
+        Request("own.toml", overrides=("adapter.rank=5", "run.seed=2"), seed=3, engine="inprocess")
+    )
+    assert experiment.adapter.rank == 5
+    assert (experiment.run.seed, experiment.run.engine) == (3, "inprocess")
+
+
 def test_paths_become_absolute_because_apps_run_elsewhere(tmp_path):
     (tmp_path / "model").mkdir()
     overrides = ("data.source=files", "data.path=../data", "model.name=model")
@@ -38,6 +57,22 @@ def test_paths_become_absolute_because_apps_run_elsewhere(tmp_path):
     assert experiment.data.path == str(tmp_path.parent / "data")
     assert experiment.model.name == str(tmp_path / "model")
     assert load_experiment(Request("quickstart")).model.name == "embedded:minilm"
+
+
+def test_a_fault_in_the_file_is_blamed_on_the_file_and_one_in_set_on_set():
+    Path("own.toml").write_text("[adapter]\nrnk = 4\n")
+    with pytest.raises(UserError, match=r"own.toml: unknown key 'adapter.rnk'.*'rank'"):
+        load_experiment(Request("own.toml", overrides=("run.seed=1",)))
+    with pytest.raises(UserError, match=r"^--set: key 'adapter.rank'"):
+        load_experiment(Request("quickstart", overrides=("adapter.rank=x",)))
+
+
+def test_every_shipped_experiment_parses_and_says_what_it_is_for():
+    assert {"quickstart", "clinc10"} <= set(shipped_experiments())
+    for name, path in shipped_experiments().items():
+        experiment = parse_experiment(read_toml(path), name)
+        assert experiment.description == descriptions(shipped_experiments())[name] != ""
+        assert f"deal simulate {name}" in path.read_text().splitlines()[0]
 
 
 def test_the_record_reads_back_as_the_experiment():
@@ -92,6 +127,16 @@ def test_resume_may_change_engine_and_threads_and_keeps_the_record():
     check_folder(experiment)
     record(experiment)
     assert (Path(first.run.out) / RECORD).read_text() == text
+
+
+def test_a_folder_of_the_hub_is_found_beside_the_experiment_and_is_absolute(tmp_path):
+    (tmp_path / "exp" / "mine").mkdir(parents=True)
+    file = tmp_path / "exp" / "own.toml"
+    file.write_text(
+        '[data]\nsource = "hub"\n[data.hub.a]\npath = "mine"\n[data.hub.b]\npath = "o/n"\n'
+    )
+    hub = load_experiment(Request(str(file))).data.hub
+    assert (hub["a"].path, hub["b"].path) == (str(tmp_path / "exp" / "mine"), "o/n")
 
 
 def test_other_rows_than_those_of_the_run_are_refused(tmp_path):

@@ -11,20 +11,23 @@ import numpy as np
 import pytest
 import torch
 
+from client.runtime import ClientRuntime
 from deal_core.config.file import parse_experiment
-from deal_core.data import open_source
+from deal_core.data import Example, open_source
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import load_predictor
 from deal_core.lora.state import Component
 from deal_core.methods import resolve_auto
 from deal_core.models import adapter_shapes
-from deal_core.training.text_overlap import rouge_l
+from deal_core.training.evaluation import count_correct
+from deal_core.training.text_overlap import TEXT_MEASURES, rouge_l
 from server.results import read_results
 from server.run import load_checkpoint
 from simulations.report.labels import count_labels
 from simulations.run.check import preflight
 from simulations.run.model_checks import check_components, check_statistics
+from simulations.run.summary import measures
 from simulations.use.export import export
 from simulations.use.predict import PredictRequest, Text, line_of
 from tests.architectures import CONFIGS, save
@@ -95,6 +98,14 @@ def finished(request, experiment_of, tmp_path_factory, sums_of_all_records):
     return experiment, folder
 
 
+def test_each_task_has_its_own_measure(finished):
+    results = read_results(finished[1])
+    assert results.measures == {"colours": "accuracy", "words": "rouge-l"}
+    assert dict(measures(results))["average ROUGE-L"].endswith(" % (task 1)")
+    assert results.class_incremental is None
+    assert all(0 <= value <= 1 for row in results.accuracy_matrix for value in row)
+
+
 def test_predictions_and_the_report_are_those_of_the_evaluation(finished):
     """Those of labels weigh class means and words as the evaluation does."""
     experiment, folder = finished
@@ -152,6 +163,26 @@ def test_and_records_are_protected(experiment_of, tmp_path, name):
     assert np.isfinite(np.array(results.accuracy_matrix)).all()
     assert len(results.privacy.epsilon) == 2
     assert all(0 < epsilon <= 8.0 for epsilon in results.privacy.epsilon.values())
+
+
+def test_a_text_is_measured_as_its_experiment_says(experiment_of):
+    """By words in any order: what it wrote, with its words reversed, is right by that alone."""
+    runtime = ClientRuntime(experiment_of("llama"))
+    texts = [Example(text, "", target="x") for text in ("a b", "b c d", "d a", "c")]
+    said = runtime.model.write(runtime.model.encode(texts, ()))
+    turned = [
+        Example(each.text, "", target=" ".join(reversed(words.split())))
+        for each, words in zip(texts, said, strict=True)
+    ]
+    items = runtime.model.encode(turned, ())
+    share = {
+        name: count_correct(runtime.model, items, (), measure=each) / len(items)
+        for name, each in TEXT_MEASURES.items()
+    }
+    assert any(len(set(words.split())) > 1 for words in said)
+    assert share["rouge-1"] == 1
+    assert share["exact-match"] < 1
+    assert share["exact-match"] <= share["rouge-l"] < 1
 
 
 def test_the_experiment_of_the_page_on_generation_is_in_order(make_causal, tmp_path):
@@ -212,6 +243,7 @@ def test_a_routed_prediction_is_that_of_the_evaluation(routed):
     assert {each.task for each in untold} <= {"words", "colours"}
     answers = [each.answer if each.task == "words" else each.label for each in untold]
     shares = [rouge_l(a, (e.target, *e.references)) for a, e in zip(answers, texts, strict=True)]
+    assert results.class_incremental is not None
     found = results.class_incremental.accuracy_matrix[-1][0]
     assert fmean(shares) == pytest.approx(found, abs=1e-9)
 
@@ -224,6 +256,28 @@ def test_a_checkpoint_keeps_components(routed):
     assert state.retained.rank == 8
     assert state.heads.keys() == {"words", "colours"}
     assert state.heads["words"].shape[0] == 1
+
+
+def test_clients_with_orders_of_their_own_keep_components_too(experiment_of, tmp_path):
+    """A task is over, and has its router, when all have learnt it; nothing is asked of a component
+    that another task could change."""
+    orders = ("stream.schedule=per-client", 'stream.orders.0=["colours", "words"]')
+    orders = (*orders, *(f'stream.orders.{n}=["words", "colours"]' for n in ("1", "2")))
+    experiment = at(experiment_of("llama", *APART, *orders), tmp_path)
+    simulated(experiment, tmp_path)
+    results = read_results(tmp_path)
+    assert [list(stage.work) for stage in results.stages] == [
+        ["colours"], ["words"], ["words"], ["colours"],
+    ]  # fmt: skip
+    told = results.accuracy_matrix
+    assert told[1][1] == told[0][1]
+    assert told[2] == [told[2][0], told[1][1]]
+    assert told[3][0] == told[2][0]
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    state = load_checkpoint(tmp_path / "checkpoint.safetensors", shapes).state
+    assert {each.tasks for each in state.components} == {("words",), ("colours",)}
+    assert state.heads.keys() == {"words", "colours"}
+    assert results.class_incremental is not None
 
 
 def test_peft_answers_with_a_component_as_the_run_does(routed, tmp_path):
@@ -248,6 +302,17 @@ def test_peft_answers_with_a_component_as_the_run_does(routed, tmp_path):
     assert torch.allclose(weight, before + factors.B @ factors.A, atol=1e-6)
     with torch.no_grad():
         assert not torch.allclose(theirs, plain(input_ids=ids).logits)
+
+
+def test_the_lines_of_the_card_load_a_component_as_a_pipeline(routed, tmp_path, monkeypatch):
+    folder, out = routed[1], tmp_path / "out"
+    export(str(folder), str(out))
+    card = (out / "README.md").read_text(encoding="utf-8")
+    code, said = card.partition("```python\n")[2].partition("```")[0], []
+    monkeypatch.chdir(out)
+    exec(code.replace("a text", "a b"), {"print": said.append})
+    written = load_predictor(find_adapter(folder)).answer("a b", "words").answer
+    assert said[0][0]["generated_text"].strip() == written
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ def own_orders(make_experiment, tmp_path):
     return partial(per_client, make_experiment, tmp_path)
 
 
+Asked = dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]
+"""Client to its task, what it knows others had met, and its own past."""
+
 L, S, M = "laboratory", "surgery", "medicine"
 PLANNED = {
     (0, 1): {"0": (L, (), ()), "1": (S, (), ()), "2": (M, (), ())},

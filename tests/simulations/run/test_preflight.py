@@ -3,13 +3,15 @@
 import json
 
 import pytest
+from transformers import Gemma3Config
 
 from deal_core.config.data import DataConfig
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.data import open_source
 from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError
 from deal_core.methods import method_of
+from deal_core.models import max_positions
 from deal_core.protection import make_mechanism
 from simulations.run.data_checks import check_data, check_text_lengths
 from simulations.run.model_checks import check_declared, check_names
@@ -164,3 +166,26 @@ def test_a_prompt_that_the_model_cannot_read_is_an_error(
     assert {kind for kind, _ in about_prompts} == {kind for kind, _ in expected}
     for kind, line in expected:
         assert all(line in message for said, message in about_prompts if said == kind)
+
+
+@pytest.mark.parametrize(("name", "together"), [("gpt2", True), ("bart", False)])
+def test_an_answer_takes_room_of_the_text_in_a_decoder_alone(
+    make_experiment, tmp_path, name, together
+):
+    """An encoder-decoder writes it beside the text."""
+    model = with_positions(save(tmp_path, name), 64)
+    family = "causal-lm" if together else "seq2seq-lm"
+
+    def asked(tokens):
+        words = (f"model.family={family}", f'model.name="{model}"', "train.max_length=40")
+        return make_experiment(*words, f"model.max_new_tokens={tokens}")
+
+    most = 24 if together else 64
+    check_names(asked(most))
+    with pytest.raises(UserError, match="the model reads 64 tokens"):
+        check_names(asked(most + 1))
+
+
+def test_positions_of_a_model_of_texts_and_pictures_are_those_of_its_texts(tmp_path):
+    Gemma3Config(text_config={"max_position_embeddings": 77}).save_pretrained(tmp_path)
+    assert max_positions(ModelConfig(family="causal-lm", name=str(tmp_path))) == 77

@@ -1,10 +1,12 @@
 """Runs under differential privacy, of records and of groups of them: the real apps, the site's own
 ledgers, what leaves, what all reports say."""
 
+import io
 import json
 
 import pytest
 from flwr.app import Array
+from rich.console import Console
 
 from deal_core.data import load_for_clients
 from deal_core.data.partition import partition
@@ -12,6 +14,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.events import Budget, composed
 from deal_core.privacy.ledger import Ledger
 from server.results import read_results
+from simulations.report.ledger import verify
 from simulations.run.check import preflight
 from simulations.run.data_checks import check_data
 from simulations.run.run_log import Progress
@@ -70,6 +73,17 @@ def test_the_results_say_what_the_ledgers_hold(finished):
         assert told == composed(events, events[0].delta)
         assert 7.9 < told <= 8.0
         assert privacy.delta >= events[0].delta
+
+
+def test_epsilon_is_never_shown_without_what_it_means(finished):
+    _, folder, events, _ = finished
+    text = privacy_text(read_results(folder).privacy)
+    for part in ("epsilon", "delta", "per record", "all rounds and tasks", "simulation only"):
+        assert part in text
+    shown = epsilons_shown(events)
+    assert len([line for line in shown if line.startswith("task")]) == 4
+    for part in ("delta", "per record", "all rounds and tasks", "simulation only"):
+        assert part in shown[1]
 
 
 @pytest.mark.slow
@@ -196,6 +210,25 @@ def grouped(settings, tmp_path_factory):
     experiment = settings(GROUPS, "federation.rounds=1", f'run.out="{folder}"')
     preflight(experiment)
     return experiment, folder, run_in_process(experiment)
+
+
+def test_everything_says_the_unit_and_names_the_column(grouped):
+    _, folder, events = grouped
+    privacy = read_results(folder).privacy
+    assert (privacy.mechanism, privacy.unit, privacy.unit_column) == (
+        *("record", "group", "patient_id"),
+    )
+    told = json.loads((folder / "results.json").read_text())["privacy"]
+    assert (told["unit"], told["unit_column"]) == ("group", "patient_id")
+    assert "per group of 'patient_id', over all rounds and tasks" in privacy_text(privacy)
+    card = (folder / "adapter" / "README.md").read_text()
+    assert "one group, all records of a client with one value of 'patient_id'" in card
+    shown = epsilons_shown(events)
+    assert shown
+    assert "per group of 'patient_id'" in shown[1]
+    out = io.StringIO()
+    verify(str(folder / "sites" / "0"), "", Console(file=out, width=200), False)
+    assert "per group of 'patient_id', over all protected releases" in out.getvalue()
 
 
 def test_ledgers_are_of_the_groups_that_each_client_has(grouped):

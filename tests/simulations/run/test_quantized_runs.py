@@ -6,6 +6,7 @@ import torch
 from deal_core.config.experiment import AdapterConfig
 from deal_core.data import Example
 from deal_core.deal.objective import Plain
+from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
 from deal_core.inference.predictor import load_predictor
 from deal_core.lora.adapter import orthogonal_init, zero_adapter
@@ -13,6 +14,7 @@ from deal_core.lora.attach import read, set_trainable, write
 from deal_core.models import load_model
 from deal_core.randomness import seeded
 from server.results import read_results
+from simulations.run.model_checks import check_names
 from tests.deal_core.training.clipped import clipped_gradients
 from tests.simulations.runs import accuracy_of, learnt_adapter, same, simulated
 
@@ -84,3 +86,13 @@ def test_frozen_weights_take_less_memory(small, bits):
         return sum(p.numel() * p.element_size() for p in inner)
 
     assert size(bits) < 1.1 * size(0) * bits / 32
+
+
+def test_without_the_package_it_is_told_how_to_get_it(small, monkeypatch):
+    import deal_core.models.loading as module
+
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(
+        UserError, match=r"needs bitsandbytes.*pip install --editable '.\[quantized\]'"
+    ):
+        check_names(small["encoder"])

@@ -2,10 +2,12 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from deal_core.config.data import DataConfig
 from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import (
     ClassIncremental,
@@ -16,6 +18,7 @@ from server.results import (
     Wire,
     write_results,
 )
+from simulations.output import duration, signed
 from simulations.run.run_log import Progress, told_to
 from simulations.run.summary import large_delta, measures, print_report, privacy_text, task_table
 
@@ -91,6 +94,42 @@ def test_there_is_one_line_a_round():
     assert output.getvalue().splitlines() == LINES
 
 
+def test_a_resumed_run_goes_on_counting():
+    (line,) = Progress().hear(run_started(done=2))
+    assert line == "resumed after 2 of 6 rounds: 2 tasks, 2 clients"
+
+
+def test_where_clients_have_their_own_tasks_a_stage_is_named_and_a_task_learnt_at_its_end():
+    own = [{"rounds": 2, "tasks": ["heart", "skin"]}, {"rounds": 1, "tasks": ["skin"]}]
+    progress = after([run_started(stages=own), *round_events(0, 1, START)[:-1]])
+    (line,) = progress.hear(round_events(0, 1, START)[-1])
+    assert line.startswith("stage 1/2 heart, skin, round 1/2, ")
+    told = [progress.hear(evaluated(stage, START, 0.6, 0.8)) for stage in (0, 1)]
+    assert told == [
+        ["1 of 2 tasks learnt, accuracy so far 60.0 %"],
+        ["2 of 2 tasks learnt, accuracy so far 70.0 %"],
+    ]
+
+
+def test_what_is_lost_and_whose_weight_is_cut_is_told():
+    progress = after(FIRST_TASK[:3])
+    lost = {"event": "round_lost", "time": START + 4, "reason": "LinAlgError: no end"}
+    assert progress.hear(lost) == ["lost, the model stays as it was: LinAlgError: no end"]
+    cut = {"event": "weight_cut", "time": START + 4, "client": "1", "weight": 600.0}
+    assert progress.hear(cut) == ["client 1 weighs 600, not what it claimed"]
+    damaged = {"event": "checkpoint_damaged", "time": START, "reason": "no file; start anew"}
+    assert progress.hear(damaged) == ["resumed from the checkpoint before the last one: no file"]
+    assert progress.hear({"event": "new", "time": START + 21}) == []
+
+
+def test_clients_have_the_names_of_their_sites_or_of_their_column():
+    progress = after([{**run_started(), "sites": ["Klinik München", "Süd"]}])
+    failed = {"event": "client_failed", "client": "0", "reason": "slow"}
+    assert progress.hear(failed) == ["client Klinik München left out: slow"]
+    idle = {"event": "client_idle", "client": "1", "code": "no-data"}
+    assert progress.hear(idle) == ["client Süd takes no part: no example of the task"]
+
+
 def test_what_an_epsilon_means_is_said_once_and_again_where_it_changes():
     progress = after([{**run_started(), "unit": "record", "assumes": "nobody"}])
     told = {"event": "client_finished", "client": "0", "epsilon": 1.234, "delta": 1e-5}
@@ -101,6 +140,12 @@ def test_what_an_epsilon_means_is_said_once_and_again_where_it_changes():
     assert [len(lines) for lines in shown] == [2, 1, 2]
     assert all(lines[0].endswith("s, epsilon 1.24") for lines in shown)
     assert "at delta 1e-05 per record, over all rounds and tasks so far" in shown[0][1]
+
+
+def test_numbers_for_people():
+    times = [duration(s) for s in (0.4, 59, 130, 3 * 3600 + 301)]
+    assert times == ["0 s", "59 s", "2 min 10 s", "3 h 5 min"]
+    assert [signed(-0.0002), signed(-0.0006)] == ["+0.0", "-0.1"]
 
 
 def results(**changes):
@@ -181,12 +226,27 @@ def test_a_run_ends_with_a_row_for_each_task_its_measures_and_its_place(tmp_path
     ]
 
 
+def test_the_measures_are_those_of_the_file():
+    shown = dict(measures(results()))
+    assert shown["zero-shot accuracy"] == "25.0 %"
+    assert shown["backward transfer"] == "-20.0 points"
+    assert shown["forward transfer"] == "-5.0 points"
+    assert shown["sent per client"] == "3.0 kB by a client that is asked in every round"
+    assert shown["received per client"] == "5.0 MB by a client that is asked in every round"
+    assert shown["time"] == "2 min 10 s"
+
+
 def test_an_epsilon_is_never_shown_without_delta_and_unit():
     spent = {"0": 1.5, "1": 2.25}
     whole = Privacy(mechanism="record", unit="record", delta=1e-5, epsilon=spent)
     assert "epsilon <= 2.25 at delta = 1e-05 per record" in privacy_text(whole)
     for part in ({"delta": None}, {"unit": None}, {"epsilon": {}}):
         assert "epsilon" not in privacy_text(whole.model_copy(update=part))
+
+
+def test_an_unfinished_run_has_no_report(tmp_path):
+    with pytest.raises(UserError, match="has not finished"):
+        print_report(Console(file=io.StringIO()), tmp_path)
 
 
 def test_a_large_delta_is_warned_of():

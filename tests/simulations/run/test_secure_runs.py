@@ -1,8 +1,11 @@
 """Secure aggregation in whole runs: the model of the plain sum of those in it, whoever drops out,
 and what the server is shown."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from deal_core.secure_sum import keys as masks
 from deal_core.wire.secure_layout import LOSS, layout_of
@@ -11,6 +14,7 @@ from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
+Arrays = Mapping[str, NDArray[np.float32]]
 PLAIN = "aggregation.secure=false"
 RULES = {
     "fedit": ("aggregation.rule=fedit",),

@@ -102,6 +102,7 @@ def test_a_language_model_learns_four_tasks_that_write_and_forgets_none(tmp_path
     assert gain(results) >= 0.25
     assert results.backward_transfer == 0.0
     assert sorted(results.measures.values()) == ["exact-match", "rouge-l", "rouge-l", "rouge-l"]
+    assert results.class_incremental is not None
     assert results.class_incremental.average_accuracy > results.average_accuracy - 0.05
 
 

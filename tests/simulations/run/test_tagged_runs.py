@@ -163,6 +163,12 @@ def test_what_reads_whole_texts_is_refused_in_a_line(experiment_of, override):
     assert any(REFUSED[override] in error and "\n" not in error for error in errors)
 
 
+def test_the_check_says_what_is_off(experiment_of):
+    found = [each for each in run_checks(experiment_of()) if each.kind != "error"]
+    assert all("in training too" in each.text for each in found if each.kind == "warning")
+    assert any(each.text.startswith("class means and Class-IL accuracy are off") for each in found)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted({*METHODS} - {"ewc", "prototype", "linear-probe"}))
 def test_every_other_method_takes_such_tasks(experiment_of, tmp_path, method):

@@ -1,6 +1,7 @@
 """The bounds: which runs they are, and how a client learns jointly."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from client.gate import authorize
 from client.identity import Client, ClientRequest
 from client.local_training import local_update
 from client.runtime import ClientRuntime
+from deal_core.errors import UserError
 from deal_core.methods import make_method
 from deal_core.randomness import seeded
 from deal_core.wire.instruction import Instruction
@@ -72,3 +74,33 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
     )
     assert seen == Counter({pair: count * 2 for pair, count in own.items()})
     assert update.figures["num_examples"] == sum(own.values()) > 0
+
+
+def test_without_data_of_the_first_task_a_client_still_learns_the_others(make_experiment, tmp_path):
+    def without_the_first(shares):
+        first, *others = shares
+        return [replace(first, train=()) if first.name == TASKS[0] else first, *others]
+
+    config = make_experiment("stream.schedule=joint", "method.name=sequential")
+    runtime = ClientRuntime(config, prepare=without_the_first)
+    first, second = (runtime.task(task, 0) for task in TASKS)
+    assert not first.train
+    begun = start_of_task(runtime)
+    update = update_of(runtime, 0, tmp_path, begun)
+    assert update.figures["num_examples"] == len(second.train)
+
+
+def test_participants_must_be_clients(make_experiment):
+    with pytest.raises(UserError, match=r"participants names client 2, but the clients are 0 to 1"):
+        make_experiment("federation.participants=[0, 2]")
+
+
+def test_bounds_of_clients_with_their_own_orders(make_experiment):
+    """Alone, nobody is compared with others; each task alone is of a stream that all share."""
+    orders = ("stream.schedule=per-client", 'stream.orders={0=["surgery"], 1=["laboratory"]}')
+    experiment = make_experiment(*orders, "aggregation.robust=cosine-norm")
+    alone = BOUNDS["local-only"].parts(experiment, TASKS)
+    assert {part.aggregation.robust for part in alone.values()} == {"none"}
+    for stream in (orders, ("stream.joins={1=1}",)):
+        with pytest.raises(UserError, match=r'"per-task": needs the stream of all clients'):
+            BOUNDS["per-task"].parts(make_experiment(*stream), TASKS)

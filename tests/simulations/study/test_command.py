@@ -13,12 +13,13 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
 from simulations.engines.inprocess import run_inprocess
 from simulations.run.simulate import claimed, record, recorded
-from simulations.study.command import run_study
+from simulations.study.command import fitting, run_study
 from simulations.study.grid import grid, load_study
 from simulations.study.results import StudyResults
 
@@ -180,6 +181,33 @@ def test_every_cell_is_checked_before_anything_starts(tmp_path, old, new, option
     with pytest.raises(UserError, match=message):
         call(tmp_path, **options)
     assert not (tmp_path / "out" / "cells").exists()
+
+
+def test_a_run_whose_clients_kept_their_counts_is_left_out_and_stops_no_other(done):
+    folder = done[0]
+    results = RunFolder(Path(runs_of(folder)["deal"].run.out)).results
+    told = results.read_text()
+    results.write_text(json.dumps({**json.loads(told), "accuracy_matrix": []}))
+    try:
+        code, text = call(folder, only="sequential,deal")
+    finally:
+        results.write_text(told)
+    assert code == 0
+    assert "left out: deal.seed0: its clients kept their counts" in text
+    table = json.loads((folder / "out/study.json").read_text())
+    assert [cell["arm"] for cell in table["cells"]] == ["sequential"]
+    call(folder, only="sequential,deal")
+
+
+def test_jobs_fit_the_cores():
+    one = Experiment()
+    wide = one.model_copy(update={"run": one.run.model_copy(update={"threads": 2, "workers": 2})})
+    narrow = one.model_copy(update={"run": one.run.model_copy(update={"threads": 1, "workers": 1})})
+    assert fitting([narrow], 8, 0) == 8
+    assert fitting([narrow, wide], 8, 0) == 2
+    assert fitting([wide], 1, 0) == 1
+    assert fitting([narrow], 8, 2) == 2
+    assert fitting([wide], 1, 4) == 1
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ import pytest
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.errors import UserError
 from simulations.output import descriptions, shipped_experiments, shipped_studies
-from simulations.study.grid import grid, load_study
+from simulations.study.grid import chosen, grid, load_study
 
 STUDY = """
 description = "test"
@@ -89,6 +89,18 @@ def test_bounds_are_ordinary_experiments(tmp_path):
     assert {name: run.data.tasks for name, run in tasks.items()} == own
     assert [run.federation.participants for run in sites.values()] == [(0,), (1,), (2,)]
     assert len({run.run.out for runs in found for run in runs.values()}) == 6
+
+
+def test_a_part_of_the_grid_is_named_by_parts_of_names_or_patterns(tmp_path):
+    whole = cells(tmp_path)
+    assert chosen(whole, []) == whole
+    assert [c.name for c in chosen(whole, ["two.*.seed1"])] == [
+        "two.forth.small.seed1",
+        "two.back.small.seed1",
+    ]
+    assert {c.seed for c in chosen(whole, ["seed7", "seed3"])} == {3, 7}
+    with pytest.raises(UserError, match=r"--only tow: no cell has such a name; there are one\."):
+        chosen(whole, ["two", "tow"])
 
 
 def test_an_experiment_is_a_study_of_one_arm_under_budgets(tmp_path):

@@ -4,10 +4,13 @@ import pytest
 
 from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment
+from deal_core.errors import UserError
 from server.measures import EVERYBODY, make_results
 from server.plan import make_plan
 from server.results import History
 from simulations.study.outcome import outcome, pooled_own, together
+
+Counts = dict[str, list[list[int]]]
 
 
 def run(tasks, *evaluations, seconds=1.0, peak=1):
@@ -47,6 +50,8 @@ def test_among_all_labels_all_measures_are_of_the_second_count():
     last = {"0": [[4, 10, 2], [7, 10, 5]], "1": [[8, 10, 4], [9, 10, 3]]}
     results = run(["a", "b"], start, first, last)
     found, said = outcome(results).class_incremental, results.class_incremental
+    assert found is not None
+    assert said is not None
     assert found.accuracy_matrix == said.accuracy_matrix == [[0.8, 0.1], [0.3, 0.4]]
     assert found.average_accuracy == said.average_accuracy == pytest.approx(0.35)
     assert found.backward_transfer == said.backward_transfer == pytest.approx(-0.5)
@@ -97,10 +102,33 @@ def test_each_client_alone_is_judged_among_all_labels_on_its_own_tests_as_well()
     zero = run(["a", "b"], start, {"0": [[9, 10, 6], [0, 0, 0]], "1": [[1, 30, 1], [3, 10, 3]]})
     one = run(["a", "b"], start, {"0": [[0, 10, 0], [0, 0, 0]], "1": [[24, 30, 18], [2, 10, 1]]})
     found = pooled_own([zero, one]).class_incremental
+    assert found is not None
     assert found.accuracy_matrix == [pytest.approx([(6 + 18) / 40, 1 / 10])]
     assert found.worst_client == pytest.approx((0.6 + 0.1) / 2)
     silent = run(["a", "b"], START, START)  # has not counted among all labels
     assert pooled_own([zero, silent]).class_incremental is None
+
+
+def test_of_clients_alone_in_their_own_orders_a_task_is_learnt_when_its_last_learner_was():
+    orders = {"0": ("a", "b"), "1": ("b", "a")}
+    parts = []
+    for client in (0, 1):
+        experiment = Experiment(
+            federation={"clients": 2, "participants": (client,)},
+            stream={"schedule": "per-client", "orders": orders},
+        )
+        history = History(evaluations=(START, START, START), bytes_up=(1.0,), bytes_down=(1.0,))
+        plan = make_plan(experiment, ["a", "b"], ["0", "1"])
+        parts.append(make_results(experiment, plan, history))
+    found = pooled_own(parts)
+    assert (found.begun, found.learnt) == ([0, 0], [1, 1])
+
+
+@pytest.mark.parametrize("combine", [together, pooled_own, lambda parts: outcome(parts[0])])
+def test_runs_without_counts_are_refused_in_one_line(combine):
+    results = run(["a"], START, START).model_copy(update={"accuracy_matrix": []})
+    with pytest.raises(UserError, match=r"its clients kept their counts.*remove that folder"):
+        combine([results, results])
 
 
 SUMMED = {EVERYBODY: [[5, 10, 4], [7, 10, 6]]}
@@ -112,11 +140,35 @@ def test_counts_of_all_clients_together_are_enough():
     assert not results.per_client
     found = outcome(results)
     assert found.average_accuracy == pytest.approx(0.6)
+    assert found.class_incremental is not None
     assert found.class_incremental.average_accuracy == pytest.approx(0.5)
     assert found.worst_client is None
     parts = [run([task], {EVERYBODY: [[5, 10]]}, {EVERYBODY: [[8, 10]]}) for task in ("a", "b")]
     assert together(parts).accuracy_matrix == [[0.8, 0.8]]
     assert together(parts).worst_client is None
+
+
+def test_clients_alone_need_counts_of_their_own():
+    """Of the last evaluation, and at every stage those of one of them."""
+    last = {"0": [[7, 10], [6, 10]], "1": [[2, 10], [5, 10]]}
+    whole = run(["a", "b"], START, last, last)
+    missing = run(["a", "b"], START, last, {"0": last["0"]})
+    others = [run(["a", "b"], START, {name: last[name]}, last) for name in ("1", "0")]
+    summed = run(["a", "b"], SUMMED, SUMMED, SUMMED)
+    for parts, client in (
+        ([whole, missing], 1),
+        ([missing, missing], 1),
+        (others, 0),
+        ([summed, summed], 0),
+    ):
+        parts = [at(part, f"runs/client-{k}") for k, part in enumerate(parts)]
+        with pytest.raises(UserError, match=f"runs/client-{client}: .* client {client} .*remove"):
+            pooled_own(parts)
+
+
+def at(results, out):
+    run = results.config.run.model_copy(update={"out": out})
+    return results.model_copy(update={"config": results.config.model_copy(update={"run": run})})
 
 
 def test_counts_that_did_not_arrive_are_no_wrong_answers():

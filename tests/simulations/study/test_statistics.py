@@ -19,6 +19,7 @@ def test_paired_differences_are_those_of_scipy_over_what_both_have():
     common = [0, 1, 2, 3]
     oracle = stats.ttest_rel([ours[k] for k in common], [theirs[k] for k in common])
     low, high = oracle.confidence_interval(0.95)
+    assert found is not None
     assert found.n == 4
     assert found.p_value == pytest.approx(oracle.pvalue)
     assert found.mean == pytest.approx((low + high) / 2)
@@ -29,5 +30,6 @@ def test_what_cannot_be_said_is_none():
     one = estimate([0.5])
     assert (one.mean, one.half_width, one.p_value, one.n) == (0.5, None, None, 1)
     equal = paired_difference({0: 0.3, 1: 0.7}, {0: 0.3, 1: 0.7})
+    assert equal is not None
     assert (equal.mean, equal.half_width, equal.p_value) == (0.0, None, None)
     assert paired_difference({0: 0.1}, {1: 0.1}) is None

@@ -5,15 +5,20 @@ import pytest
 from deal_core.errors import UserError
 from server.results import Privacy
 from simulations.output import Table
-from simulations.study.grid import load_study
-from simulations.study.outcome import Outcome
+from simulations.study.grid import Study, StudyFile, load_study
+from simulations.study.outcome import Measures, Outcome
 from simulations.study.results import CellResult, require_same_rows
 from simulations.study.tables import (
+    CLASS_IL,
+    age_table,
     arms_table,
     best_of,
     budget_table,
     meanings,
+    mixed_measures,
+    setting_tables,
     significance,
+    sweep_text,
 )
 
 STUDY = """
@@ -78,6 +83,7 @@ CELLS = [
 
 def rows(table):
     """First cell of every row of a table to the others."""
+    assert table is not None
     return {first: others for first, *others in table.rows}
 
 
@@ -98,6 +104,51 @@ def test_arms_have_means_intervals_and_marks(study):
     assert table["zero-shot (bound)"][:2] == ["2", "20.0"]  # equal: no interval
     names = ["weak", "Good | old", "DEAL", "replay (not private)", "joint (bound)"]
     assert list(table)[1:] == names
+
+
+def test_the_best_contestant_is_in_bold_and_neither_bound_nor_reference(study):
+    made = arms_table(study, CELLS)
+    bold = {(made.rows[y][0], made.columns[x]) for y, x in made.best}
+    assert ("DEAL", "Task-IL accuracy") in bold
+    assert ("DEAL", "forgetting") in bold  # of which less is better
+    assert not [row for row, _ in bold if "replay" in row or "bound" in row]
+    assert arms_table(study, CELLS[:1]).best == frozenset()  # one alone is no best
+
+
+def test_overlap_of_texts_is_not_passed_off_as_accuracy():
+    assert mixed_measures(CELLS) == ""
+    settings = {"": {"data.generation": '["notes"]'}}
+    assert "texts in: notes." in mixed_measures(
+        [CELLS[0].model_copy(update={"settings": settings})]
+    )
+
+
+def test_class_il_accuracy_stands_beside_where_it_is_known(study):
+    found = Measures(
+        accuracy_matrix=[[0.8, 0.0], [0.1, 0.3]],
+        average_accuracy=0.2,
+        backward_transfer=-0.7,
+        forgetting=0.7,
+    )
+    told = [
+        c.model_copy(update={"outcome": c.outcome.model_copy(update={"class_incremental": found})})
+        for c in CELLS[:1]
+    ]
+    table = rows(arms_table(study, [*told, *CELLS[1:]]))
+    assert table["weak"][:3] == ["2", "62.5 ± 31.8", "20.0 (1)"]
+    assert table["DEAL"][:3] == ["2", "78.5 ± 44.5", "–"]
+
+
+def test_an_order_cannot_change_zero_shot(study):
+    """Nothing was learnt: the same texts, hence one value for each seed. Orders of other tasks have
+    values of their own."""
+    matrix = [[0.8, 0.3], [0.4, 0.8]]
+    places = [(seed, order) for seed in (0, 1) for order in "ABC"]
+    cells = [cell("weak", seed, matrix, order=order) for seed, order in places]
+    assert rows(arms_table(study, cells))["zero-shot (bound)"][0] == "2"
+    third = cells[0].outcome.model_copy(update={"zero_shot": {"a": 0.1, "b": 0.3, "c": 0.5}})
+    longer = cell("weak", 0, matrix, order="D").model_copy(update={"outcome": third})
+    assert rows(arms_table(study, [*cells, longer]))["zero-shot (bound)"][0] == "3"
 
 
 def test_the_best_baseline_is_never_the_candidate_nor_a_reference(study):
@@ -127,6 +178,21 @@ def test_differences_are_paired_by_seed_order_and_precision(study):
     assert ("DEAL", "Good | old: best baseline", "1", "+5.0", "–") in parts(study, cells)[1]
 
 
+def test_class_il_differences_are_of_the_cells_that_have_counted_that(study):
+    def counted(cell, value):
+        found = {"accuracy_matrix": [[value]], "average_accuracy": value}
+        more = Measures(**found, backward_transfer=None, forgetting=None)
+        outcome = cell.outcome.model_copy(update={"class_incremental": more})
+        return cell.model_copy(update={"outcome": outcome})
+
+    values = {("deal", 0): 0.6, ("deal", 1): 0.7, ("good", 0): 0.5, ("weak", 0): 0.4}
+    cells = [counted(c, values[c.arm, c.seed]) if (c.arm, c.seed) in values else c for c in CELLS]
+    found = parts(study, cells, CLASS_IL)[1]
+    best = ("DEAL", "Good | old: best baseline", "1", "+10.0", "–")
+    assert [row for row in found if row[0] == "DEAL"] == [best]
+    assert not [row for row in found if "replay" in row[0]]
+
+
 def test_an_arm_without_a_pair_is_named_and_the_fallback_said(study):
     """A reader must not take the comparison for one of all."""
     matrix = [[0.5, 0.1], [0.4, 0.6]]
@@ -136,6 +202,25 @@ def test_an_arm_without_a_pair_is_named_and_the_fallback_said(study):
     assert texts[1] == "Not compared, for want of a pair: weak."
     (text,), _ = parts(study, [*told, cell("weak", 0, matrix)])
     assert "by the cells that all have in common" in text
+
+
+def test_forgetting_by_age(study):
+    table = rows(age_table(study, CELLS))
+    assert table["DEAL"] == ["82.5", "77.0"]  # R[j][j]: 80, 80, 90, 80; R[j+1][j]: 70, 84
+    assert "joint (bound)" not in table
+
+
+def test_settings_have_an_overview_and_every_arm_its_best(study):
+    file = StudyFile.model_validate({**study.file.model_dump(), "settings": {"s1": {}, "s2": {}}})
+    tuned = Study(study.name, study.path, file)
+    cells = [
+        cell("weak", 0, [[0.8, 0.3], [0.4, 0.8]], "s1"),
+        cell("weak", 0, [[0.8, 0.3], [0.5, 0.9]], "s2"),
+        cell("deal", 0, [[0.8, 0.3], [0.9, 0.9]], "s1"),
+    ]
+    best, every = map(rows, setting_tables(tuned, cells))
+    assert every == {"weak": ["60.0", "70.0"], "DEAL": ["90.0", "–"]}
+    assert best == {"weak": ["s2", "70.0", "1", "2"], "DEAL": ["s1", "90.0", "1", "1"]}
 
 
 @pytest.mark.parametrize(
@@ -198,3 +283,10 @@ def test_an_epsilon_comes_with_its_delta_unit_extent_and_trust():
     assert text.startswith("Spent: epsilon at delta = 1e-05 per record, over all")
     seeded = PRIVATE.model_copy(update={"simulation_only": True})
     assert "simulation only" in meanings([under("eps-1", 0, 0.4, seeded)])[0]
+
+
+def test_a_sweep_is_a_release_for_each_of_its_runs():
+    text = sweep_text(UNDER_BUDGETS)
+    assert "the 2 private runs of this sweep would together spend at most epsilon = 1.5" in text
+    assert "The 2 runs without privacy protect nothing" in text
+    assert sweep_text(UNDER_BUDGETS[2:]).startswith("No private run has finished")

@@ -1,5 +1,9 @@
 """Two runs that several files export."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
 import pytest
 
 from simulations.use.export import export
@@ -13,12 +17,12 @@ LEARNING = (
 
 
 @pytest.fixture(scope="package")
-def encoder(tmp_path_factory, make_experiment):
+def encoder(tmp_path_factory, make_experiment) -> Path:
     return simulated(make_experiment(*LEARNING, TWO_LAYERS), tmp_path_factory.mktemp("encoder"))
 
 
 @pytest.fixture(scope="package")
-def pooled(tmp_path_factory, make_experiment):
+def pooled(tmp_path_factory, make_experiment) -> Path:
     """A folder with the run of a map behind the pooling (``run``), and its export (``mine``)."""
     folder = tmp_path_factory.mktemp("pooled")
     settings = ("adapter.kind=pooled", "federation.rounds=1", "train.learning_rate=1")

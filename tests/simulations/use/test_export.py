@@ -19,8 +19,10 @@ from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter, read_inference
 from deal_core.inference.predictor import load_predictor
 from deal_core.lora.attach import base_only
+from deal_core.models.encoder import LOGIT_SCALE
 from deal_core.training.evaluation import base_embeddings
-from simulations.use.export import export, write_prompts
+from simulations.use import answer as program
+from simulations.use.export import export, write_program, write_prompts
 from tests.architectures import save
 from tests.simulations.runs import simulated
 from tests.simulations.use.conftest import LEARNING
@@ -215,6 +217,14 @@ def test_other_models_that_answer_in_words(name, make_causal, make_experiment, t
     check_words(place, run_outside(tmp_path, word_jobs(place)))
 
 
+def test_the_program_knows_the_scale_and_the_base_model(tmp_path):
+    assert program.NAMES_SCALE == LOGIT_SCALE
+    write_program(tmp_path, "org/base", "abc")
+    text = (tmp_path / "answer.py").read_text()
+    assert '\nBASE = "org/base"\n' in text
+    assert "\nREVISION = 'abc'\n" in text
+
+
 @pytest.mark.slow
 def test_a_gguf_becomes_ordinary_safetensors(tmp_path, make_experiment):
     settings = ("model.family=causal-lm", "model.name=embedded:smollm2", "train.max_length=8")
@@ -230,6 +240,22 @@ def test_a_gguf_becomes_ordinary_safetensors(tmp_path, make_experiment):
     assert numbers.keys() == {"peft", "transformers", "moved"}
     for value in numbers.values():  # logits of up to 30: relative
         torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_an_export_says_what_it_is_and_who_reads_the_card_reads_the_weights(encoder, exported):
+    mine = exported / "mine"
+    card = (mine / "README.md").read_text()
+    assert "base_model: sentence-transformers/all-MiniLM-L6-v2" in card
+    assert "**None.** No text left its client" in card
+    config = json.loads((encoder / "adapter" / "adapter_config.json").read_text())
+    named = (config["base_model_name_or_path"], config["task_type"])
+    assert named == ("sentence-transformers/all-MiniLM-L6-v2", "FEATURE_EXTRACTION")
+    assert load_predictor(find_adapter(mine)).answer(TEXT) == load_predictor(
+        find_adapter(encoder)
+    ).answer(TEXT)
+    for folder in (encoder / "adapter", mine):
+        modes = {path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+        assert modes == {(folder / "README.md").stat().st_mode & 0o777}
 
 
 def test_an_encoder_is_one_of_sentence_transformers_and_names_no_path(encoder, exported):
@@ -293,3 +319,11 @@ def test_a_failed_export_leaves_nothing_that_blocks_the_next(encoder, tmp_path, 
             with pytest.raises(UserError, match="No space left on device"):
                 export(str(encoder), str(tmp_path / to))
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+@pytest.mark.slow
+def test_a_process_that_imports_the_models_says_nothing():
+    """Whether bitsandbytes is there or not: PEFT imports it, where no weight has 8 or 4 bits."""
+    code = "import deal_core.models"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

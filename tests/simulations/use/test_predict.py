@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,13 +18,14 @@ from client.gate import Refusal
 from client.local_training import class_sums
 from deal_core.data import load_for_clients
 from deal_core.errors import UserError
-from deal_core.inference.folder import AdapterFolder, find_adapter
+from deal_core.inference.folder import AdapterFolder, Written, find_adapter, read_inference
 from deal_core.inference.predictor import load_predictor, read_temperatures
 from deal_core.training.evaluation import count_both
 from server.results import read_results
 from simulations import cli
+from simulations.report.labels import count_labels, read_label_counts
 from simulations.run.simulate import record
-from simulations.use.predict import PredictRequest, predict, with_columns
+from simulations.use.predict import PredictRequest, Score, predict, with_columns
 from tests.architectures import CONFIGS, save
 from tests.simulations.runs import accuracy_of, at, simulated
 from tests.slow import slow_but
@@ -160,6 +162,20 @@ def test_each_text_is_answered_as_the_evaluation_did_in_both_protocols(run, pred
     assert among_all != told
 
 
+def test_the_counts_of_a_report_by_label_are_the_accuracy_of_the_results(run):
+    folder, _ = run
+    results, asked = read_results(folder), []
+    counts = count_labels(folder, asked.append)
+    assert asked == list(counts.tasks) == results.tasks
+    for task, accuracy in zip(results.tasks, results.accuracy_matrix[-1], strict=True):
+        own = counts.tasks[task]
+        assert np.trace(own.counts) / np.sum(own.counts) == accuracy
+        assert own.labels == results.labels[task]
+        assert own.calibration_error is not None
+        assert 0 <= own.calibration_error < 1
+    assert read_label_counts(folder) == counts
+
+
 def test_a_file_with_right_answers_has_the_accuracy_of_the_run(run, tmp_path):
     folder, experiment = run
     results, place = read_results(folder), TASKS.index("surgery")
@@ -191,6 +207,13 @@ def test_texts_share_passes_and_their_answers_are_those_of_each_alone(run, predi
             )
             assert answer.probability == pytest.approx(alone.probability, abs=ROUNDING)
     assert predictor.answers([]) == []
+
+
+def test_of_texts_that_are_written_the_overlap_is_told():
+    score = Score()
+    score.add(Written("t", "a b"), "a b c d")
+    score.add(Written("t", "x"), "y")
+    assert score.line == "ROUGE-L 33.3 % over 2 rows"
 
 
 def test_a_calibration_and_a_threshold(run, tmp_path):
@@ -331,6 +354,48 @@ def test_mistakes_are_one_line(causal, deal, arguments, message):
     with pytest.raises(UserError, match="error: ") as error:
         deal("predict", str(causal[0]), *arguments)
     assert message in lines(error)[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "words\nx\n", "a.csv, row 2: no column 'text'"),
+        ("a.csv", "text,n\n,1\n", "a.csv, row 2: column 'text' is empty"),
+        ("a.docx", "text", "files may end in .jsonl, .csv"),
+        ("a.csv", "", "a.csv: has no row"),
+        ("a.CSV", "text\n", "a.CSV: has no row"),
+        ("a.TXT", "\n", "a.TXT: has no row"),
+    ],
+)
+def test_mistakes_in_a_file_are_one_line(causal, deal, tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="error: ") as error:
+        deal("predict", str(causal[0]), "--task", "surgery", "--file", str(tmp_path / name))
+    assert message in lines(error)[0]  # before anything is loaded
+    assert len(lines(error)) == 1
+
+
+def answered_table(folder, *answers):
+    """A file with these answers in the column `ward`, and others in `note`."""
+    table = folder / "tests.csv"
+    rows = "".join(f"text {n},{answer},note {n}\n" for n, answer in enumerate(answers))
+    table.write_text("text,ward,note\n" + rows)
+    return table
+
+
+@pytest.mark.parametrize("task", ["surgery", ""])
+def test_right_answers_none_of_which_is_a_label_are_another_column(encoder, deal, tmp_path, task):
+    """And no accuracy of 0 %."""
+    space = read_inference(find_adapter(encoder)).all_tasks["surgery"]
+    asked = ("predict", str(encoder), "--file", str(answered_table(tmp_path, *space)))
+    told = ("--task", task) if task else ()
+    with pytest.raises(
+        UserError, match="error: --label-column note: 'note 0' is no label"
+    ) as error:
+        deal(*asked, *told, "--label-column", "note")
+    (line,) = lines(error)
+    assert ("of task 'surgery'" if task else "of the tasks learnt") in line
+    assert line.endswith("name the column that holds them")
 
 
 def test_a_folder_without_an_adapter_and_a_damaged_one(causal, deal, make_causal, tmp_path):
