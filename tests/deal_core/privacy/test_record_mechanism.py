@@ -24,7 +24,12 @@ from deal_core.privacy.policy import (
     figures_allowed,
     terms,
 )
-from deal_core.protection import READ_BATCHES_ALONE, UNPROTECTED, make_mechanism
+from deal_core.protection import (
+    READ_BATCHES_ALONE,
+    UNPROTECTED,
+    make_mechanism,
+    sums_noise_multiplier,
+)
 from tests.deal_core.privacy.record_requests import FEW, TASKS, Maker, ask, experiment
 
 BOTH = frozenset({"lora_A", "lora_B"})
@@ -53,6 +58,22 @@ def test_a_whole_run_spends_its_budget_and_not_more(site):
     with pytest.raises(BudgetSpent):
         mechanism.update(ask("task2", 5, SAMPLED), site, make)
     assert len(make.seen) == 12  # refused before anything was trained
+
+
+def test_class_sums_beside_updates_are_a_release_each_within_the_budget(site):
+    asked = ("federation.rounds=1", "federation.clients=3", "method.prototype.enabled=on")
+    beside = experiment(*asked)
+    mechanism, make = make_mechanism(beside), Maker()
+    for task in TASKS:
+        mechanism.update(ask(task, 1), site, make)
+        sums = replace(ask(task, 2), phase="prototypes", sums_noise=0.61)
+        mechanism.update(sums, site, make)
+    events = site.ledger().events()
+    noise = sums_noise_multiplier(beside, len(TASKS))
+    found = [(event.sample_rate, event.steps, event.noise_multiplier) for event in events[1::2]]
+    assert found == [(1.0, 1, noise)] * len(TASKS)
+    assert [event.slack > 0 for event in events] == [False, True] * len(TASKS)
+    assert 2.99 < composed(events, DELTA) <= 3.0
 
 
 def test_the_past_of_the_ledger_counts(site):
