@@ -169,6 +169,7 @@ def test_the_certificate_names_unit_and_column(site):
     signed = certificate(site.ledger())
     statement = check_certificate(signed)
     assert (statement["unit"], statement["unit_column"]) == ("group", "patient")
+    assert statement["n_delta"] == pytest.approx(28e-3)  # of 16 and 12 groups
     assert {event["unit"] for event in statement["events"]} == {"group"}
     assert statement["epsilon"] == composed(site.ledger().events(), 1e-3)
 
