@@ -4,6 +4,7 @@ import pytest
 
 from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
+from server import measures
 from server.measures import EVERYBODY, clients_that_spend, commit, make_results
 from server.plan import Plan
 from server.results import (
@@ -254,18 +255,20 @@ def git(folder, *words):
     return done.stdout.strip()
 
 
-def test_the_commit_is_that_of_the_checkout_and_of_no_repository_around_it(tmp_path):
+def test_the_commit_is_that_of_the_checkout_and_of_no_repository_around_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(measures, "ROOT", tmp_path)
     git(tmp_path, "init", "--quiet")
     (tmp_path / "file").write_text("one")
     git(tmp_path, "add", "file")
     git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "one")
     head = git(tmp_path, "rev-parse", "HEAD")
     git(tmp_path, "tag", "v1")  # a tag is no hash
-    assert commit(tmp_path) == head
+    assert measures.commit() == head
     (tmp_path / "file").write_text("two")
-    assert commit(tmp_path) == f"{head}-dirty"
+    assert measures.commit() == f"{head}-dirty"
     inside = tmp_path / "site-packages"
     inside.mkdir()
-    assert commit(inside) == ""
+    monkeypatch.setattr(measures, "ROOT", inside)
+    assert measures.commit() == ""
     (inside / ".git").write_text("gitdir: nowhere")
-    assert commit(inside) == ""
+    assert measures.commit() == ""
