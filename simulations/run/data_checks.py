@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 from deal_core.config.experiment import Experiment
-from deal_core.data import TaskData, load_for_clients, open_source
+from deal_core.data import Example, TaskData, load_for_clients, open_source
 from deal_core.data.files import repeated_identifiers
 from deal_core.data.partition import partition
 from deal_core.deal.interface import statistics_of
@@ -101,7 +101,7 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
     source = open_source(experiment.data)
     for name in source.task_names():
         task = source.load(name)
-        examples = task.train[:: max(1, -(-len(task.train) // LOOKED_AT))]
+        examples = looked_at(task)
         texts = token_counts(tokenizer, [example.text for example in examples])
         cut = sum(count > longest for count in texts)
         if cut > MANY * len(texts):
@@ -121,6 +121,11 @@ def check_text_lengths(experiment: Experiment) -> Iterator[Finding]:
         if generative:
             there = min(longest, max(texts, default=0))
             yield from _prompt(experiment, tokenizer, positions, task, there)
+
+
+def looked_at(task: TaskData) -> Sequence[Example]:
+    """Return at most ``LOOKED_AT`` training examples, at equal distances."""
+    return task.train[:: max(1, -(-len(task.train) // LOOKED_AT))]
 
 
 def token_counts(tokenizer: Any, texts: Sequence[str]) -> list[int]:

@@ -7,24 +7,22 @@ layers below see a text once. The time is that arithmetic at the rate of one lar
 here: a step reaches about three quarters of it (docs/scaling.md).
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import psutil
 import torch
+import transformers
 
 from deal_core.config.experiment import Experiment
-from deal_core.data import open_source
-from deal_core.models import has_label_logits, skeleton
-from deal_core.models.loading import best_device, pretrained
+from deal_core.data import TaskData, open_source
+from deal_core.models import has_label_logits, loading, skeleton
 from deal_core.training.hardware import compute_dtype, threads
 from deal_core.training.loop import TOKENS
 from simulations.engines.worker_pool import this_machine
 from simulations.output import duration, size
-from simulations.run.data_checks import LOOKED_AT, token_counts
+from simulations.run.data_checks import looked_at, token_counts
 from simulations.run.quick_checks import Finding, warning
 
 PROGRAM_BYTES = 0.95e9
@@ -39,7 +37,7 @@ PRODUCT = (512, 2048, 4096)
 
 def check_needs(experiment: Experiment) -> Iterator[Finding]:
     """Yield a note of memory and time, and a warning where the memory is not there."""
-    device = best_device()
+    device = loading.best_device()
     dtype = compute_dtype(experiment.train, device, experiment.privacy.mechanism != "none")
     base = skeleton(experiment.model)
     weights, training = memory_of(experiment, base, dtype)
@@ -83,7 +81,8 @@ def training_work(experiment: Experiment, base: Any) -> float:
     """Return operations of one client's training in a round, of the mean client and task."""
     source = open_source(experiment.data)
     names = source.task_names()
-    tokens = sum(_tokens_of(experiment, source.load(name)) for name in names)
+    tokenizer = loading.pretrained(transformers.AutoTokenizer, experiment.model.name)
+    tokens = sum(_tokens_of(experiment, tokenizer, source.load(name)) for name in names)
     embedding = base.get_input_embeddings().weight.numel()
     layers = base.config.get_text_config().num_hidden_layers
     generative, first = not has_label_logits(experiment.model), experiment.adapter.first_layer
@@ -94,18 +93,14 @@ def training_work(experiment: Experiment, base: Any) -> float:
     return float(each_round * experiment.federation.local_epochs)
 
 
-def _tokens_of(experiment: Experiment, task: Any) -> float:
-    from transformers import AutoTokenizer
-
-    model, longest = experiment.model, experiment.train.max_length
-    tokenizer = pretrained(AutoTokenizer, model.name)
-    looked_at = task.train[:: max(1, -(-len(task.train) // LOOKED_AT))]
-    counts = token_counts(tokenizer, [example.text for example in looked_at])
-    answers = token_counts(tokenizer, [example.target or example.label for example in looked_at])
-    if has_label_logits(model):
-        answers = []
-    read = sum(min(longest, count) for count in counts)
-    read += sum(min(model.max_new_tokens, count) for count in answers)
+def _tokens_of(experiment: Experiment, tokenizer: Any, task: TaskData) -> float:
+    """Of a task's training texts, and of their answers where a model learns to write them."""
+    model, examples = experiment.model, looked_at(task)
+    counts = token_counts(tokenizer, [example.text for example in examples])
+    read = sum(min(experiment.train.max_length, count) for count in counts)
+    if not has_label_logits(model):
+        answers = token_counts(tokenizer, [example.target or example.label for example in examples])
+        read += sum(min(model.max_new_tokens, count) for count in answers)
     return len(task.train) * read / max(1, len(counts))
 
 
