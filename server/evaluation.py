@@ -1,4 +1,5 @@
-"""Evaluations: every client counts its own right answers on every task, those to come included."""
+"""Evaluations: every client counts its own right answers, on every task, those to come included, or
+on those that measures need."""
 
 import math
 import time
@@ -42,8 +43,10 @@ class Evaluation:
 
     clients: Clients
     step: Step
+    stream: tuple[str, ...]
+    """All tasks, in their order."""
     tasks: tuple[str, ...]
-    """Of the stream, in its order."""
+    """Those asked about, in the stream's order."""
     learnt: tuple[str, ...]
     """Those that some client has worked on when the stage of the step has ended."""
     counts: dict[str, Counts] = field(default_factory=dict)
@@ -76,7 +79,7 @@ class Evaluation:
         try:
             message = reply.answered()
             counts = wire.read_counts(message, len(self.tasks), self._names, self._shares)
-            self.counts[client] = counts
+            self.counts[client] = self._over_the_stream(counts)
             self.clients.event("client_evaluated", self.step, client=client)
         except wire.ClientSkipped as reason:
             self.withheld.add(client)
@@ -116,14 +119,19 @@ class Evaluation:
                     first.setdefault(name, [row[1] for row in rows])
             counts, found = cut(counts, first)
             for name, places in found.items():
-                tasks = [self.tasks[place] for place in places]
+                tasks = [self.stream[place] for place in places]
                 clients.event("counts_cut", self.step, client=name, tasks=tasks)
         return self._recorded(counts, len(counts) < len(roster.clients), history)
 
+    def _over_the_stream(self, counts: Counts) -> Counts:
+        """The counts of all tasks; of one that was not asked about nobody has an example."""
+        own = dict(zip(self.tasks, counts, strict=True))
+        return [own.get(task, [0] * len(self._names)) for task in self.stream]
+
     def _recorded(self, counts: dict[str, Counts], partial: bool, history: History) -> History:
         """The history with the counts; ``partial``: some clients keep theirs, or were not there."""
-        accuracy = pooled(counts, self.tasks)
-        among_all = pooled(counts, self.tasks, RIGHT_ALL)
+        accuracy = pooled(counts, self.stream)
+        among_all = pooled(counts, self.stream, RIGHT_ALL)
         for task in self.tasks:
             if task not in accuracy and not partial:
                 raise UserError(f"task '{task}' has no test example at any client; add some")
@@ -176,7 +184,8 @@ class MaskedEvaluation(Evaluation):
             with self.clients.may_be_lost("evaluation_lost", self.step):
                 words = self.secure.unmask(self.step, self._held)
                 sums = self._layout.decode(words, len(self._held.masked))
-                counts[EVERYBODY] = summed_rows(sums, self._names, self._shares)
+                rows = summed_rows(sums, self._names, self._shares)
+                counts[EVERYBODY] = self._over_the_stream(rows)
         return self._recorded(counts, True, history)
 
 
@@ -220,8 +229,9 @@ def cut(
 
 
 def found_worse(clients: Clients, step: Step, state: State, tasks: Sequence[str]) -> bool:
-    """Return whether most clients that answer say that their own records are answered better
-    without the heads of ``state``; ``tasks``: whose class means are new in it."""
+    """Return whether half or more of the clients that answer say that their own records are
+    answered better without the heads of ``state``; ``tasks``: whose class means are new in it. A
+    site that lies in the sum votes, too: a tie is against the means."""
     common = instruction_of(step, state)
     asked = common.model_copy(update={"tasks": tuple(tasks), "server_round": 0})
     sent = clients.ask(step, state, dict.fromkeys(clients.roster.clients, asked))
@@ -236,7 +246,7 @@ def found_worse(clients: Clients, step: Step, state: State, tasks: Sequence[str]
     against = sum(worse.values())
     if against:
         clients.event("class_means_doubted", step, tasks=list(tasks), by=against, of=len(worse))
-    return 2 * against > len(worse)
+    return 0 < against >= len(worse) / 2
 
 
 def without_zeros(state: State) -> State:

@@ -15,6 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from peft import LoraConfig
 from safetensors.numpy import save
 
+from deal_core import metrics
 from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import Experiment
 from deal_core.data import open_source, public_labels
@@ -192,7 +193,7 @@ def model_card(results: Results, inference: Inference) -> str:
     def percent(found: Measures | None, place: int) -> str:
         if found is None or not found.accuracy_matrix:
             return "not known"
-        return f"{100 * found.accuracy_matrix[-1][place]:.1f} %"
+        return f"{100 * metrics.measured(found.accuracy_matrix, -1, place):.1f} %"
 
     def measure(task: str) -> str:
         name = results.measures.get(task, "accuracy")

@@ -89,7 +89,8 @@ def make_results(
     spans = metrics.spans(tasks, [stage.work for stage in stages])
     heard = [evaluation.keys() for evaluation in history.evaluations]
     missing = [len(frozenset().union(*heard) - each) for each in heard]
-    own, among_all = (_measured(history, tasks, spans, right) for right in (RIGHT, RIGHT_ALL))
+    asked = [plan.evaluated(stage) for stage in range(-1, len(stages))]
+    own, among_all = (_measured(history, asked, spans, right) for right in (RIGHT, RIGHT_ALL))
     return Results(
         config=experiment,
         engine=experiment.run.engine,
@@ -146,11 +147,15 @@ def clients_that_spend(experiment: Experiment) -> int:
 
 
 def _measured(
-    history: History, tasks: list[str], spans: tuple[list[int], list[int]], right: int
+    history: History,
+    asked: Sequence[Sequence[str]],
+    spans: tuple[list[int], list[int]],
+    right: int,
 ) -> dict[str, Any]:
     begun, learnt = spans
-    zero_shot, matrix = _matrix(history.evaluations, tasks, right)
-    start, compared = _matrix(_heard_in_all(history), tasks, right)
+    tasks = asked[0]
+    zero_shot, matrix = _matrix(history.evaluations, asked, right)
+    start, compared = _matrix(_heard_in_all(history), asked, right)
     return {
         "accuracy_matrix": matrix,
         "zero_shot": dict(zip(tasks, zero_shot, strict=False)),
@@ -163,12 +168,15 @@ def _measured(
 
 
 def _matrix(
-    evaluations: Sequence[Evaluated], tasks: list[str], right: int
-) -> tuple[list[float], list[list[float]]]:
-    """The zero-shot row and the others; both empty where one of them is not known."""
-    rows = [list(pooled(evaluation, tasks, right).values()) for evaluation in evaluations]
-    known = rows and all(len(row) == len(tasks) for row in rows)
-    return (rows[0], rows[1:]) if known else ([], [])
+    evaluations: Sequence[Evaluated], asked: Sequence[Sequence[str]], right: int
+) -> tuple[list[float], list[list[Accuracy]]]:
+    """Return the zero-shot row, for which all tasks are ``asked``, and the others; both empty where
+    one of them is not known."""
+    tasks = asked[0]
+    rows = [pooled(evaluation, tasks, right) for evaluation in evaluations]
+    if not rows or any(row.keys() != set(some) for row, some in zip(rows, asked, strict=False)):
+        return [], []
+    return list(rows[0].values()), [[row.get(task) for task in tasks] for row in rows[1:]]
 
 
 def _heard_in_all(history: History) -> list[Evaluated]:
@@ -177,7 +185,7 @@ def _heard_in_all(history: History) -> list[Evaluated]:
     evaluations = history.evaluations
     common = set(evaluations[0]).intersection(*evaluations) if evaluations else set()
     sums = [[row[EXAMPLES] for row in each[EVERYBODY]] for each in evaluations if EVERYBODY in each]
-    if any(each != sums[0] for each in sums):
+    if any(n not in (0, first) for each in sums for n, first in zip(each, sums[0], strict=True)):
         common.discard(EVERYBODY)
     return [{client: each[client] for client in common} for each in evaluations]
 
@@ -185,8 +193,8 @@ def _heard_in_all(history: History) -> list[Evaluated]:
 def _per_client(history: History, tasks: int, right: int) -> dict[str, ClientResult]:
     unknown: Counts = [[0, 0]] * tasks
     results = {}
-    latest = {client: counts for each in history.evaluations for client, counts in each.items()}
-    for client in sorted(latest.keys() - {EVERYBODY}, key=int):
+    heard = {client for each in history.evaluations for client in each}
+    for client in sorted(heard - {EVERYBODY}, key=int):
         start, *matrix = [
             [_share(counts, right) for counts in row.get(client, unknown)]
             for row in history.evaluations
@@ -196,9 +204,17 @@ def _per_client(history: History, tasks: int, right: int) -> dict[str, ClientRes
             accuracy_matrix=matrix,
             zero_shot=start,
             average_accuracy=sum(known) / len(known) if known else None,
-            test_examples=[counts[EXAMPLES] for counts in latest[client]],
+            test_examples=_examples([e[client] for e in history.evaluations if client in e]),
         )
     return results
+
+
+def _examples(reported: Sequence[Counts]) -> list[int | float]:
+    """How many a client has of each task, as it last said where it was asked about the task."""
+    return [
+        next((counts[EXAMPLES] for counts in reversed(own) if counts[EXAMPLES]), 0)
+        for own in zip(*reported, strict=True)
+    ]
 
 
 def _share(counts: Sequence[int | float], right: int) -> Accuracy:

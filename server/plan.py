@@ -44,6 +44,7 @@ class Plan:
         joint_tasks: every task is worked on in every round.
         trainers: clients that train; orders of the others only keep the clock. Empty: all train.
         joins: client name to the rounds of the run that are over when its order begins; none: 0.
+        evaluate_every: stages from one evaluation on all tasks to the next.
     """
 
     tasks: Order
@@ -53,6 +54,7 @@ class Plan:
     joint_tasks: bool = False
     trainers: frozenset[str] = frozenset()
     joins: Mapping[str, int] = field(default_factory=dict)
+    evaluate_every: int = 1
 
     @cached_property
     def stages(self) -> list[int]:
@@ -152,6 +154,15 @@ class Plan:
         over = self.joins.get(client, 0) + self.rounds * turns
         return min(math.ceil(over / self.every), len(self.stages)) - 1
 
+    def evaluated(self, stage: int) -> Order:
+        """Return the tasks that are evaluated when a stage has ended, in the stream's order: all,
+        or those that were worked on in it, or will be in the next. Before the first (-1) all."""
+        last = len(self.stages) - 1
+        if stage in (-1, last) or (stage + 1) % self.evaluate_every == 0:
+            return self.tasks
+        near = {*self.work(stage), *self.work(stage + 1)}
+        return tuple(task for task in self.tasks if task in near)
+
     def work(self, stage: int) -> dict[str, list[str]]:
         """Task, in the stream's order, to the clients that train on it in some round of a stage."""
         start = stage * self.every
@@ -213,7 +224,8 @@ def make_plan(experiment: Experiment, tasks: Sequence[str], clients: Sequence[st
         joins = {}
     trainers = frozenset(map(str, experiment.federation.participants))
     every, joint_tasks = stream.consolidate_every or rounds, stream.at_once
-    return Plan(tuple(tasks), orders, rounds, every, joint_tasks, trainers, joins)
+    often = stream.evaluate_every
+    return Plan(tuple(tasks), orders, rounds, every, joint_tasks, trainers, joins, often)
 
 
 def one_task_at_a_time(orders: Mapping[str, Order]) -> dict[str, Order]:

@@ -236,8 +236,8 @@ class Measures(Strict):
     """Accuracies, 0 to 1, and what follows from them. All are empty or None where too few clients
     reported their counts of right answers."""
 
-    accuracy_matrix: list[list[float]]
-    """A row per stage, a column per task."""
+    accuracy_matrix: list[list[Accuracy]]
+    """A row per stage, a column per task; None: not measured (``stream.evaluate_every``)."""
     zero_shot: dict[str, float]
     average_accuracy: float | None = Field(ge=0, le=1)
     backward_transfer: float | None

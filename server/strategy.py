@@ -177,8 +177,8 @@ class DealStrategy(Strategy):
         return self.arrays, MetricRecord({**known})
 
     def _keep_what_helps(self, step: Step, before: State) -> None:
-        """Go back to the state before the round where most clients say that the class means which
-        are new in it make answers worse."""
+        """Go back to the state before the round where half of the clients say that the class means
+        which are new in it make answers worse."""
         statistics, new = self._sums[step.phase], self.state.heads.keys() - before.heads
         alone = statistics is None or not statistics.names
         if alone or not new or self.clients.experiment.privacy.mechanism != "none":
@@ -230,11 +230,14 @@ class DealStrategy(Strategy):
             self._evaluated(self._ask(self.steps[1], start))
 
     def _ask(self, step: Step, state: State) -> Evaluation:
-        tasks, learnt = self.plan.tasks, self.plan.learnt(step.stage)
-        evaluation = Evaluation(self.clients, step, tasks, learnt)
+        plan, learnt = self.plan, self.plan.learnt(step.stage)
+        tasks = plan.evaluated(step.stage)
+        evaluation = Evaluation(self.clients, step, plan.tasks, tasks, learnt)
         self.clients.event("evaluation_started", step, clients=len(self.clients.roster.clients))
         if counts_in_sum(self.clients.experiment):
-            evaluation = MaskedEvaluation(self.clients, step, tasks, learnt, secure=self._secure)
+            evaluation = MaskedEvaluation(
+                self.clients, step, plan.tasks, tasks, learnt, secure=self._secure
+            )
         evaluation.ask(without_zeros(state))
         return evaluation
 

@@ -167,6 +167,10 @@ class StreamConfig(Table):
     """Number of a client (from 0) to its tasks in their order, some or all, and a task may return;
     an empty list: it only evaluates. A client that is not named meets all, in an order that the
     seed draws."""
+    evaluate_every: int = Field(1, ge=1)
+    """Stages from one evaluation on all tasks to the next; the last stage always has one. After the
+    others a task is evaluated where a measure needs it: just learnt, or next to be learnt. Of 15
+    tasks, 3 leaves out more than half of all evaluations."""
     joins: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
     """Number of a client (from 0) to the rounds of the run that are over when it joins; the others
     are there from the start. Where tasks come in turn for all it begins with the next task."""

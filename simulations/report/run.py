@@ -139,8 +139,11 @@ def _tiles(run: RunRecord) -> Iterator[tuple[str, str, str]]:
 
 def _so_far(run: RunRecord) -> list[float]:
     _, learnt = metrics.spans(run.tasks, run.stages)
-    last = zip(run.matrix[-1], learnt, strict=True) if run.matrix else ()
-    return [value for value, i in last if value is not None and i < len(run.matrix)]
+    begun = [j for j, i in enumerate(learnt) if i < len(run.matrix)]
+    latest = (
+        next((row[j] for row in reversed(run.matrix) if row[j] is not None), None) for j in begun
+    )
+    return [value for value in latest if value is not None]
 
 
 def _accuracy(run: RunRecord) -> Iterator[html.Block]:

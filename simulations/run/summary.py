@@ -6,8 +6,8 @@ from statistics import fmean
 
 from rich.console import Console
 
+from deal_core import metrics
 from deal_core.config.experiment import Experiment
-from deal_core.metrics import learning_accuracy, spans
 from deal_core.training.text_overlap import TITLES
 from server.folder import RunFolder, read_events
 from server.results import Measures, Privacy, Results, read_results, rounded_up
@@ -52,17 +52,17 @@ def task_table(results: Results) -> Table:
     """Return a row for each task, in per cent; the report has the whole matrix."""
     among_all, measured = results.class_incremental, measured_by(results.config, results.tasks)
     mixed = len(set(measured)) > 1
-    _, learnt = spans(results.tasks, [list(stage.work) for stage in results.stages])
+    _, learnt = metrics.spans(results.tasks, [list(stage.work) for stage in results.stages])
     columns = ["task", *["measure"] * mixed, "zero-shot", "just learnt", "at the end", "since"]
     columns += [] if among_all is None else ["Class-IL"]
     rows = []
     for j, task in enumerate(results.tasks):
-        then, now = results.accuracy_matrix[learnt[j]][j], results.accuracy_matrix[-1][j]
+        then, now = (metrics.measured(results.accuracy_matrix, i, j) for i in (learnt[j], -1))
         cells = [measured[j]] * mixed
         cells += [f"{100 * share:.1f}" for share in (results.zero_shot[task], then, now)]
         cells += [signed(now - then)]
         if among_all is not None:
-            cells.append(f"{100 * among_all.accuracy_matrix[-1][j]:.1f}")
+            cells.append(f"{100 * metrics.measured(among_all.accuracy_matrix, -1, j):.1f}")
         rows.append((f"{j + 1} {task}", *cells))
     name = one_name(measured)
     title = f"{name[0].upper()}{name[1:]} in %, and points since the task was learnt"
@@ -88,8 +88,8 @@ def _in_two_lines(results: Results) -> list[tuple[str, str]]:
     """Return what was learnt and what was forgotten, for who reads nothing else."""
     if results.forgetting is None or len(results.tasks) < 2:
         return []
-    _, learnt = spans(results.tasks, [list(stage.work) for stage in results.stages])
-    then = 100 * learning_accuracy(results.accuracy_matrix, learnt)
+    _, learnt = metrics.spans(results.tasks, [list(stage.work) for stage in results.stages])
+    then = 100 * metrics.learning_accuracy(results.accuracy_matrix, learnt)
     before, lost = 100 * fmean(results.zero_shot.values()), 100 * results.forgetting
     several = len(set(measured_by(results.config, results.tasks))) > 1
     mean = " (means over tasks of several measures)" * several
@@ -107,8 +107,12 @@ def _accuracy(results: Results) -> list[tuple[str, str]]:
     start = [results.zero_shot[task] for task in results.tasks]
     class_il = results.class_incremental
     return [
-        *_means("average {}", measured, results.accuracy_matrix[-1]),
-        *(_means("Class-IL {}", measured, class_il.accuracy_matrix[-1]) if class_il else ()),
+        *_means("average {}", measured, metrics.last_row(results.accuracy_matrix)),
+        *(
+            _means("Class-IL {}", measured, metrics.last_row(class_il.accuracy_matrix))
+            if class_il
+            else ()
+        ),
         *_means("zero-shot {}", measured, start),
         *_transfer("", results),
         *(_transfer("Class-IL ", class_il) if class_il else ()),

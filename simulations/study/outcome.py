@@ -13,7 +13,7 @@ from deal_core import metrics
 from deal_core.config.data import StreamConfig
 from deal_core.config.experiment import Experiment, MethodConfig
 from deal_core.errors import UserError
-from server.results import ClientResult, Results, Strict
+from server.results import Accuracy, ClientResult, Results, Strict
 
 
 class CountsKept(UserError):
@@ -23,7 +23,7 @@ class CountsKept(UserError):
 class Measures(Strict):
     """Of one protocol; accuracies are 0 to 1."""
 
-    accuracy_matrix: list[list[float]]
+    accuracy_matrix: list[list[Accuracy]]
     """As in a run's results. One row for several tasks where no task came after another; then there
     is no transfer and no forgetting (None)."""
     average_accuracy: float
@@ -72,7 +72,7 @@ def outcome(results: Results) -> Outcome:
 def together(parts: Sequence[Results]) -> Outcome:
     """Return the outcome of each task alone, side by side. UserError: counts are missing."""
     _require_counts(parts)
-    row = [part.accuracy_matrix[-1][0] for part in parts]
+    row: list[Accuracy] = [metrics.measured(part.accuracy_matrix, -1, 0) for part in parts]
     own: dict[str, list[float]] = {}
     for part in parts:
         for name, client in part.per_client.items():
@@ -123,10 +123,14 @@ def _missing(part: Results, client: int) -> UserError:
     )
 
 
-def _pooled_matrix(parts: Sequence[Results], clients: Sequence[ClientResult]) -> list[list[float]]:
+def _pooled_matrix(
+    parts: Sequence[Results], clients: Sequence[ClientResult]
+) -> list[list[Accuracy]]:
     """Return the accuracies over the tests of those whose counts arrived."""
 
-    def pooled(row: int, task: int) -> float:
+    def pooled(row: int, task: int) -> Accuracy:
+        if all(part.accuracy_matrix[row][task] is None for part in parts):
+            return None
         values = [(c.accuracy_matrix[row][task], c.test_examples[task]) for c in clients]
         known = [(accuracy, count) for accuracy, count in values if accuracy is not None]
         if not known:
@@ -147,7 +151,7 @@ def _require_counts(parts: Sequence[Results]) -> None:
             )
 
 
-Counted = tuple[list[list[float]], Sequence[ClientResult]]
+Counted = tuple[list[list[Accuracy]], Sequence[ClientResult]]
 """An accuracy matrix, and those of clients."""
 
 

@@ -221,7 +221,8 @@ def age_table(study: Study, cells: Sequence[CellResult]) -> Table | None:
         for found in (cell.outcome for cell in own):
             for j, learnt in enumerate(found.learnt):
                 for age, row in enumerate(found.accuracy_matrix[learnt:]):
-                    aged.setdefault(age, []).append(row[j])
+                    if (value := row[j]) is not None:
+                        aged.setdefault(age, []).append(value)
         means = (percent(fmean(aged[age]) if age in aged else None) for age in ages)
         rows.append((study.label(arm), *means))
     caption = "Accuracy on a task by the tasks learnt since, in %"

@@ -26,6 +26,20 @@ def test_measures_on_a_matrix_made_by_hand():
     assert forgetting(MATRIX, IN_TURN) == pytest.approx(((0.90 - 0.70) + 0.0) / 2)
 
 
+def test_entries_that_no_measure_needs_may_be_missing():
+    """All but the diagonal, the one right of it, and the last row."""
+    sparse = [[0.90, 0.40, None], [None, 0.85, 0.35], [0.70, 0.95, 0.75]]
+    assert average_accuracy(sparse) == average_accuracy(MATRIX)
+    assert learning_accuracy(sparse, IN_TURN) == learning_accuracy(MATRIX, IN_TURN)
+    assert backward_transfer(sparse, IN_TURN) == backward_transfer(MATRIX, IN_TURN)
+    assert forward_transfer(sparse, ZERO_SHOT, IN_TURN) == forward_transfer(
+        MATRIX, ZERO_SHOT, IN_TURN
+    )
+    assert forgetting(sparse, IN_TURN) == forgetting(MATRIX, IN_TURN)
+    with pytest.raises(ValueError, match="task 0 was not measured after stage 1"):
+        learning_accuracy(sparse, [1, 1, 2])
+
+
 def test_what_was_just_learnt_is_the_row_of_the_last_learner():
     assert learning_accuracy(MATRIX, IN_TURN) == pytest.approx((0.90 + 0.85 + 0.75) / 3)
     assert learning_accuracy([[0.6, 0.8]], [0, 0]) == pytest.approx(0.7)

@@ -231,3 +231,12 @@ def test_every_stage_has_its_rounds_of_all_phases_then_its_end():
         Step("round", 1, 2, "polish", round=5),
         Step("end-stage", 1, round=5),
     ]
+
+
+def test_an_evaluation_between_those_on_all_tasks_asks_for_what_measures_need():
+    plan = planned(schedule="synchronous", evaluate_every=3)
+    asked = [plan.evaluated(stage) for stage in range(-1, 4)]
+    assert asked == [TASKS, ("a", "b"), ("b", "c"), TASKS, TASKS]
+    own = planned(orders={"0": ("c", "a"), "1": ("b",), "2": ("d", "a")}, evaluate_every=9)
+    assert [own.evaluated(stage) for stage in range(-1, 2)] == [TASKS, TASKS, TASKS]
+    assert {planned().evaluated(stage) for stage in range(-1, 4)} == {TASKS}

@@ -36,6 +36,23 @@ HISTORY = History(
 IN_TURN = Plan(("a", "b"), {"0": ("a", "b"), "1": ("a", "b")}, rounds=1, every=1)
 
 
+def test_a_task_that_was_not_asked_about_is_no_lost_count():
+    three = Plan(("a", "b", "c"), {"0": ("a", "b", "c")}, rounds=1, every=1, evaluate_every=2)
+    asked = [[1, 2], [2, 4]]
+    rows = ([*asked, [1, 2]], [*asked, [0, 0]], [*asked, [2, 2]], [*asked, [1, 4]])
+    history = HISTORY.model_copy(
+        update={"evaluations": tuple({"0": list(row), "1": list(row)} for row in rows)}
+    )
+    found = make_results(Experiment(), three, history)
+    assert found.accuracy_matrix == [[0.5, 0.5, None], [0.5, 0.5, 1.0], [0.5, 0.5, 0.25]]
+    assert found.forward_transfer == 0.25
+    assert found.per_client["0"].test_examples == [2, 4, 4]
+    nobody = [[0, 0], [2, 4], [0, 0]]
+    lost = (history.evaluations[0], {"0": nobody, "1": nobody}, *history.evaluations[2:])
+    history = history.model_copy(update={"evaluations": lost})
+    assert make_results(Experiment(), three, history).accuracy_matrix == []
+
+
 def test_what_clients_say_of_privacy_is_in_the_results():
     good = {"epsilon": 1.0, "delta": 1e-4, "simulation_only": 1.0}
     said = {"0": spending_in({**good, "void": 1.0}), "1": spending_in({**good, "assumes_more": 1})}

@@ -74,6 +74,20 @@ def test_accuracies_are_those_of_counts_in_the_clear(finished):
     assert summed.class_incremental.accuracy_matrix == clear.class_incremental.accuracy_matrix
 
 
+@pytest.mark.parametrize("settings", [PLAIN, SUMMED], ids=["clear", "summed"])
+def test_what_is_evaluated_now_and_then_has_the_same_accuracies(
+    make_experiment, tmp_path, settings
+):
+    three = (*settings, 'data.tasks=["laboratory","surgery","medicine"]')
+    run_in_process(at(make_experiment(*three), tmp_path / "all"))
+    run_in_process(at(make_experiment(*three, "stream.evaluate_every=9"), tmp_path / "some"))
+    found, some = read_results(tmp_path / "all"), read_results(tmp_path / "some")
+    first, second, last = found.accuracy_matrix
+    assert some.accuracy_matrix == [[*first[:2], None], [None, *second[1:]], last]
+    for name in ("zero_shot", "average_accuracy", "backward_transfer", "forward_transfer"):
+        assert getattr(some, name) == getattr(found, name)
+
+
 def test_clients_vote_on_class_means_where_counts_are_summed(make_experiment, tmp_path):
     means = "method.name=deal", "method.prototype.enabled=on"
     experiment = make_experiment(*SUMMED, *means, 'data.tasks=["laboratory"]')
