@@ -290,7 +290,7 @@ def test_no_instruction_of_many_breaks_what_a_site_promises(watch, tmp_path_fact
     """At least 500 instructions; time and memory of the worst are printed."""
     taken = []
 
-    @settings(max_examples=260, **OPTIONS)
+    @settings(max_examples=280, **OPTIONS)
     @given(cases=histories())
     def many(cases):
         for _ in cases:

@@ -64,7 +64,7 @@ def test_epsilon_by_group_is_that_of_another_accountant(site, target):
         other.history.append((events[0].noise_multiplier, 16 / count, steps))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = other.get_epsilon((1 - SET_ASIDE) * 1e-3, eps_error=0.01)
+        theirs = other.get_epsilon((1 - SET_ASIDE) * 1e-3, eps_error=0.001)
     assert composed(events, 1e-3) == pytest.approx(theirs, rel=0.01)
     for event, source in zip(events, make.seen, strict=True):
         count = SAMPLED[event.task]
