@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deal_core.atomic_write import atomic_write
 from deal_core.data import Example, texts_digest
+from deal_core.models.fast.prompt_forest import QUARTER
 from deal_core.models.interface import Encoded, LanguageModel, text_alone
 from deal_core.training.evaluation import base_embeddings
 
@@ -57,11 +58,11 @@ def lifted(head: Tensor, centre: Tensor, scaled: Tensor) -> Tensor:
     return torch.cat([weights, bias[:, None]], dim=1).float()
 
 
-def principal(vectors: Tensor, number: int, even: bool = True) -> Subspace:
+def principal(vectors: Tensor, number: int, power: float = 0.25) -> Subspace:
     """Return the ``number`` strongest directions of ``vectors``, ``(texts, size)``, about their
     mean; 0: all of a unit vector, as it is. A direction points to where its largest entry is
-    positive. ``even``: each is shorter by the fourth root of its variance, so that weak ones count
-    for more, and noise drowns them no sooner."""
+    positive. Each is shorter by this ``power`` of its variance, so that weak ones count for more,
+    and noise drowns them no sooner: (M68)."""
     x, size = vectors.double(), vectors.shape[1]
     if not number:
         nothing, identity = torch.zeros(size).double(), torch.eye(size).double()
@@ -72,8 +73,8 @@ def principal(vectors: Tensor, number: int, even: bool = True) -> Subspace:
     strength = found.eigenvalues.flip(0)[:number]
     known = strength > RANK * strength[0]
     directions = directions * known  # beyond the rank of few texts rounding alone decides
-    if even:
-        directions = directions * (strength.clamp(min=0.0) / strength.mean() + FLOOR).pow(-0.25)
+    if power:
+        directions = directions * (strength.clamp(min=0.0) / strength.mean() + FLOOR).pow(-power)
     largest = directions.gather(0, directions.abs().argmax(dim=0, keepdim=True))
     directions = directions * largest.sign()
     coordinates = (x - centre) @ directions
@@ -81,6 +82,9 @@ def principal(vectors: Tensor, number: int, even: bool = True) -> Subspace:
     return Subspace(centre, directions, radius)
 
 
+POWERS = {1: 0.0, QUARTER: 0.375}
+"""Of a layer: the last one alone of an encoder of sentences was trained to be compared as it is;
+that of a router tells tasks apart best where it is three quarters whitened (measured)."""
 FLOOR = 0.1
 """Of the mean variance: weaker directions are not lengthened further."""
 RANK = 1e-6
@@ -105,8 +109,7 @@ def public_subspace(
         texts = texts[:1]
     path = None if folder is None else folder / f"{_key(model, texts, layers, labels)}.npy"
     vectors = stored(path, lambda: text_vectors(model, texts, layers, labels))
-    # The last layer alone of an encoder of sentences was trained to be compared as it is.
-    return principal(vectors, number, even=layers != 1)
+    return principal(vectors, number, POWERS.get(layers, 0.25))
 
 
 def stored(path: Path | None, make: Callable[[], Tensor]) -> Tensor:

@@ -41,7 +41,7 @@ def test_directions_are_those_of_most_variance_and_the_weak_are_longer():
     np.testing.assert_allclose(found.centre.numpy(), x.mean(0), atol=1e-12)
     length = np.linalg.norm(left @ columns, axis=1)
     assert found.radius == pytest.approx(np.quantile(length, 0.9))
-    plain = principal(texts(), NUMBER, even=False).directions.numpy()
+    plain = principal(texts(), NUMBER, power=0.0).directions.numpy()
     np.testing.assert_allclose(plain, columns / scale, atol=1e-10)
 
 
