@@ -66,11 +66,6 @@ def check_records_protected(experiment: Experiment) -> None:
             f"{where} does not go with method.name '{method}': {UNPROTECTED.get(method, unknown)}; "
             "use deal, lwf, olora, sequential or slao"
         )
-    if experiment.train.precision == "bfloat16":
-        raise UserError(
-            f'{where} does not go with train.precision = "bfloat16", in which the rounding of a '
-            'record\'s gradient depends on other records; set it to "auto" or "float32"'
-        )
     if experiment.privacy.unit_column and experiment.data.max_train:
         raise UserError(
             f"{where} with privacy.unit_column protects groups, and which records "

@@ -65,9 +65,9 @@ def compute_dtype(
     """Return bfloat16 where asked, or where ``auto`` finds hardware that multiplies it fast.
 
     The frozen weights and the activations take this type; adapters, their optimiser, losses
-    and whatever is compared or aggregated stay float32. Where a privacy mechanism needs it
-    ``auto`` is float32: in bfloat16 the rounding of a gradient depends on the examples beside it
-    by a hundredth of the clipping bound, which no noise accounts for.
+    and whatever is compared or aggregated stay float32. Under a privacy mechanism
+    (``needs_float32``) ``auto`` is float32: in bfloat16 each record has a pass of its own
+    (:mod:`deal_core.privacy.record_gradients`), which is faster for generating models alone.
     """
     if config.precision == "auto" and needs_float32:
         return torch.float32

@@ -26,10 +26,8 @@ BOTH = frozenset({"lora_A", "lora_B"})
 def load(random_adapter):
     """A new model with something in both factors, which learn."""
 
-    def made(name=str(ENCODER), family="encoder-labels"):
-        model = load_model(
-            ModelConfig(family=family, name=name), AdapterConfig(), 64, torch.float32
-        )
+    def made(name=str(ENCODER), family="encoder-labels", dtype=torch.float32):
+        model = load_model(ModelConfig(family=family, name=name), AdapterConfig(), 64, dtype)
         write(model.module, random_adapter(read(model.module).shapes, 8, 0.05, seed=5))
         set_trainable(model.module, BOTH)
         return model
@@ -93,6 +91,25 @@ def test_company_and_places_change_no_bit(kind, load, make_causal, tmp_path, pas
     assert error(*sums) < 1e-4
     draw = seeded("company")
     for size in (1, 2, 3, 5, 7, 9, 14, 15):
+        some = torch.randperm(len(ALL), generator=draw)[:size].tolist()
+        for example, gradient in found(model, objective, some).items():
+            assert same(gradient, everybody[example])
+
+
+@pytest.mark.parametrize("kind", ["encoder", "minilm", "llama"])
+def test_in_bfloat16_each_record_goes_alone(kind, load, make_causal, tmp_path, passes):
+    """Tile units sum a row of a pass otherwise in each size of pass; what others are asked for, and
+    when, changes no bit of a pass of one's own."""
+    names = {"encoder": str(ENCODER), "minilm": ModelConfig().name}
+    name = names.get(kind) or str(make_causal(tmp_path, kind))
+    model = load(name, "causal-lm" if kind == "llama" else "encoder-labels", torch.bfloat16)
+    objective = records(model)
+    everybody = found(model, objective)
+    assert not passes
+    for example in ALL:
+        assert same(example_gradient(model.module, objective, example), everybody[example])
+    draw = seeded("company")
+    for size in (1, 3, 7, 15):
         some = torch.randperm(len(ALL), generator=draw)[:size].tolist()
         for example, gradient in found(model, objective, some).items():
             assert same(gradient, everybody[example])

@@ -143,7 +143,7 @@ def test_precision_is_what_is_asked_for():
     fast = able.get("amx_bf16") or able.get("avx512_bf16")
     expected = torch.bfloat16 if fast else torch.float32
     assert compute_dtype(TrainConfig(), cpu) == expected
-    # the rounding of bfloat16 depends on batch-mates by more than clipping leaves room for
+    # records of encoders share passes in float32 alone
     assert compute_dtype(TrainConfig(), cpu, needs_float32=True) == torch.float32
 
 
