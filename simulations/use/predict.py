@@ -25,8 +25,9 @@ DIGITS = 6
 """Of a probability: what differs beyond them is rounding of the machine."""
 
 
-CHUNK = 128
-"""Texts that are read, answered and printed together."""
+CHUNK, FEW = 768, 96
+"""Texts that are read, answered and printed together; few where a prompt is read for each. The more
+there are, the more equal are the lengths in a pass."""
 UNSURE = "unsure"
 FEW_ROWS = 20
 """Fewer say nothing of a temperature."""
@@ -86,8 +87,9 @@ def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score
     if request.calibrate:
         predictor = replace(predictor, temperatures={})
     score, answered, texts = Score(request.threshold), 0, read_texts(request)
+    count = CHUNK if predictor.model.has_label_logits else FEW
     with progress(request, console, total) as advance:
-        while chunk := list(islice(texts, CHUNK)):
+        while chunk := list(islice(texts, count)):
             answers = predictor.answers([text.text for text in chunk], request.task)
             for text, answer in zip(chunk, answers, strict=True):
                 print_line(line_of(text, answer, request))
