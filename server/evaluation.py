@@ -113,10 +113,11 @@ class Evaluation:
         clients.require_quorum(heard, len(roster.clients), self.step)
         counts = {name: self.counts[name] for name in roster.clients if name in self.counts}
         if roster.patience:
-            first: dict[str, list[float]] = {}
+            first: dict[str, dict[int, float]] = {}
             for evaluation in history.evaluations:
                 for name, rows in evaluation.items():
-                    first.setdefault(name, [row[1] for row in rows])
+                    told = {place: row[1] for place, row in enumerate(rows) if row}
+                    first[name] = told | first.get(name, {})
             counts, found = cut(counts, first)
             for name, places in found.items():
                 tasks = [self.stream[place] for place in places]
@@ -124,9 +125,9 @@ class Evaluation:
         return self._recorded(counts, len(counts) < len(roster.clients), history)
 
     def _over_the_stream(self, counts: Counts) -> Counts:
-        """The counts of all tasks; of one that was not asked about nobody has an example."""
+        """The counts of all tasks."""
         own = dict(zip(self.tasks, counts, strict=True))
-        return [own.get(task, [0] * len(self._names)) for task in self.stream]
+        return [own.get(task, []) for task in self.stream]
 
     def _recorded(self, counts: dict[str, Counts], partial: bool, history: History) -> History:
         """The history with the counts; ``partial``: some clients keep theirs, or were not there."""
@@ -205,7 +206,7 @@ def summed_rows(sums: Sums, names: tuple[str, ...], shares: bool) -> Counts:
 
 
 def cut(
-    counts: Mapping[str, Counts], first: Mapping[str, Sequence[float]]
+    counts: Mapping[str, Counts], first: Mapping[str, Mapping[int, float]]
 ) -> tuple[dict[str, Counts], dict[str, list[int]]]:
     """Return counts in which no client claims more rows than can be trusted, and which were cut, in
     which tasks: of each task to as many rows as the client reported ``first``, and, where three
@@ -216,8 +217,10 @@ def cut(
     for name, rows in counts.items():
         kept[name] = [list(row) for row in rows]
         for place, row in enumerate(rows):
+            if not row:
+                continue
             others = [o[place][1] for other, o in counts.items() if other != name and o[place][1]]
-            most = first[name][place] if name in first else math.inf
+            most = first.get(name, {}).get(place, math.inf)
             if len(others) > 1:
                 most = min(most, ROWS_CAP * median(others))
             if row[1] > most:
@@ -229,9 +232,9 @@ def cut(
 
 
 def found_worse(clients: Clients, step: Step, state: State, tasks: Sequence[str]) -> bool:
-    """Return whether half or more of the clients that answer say that their own records are
-    answered better without the heads of ``state``; ``tasks``: whose class means are new in it. A
-    site that lies in the sum votes, too: a tie is against the means."""
+    """Return whether half or more of the clients that answer, two at least, say that their own
+    records are answered better without the heads of ``state``; ``tasks``: whose class means are new
+    in it. A site that lies in the sum votes, too: a tie is against the means."""
     common = instruction_of(step, state)
     asked = common.model_copy(update={"tasks": tuple(tasks), "server_round": 0})
     sent = clients.ask(step, state, dict.fromkeys(clients.roster.clients, asked))
@@ -246,7 +249,7 @@ def found_worse(clients: Clients, step: Step, state: State, tasks: Sequence[str]
     against = sum(worse.values())
     if against:
         clients.event("class_means_doubted", step, tasks=list(tasks), by=against, of=len(worse))
-    return 0 < against >= len(worse) / 2
+    return against > 1 and 2 * against >= len(worse)
 
 
 def without_zeros(state: State) -> State:

@@ -184,8 +184,9 @@ def _heard_in_all(history: History) -> list[Evaluated]:
     look like something learnt or forgotten. Sums over other clients cannot be compared."""
     evaluations = history.evaluations
     common = set(evaluations[0]).intersection(*evaluations) if evaluations else set()
-    sums = [[row[EXAMPLES] for row in each[EVERYBODY]] for each in evaluations if EVERYBODY in each]
-    if any(n not in (0, first) for each in sums for n, first in zip(each, sums[0], strict=True)):
+    sums = [each[EVERYBODY] for each in evaluations if EVERYBODY in each]
+    told = [{row[EXAMPLES] for row in own if row} for own in zip(*sums, strict=True)]
+    if any(len(numbers) > 1 for numbers in told):
         common.discard(EVERYBODY)
     return [{client: each[client] for client in common} for each in evaluations]
 
@@ -212,7 +213,7 @@ def _per_client(history: History, tasks: int, right: int) -> dict[str, ClientRes
 def _examples(reported: Sequence[Counts]) -> list[int | float]:
     """How many a client has of each task, as it last said where it was asked about the task."""
     return [
-        next((counts[EXAMPLES] for counts in reversed(own) if counts[EXAMPLES]), 0)
+        next((counts[EXAMPLES] for counts in reversed(own) if counts), 0)
         for own in zip(*reported, strict=True)
     ]
 

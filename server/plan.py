@@ -155,13 +155,14 @@ class Plan:
         return min(math.ceil(over / self.every), len(self.stages)) - 1
 
     def evaluated(self, stage: int) -> Order:
-        """Return the tasks that are evaluated when a stage has ended, in the stream's order: all,
-        or those that were worked on in it, or will be in the next. Before the first (-1) all."""
+        """Return the tasks that are evaluated when a stage has ended, in the stream's order: all
+        (as before the first, -1), or those whose turn it was, or is next, whoever trains."""
         last = len(self.stages) - 1
         if stage in (-1, last) or (stage + 1) % self.evaluate_every == 0:
             return self.tasks
-        near = {*self.work(stage), *self.work(stage + 1)}
-        return tuple(task for task in self.tasks if task in near)
+        whoever = replace(self, trainers=frozenset())
+        near = {*whoever.work(stage), *whoever.work(stage + 1)}
+        return tuple(task for task in self.tasks if task in near) or self.tasks
 
     def work(self, stage: int) -> dict[str, list[str]]:
         """Task, in the stream's order, to the clients that train on it in some round of a stage."""

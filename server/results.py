@@ -48,7 +48,8 @@ def spending_in(figures: Mapping[str, Any]) -> Spending | None:
 
 
 Counts = list[list[int | float]]
-"""``[correct, examples]`` per task, or ``[correct, examples, correct_all]``."""
+"""``[correct, examples]`` per task, or ``[correct, examples, correct_all]``; empty: the evaluation
+did not ask about the task."""
 
 
 class History(BaseModel):

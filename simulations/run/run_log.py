@@ -225,6 +225,9 @@ class Progress:
         self._answered = 0
         self._loading = False
         """No client has answered since the start."""
+        self._accuracy: dict[str, float] = {}
+        self._among_all: dict[str, float] = {}
+        """Of each task as it was last evaluated."""
         self._privacy: dict[str, Any] = {}
         """Of ``run_started`` what privacy is of, and the largest that clients have told."""
         self._meaning = ""
@@ -296,7 +299,9 @@ class Progress:
         return [", ".join((self._place(event), *figures, *spent)), *told]
 
     def _evaluated(self, event: RunEvent) -> list[str]:
-        accuracy, among_all = event["accuracy"], event.get("class_incremental")
+        own = event["accuracy"]  # perhaps of some tasks; of none where the counts are not known
+        accuracy = self._accuracy = {**self._accuracy, **own} if own else {}
+        among_all = self._among_all = {**self._among_all, **(event.get("class_incremental") or {})}
         if event["stage"] < 0:
             return [f"zero-shot accuracy {mean_percent(accuracy, self._tasks)}"]
         ends = zip(self._tasks, spans(self._tasks, self._work)[1], strict=True)

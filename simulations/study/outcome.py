@@ -229,7 +229,7 @@ def _joint(schedule: Literal["joint", "joint-all-labels"]) -> Bound:
 
 def _per_task(experiment: Experiment, tasks: Sequence[str]) -> Parts:
     """Return a federation for each task alone."""
-    if experiment.stream != StreamConfig():
+    if experiment.stream.model_copy(update={"evaluate_every": 1}) != StreamConfig():
         raise UserError('bound = "per-task": needs the stream of all clients; leave out [stream]')
     return {task: _plain(experiment).changed(data={"tasks": (task,)}) for task in tasks}
 

@@ -210,7 +210,8 @@ def best_of(accuracy: Mapping[str, Mapping[Hashable, float]]) -> tuple[str, bool
 
 def age_table(study: Study, cells: Sequence[CellResult]) -> Table | None:
     """Return accuracy on a task when it has just been learnt, and one, two, ... tasks later: means
-    over tasks (the older, the fewer) and cells. None: no arm learns one task after another."""
+    over tasks (the older, the fewer; those that were evaluated then) and cells. None: no arm learns
+    one task after another."""
     streams = [cell for cell in cells if len(cell.outcome.accuracy_matrix) > 1]
     if not streams:
         return None

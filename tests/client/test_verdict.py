@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from client import local_evaluation as verdict
+from client.local_evaluation import local_evaluation
 
 HELD = 16
 
@@ -83,3 +84,23 @@ def test_a_site_is_against_a_router_that_takes_texts_from_earlier_tasks(length, 
     )
     state = SimpleNamespace(heads=heads)
     assert verdict._worse(runtime, 0, state, ["new"]) is says
+
+
+def test_a_site_short_of_tests_in_one_task_sits_out_evaluations_of_the_others(monkeypatch):
+    """Else the difference of two sums would be what that site has."""
+
+    def refuse(records, rule):
+        raise LookupError(records, rule)
+
+    monkeypatch.setattr("client.local_evaluation.require", refuse)
+    has = {"a": range(40), "b": range(3)}
+    granted = SimpleNamespace(
+        client=SimpleNamespace(number=0),
+        runtime=SimpleNamespace(
+            tasks=("a", "b"), task=lambda task, client: SimpleNamespace(test=has[task])
+        ),
+        instruction=SimpleNamespace(tasks=("a",)),
+        asked=lambda records: records,
+    )
+    with pytest.raises(LookupError, match=r"\(3, 'test records'\)"):
+        local_evaluation(granted, masked=True)

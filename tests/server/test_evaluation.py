@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 from flwr.app import ConfigRecord
@@ -11,7 +12,7 @@ from flwr.app import ConfigRecord
 from deal_core.config.file import to_run_config
 from deal_core.errors import UserError
 from deal_core.models import adapter_shapes
-from server.evaluation import cut
+from server.evaluation import cut, found_worse
 from server.folder import RunFolder, read_events
 from server.results import read_results
 from server.run import run
@@ -75,11 +76,11 @@ class Listed(InProcessGrid):
         return super().push_messages(messages)
 
 
-def run_with(away, patience, folder, monkeypatch, **federation):
+def run_with(away, patience, folder, monkeypatch, changes=MappingProxyType({}), **federation):
     """A run of two tasks, a round each; its folder, and what was sent."""
     experiment = settings(folder / "run", tiny_model(folder / "model"), "fedit", "float32")
     few = experiment.federation.model_copy(update={"clients": 3, "rounds": 1, **federation})
-    experiment = experiment.model_copy(update={"federation": few})
+    experiment = experiment.model_copy(update={"federation": few}).changed(**changes)
     shapes = adapter_shapes(experiment.model, experiment.adapter)
     inner = Listed(tiny_app(experiment, shapes), to_run_config(experiment), few.clients)
     grid = FuzzGrid(inner, shapes, RunFolder(folder / "run"), away)
@@ -160,12 +161,33 @@ def test_a_site_that_claims_test_rows_moves_accuracy_by_its_share_alone(tmp_path
     assert said == [("1", 2)] * 2
 
 
+@dataclass
+class Late(Away):
+    """Client 1 misses the first evaluation."""
+
+    def __call__(self, client, reply):
+        if client == "1" and tells(reply) and not self.evaluation:
+            return lost(reply)
+        return [reply]
+
+
+def test_a_site_is_held_to_what_it_first_said_of_a_task_it_was_asked_about(tmp_path, monkeypatch):
+    """Its first evaluation asks about two tasks of three."""
+    three = {"tasks": ("laboratory", "surgery", "medicine")}
+    changes = {"data": three, "stream": {"evaluate_every": 9}}
+    folder, _ = run_with(Late(), PATIENCE, tmp_path, monkeypatch, changes)
+    results = read_results(folder)
+    assert logged(folder, "counts_cut") == []
+    assert results.per_client["1"].test_examples == [2, 2, 2]
+    assert [row.count(None) for row in results.accuracy_matrix] == [1, 1, 0]
+
+
 def test_counts_of_sites_of_about_one_size_stay_as_they_are():
     told = {"0": [[3, 5, 2]], "1": [[8, 10, 8]], "2": [[4, 7, 1]], "3": [[0, 0, 0]]}
     assert cut(told, {}) == (told, {})
     alone = {"0": [[900, 1000]], "1": [[5, 10]]}  # of two, none is the odd one
     assert cut(alone, {}) == (alone, {})
-    assert cut(alone, {"0": [10]}) == ({"0": [[9, 10]], "1": [[5, 10]]}, {"0": [0]})
+    assert cut(alone, {"0": {0: 10}}) == ({"0": [[9, 10]], "1": [[5, 10]]}, {"0": [0]})
     claimed = {"0": [[1, 2]], "1": [[0, 1000]], "2": [[1, 2]], "3": [[1, 2]]}
     assert cut(claimed, {}) == ({**claimed, "1": [[0, 4]]}, {"1": [0]})
     shares = {"0": [[2.5, 5]], "1": [[50.25, 100]], "2": [[1.0, 3]]}
@@ -218,3 +240,24 @@ def test_where_all_have_refused_the_run_ends_and_says_why(tmp_path, monkeypatch)
     few = {"rounds": 9, "clients_per_round": 1}
     with pytest.raises(UserError, match=r"all clients that train \(3\) refuse"):
         run_with(Unwilling(names="012"), 0.0, tmp_path, monkeypatch, **few)
+
+
+@pytest.mark.parametrize(
+    ("said", "rejected"),
+    [("", False), ("1", False), ("10", False), ("11", True), ("110", True), ("1100", True)],
+)
+def test_half_of_the_sites_and_two_at_least_reject_class_means(monkeypatch, said, rejected):
+    """1: a site says that its own records are answered worse."""
+    replies = [
+        SimpleNamespace(client=str(n), answered=lambda bit=b: bit) for n, b in enumerate(said)
+    ]
+    clients = SimpleNamespace(
+        roster=SimpleNamespace(clients=("0",)),
+        ask=lambda *given: None,
+        replies=lambda sent: replies,
+        event=lambda *given, **more: None,
+    )
+    asked = SimpleNamespace(model_copy=lambda update: None)
+    monkeypatch.setattr("server.evaluation.instruction_of", lambda *given: asked)
+    monkeypatch.setattr("server.evaluation.wire.read_verdict", lambda bit: bit == "1")
+    assert found_worse(clients, None, None, ["a"]) is rejected

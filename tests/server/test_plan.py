@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -240,3 +241,6 @@ def test_an_evaluation_between_those_on_all_tasks_asks_for_what_measures_need():
     own = planned(orders={"0": ("c", "a"), "1": ("b",), "2": ("d", "a")}, evaluate_every=9)
     assert [own.evaluated(stage) for stage in range(-1, 2)] == [TASKS, TASKS, TASKS]
     assert {planned().evaluated(stage) for stage in range(-1, 4)} == {TASKS}
+    for one in CLIENTS:  # each part of a bound asks for the same
+        part = replace(plan, trainers=frozenset(one))
+        assert [part.evaluated(stage) for stage in range(-1, 4)] == asked

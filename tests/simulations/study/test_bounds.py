@@ -104,3 +104,5 @@ def test_bounds_of_clients_with_their_own_orders(make_experiment):
     for stream in (orders, ("stream.joins={1=1}",)):
         with pytest.raises(UserError, match=r'"per-task": needs the stream of all clients'):
             BOUNDS["per-task"].parts(make_experiment(*stream), TASKS)
+    seldom = make_experiment("stream.evaluate_every=3")
+    assert BOUNDS["per-task"].parts(seldom, TASKS).keys() == set(TASKS)
