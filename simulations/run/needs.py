@@ -52,7 +52,7 @@ def check_needs(experiment: Experiment) -> Iterator[Finding]:
         f"memory of a process about {size(needed)}: {size(weights)} of weights in "
         f"{str(dtype).removeprefix('torch.')}, {size(training)} for a training pass; processes: "
         f"{workers.count}; training of a client and round about {work / 1e12:.1f} TFLOP, at least "
-        f"{duration(seconds)} on {where}",
+        f"{duration(max(1.0, seconds))} on {where}",
         kind="note",
     )
     free = free_bytes(device)
