@@ -24,6 +24,8 @@ from deal_core.models.fast.prompt_forest import QUARTER
 from deal_core.models.interface import Encoded, LanguageModel, text_alone
 from deal_core.training.evaluation import base_embeddings
 
+HALFWAY = 0.25
+"""Power of a variance by which a direction is halfway whitened."""
 LONG = 0.9
 """Share of public texts that are at most as long as the unit of length."""
 
@@ -58,7 +60,7 @@ def lifted(head: Tensor, centre: Tensor, scaled: Tensor) -> Tensor:
     return torch.cat([weights, bias[:, None]], dim=1).float()
 
 
-def principal(vectors: Tensor, number: int, power: float = 0.25) -> Subspace:
+def principal(vectors: Tensor, number: int, power: float = HALFWAY) -> Subspace:
     """Return the ``number`` strongest directions of ``vectors``, ``(texts, size)``, about their
     mean; 0: all of a unit vector, as it is. A direction points to where its largest entry is
     positive. Each is shorter by this ``power`` of its variance, so that weak ones count for more,
@@ -82,9 +84,13 @@ def principal(vectors: Tensor, number: int, power: float = 0.25) -> Subspace:
     return Subspace(centre, directions, radius)
 
 
-POWERS = {1: 0.0, QUARTER: 0.375}
-"""Of a layer: the last one alone of an encoder of sentences was trained to be compared as it is;
-that of a router tells tasks apart best where it is three quarters whitened (measured)."""
+def power_of(layers: int) -> float:
+    """Return the exponent of (M68). The last layer alone of an encoder of sentences was trained to
+    be compared as it is; that of a router tells tasks apart best three quarters whitened
+    (measured)."""
+    return {1: 0.0, QUARTER: 0.375}.get(layers, HALFWAY)
+
+
 FLOOR = 0.1
 """Of the mean variance: weaker directions are not lengthened further."""
 RANK = 1e-6
@@ -109,7 +115,7 @@ def public_subspace(
         texts = texts[:1]
     path = None if folder is None else folder / f"{_key(model, texts, layers, labels)}.npy"
     vectors = stored(path, lambda: text_vectors(model, texts, layers, labels))
-    return principal(vectors, number, POWERS.get(layers, 0.25))
+    return principal(vectors, number, power_of(layers))
 
 
 def stored(path: Path | None, make: Callable[[], Tensor]) -> Tensor:

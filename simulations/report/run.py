@@ -139,9 +139,9 @@ def _tiles(run: RunRecord) -> Iterator[tuple[str, str, str]]:
 
 def _so_far(run: RunRecord) -> list[float]:
     _, learnt = metrics.spans(run.tasks, run.stages)
-    begun = [j for j, i in enumerate(learnt) if i < len(run.matrix)]
+    ended = [j for j, i in enumerate(learnt) if i < len(run.matrix)]
     latest = (
-        next((row[j] for row in reversed(run.matrix) if row[j] is not None), None) for j in begun
+        next((row[j] for row in reversed(run.matrix) if row[j] is not None), None) for j in ended
     )
     return [value for value in latest if value is not None]
 

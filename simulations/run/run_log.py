@@ -299,9 +299,11 @@ class Progress:
         return [", ".join((self._place(event), *figures, *spent)), *told]
 
     def _evaluated(self, event: RunEvent) -> list[str]:
-        own = event["accuracy"]  # perhaps of some tasks; of none where the counts are not known
-        accuracy = self._accuracy = {**self._accuracy, **own} if own else {}
-        among_all = self._among_all = {**self._among_all, **(event.get("class_incremental") or {})}
+        own, all_own = event["accuracy"], event.get("class_incremental") or {}
+        if not own:  # the counts are not known; else they are of all tasks, or of some
+            self._accuracy, self._among_all = {}, {}
+        accuracy = self._accuracy = {**self._accuracy, **own}
+        among_all = self._among_all = {**self._among_all, **all_own}
         if event["stage"] < 0:
             return [f"zero-shot accuracy {mean_percent(accuracy, self._tasks)}"]
         ends = zip(self._tasks, spans(self._tasks, self._work)[1], strict=True)

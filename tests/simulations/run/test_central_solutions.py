@@ -21,7 +21,7 @@ from deal_core.data import open_source
 from deal_core.deal.class_means import SCALE
 from deal_core.privacy.distributed_noise import COUNT_WEIGHT
 from deal_core.training.evaluation import base_embeddings
-from deal_core.training.public_subspace import POWERS, principal, text_vectors
+from deal_core.training.public_subspace import power_of, principal, text_vectors
 from tests.conftest import load_once
 from tests.simulations.runs import learnt_adapter, simulated
 from tests.slow import slow_but
@@ -140,7 +140,7 @@ def test_class_means_in_public_directions_are_the_central_closed_form(
     labels = open_source(experiment.data).load(TASKS[0]).labels
     texts = path.read_text().splitlines()
     vectors = text_vectors(model, texts, PROTOTYPE.layers, labels)
-    subspace = principal(vectors, 12, POWERS.get(PROTOTYPE.layers, 0.25))
+    subspace = principal(vectors, 12, power_of(PROTOTYPE.layers))
     for head, expected in zip(
         heads, in_directions(everything(PROTOTYPE.layers), subspace), strict=True
     ):

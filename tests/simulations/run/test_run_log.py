@@ -114,13 +114,14 @@ def test_where_clients_have_their_own_tasks_a_stage_is_named_and_a_task_learnt_a
 def test_accuracy_so_far_is_of_all_tasks_learnt_as_they_were_last_evaluated():
     progress = after([run_started()])
     progress.hear(evaluated(0, START, 0.6, 0.2))
-    later = evaluated(1, START, 0.6, 0.8)
+    later = evaluated(1, START, 0.6, 0.8, class_incremental={"heart": 0.3, "skin": 0.5})
     later["accuracy"].pop("heart")
-    assert progress.hear(later) == ["2 of 2 tasks learnt, accuracy so far 70.0 %"]
-    progress.hear({**later, "accuracy": {}})  # lost
-    (line,) = progress.hear({**later, "accuracy": {}})
+    (line,) = progress.hear(later)
+    assert line == "2 of 2 tasks learnt, accuracy so far 70.0 %, 40.0 % in Class-IL"
+    (line,) = progress.hear({**later, "accuracy": {}, "class_incremental": {}})  # lost
     assert "accuracy so far" in line
     assert "70.0" not in line
+    assert "Class-IL" not in line
 
 
 def test_what_is_lost_and_whose_weight_is_cut_is_told():
