@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from deal_core.errors import UserError, at_home
-from simulations.output import wide_console
+from simulations.output import at_work, wide_console
 
 server = typer.Typer(help="The coordinating server of several institutions.", no_args_is_help=True)
 site = typer.Typer(help="One institution's own side.", no_args_is_help=True)
@@ -115,11 +115,12 @@ def site_check(
     offline: Annotated[bool, typer.Option("--offline", help="Data and keys only.")] = False,
 ) -> None:
     """Read the data, try the connection, say what would leave; nothing is sent."""
-    from simulations.deployment.site.check import check_site
-    from simulations.run.experiment import Request, load_experiment
+    with at_work(wide_console(), "checking keys, data and connection"):
+        from simulations.deployment.site.check import check_site
+        from simulations.run.experiment import Request, load_experiment
 
-    asked = load_experiment(Request(experiment)) if experiment else None
-    report = check_site(at_home(folder).resolve(), asked, offline)
+        asked = load_experiment(Request(experiment)) if experiment else None
+        report = check_site(at_home(folder).resolve(), asked, offline)
     print(*report.printed(), sep="\n")
     if report.problems:
         print(f"next: mend what is wrong ({len(report.problems)}), and check again")

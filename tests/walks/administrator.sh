@@ -4,8 +4,7 @@
 expect() { # CODE WORD COMMAND...: the command ends so, and says the word
     local code=$1 word=$2 found=0
     shift 2
-    "$@" > said 2>&1 || found=$?
-    cat said
+    "$@" 2>&1 | tee said || found=$?
     test "$found" -eq "$code"
     grep -q -- "$word" said
 }
