@@ -106,8 +106,8 @@ def run_state(events: Iterable[RunEvent]) -> RunState:
         state.stage, state.working = begun["stage"], list(begun["tasks"])
         if not any(event["event"] in ENDS for event in since):
             state.asked, state.since = int(begun.get("clients", 0)), begun["time"]
-        own = [e for e in since if "client" in e and round_of(e) == round_of(begun)]
-        state.answers = {e["client"]: ANSWERS[e["event"]] for e in own if e["event"] in ANSWERS}
+        own = [e for e in since if e["event"] in ANSWERS and round_of(e) == round_of(begun)]
+        state.answers = {e["client"]: ANSWERS[e["event"]] for e in own}
         state.left_out = [log.name(k) for k, how in state.answers.items() if how == "failed"]
         for event in since:
             if event["event"] == "round_lost":

@@ -115,6 +115,7 @@ class Federation:
         return f"127.0.0.1:{self.port}"
 
     def start_server(self) -> None:
+        wait_for("end of the server before it", lambda: not answers(self.port), 60)
         self.deal.start("server", "server", "start", self.folder.path)
         wait_for("server", lambda: answers(self.port), 60)
 

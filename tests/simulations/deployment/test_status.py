@@ -99,6 +99,8 @@ def test_a_round_that_is_under_way_says_who_was_asked_when_and_who_has_answered(
     again = run_state([STARTED, BEGUN, *heard, said("client_finished", "1")])  # asked once more
     assert list(again.answers.values()) == ["replied", "replied", "declined"]
     assert again.left_out == []
+    exported = {"event": "adapter_missing", "time": 1200.0, "client": "0", "reason": "left"}
+    assert run_state([STARTED, BEGUN, exported]).answers == {}  # of no round
     other = run_state([STARTED, BEGUN, said("client_finished", server_round=0)])
     assert other.answers == {}
     evaluated = run_state([STARTED, said("client_failed", server_round=0)])
