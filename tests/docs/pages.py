@@ -48,10 +48,10 @@ def fences(page: Path) -> Iterator[Fence]:
 
 
 def commands() -> list[str]:
-    """Of README, CONTRIBUTING and docs, a command a line as a shell would read it: without
+    """Of README, CONTRIBUTING, docs and results, a command a line as a shell would read it: without
     comments, and without the text after ``<<``."""
-    found = []
-    for block in (fence for page in PAGES for fence in fences(page) if fence.language in SHELL):
+    found, pages = [], (*PAGES, *RESULTS)
+    for block in (fence for page in pages for fence in fences(page) if fence.language in SHELL):
         lines = iter(block.text.replace("\\\n", " ").splitlines())
         for line in lines:
             heredoc = HEREDOC.search(line)
