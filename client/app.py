@@ -9,7 +9,6 @@ stays here: the site's log has it, the server receives a code.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from client.identity import (
     status_reply,
     write_log,
 )
-from client.site_file import SiteFile
+from client.site_file import SiteFile, show_device
 from client.state import store_adapter
 from deal_core.config.file import EXPERIMENT, from_run_config
 from deal_core.installed import without_collection
@@ -116,7 +115,7 @@ def _runtime(asked: str, site: str) -> ClientRuntime:
     """One per process: a base model takes a second to load, and most of the memory."""
     file = SiteFile.model_validate_json(site) if site else None
     if file is not None:
-        choose_device(file)
+        show_device(file.compute.device)
     with without_collection():
         from client.runtime import ClientRuntime
 
@@ -128,15 +127,6 @@ def _runtime(asked: str, site: str) -> ClientRuntime:
         whole=True,
         on_left_out=lambda task, rows: write_log(file, "rows_left_out", task=task, rows=rows),
     )
-
-
-def choose_device(site: SiteFile) -> None:
-    """Show torch only the device that the site lends; before torch is imported."""
-    kind, _, number = site.compute.device.partition(":")
-    if kind == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif number:
-        os.environ["CUDA_VISIBLE_DEVICES"] = number
 
 
 def in_time(file: SiteFile, message: Message) -> bool:

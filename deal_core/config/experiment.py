@@ -254,6 +254,9 @@ class RunConfig(Table):
     engine: str = "inprocess"
     """``inprocess``, or Flower's: ``flower`` (simulation) or ``loopback`` (a SuperLink, and a
     SuperNode for every client); ``deployment`` is what ``deal submit`` sets."""
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda|cuda:[0-9]+)$")
+    """``cpu``, ``cuda``, ``cuda:N``, or ``auto``: CUDA where there is any. A site decides on its
+    own."""
     threads: int = Field(0, ge=0)
     """Torch threads of a process that trains; 0: all cores, divided among the workers."""
     workers: int = Field(0, ge=0)

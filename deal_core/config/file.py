@@ -181,7 +181,7 @@ PATIENCE = ("federation.deadline_seconds", "federation.quorum")
 """Keys of how long a round waits, and for how many."""
 WHERE = (
     *("description", "run.out", "run.resume", "run.track"),
-    *("run.engine", "run.threads", "run.workers", *PATIENCE),
+    *("run.engine", "run.device", "run.threads", "run.workers", *PATIENCE),
 )
 """Keys that say where and how a run is done, and change nothing of what it computes or releases:
 with others a run may go on."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 
+from client.site_file import show_device
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError
@@ -71,6 +72,7 @@ def findings(
     except UserError as error:
         yield from map(Finding, error.problems)
         return
+    show_device(experiment.run.device)
     if not tables:
         yield warning(f"{path}: is empty, so it is what all keys are by default: MedMCQA, embedded")
     experiment = with_absolute_inputs(experiment, own_folder(name, path))

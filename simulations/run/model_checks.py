@@ -11,7 +11,7 @@ from deal_core.deal.interface import statistics_of
 from deal_core.errors import UserError
 from deal_core.lora.kinds import kind_of, rule_of
 from deal_core.methods import FEWEST_IN_SUM, RULES, method_of, texts_at_once
-from deal_core.models.loading import check_bits
+from deal_core.models.loading import best_device, check_bits
 from deal_core.models.prompt import read_template
 from deal_core.protection import make_mechanism
 from deal_core.secure_sum.terms import LEAST_SITES
@@ -256,6 +256,13 @@ def check_secure(experiment: Experiment) -> None:
     check_cohort(experiment)
 
 
+def check_device(experiment: Experiment) -> None:
+    """The device is there."""
+    asked = experiment.run.device
+    if asked.startswith("cuda") and best_device().type != "cuda":
+        raise UserError(f'run.device = "{asked}": torch sees no such GPU here; set "auto" or "cpu"')
+
+
 def check_cohort(experiment: Experiment) -> None:
     """A sum hides nothing among too few, or where too many of them work together."""
     federation = experiment.federation
@@ -284,6 +291,7 @@ def check_cohort(experiment: Experiment) -> None:
 
 
 NAMES: tuple[Check, ...] = (
+    check_device,
     check_declared,
     check_method,
     check_model_names,

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import RootModel
 from rich.console import Console
 
+from client.site_file import show_device
 from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import READ_BY, Experiment
 from deal_core.config.file import WHERE, Value, flatten, leaves, parse_experiment, read_toml
@@ -94,6 +95,7 @@ def prepare(
     if held(RunFolder(Path(experiment.run.out)).launching):
         raise UserError(f"{experiment.run.out}: another process is writing this run; {OTHER_OUT}")
     engine = choose("run.engine", experiment.run.engine, ENGINES)
+    show_device(experiment.run.device)
     warm_up(experiment)
     preflight(experiment, warn, say)
     return engine

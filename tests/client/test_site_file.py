@@ -11,10 +11,10 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import resident_worker
-from client.app import choose_device, make_app
+from client.app import make_app
 from client.gate import Refusal
 from client.identity import Client, as_the_site_decides, client_of, file_of
-from client.site_file import NODE_KEY, read_site
+from client.site_file import NODE_KEY, read_site, show_device
 from deal_core.config.file import PACKAGE, parse_experiment
 from deal_core.errors import UserError
 from simulations.engines.worker_pool import assume_identity
@@ -230,7 +230,7 @@ def test_what_a_site_keeps_is_its_owners_alone_whoever_starts_it(site_file, monk
 def test_torch_sees_the_device_that_the_site_lends(site_file, monkeypatch, device, shown):
     site_file.write_text(TOML.replace('device = "cpu"', f'device = "{device}"'))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    choose_device(read_site(site_file))
+    show_device(read_site(site_file).compute.device)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == shown
 
 
