@@ -31,6 +31,8 @@ from server.results import Spending
 
 CONNECT_SECONDS = 120.0
 """How long a run, and each of its rounds, waits for clients that are not connected, at most."""
+LATE_PATIENCE = 60.0
+"""Seconds after the deadline for which a run that ends for want of replies hears how late they are."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +232,7 @@ class Clients:
         now."""
         step, deadline = sent.step, self.experiment.federation.deadline_seconds
         end, resent = time.monotonic() + deadline, set[str]()
-        if self.late:
-            self._told_late(step)
+        self._told_late(step)
 
         def drop(client: str) -> None:
             self.event("reply_dropped", step, client=client, reason="a second reply")
@@ -275,16 +276,28 @@ class Clients:
                 self.late[number] = reply.client, begun + deadline
             yield wire.Reply(reply.client, None, f"{wire.LATE} of {deadline:g} s")
 
-    def _told_late(self, step: Step) -> None:
-        """Log which sites have answered after a deadline; what they have sent is dropped."""
-        deadline = self.experiment.federation.deadline_seconds
-        for message in self.grid.pull_messages([*self.late]):
+    def _told_late(self, step: Step) -> list[str]:
+        """Log which sites have answered after a deadline, and return it in words; what they have
+        sent is dropped."""
+        deadline, told = self.experiment.federation.deadline_seconds, []
+        for message in self.grid.pull_messages([*self.late]) if self.late else ():
             client, end = self.late.pop(message.metadata.reply_to_message_id, ("", 0.0))
             if client and not message.has_error():
                 after = message.metadata.created_at - end  # the site's own word
                 seconds = max(0, round(after)) if isfinite(after) else 0
                 reason = f"answered {seconds} s after the deadline of {deadline:g} s"
                 self.event("reply_late", step, client=client, reason=reason)
+                told.append(f"{self.experiment.federation.sites[int(client)]} {reason}")
+        return told
+
+    def _await_late(self, step: Step) -> str:
+        """Return how late those are who answer within ``LATE_PATIENCE``: the run ends here, and its
+        next part has to know how long a round takes."""
+        end, told = time.monotonic() + LATE_PATIENCE, self._told_late(step)
+        while self.late and time.monotonic() < end:
+            time.sleep(wire.POLL_SECONDS)
+            told += self._told_late(step)
+        return f"; {', '.join(told)}: a longer federation.deadline_seconds takes it" if told else ""
 
     def require_quorum(self, valid: int, asked: int, step: Step) -> None:
         """Check that enough of those who were ``asked`` gave a valid reply.
@@ -298,6 +311,7 @@ class Clients:
                 f"{step.kind} {step.server_round} of stage {step.stage}: {valid} of {asked} "
                 f"clients gave a valid reply, the quorum is {needed:g}; the checkpoint before it "
                 "stands, continue with --resume (metrics.jsonl has the reasons)"
+                f"{self._await_late(step)}"
             )
 
     def record_fault(

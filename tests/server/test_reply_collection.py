@@ -126,3 +126,31 @@ def test_a_reply_after_the_deadline_is_named_in_the_next_round_and_dropped(now, 
     (event,) = written
     assert (event["event"], event["client"]) == ("reply_late", "0")
     assert event["reason"] == f"answered {said} s after the deadline of 240 s"
+
+
+@pytest.mark.parametrize("comes", [40.0, 300.0])
+def test_a_run_that_ends_for_want_of_a_reply_says_how_late_it_was(now, comes):
+    """Its next part needs a longer deadline; who stays silent is waited for a minute."""
+    federation = {"sites": ("north", "south"), "deadline_seconds": 240.0, "quorum": 1.0}
+    config = Experiment(federation=federation)
+    with assume_identity(1, 1):
+        request = Message(RecordDict(), 1, "train")
+        late = Message(RecordDict(), reply_to=request)
+    late.metadata.__dict__["_reply_to_message_id"] = "request"
+    late.metadata.created_at = request.metadata.created_at + 271.0
+
+    class Silent:
+        def pull_messages(self, message_ids):
+            return [late] if now[0] >= comes and "request" in message_ids else []
+
+    written = []
+    events = SimpleNamespace(write=lambda event, **fields: written.append(event))
+    step = SimpleNamespace(round=1, stage=0, phase="learn", server_round=1, kind="round")
+    end = request.metadata.created_at + 240.0
+    asking = clients.Clients(Silent(), config, None, events, late={"request": ("0", end)})
+    with pytest.raises(UserError, match="the quorum is 2") as ended:
+        asking.require_quorum(1, 2, step)
+    told = "north answered 31 s after the deadline of 240 s: a longer federation.deadline_seconds"
+    assert (told in str(ended.value)) == (comes < 60)
+    assert written == ["reply_late"] * (comes < 60)
+    assert now[0] <= 61

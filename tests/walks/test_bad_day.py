@@ -71,9 +71,12 @@ def late_site(fed, run):
     frozen = fed.members("south")
     for process in frozen:
         process.send_signal(signal.SIGSTOP)
-    assert "the quorum is 2" in stopped(fed, run, 1)
+    fed.wait_event(run, "client_failed", 240, server_round=2)
     for process in frozen:
         process.send_signal(signal.SIGCONT)
+    said = stopped(fed, run, 1)
+    assert "the quorum is 2" in said
+    assert "south answered" in said
     fed.wait_asked("south", 2, "answered")
     assert rounds_paid(fed, "south") == [1, 2]
 
