@@ -32,7 +32,7 @@ from server.results import Spending
 CONNECT_SECONDS = 120.0
 """How long a run, and each of its rounds, waits for clients that are not connected, at most."""
 LATE_PATIENCE = 60.0
-"""Seconds after the deadline for which a run that ends for want of replies hears how late they are."""
+"""Seconds after the deadline for which a run that ends for want of replies hears how late."""
 
 
 @dataclass(frozen=True)
@@ -277,8 +277,11 @@ class Clients:
             yield wire.Reply(reply.client, None, f"{wire.LATE} of {deadline:g} s")
 
     def _told_late(self, step: Step) -> list[str]:
-        """Log which sites have answered after a deadline, and return it in words; what they have
-        sent is dropped."""
+        """Log which sites have answered after a deadline, and drop what they have sent.
+
+        Returns:
+            The same in words.
+        """
         deadline, told = self.experiment.federation.deadline_seconds, []
         for message in self.grid.pull_messages([*self.late]) if self.late else ():
             client, end = self.late.pop(message.metadata.reply_to_message_id, ("", 0.0))

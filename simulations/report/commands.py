@@ -55,7 +55,7 @@ def report(
             if labels:
                 from simulations.report.labels import count_labels
 
-                count_labels(folder, lambda task: say(f"answering the texts of {task}"))
+                count_labels(folder, lambda task, far: say(f"answering the texts of {task}", far))
             path = write_report(folder)
         print_line(console, f"report in {path}")
 

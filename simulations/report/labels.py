@@ -24,6 +24,7 @@ from simulations.output import Table, percent
 from simulations.report.blocks import Block, Heading, Text, whole
 from simulations.report.record import RunRecord
 from simulations.run.simulate import check_rows_same
+from simulations.use.predict import let_threads_sleep, portion
 
 FILE = "labels.json"
 FEW = 20
@@ -71,12 +72,12 @@ def read_label_counts(folder: Path) -> LabelCounts | None:
         return None
 
 
-def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
+def count_labels(folder: Path, progress: Callable[[str, str], None]) -> LabelCounts:
     """Answer all test texts of a finished simulation, and write ``labels.json``.
 
     Args:
         folder: of the run.
-        progress: told the name of each task.
+        progress: told the name of each task, and how far it is.
 
     Returns:
         What was counted.
@@ -94,18 +95,23 @@ def count_labels(folder: Path, progress: Callable[[str], None]) -> LabelCounts:
         raise UserError(f"{folder}: its labels are of words, and not of texts; leave out --labels")
     load_plugins(results.config.plugins)
     check_rows_same(results.config, folder, "--labels", "leave it out")
+    let_threads_sleep()
     from deal_core.inference.predictor import confidences_and_hits, gap, load_predictor
 
     predictor = load_predictor(AdapterFolder(RunFolder(folder).adapter))
     found = LabelCounts()
     for task in results.tasks:
-        progress(task)
+        progress(task, "")
         data = load_for_clients(results.config, task)
         labels = list(data.labels)
         counts = [[0] * len(labels) for _ in labels]
         written: list[tuple[str, Sequence[str]]] = []
         logits, targets = list[list[float]](), list[int]()
-        answers = predictor.answers([example.text for example in data.test], task)
+        texts = [example.text for example in data.test]
+        answers = list[Answer | Written]()
+        for begin in range(0, len(texts), portion(predictor)):
+            answers += predictor.answers(texts[begin : begin + portion(predictor)], task)
+            progress(task, f"{len(answers)} of {len(texts)}")
         for example, answer in zip(data.test, answers, strict=True):
             if isinstance(answer, Answer):
                 counts[labels.index(example.label)][labels.index(answer.label)] += 1

@@ -10,24 +10,26 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from deal_core.config.data import DataConfig, TaskColumns
-from deal_core.data.rows import Columns, shaped, to_text, whole_characters
+from deal_core.data.rows import Columns, EmptyRow, shaped, to_text, whole_characters
 from deal_core.data.tables import READERS, read_lines, read_table
 from deal_core.errors import UserError, at_home, nearest
 from deal_core.inference.folder import AdapterFolder, Answer, Written, find_adapter, read_inference
 from simulations.output import at_work
+from simulations.output import print_line as print_note
 from simulations.run.simulate import recorded
+
+if TYPE_CHECKING:
+    from deal_core.inference.predictor import Predictor
 
 DIGITS = 6
 """Of a probability: what differs beyond them is rounding of the machine."""
 
 
-CHUNK, FEW = 768, 96
-"""Texts that are read, answered and printed together; few where a prompt is read for each. The more
-there are, the more equal are the lengths in a pass."""
 UNSURE = "unsure"
 FEW_ROWS = 20
 """Fewer say nothing of a temperature."""
@@ -72,13 +74,16 @@ def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score
     request = with_columns(request, folder)
     if request.calibrate and not request.label_column:
         raise UserError("--calibrate needs right answers; name their column with --label-column")
-    total = sum(1 for _ in read_texts(request))
+    empty: list[int] = []
+    total = sum(1 for _ in read_texts(request, empty.append))
     if not total:
-        raise UserError(f"{request.file}: has no row; name a file with a text a row")
+        raise UserError(f"{request.file}: has no row with a text; name a file with a text a row")
     check_expected(request, folder)
-    # Two threads that wait for each other in a loop cost more than they save; said before torch.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    let_threads_sleep()
     console = Console(stderr=True)
+    if empty:
+        rows = f"{len(empty)} rows have" if len(empty) > 1 else "1 row has"
+        print_note(console, f"{request.file}: {rows} no text, from row {empty[0]} on; left out")
     with at_work(console, "loading the model"):
         from deal_core.inference.predictor import load_predictor  # with torch
 
@@ -87,7 +92,7 @@ def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score
     if request.calibrate:
         predictor = replace(predictor, temperatures={})
     score, answered, texts = Score(request.threshold), 0, read_texts(request)
-    count = CHUNK if predictor.model.has_label_logits else FEW
+    count = portion(predictor)
     with progress(request, console, total) as advance:
         while chunk := list(islice(texts, count)):
             answers = predictor.answers([text.text for text in chunk], request.task)
@@ -100,6 +105,18 @@ def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score
     if request.calibrate:
         score.calibrated = calibrated(folder, request.task, score)
     return score if score.texts else None
+
+
+def let_threads_sleep() -> None:
+    """Tell the threads of torch, before it loads, not to wait for each other in a loop: that costs
+    more than it saves."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+def portion(predictor: Predictor) -> int:
+    """Return how many texts are read, answered and printed together: few where a prompt is read for
+    each. The more there are, the more equal are the lengths in a pass."""
+    return 768 if predictor.model.has_label_logits else 96
 
 
 def with_columns(request: PredictRequest, folder: AdapterFolder) -> PredictRequest:
@@ -159,8 +176,11 @@ def calibrated(folder: AdapterFolder, task: str, score: Score) -> str:
     )
 
 
-def read_texts(request: PredictRequest) -> Iterator[Text]:
-    """Return the texts that were typed, or those of the file.
+def read_texts(
+    request: PredictRequest, on_empty: Callable[[int], None] = lambda row: None
+) -> Iterator[Text]:
+    """Return the texts that were typed, or those of the file; ``on_empty`` hears the number of each
+    row that is left out, since it has none.
 
     Raises:
         UserError: neither, or both.
@@ -169,7 +189,8 @@ def read_texts(request: PredictRequest) -> Iterator[Text]:
         raise UserError("deal predict: give texts, or --file FILE, and not both")
     if request.file:
         path = at_home(request.file)
-        return file_texts(path, request.column, request.pair_column, request.label_column)
+        columns = Columns(request.column, request.label_column, request.pair_column)
+        return file_texts(path, columns, on_empty)
     if request.label_column:
         raise UserError("--label-column is of a file; name it with --file")
     return iter(list(typed_texts(request.texts)))
@@ -253,40 +274,45 @@ def typed_texts(texts: Sequence[str]) -> Iterator[Text]:
         yield Text(whole_characters(text.strip(), f"text {number}"))
 
 
-def file_texts(path: Path, column: str, pair_column: str, label_column: str = "") -> Iterator[Text]:
+def file_texts(path: Path, columns: Columns, on_empty: Callable[[int], None]) -> Iterator[Text]:
     """Return the texts of a CSV, JSONL or Parquet file, or the lines of a TXT file, read one at a
     time.
 
     Args:
         path: the file.
-        column: of the text.
-        pair_column: joined to it, as ``data.pair_column`` of an experiment; empty: none.
-        label_column: of the right answer; empty: it is not asked for.
+        columns: of the text, of what is joined to it, as ``data.pair_column`` of an experiment
+            (empty: nothing), and of the right answer (empty: it is not asked for).
+        on_empty: hears the number of a row without text, which is left out.
 
     Raises:
-        UserError: no such file, or of another kind; and, when it is reached, a row without text:
-            the message names file and row.
+        UserError: no such file, or of another kind; and, when it is reached, a row without such a
+            column, or with what is no text: the message names file and row.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; name one with a text a row")
     suffix = path.suffix.lower()
-    if suffix == ".txt" and label_column:
-        raise UserError(f"{path}: has no column '{label_column}'; name a table, or leave it out")
+    if suffix == ".txt" and columns.label:
+        raise UserError(f"{path}: has no column '{columns.label}'; name a table, or leave it out")
     if suffix == ".txt":
         return (Text(line, number) for number, line in read_lines(path))
     if suffix not in READERS:
         known = ", ".join((*READERS, ".txt"))
         raise UserError(f"{path}: files may end in {known}; rename or convert it")
-    return _rows(path, Columns(text=column, label=label_column, pair=pair_column))
+    return _rows(path, columns, on_empty)
 
 
-def _rows(path: Path, columns: Columns) -> Iterator[Text]:
+def _rows(path: Path, columns: Columns, on_empty: Callable[[int], None]) -> Iterator[Text]:
+    answer = Columns(text=columns.label, label="")
     for number, row in read_table(path):
+        expected = None
         try:
             row = shaped(row, columns)
             text = to_text(row, columns)
-            answer = Columns(text=columns.label, label="")
-            expected = to_text(row, answer) if columns.label else None
+            with suppress(EmptyRow):  # a text whose answer nobody knows
+                expected = to_text(row, answer) if columns.label else None
+        except EmptyRow:
+            on_empty(number)
+            continue
         except UserError as error:
             raise UserError(f"{path}, row {number}: {error}") from None
         yield Text(text, number, expected)

@@ -324,6 +324,15 @@ def test_a_certificate_that_expires_is_told_at_the_start_and_by_status(
     assert expiry(datetime.now(UTC) + timedelta(days=90)) == ""
 
 
+def test_a_server_that_cannot_start_says_why_and_nothing_else(server, capsys):
+    with (
+        exclusive_lock(server.pid.with_suffix(".lock")),
+        pytest.raises(UserError, match="runs already"),
+    ):
+        serving.start_server(server)
+    assert capsys.readouterr().out == ""
+
+
 def test_what_is_printed_names_the_folder(server, tmp_path, monkeypatch, capsys):
     """Every command that is printed works when it is pasted, from any folder."""
     monkeypatch.setattr(submitting, "BUNDLE", tmp_path)

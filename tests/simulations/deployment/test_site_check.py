@@ -20,6 +20,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.policy import Policy
 from simulations.cli import app
 from simulations.deployment import keys
+from simulations.deployment.site import folder as folder_module
 from simulations.deployment.site.check import (
     MOST_SKEW,
     check_clock,
@@ -326,6 +327,23 @@ def pin(site, *names):
 def secure_line(report):
     (line,) = [each for each in (*report.lines, *report.problems) if each.startswith("secure sums")]
     return line
+
+
+def test_a_site_that_starts_is_told_of_certificates_that_expire(
+    tmp_path, data, monkeypatch, capsys
+):
+    """And serves: the server may come later."""
+    monkeypatch.setattr(keys, "AUTHORITY_DAYS", 20)
+    soon = tmp_path / "soon.crt"
+    soon.write_bytes(keys.make_authority().public)
+    init_site(tmp_path / "site", data, "north", "127.0.0.1:1", soon, AGREED)
+    served = []
+    monkeypatch.setattr(folder_module, "_keep_going", lambda *given: served.append(given))
+    start_site(tmp_path / "site")
+    said = capsys.readouterr().out
+    assert "warning: " in said
+    assert "ca.crt: expires on " in said
+    assert len(served) == 1
 
 
 def test_a_site_is_told_its_fingerprint_at_once_and_at_every_check(tmp_path, site):

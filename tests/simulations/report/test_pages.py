@@ -108,6 +108,8 @@ def test_lines_draw_curves_with_their_values(monkeypatch):
     level, line = figure.axes[0].lines
     assert set(level.get_ydata()) == {5.0}
     np.testing.assert_equal(np.array(line.get_ydata(), float), [10.0, np.nan, 30.0])
+    ticks = figure.axes[0].get_xticks()
+    assert [tick for tick in ticks if tick != round(tick)] == []  # tasks and rounds are whole
 
 
 def copied(name, folder):

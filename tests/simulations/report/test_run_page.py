@@ -252,7 +252,11 @@ def test_a_damaged_log_is_one_line(plain):
         read_run(plain)
 
 
-COUNTS = TaskCounts(labels=["cat", "dog", "bird"], counts=[[3, 1, 0], [2, 4, 0], [0, 0, 0]])
+COUNTS = TaskCounts(
+    labels=["cat", "dog", "bird"],
+    counts=[[3, 1, 0], [2, 4, 0], [0, 0, 0]],
+    calibration_error=0.0425,
+)
 
 
 def test_precision_recall_and_f1_are_those_of_the_counts():
@@ -276,7 +280,8 @@ def test_the_page_has_measures_and_confusions(plain):
         ["dog", "6", "80.0", "66.7", "72.7"],
         ["bird", "0", "–", "–", "0.0"],
     ]
-    assert "3 labels, macro F1 69.7." in shown.text
+    error = "Calibration error of probabilities (ECE): 4.2 %"
+    assert f"3 labels, macro F1 69.7. {error}" in shown.text
     assert shown.table("Texts written for surgery, in %")[1:] == [
         ["surgery", "37.5", "50.0", "12.5"]
     ]
@@ -302,7 +307,7 @@ def test_texts_of_a_deployment_stay_where_they_are(plain):
     text = (plain / "results.json").read_text()
     (plain / "results.json").write_text(text.replace('"source": "medmcqa"', '"source": "sites"'))
     with pytest.raises(UserError, match="at its sites, and stay there"):
-        count_labels(plain, lambda task: None)
+        count_labels(plain, lambda task, far: None)
 
 
 def test_other_rows_than_those_of_the_run_are_not_counted(plain):

@@ -121,7 +121,7 @@ def test_predictions_and_the_report_are_those_of_the_evaluation(finished):
     assert set(json.loads(line)) == {"text", "task", "answer"}
     with pytest.raises(UserError, match="name it with --task"):
         predictor.answer("abc")
-    counted = count_labels(folder, lambda task: None)
+    counted = count_labels(folder, lambda task, far: None)
     scores, counts = counted.texts["words"], counted.tasks["colours"]
     assert scores["rouge-l"] == pytest.approx(found[-1][0], abs=1e-9)
     assert np.trace(counts.counts) / np.sum(counts.counts) == found[-1][1]

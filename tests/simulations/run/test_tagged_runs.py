@@ -121,7 +121,7 @@ def test_what_was_learnt_marks_texts(finished, tmp_path):
     with pytest.raises(UserError, match="name it with --task"):
         predictor.answer("ann was well")
     with pytest.raises(UserError, match="leave out --labels"):
-        count_labels(folder, lambda task: None)
+        count_labels(folder, lambda task, far: None)
     with pytest.raises(UserError, match="deal predict"):
         export(str(folder), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

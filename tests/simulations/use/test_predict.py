@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import shutil
 import sys
@@ -18,7 +20,7 @@ from client.gate import Refusal
 from client.local_training import class_sums
 from deal_core.data import load_for_clients
 from deal_core.errors import UserError
-from deal_core.inference.folder import AdapterFolder, Written, find_adapter, read_inference
+from deal_core.inference.folder import AdapterFolder, Answer, Written, find_adapter, read_inference
 from deal_core.inference.predictor import load_predictor, read_temperatures
 from deal_core.training.evaluation import count_both
 from server.results import read_results
@@ -167,9 +169,10 @@ def test_each_text_is_answered_as_the_evaluation_did_in_both_protocols(run, pred
 
 def test_the_counts_of_a_report_by_label_are_the_accuracy_of_the_results(run):
     folder, _ = run
-    results, asked = read_results(folder), []
-    counts = count_labels(folder, asked.append)
-    assert asked == list(counts.tasks) == results.tasks
+    results, asked = read_results(folder), {}
+    counts = count_labels(folder, asked.__setitem__)
+    assert list(asked) == list(counts.tasks) == results.tasks
+    assert set(asked.values()) == {"12 of 12"}
     for task, accuracy in zip(results.tasks, results.accuracy_matrix[-1], strict=True):
         own = counts.tasks[task]
         assert np.trace(own.counts) / np.sum(own.counts) == accuracy
@@ -196,6 +199,29 @@ def test_a_file_with_right_answers_has_the_accuracy_of_the_run(run, tmp_path):
     found = [json.loads(line) for line in lines]
     assert [line["expected"] for line in found] == [row["ward"].strip() for row in rows]
     assert sum(line["label"] == line["expected"] for line in found) == right
+
+
+def test_rows_without_a_text_are_left_out_and_counted(run, tmp_path, monkeypatch, capsys):
+    """A text whose answer nobody knows is answered; a pipe hears how far it is."""
+    table = tmp_path / "tests.csv"
+    table.write_text("question,ward\nfirst,\n ,a\nthird,a\n ,b\n")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    lines = []
+    asked = PredictRequest(str(run[0]), file=str(table), column="question", task="surgery")
+    assert predict(asked, lines.append) is None
+    assert [json.loads(line)["row"] for line in lines] == [2, 4]
+    said = capsys.readouterr().err
+    assert "2 rows have no text, from row 3 on; left out" in said
+    assert "answering 2 texts" in said
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"  # threads do not wait in a loop
+
+
+def test_answers_below_the_threshold_are_not_counted_as_wrong():
+    score = Score(threshold=0.6)
+    for shares, right in (((0.9, 0.1), "a"), ((0.2, 0.8), "a"), ((0.55, 0.45), "b")):
+        logs = dict(zip("ab", map(math.log, shares), strict=True))
+        score.add(Answer("t", "a", max(shares), "b", min(shares), logs), right)
+    assert score.line.startswith("accuracy 50.0 % (1 of 2 rows), 1 unsure; ")
 
 
 def test_texts_share_passes_and_their_answers_are_those_of_each_alone(run, predictor):
@@ -363,7 +389,7 @@ def test_mistakes_are_one_line(causal, deal, arguments, message):
     ("name", "content", "message"),
     [
         ("a.csv", "words\nx\n", "a.csv, row 2: no column 'text'"),
-        ("a.csv", "text,n\n,1\n", "a.csv, row 2: column 'text' is empty"),
+        ("a.csv", "text,n\n,1\n", "a.csv: has no row with a text"),
         ("a.docx", "text", "files may end in .jsonl, .csv"),
         ("a.csv", "", "a.csv: has no row"),
         ("a.CSV", "text\n", "a.CSV: has no row"),
