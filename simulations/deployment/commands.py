@@ -48,7 +48,9 @@ def server_add_site(name: str, key: Path, folder: ServerDir = ".") -> None:
     """Let the holder of KEY sign in as NAME (the server must be running)."""
     from simulations.deployment.server.folder import ServerFolder, add_site
 
-    print(*add_site(ServerFolder(folder), name, key), sep="\n")
+    with at_work(wide_console(), "asking the server"):
+        lines = add_site(ServerFolder(folder), name, key)
+    print(*lines, sep="\n")
 
 
 @server.command("remove-site")
@@ -56,7 +58,9 @@ def server_remove_site(name: str, folder: ServerDir = ".") -> None:
     """Refuse NAME's key from now on: it left, or its key was stolen or renewed."""
     from simulations.deployment.server.folder import ServerFolder, remove_site
 
-    print(*remove_site(ServerFolder(folder), name), sep="\n")
+    with at_work(wide_console(), "asking the server"):
+        lines = remove_site(ServerFolder(folder), name)
+    print(*lines, sep="\n")
 
 
 @server.command("backup")
@@ -115,10 +119,11 @@ def site_check(
     offline: Annotated[bool, typer.Option("--offline", help="Data and keys only.")] = False,
 ) -> None:
     """Read the data, try the connection, say what would leave; nothing is sent."""
-    with at_work(wide_console(), "checking keys, data and connection"):
+    with at_work(wide_console(), "loading PyTorch") as say:
         from simulations.deployment.site.check import check_site
         from simulations.run.experiment import Request, load_experiment
 
+        say("checking keys, data and connection")
         asked = load_experiment(Request(experiment)) if experiment else None
         report = check_site(at_home(folder).resolve(), asked, offline)
     print(*report.printed(), sep="\n")

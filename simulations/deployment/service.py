@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
 from string import Template
@@ -25,6 +26,8 @@ from server.folder import exclusive_lock, held, holder
 from simulations.engines.flower import LOCAL, FlowerHome, dying_with, stop_all
 
 COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
+UNTIMED = re.compile(rb"^([A-Z]+) *: +")
+"""Begins a line of Flower's; those of its web server begin with time and level."""
 STOP_SECONDS = 20.0
 HUNG_SECONDS = 10.0
 """How long a program may live after it has said that it cannot go on."""
@@ -106,8 +109,9 @@ def require_idle(pid: Path, port: int = 0) -> None:
 
 
 def _write_log(process: subprocess.Popen[bytes], log: Path, fatal: bytes) -> None:
-    """Write what the process says into its log, without colours, and end it where it hangs after
-    ``fatal`` words. A disk that takes no more costs lines, and not the process."""
+    """Write what the process says into its log, without colours and each line with its time, and
+    end it where it hangs after ``fatal`` words. A disk that takes no more costs lines, and not the
+    process."""
     assert process.stdout is not None
     hung = threading.Timer(HUNG_SECONDS, process.kill)
     hung.daemon = True
@@ -116,7 +120,9 @@ def _write_log(process: subprocess.Popen[bytes], log: Path, fatal: bytes) -> Non
             if fatal and fatal in line and hung.ident is None:
                 hung.start()
             with suppress(OSError), rotated(log).open("ab") as file:
-                file.write(COLOUR.sub(b"", line))
+                now = datetime.now(UTC).isoformat(timespec="milliseconds")[:-6]
+                begin = rb"%sZ \1 [flwr] " % now.encode()
+                file.write(UNTIMED.sub(begin, COLOUR.sub(b"", line)))
     hung.cancel()
 
 

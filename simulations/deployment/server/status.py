@@ -19,7 +19,7 @@ from simulations.deployment.keys import expiring
 from simulations.deployment.server.folder import ServerFolder, registered
 from simulations.deployment.server.submit import flower_status, run_folder, starts
 from simulations.engines.flower import CONNECTION
-from simulations.output import Table, print_line, print_table
+from simulations.output import Table, at_work, print_line, print_table
 from simulations.run.run_log import RunLog, round_of
 from simulations.run.simulate import recorded
 
@@ -135,7 +135,8 @@ def state_of(run: Path) -> RunState:
 def status(folder: ServerFolder, name: str, console: Console, as_json: bool) -> None:
     """Print where a run and its sites stand; without a name, the latest run."""
     folder.settings()
-    sites, fault = connected(folder)
+    with at_work(console, "asking the server"):
+        sites, fault = connected(folder)
     run = None if not name and not any(folder.runs.glob("*")) else run_folder(folder, name)
     state = RunState() if run is None else _current_state(folder, run, not fault)
     deadline = 0.0

@@ -1,6 +1,7 @@
 """One program in the foreground: its end, its hanging, and the wish to stop it."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -99,14 +100,15 @@ def test_a_site_that_was_in_waits_for_a_certificate_that_has_expired_to_be_renew
 
 
 def test_a_log_has_no_colours_and_the_one_before_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("deal_core.atomic_write.LARGEST_LOG", 40)
+    monkeypatch.setattr("deal_core.atomic_write.LARGEST_LOG", 80)
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     run(tmp_path, r"printf '\033[92mINFO\033[0m : one\n'; yes | head -30; echo last $no_proxy")
     whole = (tmp_path / "log.1").read_text() + (tmp_path / "log").read_text()
     assert "\x1b" not in whole
+    assert re.match(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO \[flwr\] one\n", whole)
     assert whole.endswith("y\nlast 127.0.0.1,localhost\n")  # a proxy is for the server alone
-    assert (tmp_path / "log").stat().st_size < 80
+    assert (tmp_path / "log").stat().st_size < 100
 
 
 def test_nobody_runs_it_twice_and_who_does_is_named(tmp_path):
