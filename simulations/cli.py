@@ -10,7 +10,7 @@ import click
 import typer
 from typer.models import ArgumentInfo
 
-from deal_core.errors import UserError
+from deal_core.errors import UserError, at_home
 from deal_core.installed import require_own_packages
 from simulations import output
 from simulations.deployment.commands import add_to
@@ -187,6 +187,9 @@ def export(
     from rich.console import Console
 
     with output.at_work(Console(stderr=True), "loading the model and writing it"):
+        from deal_core.inference.folder import find_adapter
+
+        find_adapter(at_home(folder))  # before torch loads
         from simulations.use.export import export as run
 
         lines = run(folder, to, model)

@@ -49,7 +49,7 @@ def simulate(
         experiment = load_experiment(request)
     folder = Path(experiment.run.out)
     before = _events(folder)
-    check_folder(experiment)
+    check_free(experiment)
     if RunFolder(folder).results.exists():
         print_line(console, f"{folder}: the run has finished, nothing is left to do")
         return 0
@@ -91,9 +91,7 @@ def prepare(
     Raises:
         UserError: bad input; nothing has started.
     """
-    check_folder(experiment)
-    if held(RunFolder(Path(experiment.run.out)).launching):
-        raise UserError(f"{experiment.run.out}: another process is writing this run; {OTHER_OUT}")
+    check_free(experiment)
     engine = choose("run.engine", experiment.run.engine, ENGINES)
     show_device(experiment.run.device)
     warm_up(experiment)
@@ -117,6 +115,17 @@ RECORD = "experiment.toml"
 
 PRECISION, AUTO = "train.precision", "auto"
 """The key whose default leaves it to the machine."""
+
+
+def check_free(experiment: Experiment) -> None:
+    """Check that no process writes the run folder, and that it can hold this run.
+
+    Raises:
+        UserError: one does, or it cannot (:func:`check_folder`).
+    """
+    if held(RunFolder(Path(experiment.run.out)).launching):
+        raise UserError(f"{experiment.run.out}: another process is writing this run; {OTHER_OUT}")
+    check_folder(experiment)
 
 
 def check_folder(experiment: Experiment) -> None:

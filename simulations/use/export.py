@@ -17,6 +17,7 @@ from deal_core.data import Example
 from deal_core.errors import UserError, at_home, choose
 from deal_core.inference.folder import AdapterFolder, Inference, find_adapter, read_inference
 from deal_core.inference.predictor import as_evaluated, checked_adapter, read_adapter, read_heads
+from deal_core.lora.attach import quiet_peft
 from deal_core.lora.kinds import KINDS
 from deal_core.lora.state import to_arrays
 from deal_core.models import auto_class, family_of, load_model
@@ -106,7 +107,8 @@ def export(folder: str, to: str, base: str = "") -> list[str]:
     read_heads(source)
     target.mkdir(parents=True, exist_ok=True)
     try:
-        return _write(source, inference, adapted, target)
+        with quiet_peft():
+            return _write(source, inference, adapted, target)
     except BaseException as error:  # nothing is left, so that the same command can be tried again
         shutil.rmtree(target, ignore_errors=True)
         if there:

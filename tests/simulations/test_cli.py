@@ -211,8 +211,9 @@ def test_a_run_is_continued_by_one_process_at_a_time(deal, fork, tmp_path):
             assert process.poll() is None, process.stderr
             time.sleep(0.05)
         before = RunFolder(out).metrics.read_bytes()
-        line = refused(deal(*arguments, "--resume"))
-        assert f"{out}: another process is writing this run" in line
+        for again in (("--resume",), ()):
+            line = refused(deal(*arguments, *again))
+            assert f"{out}: another process is writing this run" in line
         assert RunFolder(out).metrics.read_bytes() == before
     finally:
         process.kill()
