@@ -74,6 +74,23 @@ class History(BaseModel):
     spent: dict[str, Spending] = {}
     """Client to what its privacy has cost, all rounds and tasks together."""
 
+    def charged(self, told: Mapping[str, Spending]) -> tuple[History, dict[str, float]]:
+        """Add what clients say of their ledgers after a round.
+
+        Returns:
+            What is known now, and each client that says less than before to what it says: its
+            ledger is older than it was, and what was known of it stands.
+        """
+        less = {
+            client: now.epsilon
+            for client, now in told.items()
+            if (before := self.spent.get(client)) is not None
+            and now.delta == before.delta
+            and now.epsilon < before.epsilon
+        }
+        spent = {**self.spent, **{client: told[client] for client in told if client not in less}}
+        return self.model_copy(update={"spent": spent}), less
+
     def judged(self, clients: Collection[str], excluded: Collection[str]) -> History:
         """Replace what is known of the clients of a round by its verdict."""
         distrusted = (set(self.distrusted) - set(clients)) | set(excluded)

@@ -167,8 +167,11 @@ class DealStrategy(Strategy):
         seconds = time.monotonic() - summation.started
         counts = {"clients": len(sizes), "excluded": list(excluded)}
         clients.event("round_finished", step, seconds=seconds, **counts, **figures)
-        spent = {**self.history.spent, **summation.spent}
-        history = self.history.model_copy(update={"spent": spent})
+        history, less = self.history.charged(summation.spent)
+        for client, epsilon in less.items():
+            was = history.spent[client].epsilon
+            reason = f"epsilon {epsilon:.3g} in its ledger, {was:.3g} before: an older copy of it?"
+            clients.event("ledger_older", step, client=client, reason=reason)
         if aggregate is not None:
             history = history.judged(sizes.keys(), excluded)
         self.history = history.appended("train", seconds, **figures)

@@ -14,6 +14,7 @@ from deal_core.errors import UserError
 from deal_core.privacy.events import Budget, composed
 from deal_core.privacy.ledger import Ledger
 from server.results import read_results
+from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from simulations.report.ledger import verify
 from simulations.run.check import preflight
 from simulations.run.data_checks import check_data
@@ -59,6 +60,27 @@ def test_what_an_update_has_cost_is_told_though_the_server_refuses_it(make_exper
     for client, epsilon in privacy.epsilon.items():
         held = Ledger(tmp_path / "sites" / client).events()
         assert epsilon == composed(held, held[0].delta)
+
+
+def test_a_site_that_says_less_than_before_has_an_older_ledger_and_is_named(
+    make_experiment, tmp_path
+):
+    """A site restored from a backup charges again what its backup does not know."""
+    said = []
+
+    def older(reply):
+        figures = reply.content.metric_records.get("metrics", {})
+        if reply.metadata.src_node_id == FIRST_CLIENT_NODE and "epsilon" in figures:
+            said.append(figures["epsilon"])
+            if len(said) == 2:
+                figures["epsilon"] = said[0] / 2
+        return reply
+
+    experiment = make_experiment(*PRIVATE, 'data.tasks=["surgery"]', "federation.rounds=2")
+    events = run_in_process(at(experiment, tmp_path), older)
+    (named,) = [event for event in events if event["event"] == "ledger_older"]
+    assert (named["client"], named["server_round"]) == ("0", 2)
+    assert read_results(tmp_path).privacy.epsilon["0"] == said[0] < said[1]
 
 
 def test_the_results_say_what_the_ledgers_hold(finished):
