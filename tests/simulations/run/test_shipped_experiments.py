@@ -72,7 +72,7 @@ def learnt(name, folder, *settings):
     command = [sys.executable, "-m", "simulations.cli", "simulate", name, "--out", str(folder)]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "forgetting" in done.stdout
+    assert "forgotten" in done.stdout
     return read_results(folder)
 
 
