@@ -5,15 +5,20 @@ Where the texts are at hand, as in a simulation, they are answered as the last e
 answers that are texts it is how near they are to right ones, by every measure.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import Field
 
 from deal_core.atomic_write import atomic_write
-from deal_core.data import load_for_clients
+from deal_core.data import Example, load_for_clients
 from deal_core.errors import UserError
 from deal_core.inference.folder import AdapterFolder, Answer, Written
 from deal_core.training.text_overlap import TEXT_MEASURES
@@ -24,11 +29,15 @@ from simulations.output import Table, percent
 from simulations.report.blocks import Block, Heading, Text, whole
 from simulations.report.record import RunRecord
 from simulations.run.simulate import check_rows_same
-from simulations.use.predict import let_threads_sleep, portion
+from simulations.use.predict import Score, calibrated, let_threads_sleep, portion
+
+if TYPE_CHECKING:
+    from deal_core.inference.predictor import Predictor
 
 FILE = "labels.json"
 FEW = 20
 """Up to so many labels of a task have a confusion matrix."""
+ALL_TASKS = "all tasks together"
 
 
 class TaskCounts(Strict):
@@ -37,7 +46,10 @@ class TaskCounts(Strict):
     labels: list[str]
     counts: list[list[int]]
     calibration_error: float | None = None
-    """ECE, 0 to 1: how far probabilities are from the share of right answers."""
+    """ECE, 0 to 1: how far probabilities are from the share of right answers, without a
+    temperature."""
+    calibration: str = ""
+    """What the temperature that was found, and kept, changes; empty: the rows are too few."""
 
     def scores(self) -> np.ndarray:
         """Return a row for each label: precision, recall (NaN where nothing was answered so, or no
@@ -73,7 +85,8 @@ def read_label_counts(folder: Path) -> LabelCounts | None:
 
 
 def count_labels(folder: Path, progress: Callable[[str, str], None]) -> LabelCounts:
-    """Answer all test texts of a finished simulation, and write ``labels.json``.
+    """Answer all test texts of a finished simulation, and write ``labels.json``; the temperatures
+    that suit the answers best, of each task and of all together, stay beside the adapter.
 
     Args:
         folder: of the run.
@@ -98,25 +111,19 @@ def count_labels(folder: Path, progress: Callable[[str, str], None]) -> LabelCou
     let_threads_sleep()
     from deal_core.inference.predictor import confidences_and_hits, gap, load_predictor
 
-    predictor = load_predictor(AdapterFolder(RunFolder(folder).adapter))
-    found = LabelCounts()
+    adapter = AdapterFolder(RunFolder(folder).adapter)
+    predictor = replace(load_predictor(adapter), temperatures={})
+    found, together = LabelCounts(), Score()
     for task in results.tasks:
         progress(task, "")
         data = load_for_clients(results.config, task)
         labels = list(data.labels)
-        counts = [[0] * len(labels) for _ in labels]
+        counts, score = [[0] * len(labels) for _ in labels], Score()
         written: list[tuple[str, Sequence[str]]] = []
-        logits, targets = list[list[float]](), list[int]()
-        texts = [example.text for example in data.test]
-        answers = list[Answer | Written]()
-        for begin in range(0, len(texts), portion(predictor)):
-            answers += predictor.answers(texts[begin : begin + portion(predictor)], task)
-            progress(task, f"{len(answers)} of {len(texts)}")
-        for example, answer in zip(data.test, answers, strict=True):
+        for example, answer in _answered(predictor, data.test, task, progress):
             if isinstance(answer, Answer):
                 counts[labels.index(example.label)][labels.index(answer.label)] += 1
-                logits.append([answer.log_probabilities[label] for label in labels])
-                targets.append(labels.index(example.label))
+                score.add(answer, example.label)
             elif isinstance(answer, Written):
                 written.append((answer.answer, (example.target, *example.references)))
         if written:
@@ -124,11 +131,30 @@ def count_labels(folder: Path, progress: Callable[[str, str], None]) -> LabelCou
                 name: fmean(measure.share(*each) for each in written)
                 for name, measure in TEXT_MEASURES.items()
             }
-        else:
-            error = gap(*confidences_and_hits(logits, targets)) if logits else None
-            found.tasks[task] = TaskCounts(labels=labels, counts=counts, calibration_error=error)
+            continue
+        found.tasks[task] = TaskCounts(
+            labels=labels,
+            counts=counts,
+            calibration_error=gap(*confidences_and_hits(score.logits, score.targets)),
+            calibration=calibrated(adapter, task, score),
+        )
+        with suppress(UserError):  # labels of one task at a time
+            predictor.check("")
+            for example, answer in _answered(predictor, data.test, "", progress):
+                together.add(answer, example.label)
+    calibrated(adapter, "", together)
     atomic_write(folder / FILE, found.model_dump_json(indent=1) + "\n")
     return found
+
+
+def _answered(
+    predictor: Predictor, rows: Sequence[Example], task: str, progress: Callable[[str, str], None]
+) -> Iterator[tuple[Example, Answer | Written]]:
+    whose, count = task or ALL_TASKS, portion(predictor)
+    for begin in range(0, len(rows), count):
+        some = rows[begin : begin + count]
+        yield from zip(some, predictor.answers([row.text for row in some], task), strict=True)
+        progress(whose, f"{begin + len(some)} of {len(rows)}")
 
 
 def label_blocks(run: RunRecord) -> Iterator[Block]:
@@ -167,6 +193,8 @@ def _task(task: str, counts: TaskCounts) -> Iterator[Block]:
     said = f"{len(counts.labels)} labels, macro F1 {percent(counts.macro_f1)}."
     if counts.calibration_error is not None:
         said += f" Calibration error of probabilities (ECE): {percent(counts.calibration_error)} %."
+    if counts.calibration:
+        said += f" Of the texts on which no temperature was sought: {counts.calibration}."
     yield Text(said)
     if len(counts.labels) <= FEW:
         cells = zip(counts.labels, counts.counts, strict=True)

@@ -103,7 +103,12 @@ def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score
             answered += len(chunk)
             advance(answered)
     if request.calibrate:
-        score.calibrated = calibrated(folder, request.task, score)
+        if not (said := calibrated(folder, request.task, score)):
+            raise UserError(
+                f"--calibrate: fewer than {FEW_ROWS} rows have a label as right answer; name a "
+                "file with more"
+            )
+        score.calibrated = f"{said}, which is kept in {folder.calibration}"
     return score if score.texts else None
 
 
@@ -152,27 +157,20 @@ def progress(
 
 
 def calibrated(folder: AdapterFolder, task: str, score: Score) -> str:
-    """Return what is said of the temperature that suits the answers best, which is kept in the
-    folder.
-
-    Raises:
-        UserError: too few rows have a label as right answer.
-    """
+    """Return what the temperature that suits the answers best changes, and keep it in the folder;
+    empty: fewer than ``FEW_ROWS`` rows have a label as right answer."""
     from deal_core.inference.predictor import calibrate, write_temperature
 
     known = [place for place, target in enumerate(score.targets) if target >= 0]
     if len(known) < FEW_ROWS:
-        raise UserError(
-            f"--calibrate: {len(known)} rows have a label as right answer; name a file with "
-            f"{FEW_ROWS} or more"
-        )
+        return ""
     temperature, before, after = calibrate(
         [score.logits[place] for place in known], [score.targets[place] for place in known]
     )
     write_temperature(folder, task, temperature)
     return (
         f"calibration error (ECE) {100 * before:.1f} % before, {100 * after:.1f} % with the "
-        f"temperature {temperature:.3g}, which is kept in {folder.calibration}"
+        f"temperature {temperature:.3g}"
     )
 
 

@@ -256,6 +256,7 @@ COUNTS = TaskCounts(
     labels=["cat", "dog", "bird"],
     counts=[[3, 1, 0], [2, 4, 0], [0, 0, 0]],
     calibration_error=0.0425,
+    calibration="4.0 % before, 2.0 % after",
 )
 
 
@@ -282,6 +283,7 @@ def test_the_page_has_measures_and_confusions(plain):
     ]
     error = "Calibration error of probabilities (ECE): 4.2 %"
     assert f"3 labels, macro F1 69.7. {error}" in shown.text
+    assert "no temperature was sought: 4.0 % before, 2.0 % after." in shown.text
     assert shown.table("Texts written for surgery, in %")[1:] == [
         ["surgery", "37.5", "50.0", "12.5"]
     ]

@@ -167,19 +167,33 @@ def test_each_text_is_answered_as_the_evaluation_did_in_both_protocols(run, pred
     assert among_all != told
 
 
-def test_the_counts_of_a_report_by_label_are_the_accuracy_of_the_results(run):
-    folder, _ = run
-    results, asked = read_results(folder), {}
+def test_the_counts_of_a_report_by_label_are_the_accuracy_of_the_results(
+    run, tmp_path, monkeypatch
+):
+    """Temperatures are found for each task and for all, and a second count is equal to the first,
+    though they are there."""
+    monkeypatch.setattr("simulations.use.predict.FEW_ROWS", 8)
+    folder, asked = Path(shutil.copytree(run[0], tmp_path / "run")), {}
+    results = read_results(folder)
     counts = count_labels(folder, asked.__setitem__)
-    assert list(asked) == list(counts.tasks) == results.tasks
-    assert set(asked.values()) == {"12 of 12"}
+    assert list(counts.tasks) == results.tasks
+    assert asked == dict.fromkeys((*results.tasks, "all tasks together"), "12 of 12")
     for task, accuracy in zip(results.tasks, results.accuracy_matrix[-1], strict=True):
         own = counts.tasks[task]
         assert np.trace(own.counts) / np.sum(own.counts) == accuracy
         assert own.labels == results.labels[task]
         assert own.calibration_error is not None
         assert 0 <= own.calibration_error < 1
-    assert read_label_counts(folder) == counts
+        assert "before" in own.calibration
+    assert read_label_counts(folder) == counts == count_labels(folder, asked.__setitem__)
+    temperatures = read_temperatures(find_adapter(folder))
+    assert temperatures.keys() == {*results.tasks, ""}
+    monkeypatch.setattr("simulations.use.predict.FEW_ROWS", 13)  # 12 test texts a task
+    (folder / "adapter" / "calibration.json").unlink()
+    assert not any(
+        own.calibration for own in count_labels(folder, asked.__setitem__).tasks.values()
+    )
+    assert read_temperatures(find_adapter(folder)) == {"": temperatures[""]}
 
 
 def test_a_file_with_right_answers_has_the_accuracy_of_the_run(run, tmp_path):
