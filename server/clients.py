@@ -33,6 +33,8 @@ CONNECT_SECONDS = 120.0
 """How long a run, and each of its rounds, waits for clients that are not connected, at most."""
 LATE_PATIENCE = 60.0
 """Seconds after the deadline for which a run that ends for want of replies hears how late."""
+NARROW = 0.2
+"""Share of the time of a round: who has less left may be late in the next, and is named."""
 
 
 @dataclass(frozen=True)
@@ -267,10 +269,17 @@ class Clients:
             wire.Reply(name, None, wire.ABSENT) for name in sent.instructions if name not in reached
         )
         for reply in arriving:
+            named = bool(self.experiment.federation.sites)
             if reply.fault != wire.LATE:
+                left = end - time.monotonic()
+                if named and left < NARROW * deadline:
+                    reason = (
+                        f"answered {max(0, round(left))} s before the deadline of {deadline:g} s"
+                    )
+                    self.event("reply_slow", step, client=reply.client, reason=reason)
                 yield reply
                 continue
-            if self.experiment.federation.sites:
+            if named:
                 number = [number for number, name in ids.items() if name == reply.client][-1]
                 begun = sent.requests[reply.client].metadata.created_at
                 self.late[number] = reply.client, begun + deadline

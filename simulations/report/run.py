@@ -23,6 +23,7 @@ FAULTS = {
     "client_failed": "reply not used",
     "reply_dropped": "reply dropped",
     "reply_late": "reply came late",
+    "reply_slow": "reply came shortly before the deadline",
     "ledger_older": "ledger older than before",
     "client_blamed": "blamed by another client",
     "weight_cut": "weight cut",

@@ -128,6 +128,34 @@ def test_a_reply_after_the_deadline_is_named_in_the_next_round_and_dropped(now, 
     assert event["reason"] == f"answered {said} s after the deadline of 240 s"
 
 
+@pytest.mark.parametrize(
+    ("takes", "sites", "said"),
+    [(180.0, ("north", "south"), ""), (231.0, ("north", "south"), "9 s before"), (231.0, (), "")],
+)
+def test_a_site_that_nearly_misses_the_deadline_is_named(now, takes, sites, said):
+    """The next round may not fit; its reply counts."""
+    federation = {"clients": 2, "sites": sites, "deadline_seconds": 240.0}
+    config = Experiment(federation=federation)
+    with assume_identity(1, 1):
+        request = Message(RecordDict(), 1, "train")
+        reply = Message(RecordDict(), reply_to=request)
+    request.metadata.__dict__["_message_id"] = "request"
+    reply.metadata.__dict__["_reply_to_message_id"] = "request"
+
+    def arriving():
+        now[0] += takes
+        yield reply
+
+    written = []
+    events = SimpleNamespace(write=lambda event, **fields: written.append((event, fields)))
+    step = SimpleNamespace(round=1, stage=0, phase="learn", server_round=1, kind="round")
+    sent = clients.Sent(step, None, {"0": None}, {"0": request})
+    (found,) = clients.Clients(None, config, None, events).replies(sent, arriving())
+    assert found.message is reply
+    told = [(event, fields["client"], fields["reason"]) for event, fields in written]
+    assert told == ([("reply_slow", "0", f"answered {said} the deadline of 240 s")] if said else [])
+
+
 @pytest.mark.parametrize("comes", [40.0, 300.0])
 def test_a_run_that_ends_for_want_of_a_reply_says_how_late_it_was(now, comes):
     """Its next part needs a longer deadline; who stays silent is waited for a minute."""

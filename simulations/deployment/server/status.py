@@ -91,7 +91,7 @@ def run_state(events: Iterable[RunEvent]) -> RunState:
     )
     for summed in log.of("summed")[-1:]:
         state.summed = int(summed["sites"]), int(summed["cohort"])
-    for event in log.of("client_idle", "client_finished", "reply_late", *FAULTS):
+    for event in log.of("client_idle", "client_finished", "reply_late", "reply_slow", *FAULTS):
         site, kind = state.sites.setdefault(log.name(event["client"]), SiteState()), event["event"]
         if kind == "client_idle":
             site.last_fault = SITS_OUT.get(event.get("code", ""), site.last_fault)

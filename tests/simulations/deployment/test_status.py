@@ -96,6 +96,9 @@ def test_a_round_that_is_under_way_says_who_was_asked_when_and_who_has_answered(
     late = said("reply_late", "1", reason="answered 31 s after the deadline of 240 s")
     slow = run_state([STARTED, BEGUN, *heard, late]).sites["y"]
     assert (slow.faults, slow.last_fault) == (1, "answered 31 s after the deadline of 240 s")
+    near = said("reply_slow", "0", reason="answered 9 s before the deadline of 240 s")
+    narrow = run_state([STARTED, BEGUN, near, *heard]).sites["x"]
+    assert (narrow.faults, narrow.last_fault) == (0, "answered 9 s before the deadline of 240 s")
     again = run_state([STARTED, BEGUN, *heard, said("client_finished", "1")])  # asked once more
     assert list(again.answers.values()) == ["replied", "replied", "declined"]
     assert again.left_out == []
