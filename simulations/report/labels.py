@@ -135,9 +135,13 @@ def count_labels(folder: Path, progress: Callable[[str, str], None]) -> LabelCou
         found.tasks[task] = TaskCounts(
             labels=labels,
             counts=counts,
-            calibration_error=gap(*confidences_and_hits(score.logits, score.targets)),
+            calibration_error=(
+                gap(*confidences_and_hits(score.logits, score.targets)) if score.targets else None
+            ),
             calibration=calibrated(adapter, task, score),
         )
+        if predictor.state.components:  # a router chooses among tasks of unlike many labels
+            continue
         with suppress(UserError):  # labels of one task at a time
             predictor.check("")
             for example, answer in _answered(predictor, data.test, "", progress):
