@@ -104,6 +104,7 @@ def _routed(
     assert isinstance(model, GeneratingModel)
     assert statistics is not None
     measure = SAME if share.labels else TEXT_MEASURES[experiment.data.measure(task)]
+    total = round if share.labels else float  # labels are right or wrong
     weight, vectors = statistics.names_weight(False), runtime.vectors(share, "test", statistics)
     right = [(share.labels[each.target],) if share.labels else each.right for each in share.test]
 
@@ -133,7 +134,7 @@ def _routed(
     told = share.cache.get_or_compute("told", basis, lambda: answered(task, everything))
     heads = {name: state.heads[name] for name in learnt if name in state.heads}
     if task not in heads:
-        return math.fsum(told), 0.0
+        return total(math.fsum(told)), 0
     found, elsewhere = list(told), dict[str, list[int]]()
     for place, other in enumerate(scoring.route(vectors, heads)):
         if other != task:
@@ -141,7 +142,7 @@ def _routed(
     for other, places in elsewhere.items():
         for place, part in zip(places, answered(other, places), strict=True):
             found[place] = part
-    return math.fsum(told), math.fsum(found)
+    return total(math.fsum(told)), total(math.fsum(found))
 
 
 def _scorer(

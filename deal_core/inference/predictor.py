@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 
 from deal_core.atomic_write import atomic_write
 from deal_core.config.experiment import AdapterConfig, ModelConfig, TrainConfig
@@ -286,9 +287,14 @@ def confidences_and_hits(
 ) -> tuple[Tensor, Tensor]:
     """Return of each row the probability of its likeliest answer, and whether that is the right
     one; ``logits``: log probabilities of all answers, ``targets``: the place of the right one."""
-    table = torch.tensor([*logits], dtype=torch.float64) / temperature
-    confidences, places = table.softmax(1).max(1)
+    confidences, places = (_table(logits) / temperature).softmax(1).max(1)
     return confidences, places == torch.tensor([*targets])
+
+
+def _table(logits: Sequence[Sequence[float]]) -> Tensor:
+    """A row each; those with fewer answers, as a router's, end in impossible ones."""
+    rows = [torch.tensor([*row], dtype=torch.float64) for row in logits]
+    return pad_sequence(rows, batch_first=True, padding_value=-torch.inf)
 
 
 def gap(confidences: Tensor, hits: Tensor) -> float:
@@ -301,7 +307,7 @@ def gap(confidences: Tensor, hits: Tensor) -> float:
 
 def best_temperature(logits: Sequence[Sequence[float]], targets: Sequence[int]) -> float:
     """Return the temperature under which the right answers are likeliest."""
-    table, wanted = torch.tensor([*logits], dtype=torch.float64), torch.tensor([*targets])
+    table, wanted = _table(logits), torch.tensor([*targets])
     return min(TEMPERATURES, key=lambda t: float(cross_entropy(table / t, wanted)))
 
 

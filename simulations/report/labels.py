@@ -140,8 +140,6 @@ def count_labels(folder: Path, progress: Callable[[str, str], None]) -> LabelCou
             ),
             calibration=calibrated(adapter, task, score),
         )
-        if predictor.state.components:  # a router chooses among tasks of unlike many labels
-            continue
         with suppress(UserError):  # labels of one task at a time
             predictor.check("")
             for example, answer in _answered(predictor, data.test, "", progress):

@@ -104,9 +104,10 @@ def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score
             advance(answered)
     if request.calibrate:
         if not (said := calibrated(folder, request.task, score)):
+            known = sum(target >= 0 for target in score.targets)
             raise UserError(
-                f"--calibrate: fewer than {FEW_ROWS} rows have a label as right answer; name a "
-                "file with more"
+                f"--calibrate: {known} rows have a label as right answer, and {FEW_ROWS} are "
+                "needed; name a file with more"
             )
         score.calibrated = f"{said}, which is kept in {folder.calibration}"
     return score if score.texts else None
@@ -345,17 +346,22 @@ class Score:
 
     @property
     def line(self) -> str:
-        """For people: the share of right labels, and how well probabilities fit it; or ROUGE-L."""
+        """For people: the share of right labels, and how well probabilities fit it; ROUGE-L of what
+        was written."""
         from deal_core.inference.predictor import confidences_and_hits, gap
 
+        written = ""
         if self.overlaps:
             mean = 100 * sum(self.overlaps) / len(self.overlaps)
-            return f"ROUGE-L {mean:.1f} % over {len(self.overlaps)} rows"
+            written = f"ROUGE-L {mean:.1f} % over {len(self.overlaps)} rows"
+        if not self.logits:
+            return written
         confidences, hits = confidences_and_hits(self.logits, self.targets)
         sure = hits[confidences >= self.threshold]
         right, rows, unsure = int(sure.sum()), len(sure), len(hits) - len(sure)
         return (
-            f"accuracy {100 * right / max(1, rows):.1f} % ({right} of {rows} rows)"
+            (f"{written}; " if written else "")
+            + f"accuracy {100 * right / max(1, rows):.1f} % ({right} of {rows} rows)"
             f"{f', {unsure} unsure' if unsure else ''}; "
             + (self.calibrated or f"calibration error {100 * gap(confidences, hits):.1f} % (ECE)")
         )

@@ -4,6 +4,7 @@ and in which each task keeps an adapter of its own, and a router chooses among t
 import json
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -16,7 +17,7 @@ from deal_core.config.file import parse_experiment
 from deal_core.data import Example, open_source
 from deal_core.errors import UserError
 from deal_core.inference.folder import find_adapter
-from deal_core.inference.predictor import load_predictor
+from deal_core.inference.predictor import load_predictor, read_temperatures
 from deal_core.lora.state import Component
 from deal_core.methods import resolve_auto
 from deal_core.models import adapter_shapes
@@ -29,7 +30,7 @@ from simulations.run.check import preflight
 from simulations.run.model_checks import check_components, check_statistics
 from simulations.run.summary import measures
 from simulations.use.export import export
-from simulations.use.predict import PredictRequest, Text, line_of
+from simulations.use.predict import PredictRequest, Text, line_of, predict
 from tests.architectures import CONFIGS, save
 from tests.simulations.runs import accuracy_of, at, learnt_adapter, simulated
 from tests.sizes import QUIET
@@ -246,6 +247,39 @@ def test_a_routed_prediction_is_that_of_the_evaluation(routed):
     assert results.class_incremental is not None
     found = results.class_incremental.accuracy_matrix[-1][0]
     assert fmean(shares) == pytest.approx(found, abs=1e-9)
+
+
+def test_labels_of_a_routed_run_are_calibrated_together(experiment_of, tmp_path, monkeypatch):
+    """Though the tasks have unlike many labels."""
+    monkeypatch.setattr("simulations.use.predict.FEW_ROWS", 4)
+    labels = {"colours": ("red", "green"), "words": ("Text", "Answer", "with")}
+    for task, names in labels.items():
+        (tmp_path / "data" / task).mkdir(parents=True)
+        lines = [
+            json.dumps({"text": t, "label": names[i % len(names)]}) for i, t in enumerate(TEXTS)
+        ]
+        (tmp_path / "data" / task / "train.jsonl").write_text("\n".join(lines))
+        (tmp_path / "data" / task / "test.jsonl").write_text("\n".join(lines))
+    data = (f'data.path="{tmp_path / "data"}"', "data.generation=[]", "data.instructions={}")
+    folder = tmp_path / "run"
+    simulated(at(experiment_of("llama", *APART, *data), folder), folder)
+    counted, results = count_labels(folder, lambda task, far: None), read_results(folder)
+    for task, accuracy in zip(results.tasks, results.accuracy_matrix[-1], strict=True):
+        own = counted.tasks[task]
+        assert np.trace(own.counts) / np.sum(own.counts) == accuracy
+    adapter = find_adapter(folder)
+    assert read_temperatures(adapter).keys() == {*labels, ""}
+    adapter.calibration.unlink()
+    files = [tmp_path / "data" / task / "test.jsonl" for task in labels]
+    both = tmp_path / "both.jsonl"
+    both.write_text("\n".join(each.read_text() for each in files))
+    said = predict(PredictRequest(str(folder), file=str(both), label_column="label"), print)
+    assert "of 16 rows); calibration error" in said.line
+    found = replace(
+        PredictRequest(str(folder), file=str(both), label_column="label"), calibrate=True
+    )
+    assert "before" in predict(found, print).line
+    assert read_temperatures(adapter).keys() == {""}
 
 
 def test_a_checkpoint_keeps_components(routed):

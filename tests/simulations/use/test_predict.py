@@ -257,6 +257,8 @@ def test_of_texts_that_are_written_the_overlap_is_told():
     score.add(Written("t", "a b"), "a b c d")
     score.add(Written("t", "x"), "y")
     assert score.line == "ROUGE-L 33.3 % over 2 rows"
+    score.add(Answer("t", "a", 1.0, None, None, {"a": 0.0}), "a")  # a router chose labels
+    assert score.line.startswith("ROUGE-L 33.3 % over 2 rows; accuracy 100.0 % (1 of 1 rows); ")
 
 
 def test_a_calibration_and_a_threshold(run, tmp_path):
