@@ -1,6 +1,7 @@
 """Where noise comes from, and whole-number noise of the density that is charged."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from scipy.stats import chisquare, kstest, norm
 
 from deal_core.privacy.distributed_noise import density_gap, slack_of
-from deal_core.privacy.noise import SecureNoise, SeededNoise, discrete_gaussian
+from deal_core.privacy.noise import BITS, SecureNoise, SeededNoise, _below, discrete_gaussian
 from deal_core.randomness import seeded
 
 SOURCES = [SecureNoise, lambda: SeededNoise(seeded("noise"))]
@@ -29,6 +30,23 @@ def test_uniform_numbers_are_uniform(make):
     assert float(drawn.min()) > 0.0
     assert float(drawn.max()) <= 1.0
     assert kstest(drawn.numpy(), "uniform").pvalue > 1e-6
+
+
+@dataclass(frozen=True)
+class Always:
+    """A source whose every number is the same."""
+
+    number: float
+
+    def uniform(self, count):
+        return torch.full((count,), self.number, dtype=torch.float64)
+
+
+def test_whole_numbers_below_a_width_begin_at_zero_and_end_before_it():
+    assert _below(7, 2, Always(1 / BITS)).tolist() == [0, 0]
+    assert _below(7, 2, Always(7 / BITS)).tolist() == [6, 6]
+    assert _below(7, 2, Always(8 / BITS)).tolist() == [0, 0]
+    assert not len(_below(7, 2, Always(1.0)))  # beyond the last whole seven: drawn again
 
 
 def test_draws_are_independent_of_each_other():
@@ -108,4 +126,4 @@ def test_the_gap_is_small_on_the_grid_and_grows_with_dimensions():
         density_gap(1.0, 4, 10)
     # (M60) by its formula: 1,152 numbers, five bounds of noise, three that share it
     assert slack_of(5.0, 3, 1152) == pytest.approx(3e-9, rel=0.15)
-    assert slack_of(5.0, 3, 0) == slack_of(5.0, 3, 1) > 0
+    assert slack_of(5.0, 3, 0) == slack_of(5.0, 3, 1) == 2 * density_gap(5 * 2.0**16, 3, 1) > 0
