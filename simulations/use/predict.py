@@ -75,10 +75,10 @@ def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score
     if request.calibrate and not request.label_column:
         raise UserError("--calibrate needs right answers; name their column with --label-column")
     empty: list[int] = []
-    total = sum(1 for _ in read_texts(request, empty.append))
-    if not total:
+    right = [text.expected for text in read_texts(request, empty.append)]
+    if not (total := len(right)):
         raise UserError(f"{request.file}: has no row with a text; name a file with a text a row")
-    check_expected(request, folder)
+    check_expected({each for each in right if each is not None}, request, folder)
     let_threads_sleep()
     console = Console(stderr=True)
     if empty:
@@ -195,20 +195,17 @@ def read_texts(
     return iter(list(typed_texts(request.texts)))
 
 
-def check_expected(request: PredictRequest, folder: AdapterFolder) -> None:
-    """Check, before any text is answered, that some of the file's right answers are labels.
+def check_expected(found: set[str], request: PredictRequest, folder: AdapterFolder) -> None:
+    """Check, before any text is answered, that some of the right answers ``found`` are labels.
 
     Raises:
-        UserError: none of them is, or a bad file.
+        UserError: none of them is.
     """
     inference = read_inference(folder)
     known = set(inference.all_tasks.get(request.task, ()))
     if not request.task:
         known = set().union(*inference.learnt.values())
-    if not request.label_column or not known:
-        return
-    found = {text.expected for text in read_texts(request) if text.expected is not None}
-    if found and not found & known:
+    if found and known and not found & known:
         whose = f"task '{request.task}'" if request.task else "the tasks learnt"
         first = min(found)
         raise UserError(
