@@ -126,11 +126,18 @@ def check_sums_protected(experiment: Experiment) -> None:
     """Check that the method takes no sums over single records that leave without noise.
 
     Raises:
-        UserError: it does; or its sums are planned for more rounds than they are given in.
+        UserError: it does; or its sums are over several tasks, or are planned for more rounds than
+            they are given in.
     """
     method = method_of(experiment)
-    hidden = experiment.privacy.mechanism == "record" and sums_beside_learning(method)
-    if statistics_of(method) is None or hidden:
+    if statistics_of(method) is None:
+        return
+    if experiment.privacy.mechanism == "record" and sums_beside_learning(method):
+        if experiment.stream.schedule != "synchronous":
+            raise UserError(
+                'privacy.mechanism = "record" charges class sums of one task at a time; set '
+                'stream.schedule to "synchronous", or method.prototype.enabled to "off"'
+            )
         return
     noised = sums_in_place_of_steps(experiment)
     if noised is None or experiment.privacy.mechanism != "record":

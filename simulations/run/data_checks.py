@@ -42,7 +42,8 @@ def check_data(experiment: Experiment) -> Iterator[Finding]:
         Warnings of records of one person where mechanism ``record`` protects them.
 
     Raises:
-        UserError: data that cannot be read, divided or answered, or a delta that is too large.
+        UserError: data that cannot be read, divided or answered, a delta that is too large, or
+            tasks that share a record and are declared disjoint.
     """
     data, privacy, seed = experiment.data, experiment.privacy, experiment.run.seed
     protected = privacy.mechanism == "record"
@@ -53,7 +54,7 @@ def check_data(experiment: Experiment) -> Iterator[Finding]:
     source, units = open_source(data, privacy.unit_column), Counter[int]()
     clients = [str(number) for number in range(experiment.federation.clients)]
     make_plan(experiment, source.task_names(), clients)
-    clients_of = defaultdict[str, set[int]](set)
+    clients_of, task_of = defaultdict[str, set[int]](set), dict[tuple[int, str], str]()
     for name in source.task_names():
         task = load_for_clients(experiment, name)
         check_label_tokens(experiment.model, task.labels)
@@ -63,6 +64,12 @@ def check_data(experiment: Experiment) -> Iterator[Finding]:
             units[client] += own.units(grouped)
             for example in own.train:
                 clients_of[example.unit].add(client)
+                first = task_of.setdefault((client, example.whose), name)
+                if protected and privacy.disjoint_tasks and first != name:
+                    raise UserError(
+                        f"privacy.disjoint_tasks: a {unit_of(privacy)} of client {client} is in "
+                        f"tasks '{first}' and '{name}'; set it to false, or separate the tasks"
+                    )
         if not task.test:
             problem = "no test row; add some, or leave the task out"
             if task.held_out:

@@ -26,6 +26,7 @@ PRIVATE_SUMS = (
     *("train.step=server", "privacy.target_delta=1e-3"),
     *("privacy.mechanism=record", "privacy.noise_share=sum"),
 )
+RECORD = ("privacy.mechanism=record",)
 OWN_ORDERS = ("stream.schedule=per-client", "federation.clients=3")
 REFUSED = [
     (("aggregation.rule=fedix",), r"unknown aggregation rule 'fedix'.*fedit"),
@@ -39,6 +40,7 @@ REFUSED = [
     (('data.measures={surgery="rouge-1"}',), r"data\.measures\.surgery: its answers are labels"),
     (("method.name=prototype",), "let 3 or more take part"),
     ((*OWN_ORDERS, "method.name=linear-probe"), "needs all clients of a task in one stage"),
+    ((*OWN_ORDERS, *RECORD, "method.prototype.enabled=on"), "class sums of one task at a time"),
     # A secure sum shows no single update.
     ((*SECURE, "aggregation.rule=flora"), "rule 'flora' is no mean of factors; use fedit"),
     ((*SECURE, "aggregation.rule=fedex"), "rule 'fedex'"),
@@ -91,6 +93,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(make_experiment, overr
         (*POOLED, "aggregation.rule=ffa-a"),
         IN_SUM,
         (*OWN_ORDERS, "method.name=prototype"),
+        (*OWN_ORDERS, *RECORD, "method.prototype.enabled=auto"),
         ("federation.clients=3", "method.name=linear-probe"),
     ],
 )
@@ -108,6 +111,18 @@ def test_a_task_that_no_client_meets_is_found_before_the_start(make_experiment):
     orders = 'stream.orders={0=["surgery"], 1=["surgery"], 2=[]}'
     with pytest.raises(UserError, match="no client meets the task 'laboratory'"):
         list(check_data(make_experiment(*OWN_ORDERS, orders)))
+
+
+def test_tasks_that_share_records_are_not_disjoint(make_experiment, tmp_path):
+    for task in ("laboratory", "surgery"):
+        (tmp_path / task).mkdir()
+        for split, texts in (("train", "abcdefgh"), ("test", "xy")):
+            rows = [f'{{"text": "{each} {split}", "label": "{each in "ace"}"}}' for each in texts]
+            (tmp_path / task / f"{split}.jsonl").write_text("\n".join(rows))
+    data = ("data.source=files", f'data.path="{tmp_path}"', *RECORD, "data.max_train=0")
+    list(check_data(make_experiment(*data)))
+    with pytest.raises(UserError, match="a record of client 0 is in tasks 'laboratory' and 'surg"):
+        list(check_data(make_experiment(*data, "privacy.disjoint_tasks=true")))
 
 
 @pytest.mark.parametrize(
