@@ -166,6 +166,11 @@ def check_components(experiment: Experiment) -> None:
             "method.retention.apart learns one task at a time; set stream.schedule to synchronous "
             "or per-client, and leave out stream.consolidate_every"
         )
+    if experiment.method.retention.filter == "none":
+        raise UserError(
+            "method.retention.apart compresses what a task has learnt; set method.retention.filter "
+            "to svd or wavelet"
+        )
 
 
 def check_adapter_kind(experiment: Experiment) -> None:

@@ -350,7 +350,12 @@ def test_the_lines_of_the_card_load_a_component_as_a_pipeline(routed, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "overrides", [("method.name=lwf",), ("stream.schedule=joint", "data.generation=[]")]
+    "overrides",
+    [
+        ("method.name=lwf",),
+        ("stream.schedule=joint", "data.generation=[]"),
+        ("method.retention.filter=none",),
+    ],
 )
 def test_what_does_not_go_with_components_is_refused(experiment_of, overrides):
     with pytest.raises(UserError, match=r"retention\.apart"):
