@@ -63,6 +63,11 @@ def check_answers(experiment: Experiment) -> None:
             f"data.generation: answers of '{texts[0]}' are texts, and model.family "
             f"'{model.family}' chooses among labels; use causal-lm or seq2seq-lm"
         )
+    if (text := texts_at_once(experiment)) and experiment.stream.schedule == "joint-all-labels":
+        raise UserError(
+            f'stream.schedule = "joint-all-labels" learns among the labels of all tasks, and '
+            f"answers of '{text}' are texts; set it to \"joint\""
+        )
     try:
         read_template(model.template)
     except ValueError as error:

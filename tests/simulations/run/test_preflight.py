@@ -27,6 +27,7 @@ PRIVATE_SUMS = (
     *("privacy.mechanism=record", "privacy.noise_share=sum"),
 )
 RECORD = ("privacy.mechanism=record",)
+CAUSAL = ("data.source=embedded", "model.family=causal-lm")
 OWN_ORDERS = ("stream.schedule=per-client", "federation.clients=3")
 REFUSED = [
     (("aggregation.rule=fedix",), r"unknown aggregation rule 'fedix'.*fedit"),
@@ -37,6 +38,10 @@ REFUSED = [
     (("privacy.metrics=summed",), "counts are added up"),
     (("model.family=causal-lm", "model.template=x"), r"model.template: needs \{text\} once"),
     (('data.generation=["surgery"]', "data.source=embedded"), "use causal-lm or seq2seq-lm"),
+    (
+        ('data.generation=["surgery"]', "stream.schedule=joint-all-labels", *CAUSAL),
+        "answers of 'surgery' are texts; set it to \"joint\"",
+    ),
     (('data.measures={surgery="rouge-1"}',), r"data\.measures\.surgery: its answers are labels"),
     (("method.name=prototype",), "let 3 or more take part"),
     ((*OWN_ORDERS, "method.name=linear-probe"), "needs all clients of a task in one stage"),
