@@ -69,7 +69,8 @@ def drawn(draw, folder, make_experiment):
     settings = {key: draw.choice(of) for key, of in SOMETIMES.items() if draw.random() < 0.2}
     settings |= {"method.name": draw.choice(METHODS), "federation.clients": draw.choice([2, 3, 4])}
     if settings.get("method.retention.apart"):
-        settings["method.name"] = "deal"
+        routed = {"method.prototype.enabled": "on", "federation.clients": 3}
+        settings |= {"method.name": "deal", **routed}
     model = TINY_MODEL
     if family != "bert":
         named = f'model.name="{save(folder / "model", family)}"'
