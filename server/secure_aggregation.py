@@ -286,9 +286,11 @@ class SecureAggregation:
         return True
 
     def _least(self) -> int:
-        """Fewest clients in a sum: where the noise is in it, all but those that may fail."""
+        """Fewest clients in a sum: two beside those that may collude; where the noise is in it, all
+        but those that may fail."""
         config = self.clients.experiment
-        return max(LEAST_SITES, config.aggregation.min_cohort, fewest_in_sum(config))
+        honest = config.privacy.colluding + 2
+        return max(LEAST_SITES, config.aggregation.min_cohort, honest, fewest_in_sum(config))
 
     def _needed(self, clients: set[str]) -> int:
         """How many clients a round waits for: the quorum, and as many as a sum needs."""

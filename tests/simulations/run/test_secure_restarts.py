@@ -231,6 +231,19 @@ def test_whoever_takes_no_part_is_not_counted_on_again(make_experiment, tmp_path
     assert "1" not in ran.told("client_finished", "client")
 
 
+@pytest.mark.usefixtures("one_has_no_data")
+def test_too_few_for_those_who_may_collude_lose_the_round_and_not_the_run(
+    make_experiment, tmp_path
+):
+    """Without the one that has no data three are left, and two of them may collude."""
+    few = ("federation.clients=4", "privacy.colluding=2", "federation.rounds=3")
+    ran = rounds(make_experiment(*SETTINGS, *few), tmp_path / "run", last=2)
+    first, second = ran.told("round_lost", "reason")
+    assert "3 of 4 sites survived" in first
+    assert second == "3 clients can be asked, and a sum is of 4 or more"
+    assert not ran.told("client_failed", "client")
+
+
 def folder_of(reply, run):
     return run / "sites" / client_of(reply)
 
