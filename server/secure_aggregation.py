@@ -286,8 +286,8 @@ class SecureAggregation:
         return True
 
     def _least(self) -> int:
-        """Fewest clients in a sum: two beside those that may collude; where the noise is in it, all
-        but those that may fail."""
+        """Return the fewest clients of a sum: two beside those that may collude; where the noise is
+        in it, all but those that may fail."""
         config = self.clients.experiment
         honest = config.privacy.colluding + 2
         return max(LEAST_SITES, config.aggregation.min_cohort, honest, fewest_in_sum(config))

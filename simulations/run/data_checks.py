@@ -31,7 +31,8 @@ from deal_core.models.prompt import INSTRUCTION, read_template
 from deal_core.privacy.events import unit_of
 from deal_core.privacy.policy import require_delta
 from deal_core.protection import class_sum_noise
-from server.plan import make_plan
+from deal_core.secure_sum.terms import LEAST_SITES
+from server.plan import Plan, make_plan
 from simulations.run.quick_checks import Finding, group_warnings, identifier_warning, warning
 
 
@@ -53,7 +54,8 @@ def check_data(experiment: Experiment) -> Iterator[Finding]:
             yield warning(identifier_warning(*found, "privacy.unit_column"))
     source, units = open_source(data, privacy.unit_column), Counter[int]()
     clients = [str(number) for number in range(experiment.federation.clients)]
-    make_plan(experiment, source.task_names(), clients)
+    plan = make_plan(experiment, source.task_names(), clients)
+    yield from map(warning, _too_few_for_a_sum(experiment, plan))
     clients_of, task_of = defaultdict[str, set[int]](set), dict[tuple[int, str], str]()
     for name in source.task_names():
         task = load_for_clients(experiment, name)
@@ -85,6 +87,24 @@ def check_data(experiment: Experiment) -> Iterator[Finding]:
         )
     if protected:
         require_delta(privacy.target_delta, max(units.values()), unit_of(privacy))
+
+
+def _too_few_for_a_sum(experiment: Experiment, plan: Plan) -> Iterator[str]:
+    """The first round in which fewer work than a masked sum needs, since others are through."""
+    if not experiment.aggregation.secure:
+        return
+    colluding, least = experiment.privacy.colluding, experiment.aggregation.min_cohort
+    least = max(LEAST_SITES, least, colluding + 2)
+    for stage, rounds in enumerate(plan.stages):
+        few = [n for n in range(1, rounds + 1) if 0 < len(plan.working(stage, n)) < least]
+        if few:
+            working = plan.working(stage, few[0])
+            yield (
+                f"aggregation.secure: in round {few[0]} of stage {stage + 1} {len(working)} of "
+                f"{len(plan.orders)} clients work ({', '.join(working)}), and a sum is of {least} "
+                "or more: what they learn is lost; let orders be of equal length"
+            )
+            return
 
 
 LOOKED_AT = 400

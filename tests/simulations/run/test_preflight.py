@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import Gemma3Config
 
-from deal_core.config.data import DataConfig
+from deal_core.config.data import DataConfig, StreamConfig
 from deal_core.config.experiment import Experiment, ModelConfig
 from deal_core.data import open_source
 from deal_core.deal.interface import statistics_of
@@ -116,6 +116,15 @@ def test_a_task_that_no_client_meets_is_found_before_the_start(make_experiment):
     orders = 'stream.orders={0=["surgery"], 1=["surgery"], 2=[]}'
     with pytest.raises(UserError, match="no client meets the task 'laboratory'"):
         list(check_data(make_experiment(*OWN_ORDERS, orders)))
+
+
+def test_a_round_of_too_few_for_a_sum_is_told_before_the_start(make_experiment):
+    orders = 'stream.orders={0=["surgery", "laboratory"], 1=["laboratory"], 2=["surgery"]}'
+    experiment = make_experiment(*OWN_ORDERS, *RECORD, "aggregation.secure=true", orders)
+    (found,) = check_data(experiment)
+    assert "in round 1 of stage 2 1 of 3 clients work (0), and a sum is of 3 or more" in found.text
+    alike = experiment.model_copy(update={"stream": StreamConfig()})
+    assert not list(check_data(alike))
 
 
 def test_tasks_that_share_records_are_not_disjoint(make_experiment, tmp_path):
