@@ -21,7 +21,7 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from numpy.typing import NDArray
 
 from deal_core.atomic_write import atomic_write
-from deal_core.config.experiment import fewest_in_sum
+from deal_core.config.experiment import Experiment, fewest_in_sum
 from deal_core.errors import UserError
 from deal_core.secure_sum import server_round as stages
 from deal_core.secure_sum.keys import Announcement, Words, fingerprint, site_of, verify
@@ -286,11 +286,7 @@ class SecureAggregation:
         return True
 
     def _least(self) -> int:
-        """Return the fewest clients of a sum: two beside those that may collude; where the noise is
-        in it, all but those that may fail."""
-        config = self.clients.experiment
-        honest = config.privacy.colluding + 2
-        return max(LEAST_SITES, config.aggregation.min_cohort, honest, fewest_in_sum(config))
+        return fewest_clients(self.clients.experiment)
 
     def _needed(self, clients: set[str]) -> int:
         """How many clients a round waits for: the quorum, and as many as a sum needs."""
@@ -373,3 +369,10 @@ class SecureAggregation:
         known = self.keys.clients_of(held.terms.cohort)
         same = len(known) == len(held.terms.cohort) and held.terms.layout == layout.digest
         return held if same else None
+
+
+def fewest_clients(experiment: Experiment) -> int:
+    """Return of how many clients a masked sum is at least: two beside those that may collude; where
+    the noise is in it, all but those that may fail."""
+    honest = experiment.privacy.colluding + 2
+    return max(LEAST_SITES, experiment.aggregation.min_cohort, honest, fewest_in_sum(experiment))

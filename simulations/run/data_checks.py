@@ -31,8 +31,8 @@ from deal_core.models.prompt import INSTRUCTION, read_template
 from deal_core.privacy.events import unit_of
 from deal_core.privacy.policy import require_delta
 from deal_core.protection import class_sum_noise
-from deal_core.secure_sum.terms import LEAST_SITES
 from server.plan import Plan, make_plan
+from server.secure_aggregation import fewest_clients
 from simulations.run.quick_checks import Finding, group_warnings, identifier_warning, warning
 
 
@@ -57,6 +57,7 @@ def check_data(experiment: Experiment) -> Iterator[Finding]:
     plan = make_plan(experiment, source.task_names(), clients)
     yield from map(warning, _too_few_for_a_sum(experiment, plan))
     clients_of, task_of = defaultdict[str, set[int]](set), dict[tuple[int, str], str]()
+    disjoint = protected and privacy.disjoint_tasks
     for name in source.task_names():
         task = load_for_clients(experiment, name)
         check_label_tokens(experiment.model, task.labels)
@@ -66,8 +67,10 @@ def check_data(experiment: Experiment) -> Iterator[Finding]:
             units[client] += own.units(grouped)
             for example in own.train:
                 clients_of[example.unit].add(client)
-                first = task_of.setdefault((client, example.whose), name)
-                if protected and privacy.disjoint_tasks and first != name:
+                if (
+                    disjoint
+                    and (first := task_of.setdefault((client, example.whose), name)) != name
+                ):
                     raise UserError(
                         f"privacy.disjoint_tasks: a {unit_of(privacy)} of client {client} is in "
                         f"tasks '{first}' and '{name}'; set it to false, or separate the tasks"
@@ -93,8 +96,7 @@ def _too_few_for_a_sum(experiment: Experiment, plan: Plan) -> Iterator[str]:
     """The first round in which fewer work than a masked sum needs, since others are through."""
     if not experiment.aggregation.secure:
         return
-    colluding, least = experiment.privacy.colluding, experiment.aggregation.min_cohort
-    least = max(LEAST_SITES, least, colluding + 2)
+    least = fewest_clients(experiment)
     for stage, rounds in enumerate(plan.stages):
         few = [n for n in range(1, rounds + 1) if 0 < len(plan.working(stage, n)) < least]
         if few:

@@ -65,7 +65,7 @@ def check_answers(experiment: Experiment) -> None:
         )
     if (text := texts_at_once(experiment)) and experiment.stream.schedule == "joint-all-labels":
         raise UserError(
-            f'stream.schedule = "joint-all-labels" learns among the labels of all tasks, and '
+            'stream.schedule = "joint-all-labels" learns among the labels of all tasks, and '
             f"answers of '{text}' are texts; set it to \"joint\""
         )
     try:

@@ -104,10 +104,9 @@ def predict(request: PredictRequest, print_line: Callable[[str], None]) -> Score
             advance(answered)
     if request.calibrate:
         if not (said := calibrated(folder, request.task, score)):
-            known = sum(target >= 0 for target in score.targets)
             raise UserError(
-                f"--calibrate: {known} rows have a label as right answer, and {FEW_ROWS} are "
-                "needed; name a file with more"
+                f"--calibrate: {len(score.known)} rows have a label as right answer, and "
+                f"{FEW_ROWS} are needed; name a file with more"
             )
         score.calibrated = f"{said}, which is kept in {folder.calibration}"
     return score if score.texts else None
@@ -162,7 +161,7 @@ def calibrated(folder: AdapterFolder, task: str, score: Score) -> str:
     empty: fewer than ``FEW_ROWS`` rows have a label as right answer."""
     from deal_core.inference.predictor import calibrate, write_temperature
 
-    known = [place for place, target in enumerate(score.targets) if target >= 0]
+    known = score.known
     if len(known) < FEW_ROWS:
         return ""
     temperature, before, after = calibrate(
@@ -342,23 +341,29 @@ class Score:
             self.targets.append(labels.index(expected) if expected in labels else -1)
 
     @property
+    def known(self) -> list[int]:
+        """Places of the answers whose right one is a label."""
+        return [place for place, target in enumerate(self.targets) if target >= 0]
+
+    @property
     def line(self) -> str:
         """For people: the share of right labels, and how well probabilities fit it; ROUGE-L of what
         was written."""
         from deal_core.inference.predictor import confidences_and_hits, gap
 
-        written = ""
+        said = []
         if self.overlaps:
             mean = 100 * sum(self.overlaps) / len(self.overlaps)
-            written = f"ROUGE-L {mean:.1f} % over {len(self.overlaps)} rows"
+            said.append(f"ROUGE-L {mean:.1f} % over {len(self.overlaps)} rows")
         if not self.logits:
-            return written
+            return "; ".join(said)
         confidences, hits = confidences_and_hits(self.logits, self.targets)
         sure = hits[confidences >= self.threshold]
         right, rows, unsure = int(sure.sum()), len(sure), len(hits) - len(sure)
-        return (
-            (f"{written}; " if written else "")
-            + f"accuracy {100 * right / max(1, rows):.1f} % ({right} of {rows} rows)"
-            f"{f', {unsure} unsure' if unsure else ''}; "
-            + (self.calibrated or f"calibration error {100 * gap(confidences, hits):.1f} % (ECE)")
+        said.append(
+            f"accuracy {100 * right / max(1, rows):.1f} % ({right} of {rows} rows)"
+            f"{f', {unsure} unsure' if unsure else ''}"
         )
+        error = 100 * gap(confidences, hits)
+        said.append(self.calibrated or f"calibration error {error:.1f} % (ECE)")
+        return "; ".join(said)

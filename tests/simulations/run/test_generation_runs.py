@@ -273,12 +273,9 @@ def test_labels_of_a_routed_run_are_calibrated_together(experiment_of, tmp_path,
     files = [tmp_path / "data" / task / "test.jsonl" for task in labels]
     both = tmp_path / "both.jsonl"
     both.write_text("\n".join(each.read_text() for each in files))
-    said = predict(PredictRequest(str(folder), file=str(both), label_column="label"), print)
-    assert "of 16 rows); calibration error" in said.line
-    found = replace(
-        PredictRequest(str(folder), file=str(both), label_column="label"), calibrate=True
-    )
-    assert "before" in predict(found, print).line
+    asked = PredictRequest(str(folder), file=str(both), label_column="label")
+    assert "of 16 rows); calibration error" in predict(asked, print).line
+    assert "before" in predict(replace(asked, calibrate=True), print).line
     assert read_temperatures(adapter).keys() == {""}
 
 

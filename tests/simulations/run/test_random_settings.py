@@ -71,6 +71,8 @@ def drawn(draw, folder, make_experiment):
     if settings.get("method.retention.apart"):
         routed = {"method.prototype.enabled": "on", "federation.clients": 3}
         settings |= {"method.name": "deal", **routed}
+    if "privacy.mechanism" in settings:
+        settings["privacy.target_delta"] = 1e-3
     model = TINY_MODEL
     if family != "bert":
         named = f'model.name="{save(folder / "model", family)}"'
@@ -86,7 +88,6 @@ def drawn(draw, folder, make_experiment):
         "adapter.rank=2",
         "train.batch_size=4",
         "train.max_length=32",
-        "privacy.target_delta=1e-3" if "privacy.mechanism" in settings else "run.seed=1",
         *model,
         *(f"{key}={json.dumps(value).strip(chr(34))}" for key, value in settings.items()),
     )
