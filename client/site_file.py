@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from deal_core.config.data import DataConfig, Labels, MeasureName, Table, TaskColumns
+from deal_core.config.experiment import Device
 from deal_core.config.file import parse_tables, read_toml
 from deal_core.errors import UserError, at_home
 from deal_core.privacy.policy import Policy
@@ -89,7 +90,7 @@ class SiteData(Table):
 class Compute(Table):
     """What the site lends."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda|cuda:[0-9]+)$")
+    device: Device = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     threads: int = Field(0, ge=0)
     """Torch threads; 0: what the experiment asks for."""

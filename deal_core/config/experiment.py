@@ -7,10 +7,11 @@ Flower's run config (:mod:`deal_core.config.file`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from deal_core.config.data import DataConfig, StreamConfig, Table
 from deal_core.config.privacy import PrivacyConfig
@@ -245,6 +246,17 @@ class TrainConfig(Table):
         return self
 
 
+def _computes_exactly(device: str) -> str:
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", device):
+        reason = " (Apple's GPU has no float64, in which sums are added)" if device == "mps" else ""
+        raise ValueError(f"'{device}' is no device: set auto, cpu, cuda or cuda:N{reason}")
+    return device
+
+
+Device = Annotated[str, AfterValidator(_computes_exactly)]
+"""``auto`` (CUDA where there is any), ``cpu``, ``cuda`` or ``cuda:N``."""
+
+
 class RunConfig(Table):
     """The run itself."""
 
@@ -254,7 +266,7 @@ class RunConfig(Table):
     engine: str = "inprocess"
     """``inprocess``, or Flower's: ``flower`` (simulation) or ``loopback`` (a SuperLink, and a
     SuperNode for every client); ``deployment`` is what ``deal submit`` sets."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda|cuda:[0-9]+)$")
+    device: Device = "auto"
     """``cpu``, ``cuda``, ``cuda:N``, or ``auto``: CUDA where there is any. A site decides on its
     own."""
     threads: int = Field(0, ge=0)

@@ -112,6 +112,7 @@ ERRORS = (
     Odd("unknown key 'model.rank'; did you mean 'adapter.rank'?", toml="[model]\nrank = 4"),
     Odd("set data.split = 0.2 to take it from the training file", files={TEST: None}),
     Odd('run.device = "cuda:7": torch sees no such GPU', toml='[run]\ndevice = "cuda:7"'),
+    Odd("'mps' is no device: set auto, cpu, cuda or cuda:N", toml='[run]\ndevice = "mps"'),
     Odd("unknown method.name 'deel'", toml='[method]\nname = "deel"'),
     Odd("unknown task in", data='tasks = ["wrad"]'),
     Odd("'c' is no label of the task", test=(*TESTS, ("itch", "c"))),
