@@ -1,5 +1,7 @@
 """Who turns the model around, or leaps, is left out; all others stay."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -54,6 +56,16 @@ def test_turned_updates_of_skewed_clients_are_left_out_and_all_others_stay(train
     # no reference among the clients themselves: honest ones oppose each other
     moves = [delta_of(u.adapter) - delta_of(before) for u in honest[:2]]
     assert torch.cosine_similarity(*moves, dim=0) < -0.3
+
+
+def test_a_small_model_is_judged_as_a_large_one():
+    generator = torch.Generator().manual_seed(3)
+    start = adapter(generator)
+    before = replace(start, scaling=start.scaling * 1e-4)
+    updates = skewed(before, BOTH, generator)
+    assert max(inner(update.adapter, before) for update in updates) < 1
+    bad = [turned(u, BOTH) if k in (2, 7) else u for k, u in enumerate(updates)]
+    assert left_out(bad, before) == {"c2", "c7"}
 
 
 @pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
