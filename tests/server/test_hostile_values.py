@@ -12,17 +12,20 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message, RecordDict
 
+from client.requests import counts_reply
 from deal_core.aggregation.rules import AGGREGATION_RULES, ROBUST_RULES
 from deal_core.config.experiment import Experiment
 from deal_core.config.file import to_run_config
 from deal_core.errors import UserError
 from deal_core.lora.adapter import Adapter, LoraFactors
+from deal_core.lora.payload import WORSE, PayloadError
 from deal_core.models import adapter_shapes
 from deal_core.randomness import seeded
 from server.folder import RunFolder
 from server.run import Checkpoint, load_checkpoint, run
-from server.wire import sendable
+from server.wire import read_verdict, sendable
 from simulations.engines.inprocess import InProcessGrid
 from simulations.engines.worker_pool import assume_identity
 from tests.server.fuzz_grid import FuzzGrid, lost, tiny_app, tiny_model
@@ -281,3 +284,17 @@ def test_a_step_between_rounds_that_fails_leaves_the_model_as_it_was(
     assert event["stage"] == 1
     assert "LinAlgError" in event["reason"]
     assert done.of("run_finished")
+
+
+@pytest.mark.parametrize(
+    ("told", "read"), [(0, False), (1, True), (2, None), (-1, None), (0.5, None)]
+)
+def test_a_verdict_is_one_bit(told, read):
+    with assume_identity(1, 1):
+        asked = Message(RecordDict(), dst_node_id=1, message_type="evaluate")
+        reply = counts_reply(asked, {WORSE: told})
+    if read is None:
+        with pytest.raises(PayloadError, match="no bit"):
+            read_verdict(reply)
+    else:
+        assert read_verdict(reply) is read
