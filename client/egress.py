@@ -1,8 +1,8 @@
 """The last look at a reply before it leaves: nothing but what is listed here may go.
 
-Every field has its reason. What is not listed does not leave, whoever put it there. A plain round
-sends ``status``, the factors that were trained, and of ``metrics`` number of examples, loss and
-seconds, as far as the policy allows (:func:`deal_core.privacy.policy.figures_allowed`).
+Every field has its reason. What is not listed does not leave, whoever put it there. A round without
+a mechanism sends ``status``, the factors that were trained, and of ``metrics`` number of examples,
+loss and seconds, as far as the policy allows (:func:`deal_core.privacy.policy.figures_allowed`).
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ for the site's log, the test, and the code that leaves. What needs no data is ju
 read; what follows from a number of records, or from what the site has given before, when it is
 known. The ledger is asked, and stays the last line of defence: what it cannot pay is not charged,
 whoever asks. Only the protocol of secure sums says itself that a step is out of its order, or that
-a sum has too few sites (``protocol``, ``unpinned``, ``masked``), and a program that passes a model
-(:mod:`simulations.api.client`) what it takes part in, which can only be less.
+a sum has too few sites (``protocol``, ``unpinned``, ``masked``); a reader, that a message is none
+(:class:`~deal_core.lora.payload.PayloadError`: ``refused``); and a program that passes a model
+(:mod:`simulations.api.client`), what it takes part in, which can only be less.
 """
 
 from __future__ import annotations

@@ -177,25 +177,25 @@ def make_teacher(
     model: LanguageModel,
     data: Sequence[Encoded],
     labels: Sequence[str],
-    seen: Sequence[Sequence[str]],
+    spaces: Sequence[Sequence[str]],
     alone: bool = False,
 ) -> Teacher:
     """Return the teacher, asked once about all examples, in batches without gradients, where the
     answers fit into memory; otherwise it is asked again each time. ``alone``: asked about each by
     itself."""
 
-    def ask(batch: Sequence[int]) -> list[Tensor]:
+    def answers(batch: Sequence[int]) -> list[Tensor]:
         with at_task_start(model.module):
-            learnt = model.forward_train([data[i] for i in batch], labels, seen)
+            learnt = model.forward_train([data[i] for i in batch], labels, spaces)
         # Each answer follows from its own example, also beside one that gives no number.
         if len(batch) > 1 and not bool(learnt.distillation_logits.isfinite().all()):
-            return [ask([i])[0] for i in batch]
+            return [answers([i])[0] for i in batch]
         rows = list(learnt.rows) or [1] * len(batch)
         return list(torch.split(learnt.distillation_logits, rows))
 
     if alone and isinstance(model, TokenLabels):
-        return ask  # whether answers fit into memory depends on how many words all texts have
-    return _remembered(data, ask, alone)
+        return answers  # whether answers fit into memory depends on how many words all texts have
+    return _remembered(data, answers, alone)
 
 
 def word_teacher(
@@ -205,12 +205,12 @@ def word_teacher(
     the states that these are predicted from fit into memory; ``alone``: again each time, for
     whether they fit depends on how long the answers of all are."""
 
-    def ask(batch: Sequence[int]) -> list[Tensor]:
+    def states(batch: Sequence[int]) -> list[Tensor]:
         with at_task_start(model.module):
             found, words = model.word_states([data[i] for i in batch], labels)
         return list(torch.split(found, words))
 
-    return WordTeacher(model, ask if alone else _remembered(data, ask))
+    return WordTeacher(model, states if alone else _remembered(data, states))
 
 
 def _remembered(data: Sequence[Encoded], ask: Teacher, alone: bool = False) -> Teacher:

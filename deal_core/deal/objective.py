@@ -1,5 +1,6 @@
 """What is minimised on a task at hand: cross-entropy on its labels, or on those of each of several
-tasks that are learnt at once; and a term beside the data."""
+tasks that are learnt at once; and a term beside the data. DEAL's whole objective:
+:mod:`deal_core.deal.method`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -2,7 +2,8 @@
 
 At the end of a task the adapters of a layer are stacked and decomposed, ``M = U S V^T``. A
 retention answers with a gain for each singular value; the best part of fixed rank of ``U (rho S)
-V^T`` is retained. Source: docs/method.md (M8) to (M12); DEAL, arXiv 2509.18942, eqs. 7 to 9.
+V^T`` is retained. Source: docs/method.md (M8) to (M12); DEAL, arXiv 2509.18942, eqs. 7 to 9. The
+learned gate of the paper is in :mod:`deal_core.baselines.deal_reference`.
 """
 
 from collections.abc import Callable, Mapping
@@ -99,8 +100,9 @@ def svd(S: Tensor, rank: int) -> Tensor:
 
 
 RETENTIONS: Mapping[str, Retention] = {"svd": svd, "wavelet": wavelet}
-"""``method.retention.filter`` (default ``svd``) to the gains of singular values; called by
-``Deal.end_task`` through :func:`retain` (one of one's own: docs/extending.md)."""
+"""``method.retention.filter`` (default ``svd``) to the gains of singular values; called through
+:func:`retain` where a task ends and where two components become one (one of one's own:
+docs/extending.md)."""
 
 
 def retain(adapter: Adapter, rank: int, config: RetentionConfig) -> Adapter:

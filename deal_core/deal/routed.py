@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from deal_core.config.experiment import AdapterConfig, MethodConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig, RetentionConfig
 from deal_core.deal.interface import LocalTask, Phase
 from deal_core.deal.objective import plain
 from deal_core.deal.retention import retain
@@ -68,9 +68,10 @@ class RoutedDeal:
         """Return a state that retains what was learnt as the component of these tasks."""
         learnt = lora.stack(part for part in (state.current, state.residual) if part is not None)
         rank = min(learnt.rank, self.adapter.retained_rank)
-        own = Kept(tuple(tasks), retain(learnt, rank, self.method.retention))
+        retention = self.method.retention
+        own = Kept(tuple(tasks), retain(learnt, rank, retention))
         others = [_without(each, tasks) for each in kept_components(state)]
-        kept = fitted([*filter(None, others), own], self.adapter.retained_rank)
+        kept = fitted([*filter(None, others), own], self.adapter.retained_rank, retention)
         current = lora.zero_adapter(state.current.shapes, self.adapter.rank, state.current.scaling)
         return replace(holding(state, kept), current=current, residual=None)
 
@@ -118,11 +119,12 @@ def holding(state: State, components: Sequence[Kept]) -> State:
     return replace(state, retained=retained, components=ranks)
 
 
-def fitted(components: Iterable[Kept], limit: int) -> list[Kept]:
+def fitted(components: Iterable[Kept], limit: int, retention: RetentionConfig) -> list[Kept]:
     """Return components whose ranks add up to at most ``limit``.
 
     The last direction that carries the least of its component (squared singular values, all
-    layers) goes first. Where every component has ``THINNEST`` left, the two most alike are merged.
+    layers) goes first. Where every component has ``THINNEST`` left, the two most alike are merged,
+    and what they have beyond one component's rank is what the retention filter takes for noise.
     """
     kept = list(components)
     energies = [_energies(each.adapter) for each in kept]
@@ -138,22 +140,22 @@ def fitted(components: Iterable[Kept], limit: int) -> list[Kept]:
             break
         cut = [_cut(each, rank) for each, rank in zip(kept, ranks, strict=True)]
         first, second = most_alike(cut)
-        cut[second] = merge(cut[first], cut[second])
+        cut[second] = merge(cut[first], cut[second], retention)
         del cut[first]
-        return fitted(cut, limit)
+        return fitted(cut, limit, retention)
     return [_cut(each, rank) for each, rank in zip(kept, ranks, strict=True)]
 
 
-def merge(first: Kept, second: Kept) -> Kept:
-    """Return one component for the tasks of both: the best part, of the larger rank, of their mean
-    weighted by how many tasks each answers."""
+def merge(first: Kept, second: Kept, retention: RetentionConfig) -> Kept:
+    """Return one component for the tasks of both: what the retention leaves, of the larger rank, of
+    their mean weighted by how many tasks each answers."""
     total = len(first.tasks) + len(second.tasks)
     halves = [
         replace(each.adapter, scaling=each.adapter.scaling * len(each.tasks) / total)
         for each in (first, second)
     ]
     rank = max(first.adapter.rank, second.adapter.rank)
-    return Kept((*first.tasks, *second.tasks), lora.compress(lora.stack(halves), rank))
+    return Kept((*first.tasks, *second.tasks), retain(lora.stack(halves), rank, retention))
 
 
 def most_alike(components: Sequence[Kept]) -> tuple[int, int]:

@@ -1,5 +1,5 @@
-"""What may leave a client and what may reach it: LoRA parameters; and, for
-methods that are made of them, sums over records and label heads. Nothing else.
+"""What a model's parameters are between client and server: LoRA factors; and, for methods that are
+made of them, sums over records and label heads. All that may leave a client: :mod:`client.egress`.
 
 Both sides use the same names and the same checks. A tensor is known by PEFT's key
 (``base_model.model.LAYER.lora_A.weight``), so a saved adapter loads in plain PEFT.

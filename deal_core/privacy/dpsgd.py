@@ -38,7 +38,7 @@ from deal_core.privacy.record_gradients import record_gradients
 GRID_BITS = 30
 """A clipping bound is ``2^30`` steps of the grid that gradients are summed on."""
 BELOW = 1 - 1e-9
-"""What products in float64 may be off by."""
+"""Factor that covers what products in float64 may be off by."""
 IMPOSSIBLE = 1e-15
 """Probability below which something did not happen by chance."""
 TOLERANCE = 1e-5

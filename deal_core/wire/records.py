@@ -54,7 +54,8 @@ def record_digest(arrays: Mapping[str, WireArray]) -> str:
 
 
 RECORD = "adapter-files"
-"""Record of the files, an array of bytes each."""
+"""Record, from server to sites, of the files of the adapter that a run ends with: an array of bytes
+each."""
 DIGEST = "adapter-digest"
 """Record of their digest."""
 FILES = (
@@ -64,7 +65,7 @@ FILES = (
     "heads.safetensors",
     "inference.json",
 )
-"""All that is sent, and all that is taken."""
+"""All that a server sends of them, and all that a site takes."""
 LARGEST = 2**30
 """Bytes of all files together."""
 

@@ -135,8 +135,8 @@ def preflight(
     warn: Callable[[str], None] = lambda line: None,
     say: Say = lambda what: None,
 ) -> None:
-    """Make every check that can be made before a run starts; ``warn`` hears of every warning, also
-    where something is wrong.
+    """Make the checks of :func:`run_checks` before a run starts; ``warn`` hears of every warning,
+    also where something is wrong.
 
     Raises:
         UserError: all that is wrong, a line each with the place and the cure.

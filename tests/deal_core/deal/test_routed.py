@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deal_core.config.experiment import AdapterConfig, MethodConfig
+from deal_core.config.experiment import AdapterConfig, MethodConfig, RetentionConfig
 from deal_core.deal.routed import (
     THINNEST,
     Kept,
@@ -16,9 +16,16 @@ from deal_core.deal.routed import (
     likeness,
     merge,
 )
-from deal_core.lora.adapter import compress, relative_difference, stack, zero_adapter
+from deal_core.lora.adapter import (
+    compress,
+    relative_difference,
+    spectrum,
+    stack,
+    zero_adapter,
+)
 from deal_core.lora.state import State
 
+SVD, WAVELET = RetentionConfig(), RetentionConfig(filter="wavelet")
 SHAPES = {"first": (40, 50), "second": (60, 45)}
 
 
@@ -56,7 +63,7 @@ def test_components_come_back_as_they_were_put_in(kept):
 
 def test_what_fits_is_kept_to_the_bit(kept):
     bank = [kept("a", 4, 1), kept("b", 4, 2)]
-    assert all(now is was for now, was in zip(fitted(bank, 8), bank, strict=True))
+    assert all(now is was for now, was in zip(fitted(bank, 8, SVD), bank, strict=True))
 
 
 def test_beyond_the_budget_the_weakest_direction_of_all_goes_first(random_adapter):
@@ -67,9 +74,9 @@ def test_beyond_the_budget_the_weakest_direction_of_all_goes_first(random_adapte
         for name, f in compress(random_adapter(SHAPES, 4, 100.0, 2), 4).layers.items()
     }
     weak = Kept(("b",), replace(strong.adapter, layers=layers))
-    first, second = fitted([strong, weak], 7)
+    first, second = fitted([strong, weak], 7, SVD)
     assert (first.adapter.rank, second.adapter.rank) == (4, 3)
-    first, second = fitted([strong, weak], 6)
+    first, second = fitted([strong, weak], 6, SVD)
     assert (first.adapter.rank, second.adapter.rank) == (4, THINNEST)
     # The best approximation of its rank (Eckart-Young): the rest is what was cut.
     best = compress(weak.adapter, THINNEST)
@@ -79,7 +86,7 @@ def test_beyond_the_budget_the_weakest_direction_of_all_goes_first(random_adapte
 def test_the_size_is_constant_however_many_tasks_there_are(kept):
     bank = []
     for number in range(20):
-        bank = fitted([*bank, kept(f"task {number}", 4, number)], 12)
+        bank = fitted([*bank, kept(f"task {number}", 4, number)], 12, SVD)
         assert sum(each.adapter.rank for each in bank) <= 12
         assert sorted(task for each in bank for task in each.tasks) == sorted(
             f"task {n}" for n in range(number + 1)
@@ -89,7 +96,7 @@ def test_the_size_is_constant_however_many_tasks_there_are(kept):
 def test_the_two_most_alike_become_one(kept):
     a, b = kept("a", THINNEST, 1), kept("b", THINNEST, 2)
     twin = Kept(("twin",), replace(a.adapter, scaling=1.1))
-    merged = fitted([a, b, twin], 2 * THINNEST)
+    merged = fitted([a, b, twin], 2 * THINNEST, SVD)
     assert [each.tasks for each in merged] == [("b",), ("a", "twin")]
     mean = (dense(a.adapter) + dense(twin.adapter)) / 2
     assert torch.allclose(dense(merged[1].adapter), mean, atol=1e-5)
@@ -98,23 +105,35 @@ def test_the_two_most_alike_become_one(kept):
 def test_the_last_component_stays_the_last_where_others_become_one(kept):
     """The next task begins with a copy of it."""
     a, b = kept("a", THINNEST, 1), kept("b", THINNEST, 2)
-    merged = fitted([a, Kept(("twin",), a.adapter), b], 2 * THINNEST)
+    merged = fitted([a, Kept(("twin",), a.adapter), b], 2 * THINNEST, SVD)
     assert [each.tasks for each in merged] == [("a", "twin"), ("b",)]
 
 
 def test_a_merged_component_counts_each_of_its_tasks(kept):
     a, b, c = (kept(name, 2, seed) for seed, name in enumerate("abc"))
-    all_three = merge(merge(Kept(("a",), a.adapter), b), c)
+    all_three = merge(merge(Kept(("a",), a.adapter), b, SVD), c, SVD)
     exact = compress(
         stack(
             [
-                replace(merge(a, b).adapter, scaling=2 / 3),
+                replace(merge(a, b, SVD).adapter, scaling=2 / 3),
                 replace(c.adapter, scaling=c.adapter.scaling / 3),
             ]
         ),
         2,
     )
     assert torch.allclose(dense(all_three.adapter), dense(exact), atol=1e-6)
+
+
+def test_where_two_become_one_the_filter_takes_what_is_beyond_for_noise(kept):
+    """Two unlike ones of rank 4 leave four directions over, whose median is the noise floor: the
+    wavelet keeps the directions of the plain cut, and each of them shorter."""
+    a, b = kept("a", 4, 1), kept("b", 4, 2)
+    plain, filtered = (merge(a, b, each).adapter for each in (SVD, WAVELET))
+    for name in SHAPES:
+        whole, left = (spectrum(each.layers[name], each.scaling) for each in (plain, filtered))
+        gains = left.S[:4] / whole.S[:4]
+        assert bool(((gains > 0) & (gains < 0.95)).all())
+        assert torch.allclose((left.U[:, :4] * whole.U[:, :4]).sum(0).abs(), torch.ones(4).double())
 
 
 def test_likeness_is_the_cosine_of_the_dense_updates(random_adapter):
