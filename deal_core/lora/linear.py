@@ -66,8 +66,8 @@ def adapted(
     x: Tensor, weight: Callable[[], Tensor], bias: Tensor | None, factors: LoraFactors, s: float
 ) -> Tensor:
     """Return :class:`AdaptedLinear` of ``x``, with scaling ``s``."""
-    out: Tensor = AdaptedLinear.apply(x, weight, bias, factors.A, factors.B, s)  # type: ignore[no-untyped-call]
-    return out
+    apply: Callable[..., Tensor] = AdaptedLinear.apply
+    return apply(x, weight, bias, factors.A, factors.B, s)
 
 
 def adapted_forward(layer: Any, name: str, x: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def _int8_encode(key: str, array: NDArray[np.float32], generator: torch.Generato
     return {key: codes, key + SCALE: scale}
 
 
-def _shortened(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _shortened(values: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
     """Return the same values, cut to 17 significant bits: less by 2^-16 of them at most."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     return (bits & np.uint32(0xFFFFFF80)).view(np.float32)

@@ -4,7 +4,7 @@
 expect() { # CODE WORD COMMAND...: the command ends so, and says the word
     local code=$1 word=$2 found=0
     shift 2
-    "$@" 2>&1 | tee said || found=$?
+    script -qec "$(printf '%q ' "$@")" said || found=$? # on a terminal, as a user sees it
     test "$found" -eq "$code"
     grep -q -- "$word" said
 }
