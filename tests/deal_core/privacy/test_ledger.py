@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -109,12 +110,15 @@ def test_the_database_itself_refuses_changes(ledger, statement):
     ledger.charge(EVENT, WIDE, "r", b"")
     ledger.plan("run", lambda past: "plan")
     ledger.declare_members("one", ["a"])
-    with sqlite3.connect(ledger.path) as db, pytest.raises(sqlite3.Error, match="append-only"):
+    with (
+        closing(sqlite3.connect(ledger.path)) as db,
+        pytest.raises(sqlite3.Error, match="append-only"),
+    ):
         db.execute(statement)
 
 
 def tamper(path, *statements):
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         for name in ("events_UPDATE", "events_DELETE", "events_in_order"):
             db.execute(f"DROP TRIGGER {name}")
         for statement in statements:

@@ -5,6 +5,7 @@ import json
 import os
 import sqlite3
 import stat
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -180,7 +181,7 @@ def test_a_ledger_that_was_changed_or_is_none_is_neither_shown_nor_certified(led
     with pytest.raises(UserError, match="no ledger"):
         page(Ledger(tmp_path / "empty"))
     assert not (tmp_path / "empty").exists()
-    with sqlite3.connect(ledger.path) as db:
+    with closing(sqlite3.connect(ledger.path)) as db, db:
         db.execute("DROP TRIGGER events_DELETE")
         db.execute("DELETE FROM events WHERE seq = 3")
     for words in (
