@@ -73,7 +73,8 @@ def run_demo(where: str, sites: int, console: Console, write_page: Callable[[Pat
     except KeyboardInterrupt:
         print_line(console, f"stopped; nothing of it runs any more; {folder} may be removed")
         return STOPPED
-    from simulations.run.summary import print_report
+    with at_work(console, "reading the results"):
+        from simulations.run.summary import print_report  # with torch
 
     print_report(console, run)
     write_page(run)
