@@ -73,8 +73,7 @@ def run_demo(where: str, sites: int, console: Console, write_page: Callable[[Pat
     except KeyboardInterrupt:
         print_line(console, f"stopped; nothing of it runs any more; {folder} may be removed")
         return STOPPED
-    with at_work(console, "reading the results"):
-        from simulations.run.summary import print_report  # with torch
+    from simulations.run.summary import print_report
 
     print_report(console, run)
     write_page(run)

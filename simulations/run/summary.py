@@ -11,7 +11,7 @@ from deal_core.config.experiment import Experiment
 from deal_core.training.text_overlap import TITLES
 from server.folder import RunFolder, read_events
 from server.results import Measures, Privacy, Results, read_results, rounded_up
-from simulations.output import Table, duration, print_line, print_table, signed, size
+from simulations.output import Table, at_work, duration, print_line, print_table, signed, size
 from simulations.run.run_log import RunLog
 
 ACCURACY = "accuracy"
@@ -25,7 +25,8 @@ def print_report(console: Console, folder: Path) -> None:
     Raises:
         UserError: there is none, or it is not valid.
     """
-    from simulations.run.data_checks import membership_text
+    with at_work(console, "reading the results"):
+        from simulations.run.data_checks import membership_text  # a demo has no PyTorch yet
 
     results = read_results(folder)
     if results.accuracy_matrix:
