@@ -32,8 +32,9 @@ from client.identity import (
     status_reply,
     write_log,
 )
-from client.site_file import SiteFile, show_device
+from client.site_file import SiteFile
 from client.state import store_adapter
+from deal_core.config.experiment import show_device
 from deal_core.config.file import EXPERIMENT, from_run_config
 from deal_core.installed import without_collection
 from deal_core.lora.payload import PayloadError

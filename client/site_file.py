@@ -1,7 +1,6 @@
 """``site.toml``: what the site decides, whatever the server asks. It names everything that the
 server must not: the server knows tasks and labels, never a path or a column."""
 
-import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -96,16 +95,6 @@ class Compute(Table):
     """Torch threads; 0: what the experiment asks for."""
     keep_seconds: int = Field(900, ge=0)
     """How long the model stays in memory after a request, for the next one; 0: it does not."""
-
-
-def show_device(device: str) -> None:
-    """Show torch only the device that is lent (:class:`Compute`); before it looks
-    for one."""
-    kind, _, number = device.partition(":")
-    if kind == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif number:
-        os.environ["CUDA_VISIBLE_DEVICES"] = number
 
 
 class SiteFile(Table):

@@ -7,6 +7,7 @@ Flower's run config (:mod:`deal_core.config.file`).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -255,6 +256,15 @@ def _computes_exactly(device: str) -> str:
 
 Device = Annotated[str, AfterValidator(_computes_exactly)]
 """``auto`` (CUDA where there is any), ``cpu``, ``cuda`` or ``cuda:N``."""
+
+
+def show_device(device: str) -> None:
+    """Show torch only this device, before torch looks for one."""
+    kind, _, number = device.partition(":")
+    if kind == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    elif number:
+        os.environ["CUDA_VISIBLE_DEVICES"] = number
 
 
 class RunConfig(Table):

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
 
-from client.site_file import show_device
-from deal_core.config.experiment import Experiment
+from deal_core.config.experiment import Experiment, show_device
 from deal_core.config.file import apply_overrides, parse_experiment, read_toml
 from deal_core.errors import UserError
 from deal_core.installed import without_collection

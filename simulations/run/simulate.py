@@ -13,9 +13,8 @@ from pathlib import Path
 from pydantic import RootModel
 from rich.console import Console
 
-from client.site_file import show_device
 from deal_core.atomic_write import atomic_write
-from deal_core.config.experiment import READ_BY, Experiment
+from deal_core.config.experiment import READ_BY, Experiment, show_device
 from deal_core.config.file import WHERE, Value, flatten, leaves, parse_experiment, read_toml
 from deal_core.data import TaskData, load_for_clients, open_source
 from deal_core.errors import UserError, choose

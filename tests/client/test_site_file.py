@@ -14,7 +14,8 @@ from client import resident_worker
 from client.app import make_app
 from client.gate import Refusal
 from client.identity import Client, as_the_site_decides, client_of, file_of
-from client.site_file import NODE_KEY, read_site, show_device
+from client.site_file import NODE_KEY, read_site
+from deal_core.config.experiment import show_device
 from deal_core.config.file import PACKAGE, parse_experiment
 from deal_core.errors import UserError
 from simulations.engines.worker_pool import assume_identity
