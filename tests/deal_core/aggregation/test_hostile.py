@@ -125,12 +125,17 @@ def test_without_a_screen_a_round_is_finite_or_fails_by_name(rule, robust):
         assert math.isfinite(result.error)
 
 
-@pytest.mark.parametrize("rule", ["fedit", "ffa"])  # both factors are trained, or one
+@pytest.mark.parametrize("robust", sorted(ROBUST_RULES))
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", REFUSED)
-def test_who_is_refused_leaves_the_updates_of_the_others_to_be_aggregated(rule, kind):
+def test_who_is_refused_leaves_the_aggregate_of_the_others_to_the_bit(rule, robust, kind):
     before, trained, updates = federation(rule)
+    others = updates[:4] + updates[5:]
     bad = [*updates[:4], REFUSED[kind](updates[4], trained), *updates[5:]]
-    assert screened(bad, before) == updates[:4] + updates[5:]
+    assert screened(bad, before) == others
+    result = run(screened(bad, before), before, rule=rule, robust=robust)
+    expected = run(others, before, rule=rule, robust=robust)
+    assert torch.equal(delta(result), delta(expected))
 
 
 @pytest.mark.parametrize("robust", sorted(ROBUST_RULES))
