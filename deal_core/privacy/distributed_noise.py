@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from deal_core.config.privacy import PrivacyConfig
 from deal_core.lora.attach import ExampleLosses, learning_factors
-from deal_core.privacy.dpsgd import Groups, Sampled, clipping_bound, require_sampled
+from deal_core.privacy.dpsgd import BoundedSum, Groups, Sampled, clipping_bound, require_sampled
 from deal_core.privacy.noise import discrete_gaussian
 from deal_core.privacy.policy import Policy, in_sum
 from deal_core.secure_sum.terms import LEAST_SITES, threshold
@@ -43,6 +43,7 @@ COUNT_WEIGHT = 0.25
 be known less well than a sum."""
 
 
+SUMS = "sums"
 NOBODY_TRUSTED = "nobody outside the client is trusted"
 UNLIKELY = 1e-30
 """Probability of noise so long that the bound on the gap says nothing."""
@@ -62,9 +63,9 @@ class NoisySum(Sampled):
         Raises:
             UnsafeModel: as :meth:`~deal_core.privacy.dpsgd.Sampled.clipped`.
         """
-        found = self.clipped(module, objective, self.draw(), GRID_BITS).total
+        found = self.clipped(module, objective, self.draw(), GRID_BITS)
         return {
-            key: _numbers(found.get(key), tuple(own.shape)) + self._share(tuple(own.shape))
+            key: self._noised(found, key, tuple(own.shape))
             for key, own in learning_factors(module).items()
         }
 
@@ -90,18 +91,19 @@ class NoisySum(Sampled):
         bound = clipping_bound(self.max_grad_norm, math.prod(shape), GRID_BITS)
         step = grid_step(self.max_grad_norm)
         total = clipped_class_sums(embeddings, targets, labels, batch, self.groups, bound, step)
-        return _numbers(total, shape) + self._share(shape)
+        found = BoundedSum({SUMS: total}, self.max_grad_norm, step)
+        return self._noised(found, SUMS, shape)
 
-    def _share(self, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        sigma = self.noise_multiplier * 2**GRID_BITS / math.sqrt(self.shares)
-        if not sigma:
-            return np.zeros(shape, np.int64)
-        return discrete_gaussian(math.prod(shape), sigma, self.noise).reshape(shape)
-
-
-def _numbers(total: Tensor | None, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """A sum in steps of the grid; None: no record has any."""
-    return np.zeros(shape, np.int64) if total is None else total.cpu().numpy()
+    def _noised(self, found: BoundedSum, name: str, shape: tuple[int, ...]) -> NDArray[np.int64]:
+        """Return one tensor of the sum with this site's share of the noise, in steps of the
+        grid."""
+        total = np.zeros(shape, np.int64)
+        if name in found.value:
+            total += found.value[name].cpu().numpy()
+        whole = self.noise_multiplier * (found.sensitivity / found.step)
+        if sigma := whole / math.sqrt(self.shares):
+            total += discrete_gaussian(math.prod(shape), sigma, self.noise).reshape(shape)
+        return total
 
 
 def grid_step(max_grad_norm: float) -> float:

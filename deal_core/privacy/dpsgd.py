@@ -18,7 +18,7 @@ Source: docs/method.md (M27), (M66); Abadi et al., CCS 2016, algorithm 1; Charle
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -114,6 +114,20 @@ def require_planned(ask: UpdateRequest, groups: Sequence[int], planned: int) -> 
         raise UnsafeModel(f"{len(set(groups))} {unit}, but {planned} are planned")
 
 
+@dataclass(frozen=True)
+class BoundedSum:
+    """A sum over records: noise is added to nothing else, and is as large as its sensitivity asks
+    for."""
+
+    value: Mapping[str, Tensor]
+    """Name to entries, in steps of the grid, int64; a name that no record reached is left out."""
+    sensitivity: float
+    """By how much a record, or group, that is added or removed changes all entries together (L2),
+    at most."""
+    step: float
+    """Distance of neighbours on the grid, in the unit of the sensitivity."""
+
+
 @dataclass
 class Sampled:
     """What may be read of a client's data, and how it is hidden; of steps and of sums."""
@@ -143,9 +157,9 @@ class Sampled:
 
     def clipped(
         self, module: nn.Module, objective: attach.ExampleLosses, batch: Sequence[int], bits: int
-    ) -> ClippedSum:
+    ) -> BoundedSum:
         """Return the sum of the batch's clipped gradients, rounded to a grid of ``2^-bits`` of the
-        clipping bound.
+        clipping bound, by name of factor.
 
         Raises:
             UnsafeModel: something learns whose gradient per example cannot be had, or the batch is
@@ -155,7 +169,8 @@ class Sampled:
         require_sampled(batch, self.record_ids, self.groups, self.sample_rate)
         bound = clipping_bound(self.max_grad_norm, entries, bits)
         step = self.max_grad_norm / 2**bits
-        return clipped_gradients(module, objective, batch, self.groups.numbers, bound, step)
+        total = clipped_gradients(module, objective, batch, self.groups.numbers, bound, step).total
+        return BoundedSum(total, self.max_grad_norm, step)
 
     def rehearse(self, module: nn.Module, objective: attach.ExampleLosses, probes: int) -> None:
         """Take a clipped gradient over constant texts, and drop it.
@@ -206,13 +221,17 @@ class PrivateGradients(Sampled):
         if self._taken == 0:
             self._before = [factor.detach().clone() for factor in factors]
         found = self.clipped(module, objective, batch, GRID_BITS)
-        scale = self.noise_multiplier * self.max_grad_norm
         for key, factor in attach.learning_factors(module).items():
-            total = scale * self.noise.normal(factor.shape)
-            if key in found.total:
-                total += found.step * found.total[key].double().cpu()
-            factor.grad = (total / self.expected_batch).to(factor.device, factor.dtype)
+            noised = self._noised(found, key, factor.shape)
+            factor.grad = (noised / self.expected_batch).to(factor.device, factor.dtype)
         return 0.0
+
+    def _noised(self, found: BoundedSum, name: str, shape: torch.Size) -> Tensor:
+        """Return one tensor of the sum with a Gaussian draw on each entry, float64."""
+        total = self.noise_multiplier * found.sensitivity * self.noise.normal(shape)
+        if name in found.value:
+            total += found.step * found.value[name].double().cpu()
+        return total
 
     def stepped(self, module: nn.Module) -> None:
         """Check, once, that the first step, which has noise, has moved some factor.
