@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from client.site_file import NAME
 from deal_core.config.data import ENTITY_F1
 from deal_core.config.experiment import OWN_MEMORY
 from deal_core.data.source import named_tasks
@@ -121,6 +123,18 @@ def _other_package(asked: Asked) -> str:
     return "" if theirs == ours else shown
 
 
+def _foreign_run(asked: Asked) -> str:
+    assert asked.file is not None
+    sites = asked.experiment.federation.sites
+    return "" if asked.file.site.name in sites else ", ".join(sites) or "no named site"
+
+
+def _no_folder(asked: Asked) -> str:
+    """A name from outside is about to become a folder."""
+    run = Path(asked.experiment.run.out).name
+    return "" if NAME.fullmatch(run) else repr(run[:80])
+
+
 def _other_instruction(config: DataConfig, own: SiteData, task: str) -> bool:
     words = config.instructions.get(task, "")
     return own.instructions.get(task, words) != words
@@ -176,6 +190,10 @@ REFUSALS: Mapping[str, tuple[Rule, ...]] = {
             _other_package,
             "version",
         ),
+    ),
+    "run": (
+        Rule("the run is for {found}, and this site is '{file.site.name}'", _foreign_run),
+        Rule("the name of the run, {found}, is none", _no_folder),
     ),
     "unit": (
         Rule(

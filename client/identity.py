@@ -20,13 +20,12 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client.gate import Asked, Refusal, require
-from client.site_file import NAME, NODE_KEY, SiteFile, read_site, site_files
+from client.site_file import NODE_KEY, SiteFile, read_site, site_files
 from client.state import RetainedMissing, folder_of
 from deal_core.atomic_write import rotated
 from deal_core.config.experiment import Experiment, RunConfig
 from deal_core.config.file import EXPERIMENT, PACKAGE, as_text, from_run_config, run_name
 from deal_core.data.source import named_tasks
-from deal_core.errors import UserError
 from deal_core.lora.payload import PayloadError
 from deal_core.privacy.policy import Policy
 from deal_core.secure_sum.messages import ProtocolError
@@ -168,20 +167,17 @@ def client_of(context: Context, file: SiteFile | None) -> Client:
     """Return which client this is; ``file``: what :func:`file_of` returns of the context.
 
     Raises:
-        UserError: the run does not know this site.
-        Refusal: another federated-deal is installed here than at the server.
+        Refusal: another federated-deal is installed here than at the server, or the run does not
+            know this site.
     """
     text = str(context.run_config.get(EXPERIMENT, ""))
     if file is None:
         return _simulated(text, context.run_id, int(context.node_config["partition-id"]))
     asked = from_run_config({EXPERIMENT: text})
-    require(Asked(asked, package=str(context.run_config.get(PACKAGE, ""))[:64]), "package")
-    name, sites, run = file.site.name, asked.federation.sites, Path(asked.run.out).name
-    if name not in sites:
-        raise UserError(f"the run is for {', '.join(sites)}, and this site is '{name}'")
-    if not NAME.fullmatch(run):  # a name from outside, about to become a folder
-        raise UserError(f"the name of the run, {run[:80]!r}, is none")
-    return Client(sites.index(name), Path(file.site.state) / "runs" / run, asked, file)
+    package = str(context.run_config.get(PACKAGE, ""))[:64]
+    require(Asked(asked, file=file, package=package), "package", "run")
+    number, run = asked.federation.sites.index(file.site.name), Path(asked.run.out).name
+    return Client(number, Path(file.site.state) / "runs" / run, asked, file)
 
 
 @lru_cache(maxsize=64)

@@ -28,6 +28,11 @@ def filed(**data):
     return SiteFile(site=Identity(name="north"), server=Connection(address="here:1"), data=own)
 
 
+def of_run(out="runs/a", sites=("south", "north")):
+    names = ", ".join(f'"{name}"' for name in sites)
+    return asked(f'run.out="{out}"', f"federation.sites=[{names}]")
+
+
 def data(**changes):
     config = asked()
     return config.model_copy(update={"data": config.data.model_copy(update=changes)})
@@ -56,6 +61,10 @@ MASKS = Policy(secure_aggregation="required")
 CASES = {
     "package": [
         (Asked(asked(), package="0" * 64), Asked(asked(), package=package_digest())),
+    ],
+    "run": [
+        (Asked(of_run(sites=["south"]), file=filed()), Asked(of_run(), file=filed())),
+        (Asked(of_run("runs/.."), file=filed()), Asked(of_run("runs/a"), file=filed())),
     ],
     "unit": [
         (Asked(BY_GROUP, Policy()), Asked(BY_GROUP, GROUPS)),
