@@ -167,8 +167,8 @@ def client_of(context: Context, file: SiteFile | None) -> Client:
     """Return which client this is; ``file``: what :func:`file_of` returns of the context.
 
     Raises:
-        Refusal: another federated-deal is installed here than at the server, or the run does not
-            know this site.
+        Refusal: another federated-deal is installed here than at the server, the run does not know
+            this site, or no folder can have its name.
     """
     text = str(context.run_config.get(EXPERIMENT, ""))
     if file is None:

@@ -41,9 +41,8 @@ GRID_BITS = 16
 COUNT_WEIGHT = 0.25
 """What a record adds to its label's count, in lengths of an embedding (1 at most): a count needs to
 be known less well than a sum."""
-
-
 SUMS = "sums"
+"""Name of the one tensor of class sums."""
 NOBODY_TRUSTED = "nobody outside the client is trusted"
 UNLIKELY = 1e-30
 """Probability of noise so long that the bound on the gap says nothing."""
