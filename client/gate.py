@@ -146,6 +146,12 @@ def _unknown_model(asked: Asked) -> str:
     return "" if name in asked.file.models else f"'{name}'"
 
 
+def _too_large_rank(asked: Asked) -> int:
+    adapter = asked.experiment.adapter
+    largest = max((adapter.rank, *adapter.client_ranks))
+    return largest if largest > asked.limits.max_rank else 0
+
+
 def _foreign_module(asked: Asked) -> str:
     if asked.policy is None:
         return ""
@@ -256,9 +262,9 @@ REFUSALS: Mapping[str, tuple[Rule, ...]] = {
             lambda a: a.limits.demanded not in ("", a.experiment.privacy.mechanism),
         ),
         Rule(
-            "adapter.rank is {experiment.adapter.rank}, but the site's policy allows "
-            "{limits.max_rank}; lower it, or raise policy.max_rank",
-            lambda a: a.experiment.adapter.rank > a.limits.max_rank,
+            "adapter.rank is {found}, but the site's policy allows {limits.max_rank}; lower it, or "
+            "raise policy.max_rank",
+            _too_large_rank,
         ),
         Rule(
             "adapter.target_modules names '{found}', which is not in policy.target_modules of "

@@ -67,8 +67,6 @@ class SiteData(Table):
     """Column of the label."""
     target_column: str = "target"
     """Column of the answer, where it is a text."""
-    references_column: str = ""
-    """Column of further right answers; empty: none."""
     id_column: str = ""
     """Column that says whose record it is (a patient's number); ``policy.disjoint_tasks`` needs it,
     or ``policy.unit_column``."""

@@ -204,7 +204,7 @@ class Clients:
             asked = list(instructions.values())
             one = next((each for each in asked if each.task), asked[0])
             with threads(1):
-                state = wire.packed(self.experiment, state, one)
+                state = wire.packed(self.experiment, state, one, {each.rank for each in asked})
         nodes = self.roster.present(set(instructions), share * len(instructions))
         retained = {"retained_digest": state.digest, "retained_rows": state.retained_rank}
         named = {name: one.model_copy(update=retained) for name, one in instructions.items()}
@@ -213,7 +213,7 @@ class Clients:
         for name, each in named.items():
             if name not in nodes:
                 continue
-            records = state.records
+            records = state.of(each.rank).records
             if self.holding.get(name) == state.digest:
                 records = {key: record for key, record in records.items() if key != RETAINED}
             content = RecordDict({**records, RECORD: ConfigRecord(each.to_config())})
@@ -249,8 +249,8 @@ class Clients:
                 return {}
             resent.add(client)
             self.event("resent", step, client=client)
-            first = sent.requests[client]
-            whole = RecordDict({**first.content, **sent.packed.records})
+            first, rank = sent.requests[client], sent.instructions[client].rank
+            whole = RecordDict({**first.content, **sent.packed.of(rank).records})
             sent.bytes += wire.payload_bytes(whole)
             node, kind = first.metadata.dst_node_id, first.metadata.message_type
             more = Message(whole, node, kind, ttl=left + LATE_SECONDS)

@@ -7,6 +7,7 @@ A strategy belongs to one run, and holds its state. It can be walked by Flower's
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import cycle
 from logging import INFO
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,10 @@ class DealStrategy(Strategy):
         trained = tuple(sorted(summation.trained))
         common = instruction_of(step, shown).model_copy(update={"trained": trained})
         met, future = plan.met(step.stage, step.server_round), plan.future(step.stage)
+        learns = step.phase == LEARN and not adds
+        ranks = self.clients.experiment.adapter.client_ranks if learns else ()
+        turns = cycle(ranks or (common.rank,))
+        rank_of = dict(zip(self.clients.roster.clients, turns, strict=False))
         own = {}
         for name, task in summation.asked.items():
             past = plan.past(name, step.stage, step.server_round)
@@ -331,6 +336,7 @@ class DealStrategy(Strategy):
                     "seen": tuple(other for other in met if other != task),
                     "future": future,
                     "past": past,
+                    "rank": rank_of[name],
                 }
             )
         return own

@@ -144,22 +144,25 @@ class Updates(Summation):
     record = LORA
 
     def open(self, state: State, shown: State, instructions: Mapping[str, Instruction]) -> Sent:
-        """Begin the aggregation, from the current adapter as clients decode it."""
+        """Begin the aggregation, from the current adapter as clients of full rank decode it."""
         sent = super().open(state, shown, instructions)
         self._alike = self.clients.experiment.privacy.mechanism != "none"
         self._screen = Screen()
         self._arrived: dict[str, int] = {}
         self._verdicts: list[Verdict] = []
-        self._before = sent.packed.state.current
+        self._before = {
+            name: sent.packed.of(each.rank).state.current
+            for name, each in sent.instructions.items()
+        }
         with threads(1):
-            self._aggregation: Aggregation = self.rule.begin(self._before)
+            self._aggregation: Aggregation = self.rule.begin(sent.packed.state.current)
         return sent
 
     def add(self, client: str, message: Message, weight: float) -> None:
         """Check an update by itself, and let it be judged beside the others."""
         if LORA not in message.content.array_records:
             raise PayloadError("a record of another kind than expected")
-        dtype, before = self.clients.experiment.wire.dtype, self._before
+        dtype, before = self.clients.experiment.wire.dtype, self._before[client]
         record = message.content.array_records[LORA]
         update = ClientUpdate(client, unpack(record, dtype, before, self.trained), weight)
         if self._alike and weight != 1:

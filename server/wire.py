@@ -1,9 +1,11 @@
 """Messages to clients, and their replies: sent, collected, and read, with the server's checks."""
 
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -154,6 +156,7 @@ class Outgoing:
         kind: Flower's type of the messages that carry it.
         retained_rank: rows of the record of the retained adapter; its others are 0.
         digest: of that record.
+        smaller: rank to the same, for clients whose own adapter has a smaller one.
     """
 
     records: dict[str, ArrayRecord]
@@ -161,14 +164,23 @@ class Outgoing:
     kind: str
     retained_rank: int
     digest: str
+    smaller: Mapping[int, Outgoing] = field(default_factory=dict)
+
+    def of(self, rank: int) -> Outgoing:
+        """Return what a client of this rank is sent."""
+        return self.smaller.get(rank, self)
 
 
-def packed(experiment: Experiment, state: State, asked: Instruction) -> Outgoing:
-    """Return a state packed for what is asked of it; formats that round draw by what is asked. Rows
-    of the retained adapter that are zero do not travel."""
+def packed(
+    experiment: Experiment, state: State, asked: Instruction, ranks: Set[int] = frozenset()
+) -> Outgoing:
+    """Return a state packed for what is asked of it, and for each of the clients' own ``ranks``;
+    formats that round draw by what is asked. Rows of the retained adapter that are zero do not
+    travel."""
     dtype, rank, heads = experiment.wire.dtype, nonzero_rank(state.retained), state.heads
     kind = MessageType.TRAIN if asked.task else MessageType.EVALUATE  # which is of no one task
-    generator = seeded(experiment.run.seed, "downlink", kind, asked.stage, asked.server_round)
+    where = (experiment.run.seed, "downlink", kind, asked.stage, asked.server_round)
+    generator = seeded(*where)
     sent = {payload.LORA: state.current, payload.RETAINED: split(state.retained, rank)[0]}
     if state.residual is not None:
         sent[payload.RESIDUAL] = state.residual
@@ -190,7 +202,16 @@ def packed(experiment: Experiment, state: State, asked: Instruction) -> Outgoing
         retained=padded(arrived[payload.RETAINED], state.retained.rank),
         residual=arrived.get(payload.RESIDUAL),
     )
-    return Outgoing(records, decoded, kind, rank, record_digest(records[payload.RETAINED]))
+    digest = record_digest(records[payload.RETAINED])
+    full, smaller = Outgoing(records, decoded, kind, rank, digest), dict[int, Outgoing]()
+    for own_rank in ranks - {state.current.rank}:
+        scaling = experiment.adapter.lora_alpha / own_rank
+        # Under flora, lora_B is zero at the start of a round: nothing is lost with the other rows.
+        current = replace(split(decoded.current, own_rank)[0], scaling=scaling)
+        record = as_record(tensors.encode(dtype, to_arrays(current), seeded(*where)))
+        own = replace(decoded, current=tensors.unpack(record, dtype, current))
+        smaller[own_rank] = replace(full, records={**records, payload.LORA: record}, state=own)
+    return replace(full, smaller=smaller)
 
 
 def sendable(state: State) -> State:

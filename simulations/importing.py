@@ -142,12 +142,15 @@ def experiment_text(tasks: Sequence[BenchmarkTask], layout: Layout, folder: Path
         "tasks": [task.name for task in tasks],
         "generation": [task.name for task in tasks if not task.labels],
     }
-    if any(task.references for task in tasks):
-        data["references_column"] = "references"
     tables: dict[str, Mapping[str, Any]] = {
         "model": {"family": "causal-lm", "name": "embedded:smollm2", "template": layout.template},
         "data": data,
         # By names of tasks, which are no bare keys.
+        **{
+            f"data.files.{toml_value(task.name)}": {"references_column": "references"}
+            for task in tasks
+            if task.references
+        },
         "data.labels": {toml_value(task.name): task.labels for task in tasks if task.labels},
         "data.instructions": {
             toml_value(task.name): task.instruction or INSTRUCTION for task in tasks

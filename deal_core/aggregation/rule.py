@@ -87,10 +87,15 @@ class Rule:
     """The factors that clients train and send."""
     begin: Callable[[Adapter], Aggregation]
     """From what every client begins with to a round in progress."""
+    mixed_ranks: bool = False
+    """Whether clients of different ranks may take part in one round."""
 
 
-def check_update(update: ClientUpdate, before: Adapter, trained: frozenset[str]) -> None:
-    """Refuse an update that does not fit a round which started from ``before``.
+def check_update(
+    update: ClientUpdate, before: Adapter, trained: frozenset[str], mixed_ranks: bool
+) -> None:
+    """Refuse an update that does not fit a round which started from ``before``; ``mixed_ranks``:
+    accept any rank, the same in every layer, and any scaling.
 
     Raises:
         ValueError: see :meth:`Aggregation.add`; the message names client, layer and fault.
@@ -100,13 +105,16 @@ def check_update(update: ClientUpdate, before: Adapter, trained: frozenset[str])
         raise ValueError(f"{who}: weight {update.weight} is not positive and finite")
     if adapter.layers.keys() != before.layers.keys():
         raise ValueError(f"{who}: layers differ from the round's")
-    if adapter.scaling != before.scaling:
+    if not math.isfinite(adapter.scaling):
+        raise ValueError(f"{who}: scaling is not finite")
+    if not mixed_ranks and adapter.scaling != before.scaling:
         raise ValueError(f"{who}: scaling {adapter.scaling}, the round has {before.scaling}")
     for name, start in before.layers.items():
         factors = adapter.layers[name]
+        rank = adapter.rank if mixed_ranks else start.A.shape[0]
         given = tuple(factors.A.shape), tuple(factors.B.shape)
-        expected = tuple(start.A.shape), tuple(start.B.shape)
-        if given != expected:
+        expected = (rank, start.A.shape[1]), (start.B.shape[0], rank)
+        if given != expected or rank == 0:
             raise ValueError(
                 f"{who}, layer {name}: lora_A {given[0]} and lora_B {given[1]}, expected "
                 f"{expected[0]} and {expected[1]}"

@@ -46,7 +46,7 @@ class _FedIt:
         self._error_meter = ErrorMeter(before.shapes)
 
     def add(self, update: ClientUpdate) -> None:
-        check_update(update, self._before, BOTH)
+        check_update(update, self._before, BOTH, mixed_ranks=False)
         factors = [update.adapter.layers[name] for name in self._before.layers]
         self._mean.add([tensor for f in factors for tensor in (f.A, f.B)], update.weight)
         self._error_meter.add(update.adapter, update.weight)
@@ -83,7 +83,7 @@ class _FedEx(_FedIt):
         self._products, self._weight = ProductSum(before.shapes), 0.0
 
     def add(self, update: ClientUpdate) -> None:
-        check_update(update, self._before, BOTH)
+        check_update(update, self._before, BOTH, mixed_ranks=False)
         self._products.add(self._drift(update.adapter), update.weight)
         super().add(update)
         self._weight += update.weight
@@ -113,7 +113,7 @@ class _Flora:
     The whole aggregate goes to the residual, compressed to its numerical rank. The next
     ``current`` has the ``A`` the round started from and a zero ``B``, so it adds nothing and
     its momentum is lost each round: exact, but it learns more slowly than a warm start.
-    Source: Wang et al., NeurIPS 2024, arXiv 2409.05976.
+    Clients may have any rank and scaling. Source: Wang et al., NeurIPS 2024, arXiv 2409.05976.
     """
 
     def __init__(self, before: Adapter) -> None:
@@ -122,7 +122,7 @@ class _Flora:
         self._error_meter = ErrorMeter(before.shapes)
 
     def add(self, update: ClientUpdate) -> None:
-        check_update(update, self._before, BOTH)
+        check_update(update, self._before, BOTH, mixed_ranks=True)
         self._products.add(update.adapter.layers, update.weight * update.adapter.scaling)
         self._error_meter.add(update.adapter, update.weight)
         self._weight += update.weight
@@ -164,7 +164,7 @@ class OneFactorRound:
 
     def add(self, update: ClientUpdate) -> None:
         """See :class:`~deal_core.aggregation.rule.Aggregation`."""
-        check_update(update, self._before, frozenset({self._factor}))
+        check_update(update, self._before, frozenset({self._factor}), mixed_ranks=False)
         factors = [update.adapter.layers[name] for name in self._before.layers]
         trained = [f.B if self._factor == LORA_B else f.A for f in factors]
         self._mean.add(trained, update.weight)
@@ -186,7 +186,7 @@ class OneFactorRound:
 AGGREGATION_RULES: dict[str, Rule] = {
     "fedit": Rule(BOTH, _FedIt),
     "ffa": Rule(frozenset({LORA_B}), lambda before: OneFactorRound(before, LORA_B)),
-    "flora": Rule(BOTH, _Flora),
+    "flora": Rule(BOTH, _Flora, mixed_ranks=True),
     "fedex": Rule(BOTH, _FedEx),
 }
 """``aggregation.rule`` to rule. Inexact: ``fedit``."""

@@ -186,7 +186,7 @@ class _Round:
         self._updates: list[ClientUpdate] = []
 
     def add(self, update: ClientUpdate) -> None:
-        check_update(update, self._before, self._rule.trained)
+        check_update(update, self._before, self._rule.trained, self._rule.mixed_ranks)
         self._updates.append(update)
 
     def finish(self) -> Aggregate:

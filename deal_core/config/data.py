@@ -72,7 +72,7 @@ class TaskColumns(Table):
     target_column: str = ""
     """Column of the answer, where answers are texts; empty: ``data.target_column``."""
     references_column: str = ""
-    """Column of further right answers; empty: ``data.references_column``."""
+    """Column of further right answers, a list (JSONL, Parquet), or one text; empty: none."""
 
 
 class HubTask(TaskColumns):
@@ -128,8 +128,6 @@ class DataConfig(Table):
     """Column of the label (files, hub)."""
     target_column: str = "target"
     """Column of the answer, where it is a text."""
-    references_column: str = ""
-    """Column of further right answers, a list (JSONL, Parquet), or one text; empty: none."""
     id_column: str = ""
     """Whose record it is (a patient's number): what is compared where a site declares that no
     record is in two tasks; empty: the text itself."""

@@ -54,6 +54,9 @@ class AdapterConfig(Table):
     keeps all of them; it travels once a stage."""
     lora_alpha: float = Field(16.0, gt=0)
     """The current adapter is scaled by ``lora_alpha / rank``."""
+    client_ranks: tuple[int, ...] = ()
+    """Ranks of the clients' own adapters, dealt out in turn, none above ``rank`` (rule ``flora``);
+    empty: ``rank`` for all."""
     target_modules: tuple[str, ...] = ()
     """Names of the adapted linear layers; empty: those of queries and values in attentions."""
     first_layer: int = Field(0, ge=0)

@@ -49,7 +49,7 @@ class Columns:
             group_column(config),
             config.id_column,
             (own.target_column or config.target_column) if texts else "",
-            (own.references_column or config.references_column) if texts else "",
+            own.references_column if texts else "",
             unit_column,
             "tags" if tagged else "",
         )

@@ -136,7 +136,7 @@ def check_model(experiment: Experiment) -> None:
 
 
 def check_aggregation(experiment: Experiment) -> None:
-    """Build the rule, which goes with the kind of adapter and the method."""
+    """Build the rule, which goes with the kind of adapter, the method and the clients' ranks."""
     method, name = experiment.method.name, experiment.aggregation.rule
     kind, own_rule = experiment.adapter.kind, kind_of(experiment.adapter).rule
     if own_rule and name not in {own_rule, AggregationConfig().rule}:
@@ -149,12 +149,20 @@ def check_aggregation(experiment: Experiment) -> None:
             f"aggregation.rule '{name}' learns nothing with adapter.kind '{kind}', whose lora_B "
             f"begins at zero; use {', '.join(rules.AGGREGATION_RULES)}"
         )
-    rules.make_rule(experiment.aggregation)
+    rule = rules.make_rule(experiment.aggregation)
     if name not in RULES.get(method, {name}):
         raise UserError(
             f"aggregation.rule '{name}' does not go with method.name '{method}'; "
             f"use {', '.join(sorted(RULES[method]))}"
         )
+    own, rank = experiment.adapter.client_ranks, experiment.adapter.rank
+    if own and (not rule.mixed_ranks or experiment.method.retention.apart):
+        raise UserError(
+            "adapter.client_ranks: every round of mixed ranks begins with a fresh adapter; set "
+            "aggregation.rule to flora, and leave out method.retention.apart"
+        )
+    if any(not 1 <= each <= rank for each in own):
+        raise UserError(f"adapter.client_ranks: every rank must be from 1 to adapter.rank ({rank})")
 
 
 def check_components(experiment: Experiment) -> None:

@@ -96,8 +96,8 @@ CASES = {
     "policy": [
         (under(Policy(max_epsilon=2.0), NONE), under(Policy(max_epsilon=2.0))),
         (
-            under(Policy(max_rank=8), "adapter.rank=9"),
-            under(Policy(max_rank=9), "adapter.rank=9"),
+            under(Policy(max_rank=8), "adapter.client_ranks=[2, 9]"),
+            under(Policy(max_rank=9), "adapter.client_ranks=[2, 9]"),
         ),
         (
             under(Policy(), f'adapter.target_modules=["{MODULE}"]'),

@@ -138,6 +138,7 @@ def told(experiment, state=None, **fields):
     [
         IDLE,
         "federation.local_epochs=9",
+        "adapter.client_ranks=[4]",
         "aggregation.min_cohort=4",
         "method.distillation.weight=0",
         "model.max_new_tokens=3",

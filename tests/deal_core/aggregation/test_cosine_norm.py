@@ -149,6 +149,19 @@ def test_where_most_have_not_moved_who_has_is_not_left_out():
     assert left_out([*still, *learnt], before) == set()
 
 
+def test_cosine_norm_takes_mixed_ranks():
+    generator = torch.Generator().manual_seed(17)
+    before = adapter(generator, rank=6)
+    aggregation = make_rule(AggregationConfig(rule="flora", robust="cosine-norm")).begin(before)
+    for k, rank in enumerate((2, 4, 6, 4, 2)):
+        layers = {
+            n: LoraFactors(f.A[:rank], (-1 if k == 1 else 1) * f.B[:, :rank])
+            for n, f in before.layers.items()
+        }
+        aggregation.add(ClientUpdate(f"c{k}", Adapter(layers, before.scaling), 1.0))
+    assert aggregation.finish().excluded == ("c1",)
+
+
 @pytest.mark.parametrize("kind", ["flipped", "scaled"])
 @pytest.mark.parametrize("rule", sorted(AGGREGATION_RULES))
 def test_two_bad_of_ten_do_not_carry_the_round(rule, kind):

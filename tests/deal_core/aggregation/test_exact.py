@@ -18,6 +18,7 @@ from deal_core.lora.adapter import Adapter, LoraFactors
 from tests.deal_core.aggregation.updates import dense as delta
 
 EXACT = ("ffa", "flora", "fedex")
+MIXED = ("flora",)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,7 +48,8 @@ def moved(start, drift, trained):
 
 
 @st.composite
-def rounds(draw, name):
+def rounds(draw, name, ranks=None):
+    """Draw a federation; ``ranks``: clients choose theirs and start from nothing in common."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     side = st.integers(1, 24)
     square = side.map(lambda d: (d, d))
@@ -61,11 +63,11 @@ def rounds(draw, name):
     before = Adapter(start, alpha / rank)
     trained = AGGREGATION_RULES[name].trained
     updates = []
-    for k, dice in enumerate(torch.rand(clients, generator=generator).tolist()):
-        drift = {n: factors(rank, shape, generator, size) for n, shape in before.shapes.items()}
-        layers = {n: moved(start[n], drift[n], trained) for n in start}
-        weight = 10 ** (6 * dice - 3)
-        updates.append(ClientUpdate(f"c{k}", Adapter(layers, before.scaling), weight))
+    for k, dice in enumerate(torch.rand(clients, 2, generator=generator).tolist()):
+        own = ranks[int(dice[0] * len(ranks))] if ranks else rank
+        drift = {n: factors(own, shape, generator, size) for n, shape in before.shapes.items()}
+        layers = drift if ranks else {n: moved(start[n], drift[n], trained) for n in start}
+        updates.append(ClientUpdate(f"c{k}", Adapter(layers, alpha / own), 10 ** (6 * dice[1] - 3)))
     return Round(before, tuple(updates))
 
 
@@ -122,6 +124,18 @@ def test_exact_rules_equal_the_dense_oracle(name):
     check()
 
 
+@pytest.mark.parametrize("name", MIXED)
+def test_mixed_ranks_are_exact(name):
+    @settings(max_examples=100, deadline=None, derandomize=True)
+    @given(rounds(name, ranks=(2, 4, 8, 16)))
+    def check(task):
+        result = run(name, task)
+        assert relative(result, oracle(task.updates)) < 1e-5
+        assert result.error < 1e-5
+
+    check()
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(rounds("fedit"))
 def test_fedit_misses_exactly_the_covariance_of_the_drifts(task):
@@ -173,7 +187,7 @@ def test_one_client_and_equal_clients_are_the_identity(name, count):
     result = run(name, Round(before, updates))
     assert relative(result, oracle(updates[:1])) < 1e-6
     assert result.error < 1e-6
-    if name != "flora":
+    if name not in MIXED:
         assert result.residual is None
 
 
@@ -241,9 +255,10 @@ def test_what_does_not_fit_is_refused_and_leaves_no_trace(name):
         (Adapter({"q": LoraFactors(good.A.T, good.B.T)}, 2.0), 1.0),
         (Adapter({"q": LoraFactors(good.A[:1], good.B)}, 2.0), 1.0),
         (Adapter({"q": LoraFactors(good.A[:0], good.B[:, :0])}, 2.0), 1.0),
-        (Adapter({"q": good}, 1.0), 1.0),
-        (Adapter({"q": LoraFactors(good.A[:1], good.B[:, :1])}, 2.0), 1.0),
     ]
+    if name not in MIXED:
+        bad.append((Adapter({"q": good}, 1.0), 1.0))
+        bad.append((Adapter({"q": LoraFactors(good.A[:1], good.B[:, :1])}, 2.0), 1.0))
     if name == "ffa":
         bad.append((Adapter({"q": LoraFactors(good.A + 1, good.B)}, 2.0), 1.0))
     for adapter, weight in bad:
@@ -251,6 +266,15 @@ def test_what_does_not_fit_is_refused_and_leaves_no_trace(name):
             aggregation.add(ClientUpdate("eve", adapter, weight))
     aggregation.add(ClientUpdate("alice", before, 1.0))
     assert aggregation.finish().error < 1e-6
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_client_has_one_rank_in_all_layers(name):
+    generator = torch.Generator().manual_seed(9)
+    before = Adapter({n: factors(4, (5, 6), generator) for n in ("q", "v")}, 2.0)
+    uneven = Adapter({"q": factors(2, (5, 6), generator), "v": factors(3, (5, 6), generator)}, 2.0)
+    with pytest.raises(ValueError, match="client eve, layer v"):
+        make_rule(AggregationConfig(rule=name)).begin(before).add(ClientUpdate("eve", uneven, 1.0))
 
 
 def test_where_a_is_trained_a_changed_b_is_refused():

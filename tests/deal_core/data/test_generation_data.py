@@ -32,7 +32,9 @@ def config(folder, **more):
 
 
 def test_answers_and_further_right_ones_are_read(folder):
-    task = open_source(config(folder, references_column="refs")).load("animals")
+    task = open_source(config(folder, files={"animals": {"references_column": "refs"}})).load(
+        "animals"
+    )
     assert task.labels == ()
     assert task.train == (
         Example("What is it?", "", target="a cat", references=("a cat", "the cat")),

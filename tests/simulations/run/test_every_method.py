@@ -12,7 +12,7 @@ from deal_core.methods import METHODS
 from server.results import read_results
 from tests.registered import register
 from tests.simulations.runs import learnt_adapter, same, simulated, stopped
-from tests.sizes import QUIET, TINY, TWO_LAYERS
+from tests.sizes import QUIET, TINY, TWO_LAYERS, WIDTH
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -182,6 +182,16 @@ def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_of):
     assert wide.evaluation_bytes_down[-1] == row + retained
     spent = sum(narrow.bytes_up) + narrow.received
     assert spent < 0.35 * (sum(wide.bytes_up) + wide.received)
+
+
+def test_clients_of_their_own_ranks(run_of):
+    ranks = (8, 4, 2)
+    settings = ("aggregation.rule=flora", "federation.clients=3", *TINY)
+    _, folder = run_of(*settings, f"adapter.client_ranks={[*ranks]}")
+    results = read_results(folder)
+    assert max(results.aggregation_error) < 1e-5
+    per_rank = [LAYERS * 2 * (4 * WIDTH * rank + 128) for rank in ranks]
+    assert results.wire.bytes_up == [sum(per_rank) / 3] * len(results.wire.bytes_up)
 
 
 STREAM = (*TINY, "federation.rounds=3")

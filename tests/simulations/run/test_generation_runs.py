@@ -68,7 +68,7 @@ def experiment_of(make_experiment, tmp_path_factory):
             'data.tasks=["words", "colours"]',
             'data.generation=["words"]',
             'data.instructions={words="Answer with Text ."}',
-            "data.references_column=also",
+            "data.files.words.references_column=also",
             'data.partition.kind="iid"',
             "federation.rounds=1",
             "adapter.rank=4",

@@ -33,6 +33,8 @@ REFUSED = [
     (("aggregation.rule=fedix",), r"unknown aggregation rule 'fedix'.*fedit"),
     (("model.family=decoder",), r"unknown model.family 'decoder'.*encoder-labels"),
     (("method.name=ewc", "aggregation.rule=flora"), r"'flora' .* 'ewc'; use fedit, ffa$"),
+    (("adapter.client_ranks=[2, 8]",), "every round of mixed ranks begins with a fresh"),
+    (("adapter.client_ranks=[16]", "aggregation.rule=flora"), "from 1 to"),
     (("aggregation.rule=ffa-a",), r"'ffa-a' learns nothing with adapter\.kind 'lora'"),
     ((*POOLED, "aggregation.rule=flora"), "'pooled' has a rule of its own"),
     (("privacy.metrics=summed",), "counts are added up"),
@@ -70,6 +72,7 @@ REFUSED = [
     ((*IN_SUM, "aggregation.robust=cosine-norm"), "aggregation.robust"),
     ((*IN_SUM, "wire.dtype=int8"), "wire.dtype"),
     ((*IN_SUM, "method.name=sequential"), "lays out every task anew"),
+    ((*IN_SUM, "adapter.client_ranks=[1, 2, 1]"), "client_ranks"),
     ((*IN_SUM, "adapter.kind=cores"), "unknown adapter.kind"),
     # What noise would not protect.
     ((*PRIVATE_SUMS, "federation.rounds=2"), "set federation.rounds to 1"),
