@@ -6,20 +6,20 @@ read; what follows from a number of records, or from what the site has given bef
 known. The ledger is asked, and stays the last line of defence: what it cannot pay is not charged,
 whoever asks. Only the protocol of secure sums says itself that a step is out of its order, or that
 a sum has too few sites (``protocol``, ``unpinned``, ``masked``); a reader, that a message is none
-(:class:`~deal_core.lora.payload.PayloadError`: ``refused``); and a program that passes a model
-(:mod:`simulations.api.client`), what it takes part in, which can only be less.
+(:class:`~deal_core.lora.payload.PayloadError`: ``refused``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from client.site_file import NAME
 from deal_core.config.data import ENTITY_F1
 from deal_core.config.experiment import OWN_MEMORY
+from deal_core.config.file import leaves
 from deal_core.data.source import named_tasks
 from deal_core.errors import UserError
 from deal_core.installed import package_digest
@@ -37,8 +37,10 @@ if TYPE_CHECKING:  # a process that answers for keys and masks loads no model
     from deal_core.config.data import DataConfig
     from deal_core.config.experiment import Experiment
     from deal_core.deal.interface import Statistics
+    from deal_core.privacy.interface import Mechanism
     from deal_core.wire.instruction import Instruction
 
+T = TypeVar("T")
 LEAST_NOISE = 0.61
 """Of a class sum that leaves a site under no mechanism: ``method.prototype.noise_multiplier``."""
 NO_LIMITS = Policy(max_rank=2**31, share_sums=True, noise_share="sum", colluding=0, min_records=1)
@@ -73,13 +75,20 @@ class Asked:
     records: int = 0
     """That an update is made of; or test records of the task that has fewest of them."""
     fault: Exception | None = None
-    """Why the ledger, or the plan of the run, does not pay for a release; None: it does."""
+    """Why the ledger, or the plan of the run, does not pay for a release, or why an experiment is
+    none that can be run, or protected; None: all is well."""
     task: str = ""
     """Whose class sums leave."""
     given: tuple[str, int] = ("", 0)
     """How class sums that the site has given were made, and with the noise of so many sites."""
     wanted: tuple[str, int] = ("", 0)
     """The same of those that are asked for."""
+    insists: Mapping[str, object] = field(default_factory=dict)
+    """Key of the experiment to the value that the site's own program insists on."""
+    own_loop: bool = False
+    """Whether that program trains with a loop of its own."""
+    own_noise: bool = False
+    """Whether it makes all noise itself."""
 
     @property
     def limits(self) -> Policy:
@@ -188,6 +197,17 @@ def _other_tasks(asked: Asked) -> bool:
     return set(named) != set(asked.tasks) or asked.request.task != named[0]
 
 
+def _unlike_own(asked: Asked) -> str:
+    """A program takes part in what it was written for: its model, its method, its privacy."""
+    theirs = leaves(asked.experiment)
+    unlike = ((key, theirs[key], own) for key, own in asked.insists.items() if theirs[key] != own)
+    return next((f"{key} is '{said}', and this client's '{own}'" for key, said, own in unlike), "")
+
+
+ON_A_TRAINER = (
+    "RecordDP: a Trainer's own loop clips no single record's gradient; leave trainer= out, and "
+    "DealClient's loop trains with it"
+)
 KEPT_COUNTS = "counts of right answers do not leave this site"
 REFUSALS: Mapping[str, tuple[Rule, ...]] = {
     "package": (
@@ -299,6 +319,16 @@ REFUSALS: Mapping[str, tuple[Rule, ...]] = {
             lambda a: (
                 a.limits.secure_aggregation == "required" and not a.experiment.aggregation.secure
             ),
+        ),
+    ),
+    "possible": (Rule("experiment: {fault}", lambda a: isinstance(a.fault, UserError)),),
+    "program": (
+        Rule("client: {found}; make them equal", _unlike_own),
+        Rule(ON_A_TRAINER, lambda a: a.own_loop and a.experiment.privacy.mechanism != "none"),
+        Rule(
+            "RecordDP: privacy.noise_share is 'sum', and this client makes all noise itself; share "
+            'it by noise_share = "sum" in [policy] of a site.toml',
+            lambda a: a.own_noise and in_sum(a.experiment.privacy),
         ),
     ),
     "names": (Rule("instruction: a task that is not of this run", _unknown_task, "refused"),),
@@ -417,12 +447,43 @@ def require(asked: Asked, *judged: str) -> None:
             raise Refusal(rule.code, rule.reason.format(**said))
 
 
-def authorize(asked: Asked) -> None:
-    """Check, before data are read, that nothing speaks against a request for an update.
+@dataclass(frozen=True)
+class Authorization:
+    """A request for an update that nothing speaks against: records may be read."""
+
+    asked: Asked
+    mechanism: Mechanism
+    """Under which the update leaves."""
+
+    def require(self, *judged: str, **known: Any) -> None:
+        """Check the same with what is ``known`` by now; as :func:`require`."""
+        require(replace(self.asked, **known), *judged)
+
+
+def authorize(asked: Asked, make_mechanism: Callable[[], Mechanism]) -> Authorization:
+    """Return that a request for an update may be answered, before data are read.
+
+    Args:
+        asked: what is judged.
+        make_mechanism: of the experiment; a UserError where nothing could protect it.
 
     Raises:
-        Refusal: something does.
+        Refusal: something speaks against it.
     """
     sums = [] if asked.statistics is None else ["class sums"]
     several = ["several tasks"] if asked.request.tasks else []
     require(asked, *EXPERIMENT, *sums, "names", "rank", *several)
+    return Authorization(asked, possible(asked, make_mechanism))
+
+
+def possible(asked: Asked, make: Callable[[], T]) -> T:
+    """Return what is made of an experiment.
+
+    Raises:
+        Refusal: the experiment is none of which it can be made.
+    """  # noqa: DOC501 (a UserError becomes the Refusal)
+    try:
+        return make()
+    except UserError as fault:
+        require(replace(asked, fault=fault), "possible")
+        raise

@@ -5,7 +5,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.gate import require
+from client.gate import Authorization, require
 from client.identity import ClientRequest
 from client.runtime import ClientRuntime, ClientTask
 from client.state import RoundStore, TaskStore, sums_once
@@ -36,12 +36,15 @@ from deal_core.wire.secure_layout import CLASS_SUMS, EXAMPLES
 from deal_core.wire.tensors import BOTH, EXACT, WireArrays, pack_update, selected
 
 
-def local_update(granted: ClientRequest, sites: int = 0) -> LocalUpdate:
+def local_update(
+    granted: ClientRequest, authorization: Authorization, sites: int = 0
+) -> LocalUpdate:
     """Train the current adapter as the phase wants it, on the client's share of the task, or of all
     tasks that are to be learnt at once; as the privacy mechanism allows it.
 
     Args:
-        granted: by the gate, for task, phase and factors to train.
+        granted: task, phase and factors to train.
+        authorization: of the gate, for it.
         sites: in the secure sum that the update goes into; 0: into none.
 
     Returns:
@@ -59,13 +62,12 @@ def local_update(granted: ClientRequest, sites: int = 0) -> LocalUpdate:
         joint_tasks = under_all_labels(joint_tasks)
     training = LocalTraining(granted, data, joint_tasks)
     ask = training.request(sites)
-    asked = granted.asked(records=len(ask.data))
-    require(asked, "records")
+    authorization.require("records", records=len(ask.data))
     try:
         train = partial(training.update, ask.data)
-        update = runtime.mechanism.update(ask, granted.client.site, train)
+        update = authorization.mechanism.update(ask, granted.client.site, train)
     except (BudgetSpent, OutsidePlan) as fault:
-        require(replace(asked, fault=fault), "release")
+        authorization.require("release", fault=fault)
         raise
     for write in training.unsaved:
         write()

@@ -76,9 +76,10 @@ def training_reply(message: Message, client: Client, runtime: ClientRuntime) -> 
         Refusal, ProtocolError: by the client's own rules there is no update.
     """
     granted = read_request(message, client, runtime)
-    authorize(granted.asked())
+    authorization = authorize(granted.asked(), lambda: runtime.mechanism)
     maskable = maskable_update(granted, message) if granted.masked else None
-    learn = partial(local_update, granted, maskable.sites if maskable is not None else 0)
+    sites = maskable.sites if maskable is not None else 0
+    learn = partial(local_update, granted, authorization, sites)
     instruction = granted.instruction
     if client.simulated:
         kept = learn()

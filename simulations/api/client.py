@@ -13,20 +13,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from client.app import make_app, runtime_of
-from client.gate import NO_LIMITS, Refusal
+from client.gate import NO_LIMITS, ON_A_TRAINER, Asked, possible, require
 from client.identity import Client, file_of, status_reply, write_log
 from client.resident_worker import INSIDE
 from client.runtime import ClientRuntime
 from client.site_file import SiteFile
 from deal_core.config.experiment import Experiment, TrainConfig
-from deal_core.config.file import EXPERIMENT, leaves
+from deal_core.config.file import EXPERIMENT
 from deal_core.data.given import GIVEN, keep_rows, read_rows, usable
 from deal_core.errors import UserError
 from deal_core.lora.attach import set_trainable
 from deal_core.models.interface import LanguageModel
 from deal_core.models.loading import Loss, Predict, keep
 from deal_core.privacy.interface import Mechanism
-from deal_core.privacy.policy import in_sum
 from deal_core.protection import make_mechanism
 from deal_core.training.loop import Gradients, NonPrivateGradients, Objective, TrainReport
 from simulations.api import nouns
@@ -80,7 +79,7 @@ class DealClient(ClientApp):
         if privacy is not None and self.model.family == nouns.OWN_LOSS:
             raise UserError(f"RecordDP and a model with a loss of its own: {nouns.READS_SEVERAL}")
         if privacy is not None and trainer is not None:
-            raise UserError(_ON_A_TRAINER)
+            raise UserError(ON_A_TRAINER)
         self._runtimes: dict[tuple[str, str], ClientRuntime] = {}
         make_app(self._runtime, self._file, self)
 
@@ -106,19 +105,11 @@ class DealClient(ClientApp):
         Raises:
             Refusal: it is not; one line.
         """
-        wanted = {"model.name": self.model.name} | nouns.method_settings(self.method)
-        wanted |= {} if self.privacy is None else {"privacy.mechanism": "record"}
-        for key, own in wanted.items():
-            if (asked := leaves(experiment)[key]) != own:
-                raise Refusal(
-                    "policy", f"{key} is '{asked}', and this client's '{own}'; make them equal"
-                )
-        if self._trainer is not None and experiment.privacy.mechanism != "none":
-            raise Refusal("policy", _ON_A_TRAINER)
-        try:
-            nouns.require_possible(experiment)
-        except UserError as error:
-            raise Refusal("policy", str(error)) from None
+        insists = {"model.name": self.model.name} | nouns.method_settings(self.method)
+        insists |= {} if self.privacy is None else {"privacy.mechanism": "record"}
+        asked = Asked(experiment, insists=insists, own_loop=self._trainer is not None)
+        require(asked, "program")
+        possible(asked, lambda: nouns.require_possible(experiment))
 
     def _file(self, context: Context) -> SiteFile | None:
         """``site.toml`` with the client's own model and demand; None for a simulated client."""
@@ -139,8 +130,7 @@ class DealClient(ClientApp):
         # Of simulate, with the rows of all other clients; whose rows a site reads is its own word.
         together = client.simulated and client.asked.data.source.startswith(GIVEN)
         alone = client.simulated and not together and self.privacy is not None
-        if alone and in_sum(client.asked.privacy):
-            raise Refusal("policy", _ALL_NOISE)
+        require(Asked(client.asked, own_noise=alone), "program")
         if together and self._trainer is None:
             return runtime_of(client)
         place = client.settings, "" if client.file is None else client.file.model_dump_json()
@@ -171,16 +161,6 @@ class DealClient(ClientApp):
 def _own_noise(experiment: Experiment) -> Mechanism:
     """The mechanism of a client that demands privacy: the seed of a run is the server's word."""
     return make_mechanism(experiment.changed(privacy={"noise": "secure"}))
-
-
-_ALL_NOISE = (
-    "RecordDP: privacy.noise_share is 'sum', and this client makes all noise itself; share it by "
-    'noise_share = "sum" in [policy] of a site.toml'
-)
-_ON_A_TRAINER = (
-    "RecordDP: a Trainer's own loop clips no single record's gradient; leave trainer= out, and "
-    "DealClient's loop trains with it"
-)
 
 
 def patch(trainer: Any, tasks: Mapping[str, Any]) -> DealClient:

@@ -123,8 +123,8 @@ class RealSite:
         runtime = runtime or ClientRuntime(client.experiment, whole=True)
         phase, state = runtime.phases[instruction.phase], state or start(experiment)
         request = ClientRequest(client, runtime, instruction, phase, state, "x")
-        authorize(request.asked())
-        return local_update(request, sites)
+        authorization = authorize(request.asked(), lambda: runtime.mechanism)
+        return local_update(request, authorization, sites)
 
     def answer(
         self,

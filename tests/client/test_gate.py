@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from client.gate import LEAST_NOISE, REFUSALS, Asked, Refusal, require
+from client.runtime import ClientRuntime
 from client.site_file import Connection, Identity, SiteData, SiteFile
 from deal_core.errors import UserError
 from deal_core.installed import package_digest
 from deal_core.privacy.policy import BudgetSpent, OutsidePlan, Policy
 from deal_core.wire.instruction import Instruction
-from tests.client.real_site import LABELS, asked
+from tests.client.real_site import LABELS, RealSite, asked
 
 TASKS = tuple(LABELS)
 NONE = "privacy.mechanism=none"
@@ -117,6 +118,15 @@ CASES = {
         ),
     ],
     "masks": [(under(MASKS), under(MASKS, "aggregation.secure=true"))],
+    "possible": [(Asked(asked(), fault=UserError("no delta")), Asked(asked()))],
+    "program": [
+        (
+            Asked(asked(), insists={"adapter.rank": 3}),
+            Asked(asked("adapter.rank=3"), insists={"adapter.rank": 3}),
+        ),
+        (Asked(asked(), own_loop=True), Asked(asked(NONE), own_loop=True)),
+        (Asked(POOLED, own_noise=True), Asked(asked(), own_noise=True)),
+    ],
     "names": [
         (
             Asked(asked(), request=request(seen=("elsewhere",)), tasks=TASKS),
@@ -189,6 +199,15 @@ def test_each_reason_refuses_with_its_code_and_nothing_beside_it(part):
         assert no.value.code == rule.code
         assert not rule.test(allowed)
         require(allowed, part)
+
+
+@pytest.mark.parametrize("cannot", ["method.name=replay", "stream.schedule=joint"])
+def test_what_nothing_can_protect_is_refused_before_data_are_read(tmp_path, monkeypatch, cannot):
+    site = RealSite(tmp_path)
+    monkeypatch.setattr(ClientRuntime, "_share", lambda runtime, task: pytest.fail("reads data"))
+    reply = site.answer(asked(cannot), {})
+    assert reply.content.config_records["status"]["code"] == "policy"
+    assert not site.events
 
 
 @pytest.mark.parametrize("labels", [("Surgery",), ("Surgery", "Radiology"), ("A", "B", "C")])

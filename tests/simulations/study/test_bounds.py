@@ -37,8 +37,7 @@ def update_of(runtime, number, folder, begun):
     client = Client(number, folder, runtime.experiment)
     phase = runtime.phases[ALL_AT_ONCE.phase]
     request = ClientRequest(client, runtime, ALL_AT_ONCE, phase, begun)
-    authorize(request.asked())
-    return local_update(request)
+    return local_update(request, authorize(request.asked(), lambda: runtime.mechanism))
 
 
 @pytest.mark.parametrize("schedule", ["joint", "joint-all-labels"])
