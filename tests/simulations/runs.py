@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,7 +19,7 @@ from deal_core.config.file import to_run_config
 from deal_core.data import load_for_clients
 from deal_core.inference.predictor import Predictor
 from server.folder import Listener, RunEvent
-from server.results import Results
+from server.results import Results, read_results
 from server.run import run
 from simulations.engines.inprocess import (
     FIRST_CLIENT_NODE,
@@ -71,6 +72,23 @@ def stopped(experiment: Experiment, folder: Path, at_event: Callable[[RunEvent],
     assert not (folder / "results.json").exists()
 
 
+def write_tasks(folder: Path, tasks: Mapping[str, Any]) -> tuple[str, ...]:
+    """Files with the rows of each task, by split or the same for both; what reads them."""
+    for task, rows in tasks.items():
+        (folder / task).mkdir(parents=True)
+        for split in ("train", "test"):
+            own = rows[split] if isinstance(rows, dict) else rows
+            (folder / task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, own)))
+    return "data.source=files", f'data.path="{folder}"', f"data.tasks={json.dumps([*tasks])}"
+
+
+def public_texts(folder: Path) -> str:
+    """Sixty of them, and the setting that reads them."""
+    path = folder / "public.txt"
+    path.write_text("".join(f"Sentence {n} is about {n % 7} things\n" for n in range(60)))
+    return f'data.public_path="{path}"'
+
+
 def run_in_process(
     experiment: Experiment, see: Interceptor = lambda reply: reply
 ) -> list[dict[str, Any]]:
@@ -92,6 +110,18 @@ def no_number(reply: Message) -> Message:
     return reply
 
 
+class LoseOneUpdate:
+    """Loses the first masked update on its way; ``lost`` says whether there was one."""
+
+    lost = False
+
+    def __call__(self, reply: Message) -> Message | None:
+        if self.lost or not {"secure", "metrics"} <= set(reply.content):
+            return reply
+        self.lost = True
+        return None
+
+
 def learnt_adapter(folder: Path) -> dict[str, np.ndarray]:
     """The factors that a run exported, and the heads of labels where it has some."""
     factors = load_file(folder / "adapter" / "adapter_model.safetensors")
@@ -102,6 +132,25 @@ def learnt_adapter(folder: Path) -> dict[str, np.ndarray]:
 def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
     """Equal to the bit."""
     return one.keys() == two.keys() and all(np.array_equal(one[key], two[key]) for key in one)
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Figures and adapters of two runs are equal to the bit."""
+    first, second = read_results(one), read_results(two)
+    for name in ("accuracy_matrix", "zero_shot", "class_incremental", "per_client", "privacy"):
+        assert getattr(first, name) == getattr(second, name), name
+    assert same(learnt_adapter(one), learnt_adapter(two))
+
+
+def refused(result: tuple[int, str, str]) -> str:
+    """The one line of a refusal, the last one of what the command has said."""
+    code, out, err = result
+    assert code == 2, err
+    assert "Traceback" not in out + err
+    *said, line = err.splitlines()
+    assert line.startswith("error: ")
+    assert not any("error" in other for other in said)
+    return line
 
 
 def gain(results: Results) -> float:

@@ -8,11 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from subprocess import PIPE, STDOUT
 from typing import get_args, get_type_hints
 
-import psutil
 import pytest
 from click.testing import CliRunner
 from typer.models import ArgumentInfo, OptionInfo
@@ -20,35 +18,7 @@ from typer.models import ArgumentInfo, OptionInfo
 from server.folder import RunFolder
 from simulations import cli
 from simulations.output import shipped_experiments, shipped_studies
-from tests.simulations.report.html_page import EXAMPLES
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def deal(tmp_path, monkeypatch, capsys):
-    """Call the entry point in an empty folder; returns exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["deal", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return call
-
-
-def refused(result):
-    """The one line of a refusal, the last one."""
-    code, out, err = result
-    assert code == 2, err
-    assert "Traceback" not in out + err
-    *said, line = err.splitlines()
-    assert line.startswith("error: ")
-    assert not any("error" in other for other in said)
-    return line
+from tests.simulations.runs import refused
 
 
 def test_a_tracker_without_its_package_is_one_line_and_nothing_starts(deal, tmp_path, monkeypatch):
@@ -82,21 +52,6 @@ LONG = "a" * 300
 
 
 @pytest.mark.parametrize(
-    ("typed", "message"),
-    [
-        (("quickstrat",), "did you mean 'quickstart'"),
-        (("own.toml",), "own.toml: no such file"),
-        (("quickstart", "--set", "adapter.rnk=4"), "unknown key 'adapter.rnk'; did you mean"),
-        (("quickstart", "--set", "adapter"), "write it as table.key=value"),
-        (("quickstart", "--engine", "ray"), "unknown run.engine 'ray'"),
-        (("quickstart", "--set", "data.source=files"), "needs data.path"),
-    ],
-)
-def test_what_is_wrong_is_one_line(deal, typed, message):
-    assert message in refused(deal("simulate", *typed))
-
-
-@pytest.mark.parametrize(
     "words", [("predict", LONG, "text"), ("simulate", LONG), ("ledger", "verify", LONG)]
 )
 def test_a_path_that_is_closed_is_one_line(deal, words):
@@ -122,21 +77,18 @@ finally:
 """
 
 
-def test_a_finished_run_is_not_resumed_and_says_so_before_anything_large_loads(tmp_path):
-    folder = shutil.copytree(EXAMPLES / "plain", tmp_path / "run")
-    RunFolder(folder).checkpoint.touch()
-    arguments = ["simulate", str(folder / "experiment.toml"), "--out", str(folder), "--resume"]
-    command = [sys.executable, "-c", FINISHED, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    said = f"{folder}: the run has finished, nothing is left to do"
-    assert done.stdout.splitlines() == [said, "False"]
-
-
-def test_finished_runs_are_compared_without_what_is_large(tmp_path):
-    runs = [str(shutil.copytree(EXAMPLES / "plain", tmp_path / name)) for name in ("one", "two")]
-    command = [sys.executable, "-c", FINISHED, "compare", *runs]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "False"
+def test_what_is_finished_is_not_resumed_and_compared_before_anything_large_loads(
+    examples, tmp_path
+):
+    runs = [str(shutil.copytree(examples / "plain", tmp_path / name)) for name in ("one", "two")]
+    again = ["simulate", f"{runs[0]}/experiment.toml", "--out", runs[0], "--resume"]
+    for words in (again, ["compare", *runs]):
+        command = [sys.executable, "-c", FINISHED, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        *said, last = done.stdout.splitlines()
+        assert last == "False"
+        if words is again:
+            assert said == [f"{runs[0]}: the run has finished, nothing is left to do"]
 
 
 def test_ctrl_c_is_one_line_from_the_first_moment_on(tmp_path):
@@ -178,56 +130,18 @@ def words(out, *settings):
     return ["simulate", "quickstart", "--out", str(out), *own]
 
 
-HALTING = """
-import os
-import signal
-
-from server.folder import EventLog
-from simulations.cli import main
-
-write = EventLog.write
-
-
-def halting(log, event, **fields):
-    write(log, event, **fields)
-    if event == "run_started":
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-
-EventLog.write = halting
-main()
-"""
-
-
-def test_a_run_is_continued_by_one_process_at_a_time(deal, fork, tmp_path):
-    """Another one is refused while it lives, however slow it is, and not when it was killed."""
-    out, script = tmp_path / "run", tmp_path / "halting.py"
-    script.write_text(HALTING)
-    one = ('data.tasks=["surgery"]', "federation.rounds=1", "federation.clients=2")
-    arguments = words(out, *one, "data.max_train=8", "run.workers=1")
-    process = fork(str(script), *arguments)
-    try:
-        while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
-            assert process.poll() is None, process.stderr
-            time.sleep(0.05)
-        before = RunFolder(out).metrics.read_bytes()
-        for again in (("--resume",), ()):
-            line = refused(deal(*arguments, *again))
-            assert f"{out}: another process is writing this run" in line
-        assert RunFolder(out).metrics.read_bytes() == before
-    finally:
-        process.kill()
-        process.communicate()
-    code, _, err = deal(*arguments, "--resume")
-    assert code == 0, err
-    assert RunFolder(out).results.exists()
-
-
-def test_mistakes_in_a_study(deal, tmp_path):
-    assert "did you mean 'medmcqa'" in refused(deal("study", "medmqca"))
-    assert "write whole numbers" in refused(deal("study", "medmcqa", "--seeds", "x"))
-    assert "--only dael: no cell has" in refused(deal("study", "medmcqa", "--only", "dael"))
-    assert "needs data.path" in refused(deal("study", "clinc10"))
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("simulate own.toml", "own.toml: no such file"),
+        ("simulate quickstart --engine ray", "unknown run.engine 'ray'"),
+        ("study medmqca", "did you mean 'medmcqa'"),
+        ("study medmcqa --seeds x", "write whole numbers"),
+        ("study clinc10", "needs data.path"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_starts_nothing(deal, tmp_path, typed, message):
+    assert message in refused(deal(*typed.split()))
     assert not (tmp_path / "runs").exists()
 
 

@@ -10,7 +10,7 @@ from deal_core.errors import UserError
 from deal_core.methods import method_of
 from deal_core.models import family_of
 from simulations.api import run
-from tests.simulations.runs import learnt_adapter, same
+from tests.simulations.runs import assert_same_run
 from tests.sizes import TINY
 
 PACKAGE = """
@@ -68,5 +68,4 @@ def test_a_whole_run_knows_them(installed, make_experiment, tmp_path):
         for more in (names, ())
     )
     assert own.results.config.method.name == "mine"
-    assert own.results.accuracy_matrix == plain.results.accuracy_matrix
-    assert same(learnt_adapter(own.folder), learnt_adapter(plain.folder))
+    assert_same_run(own.folder, plain.folder)

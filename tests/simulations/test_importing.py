@@ -1,21 +1,15 @@
 """Small folders of the shapes of O-LoRA, SAPT and TRACE, imported and read back."""
 
 import json
-import sys
-from collections.abc import Callable
 
 import pytest
 from rich.console import Console
 
-from deal_core.config.experiment import Experiment
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.data.files import FilesSource
 from deal_core.errors import UserError
-from simulations import cli
 from simulations.importing import LAYOUTS, import_benchmark
 from simulations.run.model_checks import check_answers
-
-Import = Callable[..., tuple[Experiment, str]]
 
 
 def save(path, value):
@@ -80,18 +74,15 @@ def trace(tmp_path):
 
 
 @pytest.fixture
-def imported(monkeypatch, capsys):
+def imported(deal):
     """Call the command; returns the experiment that it wrote, and what it printed."""
 
     def call(folder, name="cl-benchmark"):
         out = folder.parent / "out"
-        command = ["deal", "data", "import-cl-benchmark", str(folder), "--out", str(out)]
-        monkeypatch.setattr(sys, "argv", [*command, "--format", name])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        assert not stop.value.code, captured.err
-        return parse_experiment(read_toml(out / f"{name}.toml"), name), captured.out
+        words = ("data", "import-cl-benchmark", str(folder), "--out", str(out), "--format", name)
+        code, said, err = deal(*words)
+        assert code == 0, err
+        return parse_experiment(read_toml(out / f"{name}.toml"), name), said
 
     return call
 

@@ -8,40 +8,15 @@ from typer.testing import CliRunner
 
 from server.folder import RunFolder, read_events
 from simulations.cli import app
-from simulations.output import FIGURES, NARROW, Table, at_work, print_table
+from simulations.output import FIGURES, Table, at_work, print_table
 from simulations.run.experiment import Request
 from simulations.run.simulate import simulate
-from simulations.study.command import print_summary
-from simulations.study.grid import Study
-from simulations.study.results import StudyResults
 from tests.conftest import SHORT
 from tests.sizes import TINY
-from tests.stored_results import RESULTS
-
-WIDE = 200
-
-
-def read_study(folder):
-    """A study and its results, of the cells that are in it."""
-    text = (folder / "study.json").read_text(encoding="utf-8")
-    results = StudyResults.model_validate_json(text)
-    study = Study(results.study, folder, results.file)
-    return study, results.model_copy(update={"cells": results.standing})
-
-
-@pytest.mark.parametrize("name", ["medmcqa", "cl15-core", "tuning"])
-def test_a_study_ends_with_a_table_of_eighty_columns(name):
-    console = Console(file=io.StringIO(), width=WIDE)
-    study, results = read_study(RESULTS / name)
-    print_summary(console, study, results)
-    lines = console.file.getvalue().splitlines()
-    assert max(map(len, lines)) <= NARROW
-    for arm in {cell.arm for cell in results.cells}:
-        assert any(study.label(arm)[:6] in line for line in lines)
 
 
 def test_names_in_a_table_are_no_markup():
-    console = Console(file=io.StringIO(), width=WIDE)
+    console = Console(file=io.StringIO(), width=200)
     print_table(console, Table("of [blue]", ("setting", "[red]run"), (("[bold]key", "1"),)))
     said = console.file.getvalue()
     assert all(name in said for name in ("[red]run", "[bold]key", "of [blue]"))

@@ -18,7 +18,6 @@ from deal_core.data.embedded import asset_folder
 from deal_core.data.partition import partition
 from deal_core.models.loading import GIVEN
 from deal_core.wire.records import REQUEST, SECURE
-from server.results import read_results
 from simulations.api import (
     Deal,
     DealClient,
@@ -37,7 +36,7 @@ from tests.architectures import CONFIGS, LOADERS, save
 from tests.client.real_site import LABELS, RealSite, asking, code, message_of, start, update
 from tests.client.real_site import rows as site_rows
 from tests.run_configs import placed
-from tests.simulations.runs import at, learnt_adapter, same, simulated
+from tests.simulations.runs import assert_same_run, at, learnt_adapter, simulated
 
 pytestmark = pytest.mark.filterwarnings("ignore:task")  # those of tests are small
 
@@ -138,12 +137,8 @@ def test_the_door_learns_what_the_command_learns_to_the_bit(tmp_path):
 
     tasks = {task: s[0].labels for task, s in shares.items()}
     door = simulate(client, DealStrategy(config=config), tasks, out=tmp_path / "door")
-    command = read_results(tmp_path / "command")
     assert door.results.config.data.source.startswith(GIVEN)
-    assert door.results.accuracy_matrix == command.accuracy_matrix
-    assert door.results.zero_shot == command.zero_shot
-    assert door.results.class_incremental == command.class_incremental
-    assert same(learnt_adapter(tmp_path / "door"), learnt_adapter(tmp_path / "command"))
+    assert_same_run(tmp_path / "door", tmp_path / "command")
 
 
 def test_anybodys_server_app_and_flowers_own_loop_play_the_same_run(bert, tmp_path):
@@ -158,28 +153,30 @@ def test_anybodys_server_app_and_flowers_own_loop_play_the_same_run(bert, tmp_pa
     def answer(message, context):
         return clients[int(context.node_config["partition-id"])](message, context)
 
-    whole = run_of(bert, tmp_path / "simulated").results
+    run_of(bert, tmp_path / "simulated")
     with assume_identity(1, 1):
-        grid = InProcessGrid(answer, {}, 2)
-        result = strategy(*bert, TASKS, out=tmp_path / "own").start(grid)
+        result = strategy(*bert, TASKS, out=tmp_path / "own").start(InProcessGrid(answer, {}, 2))
+        walked = strategy(*bert, TASKS, out=tmp_path / "walked")
+        found = Strategy.start(walked, InProcessGrid(answer, {}, 2), ArrayRecord(), 2)
     assert {"query.hello", "train", "evaluate"} <= set(seen)
     own = load_run(tmp_path / "own").results
-    assert own.accuracy_matrix == whole.accuracy_matrix
-    assert same(learnt_adapter(tmp_path / "own"), learnt_adapter(tmp_path / "simulated"))
+    assert_same_run(tmp_path / "own", tmp_path / "simulated")
     assert dict(result.evaluate_metrics_clientapp[2]) == dict(
         zip(own.tasks, own.accuracy_matrix[-1], strict=True)
     )
-    with assume_identity(1, 1):
-        grid = InProcessGrid(answer, {}, 2)
-        walked = strategy(*bert, TASKS, out=tmp_path / "walked")
-        found = Strategy.start(walked, grid, ArrayRecord(), 2)
     for number, stage in enumerate(own.accuracy_matrix, start=1):
         assert list(found.evaluate_metrics_clientapp[number].values()) == stage
 
 
+def headed(objects, kind, names):
+    """A model with a head of these outputs."""
+    named = {"id2label": dict(enumerate(names)), "label2id": {n: k for k, n in enumerate(names)}}
+    loader = getattr(transformers, f"AutoModelFor{kind}Classification")
+    return objects("bert", loader, peft=False, **named)
+
+
 def test_a_head_for_all_labels_learns_with_the_encoder(objects, tmp_path):
-    named = {"id2label": dict(enumerate(NAMES)), "label2id": {n: k for k, n in enumerate(NAMES)}}
-    model = objects("bert", transformers.AutoModelForSequenceClassification, peft=False, **named)
+    model = headed(objects, "Sequence", NAMES)
     asked = strategy(config={"train": {"learning_rate": 0.02}, "federation": {"local_epochs": 6}})
     done = run_of(model, tmp_path / "run", asked)
     assert done.results.config.model.family == "sequence-classification"
@@ -206,8 +203,7 @@ def tagged_rows(client):
 @pytest.mark.parametrize("private", [False, True])
 def test_a_head_for_all_tags_finds_entities(objects, tmp_path, private):
     tags = ["O", *(f"{b}-{label}" for (label,) in TAGGED.values() for b in "BI")]
-    named = {"id2label": dict(enumerate(tags)), "label2id": {n: k for k, n in enumerate(tags)}}
-    model = objects("bert", transformers.AutoModelForTokenClassification, peft=False, **named)
+    model = headed(objects, "Token", tags)
     asked = DealStrategy(
         tasks=TAGGED,
         method=OFF,
@@ -284,11 +280,7 @@ def test_a_pair_of_functions_is_federated(bert, tmp_path):
             "RecordDP and a model with a loss of its own: its loss may",
         ),
         (strategy(), {"trainer": object(), "privacy": RecordDP()}, "RecordDP: a Trainer's own"),
-        (
-            strategy(privacy=RecordDP()),
-            {"trainer": object()},
-            "RecordDP: a Trainer's own loop clips no single record's gradient",
-        ),
+        (strategy(privacy=RecordDP()), {"trainer": object()}, "RecordDP: a Trainer's own"),
         (
             strategy(method="sequential"),
             {"method": Deal()},
@@ -306,14 +298,13 @@ def test_a_pair_of_functions_is_federated(bert, tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_said_at_once(bert, tmp_path, asked, own, reason):
-    own = {**own, **(functions(bert[1]) if own.get("functions") else {})}
-    own.pop("functions", None)
-    own_rows, out = own.pop("rows", rows(0)), tmp_path / "run"
+    own = dict(own)
+    given = own.pop("rows", rows(0))
+    if own.pop("functions", False):
+        own |= functions(bert[1])
     with pytest.raises(UserError, match=reason):
-        simulate(
-            lambda number: DealClient(*bert, own_rows, **own), asked, TASKS, out=tmp_path / "x"
-        )
-    assert not out.exists()
+        simulate(lambda n: DealClient(*bert, given, **own), asked, TASKS, out=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_model_that_cannot_be_followed_is_one_line(objects):
@@ -342,30 +333,6 @@ def test_a_model_that_cannot_be_followed_is_one_line(objects):
         strategy().experiment  # noqa: B018
 
 
-def test_a_site_keeps_its_gate_ledger_and_budget(bert, tmp_path):
-    tasks = {task: LABELS[task] for task in ("laboratory", "surgery")}
-    site = RealSite(tmp_path, 'mechanism = "record"\nmax_epsilon = 3.0\nmetrics = "clear"\n')
-    sites = {**SMALL, "federation.sites": ["north"], "federation.clients": 1}
-
-    def experiment_for(**asked):
-        asked = DealStrategy(*bert, tasks, rounds=1, overrides=sites, **asked).experiment
-        return at(asked, tmp_path / "server")
-
-    own = {task: (site_rows(task), site_rows(task)) for task in tasks}
-    app = DealClient(*bert, own, privacy=RecordDP(epsilon=1.0, delta=1e-3))
-    assert code(site.answer(experiment_for(), {}, app=app)) == "policy"  # no mechanism is asked
-    asked = experiment_for(privacy=RecordDP(epsilon=8.0))
-    first = site.answer(asked, {}, app=app)
-    assert code(first) == "ok"
-    assert len(site.events) == 1
-    assert 0 < first.content["metrics"]["epsilon"] <= 1.0  # the client's own demand
-    again = site.answer(asked, {}, app=app)
-    assert torch.equal(update(again), update(first))
-    assert len(site.events) == 1  # charged once
-    other = DealClient(*bert, own, method="sequential")
-    assert code(site.answer(asked, {}, app=other)) == "policy"
-
-
 OWN = {task: LABELS[task] for task in ("laboratory", "surgery")}
 
 
@@ -373,15 +340,31 @@ def own_rows(count=40):
     return {task: (site_rows(task, count), site_rows(task, count)) for task in OWN}
 
 
-def asked_of_a_site(bert, folder, **privacy):
+def asked_of_a_site(bert, folder, privacy=None):
     sites = {**SMALL, "federation.sites": ["north"], "federation.clients": 1}
-    made = DealStrategy(*bert, OWN, rounds=1, overrides=sites, privacy=RecordDP(**privacy))
+    made = DealStrategy(*bert, OWN, rounds=1, overrides=sites, privacy=privacy)
     return at(made.experiment, folder / "server")
+
+
+def test_a_site_keeps_its_gate_ledger_and_budget(bert, tmp_path):
+    site = RealSite(tmp_path, 'mechanism = "record"\nmax_epsilon = 3.0\nmetrics = "clear"\n')
+    app = DealClient(*bert, own_rows(), privacy=RecordDP(epsilon=1.0, delta=1e-3))
+    assert code(site.answer(asked_of_a_site(bert, tmp_path), {}, app=app)) == "policy"
+    asked = asked_of_a_site(bert, tmp_path, RecordDP(epsilon=8.0))
+    first = site.answer(asked, {}, app=app)
+    assert code(first) == "ok"
+    assert len(site.events) == 1
+    assert 0 < first.content["metrics"]["epsilon"] <= 1.0  # the client's own demand
+    again = site.answer(asked, {}, app=app)
+    assert torch.equal(update(again), update(first))
+    assert len(site.events) == 1  # charged once
+    other = DealClient(*bert, own_rows(), method="sequential")
+    assert code(site.answer(asked, {}, app=other)) == "policy"
 
 
 def test_a_demand_for_a_large_delta_loosens_no_site(bert, tmp_path):
     site = RealSite(tmp_path, 'mechanism = "record"\n')
-    asked = asked_of_a_site(bert, tmp_path, delta=0.05)
+    asked = asked_of_a_site(bert, tmp_path, RecordDP(delta=0.05))
     assert code(site.answer(asked, {}, app=DealClient(*bert, own_rows()))) == "policy"
     app = DealClient(*bert, own_rows(), privacy=RecordDP(delta=0.05))
     assert code(site.answer(asked, {}, app=app)) == "ok"
@@ -395,7 +378,7 @@ def test_a_demand_for_a_large_delta_loosens_no_site(bert, tmp_path):
 def test_a_row_that_a_site_cannot_use_harms_itself_alone(bert, tmp_path, row):
     site, own = RealSite(tmp_path), own_rows()
     own["surgery"] = ([*own["surgery"][0], row], own["surgery"][1])
-    asked = asked_of_a_site(bert, tmp_path)
+    asked = asked_of_a_site(bert, tmp_path, RecordDP())
     assert code(site.answer(asked, {}, app=DealClient(*bert, own))) == "ok"
     left_out = [line for line in site.log() if line["event"] == "rows_left_out"]
     assert [(line["task"], line["rows"]) for line in left_out] == [("surgery", 1)]
@@ -404,7 +387,7 @@ def test_a_row_that_a_site_cannot_use_harms_itself_alone(bert, tmp_path, row):
 def test_disjoint_tasks_are_of_rows_that_say_whose_they_are(bert, tmp_path):
     """Else two people with one text would decide which tasks the site refuses."""
     site = RealSite(tmp_path, 'mechanism = "record"\ndisjoint_tasks = true\n')
-    asked, own = asked_of_a_site(bert, tmp_path), own_rows()
+    asked, own = asked_of_a_site(bert, tmp_path, RecordDP()), own_rows()
     named = {
         task: tuple(
             [Example(*row, id=f"{task} {n}") for n, row in enumerate(side)] for side in both
@@ -418,7 +401,7 @@ def test_disjoint_tasks_are_of_rows_that_say_whose_they_are(bert, tmp_path):
 
 def test_whose_rows_a_site_reads_is_its_own_word(bert, tmp_path):
     site = RealSite(tmp_path)
-    asked = asked_of_a_site(bert, tmp_path)
+    asked = asked_of_a_site(bert, tmp_path, RecordDP())
     data = asked.data.model_copy(update={"source": f"{GIVEN}0"})
     asked = asked.model_copy(update={"data": data})
     assert code(site.answer(asked, {}, app=DealClient(*bert, own_rows(24)))) == "ok"
@@ -428,43 +411,39 @@ def test_whose_rows_a_site_reads_is_its_own_word(bert, tmp_path):
 
 def test_what_a_site_declares_holds_at_once(bert, tmp_path):
     site, app = RealSite(tmp_path), DealClient(*bert, own_rows())
-    asked = asked_of_a_site(bert, tmp_path)
+    asked = asked_of_a_site(bert, tmp_path, RecordDP())
     assert code(site.answer(asked, {}, app=app)) == "ok"
     RealSite(tmp_path, declared={"laboratory": LABELS["laboratory"]})
     assert code(site.answer(asked, {"server_round": 2}, app=app)) == "policy"
 
 
-def test_a_client_that_demands_privacy_draws_its_noise_itself(bert, tmp_path):
-    """The server, which names the seed, could take seeded noise away."""
+def answered(bert, own, folder):
+    """What a client says that demands privacy, asked for an update of ``words``."""
     made = strategy(*bert, TASKS, privacy=RecordDP(delta=1e-3)).experiment
-    state = start(made)
-    found = []
-    for name in ("one", "two"):
-        app = DealClient(*bert, rows(0), privacy=RecordDP(delta=1e-3))
-        config = to_run_config(at(made, tmp_path / name))
-        asks = asking(state).model_copy(update={"task": "words"})
-        with assume_identity(7, 1):
-            context = Context(7, 1, {"partition-id": 0}, RecordDict(), config)
-            reply = app(message_of(made, state, asks), context)
-        assert code(reply) == "ok"
-        assert reply.content["metrics"]["simulation_only"] == 0
-        found.append(update(reply))
-    assert not torch.equal(*found)
-
-
-@pytest.mark.parametrize("more", [[], [("b c", "amber")]])
-def test_labels_that_a_server_leaves_out_end_no_request_of_a_client_that_demands_privacy(
-    bert, tmp_path, more
-):
-    """Whether one row has such a label would show, whatever epsilon is."""
-    made, own = strategy(*bert, TASKS, privacy=RecordDP(delta=1e-3)).experiment, rows(0)
-    own["words"]["train"] = [*own["words"]["train"], *more]
-    app = DealClient(*bert, own, privacy=RecordDP(delta=1e-3))
-    state, config = start(made), to_run_config(at(made, tmp_path / "run"))
+    app, state = DealClient(*bert, own, privacy=RecordDP(delta=1e-3)), start(made)
     asks = asking(state).model_copy(update={"task": "words"})
     with assume_identity(7, 1):
+        config = to_run_config(at(made, folder))
         context = Context(7, 1, {"partition-id": 0}, RecordDict(), config)
-        assert code(app(message_of(made, state, asks), context)) == "ok"
+        reply = app(message_of(made, state, asks), context)
+    assert code(reply) == "ok"
+    return reply
+
+
+def test_a_client_that_demands_privacy_draws_its_noise_itself(bert, tmp_path):
+    """The server, which names the seed, could take seeded noise away."""
+    replies = [answered(bert, rows(0), tmp_path / name) for name in ("one", "two")]
+    assert {each.content["metrics"]["simulation_only"] for each in replies} == {0}
+    assert not torch.equal(*map(update, replies))
+
+
+def test_labels_that_a_server_leaves_out_end_no_request_of_a_client_that_demands_privacy(
+    bert, tmp_path
+):
+    """Whether one row has such a label would show, whatever epsilon is."""
+    own = rows(0)
+    own["words"]["train"] = [*own["words"]["train"], ("b c", "amber")]
+    answered(bert, own, tmp_path)
 
 
 IN_SUM = {

@@ -2,9 +2,9 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 
@@ -14,26 +14,17 @@ ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "simulations/examples"
 
 
-def said_by(program, where):
-    done = subprocess.run(
-        [sys.executable, str(program)],
-        cwd=where,
-        capture_output=True,
-        text=True,
-        timeout=560,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert list(where.iterdir()) == []
-    return done.stdout
-
-
-def said_by_forked(fork, program, where):
-    """The same, in a process that need not import everything again. The slow tests
-    are of a process from its start."""
+def said_by(program, where, fork=None):
+    """What a program prints, which leaves nothing in its folder; with ``fork`` in a process that
+    need not import everything again."""
     where.mkdir(exist_ok=True)
-    run = fork(str(program), folder=where)
+    words = [sys.executable, str(program)]
+    plain = {"cwd": where, "text": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    run = (
+        fork(str(program), folder=where)
+        if fork
+        else Popen(words, stdout=PIPE, stderr=PIPE, **plain)
+    )
     said, errors = run.communicate(timeout=560)
     assert run.returncode == 0, errors
     assert list(where.iterdir()) == []
@@ -46,7 +37,7 @@ def numbers(line):
 
 @pytest.mark.slow
 def test_rounds_of_ones_own(fork, tmp_path):
-    lines = said_by_forked(fork, FOLDER / "own_rounds.py", tmp_path).splitlines()
+    lines = said_by(FOLDER / "own_rounds.py", tmp_path, fork).splitlines()
     assert [line.split(" {")[0] for line in lines] == [
         "round 1: 2 of 3 updates",
         "round 2: 2 of 3 updates",
@@ -87,7 +78,7 @@ def test_the_ten_lines_of_the_page_in_an_empty_file(fork, tmp_path):
     lines = lines.replace("clients=2, rounds=2", few)  # beside other tests one thread is faster
     program = tmp_path / "page.py"
     program.write_text(lines.replace("runs/own", str(tmp_path / "run")), encoding="utf-8")
-    share, *epsilons = numbers(said_by_forked(fork, program, tmp_path / "empty"))
+    share, *epsilons = numbers(said_by(program, tmp_path / "empty", fork))
     assert 0.5 < share <= 1
     assert all(0 < epsilon <= 8 for epsilon in epsilons)
 
@@ -97,6 +88,6 @@ def test_a_whole_run_on_the_page(fork, tmp_path):
     small = blocks()[1].replace("runs/mine", str(tmp_path / "run"))
     assert small.count("/run") == 2
     (tmp_path / "page.py").write_text(small, encoding="utf-8")
-    lines = said_by_forked(fork, tmp_path / "page.py", tmp_path / "empty").splitlines()
+    lines = said_by(tmp_path / "page.py", tmp_path / "empty", fork).splitlines()
     assert 0.4 < float(lines[0]) <= 1
     assert lines[1].split()[1] == "Pharmacology"

@@ -1,24 +1,17 @@
 """Runs from a program: the same as those of the command, with nothing on the screen."""
 
 import json
-import re
-from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from pathlib import Path
 
 import pytest
 
-import simulations.api as api
-from deal_core.config.experiment import Experiment
 from simulations.api import UserError, experiment, load_run, run
 from simulations.api.runs import placed
 from simulations.run.experiment import Request, load_experiment
 from simulations.use.predict import PredictRequest, predict
 from tests.sizes import TINY
 
-Make = Callable[..., Experiment]
-ROOT = Path(__file__).parents[3]
 TEXTS = ["Which drug reverses heparin?", "Image of a broken bone"]
 
 pytestmark = [
@@ -74,8 +67,8 @@ def test_data_beside_an_experiment_file_are_found_as_by_the_command(tmp_path):
     ready = placed(file, None, Request(str(file)))
     assert ready.data.path == str(tmp_path / "exp" / "rows")
     assert ready == load_experiment(Request(str(file)))
-    assert api.experiment(file).data == ready.data
-    assert api.experiment(file, {"data.max_train": 4}).data.path == ready.data.path
+    assert experiment(file).data == ready.data
+    assert experiment(file, {"data.max_train": 4}).data.path == ready.data.path
 
 
 def test_events_come_and_nothing_is_printed(played, make_experiment):
@@ -132,18 +125,3 @@ def test_a_mistake_is_one_line(config, overrides, reason):
     with pytest.raises(UserError, match=reason) as caught:
         experiment(config, overrides)
     assert "\n" not in str(caught.value)
-
-
-def test_a_folder_without_a_finished_run_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
-        load_run(tmp_path / "nothing")
-    with pytest.raises(UserError, match="has not finished"):
-        load_run(tmp_path)
-
-
-def test_every_public_name_is_described():
-    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
-    described = set(re.findall(r"^\| `(\w+)[(`]", page, flags=re.MULTILINE))
-    assert described == set(api.__all__)
-    assert api.__all__ == sorted(api.__all__)
-    assert all((getattr(api, name).__doc__ or "").strip() for name in api.__all__)

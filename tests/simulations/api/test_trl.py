@@ -30,9 +30,7 @@ def trainer_of(folder, losses):
         def on_log(self, args, state, control, logs, **more):
             losses.extend([logs["loss"]] if "loss" in logs else [])
 
-    place = folder / "llama"
-    if not place.exists():
-        save(place, "llama")
+    place = save(folder / "llama", "llama")
     torch.manual_seed(1)
     model = transformers.AutoModelForCausalLM.from_pretrained(place)
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8))

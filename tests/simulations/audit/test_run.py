@@ -180,15 +180,9 @@ def audited(monkeypatch, tmp_path):
 def test_every_budget_with_repetitions_of_one_site_and_guesses_that_refute_nothing(audited):
     asked = {"client": 1, "repetitions": 2, "share": 0.53}
     code, screen, audit, trainings = audited("quickstart", "1,8", **asked)
-    assert [(e.privacy.target_epsilon, each.repeat) for e, _, each, _ in trainings] == [
-        (1.0, 0),
-        (1.0, 1),
-        (8.0, 0),
-        (8.0, 1),
-    ]
-    assert {(client, each.count, records) for _, client, each, records in trainings} == {
-        (1, 2000, 32)
-    }
+    asked = [(e.privacy.target_epsilon, c.repeat) for e, _, c, _ in trainings]
+    assert asked == [(1.0, 0), (1.0, 1), (8.0, 0), (8.0, 1)]
+    assert {(client, c.count, records) for _, client, c, records in trainings} == {(1, 2000, 32)}
     with alone(trainings[1][0], 1, 1) as config:
         assert config.federation.participants == (1,)
         assert config.privacy.target_delta == 1e-5

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -226,6 +227,20 @@ class Federation:
 
     def submit(self, experiment: str | Path, *overrides: str) -> str:
         return submit(self.folder, str(experiment), overrides)[0].split()[1]
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """The processes that work for a site stand still."""
+        stopped = self.members(name)
+        for process in stopped:
+            process.send_signal(signal.SIGSTOP)
+        yield
+        for process in stopped:
+            process.send_signal(signal.SIGCONT)
+
+    def status(self, run: str) -> str:
+        """What ``deal status`` says of a run."""
+        return done("status", run, "--dir", str(self.folder.path))
 
     def run(self, name: str) -> Path:
         return self.folder.runs / name

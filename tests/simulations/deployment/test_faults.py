@@ -1,7 +1,6 @@
 """Sites and a server that are slow, die or are cut off, with and without secure sums: the run goes
 on, and they catch up."""
 
-import signal
 import socket
 import threading
 import time
@@ -156,12 +155,8 @@ def test_a_straggler_a_dead_site_and_a_cut_cable(tmp_path):
 
         late = next_round(fed, run)
         fed.wait_asked("south", late)
-        frozen = fed.members("south")
-        for process in frozen:
-            process.send_signal(signal.SIGSTOP)
-        late = fails(fed, run, SOUTH, late)
-        for process in frozen:
-            process.send_signal(signal.SIGCONT)
+        with fed.frozen("south"):
+            late = fails(fed, run, SOUTH, late)
         comes_back(fed, run, SOUTH, late)
 
         died = next_round(fed, run)
@@ -240,13 +235,9 @@ def test_a_site_that_is_killed_after_it_has_masked_is_in_the_sum(tmp_path):
         fed.wait_event(run, "summed", 240, server_round=1, sites=4)
 
         fed.wait_asked("south", 2)
-        frozen = fed.members("south")
-        for process in frozen:
-            process.send_signal(signal.SIGSTOP)
-        fed.wait_event(run, "client_finished", 120, server_round=2, client=WEST)
-        fed.kill("west")
-        for process in frozen:
-            process.send_signal(signal.SIGCONT)
+        with fed.frozen("south"):
+            fed.wait_event(run, "client_finished", 120, server_round=2, client=WEST)
+            fed.kill("west")
 
         events = fed.wait_event(run, "run_finished", 400)
         said = done("status", run, "--dir", str(fed.folder.path))

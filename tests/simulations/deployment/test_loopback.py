@@ -90,7 +90,7 @@ def test_three_sites_learn_what_one_process_learns(fed, data):
     run = fed.submit(path)
     fed.wait_event(run, "run_finished", 500)
     deployed = fed.run(run)
-    shown = done("status", run, "--dir", str(fed.folder.path))
+    shown = fed.status(run)
     assert f"run {run}: finished" in shown
     assert shown.count("online") == len(SITES)
     done("report", str(deployed))

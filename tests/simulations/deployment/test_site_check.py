@@ -2,10 +2,8 @@
 
 import json
 import re
-import shutil
 import socket
 import ssl
-import subprocess
 import threading
 
 import pytest
@@ -97,9 +95,7 @@ def test_all_that_is_wrong_with_a_task_is_told_beside_what_is_right(site, data):
     wrong = [{"text": " ", "label": "a"}, {"text": "case", "label": "z"}]
     jsonl(data / "triage" / "train.jsonl", [*GOOD, wrong[0], *GOOD, *wrong])
     report = checked(site, asked())
-    assert [problem.partition(": ")[2] for problem in report.problems[:1]] == [
-        "'z' is no label of the task (they are: a, b); correct it, or map it in label_text",
-    ]
+    assert "'z' is no label of the task (they are: a, b)" in report.problems[0]
     assert "task 'triage': 12 train, 6 test; train: a 6, b 6" in "\n".join(report.lines)
     assert "task 'triage': 2 rows have no text or no answer, and are left out" in report.warnings
 
@@ -109,9 +105,8 @@ def test_rows_that_are_held_out_are_those_that_the_site_holds_out(site, data):
     rows = [{"text": f"case {n}", "label": "ab"[n % 2]} for n in range(40)]
     jsonl(data / "triage" / "train.jsonl", rows)
     change(site, "[data]", "[data]\nsplit = 0.3")
-    own = SiteSource(as_the_site_decides(asked(), read_site(site / "site.toml")).data).load(
-        "triage"
-    )
+    decided = as_the_site_decides(asked(), read_site(site / "site.toml"))
+    own = SiteSource(decided.data).load("triage")
     said = "\n".join(checked(site).lines)
     assert f"task 'triage': {len(own.train)} train, {len(own.test)} test" in said
 
@@ -200,9 +195,7 @@ def test_a_server_is_reached_through_the_proxy_of_a_hospital(tmp_path, data, mon
     """And an end of its certificate that is near is told."""
     monkeypatch.setattr(keys, "SERVER_DAYS", 20)
     authority = keys.make_authority()
-    server = keys.make_server_certificate(
-        authority, ["server.invalid"]
-    )  # a name that nobody resolves
+    server = keys.make_server_certificate(authority, ["server.invalid"])  # nobody resolves it
     files = {"ca.crt": authority.public, "server.pem": server.private + server.public}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -324,11 +317,6 @@ def pin(site, *names):
     change(site, "\n[policy]", f"\n[peers]\n{lines}\n[policy]")
 
 
-def secure_line(report):
-    (line,) = [each for each in (*report.lines, *report.problems) if each.startswith("secure sums")]
-    return line
-
-
 def test_a_site_that_starts_is_told_of_certificates_that_expire(
     tmp_path, data, monkeypatch, capsys
 ):
@@ -346,17 +334,10 @@ def test_a_site_that_starts_is_told_of_certificates_that_expire(
     assert len(served) == 1
 
 
-def test_a_site_is_told_its_fingerprint_at_once_and_at_every_check(tmp_path, site):
+def test_a_site_is_told_its_fingerprint_and_pins_nothing_else(tmp_path, site):
     said = init_site(tmp_path / "other", tmp_path / "data", "south")
     assert f"fingerprint of this site's key: {own(tmp_path / 'other')}" in said
     assert any(own(site) in line for line in checked(site).lines)
-    if shutil.which("ssh-keygen"):
-        keygen = ["ssh-keygen", "-lf", str(site / "site.pub")]
-        told = subprocess.run(keygen, capture_output=True, text=True, check=True).stdout
-        assert own(site) in told
-
-
-def test_a_pin_that_is_no_fingerprint_is_one_line_with_the_cure(site):
     change(site, "\n[policy]", '\n[peers]\nwest = "MD5:12:34"\n[policy]')
     with pytest.raises(UserError, match=r"peers\.west: .* is no fingerprint; write what deal site"):
         read_site(site / "site.toml")
@@ -406,15 +387,17 @@ def test_what_the_site_would_refuse_in_the_first_round_is_told_before(
 
 
 def test_whether_sums_could_be_made_is_one_line(site):
-    assert checked(site).problems == []  # nobody has asked for them
-    assert "not possible here: no site is pinned; write the" in secure_line(checked(site))
+    def line():
+        report = checked(site)
+        assert report.problems == []  # nobody has asked for them
+        (found,) = [each for each in report.lines if each.startswith("secure sums")]
+        return found
+
+    assert "not possible here: no site is pinned" in line()
     pin(site, *TWO)
-    assert secure_line(checked(site)) == (
-        "secure sums: allowed by the policy, with south, west (pinned), of 3 sites or more, 1 of "
-        "them working with the server"
-    )
+    assert "allowed by the policy, with south, west (pinned), of 3 sites or more, 1 of" in line()
     change(site, "\nmin_cohort = 3", "\nmin_cohort = 5")
-    assert "2 other sites are pinned, and a sum is of 5" in secure_line(checked(site))
+    assert "2 other sites are pinned, and a sum is of 5" in line()
 
 
 def test_somebody_in_two_tasks_is_a_problem_before_anything_is_served(site, data):

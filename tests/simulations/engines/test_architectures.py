@@ -1,8 +1,4 @@
-"""Architectures, aggregation rules and privacy mechanisms, crossed: whole runs in small.
-
-Few of them here, each rule and each mechanism with another architecture; all of them when slow
-tests run.
-"""
+"""Architectures, aggregation rules and privacy mechanisms, crossed: whole runs in small."""
 
 from itertools import product
 
@@ -26,25 +22,19 @@ from tests.slow import slow_but
 
 PRIVATE = {"none": (), "record": ("train.batch_size=4",)}
 OWN_LAYERS = {"distilbert": ('adapter.target_modules=["out_lin"]',)}
-SPARSE = [
-    ("distilbert", "fedit", "none"),
-    ("deberta-v2", "flora", "none"),
-    ("qwen3", "ffa", "record"),
-    ("gpt2", "fedex", "none"),
-    ("t5", "fedit", "record"),
-]
-
-
+CASES = [*product(WORKING, AGGREGATION_RULES, MECHANISMS)]
+FEW = ("distilbert", "fedit", "none"), ("qwen3", "ffa", "record"), ("gpt2", "fedex", "none")
+"""Of them here; all of them when slow tests run."""
 THEIRS = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
 """PEFT tells that it corrects this for a GPT-2."""
 
 
-def test_the_few_have_every_rule_and_every_mechanism():
-    assert {rule for _, rule, _ in SPARSE} == set(AGGREGATION_RULES)
-    assert {mechanism for *_, mechanism in SPARSE} == set(MECHANISMS)
-
-
-def run_of(make_experiment, tmp_path, name, rule, mechanism):
+@THEIRS
+@pytest.mark.parametrize("case", slow_but(CASES, *FEW))
+def test_a_run_of_two_tasks(make_experiment, tmp_path, case):
+    """Every task is measured, what is private is charged, the run answers a text, and plain PEFT
+    makes the same model of what is exported."""
+    name, rule, mechanism = case
     folder = save(tmp_path / "model", name)
     experiment = make_experiment(
         f"model.family={CONFIGS[name][0]}",
@@ -60,13 +50,6 @@ def run_of(make_experiment, tmp_path, name, rule, mechanism):
         *PRIVATE[mechanism],
     )
     simulated(experiment, tmp_path / "run")
-    return experiment, folder
-
-
-def check(make_experiment, tmp_path, name, rule, mechanism):
-    """Every task is measured, what is private is charged, the run answers a text, and plain PEFT
-    makes the same model of what is exported."""
-    experiment, folder = run_of(make_experiment, tmp_path, name, rule, mechanism)
     results = read_results(tmp_path / "run")
     assert np.array(results.accuracy_matrix).shape == (2, 2)
     spent = results.privacy.epsilon.values()
@@ -89,18 +72,3 @@ def check(make_experiment, tmp_path, name, rule, mechanism):
             delta, expected if delta.shape == expected.shape else expected.T, rtol=0, atol=1e-5
         )
         assert delta.abs().max() > 0
-
-
-@THEIRS
-@pytest.mark.parametrize("case", slow_but(SPARSE, SPARSE[0], SPARSE[2], SPARSE[3]))
-def test_a_run_of_two_tasks(make_experiment, tmp_path, case):
-    check(make_experiment, tmp_path, *case)
-
-
-@pytest.mark.slow
-@THEIRS
-@pytest.mark.parametrize(
-    ("name", "rule", "mechanism"), list(product(WORKING, AGGREGATION_RULES, MECHANISMS))
-)
-def test_all_of_them(make_experiment, tmp_path, name, rule, mechanism):
-    check(make_experiment, tmp_path, name, rule, mechanism)

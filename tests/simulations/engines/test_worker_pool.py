@@ -9,16 +9,13 @@ from queue import Queue
 
 import psutil
 import pytest
-from safetensors.numpy import load_file
 
 from deal_core.config.experiment import Experiment, FederationConfig, RunConfig
 from deal_core.errors import UserError
-from server.folder import RunFolder
-from server.results import read_results
 from simulations.engines import deferred, stoppable
 from simulations.engines.worker_pool import WorkerPool, Workers, divide, shown_gpu
 from tests.conftest import SHORT
-from tests.simulations.runs import IN_SUM, simulated
+from tests.simulations.runs import IN_SUM, assert_same_run, simulated
 from tests.sizes import QUIET, TINY
 from tests.slow import slow_but
 
@@ -111,30 +108,16 @@ in every round; with secure sums, whose state any worker may have to go on from;
 which is charged to ledgers that any worker may write."""
 
 
-@pytest.fixture(scope="module", params=slow_but(KINDS, "int8"))
-def runs(request, make_experiment, fork, tmp_path_factory):
+@pytest.mark.parametrize("kind", slow_but(KINDS, "int8"))
+def test_workers_give_the_very_numbers_of_one_process(kind, make_experiment, fork, tmp_path):
     """The same experiment in this process, and in another one with two workers."""
-    settings = ("federation.clients=3", *KINDS[request.param], *TINY)
-    alone = tmp_path_factory.mktemp("alone")
+    settings = ("federation.clients=3", *KINDS[kind], *TINY)
+    alone, together = tmp_path / "alone", tmp_path / "together"
     simulated(make_experiment(*settings), alone)
-    together = tmp_path_factory.mktemp("together")
+    together.mkdir()
     with run_of(fork, together, *SHORT, *settings, "run.workers=2") as run:
         assert run.wait() == 0, run.stderr
-    assert RunFolder(together).results.exists()
-    return alone, together
-
-
-def test_workers_give_the_very_numbers_of_one_process(runs):
-    alone, together = map(read_results, runs)
-    assert alone.accuracy_matrix == together.accuracy_matrix
-    assert alone.class_incremental == together.class_incremental
-    assert alone.per_client == together.per_client
-    assert alone.privacy == together.privacy
-    files = [sorted((run / "adapter").rglob("*.safetensors")) for run in runs]
-    for first, second in zip(*files, strict=True):
-        a, b = load_file(first), load_file(second)
-        assert a.keys() == b.keys() != set()
-        assert all((a[key] == b[key]).all() for key in a)
+    assert_same_run(alone, together)
 
 
 RUN = """

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
-from pathlib import Path
-from typing import Any
 
-EXAMPLES = Path(__file__).parent / "examples"
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 ADDRESSES = ("href", "src", "srcset", "action", "data", "poster", "xlink:href")
 
@@ -76,7 +72,3 @@ class HtmlPage(HTMLParser):
         """The rows of the one table with a caption that begins so."""
         (found,) = [table.rows for table in self.tables if table.caption.startswith(caption)]
         return found
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

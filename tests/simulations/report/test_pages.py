@@ -21,15 +21,11 @@ from simulations.report.study import tex
 from simulations.study import tables
 from simulations.study.grid import Study, StudyFile, load_study
 from simulations.study.results import StudyResults
-from tests.simulations.report.html_page import EXAMPLES, HtmlPage
+from tests.simulations.report.html_page import HtmlPage
 from tests.simulations.study.test_tables import UNDER_BUDGETS
 from tests.stored_results import RESULTS
 
-KINDS = {
-    "run": EXAMPLES / "plain",
-    "study": RESULTS / "all-labels-medmcqa",
-    "audit": RESULTS / "audit-private",
-}
+STORED = {"study": RESULTS / "all-labels-medmcqa", "audit": RESULTS / "audit-private"}
 
 
 def drawn(address):
@@ -39,20 +35,25 @@ def drawn(address):
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(examples, tmp_path_factory):
     """A folder of each kind, with its report."""
-    above = tmp_path_factory.mktemp("written")
-    return {
-        kind: write_report(Path(shutil.copytree(path, above / path.name))).parent
-        for kind, path in KINDS.items()
-    }
+    above, kinds = tmp_path_factory.mktemp("written"), {"run": examples / "plain", **STORED}
+    return {kind: write_report(copied(path, above)).parent for kind, path in kinds.items()}
 
 
 def read_page(folder):
     return HtmlPage((folder / "report.html").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def page(folder):
+    return read_page(write_report(folder).parent)
+
+
+def copied(path, folder):
+    return Path(shutil.copytree(path, folder / path.name))
+
+
+@pytest.mark.parametrize("kind", ["run", *STORED])
 def test_a_page_is_one_file_in_order_with_nothing_from_outside(kind, written):
     text = (written[kind] / "report.html").read_text(encoding="utf-8")
     page = HtmlPage(text)
@@ -112,14 +113,6 @@ def test_lines_draw_curves_with_their_values(monkeypatch):
     assert [tick for tick in ticks if tick != round(tick)] == []  # tasks and rounds are whole
 
 
-def copied(name, folder):
-    return Path(shutil.copytree(RESULTS / name, folder / name))
-
-
-def page(folder):
-    return HtmlPage(write_report(folder).read_text(encoding="utf-8"))
-
-
 def read(folder):
     results = StudyResults.model_validate_json((folder / "study.json").read_text())
     return Study(results.study, folder, results.file), results
@@ -176,7 +169,7 @@ def test_a_study_writes_what_a_paper_takes_of_it(written):
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_study_of_settings_has_a_table_for_each(tmp_path):
-    folder = copied("memory", tmp_path)
+    folder = copied(RESULTS / "memory", tmp_path)
     shown, (study, results) = page(folder), read(folder)
     has(shown, *tables.setting_tables(study, results.cells))
     for setting in {cell.setting for cell in results.cells}:
@@ -210,7 +203,7 @@ def stored(folder, results, file, cells):
 @pytest.mark.usefixtures("undrawn")
 def test_only_cells_that_are_in_the_study_are_on_its_page(tmp_path):
     """An arm has another name, a seed was taken out, and one cell has not been run yet."""
-    folder = copied("medmcqa", tmp_path)
+    folder = copied(RESULTS / "medmcqa", tmp_path)
     _, results = read(folder)
     arms = {"new": {"label": "My method"}, "lwf": {"label": "LwF here"}}
     file = StudyFile.model_validate({"arms": arms, "seeds": [0, 1], "candidate": "new"})
@@ -222,7 +215,6 @@ def test_only_cells_that_are_in_the_study_are_on_its_page(tmp_path):
         (folder / "cells" / cell).mkdir(parents=True)
         (folder / "cells" / cell / "report.html").touch()
     shown = page(folder)
-    assert "3 of 4 cells" in shown.text
     assert "1 of 4 cells have not finished" in shown.text
     has(shown, *tables.significance(Study("mine", folder, file), standing))
     assert [row[:2] for row in shown.table("Arms and measures")[2:]] == [
@@ -236,7 +228,7 @@ def test_only_cells_that_are_in_the_study_are_on_its_page(tmp_path):
 
 
 def test_an_audit_has_its_tables_and_its_verdict(tmp_path):
-    folder = copied("audit-private", tmp_path)
+    folder = copied(RESULTS / "audit-private", tmp_path)
     audit = Audit.model_validate_json((folder / "audit.json").read_text())
     shown = page(folder)
     has(shown, attack_table(audit))
@@ -245,6 +237,4 @@ def test_an_audit_has_its_tables_and_its_verdict(tmp_path):
     data = json.loads((folder / "audit.json").read_text())
     data["cells"][0]["p_value"] = 1e-6
     (folder / "audit.json").write_text(json.dumps(data))
-    text = page(folder).text
-    assert "a claim is refuted" in text
-    assert "1 attacks refute what the ledger claims" in text
+    assert "1 attacks refute what the ledger claims" in page(folder).text

@@ -21,19 +21,19 @@ from simulations.run.data_checks import expected_auc
 from simulations.run.run_log import RunLog
 from simulations.run.simulate import write_row_hashes
 from simulations.run.summary import print_report
-from tests.simulations.report.html_page import EXAMPLES, HtmlPage, read_json
+from tests.simulations.report.html_page import HtmlPage
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture
-def plain(tmp_path):
-    return Path(shutil.copytree(EXAMPLES / "plain", tmp_path / "a-run"))
+def plain(examples, tmp_path):
+    return Path(shutil.copytree(examples / "plain", tmp_path / "a-run"))
 
 
 @pytest.fixture
-def private(tmp_path):
-    return Path(shutil.copytree(EXAMPLES / "private", tmp_path / "a-run"))
+def private(examples, tmp_path):
+    return Path(shutil.copytree(examples / "private", tmp_path / "a-run"))
 
 
 def page(folder):
@@ -79,14 +79,14 @@ def test_accuracies_are_those_of_the_results_in_both_protocols(plain):
 
 
 def test_clients_rounds_and_faults_are_those_of_the_log(plain):
-    """The third client answers with NaN in each of four rounds."""
+    """The first client answers with NaN in each of four rounds."""
     results, shown = read_results(plain), page(plain)
     names, *clients = shown.table("Each client; accuracies in %")
     used, left_out = names.index("replies used"), names.index("left out")
     assert [(row[0], row[used], row[left_out]) for row in clients] == [
-        ("0", "4", "0"),
+        ("0", "0", "4"),
         ("1", "4", "0"),
-        ("2", "0", "4"),
+        ("2", "4", "0"),
     ]
     averages = [own.average_accuracy or 0.0 for own in results.per_client.values()]
     assert [row[names.index("accuracy")] for row in clients] == list(map(percent, averages))
@@ -100,7 +100,7 @@ def test_clients_rounds_and_faults_are_those_of_the_log(plain):
     assert [row[6] for row in rounds[1:]] == ["0" if e < 1e-6 else f"{e:.3g}" for e in errors]
     assert {row[8] for row in rounds[1:]} == {f"{results.wire.bytes_up[0] / 1e3:.1f} kB"}
     for row in shown.table("What went wrong")[1:]:
-        assert row[:2] == ["reply not used", "2"]
+        assert row[:2] == ["reply not used", "0"]
         assert "not finite" in row[5]
 
 
@@ -129,7 +129,7 @@ def test_class_sums_tell_what_is_expected_of_them_and_who_is_against_them(plain)
 
 
 def test_what_is_needed_to_run_it_again_is_there(plain):
-    data = read_json(plain / "results.json")
+    data = json.loads((plain / "results.json").read_text())
     (plain / "results.json").write_text(json.dumps({**data, "commit": 40 * "a" + "-dirty"}))
     shown, results = page(plain), read_results(plain)
     for part in (
@@ -146,10 +146,10 @@ def test_what_is_needed_to_run_it_again_is_there(plain):
 
 def test_no_epsilon_without_what_it_means(private):
     privacy, shown = read_results(private).privacy, page(private)
-    delta = rounded_up(privacy.delta or 0.0, 3)
+    delta, times = (rounded_up(each, 3) for each in (privacy.delta, privacy.n_delta))
     for part in (
-        f"epsilon <= {rounded_up(max(privacy.epsilon.values()), 3)} at delta = {delta} per record, "
-        "over all rounds and tasks",
+        f"epsilon <= {rounded_up(max(privacy.epsilon.values()), 3)} at delta = {delta} "
+        f"(n delta <= {times}) per record, over all rounds and tasks",
         f"assumed honest {privacy.assumes}",
         f"Epsilon spent {rounded_up(max(privacy.epsilon.values()), 3)} of 8 at delta = {delta}",
         "Simulation only",
@@ -159,7 +159,7 @@ def test_no_epsilon_without_what_it_means(private):
     assert len(table) == 1 + len(privacy.epsilon)
     for row in table[1:]:
         assert row[2:] == ["8", delta, "record", "all rounds and tasks"]
-    found = read_json(private / "results.json")
+    found = json.loads((private / "results.json").read_text())
     spent = {client: 7.99414 + 1e-4 * n for n, client in enumerate(privacy.epsilon)}
     found["privacy"] |= {"epsilon": spent, "delta": 1.2341e-5}
     (private / "results.json").write_text(json.dumps(found))
@@ -194,7 +194,7 @@ def test_a_run_that_stopped_early_says_so_and_shows_what_is_known(plain, rounds)
 
 def test_a_page_names_sites_and_values_of_a_column(plain):
     path = RunFolder(plain).metrics
-    names = ["north", "south", "<east>"]
+    names = ["<east>", "north", "south"]
     path.write_text(path.read_text().replace('"sites": []', f'"sites": {json.dumps(names)}'))
     text = (plain / "results.json").read_text()
     (plain / "results.json").write_text(
@@ -207,6 +207,7 @@ def test_a_page_names_sites_and_values_of_a_column(plain):
 
 
 EVENT = {"time": 1.0, "stage": 0, "phase": "learn", "server_round": 1, "round": 1}
+FAILED = {**EVENT, "event": "client_failed", "reason": "slow"}
 START = {
     **{"event": "run_started", "time": 0.0, "tasks": ["a"], "clients": 2, "done_rounds": 0},
     "stages": [{"rounds": 2, "tasks": ["a"]}],
@@ -223,10 +224,6 @@ def played(**more):
     ]
 
 
-def fault(event, client, **more):
-    return {**EVENT, "event": event, "client": client, **more}
-
-
 def test_a_round_that_was_played_twice_counts_once_as_it_went_last():
     """Killed between the round and its checkpoint, then resumed; an evaluation alike."""
     log = RunLog([START, *played(), START, *played(), *played(server_round=2, round=2)])
@@ -234,9 +231,9 @@ def test_a_round_that_was_played_twice_counts_once_as_it_went_last():
     assert [sorted(replies) for replies in log.replies.values()] == [["0", "1"], ["0", "1"]]
     first = [
         *played(excluded=["1"]),
-        fault("client_failed", "0", reason="slow"),
-        fault("client_idle", "1", code="busy"),
-        fault("client_failed", "1", reason="slow", stage=-1, server_round=0),
+        {**FAILED, "client": "0"},
+        {**EVENT, "event": "client_idle", "client": "1", "code": "busy"},
+        {**FAILED, "client": "1", "stage": -1, "server_round": 0},
     ]
     log = RunLog([START, *first, START, *first])
     assert [(one.used, one.loss) for one in log.done] == [(0, 3.0)]
@@ -290,33 +287,26 @@ def test_the_page_has_measures_and_confusions(plain):
     assert "40 labels, macro F1 100.0" in shown.text
     assert len(shown.table("Each label of laboratory")) == 41
     assert "laboratory: texts by true label" not in shown.text
-    matrix = shown.table("surgery: texts by true label")
-    assert matrix == [
-        ["true label", "cat", "dog", "bird"],
-        ["cat", "3", "1", "0"],
-        ["dog", "2", "4", "0"],
-        ["bird", "0", "0", "0"],
-    ]
+    head, *rows = shown.table("surgery: texts by true label")
+    assert head == ["true label", *COUNTS.labels]
+    assert [row[0] for row in rows] == COUNTS.labels
+    assert [list(map(int, row[1:])) for row in rows] == COUNTS.counts
 
 
-def test_without_counts_the_page_says_how_to_get_them(plain):
-    assert "deal report RUN --labels" in page(plain).text
-    (plain / FILE).write_text("damaged")
-    assert "Not counted" in page(plain).text
-
-
-def test_texts_of_a_deployment_stay_where_they_are(plain):
-    text = (plain / "results.json").read_text()
-    (plain / "results.json").write_text(text.replace('"source": "medmcqa"', '"source": "sites"'))
-    with pytest.raises(UserError, match="at its sites, and stay there"):
-        count_labels(plain, lambda task, far: None)
-
-
-def test_other_rows_than_those_of_the_run_are_not_counted(plain):
-    results = read_results(plain)
-    write_row_hashes(results.config.model_copy(update={"run": RunConfig(out=str(plain))}))
+def test_what_is_not_counted_is_said(plain):
+    """Texts of a deployment stay where they are, and other rows than those of the run are others'.
+    Without counts the page says how to get them."""
+    results = RunFolder(plain).results
+    text, config = results.read_text(), read_results(plain).config
+    write_row_hashes(config.model_copy(update={"run": RunConfig(out=str(plain))}))
     record = RunFolder(plain).row_hashes
     record.write_text(record.read_text().replace(': "', ': "0', 1))
     with pytest.raises(UserError, match="--labels: the rows of task"):
         count_labels(plain, print)
+    results.write_text(text.replace('"source": "medmcqa"', '"source": "sites"'))
+    with pytest.raises(UserError, match="at its sites, and stay there"):
+        count_labels(plain, print)
     assert not (plain / FILE).exists()
+    assert "deal report RUN --labels" in page(plain).text
+    (plain / FILE).write_text("damaged")
+    assert "Not counted" in page(plain).text

@@ -77,8 +77,9 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-NUMBERED = {"train": [(t, "12"[b == "b"]) for t, b in ROWS]} | {
-    "test": [(t, "12"[b == "b"]) for t, b in TESTS]
+NUMBERED = {
+    split: [(t, "12"[b == "b"]) for t, b in rows]
+    for split, rows in (("train", ROWS), ("test", TESTS))
 }
 GOOD = {
     "marks": Odd(files={TRAIN: "\ufeff" + table(ROWS, ";"), TEST: table(TESTS, "\t")}),
@@ -204,12 +205,6 @@ def test_the_line_of_an_input(odd, kind, tmp_path):
     assert "\n" not in found.text
 
 
-def test_an_empty_file_says_that_it_is_the_default(tmp_path):
-    (tmp_path / "own.toml").write_text("# nothing yet\n")
-    first = next(findings(str(tmp_path / "own.toml"), ()))
-    assert (first.kind, "is empty, so it is what all keys" in first.text) == ("warning", True)
-
-
 @pytest.fixture
 def checked(tmp_path):
     """Exit code and lines of the command."""
@@ -244,7 +239,7 @@ def test_all_at_once_each_once_and_the_exit_code(checked):
     assert checked(keys)[1][-1] == "3 errors, no warnings"
 
 
-def test_warnings_fail_where_they_are_asked_to(checked):
+def test_warnings_fail_where_they_are_asked_to(checked, tmp_path):
     read = "task 'ward': 80 train and 40 test rows, 2 labels"
     code, lines = checked(Odd(), strict=True)
     assert (code, lines[0], lines[-1]) == (0, read, "nothing is wrong")
@@ -254,6 +249,9 @@ def test_warnings_fail_where_they_are_asked_to(checked):
     assert sum(line.startswith("warning: ") for line in lines) == 1
     assert lines[-1] == "no errors, 1 warning"
     assert checked(odd, strict=True)[0] == 2
+    (tmp_path / "own.toml").write_text("# nothing yet\n")
+    first = next(findings(str(tmp_path / "own.toml"), ()))
+    assert (first.kind, "is empty, so it is what all keys" in first.text) == ("warning", True)
 
 
 def test_a_run_says_all_that_is_wrong_and_does_not_start(tmp_path):

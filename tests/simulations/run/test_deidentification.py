@@ -3,7 +3,6 @@ package presidio-evaluator (MIT), filled with its invented people (CC BY-SA 3.0,
 
 import csv
 import io
-import json
 import random
 import re
 import subprocess
@@ -13,7 +12,7 @@ import zipfile
 import pytest
 
 from server.results import read_results
-from tests.simulations.runs import simulated
+from tests.simulations.runs import simulated, write_tasks
 
 WHEEL = (
     "presidio-evaluator==0.3.2 "
@@ -68,7 +67,7 @@ def test_people_and_places_are_found_in_sentences_of_other_forms(
     package, make_experiment, tmp_path
 ):
     templates, people = package
-    draw = random.Random(0)
+    draw, data = random.Random(0), {}
     for task, label in LABELS.items():
         usual = {*COLUMNS, *OF_LABEL[label], *OF_LABEL["person"]}
         fit = [
@@ -79,16 +78,13 @@ def test_people_and_places_are_found_in_sentences_of_other_forms(
         ]
         draw.shuffle(fit)
         cut = len(fit) // 4
-        (tmp_path / "data" / task).mkdir(parents=True)
-        for split, own, count in (("test", fit[:cut], 100), ("train", fit[cut:], 300)):
-            rows = [filled(draw.choice(own), draw.choice(people), label) for _ in range(count)]
-            lines = [json.dumps(row) for row in rows]
-            (tmp_path / "data" / task / f"{split}.jsonl").write_text("\n".join(lines))
+        data[task] = {
+            split: [filled(draw.choice(own), draw.choice(people), label) for _ in range(count)]
+            for split, own, count in (("test", fit[:cut], 100), ("train", fit[cut:], 300))
+        }
     experiment = make_experiment(
         "model.family=token-labels",
-        "data.source=files",
-        f'data.path="{tmp_path / "data"}"',
-        'data.tasks=["people", "places"]',
+        *write_tasks(tmp_path / "data", data),
         'data.measures={people="entity-f1", places="entity-f1"}',
         *("federation.clients=3", "federation.rounds=3", "federation.local_epochs=3"),
         *("train.learning_rate=3e-3", "train.max_length=96", "data.max_train=0", "data.max_test=0"),

@@ -3,6 +3,7 @@ and resumed; bytes as sent, exactness as measured; the switches of `deal`."""
 
 import json
 import shutil
+from itertools import combinations
 
 import pytest
 import torch
@@ -11,11 +12,11 @@ from safetensors.numpy import load_file
 from deal_core.methods import METHODS
 from server.results import read_results
 from tests.registered import register
-from tests.simulations.runs import learnt_adapter, same, simulated, stopped
+from tests.simulations.runs import assert_same_run, learnt_adapter, same, simulated, stopped
 from tests.sizes import QUIET, TINY, TWO_LAYERS, WIDTH
 from tests.slow import slow_but
 
-pytestmark = pytest.mark.usefixtures("one_model")
+pytestmark = pytest.mark.usefixtures("one_model", "sums_of_all_records")
 
 RUNS = {
     **{name: (f"method.name={name}",) for name in METHODS},
@@ -24,15 +25,6 @@ RUNS = {
 STEPS = {"prototype": 2}
 """Rounds and stages before a run is stopped, else 4: the second task's first round has just ended,
 and what a method keeps is in use. Of sums that are given once there is no round after the first."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def sums_of_all_records():
-    """No record is held back, and class means are used whatever they are worth."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("client.runtime.HELD_BACK", 10**9)
-        patch.setattr("server.strategy.found_worse", lambda *given: False)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +62,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_in_the_same_adapter(whole_run, t
 
     stopped(experiment, tmp_path, in_use)
     simulated(experiment, tmp_path, resume=True)
-    assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
+    assert_same_run(folder, tmp_path)
 
 
 @pytest.mark.slow
@@ -79,11 +71,7 @@ def test_sites_learn_and_measure_what_simulated_clients_do(whole_run, tmp_path, 
     experiment, folder = whole_run(name)
     register(monkeypatch)
     simulated(experiment, tmp_path)
-    assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
-    clients, sites = read_results(folder), read_results(tmp_path)
-    assert sites.accuracy_matrix == clients.accuracy_matrix
-    assert sites.class_incremental == clients.class_incremental
-    assert sites.per_client == clients.per_client
+    assert_same_run(folder, tmp_path)
 
 
 @pytest.mark.slow
@@ -96,13 +84,14 @@ def test_a_new_run_in_an_old_folder_begins_anew(whole_run, tmp_path):
         site.mkdir(parents=True)
         shutil.copy(kept, site / "task-1.safetensors")
     simulated(experiment, tmp_path)
-    assert same(learnt_adapter(folder), learnt_adapter(tmp_path))
+    assert_same_run(folder, tmp_path)
 
 
 @pytest.fixture
-def run_with(make_experiment, tmp_path):
-    def run(name, *overrides):
-        return simulated(make_experiment(*overrides), tmp_path / name)
+def run_of(make_experiment, tmp_path):
+    def run(*overrides, name="run", listener=lambda event: None):
+        experiment = make_experiment(TWO_LAYERS, *overrides)
+        return experiment, simulated(experiment, tmp_path / name, listener)
 
     return run
 
@@ -115,7 +104,6 @@ def model_update(folder):
     return torch.cat([torch.from_numpy(B @ A).flatten() for B, A in pairs])
 
 
-TWO = 'data.tasks=["laboratory", "surgery"]'
 SWITCHES = [
     ("method.update.lambda1=1.0",),
     ("method.distillation.weight=0.0",),
@@ -126,39 +114,24 @@ SWITCHES = [
 
 
 @pytest.mark.slow
-def test_every_switch_reaches_the_run(run_with):
+def test_every_switch_reaches_the_run(run_of):
     """A switch that a run drops on its way leaves the very same model."""
-    short = (TWO, "data.max_train=16", "data.max_test=4")
-    short += ("federation.rounds=1", "federation.local_epochs=2", "train.max_length=8", TWO_LAYERS)
-    found = {(): model_update(run_with("none", *short))}
-    for number, switch in enumerate(SWITCHES):
-        found[switch] = model_update(run_with(f"switch{number}", *short, *switch))
-    for switch, update in found.items():
-        for other, its in found.items():
-            assert switch == other or not torch.equal(update, its), (switch, other)
-
-
-OFF = "method.retention.filter=none"
+    short = ("data.max_train=16", "data.max_test=4")
+    short += ("federation.rounds=1", "federation.local_epochs=2", "train.max_length=8")
+    found = [model_update(run_of(*short, *each, name=f"{each}")[1]) for each in ((), *SWITCHES)]
+    for one, two in combinations(found, 2):
+        assert not torch.equal(one, two)
 
 
 @pytest.mark.slow
-def test_without_retention_and_distillation_deal_is_sequential(run_with):
+def test_without_retention_and_distillation_deal_is_sequential(make_experiment, tmp_path):
     """Up to rounding: what clients see of the task's start is put in and taken off again."""
-    plain = run_with("plain", "method.name=sequential")
-    off = run_with(
-        "off", OFF, "method.distillation.weight=0.0", "method.distillation.future_weight=0.0"
+    off = [word for switch in SWITCHES[1:] for word in switch]
+    expected, found = (
+        model_update(simulated(make_experiment(*words), tmp_path / words[0]))
+        for words in (["method.name=sequential"], off)
     )
-    expected, found = model_update(plain), model_update(off)
     assert (found - expected).norm() < 0.01 * expected.norm()
-
-
-@pytest.fixture
-def run_of(make_experiment, tmp_path):
-    def run(*overrides, name="run", listener=lambda event: None):
-        experiment = make_experiment(TWO_LAYERS, *overrides)
-        return experiment, simulated(experiment, tmp_path / name, listener)
-
-    return run
 
 
 LAYERS, RANK = 2, 8
@@ -166,9 +139,8 @@ LAYERS, RANK = 2, 8
 
 @pytest.mark.slow
 def test_bytes_of_the_exact_pair_and_of_one_factor_in_int8(run_of):
-    _, exact = run_of("aggregation.rule=fedit", name="exact")
-    _, small = run_of("aggregation.rule=ffa", "wire.dtype=int8", name="small")
-    wide, narrow = read_results(exact).wire, read_results(small).wire
+    rules = ("aggregation.rule=fedit",), ("aggregation.rule=ffa", "wire.dtype=int8")
+    wide, narrow = (read_results(run_of(*rule, name=rule[0])[1]).wire for rule in rules)
     header = 128  # numpy's own, one for each array
     width = 384
     factor = width * RANK

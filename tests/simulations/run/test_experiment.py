@@ -6,7 +6,6 @@ import pytest
 from deal_core.config.file import parse_experiment, read_toml
 from deal_core.errors import UserError
 from server.folder import RunFolder
-from simulations.output import descriptions, shipped_experiments
 from simulations.run.experiment import Request, load_experiment
 from simulations.run.simulate import (
     RECORD,
@@ -57,6 +56,11 @@ def test_paths_become_absolute_because_apps_run_elsewhere(tmp_path):
     assert experiment.data.path == str(tmp_path.parent / "data")
     assert experiment.model.name == str(tmp_path / "model")
     assert load_experiment(Request("quickstart")).model.name == "embedded:minilm"
+    (tmp_path / "exp" / "mine").mkdir(parents=True)
+    file = tmp_path / "exp" / "own.toml"  # what is beside it is found
+    file.write_text('data.source = "hub"\ndata.hub = {a = {path = "mine"}, b = {path = "o/n"}}\n')
+    hub = load_experiment(Request(str(file))).data.hub
+    assert (hub["a"].path, hub["b"].path) == (str(tmp_path / "exp" / "mine"), "o/n")
 
 
 def test_a_fault_in_the_file_is_blamed_on_the_file_and_one_in_set_on_set():
@@ -67,14 +71,6 @@ def test_a_fault_in_the_file_is_blamed_on_the_file_and_one_in_set_on_set():
         load_experiment(Request("quickstart", overrides=("adapter.rank=x",)))
 
 
-def test_every_shipped_experiment_parses_and_says_what_it_is_for():
-    assert {"quickstart", "clinc10"} <= set(shipped_experiments())
-    for name, path in shipped_experiments().items():
-        experiment = parse_experiment(read_toml(path), name)
-        assert experiment.description == descriptions(shipped_experiments())[name] != ""
-        assert f"deal simulate {name}" in path.read_text().splitlines()[0]
-
-
 def test_the_record_reads_back_as_the_experiment():
     request = Request(
         "clinc10", overrides=('data.hub={"a b" = {path = "x", text_column = "é\\"☃"}}',)
@@ -82,14 +78,6 @@ def test_the_record_reads_back_as_the_experiment():
     experiment = started(request)
     path = Path(experiment.run.out) / RECORD
     assert parse_experiment(read_toml(path), "record") == experiment
-
-
-def test_a_folder_that_holds_a_run_is_refused_with_the_cure():
-    started(Request("quickstart"))
-    with pytest.raises(
-        UserError, match=r"quickstart-seed0: already holds a run; .*--resume.*--out"
-    ):
-        check_folder(load_experiment(Request("quickstart")))
 
 
 def test_a_start_that_came_to_no_checkpoint_does_not_block_the_next():
@@ -104,39 +92,27 @@ def test_a_start_that_came_to_no_checkpoint_does_not_block_the_next():
 
 def test_resume_with_other_settings_names_the_first_that_differs():
     started(Request("quickstart"))
+    with pytest.raises(UserError, match=r"quickstart-seed0: already holds a run"):
+        check_folder(load_experiment(Request("quickstart")))
     other = Request("quickstart", overrides=("adapter.rank=4", "train.batch_size=2"), resume=True)
     with pytest.raises(UserError, match=r"'adapter.rank' is 4, but .* started with 8"):
         check_folder(load_experiment(other))
 
 
-def test_settings_of_a_method_that_the_run_does_not_have_are_none_of_it():
-    """So that another default of a baseline leaves all other runs that have begun as they are."""
-    weight = "method.ewc.weight=7"
-    started(Request("quickstart"))
-    check_folder(load_experiment(Request("quickstart", overrides=(weight,), resume=True)))
-    other = ("method.prototype.layers=2",)  # deal reads it too
+def test_resume_may_change_what_changes_no_result_and_keeps_the_record():
+    """Engine, threads, and settings of a method that the run does not have: another default of a
+    baseline leaves all other runs that have begun as they are."""
+    first = started(Request("quickstart"))
+    other = ("method.prototype.layers=2",)  # deal reads it
     with pytest.raises(UserError, match=r"'method.prototype.layers' is 2"):
         check_folder(load_experiment(Request("quickstart", overrides=other, resume=True)))
-
-
-def test_resume_may_change_engine_and_threads_and_keeps_the_record():
-    first = started(Request("quickstart"))
     text = (Path(first.run.out) / RECORD).read_text()
-    again = Request("quickstart", overrides=("run.threads=1",), engine="flower", resume=True)
+    harmless = ("run.threads=1", "method.ewc.weight=7")
+    again = Request("quickstart", overrides=harmless, engine="flower", resume=True)
     experiment = load_experiment(again)
     check_folder(experiment)
     record(experiment)
     assert (Path(first.run.out) / RECORD).read_text() == text
-
-
-def test_a_folder_of_the_hub_is_found_beside_the_experiment_and_is_absolute(tmp_path):
-    (tmp_path / "exp" / "mine").mkdir(parents=True)
-    file = tmp_path / "exp" / "own.toml"
-    file.write_text(
-        '[data]\nsource = "hub"\n[data.hub.a]\npath = "mine"\n[data.hub.b]\npath = "o/n"\n'
-    )
-    hub = load_experiment(Request(str(file))).data.hub
-    assert (hub["a"].path, hub["b"].path) == (str(tmp_path / "exp" / "mine"), "o/n")
 
 
 def test_other_rows_than_those_of_the_run_are_refused(tmp_path):
@@ -168,9 +144,10 @@ OTHER, LABEL = ROWS.replace("word", "sign"), ROWS.replace(",a\n", ",A\n")
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (("ward", ROWS, OTHER), "the rows of task 'ward' are not those that"),
-        (("ward", OTHER, ROWS), "the rows of task 'ward' are not those that"),
-        (("ward", LABEL, LABEL), "the rows of task 'ward' are not those that"),
+        *(
+            (("ward", *rows), "the rows of task 'ward' are not those that")
+            for rows in ((ROWS, OTHER), (OTHER, ROWS), (LABEL, LABEL))
+        ),
         (("bed", ROWS, ROWS), r"has the tasks bed, ward, .* was started with ward;"),
     ],
 )

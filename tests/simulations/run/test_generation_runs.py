@@ -32,7 +32,7 @@ from simulations.run.summary import measures
 from simulations.use.export import export
 from simulations.use.predict import PredictRequest, Text, line_of, predict
 from tests.architectures import CONFIGS, save
-from tests.simulations.runs import accuracy_of, at, learnt_adapter, simulated
+from tests.simulations.runs import accuracy_of, learnt_adapter, simulated, write_tasks
 from tests.sizes import QUIET
 from tests.slow import slow_but
 
@@ -41,21 +41,17 @@ TEXTS = ("a b", "c d", "a c", "b d", "a d", "b c", "a a", "d d")
 CLASS_MEANS = ("method.prototype.enabled=on", "federation.clients=3", *QUIET)
 
 
-def rows(task):
-    """Of one task a label, of the other a text of two words."""
-    if task == "colours":
-        return [{"text": text, "label": "red" if "a" in text else "green"} for text in TEXTS]
-    return [{"text": text, "target": "red blue", "also": "blue"} for text in TEXTS]
+ROWS = {
+    "words": [{"text": text, "target": "red blue", "also": "blue"} for text in TEXTS],
+    "colours": [{"text": text, "label": "red" if "a" in text else "green"} for text in TEXTS],
+}
+"""Of one task a label, of the other a text of two words."""
 
 
 @pytest.fixture(scope="module")
 def experiment_of(make_experiment, tmp_path_factory):
-    data, models = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("models")
-    for task in ("colours", "words"):
-        (data / task).mkdir()
-        for split in ("train", "test"):
-            lines = [json.dumps(row) for row in rows(task)]
-            (data / task / f"{split}.jsonl").write_text("\n".join(lines))
+    models = tmp_path_factory.mktemp("models")
+    data = write_tasks(tmp_path_factory.mktemp("data"), ROWS)
 
     def make(name, *overrides):
         folder = models / name
@@ -63,9 +59,7 @@ def experiment_of(make_experiment, tmp_path_factory):
             f"model.family={CONFIGS[name][0]}",
             f'model.name="{folder if folder.exists() else save(folder, name)}"',
             "model.max_new_tokens=3",
-            "data.source=files",
-            f'data.path="{data}"',
-            'data.tasks=["words", "colours"]',
+            *data,
             'data.generation=["words"]',
             'data.instructions={words="Answer with Text ."}',
             "data.files.words.references_column=also",
@@ -81,22 +75,11 @@ def experiment_of(make_experiment, tmp_path_factory):
     return make
 
 
-@pytest.fixture(scope="module")
-def sums_of_all_records():
-    """No record is held back, and class means are used whatever they are worth."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("client.runtime.HELD_BACK", 10**9)
-        patch.setattr("server.strategy.found_worse", lambda *given: False)
-        yield
-
-
 @pytest.fixture(scope="module", params=slow_but(["llama", "t5"], "llama"))
 def finished(request, experiment_of, tmp_path_factory, sums_of_all_records):
     """With class means beside words; nothing has labels when the first stage ends."""
-    folder = tmp_path_factory.mktemp(request.param)
-    experiment = at(experiment_of(request.param, *CLASS_MEANS), folder)
-    simulated(experiment, folder)
-    return experiment, folder
+    experiment = experiment_of(request.param, *CLASS_MEANS)
+    return experiment, simulated(experiment, tmp_path_factory.mktemp(request.param))
 
 
 def test_each_task_has_its_own_measure(finished):
@@ -107,16 +90,19 @@ def test_each_task_has_its_own_measure(finished):
     assert all(0 <= value <= 1 for row in results.accuracy_matrix for value in row)
 
 
+def overlap(answers, texts):
+    """Mean ROUGE-L of what was answered with what is right."""
+    said = [getattr(each, "label", None) or each.answer for each in answers]
+    return fmean(rouge_l(s, (e.target, *e.references)) for s, e in zip(said, texts, strict=True))
+
+
 def test_predictions_and_the_report_are_those_of_the_evaluation(finished):
     """Those of labels weigh class means and words as the evaluation does."""
     experiment, folder = finished
     predictor, found = load_predictor(find_adapter(folder)), read_results(folder).accuracy_matrix
     texts = open_source(experiment.data).load("words").test
     written = [predictor.answer(e.text, "words") for e in texts]
-    shares = [
-        rouge_l(w.answer, (e.target, *e.references)) for w, e in zip(written, texts, strict=True)
-    ]
-    assert fmean(shares) == pytest.approx(found[-1][0], abs=1e-9)
+    assert overlap(written, texts) == pytest.approx(found[-1][0], abs=1e-9)
     assert accuracy_of(predictor, experiment, "colours") == found[-1][1]
     line = line_of(Text("abc", None), written[0], PredictRequest(str(folder)))
     assert set(json.loads(line)) == {"text", "task", "answer"}
@@ -218,10 +204,8 @@ APART = ("method.retention.apart=true", *CLASS_MEANS)
 
 @pytest.fixture(scope="module")
 def routed(experiment_of, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("routed")
-    experiment = at(experiment_of("llama", *APART), folder)
-    simulated(experiment, folder)
-    return experiment, folder
+    experiment = experiment_of("llama", *APART)
+    return experiment, simulated(experiment, tmp_path_factory.mktemp("routed"))
 
 
 def test_what_a_task_taught_stays_as_it_was(routed):
@@ -235,34 +219,26 @@ def test_a_routed_prediction_is_that_of_the_evaluation(routed):
     experiment, folder = routed
     predictor, results = load_predictor(find_adapter(folder)), read_results(folder)
     texts = open_source(experiment.data).load("words").test
-    told = [predictor.answer(each.text, "words").answer for each in texts]
-    shares = [rouge_l(a, (e.target, *e.references)) for a, e in zip(told, texts, strict=True)]
-    assert fmean(shares) == pytest.approx(results.accuracy_matrix[-1][0], abs=1e-9)
+    told = [predictor.answer(each.text, "words") for each in texts]
+    assert overlap(told, texts) == pytest.approx(results.accuracy_matrix[-1][0], abs=1e-9)
     assert accuracy_of(predictor, experiment, "colours") == results.accuracy_matrix[-1][1]
     # Both tasks have the same texts: the router takes each for one of them, and says which.
     untold = [predictor.answer(each.text) for each in texts]
     assert {each.task for each in untold} <= {"words", "colours"}
-    answers = [each.answer if each.task == "words" else each.label for each in untold]
-    shares = [rouge_l(a, (e.target, *e.references)) for a, e in zip(answers, texts, strict=True)]
-    assert results.class_incremental is not None
     found = results.class_incremental.accuracy_matrix[-1][0]
-    assert fmean(shares) == pytest.approx(found, abs=1e-9)
+    assert overlap(untold, texts) == pytest.approx(found, abs=1e-9)
 
 
 def test_labels_of_a_routed_run_are_calibrated_together(experiment_of, tmp_path, monkeypatch):
     """Though the tasks have unlike many labels."""
     monkeypatch.setattr("simulations.use.predict.FEW_ROWS", 4)
     labels = {"colours": ("red", "green"), "words": ("Text", "Answer", "with")}
-    for task, names in labels.items():
-        (tmp_path / "data" / task).mkdir(parents=True)
-        lines = [
-            json.dumps({"text": t, "label": names[i % len(names)]}) for i, t in enumerate(TEXTS)
-        ]
-        (tmp_path / "data" / task / "train.jsonl").write_text("\n".join(lines))
-        (tmp_path / "data" / task / "test.jsonl").write_text("\n".join(lines))
-    data = (f'data.path="{tmp_path / "data"}"', "data.generation=[]", "data.instructions={}")
-    folder = tmp_path / "run"
-    simulated(at(experiment_of("llama", *APART, *data), folder), folder)
+    rows = {
+        task: [{"text": t, "label": names[i % len(names)]} for i, t in enumerate(TEXTS)]
+        for task, names in labels.items()
+    }
+    data = (*write_tasks(tmp_path / "data", rows), "data.generation=[]", "data.instructions={}")
+    folder = simulated(experiment_of("llama", *APART, *data), tmp_path / "run")
     counted, results = count_labels(folder, lambda task, far: None), read_results(folder)
     for task, accuracy in zip(results.tasks, results.accuracy_matrix[-1], strict=True):
         own = counted.tasks[task]
@@ -270,9 +246,8 @@ def test_labels_of_a_routed_run_are_calibrated_together(experiment_of, tmp_path,
     adapter = find_adapter(folder)
     assert read_temperatures(adapter).keys() == {*labels, ""}
     adapter.calibration.unlink()
-    files = [tmp_path / "data" / task / "test.jsonl" for task in labels]
     both = tmp_path / "both.jsonl"
-    both.write_text("\n".join(each.read_text() for each in files))
+    both.write_text("\n".join(json.dumps(row) for own in rows.values() for row in own))
     asked = PredictRequest(str(folder), file=str(both), label_column="label")
     assert "of 16 rows); calibration error" in predict(asked, print).line
     assert "before" in predict(replace(asked, calibrate=True), print).line
@@ -294,7 +269,7 @@ def test_clients_with_orders_of_their_own_keep_components_too(experiment_of, tmp
     that another task could change."""
     orders = ("stream.schedule=per-client", 'stream.orders.0=["colours", "words"]')
     orders = (*orders, *(f'stream.orders.{n}=["words", "colours"]' for n in ("1", "2")))
-    experiment = at(experiment_of("llama", *APART, *orders), tmp_path)
+    experiment = experiment_of("llama", *APART, *orders)
     simulated(experiment, tmp_path)
     results = read_results(tmp_path)
     assert [list(stage.work) for stage in results.stages] == [

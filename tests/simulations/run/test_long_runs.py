@@ -1,7 +1,6 @@
 """Nothing grows over the rounds of a run: memory and files of the server and of the clients'
 processes, and what a round costs."""
 
-import json
 import time
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 
 from simulations.api import run
 from tests.architectures import save
+from tests.simulations.runs import write_tasks
 from tests.sizes import TINY
 
 
@@ -36,15 +36,14 @@ def looked_at():
 
 def generative(folder):
     """A Llama of a few thousand weights, and rows in its words."""
-    for task, labels in {"laboratory": ("red", "blue"), "surgery": ("green", "options")}.items():
-        texts = ["a b", "c d c", "a a d", "b c", "d d a", "c a b"] * 2
-        rows = [{"text": text, "label": labels[k % 2]} for k, text in enumerate(texts)]
-        for split in ("train", "test"):
-            place = folder / "data" / task / f"{split}.jsonl"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels = {"laboratory": ("red", "blue"), "surgery": ("green", "options")}
+    texts = ["a b", "c d c", "a a d", "b c", "d d a", "c a b"] * 2
+    rows = {
+        task: [{"text": text, "label": own[k % 2]} for k, text in enumerate(texts)]
+        for task, own in labels.items()
+    }
     model = f'model.name="{save(folder / "llama", "llama")}"'
-    return "model.family=causal-lm", model, "data.source=files", f'data.path="{folder / "data"}"'
+    return "model.family=causal-lm", model, *write_tasks(folder / "data", rows)
 
 
 ROUNDS = 300

@@ -29,24 +29,12 @@ from server.results import read_results
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from simulations.report.ledger import verify
 from tests.ledger_events import ledger_event
-from tests.simulations.runs import IN_SUM, at, learnt_adapter, run_in_process
+from tests.simulations.runs import IN_SUM, LoseOneUpdate, at, learnt_adapter, run_in_process
 from tests.sizes import TINY_MODEL
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
 FEW = ("data.max_train=12", "data.max_test=4", "train.max_length=8", TINY_MODEL[0])
-
-
-class LoseOneUpdate:
-    """Loses the first masked update on its way; ``lost`` says whether there was one."""
-
-    lost = False
-
-    def __call__(self, reply):
-        if self.lost or not {"secure", "metrics"} <= set(reply.content):
-            return reply
-        self.lost = True
-        return None
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +115,9 @@ def test_a_certificate_that_tells_what_its_events_do_not_is_none(finished, lie, 
 def test_a_site_that_takes_keys_from_the_server_counts_on_it_in_that():
     privacy = PrivacyConfig(mechanism="record", noise_share="sum")
     vouched = Policy(mechanism="record", noise_share="sum", server_vouches_for_peers=True)
-    assert trust_in_sum(privacy, vouched).startswith(trust_in_sum(privacy))
-    assert "the server, which passes on the keys of sites, poses as none" in trust_in_sum(
-        privacy, vouched
-    )
+    told = trust_in_sum(privacy, vouched)
+    assert told.startswith(trust_in_sum(privacy))
+    assert "the server, which passes on the keys of sites, poses as none" in told
     assert trust_in_sum(privacy, Policy(noise_share="sum")) == trust_in_sum(privacy)
 
 
@@ -157,10 +144,8 @@ def test_the_model_moves_along_label_directions_alone(finished):
     learnt = learnt_adapter(folder)
     assert set(learnt) == {f"base_model.model.pooled.lora_{f}.weight" for f in "AB"}
     A, B = (learnt[f"base_model.model.pooled.lora_{f}.weight"].astype(float) for f in "AB")
-    encoder, source = (
-        load_model(experiment.model, experiment.adapter, 8),
-        open_source(experiment.data),
-    )
+    encoder = load_model(experiment.model, experiment.adapter, 8)
+    source = open_source(experiment.data)
     labels = [source.load(task).labels for task in experiment.data.tasks]
     names = [encoder.label_vectors(own).cpu().double().numpy() for own in labels]
     spanned = np.concatenate([own - own.mean(0) for own in names])
@@ -175,8 +160,7 @@ def test_a_lost_site_costs_the_round_and_not_the_run(make_experiment, tmp_path):
     """Its share of the noise is counted on: the others reveal nothing."""
     asked = ("federation.deadline_seconds=0.2", "federation.quorum=0.3")
     experiment = make_experiment(*IN_SUM, *FEW, *asked)
-    lose = LoseOneUpdate()
-    events = run_in_process(at(experiment, tmp_path), lose)
+    events = run_in_process(at(experiment, tmp_path), LoseOneUpdate())
     rounds = [event for event in events if event["event"] == "round_lost"]
     assert len(rounds) == 1
     assert "below" in rounds[0]["reason"]
@@ -198,14 +182,10 @@ def test_a_site_with_a_past_that_leaves_no_room_takes_no_part(make_experiment, t
     assert len(Ledger(tmp_path / "sites" / "0").events()) == 2  # it is counted on once a task
 
 
-def test_noise_of_its_own_is_whole_at_every_site(make_experiment):
+def test_the_common_noise_meets_the_target_and_of_its_own_it_is_whole(make_experiment):
     own = make_experiment(*IN_SUM, "privacy.noise_share=site")
     make_mechanism(own)
-    assert shares_of(own) == 1
-    assert shares_of(make_experiment(*IN_SUM)) == 2
-
-
-def test_the_common_noise_meets_the_target(make_experiment):
+    assert (shares_of(own), shares_of(make_experiment(*IN_SUM))) == (1, 2)
     experiment = make_experiment(*IN_SUM, "privacy.target_epsilon=2.0")
     multiplier = common_noise_multiplier(experiment, 2)
     assert 1.9 < epsilon_of([DpEvent(1.0, multiplier, 4)], 1e-3) <= 2.0

@@ -17,7 +17,13 @@ from server.results import read_results
 from server.run import run
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
 from simulations.engines.worker_pool import assume_identity
-from tests.simulations.runs import learnt_adapter, run_in_process, same, simulated, stopped
+from tests.simulations.runs import (
+    assert_same_run,
+    learnt_adapter,
+    run_in_process,
+    simulated,
+    stopped,
+)
 from tests.sizes import QUIET, TINY
 from tests.slow import slow_but
 
@@ -49,15 +55,13 @@ def own_orders(make_experiment, tmp_path):
     return partial(per_client, make_experiment, tmp_path)
 
 
-Asked = dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]
-"""Client to its task, what it knows others had met, and its own past."""
-
 L, S, M = "laboratory", "surgery", "medicine"
 PLANNED = {
     (0, 1): {"0": (L, (), ()), "1": (S, (), ()), "2": (M, (), ())},
     (0, 2): {"0": (S, (), (L,)), "2": (L, (), (M,))},  # 1 is through; nothing is retained yet
     (1, 1): {"0": (M, (L, S), (L, S))},
 }
+"""Of each client its task, what it knows others had met, and its own past."""
 
 
 class Spy(InProcessGrid):
@@ -213,8 +217,7 @@ def test_stopped_within_a_stage_and_resumed_equals_a_whole_run(
 
     stopped(own_orders(*tiny(name)), tmp_path, within)
     simulated(own_orders(*tiny(name)), tmp_path, resume=True)
-    assert same(learnt_adapter(tmp_path), learnt_adapter(whole_run(name)))
-    assert read_results(tmp_path).per_client == read_results(whole_run(name)).per_client
+    assert_same_run(tmp_path, whole_run(name))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from simulations.run.data_checks import check_data, check_text_lengths
 from simulations.run.model_checks import check_declared, check_names
 from tests.architectures import save
 from tests.simulations.run.secure_runs import POOLED
-from tests.simulations.runs import IN_SUM
+from tests.simulations.runs import IN_SUM, write_tasks
 
 SECURE = ("aggregation.secure=true", "federation.clients=4")
 PRIVATE_SUMS = (
@@ -115,12 +115,6 @@ def test_deal_goes_without_the_class_sums_of_two_clients(make_experiment):
     assert statistics_of(method_of(deal)) is None
 
 
-def test_a_task_that_no_client_meets_is_found_before_the_start(make_experiment):
-    orders = 'stream.orders={0=["surgery"], 1=["surgery"], 2=[]}'
-    with pytest.raises(UserError, match="no client meets the task 'laboratory'"):
-        list(check_data(make_experiment(*OWN_ORDERS, orders)))
-
-
 def test_a_round_of_too_few_for_a_sum_is_told_before_the_start(make_experiment):
     orders = 'stream.orders={0=["surgery", "laboratory"], 1=["laboratory"], 2=["surgery"]}'
     experiment = make_experiment(*OWN_ORDERS, *RECORD, "aggregation.secure=true", orders)
@@ -131,12 +125,9 @@ def test_a_round_of_too_few_for_a_sum_is_told_before_the_start(make_experiment):
 
 
 def test_tasks_that_share_records_are_not_disjoint(make_experiment, tmp_path):
-    for task in ("laboratory", "surgery"):
-        (tmp_path / task).mkdir()
-        for split, texts in (("train", "abcdefgh"), ("test", "xy")):
-            rows = [f'{{"text": "{each} {split}", "label": "{each in "ace"}"}}' for each in texts]
-            (tmp_path / task / f"{split}.jsonl").write_text("\n".join(rows))
-    data = ("data.source=files", f'data.path="{tmp_path}"', *RECORD, "data.max_train=0")
+    rows = [{"text": f"{each} of it", "label": f"{each in 'ace'}"} for each in "abcdefgh"]
+    tasks = dict.fromkeys(("laboratory", "surgery"), rows)
+    data = (*write_tasks(tmp_path, tasks), *RECORD, "data.max_train=0")
     list(check_data(make_experiment(*data)))
     with pytest.raises(UserError, match="a record of client 0 is in tasks 'laboratory' and 'surg"):
         list(check_data(make_experiment(*data, "privacy.disjoint_tasks=true")))

@@ -2,7 +2,6 @@
 ledgers, what leaves, what all reports say."""
 
 import io
-import json
 
 import pytest
 from flwr.app import Array
@@ -20,7 +19,7 @@ from simulations.run.check import preflight
 from simulations.run.data_checks import check_data
 from simulations.run.run_log import Progress
 from simulations.run.summary import privacy_text
-from tests.simulations.runs import at, no_number, run_in_process, simulated, stopped
+from tests.simulations.runs import at, no_number, run_in_process, simulated, stopped, write_tasks
 from tests.sizes import TINY, TINY_MODEL
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -31,18 +30,18 @@ PRIVATE = ("privacy.mechanism=record", "train.precision=float32", "train.batch_s
 @pytest.fixture(scope="module")
 def finished(make_experiment, tmp_path_factory):
     """One private run; every field that left a client, and every event."""
-    folder = tmp_path_factory.mktemp("private")
+    folder, experiment = tmp_path_factory.mktemp("private"), make_experiment(*PRIVATE)
     fields = set()
 
     def see(reply):
         for name, record in reply.content.items():
-            for key, value in record.items():
-                fields.add(f"{name}.{'*' if isinstance(value, Array) else key}")
+            fields.update(
+                f"{name}.{'*' if isinstance(value, Array) else key}"
+                for key, value in record.items()
+            )
         return reply
 
-    experiment = make_experiment(*PRIVATE)
-    events = run_in_process(at(experiment, folder), see)
-    return experiment, folder, events, fields
+    return experiment, folder, run_in_process(at(experiment, folder), see), fields
 
 
 def epsilons_shown(events):
@@ -129,21 +128,12 @@ def test_simulated_clients_may_declare_disjoint_tasks(finished, make_experiment,
 def test_only_what_is_charged_or_allowed_leaves(finished):
     """Counts of right answers: because the experiment says so (``privacy.metrics``)."""
     _, _, events, fields = finished
+    counts = ("num_examples", "correct", "correct_all", "examples")
+    spending = ("epsilon", "delta", "n_delta", "simulation_only")
     assert fields == {
-        "site.client",
-        "status.code",
-        "status.stage",
-        "status.phase",
-        "status.server_round",
-        "lora.*",
-        "metrics.num_examples",
-        "metrics.epsilon",
-        "metrics.delta",
-        "metrics.n_delta",
-        "metrics.simulation_only",
-        "metrics.correct",
-        "metrics.correct_all",
-        "metrics.examples",
+        *("site.client", "lora.*"),
+        *(f"status.{key}" for key in ("code", "stage", "phase", "server_round")),
+        *(f"metrics.{key}" for key in (*counts, *spending)),
     }
     weights = {e["num_examples"] for e in events if e["event"] == "client_finished"}
     assert weights == {1.0}
@@ -181,33 +171,28 @@ def test_a_site_whose_budget_is_spent_takes_no_part_and_the_others_go_on(finishe
     assert len(spent.events()) == 5
 
 
-def write(folder, task, labels, patients):
+def of_patients(task, labels, patients):
     """Two to four records of a patient; tests have the last ones as well, and three others."""
-    (folder / task).mkdir(parents=True)
     rows = [
         {"text": f"{task} note {n} of {p}", "label": labels[p % 2], "patient_id": p}
         for p in patients
         for n in range(2 + p % 3)
     ]
     new = [{**row, "patient_id": f"new {row['patient_id']}"} for row in rows[:9]]
-    for split, part in (("train", rows), ("test", [*rows[-12:], *new])):
-        (folder / task / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)) + "\n")
+    return {"train": rows, "test": [*rows[-12:], *new]}
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("patients")
-    write(folder, "triage", ("urgent", "can wait"), range(24))
-    write(folder, "referral", ("surgery", "skin"), range(12, 36))
-    return folder
+def settings(make_experiment, tmp_path_factory):
+    tasks = {
+        "triage": of_patients("triage", ("urgent", "can wait"), range(24)),
+        "referral": of_patients("referral", ("surgery", "skin"), range(12, 36)),
+    }
+    data = write_tasks(tmp_path_factory.mktemp("patients"), tasks)
 
-
-@pytest.fixture(scope="module")
-def settings(make_experiment, data):
     def make(*overrides):
         return make_experiment(
-            "data.source=files",
-            f'data.path="{data}"',
+            *data,
             "data.tasks=[]",
             "data.max_train=0",
             "train.precision=float32",
@@ -237,11 +222,8 @@ def grouped(settings, tmp_path_factory):
 def test_everything_says_the_unit_and_names_the_column(grouped):
     _, folder, events = grouped
     privacy = read_results(folder).privacy
-    assert (privacy.mechanism, privacy.unit, privacy.unit_column) == (
-        *("record", "group", "patient_id"),
-    )
-    told = json.loads((folder / "results.json").read_text())["privacy"]
-    assert (told["unit"], told["unit_column"]) == ("group", "patient_id")
+    assert privacy.mechanism == "record"
+    assert (privacy.unit, privacy.unit_column) == ("group", "patient_id")
     assert "per group of 'patient_id', over all rounds and tasks" in privacy_text(privacy)
     card = (folder / "adapter" / "README.md").read_text()
     assert "one group, all records of a client with one value of 'patient_id'" in card
@@ -276,14 +258,12 @@ def warned(experiment):
     return [finding.text for finding in check_data(experiment)]
 
 
-def test_a_column_that_repeats_is_warned_of_where_records_are_the_unit(settings):
+def test_units_that_do_not_fit_are_warned_of(settings):
+    """A column that repeats where records are the unit; groups on both sides or at two clients."""
     first, second = warned(settings())
     assert second.startswith("column 'patient_id' of task 'triage' has 24 values in 72")
     assert "set privacy.unit_column = 'patient_id'" in first
     assert warned(settings("privacy.mechanism=none")) == []
-
-
-def test_patients_on_both_sides_or_at_two_clients_are_warned_of(settings):
     found = warned(settings(GROUPS))
     assert [line.split(":")[0] for line in found] == ["task 'referral'", "task 'triage'"]
     assert "groups have training and test records" in found[0]

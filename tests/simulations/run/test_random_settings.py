@@ -8,12 +8,11 @@ from itertools import product
 import pytest
 
 from deal_core.errors import UserError
-from server.results import read_results
 from simulations.report.labels import count_labels
 from simulations.run.check import preflight
 from simulations.use.predict import PredictRequest, predict
 from tests.architectures import CONFIGS, save
-from tests.simulations.runs import learnt_adapter, same, simulated
+from tests.simulations.runs import assert_same_run, simulated, write_tasks
 from tests.sizes import TINY_MODEL
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_model")]
@@ -55,17 +54,15 @@ def drawn(draw, folder, make_experiment):
     family = draw.choice(["bert", "llama", "llama", "t5"])
     kinds = [2, 3, 4] if family == "bert" else [0, 2, 3, 4]
     tasks = {f"task{n}": draw.choice(kinds) for n in range(draw.choice([2, 2, 3]))}
-    for task, count in tasks.items():
-        (folder / "data" / task).mkdir(parents=True)
-        rows = [
+    rows = {
+        task: [
             {"text": text, "label": LABELS[count][n % count]}
             if count
             else {"text": text, "target": "red blue"}
             for n, text in enumerate(TEXTS)
         ]
-        for split in ("train", "test"):
-            table = folder / "data" / task / f"{split}.jsonl"
-            table.write_text("\n".join(json.dumps(row) for row in rows))
+        for task, count in tasks.items()
+    }
     settings = {key: draw.choice(of) for key, of in SOMETIMES.items() if draw.random() < 0.2}
     settings |= {"method.name": draw.choice(METHODS), "federation.clients": draw.choice([2, 3, 4])}
     if settings.get("method.retention.apart"):
@@ -78,9 +75,7 @@ def drawn(draw, folder, make_experiment):
         named = f'model.name="{save(folder / "model", family)}"'
         model = (f"model.family={CONFIGS[family][0]}", named, "model.max_new_tokens=3")
     return make_experiment(
-        "data.source=files",
-        f'data.path="{folder / "data"}"',
-        f"data.tasks={json.dumps([*tasks])}",
+        *write_tasks(folder / "data", rows),
         f"data.generation={json.dumps([task for task, count in tasks.items() if not count])}",
         'data.partition.kind="iid"',
         "data.max_train=24",
@@ -116,10 +111,7 @@ def test_what_starts_ends_and_answers(seed, make_experiment, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         simulated(experiment, again, until)
     simulated(experiment, again, resume=True)
-    first, second = read_results(folder), read_results(again)
-    assert first.accuracy_matrix == second.accuracy_matrix
-    assert first.class_incremental == second.class_incremental
-    assert same(learnt_adapter(folder), learnt_adapter(again))
+    assert_same_run(folder, again)
     count_labels(folder, lambda task, far: None)
-    for task in first.tasks:
+    for task in experiment.data.tasks:
         predict(PredictRequest(str(folder), texts=("a b c", "d"), task=task), print)

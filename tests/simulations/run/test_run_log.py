@@ -69,14 +69,6 @@ FIRST_TASK = [
     evaluated(0, START + 20, 0.8, 0.3, class_incremental={"heart": 0.7, "skin": 0.1}),
     {"event": "stage_finished", "time": START + 20, "stage": 0},
 ]
-LINES = [
-    "started: 2 tasks, 2 clients",
-    "zero-shot accuracy 30.0 %",
-    "task 1/2 heart, round 1/2, 2/2 clients, 8.0 s, loss 1.500",
-    "task 1/2 heart, round 2/2, 2/2 clients, 8.0 s, loss 1.500",
-    "task 1/2 heart, class sums, 2/2 clients, 8.0 s, loss 1.500",
-    "1 of 2 tasks learnt, accuracy so far 80.0 %, 70.0 % in Class-IL",
-]
 
 
 def after(events):
@@ -91,10 +83,13 @@ def test_there_is_one_line_a_round():
     listener = told_to(Console(file=output, width=40), lambda *now: None)
     for event in FIRST_TASK:
         listener(event)
-    assert output.getvalue().splitlines() == LINES
-
-
-def test_a_resumed_run_goes_on_counting():
+    rounds = [f"{what}, 2/2 clients, 8.0 s" for what in ("round 1/2", "round 2/2", "class sums")]
+    assert output.getvalue().splitlines() == [
+        "started: 2 tasks, 2 clients",
+        "zero-shot accuracy 30.0 %",
+        *(f"task 1/2 heart, {each}, loss 1.500" for each in rounds),
+        "1 of 2 tasks learnt, accuracy so far 80.0 %, 70.0 % in Class-IL",
+    ]
     (line,) = Progress().hear(run_started(done=2))
     assert line == "resumed after 2 of 6 rounds: 2 tasks, 2 clients"
 
@@ -166,19 +161,15 @@ def results(**changes):
         "config": Experiment(),
         "engine": "inprocess",
         "seed": 0,
-        "tasks": ["heart", "skin"],
-        "stages": [Stage(rounds=2, work={"heart": ["0"]}), Stage(rounds=2, work={"skin": ["0"]})],
+        "tasks": TASKS,
+        "stages": [Stage(rounds=2, work={task: ["0"]}) for task in TASKS],
         "accuracy_matrix": [[0.8, 0.25], [0.6, 0.9]],
         "zero_shot": {"heart": 0.2, "skin": 0.3},
         "average_accuracy": 0.75,
         "backward_transfer": -0.2,
         "forward_transfer": -0.05,
         "forgetting": 0.2,
-        "per_client": {
-            "0": client(0.9),
-            "1": client(0.6),
-            "2": client(None),
-        },
+        "per_client": {"0": client(0.9), "1": client(0.6), "2": client(None)},
         "privacy": Privacy(mechanism="none"),
         "wire": Wire(bytes_up=[1000.0, 2000.0], bytes_down=[2.5e6, 2.5e6]),
         "aggregation_error": [0.1, 0.2],
@@ -222,31 +213,30 @@ def test_accuracy_and_overlap_of_texts_are_never_one_figure():
 
 
 def test_a_run_ends_with_a_row_for_each_task_its_measures_and_its_place(tmp_path):
-    write_results(RunFolder(tmp_path).results, results(class_incremental=among_all()))
     output = io.StringIO()
-    print_report(Console(file=output, width=160), tmp_path)
+    screen = Console(file=output, width=160)
+    with pytest.raises(UserError, match="has not finished"):
+        print_report(screen, tmp_path)
+    write_results(RunFolder(tmp_path).results, results(class_incremental=among_all()))
+    print_report(screen, tmp_path)
     assert max(map(len, output.getvalue().partition("average")[0].splitlines())) <= 80
-    lines = [" ".join(line.split()) for line in output.getvalue().splitlines()]
-    assert "1 heart 20.0 80.0 60.0 -20.0 35.0" in lines
-    assert "2 skin 30.0 90.0 90.0 +0.0 55.0" in lines
-    assert "average accuracy 75.0 %" in lines
-    assert "Class-IL accuracy 45.0 %" in lines
-    assert "Class-IL transfer backward -45.0, forgetting 40.0 points" in lines
-    assert lines[-3:] == [
+    lines = {" ".join(line.split()) for line in output.getvalue().splitlines()}
+    assert lines >= {
+        "1 heart 20.0 80.0 60.0 -20.0 35.0",
+        "2 skin 30.0 90.0 90.0 +0.0 55.0",
+        "average accuracy 75.0 %",
+        "zero-shot accuracy 25.0 %",
+        "Class-IL accuracy 45.0 %",
+        "Class-IL transfer backward -45.0, forgetting 40.0 points",
+        "backward transfer -20.0 points",
+        "forward transfer -5.0 points",
+        "sent per client 3.0 kB by a client that is asked in every round",
+        "received per client 5.0 MB by a client that is asked in every round",
+        "time 2 min 10 s",
         "learnt 85.0 % when a task was just learnt, 25.0 % before",
         "forgotten 20.0 points of the best that a task had, by the end of the run",
         f"results {tmp_path / 'results.json'}",
-    ]
-
-
-def test_the_measures_are_those_of_the_file():
-    shown = dict(measures(results()))
-    assert shown["zero-shot accuracy"] == "25.0 %"
-    assert shown["backward transfer"] == "-20.0 points"
-    assert shown["forward transfer"] == "-5.0 points"
-    assert shown["sent per client"] == "3.0 kB by a client that is asked in every round"
-    assert shown["received per client"] == "5.0 MB by a client that is asked in every round"
-    assert shown["time"] == "2 min 10 s"
+    }
 
 
 def test_an_epsilon_is_never_shown_without_delta_and_unit():
@@ -255,11 +245,6 @@ def test_an_epsilon_is_never_shown_without_delta_and_unit():
     assert "epsilon <= 2.25 at delta = 1e-05 per record" in privacy_text(whole)
     for part in ({"delta": None}, {"unit": None}, {"epsilon": {}}):
         assert "epsilon" not in privacy_text(whole.model_copy(update=part))
-
-
-def test_an_unfinished_run_has_no_report(tmp_path):
-    with pytest.raises(UserError, match="has not finished"):
-        print_report(Console(file=io.StringIO()), tmp_path)
 
 
 def test_a_large_delta_is_warned_of():

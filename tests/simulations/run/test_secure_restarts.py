@@ -1,6 +1,5 @@
 """Server and clients that end in any leg of a secure sum and start again: the same sum, once."""
 
-import numpy as np
 import pytest
 
 from client import requests
@@ -9,6 +8,7 @@ from client.secure_legs import STATE, USED, SecureStore
 from deal_core.secure_sum.site_state import SiteState
 from simulations.engines.inprocess import InProcessGrid
 from tests.simulations.run.secure_runs import LEGS, SHORT, client_of, leg_of, rounds
+from tests.simulations.runs import same as same_arrays
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -49,8 +49,7 @@ def whole(make_experiment, tmp_path_factory, one_model):
 
 
 def same(one, two):
-    first, second = one.factors, two.factors
-    return all(np.array_equal(first[key], second[key]) for key in second)
+    return same_arrays(one.factors, two.factors)
 
 
 def ending(leg, number=2):
@@ -244,10 +243,6 @@ def test_too_few_for_those_who_may_collude_lose_the_round_and_not_the_run(
     assert not ran.told("client_failed", "client")
 
 
-def folder_of(reply, run):
-    return run / "sites" / client_of(reply)
-
-
 def test_the_state_is_on_the_disk_before_a_reply_leaves(experiment, tmp_path):
     """Of each reply, to the byte, in the file that a restart would read."""
     run, legs = tmp_path / "run", set()
@@ -256,7 +251,7 @@ def test_the_state_is_on_the_disk_before_a_reply_leaves(experiment, tmp_path):
         if leg_of(reply):
             legs.add(leg_of(reply))
             sent = reply.content["secure"]["reply"]
-            kept = SiteState.from_bytes((folder_of(reply, run) / STATE).read_bytes())
+            kept = SiteState.from_bytes((run / "sites" / client_of(reply) / STATE).read_bytes())
             answers = [each.reply for held in kept.rounds for each in held.answered]
             assert sent in (kept.announcement, *answers)
         return reply

@@ -3,7 +3,6 @@ that learn by themselves in torch's own backward pass, and in PEFT."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from deal_core.randomness import seeded
 from server.results import read_results
 from server.strategy import start_state
 from tests.architectures import CONFIGS, LOADERS, save
-from tests.simulations.runs import at, learnt_adapter, run_in_process
+from tests.simulations.runs import at, learnt_adapter, run_in_process, write_tasks
 from tests.slow import slow_but
 
 NAMES = ("llama", "gpt2", "t5", "bert")
@@ -57,24 +56,16 @@ class Ran:
         return load_predictor(find_adapter(self.folder))
 
 
-def write_data(folder):
-    for task, labels in LABELS.items():
-        (folder / task).mkdir(parents=True)
-        rows = [{"text": t, "label": labels[n % len(labels)]} for n, t in enumerate(TEXTS)]
-        for split in ("train", "test"):
-            text = "\n".join(json.dumps(row) for row in rows)
-            (folder / task / f"{split}.jsonl").write_text(text)
-
-
 def played(make_experiment, name, folder, *overrides):
     base = save(folder / "model", name)
-    write_data(folder / "data")
+    rows = {
+        task: [{"text": t, "label": labels[n % len(labels)]} for n, t in enumerate(TEXTS)]
+        for task, labels in LABELS.items()
+    }
     experiment = make_experiment(
         f"model.family={CONFIGS[name][0]}",
         f'model.name="{base}"',
-        "data.source=files",
-        f'data.path="{folder / "data"}"',
-        f"data.tasks={list(LABELS)}".replace("'", '"'),
+        *write_tasks(folder / "data", rows),
         'data.instructions={letters="Answer with Text ."}',
         'data.partition.kind="iid"',
         "federation.clients=3",

@@ -23,7 +23,7 @@ from deal_core.training.evaluation import base_embeddings
 from server.run import load_latest
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.conftest import load_once
-from tests.simulations.runs import at, run_in_process
+from tests.simulations.runs import LoseOneUpdate, at, public_texts, run_in_process
 from tests.sizes import QUIET
 from tests.slow import slow_but
 
@@ -44,15 +44,12 @@ NOISED = (
 PRIVATE = (*NOISED, "privacy.mechanism=record", "privacy.noise_share=sum")
 
 
-def last(folder, experiment):
-    shapes = adapter_shapes(experiment.model, experiment.adapter)
-    return load_latest(folder / "checkpoint.safetensors", shapes)[0]
-
-
 def played(experiment, folder, see=lambda reply: reply):
+    """Events, and the last checkpoint."""
     folder.mkdir(exist_ok=True)
     events = run_in_process(at(experiment, folder), see)
-    return events, last(folder, experiment)
+    shapes = adapter_shapes(experiment.model, experiment.adapter)
+    return events, load_latest(folder / "checkpoint.safetensors", shapes)[0]
 
 
 def heads_alike(one, two):
@@ -79,7 +76,7 @@ def test_in_a_phase_of_statistics_nothing_leaves_but_masked_vectors(
         f"method.name={method}",
         "method.prototype.enabled=on",
         f"aggregation.secure={secure}",
-        f'data.public_path="{public_file(tmp_path)}"',
+        public_texts(tmp_path),
         "method.prototype.directions=4",
     )
     events, _ = played(make_experiment(*PLAIN, *asked), tmp_path / "run", see)
@@ -93,14 +90,6 @@ def test_in_a_phase_of_statistics_nothing_leaves_but_masked_vectors(
         assert not {"metrics.loss", "metrics.seconds"} & fields
     if method != "deal":
         assert not {name for _, name in left if name.startswith(("lora", "sums"))}
-
-
-def public_file(folder):
-    """Public texts that all clients have."""
-    path = folder / "public.txt"
-    folder.mkdir(exist_ok=True)
-    path.write_text("".join(f"Sentence {n} is about {n % 7} things\n" for n in range(40)))
-    return path
 
 
 FOUR = ("data.max_test=4", "federation.clients=4", "federation.rounds=1", "federation.quorum=0.5")
@@ -273,14 +262,7 @@ def test_heads_come_from_names_and_class_sums(private, make_experiment, tmp_path
 
 def test_sums_of_a_task_are_masked_once_even_after_a_round_that_is_lost(make_experiment, tmp_path):
     """Two sums over other sites, of the same class sums, would tell the difference."""
-    lost = []
-
-    def lose_the_first(reply):
-        if lost or not {"secure", "metrics"} <= set(reply.content):
-            return reply
-        lost.append(reply)
-        return None
-
+    lose = LoseOneUpdate()
     asked = (
         "federation.rounds=2",
         "federation.quorum=0.1",
@@ -288,8 +270,8 @@ def test_sums_of_a_task_are_masked_once_even_after_a_round_that_is_lost(make_exp
         'data.tasks=["laboratory"]',
     )
     experiment = make_experiment(*SECURE, *PROTOTYPE, *QUIET, *asked)
-    events, end = played(experiment, tmp_path / "run", lose_the_first)
-    assert lost
+    events, end = played(experiment, tmp_path / "run", lose)
+    assert lose.lost
     assert not [event for event in events if event["event"] == "summed"]
     assert {e["code"] for e in events if e["event"] == "client_idle"} == {"masked"}
     assert end.state.heads == {}

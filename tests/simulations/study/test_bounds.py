@@ -28,14 +28,11 @@ def test_joint_is_one_stage_with_the_rounds_of_one_task(make_experiment):
     assert make_plan(part, TASKS, ("0", "1")).stages == [2]
 
 
-def start_of_task(runtime):
+def update_of(runtime, number, folder):
+    """What a client makes of the first request."""
     method = make_method(runtime.experiment.method, runtime.experiment.adapter)
-    return method.begin_task(start_state(runtime.experiment, runtime.shapes), seeded(0))
-
-
-def update_of(runtime, number, folder, begun):
-    client = Client(number, folder, runtime.experiment)
-    phase = runtime.phases[ALL_AT_ONCE.phase]
+    begun = method.begin_task(start_state(runtime.experiment, runtime.shapes), seeded(0))
+    client, phase = Client(number, folder, runtime.experiment), runtime.phases[ALL_AT_ONCE.phase]
     request = ClientRequest(client, runtime, ALL_AT_ONCE, phase, begun)
     return local_update(request, authorize(request.asked(), lambda: runtime.mechanism))
 
@@ -62,8 +59,7 @@ def test_jointly_a_client_sees_each_of_its_examples_once_an_epoch(
 
     monkeypatch.setattr(type(runtime.model), "forward_train", learn)
     shares = [runtime.task(task, 1) for task in TASKS]
-    begun = start_of_task(runtime)
-    update = update_of(runtime, 1, tmp_path, begun)
+    update = update_of(runtime, 1, tmp_path)
     everything = tuple(label for share in shares for label in share.labels)
     all_labels = schedule == "joint-all-labels"
     own = Counter(
@@ -84,8 +80,7 @@ def test_without_data_of_the_first_task_a_client_still_learns_the_others(make_ex
     runtime = ClientRuntime(config, prepare=without_the_first)
     first, second = (runtime.task(task, 0) for task in TASKS)
     assert not first.train
-    begun = start_of_task(runtime)
-    update = update_of(runtime, 0, tmp_path, begun)
+    update = update_of(runtime, 0, tmp_path)
     assert update.figures["num_examples"] == len(second.train)
 
 

@@ -17,11 +17,11 @@ from deal_core.config.experiment import Experiment
 from deal_core.errors import UserError
 from server.folder import RunFolder
 from server.results import read_results
-from simulations.engines.inprocess import run_inprocess
 from simulations.run.simulate import claimed, record, recorded
 from simulations.study.command import fitting, run_study
 from simulations.study.grid import grid, load_study
 from simulations.study.results import StudyResults
+from tests.simulations.runs import stopped
 
 STUDY = """
 description = "A small one"
@@ -59,18 +59,6 @@ def runs_of(folder):
     return {cell.arm: cell.runs[""] for cell in cells}
 
 
-def kill_midway(experiment):
-    """What a run leaves that is stopped in its second task."""
-    record(experiment)
-
-    def interrupt(event):
-        if event["event"] == "round_started" and event["stage"] == 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run_inprocess(experiment, interrupt)
-
-
 def without_broken(fork):
     """Starts a fork in the place of a process; one for the arm ``broken`` fails."""
 
@@ -88,7 +76,10 @@ def done(tmp_path_factory, fork):
     """The study after its first call: one cell fresh, one continued, one failed."""
     folder = tmp_path_factory.mktemp("study")
     (folder / "mine.toml").write_text(STUDY)
-    kill_midway(runs_of(folder)["deal"])
+    midway = runs_of(folder)["deal"]  # what it leaves that is stopped in its second task
+    record(midway)
+    second = {"event": "round_started", "stage": 1}.items()
+    stopped(midway, Path(midway.run.out), lambda event: second <= event.items())
     with pytest.MonkeyPatch.context() as patch:
         names = {**vars(subprocess), "Popen": without_broken(fork)}
         patch.setattr("simulations.study.command.subprocess", SimpleNamespace(**names))
@@ -200,9 +191,7 @@ def test_a_run_whose_clients_kept_their_counts_is_left_out_and_stops_no_other(do
 
 
 def test_jobs_fit_the_cores():
-    one = Experiment()
-    wide = one.model_copy(update={"run": one.run.model_copy(update={"threads": 2, "workers": 2})})
-    narrow = one.model_copy(update={"run": one.run.model_copy(update={"threads": 1, "workers": 1})})
+    narrow, wide = (Experiment(run={"threads": each, "workers": each}) for each in (1, 2))
     assert fitting([narrow], 8, 0) == 8
     assert fitting([narrow, wide], 8, 0) == 2
     assert fitting([wide], 1, 0) == 1

@@ -9,8 +9,7 @@ from server.measures import EVERYBODY, make_results
 from server.plan import make_plan
 from server.results import History
 from simulations.study.outcome import outcome, pooled_own, together
-
-Counts = dict[str, list[list[int]]]
+from tests.simulations.runs import at
 
 
 def run(tasks, *evaluations, seconds=1.0, peak=1):
@@ -30,11 +29,13 @@ def run(tasks, *evaluations, seconds=1.0, peak=1):
 START = {"0": [[1, 10], [0, 10]], "1": [[2, 10], [10, 10]]}
 
 
-def test_of_one_run_it_is_what_the_run_says():
-    first = {"0": [[8, 10], [1, 10]], "1": [[8, 10], [1, 10]]}
-    last = {"0": [[4, 10], [7, 10]], "1": [[8, 10], [9, 10]]}
-    results = run(["a", "b"], START, first, last)
+def test_of_one_run_it_is_what_the_run_says_among_its_own_labels_and_among_all():
+    start = {"0": [[1, 10, 1], [0, 10, 0]], "1": [[2, 10, 2], [10, 10, 10]]}
+    first = {"0": [[8, 10, 8], [1, 10, 0]], "1": [[8, 10, 8], [1, 10, 2]]}
+    last = {"0": [[4, 10, 2], [7, 10, 5]], "1": [[8, 10, 4], [9, 10, 3]]}
+    results = run(["a", "b"], start, first, last)
     found = outcome(results)
+    among_all, said = found.class_incremental, results.class_incremental
     assert found.accuracy_matrix == results.accuracy_matrix
     assert found.average_accuracy == results.average_accuracy == pytest.approx(0.7)
     assert found.learning_accuracy == pytest.approx((0.8 + 0.8) / 2)
@@ -42,23 +43,12 @@ def test_of_one_run_it_is_what_the_run_says():
     assert found.forward_transfer == results.forward_transfer == pytest.approx(0.1 - 0.5)
     assert found.worst_client == pytest.approx((0.4 + 0.7) / 2)
     assert (found.bytes_up, found.bytes_down, found.seconds) == (30.0, 5.0, 1.0)
-
-
-def test_among_all_labels_all_measures_are_of_the_second_count():
-    start = {"0": [[1, 10, 1], [0, 10, 0]], "1": [[2, 10, 2], [10, 10, 10]]}
-    first = {"0": [[8, 10, 8], [1, 10, 0]], "1": [[8, 10, 8], [1, 10, 2]]}
-    last = {"0": [[4, 10, 2], [7, 10, 5]], "1": [[8, 10, 4], [9, 10, 3]]}
-    results = run(["a", "b"], start, first, last)
-    found, said = outcome(results).class_incremental, results.class_incremental
-    assert found is not None
-    assert said is not None
-    assert found.accuracy_matrix == said.accuracy_matrix == [[0.8, 0.1], [0.3, 0.4]]
-    assert found.average_accuracy == said.average_accuracy == pytest.approx(0.35)
-    assert found.backward_transfer == said.backward_transfer == pytest.approx(-0.5)
-    assert found.forward_transfer == said.forward_transfer == pytest.approx(0.1 - 0.5)
-    assert found.forgetting == said.forgetting == pytest.approx(0.5)
-    assert found.worst_client == pytest.approx((0.2 + 0.5) / 2)
-    assert outcome(results).worst_client == pytest.approx((0.4 + 0.7) / 2)
+    assert among_all.accuracy_matrix == said.accuracy_matrix == [[0.8, 0.1], [0.3, 0.4]]
+    assert among_all.average_accuracy == said.average_accuracy == pytest.approx(0.35)
+    assert among_all.backward_transfer == said.backward_transfer == pytest.approx(-0.5)
+    assert among_all.forward_transfer == said.forward_transfer == pytest.approx(0.1 - 0.5)
+    assert among_all.forgetting == said.forgetting == pytest.approx(0.5)
+    assert among_all.worst_client == pytest.approx((0.2 + 0.5) / 2)
 
 
 def test_tasks_learnt_at_once_or_each_alone_have_no_transfer():
@@ -102,7 +92,6 @@ def test_each_client_alone_is_judged_among_all_labels_on_its_own_tests_as_well()
     zero = run(["a", "b"], start, {"0": [[9, 10, 6], [0, 0, 0]], "1": [[1, 30, 1], [3, 10, 3]]})
     one = run(["a", "b"], start, {"0": [[0, 10, 0], [0, 0, 0]], "1": [[24, 30, 18], [2, 10, 1]]})
     found = pooled_own([zero, one]).class_incremental
-    assert found is not None
     assert found.accuracy_matrix == [pytest.approx([(6 + 18) / 40, 1 / 10])]
     assert found.worst_client == pytest.approx((0.6 + 0.1) / 2)
     silent = run(["a", "b"], START, START)  # has not counted among all labels
@@ -140,7 +129,6 @@ def test_counts_of_all_clients_together_are_enough():
     assert not results.per_client
     found = outcome(results)
     assert found.average_accuracy == pytest.approx(0.6)
-    assert found.class_incremental is not None
     assert found.class_incremental.average_accuracy == pytest.approx(0.5)
     assert found.worst_client is None
     parts = [run([task], {EVERYBODY: [[5, 10]]}, {EVERYBODY: [[8, 10]]}) for task in ("a", "b")]
@@ -161,14 +149,12 @@ def test_clients_alone_need_counts_of_their_own():
         (others, 0),
         ([summed, summed], 0),
     ):
-        parts = [at(part, f"runs/client-{k}") for k, part in enumerate(parts)]
+        parts = [
+            part.model_copy(update={"config": at(part.config, f"runs/client-{k}")})
+            for k, part in enumerate(parts)
+        ]
         with pytest.raises(UserError, match=f"runs/client-{client}: .* client {client} .*remove"):
             pooled_own(parts)
-
-
-def at(results, out):
-    run = results.config.run.model_copy(update={"out": out})
-    return results.model_copy(update={"config": results.config.model_copy(update={"run": run})})
 
 
 def test_counts_that_did_not_arrive_are_no_wrong_answers():

@@ -12,6 +12,7 @@ import json
 import os
 import runpy
 import sys
+from functools import partial
 
 sys.path.append(sys.argv[1])
 for name in ("deal_core", "client", "server", "simulations"):
@@ -88,14 +89,6 @@ def compute(kind, out, ids, adapter, moved):
     print(json.dumps(tokenizer("spinal block")["input_ids"]))
 
 
-for job in json.loads(sys.argv[2]):
-    if job[0] == "answer":
-        run_program(*job[1:])
-    elif job[0] == "pipeline":
-        run_pipeline(*job[1:])
-    elif job[0] == "card":
-        run_card(*job[1:])
-    elif job[0] == "page":
-        run_page(*job[1:])
-    else:
-        compute(*job)
+JOBS = {"answer": run_program, "pipeline": run_pipeline, "card": run_card, "page": run_page}
+for kind, *words in json.loads(sys.argv[2]):
+    JOBS.get(kind, partial(compute, kind))(*words)

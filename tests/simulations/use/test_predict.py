@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -19,17 +18,15 @@ import torch
 from client.gate import Refusal
 from client.local_training import class_sums
 from deal_core.data import load_for_clients
-from deal_core.errors import UserError
 from deal_core.inference.folder import AdapterFolder, Answer, Written, find_adapter, read_inference
 from deal_core.inference.predictor import load_predictor, read_temperatures
 from deal_core.training.evaluation import count_both
 from server.results import read_results
-from simulations import cli
 from simulations.report.labels import count_labels, read_label_counts
 from simulations.run.simulate import record
 from simulations.use.predict import PredictRequest, Score, predict, with_columns
 from tests.architectures import CONFIGS, save
-from tests.simulations.runs import accuracy_of, at, simulated
+from tests.simulations.runs import accuracy_of, at, public_texts, refused, simulated, write_tasks
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -122,10 +119,8 @@ ANSWERS = {}
 @pytest.fixture(scope="module", params=slow_but(SETTINGS, "heads", "names"))
 def run(request, tmp_path_factory, make_experiment):
     folder = tmp_path_factory.mktemp(request.param)
-    public = tmp_path_factory.mktemp("public") / "texts.txt"
-    public.write_text("".join(f"Sentence {n} is about {n % 7} things\n" for n in range(60)))
     sizes = ("data.max_train=24", "data.max_test=12", "federation.rounds=1", *FLOAT32)
-    own = (*SETTINGS[request.param], f'data.public_path="{public}"')
+    own = (*SETTINGS[request.param], public_texts(tmp_path_factory.mktemp("public")))
     experiment = at(make_experiment(*sizes, *own), folder)
     ANSWERS[folder] = finished(experiment, keeping=request.param == "one head")
     return folder, experiment
@@ -297,26 +292,9 @@ def test_only_the_adapter_folder_and_the_base_model_are_read(encoder, tmp_path, 
     moved = tmp_path / "elsewhere"
     shutil.copytree(encoder / "adapter", moved)
     asked = ("a knife", "--task", "surgery")
-    assert deal("predict", str(moved), *asked) == deal("predict", str(encoder), *asked)
-
-
-@pytest.fixture
-def deal(monkeypatch, capsys):
-    """Call the command; returns what it prints."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["deal", *arguments])
-        capsys.readouterr()
-        try:
-            cli.main()
-        except SystemExit as stop:
-            printed = capsys.readouterr()
-            if stop.code:
-                raise UserError(printed.err) from None
-            return printed.out
-        return capsys.readouterr().out
-
-    return call
+    answers = [deal("predict", str(folder), *asked) for folder in (moved, encoder)]
+    assert answers[0][:2] == answers[1][:2]
+    assert answers[0][0] == 0
 
 
 @pytest.fixture(scope="module")
@@ -330,11 +308,11 @@ def causal(tmp_path_factory, make_causal, make_experiment):
 
 def test_a_causal_model_is_told_the_task(causal, deal):
     folder, experiment = causal
-    with pytest.raises(UserError, match=r"name it with --task \(laboratory, surgery\)"):
-        deal("predict", str(folder), "a text")
+    told = refused(deal("predict", str(folder), "a text"))
+    assert "name it with --task (laboratory, surgery)" in told
     predictor = load_predictor(find_adapter(folder))
-    told = [accuracy_of(predictor, experiment, task) for task in TASKS]
-    assert told == read_results(folder).accuracy_matrix[-1]
+    found = [accuracy_of(predictor, experiment, task) for task in TASKS]
+    assert found == read_results(folder).accuracy_matrix[-1]
 
 
 @pytest.fixture(scope="module", params=slow_but(["llama", "t5"], "llama"))
@@ -342,18 +320,12 @@ def colours(request, tmp_path_factory, make_experiment):
     """A model that answers in words, on labels that are words to it: what a run has learnt, the
     run, and what its evaluations answered."""
     folder = tmp_path_factory.mktemp(request.param)
-    (folder / "data" / "colours").mkdir(parents=True)
-    texts = list(product(COLOURS, repeat=3))
-    for split in ("train", "test"):
-        rows = [{"text": " ".join(t), "label": COLOURS[t[-1]]} for t in texts]
-        table = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / "data" / "colours" / f"{split}.jsonl").write_text(table)
+    texts = product(COLOURS, repeat=3)
+    rows = {"colours": [{"text": " ".join(t), "label": COLOURS[t[-1]]} for t in texts]}
     settings = (
         f"model.family={CONFIGS[request.param][0]}",
         f'model.name="{save(folder / "base", request.param)}"',
-        "data.source=files",
-        f'data.path="{folder / "data"}"',
-        'data.tasks=["colours"]',
+        *write_tasks(folder / "data", rows),
         "data.max_train=27",
         "data.max_test=27",
         'data.partition.kind="iid"',
@@ -379,10 +351,6 @@ def test_each_text_is_answered_in_words_as_the_evaluation_did(colours):
     assert len(shares) > 9  # texts differ to the model
 
 
-def lines(error):
-    return str(error.value).splitlines()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -396,9 +364,7 @@ def lines(error):
     ],
 )
 def test_mistakes_are_one_line(causal, deal, arguments, message):
-    with pytest.raises(UserError, match="error: ") as error:
-        deal("predict", str(causal[0]), *arguments)
-    assert message in lines(error)[-1]
+    assert message in refused(deal("predict", str(causal[0]), *arguments))
 
 
 @pytest.mark.parametrize(
@@ -414,44 +380,33 @@ def test_mistakes_are_one_line(causal, deal, arguments, message):
 )
 def test_mistakes_in_a_file_are_one_line(causal, deal, tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match="error: ") as error:
-        deal("predict", str(causal[0]), "--task", "surgery", "--file", str(tmp_path / name))
-    assert message in lines(error)[0]  # before anything is loaded
-    assert len(lines(error)) == 1
-
-
-def answered_table(folder, *answers):
-    """A file with these answers in the column `ward`, and others in `note`."""
-    table = folder / "tests.csv"
-    rows = "".join(f"text {n},{answer},note {n}\n" for n, answer in enumerate(answers))
-    table.write_text("text,ward,note\n" + rows)
-    return table
+    found = deal("predict", str(causal[0]), "--task", "surgery", "--file", str(tmp_path / name))
+    assert message in refused(found)
+    assert found[2].count("\n") == 1  # before anything is loaded
 
 
 @pytest.mark.parametrize("task", ["surgery", ""])
 def test_right_answers_none_of_which_is_a_label_are_another_column(encoder, deal, tmp_path, task):
     """And no accuracy of 0 %."""
-    space = read_inference(find_adapter(encoder)).all_tasks["surgery"]
-    asked = ("predict", str(encoder), "--file", str(answered_table(tmp_path, *space)))
-    told = ("--task", task) if task else ()
-    with pytest.raises(
-        UserError, match="error: --label-column note: 'note 0' is no label"
-    ) as error:
-        deal(*asked, *told, "--label-column", "note")
-    (line,) = lines(error)
+    answers = read_inference(find_adapter(encoder)).all_tasks["surgery"]
+    rows = "".join(f"text {n},{answer},note {n}\n" for n, answer in enumerate(answers))
+    (tmp_path / "tests.csv").write_text("text,ward,note\n" + rows)
+    asked = ("predict", str(encoder), "--file", "tests.csv", "--label-column", "note")
+    line = refused(deal(*asked, *(("--task", task) if task else ())))
+    assert line.startswith("error: --label-column note: 'note 0' is no label")
     assert ("of task 'surgery'" if task else "of the tasks learnt") in line
-    assert line.endswith("name the column that holds them")
 
 
 def test_a_folder_without_an_adapter_and_a_damaged_one(causal, deal, make_causal, tmp_path):
-    with pytest.raises(UserError, match="no such folder"):
-        deal("predict", str(tmp_path / "none"), "a")
-    with pytest.raises(UserError, match="the run has not finished"):
-        deal("predict", str(tmp_path), "a")
     shutil.copytree(causal[0] / "adapter", tmp_path / "copy")
     (tmp_path / "copy" / "adapter_model.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"adapter_model.safetensors: cannot be read"):
-        deal("predict", str(tmp_path / "copy"), "a", "--task", "surgery")
-    other = make_causal(tmp_path / "other", "gpt2")
-    with pytest.raises(UserError, match="for another base model than"):
-        deal("predict", str(causal[0]), "a", "--task", "surgery", "--model", str(other))
+    other = str(make_causal(tmp_path / "other", "gpt2"))
+    for words, message in (
+        (("none",), "no such folder"),
+        (("",), "the run has not finished"),
+        (("copy",), "adapter_model.safetensors: cannot be read"),
+        ((str(causal[0]), "--model", other), "for another base model than"),
+    ):
+        folder, *more = words
+        line = refused(deal("predict", str(tmp_path / folder), "a", "--task", "surgery", *more))
+        assert message in line
