@@ -20,7 +20,7 @@ from deal_core.secure_sum.site_state import SiteState, meet_peers, open_run
 from deal_core.secure_sum.terms import RoundTerms, SitePolicy
 from measuring import Figures, Row
 
-LEGS: tuple[tuple[str, Any, Any, Any, Any], ...] = (
+EXCHANGES: tuple[tuple[str, Any, Any, Any, Any], ...] = (
     ("prepare", None, site.prepare, server.add_prepared, server.close_prepared),
     ("mask", server.mask_request, site.mask, server.add_masked, server.close_masked),
     ("confirm", server.confirm_request, site.confirm, server.add_confirmed, server.close_confirmed),
@@ -64,13 +64,13 @@ def one_round(
 ) -> bool:
     """Return whether the sum is exact, bit for bit. Bytes are those of the first site."""
     held: Any = server.open_round(terms)
-    for leg, ask, reply, add, close in LEGS:
-        for name in terms.cohort if leg == "prepare" else words:
+    for exchange, ask, reply, add, close in EXCHANGES:
+        for name in terms.cohort if exchange == "prepare" else words:
             request = clock.call("server", ask, held, name) if ask else terms.to_bytes()
-            more: list[Any] = [SitePolicy()] if leg == "prepare" else []
-            if leg == "mask":
+            more: list[Any] = [SitePolicy()] if exchange == "prepare" else []
+            if exchange == "mask":
                 more = [words.get(name)]
-            answer = clock.call(leg, reply, states[name], request, *more)
+            answer = clock.call(exchange, reply, states[name], request, *more)
             states[name] = answer.state
             held = clock.call("server", add, held, name, answer.reply)
             if name == terms.cohort[0]:
@@ -96,7 +96,7 @@ def measure(sites: int, gone: int, bits: int) -> Row:
         terms = RoundTerms("bench", number, cohort, 0, 3, bits, length, layout.digest)
         exact &= one_round(states, terms, words, clock)
     spent = {name: median(clock[name] for clock in clocks) for name in clocks[0]}
-    at_sites = {leg: spent[leg] for leg in ("encode", "mask", "confirm", "unmask")}
+    at_sites = {exchange: spent[exchange] for exchange in ("encode", "mask", "confirm", "unmask")}
     own = sum(at_sites.values()) / len(values) + spent["prepare"] / sites
     return {
         "sites": sites,

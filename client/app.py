@@ -39,7 +39,7 @@ from deal_core.config.file import EXPERIMENT, from_run_config
 from deal_core.installed import without_collection
 from deal_core.lora.payload import PayloadError
 from deal_core.secure_sum.messages import ProtocolError
-from deal_core.wire.records import LEGS
+from deal_core.wire.records import EXCHANGES
 
 if TYPE_CHECKING:
     from client.runtime import ClientRuntime
@@ -74,7 +74,9 @@ def make_app(
     app.train()(guarded(with_model, needs_model=True, find_file=find_file))
     app.evaluate()(guarded(with_model, needs_model=True, find_file=find_file))
     queries: dict[str, Answer] = {"hello": hello, "adapter": adapter}
-    queries |= {leg: partial(secure_leg, leg) for leg in ("announce", *LEGS)}
+    queries |= {
+        exchange: partial(secure_exchange, exchange) for exchange in ("announce", *EXCHANGES)
+    }
     for name, answer in queries.items():
         app.query(name)(guarded(answer, find_file=find_file))
     return app
@@ -95,12 +97,12 @@ def adapter(message: Message, client: Client) -> Message:
     return status_reply(message, "ok")
 
 
-def secure_leg(leg: str, message: Message, client: Client) -> Message:
-    """Answer a leg of a secure sum; no model is loaded."""
-    from client.secure_legs import announcement, leg_reply, secure_reply
+def secure_exchange(exchange: str, message: Message, client: Client) -> Message:
+    """Answer an exchange of a secure sum; no model is loaded."""
+    from client.secure_exchanges import announcement, exchange_reply, secure_reply
 
-    announces = leg == "announce"
-    made = announcement(client, message) if announces else leg_reply(client, message, leg)
+    announces = exchange == "announce"
+    made = announcement(client, message) if announces else exchange_reply(client, message, exchange)
     return secure_reply(message, made)
 
 

@@ -20,7 +20,7 @@ from client.identity import STATUS, Client, ClientRequest, status_reply
 from client.local_evaluation import local_evaluation, verdict
 from client.local_training import local_update
 from client.runtime import ClientRuntime
-from client.secure_legs import SecureStore, conditions, request_of, secure_reply
+from client.secure_exchanges import SecureStore, conditions, request_of, secure_reply
 from client.state import forget, load_retained, save_retained, update_once
 from deal_core.config.experiment import at_server, counts_in_sum
 from deal_core.lora.adapter import Adapter, padded, zero_adapter
@@ -293,8 +293,8 @@ def maskable_counts(granted: ClientRequest, message: Message) -> Maskable:
 
 
 def _maskable(granted: ClientRequest, message: Message, layout: Layout, place: str) -> Maskable:
-    # The conditions are from the settings that the vector is made with: earlier legs may have come
-    # with others.
+    # The conditions are from the settings that the vector is made with: earlier exchanges may have
+    # come with others.
     client, request = granted.client, request_of(message)
     store, name = SecureStore(client.folder), client.as_of_today(granted.name)
     with store.alone():

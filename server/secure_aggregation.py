@@ -236,18 +236,20 @@ class SecureAggregation:
         """
         held = stages.close_masked(held)
         self._save(step, held)
-        for leg, request, add in (
+        for exchange, request, add in (
             ("confirm", stages.confirm_request, stages.add_confirmed),
             ("unmask", stages.unmask_request, stages.add_unmasked),
         ):
-            # Nobody but those who have confirmed may answer the last leg.
-            asked = self._clients(held, held.survivors if leg == "confirm" else held.confirmers)
+            # Nobody but those who have confirmed may answer the last exchange.
+            asked = self._clients(
+                held, held.survivors if exchange == "confirm" else held.confirmers
+            )
             records = {
                 name: ConfigRecord({REQUEST: request(held, site)}) for name, site in asked.items()
             }
-            replies = self._ask(step, leg, records, held.terms.threshold)
-            held = self._added(step, leg, held, replies, add)
-            if leg == "confirm":
+            replies = self._ask(step, exchange, records, held.terms.threshold)
+            held = self._added(step, exchange, held, replies, add)
+            if exchange == "confirm":
                 held = stages.close_confirmed(held)
                 self._save(step, held)
         total = stages.unmasked_sum(held)
@@ -295,19 +297,24 @@ class SecureAggregation:
         return min(number, max(needed, ceil(config.federation.quorum * number)))
 
     def _added(
-        self, step: Step, leg: str, held: ServerRound, replies: list[tuple[str, bytes]], add: Add
+        self,
+        step: Step,
+        exchange: str,
+        held: ServerRound,
+        replies: list[tuple[str, bytes]],
+        add: Add,
     ) -> ServerRound:
         for name, data in replies:
             try:
                 held = add(held, self.keys.site(name), data)
             except ProtocolError as fault:
-                self._fault(step, leg, name, fault)
+                self._fault(step, exchange, name, fault)
         return held
 
     def _ask(
         self,
         step: Step,
-        leg: str,
+        exchange: str,
         records: Mapping[str, ConfigRecord],
         least: int,
         tasks: Mapping[str, str] | None = None,
@@ -317,14 +324,14 @@ class SecureAggregation:
         in the clear: its class sums stay there, as by its policy."""
         nodes = self.clients.roster.present(set(records), least) if records else {}
         seconds = min(REPLY_SECONDS, self.clients.experiment.federation.deadline_seconds)
-        kind = f"{MessageType.QUERY}.{leg}"
+        kind = f"{MessageType.QUERY}.{exchange}"
         requests = {
             name: Message(RecordDict({SECURE: record}), nodes[name], kind, ttl=seconds)
             for name, record in records.items()
             if name in nodes
         }
         for name in records.keys() - requests.keys():
-            self._fault(step, leg, name, UserError("not connected"))
+            self._fault(step, exchange, name, UserError("not connected"))
         replies: dict[str, bytes] = {}
         idle = {UnpinnedPeer.code} if tasks is not None and step.phase != LEARN else set()
         for reply in wire.collect(self.clients.grid, requests, seconds):
@@ -339,13 +346,13 @@ class SecureAggregation:
                     self.idle.setdefault(tasks[client], set()).add(client)
                 self.clients.event("client_idle", step, client=client, code=reason.code)
             except ValueError as fault:
-                self._fault(step, leg, client, fault)
+                self._fault(step, exchange, client, fault)
         return [(name, replies[name]) for name in records if name in replies]
 
-    def _fault(self, step: Step, leg: str, client: str, fault: Exception) -> None:
-        """Log that a client is out of the round, or, with its update in the sum, missed a leg."""
-        event = "client_failed" if leg in ("announce", "prepare") else "leg_failed"
-        self.clients.event(event, step, client=client, leg=leg, reason=str(fault)[:400])
+    def _fault(self, step: Step, exchange: str, client: str, fault: Exception) -> None:
+        """Log that a client is out of the round, or, its update in the sum, missed an exchange."""
+        event = "client_failed" if exchange in ("announce", "prepare") else "exchange_failed"
+        self.clients.event(event, step, client=client, exchange=exchange, reason=str(fault)[:400])
 
     def _clients(self, held: ServerRound, positions: tuple[int, ...] | None) -> dict[str, bytes]:
         return self.keys.clients_of(held.terms.cohort[at] for at in positions or ())

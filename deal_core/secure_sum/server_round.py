@@ -1,8 +1,8 @@
-"""The server's part in a round: replies in, requests out, a leg after the other, and the sum.
+"""The server's part in a round: replies in, requests out, an exchange after the other, and the sum.
 
 It holds never a vector, only the sum of masked ones. ``add_*`` takes one site's reply, the same one
 as often as it comes, and refuses a bad one with ProtocolError, which costs that site its place in
-the round. ``close_*`` ends a leg: it fixes who is in, or raises BelowThreshold where too few are.
+the round. ``close_*`` ends an exchange: it fixes who is in, or raises BelowThreshold: too few are.
 ``*_request`` is what a site is sent; it is the same each time, and ProtocolError for a site that is
 out. :func:`unmasked_sum` puts secrets together and takes their masks away.
 """
@@ -40,13 +40,13 @@ class ServerRound(Kept):
     Attributes:
         terms: of the round.
         total: sum of the masked vectors: ring words, little endian.
-        prepared: position of a site to its reply of the first leg.
+        prepared: position of a site to its reply of the first exchange.
         members: positions of those whose keys were passed on; None: more may still prepare.
         masked: positions of those whose vectors are in the total.
         survivors: ``masked`` as it was told to the sites; None: more may still come.
-        confirmed: replies of the leg ``confirm``.
+        confirmed: replies of the exchange ``confirm``.
         confirmers: positions of those whose tags were passed on; None: more may still come.
-        unmasked: replies of the last leg.
+        unmasked: replies of the last exchange.
     """
 
     terms: RoundTerms
@@ -215,10 +215,10 @@ def _mask_keys(held: ServerRound, answers: Sequence[int]) -> tuple[list[bytes], 
 def _own_and_others(
     held: ServerRound, site: bytes, among: Iterable[int] | None
 ) -> tuple[int, list[int]]:
-    """Return the positions of a site that is in a leg, and of the others that are."""
+    """Return the positions of a site that is in an exchange, and of the others that are."""
     own, positions = held.terms.position(site), list(among or ())
     if own not in positions:
-        raise ProtocolError(f"site {fingerprint(site)} is out of this leg of the round", site)
+        raise ProtocolError(f"site {fingerprint(site)} is out of this exchange of the round", site)
     return own, [position for position in positions if position != own]
 
 

@@ -1,6 +1,6 @@
 """A site's part in a round: request in, checked, new state and reply out.
 
-The legs are SecAgg's: ``prepare`` (ShareKeys), ``mask`` (MaskedInputCollection), ``confirm``
+The exchanges are SecAgg's: ``prepare`` (ShareKeys), ``mask`` (MaskedInputCollection), ``confirm``
 (ConsistencyCheck) and ``unmask`` (Unmasking). Whoever calls these keeps the new state durably
 *before* the reply leaves. Then, after a restart, an equal request gets the same bytes, another one
 is refused, and no secret is used twice.
@@ -31,7 +31,7 @@ from deal_core.secure_sum.shamir import SECRET_BYTES, split
 from deal_core.secure_sum.site_state import Answered, SiteRound, SiteState
 from deal_core.secure_sum.terms import RoundTerms, SitePolicy
 
-LEGS = ("prepare", "mask", "confirm", "unmask")
+EXCHANGES = ("prepare", "mask", "confirm", "unmask")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def require_maskable(state: SiteState, request: bytes) -> None:
 
     Raises:
         BelowThreshold: too few have prepared.
-        ProtocolError: no such round, another leg's turn, or a share that does not open.
+        ProtocolError: no such round, another exchange's turn, or a share that does not open.
     """
     if stored_reply(state, "mask", request) is None:
         _opened(state, request)
@@ -130,7 +130,7 @@ def confirm(state: SiteState, request: bytes) -> Answer:
 
     Raises:
         BelowThreshold: too few have survived.
-        ProtocolError: a survivor that had not prepared, or a leg out of turn.
+        ProtocolError: a survivor that had not prepared, or an exchange out of turn.
     """
     if (reply := stored_reply(state, "confirm", request)) is not None:
         return Answer(state, reply)
@@ -158,7 +158,7 @@ def unmask(state: SiteState, request: bytes) -> Answer:
 
     Raises:
         BelowThreshold: too few have survived, or were told the same survivors.
-        ProtocolError: other survivors than were confirmed, or a leg out of turn.
+        ProtocolError: other survivors than were confirmed, or an exchange out of turn.
     """
     if (reply := stored_reply(state, "unmask", request)) is not None:
         return Answer(state, reply)
@@ -176,33 +176,35 @@ def unmask(state: SiteState, request: bytes) -> Answer:
     return _answer(state, changed, "unmask", request, Unmasked(terms.context, revealed).to_bytes())
 
 
-def stored_reply(state: SiteState, leg: str, request: bytes) -> bytes | None:
-    """Return the reply that this very request has had in this leg; None: it is new."""
+def stored_reply(state: SiteState, exchange: str, request: bytes) -> bytes | None:
+    """Return the reply that this very request has had in this exchange; None: it is new."""
     for each in state.rounds:
         for answered in each.answered:
-            if (answered.leg, answered.request) == (leg, request):
+            if (answered.exchange, answered.request) == (exchange, request):
                 return answered.reply
     return None
 
 
-def _check_turn(current: SiteRound, leg: str) -> None:
-    """Accept a new request of a leg whose turn it is.
+def _check_turn(current: SiteRound, exchange: str) -> None:
+    """Accept a new request of an exchange whose turn it is.
 
     Raises:
-        ProtocolError: the leg is over, or comes later.
+        ProtocolError: the exchange is over, or comes later.
     """
     number, done = current.terms.number, len(current.answered)
-    if leg in LEGS[:done]:
+    if exchange in EXCHANGES[:done]:
         raise ProtocolError(
-            f"round {number}: this site has answered another request to {leg}, and answers one"
+            f"round {number}: this site has answered another request to {exchange}, and answers one"
         )
-    if LEGS[done] != leg:
-        raise ProtocolError(f"round {number}: {LEGS[done]} comes before {leg}")
+    if EXCHANGES[done] != exchange:
+        raise ProtocolError(f"round {number}: {EXCHANGES[done]} comes before {exchange}")
 
 
-def _answer(state: SiteState, changed: SiteRound, leg: str, request: bytes, reply: bytes) -> Answer:
-    """Return the state in which a leg of this round is over."""
-    answered = (*changed.answered, Answered(leg, request, reply))
+def _answer(
+    state: SiteState, changed: SiteRound, exchange: str, request: bytes, reply: bytes
+) -> Answer:
+    """Return the state in which an exchange of this round is over."""
+    answered = (*changed.answered, Answered(exchange, request, reply))
     return Answer(state.with_round(replace(changed, answered=answered)), reply)
 
 

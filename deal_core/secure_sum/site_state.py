@@ -1,8 +1,8 @@
 """What a site must remember of a run: kept, durably, before each reply leaves.
 
-Its keys and channels, made when the run begins (SecAgg's AdvertiseKeys); the last rounds, each leg
-answered once, in its order: the same request has the same reply, another has none; and which update
-was masked for which round.
+Its keys and channels, made when the run begins (SecAgg's AdvertiseKeys); the last rounds, each
+exchange answered once, in its order: the same request has the same reply, another has none; and
+which update was masked for which round.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from deal_core.secure_sum.terms import RoundTerms
 class Answered:
     """A request that was answered, and the answer, to the byte."""
 
-    leg: str
+    exchange: str
     request: bytes
     reply: bytes
 
@@ -49,7 +49,7 @@ class SiteRound:
         shares: of every member (this site among them) its share of the mask seed and of the self
             seed, 32 bytes; empty once they are answered.
         survivors: as ``confirm`` named them.
-        answered: a request of each leg that is over.
+        answered: a request of each exchange that is over.
     """
 
     terms: RoundTerms

@@ -24,7 +24,7 @@ BLAMES = "blames"
 """Of the status, beside ``protocol``: the site whose message was refused, in hexadecimal."""
 LATE_SECONDS = 600.0
 """How long after its deadline a request is still known, so that a late reply can be named."""
-LEGS = ("prepare", "confirm", "unmask")
+EXCHANGES = ("prepare", "confirm", "unmask")
 """Of a round, beside the one that carries the update (``mask``)."""
 
 

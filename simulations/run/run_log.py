@@ -181,7 +181,7 @@ TOLD = {
     "evaluation_lost": "lost, the model stays as it was: {reason}",
     "round_lost": "lost, the model stays as it was: {reason}",
     "step_lost": "lost, the model stays as it was: {reason}",
-    "leg_failed": "client {client} missed the leg {leg}: {reason}",
+    "exchange_failed": "client {client} missed the exchange {exchange}: {reason}",
     "client_blamed": "client {by} refuses what client {client} sent it",
     "weight_cut": "client {client} weighs {weight:g}, not what it claimed",
     "counts_cut": "client {client} claims more test rows than count: they are cut",

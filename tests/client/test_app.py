@@ -59,7 +59,7 @@ def test_a_site_looks_at_the_deadline_before_it_works(left, event, code, tmp_pat
 
 def test_the_process_that_flower_starts_for_every_message_stays_light():
     """Torch alone takes longer than all the rest; the process that stays has it."""
-    parts = "client.app, client.secure_legs"  # a secure sum has three messages a round more
+    parts = "client.app, client.secure_exchanges"  # a secure sum has three messages a round more
     code = f"import {parts}, sys; sys.exit(', '.join({HEAVY!r} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

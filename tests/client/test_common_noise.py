@@ -13,7 +13,7 @@ from server.strategy import start_state
 from simulations.engines.inprocess import FIRST_CLIENT_NODE
 from tests.client.secure.sites import RUN, SiteGrid, asked_for, grid_of, make_sites
 from tests.run_configs import placed
-from tests.simulations.run.secure_runs import POOLED, leg_of, rounds
+from tests.simulations.run.secure_runs import POOLED, exchange_of, rounds
 
 pytestmark = pytest.mark.usefixtures("one_model")
 
@@ -88,22 +88,22 @@ def test_sites_that_are_told_to_add_less_noise_are_in_no_sum_with_the_others(tmp
 
 
 def test_a_round_is_judged_by_the_settings_that_its_noise_is_made_with(tmp_path, monkeypatch):
-    """The other legs are told that a site may fail; the noise is made as if none could, in sums of
-    all. The sum would be of three, with three shares of four that are needed."""
+    """The other exchanges are told that a site may fail; the noise is made as if none could, in
+    sums of all. The sum would be of three, with three shares of four that are needed."""
     sites = make_sites(tmp_path, policy=POLICY)
     truth = asked_for(*TOGETHER)
     lie = asked_for(*TOGETHER, "privacy.dropouts=1")
 
     class Liar(SiteGrid):
-        leg = ""
+        exchange = ""
 
         def _execute(self, request):
-            self.leg = leg_of(request)
+            self.exchange = exchange_of(request)
             return super()._execute(request)
 
         def _context(self, node):
             context = super()._context(node)
-            if self.leg != "mask":
+            if self.exchange != "mask":
                 context.run_config = placed(lie, f"/srv/{RUN}")
             return context
 

@@ -18,7 +18,7 @@ from deal_core.secure_sum.layout import finest_scale
 from deal_core.secure_sum.messages import Masked, Prepared
 from deal_core.secure_sum.site_state import SiteState
 from tests.client.secure.sites import OPEN, RUN, asked_for, grid_of, make_sites
-from tests.simulations.run.secure_runs import client_of, leg_of, rounds
+from tests.simulations.run.secure_runs import client_of, exchange_of, rounds
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -52,12 +52,12 @@ def key_of(site):
     return key
 
 
-def play(sites, path, leg, bend, *overrides, last=2):
-    """Rounds in which the messages of the malicious site in one leg are bent; the last one is
+def play(sites, path, exchange, bend, *overrides, last=2):
+    """Rounds in which the messages of the malicious site in one exchange are bent; the last one is
     honest."""
 
     def see(reply):
-        if leg_of(reply) == leg and client_of(reply) == str(EAST):
+        if exchange_of(reply) == exchange and client_of(reply) == str(EAST):
             data = reply.content["secure"]["reply"]
             reply.content["secure"] = ConfigRecord({"reply": bend(data)})
         return reply

@@ -203,7 +203,7 @@ def test_sums_leave_a_site_only_where_its_policy_says_so_and_masked(small, tmp_p
         return sent(small(*SUMMED), tmp_path / name, policy, simulated=False)
 
     left, events = ran("kept", min_records=1)
-    assert "secure.reply" in left  # of the legs before
+    assert "secure.reply" in left  # of the exchanges before
     assert not [e for e in events if e["event"] == "summed"]
     assert {e["code"] for e in events if e["event"] == "client_idle"} == {"policy"}
     left, events = ran("told", min_records=1, share_sums=True)

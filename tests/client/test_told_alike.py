@@ -46,8 +46,8 @@ IDLE = "train.learning_rate=1e-9"
 class Zeros(SiteGrid):
     """Tells all sites but one that the model is zero: no factor of it has a gradient."""
 
-    def tamper(self, leg, number, request):
-        if leg != "mask" or number == VICTIM:
+    def tamper(self, exchange, number, request):
+        if exchange != "mask" or number == VICTIM:
             return
         arrays = request.content[LORA]
         for key in arrays:
@@ -235,7 +235,7 @@ def test_an_evaluation_that_names_a_task_is_refused(tmp_path):
     sites = make_sites(tmp_path, policy=OPEN.replace('"none"', '"summed"'))
 
     class Named(SiteGrid):
-        def tamper(self, leg, number, request):
+        def tamper(self, exchange, number, request):
             if request.metadata.message_type == "evaluate":
                 request.content["instruction"]["task"] = "surgery"
 

@@ -28,10 +28,10 @@ ANSWERS = {"client_finished": "replied", "client_idle": "declined", "client_fail
 """Event to what it is counted as in a round."""
 ENDS = ("round_finished", "round_skipped", "run_started", "run_stopped", "run_finished")
 """Events after which no round is under way."""
-FAULTS = ("client_failed", "reply_dropped", "leg_failed", "ledger_older")
+FAULTS = ("client_failed", "reply_dropped", "exchange_failed", "ledger_older")
 MEANING = {
     "client reports 'unpinned'": "a peer's key is not pinned there; its log says whose",
-    "client reports 'protocol'": "it refuses a leg of the secure sum; its log says why",
+    "client reports 'protocol'": "it refuses an exchange of the secure sum; its log says why",
 }
 """What Flower has a number for, and a site a word."""
 SITS_OUT = {

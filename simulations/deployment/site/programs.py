@@ -46,7 +46,7 @@ NEEDED = ("flwr.supernode.runtime.run_clientapp", "client.app", MODULE)
 """Modules that every ClientApp needs; they open no connection and start no thread."""
 IDLE_POLL_SECONDS, POLL_SECONDS, BUSY_SECONDS = 3.0, 0.5, 60.0
 """How long a SuperNode waits before it asks for a message again (Flower's own); how long while the
-last one is younger than the third: the legs of a secure sum follow each other."""
+last one is younger than the third: the exchanges of a secure sum follow each other."""
 TASK_POLL_SECONDS = 0.25
 """How often a site's own programs look for a message that the SuperNode has taken in."""
 

@@ -22,7 +22,7 @@ from simulations.deployment.keys import KeyPair, fingerprint_of_line, make_key_p
 from simulations.engines.inprocess import FIRST_CLIENT_NODE, InProcessGrid
 from tests.client.real_site import LABELS, rows
 from tests.run_configs import placed
-from tests.simulations.run.secure_runs import leg_of
+from tests.simulations.run.secure_runs import exchange_of
 from tests.sizes import TWO_LAYERS
 
 NAMES = ("north", "south", "west", "east")
@@ -126,8 +126,8 @@ def asked_for(*overrides: str) -> Experiment:
 class SiteGrid(InProcessGrid):
     """To real sites: each request goes to the app of one, with its own ``site.toml``.
 
-    What is asked is kept in ``asked``: leg and site's number -> message; ``tamper`` may change it
-    on its way.
+    What is asked is kept in ``asked``: exchange and site's number -> message; ``tamper`` may change
+    it on its way.
     """
 
     def __init__(self, *arguments: Any, sites: Sequence[SecureSite]) -> None:
@@ -141,13 +141,13 @@ class SiteGrid(InProcessGrid):
             for k, site in enumerate(self.sites)
         ]
 
-    def tamper(self, leg: str, number: int, request: Message) -> None:
+    def tamper(self, exchange: str, number: int, request: Message) -> None:
         """Change a request: a server that is not honest."""
 
     def _execute(self, request: Message) -> Message:
         number = request.metadata.dst_node_id - FIRST_CLIENT_NODE
-        self.asked[leg_of(request), number] = request
-        self.tamper(leg_of(request), number, request)
+        self.asked[exchange_of(request), number] = request
+        self.tamper(exchange_of(request), number, request)
         return super()._execute(request)
 
     def _context(self, node: int) -> Context:

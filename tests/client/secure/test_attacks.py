@@ -13,13 +13,13 @@ from safetensors.numpy import load_file
 
 from client import local_training as training
 from client.app import make_app
-from client.secure_legs import SecureStore
+from client.secure_exchanges import SecureStore
 from deal_core.config.file import to_run_config
 from deal_core.lora.payload import LORA
 from deal_core.lora.state import from_arrays
 from deal_core.models import adapter_shapes
 from deal_core.protection import sum_terms
-from deal_core.secure_sum import server_round as legs
+from deal_core.secure_sum import server_round as exchanges
 from deal_core.secure_sum.server_round import ServerRound, open_round, unmasked_sum
 from deal_core.secure_sum.site_state import UsedUpdates
 from deal_core.wire.instruction import RECORD, read_instruction
@@ -101,8 +101,8 @@ def first(honest, tmp_path):
     return replace(honest, sites=sites, grid=again)
 
 
-def asked(first, number, leg, content):
-    kind = "train" if leg == "mask" else f"query.{leg}"
+def asked(first, number, exchange, content):
+    kind = "train" if exchange == "mask" else f"query.{exchange}"
     with assume_identity(1, 1):
         message = Message(content, FIRST_CLIENT_NODE + number, kind)
         (reply,) = first.grid.send_and_receive([message])
@@ -131,8 +131,8 @@ def prepared_again(first, content):
         reply = asked(first, number, "prepare", RecordDict({"secure": record}))
         assert code(reply) == "ok"
         data = reply.content["secure"]["reply"]
-        held = legs.add_prepared(held, first.site(number), data)
-    return legs.close_prepared(held)
+        held = exchanges.add_prepared(held, first.site(number), data)
+    return exchanges.close_prepared(held)
 
 
 def layout_told(first, content):
@@ -161,7 +161,7 @@ def request_again(first, number, nudge):
 
 def train_again(first, held, number, nudge):
     content = request_again(first, number, nudge)
-    content["secure"] = ConfigRecord({"request": legs.mask_request(held, first.site(number))})
+    content["secure"] = ConfigRecord({"request": exchanges.mask_request(held, first.site(number))})
     return asked(first, number, "mask", content)
 
 
@@ -172,15 +172,15 @@ def second_sum(first, nudge=0.0):
     if any(code(reply) != "ok" for reply in replies.values()):
         return [code(reply) for reply in replies.values()]
     for number, reply in replies.items():
-        held = legs.add_masked(held, first.site(number), reply.content["secure"]["reply"])
-    held = legs.close_masked(held)
-    for leg, request, add, close in (
-        ("confirm", legs.confirm_request, legs.add_confirmed, legs.close_confirmed),
-        ("unmask", legs.unmask_request, legs.add_unmasked, lambda held: held),
+        held = exchanges.add_masked(held, first.site(number), reply.content["secure"]["reply"])
+    held = exchanges.close_masked(held)
+    for exchange, request, add, close in (
+        ("confirm", exchanges.confirm_request, exchanges.add_confirmed, exchanges.close_confirmed),
+        ("unmask", exchanges.unmask_request, exchanges.add_unmasked, lambda held: held),
     ):
         for number in first.others:
             record = ConfigRecord({"request": request(held, first.site(number))})
-            reply = asked(first, number, leg, RecordDict({"secure": record}))
+            reply = asked(first, number, exchange, RecordDict({"secure": record}))
             held = add(held, first.site(number), reply.content["secure"]["reply"])
         held = close(held)
     experiment = asked_for()
@@ -240,7 +240,7 @@ def test_a_site_does_not_change_its_mind_about_who_has_survived(first):
     fewer = tuple(at for at in range(len(cohort)) if cohort[at] != first.site(VICTIM))
     lying = replace(first.held, survivors=fewer)
     for number in first.others:
-        record = ConfigRecord({"request": legs.confirm_request(lying, first.site(number))})
+        record = ConfigRecord({"request": exchanges.confirm_request(lying, first.site(number))})
         reply = asked(first, number, "confirm", RecordDict({"secure": record}))
         assert code(reply) == "protocol"
         assert "reply" not in reply.content.get("secure", {})

@@ -153,17 +153,17 @@ def test_a_site_whose_policy_asks_for_more_takes_no_part(sites, play, policy, as
     assert not north.trained()
 
 
-@pytest.mark.parametrize("leg", ["mask", "confirm", "unmask"])
-def test_a_round_that_is_open_does_not_outlive_a_stricter_policy(sites, play, leg):
-    """The sites want larger sums when three legs are left, two, or one."""
+@pytest.mark.parametrize("exchange", ["mask", "confirm", "unmask"])
+def test_a_round_that_is_open_does_not_outlive_a_stricter_policy(sites, play, exchange):
+    """The sites want larger sums when three exchanges are left, two, or one."""
 
     class Stricter(SiteGrid):
         def tamper(self, at, number, request):
-            if at == leg and number == 0:
+            if at == exchange and number == 0:
                 for site in self.sites:
                     site.write(pins(self.sites, site), OPEN + "min_cohort = 5\n")
 
-    if leg == "mask":
+    if exchange == "mask":
         with pytest.raises(UserError, match="0 of 4 clients gave a valid reply"):
             play(sites, kind=Stricter)
         assert not any(site.trained() for site in sites)
@@ -172,9 +172,9 @@ def test_a_round_that_is_open_does_not_outlive_a_stricter_policy(sites, play, le
     assert all("min_cohort = 5" in site.errors()[-1] for site in sites)
 
 
-@pytest.mark.parametrize("leg", ["next", "mask", "confirm", "unmask"])
-def test_a_peer_that_is_pinned_or_dropped_during_a_run_counts_at_once(sites, play, leg):
-    """A server that vouched for sites of its own sums with them no more, in no leg that is left."""
+@pytest.mark.parametrize("exchange", ["next", "mask", "confirm", "unmask"])
+def test_a_peer_that_is_pinned_or_dropped_during_a_run_counts_at_once(sites, play, exchange):
+    """A server that vouched for sites of its own sums with them no more, in no later exchange."""
     north, strangers, asked = sites[0], pins(sites[:2], sites[0]), []
     for site in sites:
         site.write({}, OPEN + "server_vouches_for_peers = true\n")
@@ -182,14 +182,14 @@ def test_a_peer_that_is_pinned_or_dropped_during_a_run_counts_at_once(sites, pla
     class Pinned(SiteGrid):
         def tamper(self, at, number, request):
             asked.append(at)
-            due = asked.count("prepare") > 4 if leg == "next" else at == leg
+            due = asked.count("prepare") > 4 if exchange == "next" else at == exchange
             if due and number == 0:  # of three peers it knows one from now on
                 north.write(strangers, OPEN + "server_vouches_for_peers = true\n")
 
     ran = play(sites, kind=Pinned, last=2)
     assert "not among the pinned peers" in north.errors()[-1] or "[peers]" in north.errors()[-1]
     whole = {"next": [4, 3], "mask": [3, 3], "confirm": [4, 3], "unmask": [4, 3]}
-    assert ran.told("summed", "sites") == whole[leg]
+    assert ran.told("summed", "sites") == whole[exchange]
 
 
 def test_a_masked_vector_does_not_outlive_a_stricter_policy(sites, play):
@@ -252,8 +252,8 @@ def test_sums_of_embeddings_leave_masked_and_where_the_policy_shares_them(sites,
 class WithoutRecord(SiteGrid):
     """Asks for an update, and leaves the secure sum out."""
 
-    def tamper(self, leg, number, request):
-        if leg == "mask":
+    def tamper(self, exchange, number, request):
+        if exchange == "mask":
             del request.content["secure"]
 
 
@@ -273,8 +273,8 @@ def test_an_update_is_not_sent_without_a_sum_it_could_go_into(sites, play):
 class AnotherForm(SiteGrid):
     """Asks for more factors than the terms were about."""
 
-    def tamper(self, leg, number, request):
-        if leg == "mask":
+    def tamper(self, exchange, number, request):
+        if exchange == "mask":
             request.content["instruction"]["trained"] = ["lora_A", "lora_B"]
 
 
@@ -289,8 +289,8 @@ class SwappedKey(SiteGrid):
 
     pair = make_key_pair("server")
 
-    def tamper(self, leg, number, request):
-        if leg == "prepare" and number == 0:
+    def tamper(self, exchange, number, request):
+        if exchange == "prepare" and number == 0:
             record = request.content["secure"]
             announced = list(record["announcements"])
             announced[1] = self.forged(announced[1])
@@ -393,8 +393,8 @@ def test_a_record_that_is_no_request_is_refused_and_changes_nothing(sites, play)
     ]
 
     class Bending(SiteGrid):
-        def tamper(self, leg, number, request):
-            if leg == "prepare":
+        def tamper(self, exchange, number, request):
+            if exchange == "prepare":
                 request.content["secure"] = ConfigRecord(bent[number])
 
     with pytest.raises(UserError, match="the quorum is"):

@@ -76,10 +76,10 @@ def revealed_seeds(round_: Round) -> tuple[dict[int, bytes], dict[int, bytes]]:
     """
     terms = round_.terms
     shares: dict[tuple[bool, int], dict[int, bytes]] = {}
-    for (leg, site), reply in round_.received.items():
-        if leg != "unmask":
+    for (exchange, site), reply in round_.received.items():
+        if exchange != "unmask":
             continue
-        request = UnmaskRequest.from_bytes(round_.sent[leg, site])
+        request = UnmaskRequest.from_bytes(round_.sent[exchange, site])
         survivors = positions_from(request.survivors, len(terms.cohort))
         members = round_.held.members or ()
         for member, share in zip(members, Unmasked.from_bytes(reply).shares, strict=True):

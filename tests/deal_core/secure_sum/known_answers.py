@@ -58,7 +58,7 @@ def known_answers() -> dict[str, Any]:
     round_.prepare()
     seeds = {number[site]: state.rounds[0] for site, state in round_.states.items()}
     total = round_.total("mask")
-    said = {(leg, number[site]): reply for (leg, site), reply in round_.received.items()}
+    said = {(exchange, number[site]): reply for (exchange, site), reply in round_.received.items()}
     prepared = {k: Prepared.from_bytes(said["prepare", k]) for k in order}
     tags = {k: Confirmed.from_bytes(said["confirm", k]).tags for k in order[:2]}
     here = order[:2]

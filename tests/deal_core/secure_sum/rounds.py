@@ -21,7 +21,7 @@ from deal_core.secure_sum.terms import RoundTerms, SitePolicy
 
 RUN = "run-1"
 DONE = {"prepare": "prepared", "mask": "masked", "confirm": "confirmed", "unmask": "unmasked"}
-LEGS = tuple(DONE)
+EXCHANGES = tuple(DONE)
 LEAST = 2
 """min_cohort of the sites here, but where it is what a test is about."""
 States = Mapping[bytes, SiteState]
@@ -94,8 +94,8 @@ class Round:
     Attributes:
         states: of the sites, as they would be read from their disks.
         held: the server's own record.
-        sent: (leg, site) -> request.
-        received: (leg, site) -> reply.
+        sent: (exchange, site) -> request.
+        received: (exchange, site) -> reply.
         draw: site -> its random bytes; None: from the seed.
     """
 
@@ -113,30 +113,30 @@ class Round:
         self.received: dict[tuple[str, bytes], bytes] = {}
         self.gone: set[int] = set()
 
-    def run(self, leg: str) -> None:
-        """One leg: all who are there answer, and the server takes what they say."""
-        done = DONE[leg]
-        for site in self.here(leg):
+    def run(self, exchange: str) -> None:
+        """One exchange: all who are there answer, and the server takes what they say."""
+        done = DONE[exchange]
+        for site in self.here(exchange):
             request = self.terms.to_bytes()
-            if leg != "prepare":
-                request = getattr(server_round, f"{leg}_request")(self.held, site)
-            reply = self.reply(leg, site, request)
+            if exchange != "prepare":
+                request = getattr(server_round, f"{exchange}_request")(self.held, site)
+            reply = self.reply(exchange, site, request)
             self.keep(getattr(server_round, f"add_{done}")(self.held, site, reply))
-        if leg != "unmask":
+        if exchange != "unmask":
             self.keep(getattr(server_round, f"close_{done}")(self.held))
 
     prepare, mask = partialmethod(run, "prepare"), partialmethod(run, "mask")
     confirm, unmask = partialmethod(run, "confirm"), partialmethod(run, "unmask")
 
-    def until(self, leg: str) -> Round:
-        """Run the legs before one; those who are gone when it begins are taken out."""
-        for name in itertools.takewhile(lambda each: each != leg, LEGS):
+    def until(self, exchange: str) -> Round:
+        """Run the exchanges before one; those who are gone when it begins are taken out."""
+        for name in itertools.takewhile(lambda each: each != exchange, EXCHANGES):
             self.run(name)
         return self
 
-    def total(self, leg: str = "prepare") -> Words:
-        """Run it all, or what is left of it from a leg on."""
-        for name in LEGS[LEGS.index(leg) :]:
+    def total(self, exchange: str = "prepare") -> Words:
+        """Run it all, or what is left of it from an exchange on."""
+        for name in EXCHANGES[EXCHANGES.index(exchange) :]:
             self.run(name)
         return unmasked_sum(self.held)
 
@@ -147,26 +147,26 @@ class Round:
         fork.sent, fork.received = dict(self.sent), dict(self.received)
         return fork
 
-    def here(self, leg: str) -> list[bytes]:
-        self.gone |= set(self.absent.get(leg, ()))
+    def here(self, exchange: str) -> list[bytes]:
+        self.gone |= set(self.absent.get(exchange, ()))
         known = {"prepare": range(len(self.terms.cohort)), "mask": self.held.members}
-        expected = known.get(leg, self.held.survivors) or ()
+        expected = known.get(exchange, self.held.survivors) or ()
         return [self.terms.cohort[at] for at in expected if at not in self.gone]
 
-    def reply(self, leg: str, site: bytes, request: bytes) -> bytes:
+    def reply(self, exchange: str, site: bytes, request: bytes) -> bytes:
         """Ask one site, keep its state as its disk would."""
         state = self.states[site]
-        if leg == "prepare":
+        if exchange == "prepare":
             seeded = seeded_bytes(self.seed, self.terms.number, *site[:4])
             draw = self.draw(site) if self.draw else seeded
             answer = site_round.prepare(state, request, self.policy, draw)
-        elif leg == "mask":
+        elif exchange == "mask":
             answer = site_round.mask(state, request, self.encoded[site])
         else:
-            answer = getattr(site_round, leg)(state, request)
+            answer = getattr(site_round, exchange)(state, request)
         self.states[site] = SiteState.from_bytes(answer.state.to_bytes())
-        self.sent[leg, site] = request
-        self.received[leg, site] = answer.reply
+        self.sent[exchange, site] = request
+        self.received[exchange, site] = answer.reply
         return answer.reply
 
     def keep(self, held: ServerRound) -> None:

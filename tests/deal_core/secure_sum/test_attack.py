@@ -45,7 +45,7 @@ PATTERNS = {
     "two, after masking": (5, {"confirm": [3], "unmask": [4]}, 4),
     "another and the target, whose vector comes late": (5, {"mask": [TARGET, 4]}, 1),
 }
-"""Who drops out -> sites, who is gone in which leg, how many masks of the target stay unknown."""
+"""Who drops out -> sites, who is gone in which exchange, how many masks of the target remain."""
 NAMES = slow_but(
     PATTERNS,
     "nobody",
@@ -141,13 +141,13 @@ def test_the_bytes_of_a_masked_vector_are_uniform_also_with_known_masks_taken_aw
 
 def test_what_else_the_server_holds_of_a_site_is_uniform():
     """Boxes, tags, keys and commitments; shares that were revealed; of many rounds."""
-    data = {leg: bytearray() for leg in ("prepare", "confirm", "unmask")}
+    data = {exchange: bytearray() for exchange in ("prepare", "confirm", "unmask")}
     for number in range(1, 75):
         round_ = attacked({"mask": [3]}, number=number, seed=number)
-        for leg, held in data.items():
-            reply = round_.received[leg, round_.terms.cohort[TARGET]]
+        for exchange, held in data.items():
+            reply = round_.received[exchange, round_.terms.cohort[TARGET]]
             bodies = {"prepare": -(32 + 4 + 32 + 4 + 3 * 48), "confirm": -2 * 16, "unmask": -4 * 16}
-            held += reply[bodies[leg] :]
+            held += reply[bodies[exchange] :]
     prepared = np.frombuffer(bytes(data.pop("prepare")), np.uint8).reshape(-1, 216)
     drawn = np.delete(prepared, [31, 32, 33, 34, 35, 68, 69, 70, 71], axis=1)
     # X25519 keys are below 2^255 - 19: all bytes but the last are as good as uniform.
@@ -210,4 +210,4 @@ def test_without_agreement_a_lying_server_gets_the_sum_of_fewer_than_the_thresho
 def test_with_agreement_the_same_server_gets_nothing(ten_sites):
     with pytest.raises(ProtocolError, match="1 of 10 sites were told the same survivors"):
         different_views(ten_sites)
-    assert not any(leg == "unmask" for leg, _ in ten_sites.received)
+    assert not any(exchange == "unmask" for exchange, _ in ten_sites.received)

@@ -145,19 +145,21 @@ def frame(kind, parts):
 
 @pytest.fixture(scope="module")
 def messages(whole):
-    """(leg, sender) -> all such messages of a round."""
+    """(exchange, sender) -> all such messages of a round."""
     found = {("announce", "site"): [state.announcement for state in whole.states.values()]}
     for sender, passed in (("server", whole.sent), ("site", whole.received)):
-        for (leg, _), data in passed.items():
-            found.setdefault((leg, sender), []).append(data)
+        for (exchange, _), data in passed.items():
+            found.setdefault((exchange, sender), []).append(data)
     return found
 
 
 @pytest.fixture(scope="module")
 def rows():
-    """(leg, sender) -> kind, parts."""
+    """(exchange, sender) -> kind, parts."""
     said = ROW.findall(PAGE.read_text())
-    return {(leg, sender): (kind, PART.findall(parts)) for kind, leg, sender, parts in said}
+    return {
+        (exchange, sender): (kind, PART.findall(parts)) for kind, exchange, sender, parts in said
+    }
 
 
 def test_every_message_of_a_round_is_in_the_table(messages, rows):

@@ -40,18 +40,18 @@ def a_round(number=1, states=None, seed=0, **changed):
     return Round(terms, states, vectors(states, LAYOUT), seed=seed)
 
 
-def refused(leg, state, request, line, *rest):
+def refused(exchange, state, request, line, *rest):
     """The request is refused; the state is what it was, so nothing has left."""
     before = state.to_bytes()
     with pytest.raises(ProtocolError, match=line):
-        getattr(site_round, leg)(state, request, *rest)
+        getattr(site_round, exchange)(state, request, *rest)
     assert state.to_bytes() == before
 
 
-def goes_on(round_, leg):
+def goes_on(round_, exchange):
     """After all refusals the round ends as it should."""
-    legs = ["prepare", "mask", "confirm", "unmask"]
-    for name in legs[legs.index(leg) :]:
+    exchanges = ["prepare", "mask", "confirm", "unmask"]
+    for name in exchanges[exchanges.index(exchange) :]:
         getattr(round_, name)()
     assert np.array_equal(unmasked_sum(round_.held), plain_sum(round_.encoded, round_.terms.cohort))
 
@@ -284,13 +284,13 @@ def test_a_server_refuses_replies_that_do_not_fit():
         ("add_masked", other.received["mask", late], late, "of another round"),
         ("add_confirmed", replace(tags, tags=tags.tags[1:]).to_bytes(), site, "wrong length"),
         ("add_confirmed", replace(tags, tags=tags.tags[::-1]).to_bytes(), site, "differently"),
-        ("add_confirmed", tags.to_bytes(), late, "out of this leg"),
+        ("add_confirmed", tags.to_bytes(), late, "out of this exchange"),
         ("add_unmasked", Unmasked(held.terms.context, ()).to_bytes(), site, "wrong length"),
         ("add_masked", b"", site, "of this version"),
     ]:
         with pytest.raises(ProtocolError, match=line):
             getattr(server_round, add)(held, who, reply)
-    with pytest.raises(ProtocolError, match="out of this leg"):
+    with pytest.raises(ProtocolError, match="out of this exchange"):
         server_round.mask_request(open_round(round_.terms), site)
     with pytest.raises(ProtocolError, match="not in the cohort"):
         server_round.add_masked(held, bytes(32), b"")

@@ -1,4 +1,4 @@
-"""Sites and server that start again in any leg: the same bytes for the same request, no second."""
+"""Sites and server that start again in any exchange: the same bytes for the same request."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from deal_core.secure_sum.site_state import SiteState, UsedUpdates
 from deal_core.secure_sum.terms import SitePolicy
 from tests.deal_core.secure_sum.rounds import (
     DONE,
-    LEGS,
+    EXCHANGES,
     Round,
     first,
     integers,
@@ -31,22 +31,26 @@ def finished():
     return round_
 
 
-@pytest.mark.parametrize("leg", LEGS)
-def test_the_same_request_gets_the_same_bytes_after_a_restart(finished, leg):
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_the_same_request_gets_the_same_bytes_after_a_restart(finished, exchange):
     other = vectors(finished.states, integers(4, 5), seed=9)
     for site in finished.terms.cohort:
-        if (leg, site) not in finished.sent:
+        if (exchange, site) not in finished.sent:
             continue
-        request = finished.sent[leg, site]
+        request = finished.sent[exchange, site]
         state = SiteState.from_bytes(finished.states[site].to_bytes())
-        if leg == "prepare":
+        if exchange == "prepare":
             answer = site_round.prepare(state, request, SitePolicy(2))
-        elif leg == "mask":
+        elif exchange == "mask":
             # Trained anew after the restart: another vector, and still the first reply.
             answer = site_round.mask(state, request, other[site])
         else:
-            answer = getattr(site_round, leg)(state, request)
-        assert answer.reply == finished.received[leg, site] == stored_reply(state, leg, request)
+            answer = getattr(site_round, exchange)(state, request)
+        assert (
+            answer.reply
+            == finished.received[exchange, site]
+            == stored_reply(state, exchange, request)
+        )
         assert answer.state == state
 
 
@@ -55,12 +59,12 @@ def test_of_a_new_request_nothing_is_stored(finished):
     assert stored_reply(state, "prepare", b"another") is None
 
 
-@pytest.mark.parametrize("leg", LEGS[1:])
-def test_what_another_leg_has_answered_is_not_to_be_had_from_the_first(finished, leg):
+@pytest.mark.parametrize("exchange", EXCHANGES[1:])
+def test_what_another_leg_has_answered_is_not_to_be_had_from_the_first(finished, exchange):
     """It would leave past what the site asks of a round today."""
     site = finished.terms.cohort[0]
     with pytest.raises(ProtocolError):
-        site_round.prepare(finished.states[site], finished.sent[leg, site], SitePolicy(2))
+        site_round.prepare(finished.states[site], finished.sent[exchange, site], SitePolicy(2))
 
 
 def test_terms_that_were_answered_are_answered_under_the_policy_of_today(finished):
@@ -69,14 +73,14 @@ def test_terms_that_were_answered_are_answered_under_the_policy_of_today(finishe
         site_round.prepare(finished.states[site], finished.sent["prepare", site], SitePolicy(6))
 
 
-@pytest.mark.parametrize("leg", LEGS)
-def test_a_server_that_starts_again_takes_the_same_replies_again(finished, leg):
-    """Killed before it had stored what came in a leg: it asks again, and the sum is the same."""
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_a_server_that_starts_again_takes_the_same_replies_again(finished, exchange):
+    """Killed before it stored what came in an exchange: it asks again, and the sum is the same."""
     states = first(met(5), 5)
-    again = Round(finished.terms, states, finished.encoded, {"mask": [2]}).until(leg)
+    again = Round(finished.terms, states, finished.encoded, {"mask": [2]}).until(exchange)
     again.states = finished.states
     again.gone = set()
-    for name in LEGS[LEGS.index(leg) :]:
+    for name in EXCHANGES[EXCHANGES.index(exchange) :]:
         getattr(again, name)()
     sites = [site for at, site in enumerate(finished.terms.cohort) if at != 2]
     assert np.array_equal(unmasked_sum(again.held), plain_sum(finished.encoded, sites))
@@ -84,8 +88,8 @@ def test_a_server_that_starts_again_takes_the_same_replies_again(finished, leg):
 
 def test_a_reply_that_comes_twice_counts_once(finished):
     held = finished.held
-    for (leg, site), reply in finished.received.items():
-        held = getattr(server_round, f"add_{DONE[leg]}")(held, site, reply)
+    for (exchange, site), reply in finished.received.items():
+        held = getattr(server_round, f"add_{DONE[exchange]}")(held, site, reply)
     assert held.to_bytes() == finished.held.to_bytes()
     closed = server_round.close_masked(server_round.close_prepared(held))
     assert server_round.close_confirmed(closed).to_bytes() == held.to_bytes()

@@ -9,7 +9,7 @@ from deal_core.secure_sum.layout import Layout, SumField
 from deal_core.secure_sum.messages import BelowThreshold
 from deal_core.secure_sum.server_round import unmasked_sum
 from tests.deal_core.secure_sum.rounds import (
-    LEGS,
+    EXCHANGES,
     Round,
     first,
     integers,
@@ -36,11 +36,11 @@ def a_round(sites, absent=None, bits=32, length=5, **changed):
 
 
 @pytest.mark.parametrize("sites", slow_but([*range(2, 18), 23, 31, 50], 2, 3, 4, 7, 10))
-@pytest.mark.parametrize("leg", LEGS)
-def test_as_many_may_drop_out_as_the_threshold_allows_in_any_leg(sites, leg):
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_as_many_may_drop_out_as_the_threshold_allows_in_any_exchange(sites, exchange):
     most = (sites - 1) // 2
     for dropped in {0, 1, most} if sites < 18 else {most}:
-        round_ = a_round(sites, {leg: range(min(dropped, most))})
+        round_ = a_round(sites, {exchange: range(min(dropped, most))})
         assert round_.terms.threshold == sites - most
         assert np.array_equal(round_.total(), survivors_sum(round_))
 
@@ -67,22 +67,22 @@ def test_any_number_may_drop_out_up_to_the_threshold_before_and_after_masking(si
 
 @settings(max_examples=20, deadline=None)
 @given(st.data())
-def test_whoever_is_gone_in_whichever_leg(data):
+def test_whoever_is_gone_in_whichever_exchange(data):
     sites = data.draw(st.integers(2, 12))
     most = (sites - 1) // 2
     gone = data.draw(st.lists(st.integers(0, sites - 1), unique=True, max_size=most))
-    legs = st.sampled_from(LEGS)
+    exchanges = st.sampled_from(EXCHANGES)
     absent = {}
     for position in gone:
-        absent.setdefault(data.draw(legs), []).append(position)
+        absent.setdefault(data.draw(exchanges), []).append(position)
     round_ = a_round(sites, absent, data.draw(st.sampled_from([32, 64])))
     assert np.array_equal(round_.total(), survivors_sum(round_))
 
 
-@pytest.mark.parametrize("leg", LEGS)
+@pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("sites", [3, 4, 9])
-def test_below_the_threshold_there_is_no_sum(sites, leg):
-    round_ = a_round(sites, {leg: range((sites - 1) // 2 + 1)})
+def test_below_the_threshold_there_is_no_sum(sites, exchange):
+    round_ = a_round(sites, {exchange: range((sites - 1) // 2 + 1)})
     with pytest.raises(BelowThreshold, match=r"below .* the round ends without"):
         round_.total()
 

@@ -243,7 +243,7 @@ def test_a_site_that_is_killed_after_it_has_masked_is_in_the_sum(tmp_path):
         said = done("status", run, "--dir", str(fed.folder.path))
     sums = {e["server_round"]: e["sites"] for e in events if e["event"] == "summed"}
     assert sums == {1: 4, 2: 4, 3: 3}
-    missed = [(e["client"], e["leg"]) for e in events if e["event"] == "leg_failed"]
+    missed = [(e["client"], e["exchange"]) for e in events if e["event"] == "exchange_failed"]
     assert missed == [(WEST, "confirm")]
     assert "the last sum is over 3 of" in said
     assert read_results(fed.run(run)).average_accuracy is not None
@@ -265,7 +265,7 @@ def test_every_site_pays_for_its_rounds_and_epsilon_is_that_of_its_ledger(tmp_pa
         events = fed.wait_event(run, "run_finished", 600)
     sums = [e["sites"] for e in events if e["event"] == "summed"]
     assert sums == [len(SITES)] * ROUNDS
-    assert not [e for e in events if e["event"] in ("round_lost", "leg_failed")]
+    assert not [e for e in events if e["event"] in ("round_lost", "exchange_failed")]
 
     results = read_results(fed.run(run))
     asked = parse_experiment(apply_overrides(read_toml(path), private), str(path))

@@ -149,7 +149,7 @@ def test_the_token_of_a_message_is_in_no_command_line(tmp_path):
 
 
 def test_a_site_asks_soon_again_after_a_message_and_seldom_when_idle(monkeypatch):
-    """The legs of a secure sum follow each other."""
+    """The exchanges of a secure sum follow each other."""
     monkeypatch.setattr(programs, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(programs, "IDLE_POLL_SECONDS", 0.1)
     answers = [None, RUN, None, None, RUN]

@@ -67,13 +67,13 @@ def test_a_run_that_stops_says_why_and_goes_on_when_resumed():
 
 
 def test_of_secure_sums_it_is_told_over_how_many_and_why_a_round_was_lost():
-    missed = said("leg_failed", leg="confirm", reason="no reply before the deadline")
+    missed = said("exchange_failed", exchange="confirm", reason="no reply before the deadline")
     state = run_state([STARTED, BEGUN, missed, said("summed", sites=3, cohort=4)])
     assert state.left_out == []  # its update is in the sum
     assert state.sites["x"].faults == 1
     told = "\n".join(described("one", state))
     assert "the server sees no site's update; the last sum is over 3 of 4 sites" in told
-    unpinned = said("client_failed", leg="prepare", reason="client reports 'unpinned'")
+    unpinned = said("client_failed", exchange="prepare", reason="client reports 'unpinned'")
     lost = said("round_lost", reason="2 of 4 sites prepared")
     state = run_state([STARTED, BEGUN, unpinned, lost, said("round_skipped")])
     assert (state.left_out, state.rounds) == (["x"], 1)

@@ -1,4 +1,4 @@
-"""Short runs under secure aggregation, and the same without; legs that are lost or cut off."""
+"""Short runs under secure aggregation, and the same without; exchanges that are lost or cut off."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ SHORT = (
     *TINY_MODEL,
 )
 POOLED = ("adapter.kind=pooled", "adapter.target_modules=[]", "adapter.first_layer=0")
-LEGS = ("announce", "prepare", "mask", "confirm", "unmask")
+EXCHANGES = ("announce", "prepare", "mask", "confirm", "unmask")
 
 
-def leg_of(message: Message) -> str:
+def exchange_of(message: Message) -> str:
     """Leg of a secure sum that a message belongs to; empty: none."""
     kind = message.metadata.message_type
-    leg = "mask" if kind == "train" else kind.removeprefix("query.")
-    return leg if leg in LEGS else ""
+    exchange = "mask" if kind == "train" else kind.removeprefix("query.")
+    return exchange if exchange in EXCHANGES else ""
 
 
 def client_of(reply: Message) -> str:
@@ -77,9 +77,9 @@ class Stop(Exception):
     """Ends a run where a test wants it to."""
 
 
-def lost(*legs: tuple[str, str]) -> Interceptor:
-    """Loses the replies of clients in legs: (leg, client)."""
-    return lambda reply: None if (leg_of(reply), client_of(reply)) in legs else reply
+def lost(*exchanges: tuple[str, str]) -> Interceptor:
+    """Loses the replies of clients in exchanges: (exchange, client)."""
+    return lambda reply: None if (exchange_of(reply), client_of(reply)) in exchanges else reply
 
 
 def rounds(

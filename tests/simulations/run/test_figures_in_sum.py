@@ -178,14 +178,14 @@ def test_who_sits_out_of_an_evaluation_has_answered(tmp_path, make_experiment):
     """Else one site that is away would stop a run in which all others keep their counts."""
     roster = Roster(("0", "1", "2"), dict, 0.0)
     clients = Clients(None, make_experiment(*SUMMED), roster, EventLog(tmp_path / "metrics.jsonl"))
-    legs = SecureAggregation(clients, tmp_path, {"": {"0", "2"}})
+    exchanges = SecureAggregation(clients, tmp_path, {"": {"0", "2"}})
     step, everyone = Step("end-stage", 0), dict.fromkeys("012", "")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SecureAggregation, "_advertise_keys", lambda self, step, wanted: None)
         with pytest.raises(BelowThreshold):  # the evaluation is lost, and the run goes on
-            legs.share_keys(step, everyone, None, by_all=True)
+            exchanges.share_keys(step, everyone, None, by_all=True)
         with pytest.raises(UserError, match="0 of 1 clients"):
-            legs.share_keys(step, everyone, None)
+            exchanges.share_keys(step, everyone, None)
 
 
 @pytest.mark.slow

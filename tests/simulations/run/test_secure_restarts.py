@@ -1,13 +1,13 @@
-"""Server and clients that end in any leg of a secure sum and start again: the same sum, once."""
+"""Server and clients that end in any exchange of a secure sum and start again: the same sum."""
 
 import pytest
 
 from client import requests
 from client.gate import Refusal
-from client.secure_legs import STATE, USED, SecureStore
+from client.secure_exchanges import STATE, USED, SecureStore
 from deal_core.secure_sum.site_state import SiteState
 from simulations.engines.inprocess import InProcessGrid
-from tests.simulations.run.secure_runs import LEGS, SHORT, client_of, leg_of, rounds
+from tests.simulations.run.secure_runs import EXCHANGES, SHORT, client_of, exchange_of, rounds
 from tests.simulations.runs import same as same_arrays
 from tests.slow import slow_but
 
@@ -52,23 +52,25 @@ def same(one, two):
     return same_arrays(one.factors, two.factors)
 
 
-def ending(leg, number=2):
-    """End the server with the so-manyeth reply of a leg, before it has seen it."""
+def ending(exchange, number=2):
+    """End the server with the so-manyeth reply of an exchange, before it has seen it."""
     left = {"replies": number}
 
     def see(reply):
-        left["replies"] -= leg_of(reply) == leg
-        if leg_of(reply) == leg and left["replies"] == 0:
+        left["replies"] -= exchange_of(reply) == exchange
+        if exchange_of(reply) == exchange and left["replies"] == 0:
             raise KeyboardInterrupt
         return reply
 
     return see
 
 
-@pytest.mark.parametrize("leg", slow_but(LEGS, "mask"))
-def test_a_server_that_starts_again_goes_on_with_the_same_round(experiment, whole, tmp_path, leg):
+@pytest.mark.parametrize("exchange", slow_but(EXCHANGES, "mask"))
+def test_a_server_that_starts_again_goes_on_with_the_same_round(
+    experiment, whole, tmp_path, exchange
+):
     with pytest.raises(KeyboardInterrupt):
-        rounds(experiment, tmp_path / "run", ending(leg))
+        rounds(experiment, tmp_path / "run", ending(exchange))
     resumed = rounds(experiment, tmp_path / "run", last=2)
     assert resumed.told("summed", "sites") == [CLIENTS, CLIENTS]
     assert resumed.told("client_failed", "client") == []
@@ -86,27 +88,27 @@ def test_a_server_that_ends_when_the_sum_is_known_and_not_kept_gets_it_again(
     assert same(rounds(experiment, tmp_path / "run", last=2), whole)
 
 
-def crashing(monkeypatch, client, leg, point):
-    """End a client's process once, in a leg, before or after its state is written."""
-    now = {"leg": "", "client": ""}
+def crashing(monkeypatch, client, exchange, point):
+    """End a client's process once, in an exchange, before or after its state is written."""
+    now = {"exchange": "", "client": ""}
     keep = SecureStore.keep
 
     def kept(store, state):
-        hit = store.folder.name == client and now["leg"] == leg
+        hit = store.folder.name == client and now["exchange"] == exchange
         if hit and point == "before":
-            now["leg"] = "over"
+            now["exchange"] = "over"
             raise Crash
         keep(store, state)
         if hit:
-            now["leg"] = "over"
+            now["exchange"] = "over"
             raise Crash
 
     monkeypatch.setattr(SecureStore, "keep", kept)
     push = InProcessGrid._execute
 
     def executed(grid, request):
-        if now["leg"] != "over":
-            now["leg"] = leg_of(request)
+        if now["exchange"] != "over":
+            now["exchange"] = exchange_of(request)
         return push(grid, request)
 
     monkeypatch.setattr(InProcessGrid, "_execute", executed)
@@ -115,23 +117,25 @@ def crashing(monkeypatch, client, leg, point):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", ["before", "after"])
-@pytest.mark.parametrize("leg", LEGS[1:])
-def test_a_client_that_starts_again_costs_one_reply(experiment, tmp_path, monkeypatch, leg, point):
-    crashing(monkeypatch, "2", leg, point)
+@pytest.mark.parametrize("exchange", EXCHANGES[1:])
+def test_a_client_that_starts_again_costs_one_reply(
+    experiment, tmp_path, monkeypatch, exchange, point
+):
+    crashing(monkeypatch, "2", exchange, point)
     ran = rounds(experiment, tmp_path / "run", last=2, grid_of=CrashingGrid)
-    first = CLIENTS if leg in ("confirm", "unmask") else CLIENTS - 1
+    first = CLIENTS if exchange in ("confirm", "unmask") else CLIENTS - 1
     assert ran.told("summed", "sites") == [first, CLIENTS]
 
 
 @pytest.mark.parametrize("point", slow_but(["before", "after"], "after"))
-@pytest.mark.parametrize("leg", slow_but(LEGS, "unmask"))
+@pytest.mark.parametrize("exchange", slow_but(EXCHANGES, "unmask"))
 def test_where_both_start_again_the_sum_is_the_same(
-    experiment, whole, tmp_path, monkeypatch, leg, point
+    experiment, whole, tmp_path, monkeypatch, exchange, point
 ):
-    """The client ends in the leg, and the server before the leg is over: it asks once more."""
-    crashing(monkeypatch, "2", leg, point)
+    """The client ends in the exchange, and the server before it is over: it asks once more."""
+    crashing(monkeypatch, "2", exchange, point)
     with pytest.raises(KeyboardInterrupt):
-        rounds(experiment, tmp_path / "run", ending(leg, 3), grid_of=CrashingGrid)
+        rounds(experiment, tmp_path / "run", ending(exchange, 3), grid_of=CrashingGrid)
     resumed = rounds(experiment, tmp_path / "run", last=2)
     assert resumed.told("summed", "sites") == [CLIENTS, CLIENTS]
     assert same(resumed, whole)
@@ -245,11 +249,11 @@ def test_too_few_for_those_who_may_collude_lose_the_round_and_not_the_run(
 
 def test_the_state_is_on_the_disk_before_a_reply_leaves(experiment, tmp_path):
     """Of each reply, to the byte, in the file that a restart would read."""
-    run, legs = tmp_path / "run", set()
+    run, exchanges = tmp_path / "run", set()
 
     def see(reply):
-        if leg_of(reply):
-            legs.add(leg_of(reply))
+        if exchange_of(reply):
+            exchanges.add(exchange_of(reply))
             sent = reply.content["secure"]["reply"]
             kept = SiteState.from_bytes((run / "sites" / client_of(reply) / STATE).read_bytes())
             answers = [each.reply for held in kept.rounds for each in held.answered]
@@ -257,4 +261,4 @@ def test_the_state_is_on_the_disk_before_a_reply_leaves(experiment, tmp_path):
         return reply
 
     rounds(experiment, run, see)
-    assert legs == set(LEGS)
+    assert exchanges == set(EXCHANGES)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from deal_core.secure_sum import keys as masks
 from deal_core.wire.secure_layout import LOSS, layout_of
-from tests.simulations.run.secure_runs import LEGS, POOLED, SHORT, leg_of, lost, rounds
+from tests.simulations.run.secure_runs import EXCHANGES, POOLED, SHORT, exchange_of, lost, rounds
 from tests.slow import slow_but
 
 pytestmark = pytest.mark.usefixtures("one_model")
@@ -87,22 +87,22 @@ LATE = [("prepare", "3"), ("unmask", "1")]
 
 
 @pytest.mark.parametrize(
-    ("rule", "legs"),
+    ("rule", "exchanges"),
     [
         ("ffa", EARLY),
         *(pytest.param(rule, EARLY, marks=pytest.mark.slow) for rule in RULES if rule != "ffa"),
         pytest.param("ffa", LATE, marks=pytest.mark.slow),
     ],
 )
-def test_one_is_gone_before_masking_and_another_after_it(short, tmp_path, rule, legs):
+def test_one_is_gone_before_masking_and_another_after_it(short, tmp_path, rule, exchanges):
     asked = (*RULES[rule], *FIVE)
-    before, after = legs
-    secure = rounds(short(*asked), tmp_path / "secure", lost(*legs))
+    before, after = exchanges
+    secure = rounds(short(*asked), tmp_path / "secure", lost(*exchanges))
     plain = rounds(short(*asked, PLAIN), tmp_path / "plain", lost(("mask", before[1])))
     assert secure.told("summed", "sites") == [4]
     assert secure.told("client_failed", "client") == [before[1]]
-    assert secure.told("leg_failed", "client") == [after[1]]
-    assert secure.told("leg_failed", "reason") == ["no reply before the deadline"]
+    assert secure.told("exchange_failed", "client") == [after[1]]
+    assert secure.told("exchange_failed", "reason") == ["no reply before the deadline"]
     assert_same_model(short(*asked), secure, plain, rule)
     # One client less is another model, by far more than masks cost: the comparison can fail.
     whole = rounds(short(*asked, PLAIN), tmp_path / "whole")
@@ -144,14 +144,14 @@ def test_sums_of_gradients_are_those_of_plain_vectors_to_the_bit(
     assert changed(secure.factors, whole.factors) > 0
 
 
-@pytest.mark.parametrize("leg", slow_but(LEGS[1:], "mask"))
-def test_below_the_threshold_a_round_is_lost_and_the_run_goes_on(short, tmp_path, leg):
+@pytest.mark.parametrize("exchange", slow_but(EXCHANGES[1:], "mask"))
+def test_below_the_threshold_a_round_is_lost_and_the_run_goes_on(short, tmp_path, exchange):
     """Four clients, one of whom may collude: three are needed."""
     asked = (
         "federation.clients=4", "federation.deadline_seconds=0.3", "federation.quorum=0.5",
         "federation.rounds=2",
     )  # fmt: skip
-    drops, fails = lost((leg, "1"), (leg, "2")), {"on": True}
+    drops, fails = lost((exchange, "1"), (exchange, "2")), {"on": True}
 
     def first_round_alone(reply):
         return drops(reply) if fails["on"] else reply
@@ -175,7 +175,7 @@ def test_what_the_server_holds_of_clients_are_words_of_the_ring(short, tmp_path)
     for name, kept in vectors.items():
 
         def see(reply, kept=kept):
-            if leg_of(reply) == "mask":
+            if exchange_of(reply) == "mask":
                 kept.append(reply.content["secure"]["reply"])
             return reply
 

@@ -3,7 +3,7 @@
 Source: docs/secure-aggregation.md. The protocol itself is :mod:`deal_core.secure_sum`; here its
 requests are read from the server's messages, its states are kept, and its conditions taken from
 what the site has decided: whose keys it accepts, and which rounds. Nothing here loads a model: a
-process that answers these legs starts in a second.
+process that answers these exchanges starts in a second.
 """
 
 from collections.abc import Mapping
@@ -129,7 +129,7 @@ def announcement(client: Client, message: Message) -> bytes:
     return state.announcement
 
 
-def leg_reply(client: Client, message: Message, leg: str) -> bytes:
+def exchange_reply(client: Client, message: Message, exchange: str) -> bytes:
     """Return the reply of ``prepare``, ``confirm`` or ``unmask``; what it depends on is on the disk
     before.
 
@@ -146,9 +146,9 @@ def leg_reply(client: Client, message: Message, leg: str) -> bytes:
         state = store.announced()
         require(Asked(experiment, client.policy), *EXPERIMENT)
         wanted = conditions(client, experiment)
-        if leg == "prepare":
+        if exchange == "prepare":
             answered = site_round.prepare(_met(client, state, message), request, wanted)
-        elif leg == "confirm":
+        elif exchange == "confirm":
             wanted.check(state.round_of(ConfirmRequest.from_bytes(request).context).terms)
             answered = site_round.confirm(state, request)
         else:
