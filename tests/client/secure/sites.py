@@ -104,7 +104,7 @@ def asked_for(*overrides: str) -> Experiment:
         f"federation.sites={json.dumps(NAMES)}",
         f"federation.clients={len(NAMES)}",
         "federation.rounds=2",
-        "federation.deadline_seconds=20",
+        "federation.deadline_seconds=60",
         "federation.quorum=0.5",
         "train.batch_size=8",
         "train.max_length=8",
