@@ -58,9 +58,8 @@ def test_a_checkpoint_that_counts_in_another_schedule_is_refused_with_the_cure(
     tmp_path, checkpoint, monkeypatch
 ):
     path = tmp_path / "checkpoint.safetensors"
-    with monkeypatch.context() as earlier:
-        earlier.setattr("server.run.VERSION", VERSION - 1)
-        save_checkpoint(path, checkpoint)
+    save_checkpoint(path, checkpoint)
+    monkeypatch.setattr("server.run.VERSION", VERSION + 1)
     with pytest.raises(UserError, match=r"another release .*begin the run anew"):
         load_checkpoint(path, SHAPES)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import MappingProxyType, SimpleNamespace
 
@@ -29,7 +30,8 @@ TRAIN, COUNT = "train", "evaluate"
 
 @dataclass
 class Away:
-    """Loses the first ``times`` counts of client 1 in every evaluation.
+    """Bends what clients say, and loses the first ``times`` counts of client 1 in every evaluation,
+    or in some.
 
     Attributes:
         after: looks from the server that pass, once it is lost, before it is connected again.
@@ -38,6 +40,8 @@ class Away:
 
     times: int = 0
     after: int = 0
+    some: range = range(99)
+    bend: Callable[..., None] = lambda client, reply, evaluation: None
     evaluation: int = 0
     told: Counter[int] = field(default_factory=Counter)
     absent: int = 0
@@ -46,10 +50,11 @@ class Away:
         self.evaluation += event["event"] == "evaluated"
 
     def __call__(self, client, reply):
+        self.bend(client, reply, self.evaluation)
         if client != "1" or not tells(reply):
             return [reply]
         self.told[self.evaluation] += 1
-        if self.told[self.evaluation] > self.times:
+        if self.evaluation not in self.some or self.told[self.evaluation] > self.times:
             return [reply]
         self.absent = self.after
         return lost(reply)
@@ -117,43 +122,34 @@ def test_simulated_clients_are_asked_once(tmp_path, monkeypatch):
     assert read_results(folder).per_client.keys() == {"0", "2"}
 
 
-@dataclass
-class Holder(Away):
+def hold_alone(client, reply, evaluation):
     """Client 1 alone has test examples of the second task."""
-
-    def __call__(self, client, reply):
-        if client != "1" and tells(reply):
-            told = reply.content["metrics"]
-            for name in {"correct", "correct_all", "examples"} & set(told):
-                told[name] = [told[name][0], 0]
-        return super().__call__(client, reply)
+    if client != "1" and tells(reply):
+        told = reply.content["metrics"]
+        for name in {"correct", "correct_all", "examples"} & set(told):
+            told[name] = [told[name][0], 0]
 
 
 @pytest.mark.parametrize("after", [0, 10**6], ids=["silent twice", "away for good"])
 def test_the_run_goes_on_without_the_only_site_with_tests_of_a_task(tmp_path, monkeypatch, after):
-    away = Holder(times=99, after=after)
+    away = Away(times=99, after=after, bend=hold_alone)
     results = read_results(run_with(away, PATIENCE, tmp_path, monkeypatch)[0])
     assert max(away.told.values()) == (1 if after else 2)
     assert results.per_client.keys() == {"0", "2"}
     assert results.average_accuracy is None
 
 
-@dataclass
-class Claiming(Away):
+def claim(client, reply, evaluation):
     """Client 1 claims a thousand test rows, with none right, after the first evaluation; in that
     it has two rows of which one is right, as all others do."""
-
-    def __call__(self, client, reply):
-        if client == "1" and tells(reply) and self.evaluation:
-            told = reply.content["metrics"]
-            told["correct"], told["correct_all"] = [0, 0], [0, 0]
-            told["examples"] = [1000, 1000]
-        return super().__call__(client, reply)
+    if client == "1" and tells(reply) and evaluation:
+        told = reply.content["metrics"]
+        told["correct"], told["correct_all"], told["examples"] = [0, 0], [0, 0], [1000, 1000]
 
 
 def test_a_site_that_claims_test_rows_moves_accuracy_by_its_share_alone(tmp_path, monkeypatch):
     """Three sites have 1 of 2 rows right; one that claims a thousand counts as it first said."""
-    folder, _ = run_with(Claiming(), PATIENCE, tmp_path, monkeypatch, clients=4)
+    folder, _ = run_with(Away(bend=claim), PATIENCE, tmp_path, monkeypatch, clients=4)
     results = read_results(folder)
     assert results.per_client["1"].test_examples == [2, 2]
     assert results.average_accuracy == pytest.approx(3 / 8)
@@ -161,21 +157,12 @@ def test_a_site_that_claims_test_rows_moves_accuracy_by_its_share_alone(tmp_path
     assert said == [("1", 2)] * 2
 
 
-@dataclass
-class Late(Away):
-    """Client 1 misses the first evaluation."""
-
-    def __call__(self, client, reply):
-        if client == "1" and tells(reply) and not self.evaluation:
-            return lost(reply)
-        return [reply]
-
-
 def test_a_site_is_held_to_what_it_first_said_of_a_task_it_was_asked_about(tmp_path, monkeypatch):
     """Its first evaluation asks about two tasks of three."""
     three = {"tasks": ("laboratory", "surgery", "medicine")}
     changes = {"data": three, "stream": {"evaluate_every": 9}}
-    folder, _ = run_with(Late(), PATIENCE, tmp_path, monkeypatch, changes)
+    away = Away(times=99, some=range(1))
+    folder, _ = run_with(away, PATIENCE, tmp_path, monkeypatch, changes)
     results = read_results(folder)
     assert logged(folder, "counts_cut") == []
     assert results.per_client["1"].test_examples == [2, 2, 2]
@@ -194,52 +181,49 @@ def test_counts_of_sites_of_about_one_size_stay_as_they_are():
     assert cut(shares, {})[0]["1"] == [[50.25 * 8 / 100, 8.0]]
 
 
-@dataclass
-class Withholding(Away):
+def withhold(client, reply, evaluation):
     """All but client 1 keep their counts, as the policy of a new site has it."""
-
-    def __call__(self, client, reply):
-        if client != "1" and tells(reply):
-            reply.content["status"] = ConfigRecord({"code": "withheld"})
-            del reply.content["metrics"]
-        return super().__call__(client, reply)
+    if client != "1" and tells(reply):
+        reply.content["status"] = ConfigRecord({"code": "withheld"})
+        del reply.content["metrics"]
 
 
 def test_a_site_that_is_away_stops_nothing_where_all_others_keep_their_counts(
     tmp_path, monkeypatch
 ):
     """They have answered, and two of three are a quorum."""
-    folder, _ = run_with(Withholding(times=99), PATIENCE, tmp_path, monkeypatch, quorum=0.5)
+    away = Away(times=99, bend=withhold)
+    folder, _ = run_with(away, PATIENCE, tmp_path, monkeypatch, quorum=0.5)
     results = read_results(folder)
     assert results.per_client == {}
     assert results.average_accuracy is None
 
 
-@dataclass
-class Unwilling(Away):
-    """Some clients' policy does not allow what the experiment asks of them."""
+def refuse(names):
+    """The policy of these clients does not allow what the experiment asks of them."""
 
-    names: str = ""
-
-    def __call__(self, client, reply):
-        if client in self.names and "lora" in reply.content:
-            for record in ("lora", "metrics"):
-                reply.content.pop(record, None)
+    def bend(client, reply, evaluation):
+        if client in names and "lora" in reply.content:
+            reply.content.clear()
             reply.content["status"] = ConfigRecord({"code": "policy"})
-        return super().__call__(client, reply)
+
+    return bend
+
+
+def run_without(names, rounds, folder, monkeypatch):
+    few = {"rounds": rounds, "clients_per_round": 1}
+    return run_with(Away(bend=refuse(names)), 0.0, folder, monkeypatch, **few)[0]
 
 
 def test_some_that_refuse_end_no_run_even_where_they_are_asked_alone(tmp_path, monkeypatch):
-    few = {"rounds": 4, "clients_per_round": 1}
-    folder, _ = run_with(Unwilling(names="01"), 0.0, tmp_path, monkeypatch, **few)
+    folder = run_without("01", 4, tmp_path, monkeypatch)
     assert len(read_results(folder).accuracy_matrix) == 2
     assert {event["clients"] for event in logged(folder, "round_finished")} == {0, 1}
 
 
 def test_where_all_have_refused_the_run_ends_and_says_why(tmp_path, monkeypatch):
-    few = {"rounds": 9, "clients_per_round": 1}
     with pytest.raises(UserError, match=r"all clients that train \(3\) refuse"):
-        run_with(Unwilling(names="012"), 0.0, tmp_path, monkeypatch, **few)
+        run_without("012", 9, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,9 @@ def test_one_process_alone_writes_and_a_dead_one_is_in_nobodys_way(tmp_path):
             exclusive_lock(lock).__enter__()
         other.kill()
     assert lock.exists()
-    with exclusive_lock(lock):
-        pass
-    with exclusive_lock(lock):
-        pass
+    for _ in range(2):
+        with exclusive_lock(lock):
+            pass
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

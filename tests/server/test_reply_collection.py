@@ -78,54 +78,53 @@ def test_a_client_beyond_those_of_the_experiment_is_named(now):
 
 def test_a_flood_of_second_replies_does_not_hold_a_round_up(now):
     """Only what is waited for counts as an answer."""
-    with assume_identity(1, 1):
-        requests = {k: Message(RecordDict(), int(k), "train") for k in "12"}
-        flood = Message(RecordDict(), reply_to=requests["1"])
-
-    class Flooded:
-        def push_messages(self, messages):
-            flood.metadata.__dict__["_reply_to_message_id"] = "one"
-            return ["one", "two"]
-
-        def pull_messages(self, message_ids):
-            return [flood]
-
-    found = list(wire.collect(Flooded(), requests, 60.0))
+    (one, flood), (two, _) = exchange("one"), exchange("two")
+    grid = SimpleNamespace(
+        push_messages=lambda messages: ["one", "two"], pull_messages=lambda ids: [flood]
+    )
+    found = list(wire.collect(grid, {"1": one, "2": two}, 60.0))
     assert 60 <= now[0] < 62
     assert [(reply.client, reply.fault) for reply in found] == [("1", ""), ("2", wire.LATE)]
+
+
+STEP = SimpleNamespace(round=1, stage=0, phase="learn", server_round=1, kind="round")
+END = "the deadline of 240 s"
+
+
+def exchange(name="request"):
+    """A request of this name, and the reply to it."""
+    with assume_identity(1, 1):
+        request = Message(RecordDict(), 1, "train")
+        reply = Message(RecordDict(), reply_to=request)
+    request.metadata.__dict__["_message_id"] = name
+    reply.metadata.__dict__["_reply_to_message_id"] = name
+    return request, reply
+
+
+def asking(pull, late=(), **federation):
+    """Two sites that are asked, and what is written of them; ``pull`` gives replies."""
+    named = {"sites": ("north", "south"), "deadline_seconds": 240.0, **federation}
+    written = []
+    events = SimpleNamespace(
+        write=lambda event, **fields: written.append({"event": event} | fields)
+    )
+    grid, config = SimpleNamespace(pull_messages=pull), Experiment(federation=named)
+    return clients.Clients(grid, config, None, events, late=dict(late)), written
 
 
 @pytest.mark.parametrize(("after", "said"), [(271.0, 31), (-math.inf, 0), (math.nan, 0)])
 def test_a_reply_after_the_deadline_is_named_in_the_next_round_and_dropped(now, after, said):
     """Whatever a site says of when that was."""
-    config = Experiment(federation={"sites": ("north", "south"), "deadline_seconds": 240.0})
-    with assume_identity(1, 1):
-        requests = {k: Message(RecordDict(), int(k) + 1, "train") for k in "01"}
-        late = Message(RecordDict(), reply_to=requests["0"])
-    for name, request in requests.items():
-        request.metadata.__dict__["_message_id"] = f"request of {name}"
-    late.metadata.__dict__["_reply_to_message_id"] = "request of 0"
-    late.metadata.created_at = requests["0"].metadata.created_at + after
-    written = []
-
-    class Events:
-        def write(self, event, **fields):
-            written.append({"event": event, **fields})
-
-    class Later:
-        def pull_messages(self, message_ids):
-            return [late] if "request of 0" in message_ids else []
-
-    step = SimpleNamespace(round=1, stage=0, phase="learn", server_round=1)
-    sent = clients.Sent(step, None, dict.fromkeys("01"), requests)
-    asking = clients.Clients(Later(), config, None, Events())
-    found = list(asking.replies(sent, []))
-    assert {reply.fault for reply in found} == {"no reply before the deadline of 240 s"}
+    (first, late), (second, _) = exchange("first"), exchange("second")
+    late.metadata.created_at = first.metadata.created_at + after
+    here, written = asking(lambda ids: [late] if "first" in ids else [])
+    sent = clients.Sent(STEP, None, dict.fromkeys("01"), {"0": first, "1": second})
+    assert {reply.fault for reply in here.replies(sent, [])} == {f"no reply before {END}"}
     assert written == []
-    list(asking.replies(sent, []))
+    list(here.replies(sent, []))
     (event,) = written
     assert (event["event"], event["client"]) == ("reply_late", "0")
-    assert event["reason"] == f"answered {said} s after the deadline of 240 s"
+    assert event["reason"] == f"answered {said} s after {END}"
 
 
 @pytest.mark.parametrize(
@@ -134,51 +133,34 @@ def test_a_reply_after_the_deadline_is_named_in_the_next_round_and_dropped(now, 
 )
 def test_a_site_that_nearly_misses_the_deadline_is_named(now, takes, sites, said):
     """The next round may not fit; its reply counts."""
-    federation = {"clients": 2, "sites": sites, "deadline_seconds": 240.0}
-    config = Experiment(federation=federation)
-    with assume_identity(1, 1):
-        request = Message(RecordDict(), 1, "train")
-        reply = Message(RecordDict(), reply_to=request)
-    request.metadata.__dict__["_message_id"] = "request"
-    reply.metadata.__dict__["_reply_to_message_id"] = "request"
+    request, reply = exchange()
 
     def arriving():
         now[0] += takes
         yield reply
 
-    written = []
-    events = SimpleNamespace(write=lambda event, **fields: written.append((event, fields)))
-    step = SimpleNamespace(round=1, stage=0, phase="learn", server_round=1, kind="round")
-    sent = clients.Sent(step, None, {"0": None}, {"0": request})
-    (found,) = clients.Clients(None, config, None, events).replies(sent, arriving())
+    here, written = asking(None, clients=2, sites=sites)
+    sent = clients.Sent(STEP, None, {"0": None}, {"0": request})
+    (found,) = here.replies(sent, arriving())
     assert found.message is reply
-    told = [(event, fields["client"], fields["reason"]) for event, fields in written]
-    assert told == ([("reply_slow", "0", f"answered {said} the deadline of 240 s")] if said else [])
+    told = [(event["event"], event["client"], event["reason"]) for event in written]
+    assert told == ([("reply_slow", "0", f"answered {said} {END}")] if said else [])
 
 
 @pytest.mark.parametrize("comes", [40.0, 300.0])
 def test_a_run_that_ends_for_want_of_a_reply_says_how_late_it_was(now, comes):
     """Its next part needs a longer deadline; who stays silent is waited for a minute."""
-    federation = {"sites": ("north", "south"), "deadline_seconds": 240.0, "quorum": 1.0}
-    config = Experiment(federation=federation)
-    with assume_identity(1, 1):
-        request = Message(RecordDict(), 1, "train")
-        late = Message(RecordDict(), reply_to=request)
-    late.metadata.__dict__["_reply_to_message_id"] = "request"
-    late.metadata.created_at = request.metadata.created_at + 271.0
-
-    class Silent:
-        def pull_messages(self, message_ids):
-            return [late] if now[0] >= comes and "request" in message_ids else []
-
-    written = []
-    events = SimpleNamespace(write=lambda event, **fields: written.append(event))
-    step = SimpleNamespace(round=1, stage=0, phase="learn", server_round=1, kind="round")
+    request, late = exchange()
     end = request.metadata.created_at + 240.0
-    asking = clients.Clients(Silent(), config, None, events, late={"request": ("0", end)})
+    late.metadata.created_at = end + 31.0
+    here, written = asking(
+        lambda ids: [late] if now[0] >= comes and "request" in ids else [],
+        late={"request": ("0", end)},
+        quorum=1.0,
+    )
     with pytest.raises(UserError, match="the quorum is 2") as ended:
-        asking.require_quorum(1, 2, step)
-    told = "north answered 31 s after the deadline of 240 s: a longer federation.deadline_seconds"
+        here.require_quorum(1, 2, STEP)
+    told = f"north answered 31 s after {END}: a longer federation.deadline_seconds"
     assert (told in str(ended.value)) == (comes < 60)
-    assert written == ["reply_late"] * (comes < 60)
+    assert [event["event"] for event in written] == ["reply_late"] * (comes < 60)
     assert now[0] <= 61

@@ -12,16 +12,16 @@ from server import folder
 from server.folder import EventLog, figures_of, read_events, tracked
 
 READER = """
+import json
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-events = EventAccumulator(folder, size_guidance={"scalars": 0}).Reload()
+events = EventAccumulator({!r}, size_guidance={{"scalars": 0}}).Reload()
 names = events.Tags()["scalars"]
-print(json.dumps({name: [[e.step, e.value] for e in events.Scalars(name)] for name in names}))
+print(json.dumps({{name: [[e.step, e.value] for e in events.Scalars(name)] for name in names}}))
 """
 RUNS = """
 import json, socket, sys
 from deal_core.config.experiment import Experiment
-from server.folder import EventLog
-from server.folder import tracked
+from server.folder import EventLog, tracked
 from pathlib import Path
 connect = socket.socket.connect
 def guarded(self, address):
@@ -46,28 +46,24 @@ def test_it_holds_what_a_resumed_run_has_found_and_calls_nobody(tmp_path):
     out.mkdir()
     subprocess.run([sys.executable, "-c", RUNS, str(out)], check=True)
     assert [event for event in read_events(out / "metrics.jsonl") if "tracker" in event] == []
-    program = f"import json\nfolder = {str(out / 'tracking' / 'tensorboard')!r}\n{READER}"
+    program = READER.format(str(out / "tracking" / "tensorboard"))
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     found = json.loads(told.stdout.splitlines()[-1])
     assert found == {"accuracy/a": [[0, 0.25], [2, 0.5]]}  # what the start knows is step 0
 
 
 def test_a_tracker_that_fails_costs_nothing_of_the_run(tmp_path, monkeypatch):
-    class Broken:
-        def __init__(self, *given, **more):
-            self.told = 0
+    told = []
 
-        def add_text(self, *given):
-            pass
+    def add_scalar(*given):
+        told.append(given)
+        assert len(told) == 1, "no more than one"
 
-        def add_scalar(self, *given):
-            self.told += 1
-            assert self.told == 1, "no more than one"
+    def close():
+        raise AssertionError("nor can it be closed")
 
-        def close(self):
-            raise AssertionError("nor can it be closed")
-
-    module = SimpleNamespace(SummaryWriter=Broken)
+    broken = SimpleNamespace(add_text=print, add_scalar=add_scalar, close=close)
+    module = SimpleNamespace(SummaryWriter=lambda *given, **more: broken)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setattr(folder, "check_tracker", lambda experiment: None)
     heard = []
