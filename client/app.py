@@ -39,7 +39,7 @@ from deal_core.config.file import EXPERIMENT, from_run_config
 from deal_core.installed import without_collection
 from deal_core.lora.payload import PayloadError
 from deal_core.secure_sum.messages import ProtocolError
-from deal_core.wire.records import EXCHANGES
+from deal_core.wire.records import QUERIES
 
 if TYPE_CHECKING:
     from client.runtime import ClientRuntime
@@ -74,9 +74,7 @@ def make_app(
     app.train()(guarded(with_model, needs_model=True, find_file=find_file))
     app.evaluate()(guarded(with_model, needs_model=True, find_file=find_file))
     queries: dict[str, Answer] = {"hello": hello, "adapter": adapter}
-    queries |= {
-        exchange: partial(secure_exchange, exchange) for exchange in ("announce", *EXCHANGES)
-    }
+    queries |= {exchange: partial(secure_exchange, exchange) for exchange in ("announce", *QUERIES)}
     for name, answer in queries.items():
         app.query(name)(guarded(answer, find_file=find_file))
     return app

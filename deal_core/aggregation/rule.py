@@ -92,7 +92,7 @@ class Rule:
 
 
 def check_update(
-    update: ClientUpdate, before: Adapter, trained: frozenset[str], mixed_ranks: bool
+    update: ClientUpdate, before: Adapter, trained: frozenset[str], mixed_ranks: bool = False
 ) -> None:
     """Refuse an update that does not fit a round which started from ``before``; ``mixed_ranks``:
     accept any rank, the same in every layer, and any scaling.

@@ -46,7 +46,7 @@ class _FedIt:
         self._error_meter = ErrorMeter(before.shapes)
 
     def add(self, update: ClientUpdate) -> None:
-        check_update(update, self._before, BOTH, mixed_ranks=False)
+        check_update(update, self._before, BOTH)
         factors = [update.adapter.layers[name] for name in self._before.layers]
         self._mean.add([tensor for f in factors for tensor in (f.A, f.B)], update.weight)
         self._error_meter.add(update.adapter, update.weight)
@@ -83,7 +83,7 @@ class _FedEx(_FedIt):
         self._products, self._weight = ProductSum(before.shapes), 0.0
 
     def add(self, update: ClientUpdate) -> None:
-        check_update(update, self._before, BOTH, mixed_ranks=False)
+        check_update(update, self._before, BOTH)
         self._products.add(self._drift(update.adapter), update.weight)
         super().add(update)
         self._weight += update.weight
@@ -164,7 +164,7 @@ class OneFactorRound:
 
     def add(self, update: ClientUpdate) -> None:
         """See :class:`~deal_core.aggregation.rule.Aggregation`."""
-        check_update(update, self._before, frozenset({self._factor}), mixed_ranks=False)
+        check_update(update, self._before, frozenset({self._factor}))
         factors = [update.adapter.layers[name] for name in self._before.layers]
         trained = [f.B if self._factor == LORA_B else f.A for f in factors]
         self._mean.add(trained, update.weight)

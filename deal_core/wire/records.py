@@ -24,8 +24,8 @@ BLAMES = "blames"
 """Of the status, beside ``protocol``: the site whose message was refused, in hexadecimal."""
 LATE_SECONDS = 600.0
 """How long after its deadline a request is still known, so that a late reply can be named."""
-EXCHANGES = ("prepare", "confirm", "unmask")
-"""Of a round, beside the one that carries the update (``mask``)."""
+QUERIES = ("prepare", "confirm", "unmask")
+"""Exchanges of a secure sum beside the one that carries the update (``mask``)."""
 
 
 CORRECT = "correct"

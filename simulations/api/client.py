@@ -99,15 +99,17 @@ class DealClient(ClientApp):
         context.node_config = {**context.node_config, INSIDE: True}
         return super().__call__(message, context)
 
-    def require_allowed(self, experiment: Experiment) -> None:
-        """Check that an experiment is one that the client takes part in.
+    def require_allowed(self, experiment: Experiment, own_noise: bool = False) -> None:
+        """Check that an experiment is one that the client takes part in; ``own_noise``: it makes
+        all noise itself.
 
         Raises:
             Refusal: it is not; one line.
         """
         insists = {"model.name": self.model.name} | nouns.method_settings(self.method)
         insists |= {} if self.privacy is None else {"privacy.mechanism": "record"}
-        asked = Asked(experiment, insists=insists, own_loop=self._trainer is not None)
+        own_loop = self._trainer is not None
+        asked = Asked(experiment, insists=insists, own_loop=own_loop, own_noise=own_noise)
         require(asked, "program")
         possible(asked, lambda: nouns.require_possible(experiment))
 
@@ -126,11 +128,10 @@ class DealClient(ClientApp):
         return file.model_copy(update={"models": models, "policy": policy})
 
     def _runtime(self, client: Client) -> ClientRuntime:
-        self.require_allowed(client.asked)
         # Of simulate, with the rows of all other clients; whose rows a site reads is its own word.
         together = client.simulated and client.asked.data.source.startswith(GIVEN)
         alone = client.simulated and not together and self.privacy is not None
-        require(Asked(client.asked, own_noise=alone), "program")
+        self.require_allowed(client.asked, own_noise=alone)
         if together and self._trainer is None:
             return runtime_of(client)
         place = client.settings, "" if client.file is None else client.file.model_dump_json()

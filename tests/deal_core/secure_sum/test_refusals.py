@@ -259,7 +259,7 @@ def test_a_false_tag_of_one_site_ends_no_round():
         ("end", "mask", "answered another request to mask"),
     ],
 )
-def test_legs_out_of_turn(done, asked, line):
+def test_exchanges_out_of_turn(done, asked, line):
     whole = a_round()
     whole.total()
     round_ = a_round(seed=1).until(done)

@@ -60,7 +60,7 @@ def test_of_a_new_request_nothing_is_stored(finished):
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES[1:])
-def test_what_another_leg_has_answered_is_not_to_be_had_from_the_first(finished, exchange):
+def test_what_another_exchange_has_answered_is_not_to_be_had_from_the_first(finished, exchange):
     """It would leave past what the site asks of a round today."""
     site = finished.terms.cohort[0]
     with pytest.raises(ProtocolError):
