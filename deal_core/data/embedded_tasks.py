@@ -5,7 +5,8 @@ specialties, grouped into five tasks. Each task mixes frequent and rare specialt
 capped at 600 questions, because Dental alone (2,500) would swamp its task. Left out: questions of
 unknown specialty, the specialties below 60 questions (Psychiatry, Orthopaedics), and repeats.
 
-Four tasks that write, what a group of hospitals may want of a small language model:
+Seven tasks that write, the first four what a group of hospitals may want of a small language model,
+the others with texts of their own or of another task and a different question:
 
 * ``medicines``: the medicines that a sentence names. MedQA (MIT), as RABBITS marks them: its second
   copy of a question has the trade names of the same medicines.
@@ -14,9 +15,12 @@ Four tasks that write, what a group of hospitals may want of a small language mo
 * ``specialty``: the specialty of an exam question, in words. MedMCQA (Apache-2.0).
 * ``research-question``: the question that a paper asks, from the abstract that answers it. PubMedQA
   (MIT); its answers yes, no and maybe are not used.
+* ``passage-question``: the same sentences as ``passage-answer`` with the answer, and the question.
+* ``times``: the ages and durations that a sentence names. MedQA (MIT).
+* ``sex``: whether a patient is male or female, by the first word that tells; texts of ``times``.
 
-Two tasks of MedQA whose words have tags, where ``data.measures`` says so: ``medicines``, and
-``times``, ages and durations. (The package's CoNLL file has texts of Reuters, under its terms.)
+``medicines`` and ``times`` tag words in the place of writing, where ``data.measures`` says so. (The
+package's CoNLL file has texts of Reuters, under its terms.)
 
 One example in five, of each specialty and of each task that writes, is for testing; the split is
 the same on every machine.
@@ -43,6 +47,8 @@ CAP = 600
 SHORT = 45
 """Words of a sentence, at most: two of three fit in 64 tokens."""
 MEDQA = "qa_generic_to_brand_v2.jsonl"
+ASKED = "\nQuestion: "
+"""Between a sentence and the question about it."""
 SHARED = 3
 """Words that a sentence and a question have in common, at least: the sentence is about it."""
 
@@ -92,7 +98,7 @@ def _passage_answers(folder: Path) -> list[Example]:
             having = [each for each in sentences if whole.search(each)]
             best = max(having, key=lambda each: len(asked & _words(each)), default="")
             if len(asked & _words(best)) >= SHARED and len(best.split()) <= SHORT:
-                text = f"{best}\nQuestion: {spaced(row['question'])}"
+                text = f"{best}{ASKED}{spaced(row['question'])}"
                 found.append(Example(text, "", target=answer, references=answers))
                 break
     return _by_text(found)
@@ -117,13 +123,11 @@ def _research_questions(folder: Path) -> list[Example]:
     return [Example(found[asked], "", target=asked) for asked in sorted(found, key=by_hash)]
 
 
-WRITTEN: Mapping[str, Callable[[Path], list[Example]]] = {
-    "medicines": _medicines,
-    "passage-answer": _passage_answers,
-    "specialty": _specialties,
-    "research-question": _research_questions,
-}
-"""Task to its examples, from the folder of the package's data."""
+def _passage_questions(folder: Path) -> list[Example]:
+    """Sentences with an answer, and its question; in the order of the answers, so that both tasks
+    test on the same sentences."""
+    parts = [(*each.text.split(ASKED), each.target) for each in _passage_answers(folder)]
+    return [Example(f"{read}\nAnswer: {said}", "", target=asked) for read, asked, said in parts]
 
 
 TIMES = re.compile(r"\b\d+(?:-(?:day|week|month|year)(?:-old)?| (?:day|week|month|year)s?)\b")
@@ -137,6 +141,29 @@ def _times(folder: Path) -> list[Example]:
     return _by_text(Example(text, "", target=", ".join(times)) for text, times in found if times)
 
 
+MALE, FEMALE = ("he", "him", "his", "man", "boy", "male"), ("she", "her", "woman", "girl", "female")
+
+
+def _sexes(folder: Path) -> list[Example]:
+    """The texts of ``times``, and what the first word of ``MALE`` or ``FEMALE`` in each says."""
+    names = dict.fromkeys(MALE, "male") | dict.fromkeys(FEMALE, "female")
+    found = []
+    for each in _times(folder):
+        words = re.findall(r"\w+", each.text.lower())
+        found += [Example(each.text, "", target=names[word]) for word in words if word in names][:1]
+    return found
+
+
+WRITTEN: Mapping[str, Callable[[Path], list[Example]]] = {
+    "medicines": _medicines,
+    "passage-answer": _passage_answers,
+    "specialty": _specialties,
+    "research-question": _research_questions,
+    "passage-question": _passage_questions,
+    "times": _times,
+    "sex": _sexes,
+}
+"""Task to its examples, from the folder of the package's data."""
 TAGGED = {"medicines": ("medicine", _medicines), "times": ("time", _times)}
 """Task whose words have tags to its label, and what makes texts and what has the label in them."""
 
@@ -233,7 +260,7 @@ TEST_SHARE = 5
 
 
 class EmbeddedTasks:
-    """Sources ``medmcqa``, five tasks with labels, and ``embedded``, the same and four tasks that
+    """Sources ``medmcqa``, five tasks with labels, and ``embedded``, the same and seven tasks that
     write; ``data.path`` and the column keys do not matter."""
 
     def __init__(self, config: DataConfig, unit_column: str = "") -> None:
@@ -246,8 +273,7 @@ class EmbeddedTasks:
 
     def task_names(self) -> tuple[str, ...]:
         """Return ``data.tasks``, or all."""
-        embedded = self._config.source == "embedded"
-        more = (*WRITTEN, *filter(self._config.tagged, TAGGED)) if embedded else ()
+        more = WRITTEN if self._config.source == "embedded" else ()
         return select_tasks((*TASKS, *more), self._config.tasks, "task")
 
     def load(self, task: str) -> TaskData:

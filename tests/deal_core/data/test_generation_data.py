@@ -53,7 +53,15 @@ def test_a_site_leaves_such_a_row_out(folder):
     assert task.left_out == 1
 
 
-EMBEDDED = {"medicines": 475, "passage-answer": 1136, "specialty": 7782, "research-question": 1000}
+EMBEDDED = {
+    "medicines": 475,
+    "passage-answer": 1136,
+    "specialty": 7782,
+    "research-question": 1000,
+    "passage-question": 1034,
+    "times": 1453,
+    "sex": 1334,
+}
 
 
 @pytest.mark.parametrize("name", EMBEDDED)
@@ -71,10 +79,17 @@ def test_embedded_tasks_that_write(name):
             sentence, question = each.text.split("\nQuestion: ")
             assert question
             assert each.target.lower() in sentence.lower()
+        if name == "passage-question":
+            sentence, answer = each.text.split("\nAnswer: ")
+            assert answer.lower() in sentence.lower()
+        if name == "times":
+            assert all(part in each.text for part in each.target.split(", "))
+        if name == "sex":
+            assert each.target in ("male", "female")
 
 
 def test_an_embedded_task_that_writes_is_declared():
-    assert len(open_source(DataConfig(source="embedded")).task_names()) == 9
+    assert len(open_source(DataConfig(source="embedded")).task_names()) == 12
     with pytest.raises(UserError, match="its answers are texts; add it to"):
         open_source(DataConfig(source="embedded")).load("research-question")
 
