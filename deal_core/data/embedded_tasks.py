@@ -124,8 +124,7 @@ def _research_questions(folder: Path) -> list[Example]:
 
 
 def _passage_questions(folder: Path) -> list[Example]:
-    """Sentences with an answer, and its question; in the order of the answers, so that both tasks
-    test on the same sentences."""
+    """Sentences with an answer, and its question, in the order of ``passage-answer``."""
     parts = [(*each.text.split(ASKED), each.target) for each in _passage_answers(folder)]
     return [Example(f"{read}\nAnswer: {said}", "", target=asked) for read, asked, said in parts]
 
