@@ -1,8 +1,6 @@
 """Seconds and exactness of every aggregation rule, from bytes and with all checks, beside Flower's
 FedAvg on the same bytes, which checks nothing. One thread, rule and FedAvg in turn."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any

@@ -4,8 +4,6 @@ A B C A B C …: what disturbs the machine for a while disturbs all of them, so 
 where their seconds do not. Each contestant has a process of its own, whose peak memory is its own.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import multiprocessing

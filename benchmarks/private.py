@@ -1,8 +1,6 @@
 """What privacy costs a local step of the encoder: the mechanism ``record``, whose batches have the
 stated size on average, beside an ordinary step and beside Opacus."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 

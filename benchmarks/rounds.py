@@ -1,8 +1,6 @@
 """What a round costs besides training, on the engine ``inprocess`` and on Flower's simulation
 engine; and whole runs on one worker: seconds of a round, and memory."""
 
-from __future__ import annotations
-
 import tempfile
 import time
 from collections.abc import Callable, Sequence

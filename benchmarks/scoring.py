@@ -1,8 +1,6 @@
 """Texts per second where a language model chooses among many labels: prompts and branches shared,
 beside the plain model, which reads the whole sequence of each option."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 

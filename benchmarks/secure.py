@@ -1,8 +1,6 @@
 """Seconds and bytes of secure sums by sites and size: all sites and the server in one process, in
 processor seconds, the median of three rounds. The protocol: docs/secure-aggregation.md."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence

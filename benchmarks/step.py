@@ -1,8 +1,6 @@
 """The local step beside the Hugging Face Trainer with PEFT: the embedded encoder, and a language
 model. All learn a LoRA adapter of the default rank from the same medical questions."""
 
-from __future__ import annotations
-
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Random models of a few thousand weights, one of each architecture, with word-level tokenisers."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A private release as a ledger notes it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

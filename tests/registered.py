@@ -1,7 +1,5 @@
 """Clients of a run in one process, taken for sites: they may be waited for, and asked again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

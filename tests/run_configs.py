@@ -1,7 +1,5 @@
 """Flower's run config of an experiment whose run folder lies somewhere."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from deal_core.config.experiment import Experiment

@@ -1,7 +1,5 @@
 """Sizes of short runs, to be added to those of :func:`tests.conftest.experiment_with`."""
 
-from __future__ import annotations
-
 import json
 import os
 import string

@@ -1,7 +1,5 @@
 """The examples of docs/extending.md work: taken from the page, registered as it says, and run."""
 
-from __future__ import annotations
-
 import importlib
 import re
 import sys

@@ -1,7 +1,5 @@
 """Instructions and run configs as a server might bend them, for property tests."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

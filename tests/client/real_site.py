@@ -3,8 +3,6 @@
 The app, the model, the files and the ledger are real; only the wire between them is not there.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

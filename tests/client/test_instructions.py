@@ -5,8 +5,6 @@ charged if and only if something of the data has left; and a site with another r
 ends the request alike, with a first step that differs by no more than the clipping bound allows.
 """
 
-from __future__ import annotations
-
 import resource
 import time
 from dataclasses import dataclass, field

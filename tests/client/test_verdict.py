@@ -1,7 +1,5 @@
 """When a site is against new class means: what chance explains is no reason."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """The Markdown of the repository as tests read it: blocks, commands, links, headings."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

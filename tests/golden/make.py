@@ -4,8 +4,6 @@ A change that is to keep every number is checked against it (``test_golden``). R
 command line are made anew, the others stay; where none is named, all are.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -4,8 +4,6 @@ A check raises AssertionError where it does not hold. ``test_mutations.py`` runs
 it is, and on weakened code, which it must refute.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Deliberate weakenings of the mechanisms, each with the check that refutes it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from contextlib import suppress

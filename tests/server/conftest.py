@@ -1,7 +1,5 @@
 """The server's clock and threads, for runs without a language model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from types import SimpleNamespace
 

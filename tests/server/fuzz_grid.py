@@ -1,7 +1,5 @@
 """A federation without a language model, whose replies are spoilt on their way to the server."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path

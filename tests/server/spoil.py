@@ -1,8 +1,6 @@
 """Every way in which a client's reply can be wrong that we can think of: a mutation takes a good
 reply and spoils it in place."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Evaluations at sites: a site that is lost in one is asked once more, and never a third time."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field

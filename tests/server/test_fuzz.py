@@ -1,7 +1,5 @@
 """Replies spoilt in every way we can think of: none reaches the model, none ends the run."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Replies in good order whose numbers are hostile: no crash, no damage, no unfair move."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Callable

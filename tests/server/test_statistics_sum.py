@@ -1,7 +1,5 @@
 """What the server makes of a sum over records: class sums, and the noise that it counts on."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace

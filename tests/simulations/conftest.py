@@ -1,7 +1,5 @@
 """Two short runs that pages are made of, and the command."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What tests of whole runs ask for again and again."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path

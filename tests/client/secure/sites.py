@@ -1,7 +1,5 @@
 """Real sites that pin each other's keys, and a server that is real but for the wire between."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

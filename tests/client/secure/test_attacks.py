@@ -1,8 +1,6 @@
 """A server that wants one site's update out of two sums: it asks for the same round once more, and
 leaves that site out. Shown to work where sites mask an update as often as they are asked."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass, replace
 

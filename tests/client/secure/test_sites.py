@@ -1,7 +1,5 @@
 """Secure sums among real sites: pins, policy, and servers that are not honest."""
 
-from __future__ import annotations
-
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 

@@ -1,7 +1,5 @@
 """Every rule against a dense float64 oracle, over random federations and both layouts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

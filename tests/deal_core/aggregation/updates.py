@@ -1,7 +1,5 @@
 """Small adapters, and what honest and misbehaving clients make of them."""
 
-from __future__ import annotations
-
 import torch
 
 from deal_core.aggregation.rule import LORA_A, LORA_B, ClientUpdate

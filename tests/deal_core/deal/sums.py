@@ -1,7 +1,5 @@
 """Embedded tasks, divided over clients, and rounds of sums over them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize

@@ -1,7 +1,5 @@
 """Fixtures of tests of mechanisms."""
 
-from __future__ import annotations
-
 import pytest
 
 from deal_core.privacy.interface import Site

@@ -1,7 +1,5 @@
 """Requests to mechanism ``record`` at a site whose tasks have records, and no model."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from deal_core.config.file import apply_overrides, parse_experiment

@@ -1,7 +1,5 @@
 """What private steps are tested with: short texts, gradients without noise, groups."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

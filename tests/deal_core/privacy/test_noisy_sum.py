@@ -1,8 +1,6 @@
 """A site's part of a private sum, of gradients or of class sums: what one record, or group, changes
 is bounded whatever it is; noised, and nothing else."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

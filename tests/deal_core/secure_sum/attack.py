@@ -1,7 +1,5 @@
 """What a server tries to learn of one site, with all that it has seen of a round."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The round of which docs/secure-aggregation.md has the values. Run this file to print them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

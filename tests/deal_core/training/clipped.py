@@ -1,7 +1,5 @@
 """Clipped sums as gradients of the factors, in float32, as tests compare them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

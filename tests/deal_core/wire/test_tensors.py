@@ -1,8 +1,6 @@
 """Adapters and label heads on the wire: round trips, unbiased rounding, error feedback, refusal of
 all else."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from io import BytesIO
 

@@ -6,8 +6,6 @@ left out. Of noise in the sum the attacker is the server with as many other site
 planned against; the masks are left out: the sum is all that they let through.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial

@@ -2,8 +2,6 @@
 questions, divided among sites, and its experiment runs in seconds, also in one process to compare
 with."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

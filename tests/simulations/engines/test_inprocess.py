@@ -1,7 +1,5 @@
 """The real thing in small: real model, real data, the real Flower apps, in one process."""
 
-from __future__ import annotations
-
 import json
 import time
 from dataclasses import dataclass, field

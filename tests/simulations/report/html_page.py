@@ -1,7 +1,5 @@
 """A page as a reader's program sees it: its tables, anchors and addresses."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 

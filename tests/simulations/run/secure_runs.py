@@ -1,7 +1,5 @@
 """Short runs under secure aggregation, and the same without; exchanges that are lost or cut off."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

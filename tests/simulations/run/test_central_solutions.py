@@ -5,8 +5,6 @@ class means, and a softmax regression by L-BFGS. Sums, gradients and heads
 travel in float32; a head is compared as a whole, by the norm of what is off over its own.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,8 +1,6 @@
 """`deal check`: every bad or odd input has its line, a good one has none, and all lines come at
 once; `deal simulate` checks the same."""
 
-from __future__ import annotations
-
 import io
 import subprocess
 import sys

@@ -1,8 +1,6 @@
 """Whole runs in which the server takes the steps on one factor, of every family: against weights
 that learn by themselves in torch's own backward pass, and in PEFT."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any

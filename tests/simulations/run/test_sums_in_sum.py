@@ -1,7 +1,5 @@
 """Sums over records leave in a secure sum alone, as they are and with noise."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Two runs that several files export."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """``deal predict`` answers as the evaluation of the run did, text by text."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
