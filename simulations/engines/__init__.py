@@ -74,8 +74,22 @@ def stoppable(waits: str) -> Iterator[None]:
         raise KeyboardInterrupt
 
     _came.clear()
-    with _handled(stop, SIGNALS):
-        yield
+    try:
+        with _handled(stop, SIGNALS):
+            yield
+    finally:
+        _came.clear()
+
+
+def stop_if_asked() -> None:
+    """Stop where a signal came in a block of :func:`stoppable`: what it raised there, a library may
+    have swallowed (a loader of models has).
+
+    Raises:
+        KeyboardInterrupt: a signal came.
+    """
+    if _came:
+        raise KeyboardInterrupt
 
 
 def _end_if_asked_twice(number: int, frame: FrameType | None = None) -> None:

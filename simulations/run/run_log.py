@@ -13,6 +13,7 @@ from deal_core.metrics import in_turn, spans
 from deal_core.privacy.events import unit_text
 from server.folder import RunEvent, plain_reason, site_name
 from server.results import EARLIER, VOID, extent, rounded_up, whole_trust
+from simulations.engines import stop_if_asked
 from simulations.output import DASH, print_line
 
 RoundKey = tuple[int, str, int]
@@ -194,7 +195,11 @@ TOLD = {
 
 def told_to(console: Console, say: Callable[..., None]) -> Callable[[RunEvent], None]:
     """Return what prints the lines of each event that it is given, and says what goes on then
-    (:func:`simulations.output.at_work`)."""
+    (:func:`simulations.output.at_work`).
+
+    Raises:
+        KeyboardInterrupt: the run was asked to stop, and goes on.
+    """
     progress = Progress()
 
     def listen(event: RunEvent) -> None:
@@ -203,6 +208,8 @@ def told_to(console: Console, say: Callable[..., None]) -> Callable[[RunEvent], 
             print_line(console, line)
         if progress.now and not lines:
             say(progress.now, progress.how_far)
+        if event["event"] != "run_stopped":
+            stop_if_asked()
 
     return listen
 

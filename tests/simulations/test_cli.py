@@ -8,16 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from subprocess import PIPE, STDOUT
 from typing import get_args, get_type_hints
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 from typer.models import ArgumentInfo, OptionInfo
 
 from server.folder import RunFolder
 from simulations import cli
+from simulations.engines import stoppable
 from simulations.output import shipped_experiments, shipped_studies
+from simulations.run.run_log import told_to
 from tests.simulations.runs import refused
 
 
@@ -121,6 +125,20 @@ def test_ctrl_c_ends_what_a_library_swallows():
     run = subprocess.run([sys.executable, "-c", SWALLOWING], capture_output=True, timeout=30)
     assert run.returncode == 130
     assert run.stderr == b"stopped\n"
+
+
+def test_a_signal_that_a_library_swallows_stops_a_run_at_its_next_event():
+    """A loader of models has done so; the last event of a run is written all the same."""
+    listen = told_to(Console(), lambda *what: None)
+    with stoppable("the clients end"):
+        listen({"event": "own"})
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            listen({"event": "own"})
+        listen({"event": "run_stopped", "reason": "KeyboardInterrupt: "})
+    with stoppable("the clients end"):
+        listen({"event": "own"})
 
 
 def words(out, *settings):
