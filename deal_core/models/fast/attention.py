@@ -14,9 +14,8 @@ from deal_core.models.fast.prompt_forest import PromptForest
 
 NAME = "deal"
 LONGEST = {torch.bfloat16: 256, torch.float32: 64}
-"""Tokens up to which the plain operations are the faster ones (measured)."""
-UNGROUPED = nn.Module()
-"""Stands for a layer whose keys are repeated already: transformers would repeat them again."""
+"""Tokens up to which the plain operations are the faster ones; for one query, the next word's, they
+always are (measured)."""
 
 
 def register_attention() -> str:
@@ -39,10 +38,11 @@ def attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Return attention as transformers asks for it: query, key and value ``(batch, heads, tokens,
-    width)``, mask boolean ``(batch, 1, queries or 1, keys)``; the result is ``(batch, queries,
-    heads, width)``. Whatever is not short and plain goes to transformers' own. Option ``forest``:
-    the batch is one row of prompts that share what they begin with.
+    """Return attention as transformers asks for it: query ``(batch, heads, tokens, width)``, key
+    and value the same or with fewer heads, of which each serves a group of queries; mask boolean
+    ``(batch, 1, queries or 1, keys)``; the result is ``(batch, queries, heads, width)``. Whatever
+    is not short and plain goes to transformers' own. Option ``forest``: the batch is one row of
+    prompts that share what they begin with.
 
     Raises:
         ValueError: the model has attention sinks, which neither this nor transformers' own heeds.
@@ -71,42 +71,38 @@ def _in_forest(
     options: dict[str, Any],
 ) -> Tensor:
     """Tree by tree: heads by themselves, bodies with what is above them."""
-    query, key, value = (row[0] for row in states)
-    groups = query.shape[0] // key.shape[0]
-    if groups > 1:
-        module = UNGROUPED
-        key, value = (row.repeat_interleave(groups, dim=0) for row in (key, value))
     # A head's width after the other: the row as the projection made it.
-    rows = tuple(row.transpose(0, 1).flatten(1) for row in (query, key, value))
-    heads, width = query.shape[0], query.shape[2]
+    rows = tuple(row[0].transpose(0, 1).flatten(1) for row in states)
+    _, heads, _, width = states[0].shape
+    device = states[0].device
     window = options.get("sliding_window")
     found, place = [], 0
     for above, bodies in forest.trees:
         up_query, up_key, up_value = (
-            _cells(row[None, place : place + above], heads) for row in rows
+            _cells(row[None, place : place + above], width) for row in rows
         )
         place += above
         if above:
-            mask = causal(above, window, query.device)
+            mask = causal(above, window, device)
             out, _ = attention(module, up_query, up_key, up_value, mask, **options)
             found.append(out[0].flatten(1))
         for group in bodies:
             tokens = sum(group.lengths)
-            own = [_cells(group.apart(row[place : place + tokens]), heads) for row in rows]
+            own = [_cells(group.apart(row[place : place + tokens]), width) for row in rows]
             place += tokens
             keys, values = (
                 torch.cat([up.expand(len(group.parts), -1, -1, -1), down], dim=2)
                 for up, down in zip((up_key, up_value), own[1:], strict=True)
             )
-            sees = group.sees_within(window).to(query.device)
+            sees = group.sees_within(window).to(device)
             out, _ = attention(module, own[0], keys, values, sees, **options)
             found.append(group.together(out.flatten(2)))
     return torch.cat(found).view(1, -1, heads, width)
 
 
-def _cells(cells: Tensor, heads: int) -> Tensor:
+def _cells(cells: Tensor, width: int) -> Tensor:
     """``(texts, longest, heads * width)`` to ``(texts, heads, longest, width)``."""
-    return cells.view(*cells.shape[:2], heads, cells.shape[2] // heads).transpose(1, 2)
+    return cells.view(*cells.shape[:2], cells.shape[2] // width, width).transpose(1, 2)
 
 
 def causal(tokens: int, window: int | None, device: torch.device) -> Tensor:
@@ -126,10 +122,10 @@ def _is_plain(
 ) -> bool:
     implicit = mask is None and options.get("is_causal", getattr(module, "is_causal", False))
     special = any(options.get(name) is not None for name in ("position_bias", "softcap"))
+    longest = LONGEST.get(query.dtype, 0)
     return (
         query.device.type == "cpu"
-        and key.shape[2] <= LONGEST.get(query.dtype, 0)
-        and query.shape[1] == key.shape[1]
+        and (key.shape[2] <= longest or (longest > 0 and query.shape[2] == 1))
         and dropout == 0.0
         and not implicit
         and not special
@@ -137,8 +133,12 @@ def _is_plain(
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    scores = query @ key.transpose(2, 3)
+    """Queries of a group stand below each other in one product: no key is repeated."""
+    batch, groups, tokens, width = key.shape
+    scores = query.reshape(batch, groups, -1, width) @ key.transpose(2, 3)
+    scores = scores.view(*query.shape[:3], tokens)
     if mask is not None:
         least = torch.finfo(scores.dtype).min
         scores += torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, least)
-    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous()
+    found = scores.softmax(-1).view(batch, groups, -1, tokens) @ value
+    return found.view(*query.shape[:3], -1).transpose(1, 2).contiguous()
