@@ -118,12 +118,14 @@ class DataConfig(Table):
     """Task name to its labels (files, sites): the words that all clients share, needed where
     nobody sees all data; a task that is not named has those of its training file (files)."""
     instructions: dict[str, str] = Field(default_factory=dict)
-    """Task name to what its prompt asks for (generating models); a task that is not named is asked
-    to "Classify the text. Answer with one of the options."."""
+    """Task name to what its prompt asks for, or with ``{text}`` in it to its whole prompt in the
+    place of ``model.template`` (generating models); a task that is not named is asked to "Classify
+    the text. Answer with one of the options."."""
     text_column: str = "text"
     """Column of the text (files, hub)."""
     pair_column: str = ""
-    """Second text column, joined to the first; empty: none."""
+    """Second text column, joined to the first; words before a column in braces stand before its
+    text (``"Question: {question}"``); empty: none."""
     label_column: str = "label"
     """Column of the label (files, hub)."""
     target_column: str = "target"

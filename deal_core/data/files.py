@@ -213,7 +213,8 @@ def read_examples(
     label_text = config.files.get(task, TaskColumns()).label_text
     examples: list[source.Example] = []
     known = None if known is None else tuple(sorted(known))
-    filled, unseen = False, {columns.references, columns.pair}  # a row may have none, not every row
+    pair = columns.second[0]
+    filled, unseen = False, {columns.references, pair}  # a row may have none, not every row
     for rows, (number, values) in enumerate(read_table(path), start=1):
         unseen.difference_update(values)
         if whole and rows == 1 and path.suffix.lower() != ".jsonl":
@@ -229,7 +230,7 @@ def read_examples(
     if whole and not (examples or filled):
         raise UserError(f"{path}: holds no examples; add some or leave the task out")
     for column in sorted(unseen - {""}) if whole else ():
-        key = "pair" if column == columns.pair else "references"
+        key = "pair" if column == pair else "references"
         refuse(UserError(f"{path}: no row has the column '{column}'; set data.{key}_column"))
     return tuple(examples)
 
@@ -328,7 +329,7 @@ def repeated_identifiers(config: DataConfig) -> Iterator[tuple[str, str]]:
         if wanted and task not in wanted:
             continue
         columns = Columns.of(config, task)
-        used = {columns.text, columns.label, columns.pair, columns.target}
+        used = {columns.text, columns.label, columns.second[0], columns.target}
         found: defaultdict[str, Counter[str]] = defaultdict(Counter)
         try:
             for _, row in read_table(split_file(folder / task, "train")):

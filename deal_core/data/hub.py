@@ -173,7 +173,7 @@ def csv_options(builder: DatasetBuilder, columns: Columns) -> dict[str, Any]:
         return {}
     if builder.config.features is not None or builder.info.features is not None:
         return {"index_col": False}
-    names = [name for name in vars(columns).values() if name]
+    names = columns.used().values()
     as_written = {"converters": dict.fromkeys(names, str), "na_filter": False}
     return {"index_col": False, **as_written, "chunksize": ROWS}
 

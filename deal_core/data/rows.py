@@ -4,6 +4,7 @@ where one is missing, and spellings that mean the same.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,25 @@ class Columns:
     references: str = ""
     unit: str = ""
     tags: str = ""
+
+    @property
+    def second(self) -> tuple[str, str]:
+        """The column of the second text (empty: none), and the words before that text.
+
+        Raises:
+            UserError: ``pair`` has braces, and is not words and then one ``{column}``.
+        """
+        named = re.fullmatch(r"([^{}]*)\{([^{}]+)\}", self.pair)
+        if named is None and not {"{", "}"}.isdisjoint(self.pair):
+            raise UserError(
+                f"data.pair_column '{self.pair}': write a column's name, or words and then the "
+                'name in braces, such as "Question: {question}"'
+            )
+        return (named[2], named[1]) if named else (self.pair, "")
+
+    def used(self) -> dict[str, str]:
+        """Return what is read: its use to the column's name."""
+        return {use: name for use, name in {**vars(self), "pair": self.second[0]}.items() if name}
 
     @classmethod
     def of(
@@ -83,7 +103,7 @@ def require_columns(names: Collection[str], columns: Columns, where: str) -> Non
         UserError: some are not there; the message starts with ``where`` and names all of them, and
             the keys that do.
     """
-    absent = {use: name for use, name in vars(columns).items() if name and name not in names}
+    absent = {use: name for use, name in columns.used().items() if name not in names}
     if absent:
         lacking = " or ".join(f"'{name}'" for name in dict.fromkeys(absent.values()))
         keys = " and ".join(KEYS.get(use, f"data.{use}_column") for use in absent)
@@ -175,7 +195,8 @@ def to_text(row: Mapping[str, Any], columns: Columns) -> str:
         UserError: as :func:`to_example`, without the place.
     """
     text = _filled(row, columns.text, EmptyRow)
-    return "\n".join([text, *_listed(row, columns.pair)])
+    column, words = columns.second
+    return "\n".join([text, *(f"{words}{second}" for second in _listed(row, column))])
 
 
 def _listed(row: Mapping[str, Any], column: str) -> tuple[str, ...]:

@@ -34,7 +34,15 @@ class PromptTemplate:
 
     def around(self, instruction: str, labels: Sequence[str]) -> Halves:
         """Return what stands before and after the text of a task; no ``labels``: its answers are
-        texts."""
+        texts. An ``instruction`` with ``{text}`` in it is the whole prompt of its task.
+
+        Raises:
+            ValueError: such an instruction is none: :func:`read_template`.
+        """
+        if "{text}" in instruction:
+            if "{instruction}" in instruction:
+                raise ValueError("needs its own words in the place of {instruction}")
+            return read_template(instruction).around("", labels)
         before, after = self.choosing if labels else self.writing
         options = ", ".join(map(words, labels))
         return before.replace("{instruction}", instruction).replace("{options}", options), after

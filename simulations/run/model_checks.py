@@ -68,10 +68,14 @@ def check_answers(experiment: Experiment) -> None:
             'stream.schedule = "joint-all-labels" learns among the labels of all tasks, and '
             f"answers of '{text}' are texts; set it to \"joint\""
         )
+    where = "model.template"
     try:
-        read_template(model.template)
+        template = read_template(model.template)
+        for task, instruction in experiment.data.instructions.items():
+            where = f"data.instructions.{task}"
+            template.around(instruction, ())
     except ValueError as error:
-        raise UserError(f"model.template: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 def check_tags(experiment: Experiment) -> None:

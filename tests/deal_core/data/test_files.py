@@ -273,6 +273,17 @@ def test_the_second_text_may_be_missing_or_be_several_but_not_in_every_row(tmp_p
     )
 
 
+def test_the_second_text_keeps_the_name_that_the_run_gives_it(tmp_path):
+    folder = make_task(tmp_path)
+    pairs = [{"text": "one", "label": 1, "more": more} for more in (None, ["two", "three"])]
+    write_jsonl(folder / "train.jsonl", [*TRAIN, *pairs])
+    write_jsonl(folder / "test.jsonl", [*TEST, *pairs])
+    texts = [example.text for example in load(tmp_path, pair_column="Asked: {more}").train]
+    assert texts[3:] == ["one", "one\nAsked: two\nAsked: three"]
+    for wrong in ("{more", "{more} and", "{more}{text}", "{}"):
+        assert "pair_column" in error_of(tmp_path, pair_column=wrong)
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_bad_rows_and_splits_without_any_are_named(tmp_path, suffix):
     folder = make_task(tmp_path, suffix)

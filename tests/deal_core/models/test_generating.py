@@ -20,7 +20,7 @@ from deal_core.errors import UserError
 from deal_core.models import check_label_tokens, load_model
 from deal_core.models.decoders import causal_prompts
 from deal_core.models.generating import WORDS, word_losses
-from deal_core.models.prompt import dummy_prefix
+from deal_core.models.prompt import dummy_prefix, read_template
 from deal_core.randomness import seeded
 from tests.architectures import EXAMPLES, LABELS, model_config, save
 
@@ -201,6 +201,17 @@ def test_parts_of_a_prompt_are_those_of_the_whole_where_a_tokeniser_adds_a_space
     assert 0 not in whole
     assert 1 not in whole
     assert dummy_prefix(ByT5Tokenizer()) is None  # which has a token for a space
+
+
+def test_an_instruction_with_a_place_for_the_text_is_the_whole_prompt_of_its_task():
+    template = read_template("{instruction}\nOptions: {options}\nText: {text}\nAnswer:")
+    assert template.around("Say.", ("a", "b")) == ("Say.\nOptions: a, b\nText: ", "\nAnswer:")
+    own = "Note: {text}\nSummary:"
+    assert template.around(own, ()) == ("Note: ", "\nSummary:")
+    assert template.around("One of {options}?\n{text}\n", ("a", "b")) == ("One of a, b?\n", "\n")
+    for wrong in ("{text} {text}", "{text} {options}", "{instruction} {text}"):
+        with pytest.raises(ValueError, match="needs"):
+            template.around(wrong, ("a",))
 
 
 @pytest.mark.parametrize("config", CAUSAL, indirect=True)

@@ -39,6 +39,10 @@ REFUSED = [
     ((*POOLED, "aggregation.rule=flora"), "'pooled' has a rule of its own"),
     (("privacy.metrics=summed",), "counts are added up"),
     (("model.family=causal-lm", "model.template=x"), r"model.template: needs \{text\} once"),
+    (
+        (*CAUSAL, 'data.instructions={surgery="{text} {text}"}'),
+        r"data\.instructions\.surgery: needs \{text\} once",
+    ),
     (('data.generation=["surgery"]', "data.source=embedded"), "use causal-lm or seq2seq-lm"),
     (
         ('data.generation=["surgery"]', "stream.schedule=joint-all-labels", *CAUSAL),
